@@ -1,0 +1,77 @@
+"""Read a YAML file into a pydantic model, with every mistake told in one line."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from storage.errors import UserError
+
+
+class FileModel(BaseModel):
+    """Base of everything that a user writes in YAML: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Model = TypeVar("Model", bound=FileModel)
+
+
+def read_config_file(path: str, model: type[Model]) -> Model:
+    """The file as `model`. Raises UserError naming the file and the first wrong field."""
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no settings; expected `key: value` lines")
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{path}: {describe(error, model)}") from error
+
+
+def describe(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first mistake of a validation error in one line; an unknown key comes with the nearest known one."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(model, first["loc"][:-1])
+        return f"{where}: unknown key{nearest(str(first['loc'][-1]), known)}"
+    if first["type"] == "missing":
+        return f"{where}: required, but not given"
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    given = first.get("input")
+    shown = f", got {given!r}" if isinstance(given, str | int | float | bool | None) and where else ""
+    return f"{where}: {message}{shown}" if where else message
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """`; did you mean 'x'?` or the list of what is known."""
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(sorted(known))}" if known else ""
+
+
+def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """Field names of the (nested) model at `location`."""
+    for part in location:
+        if isinstance(part, int) or part not in model.model_fields:
+            continue
+        annotation = model.model_fields[part].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not nested:
+            return []
+        model = nested[0]
+    return list(model.model_fields)

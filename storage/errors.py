@@ -1,0 +1,9 @@
+"""The two kinds of trouble that lexray reports by name."""
+
+
+class UserError(ValueError):
+    """The user's input is wrong. One line: the field or file, both numbers, what to change. Exit code 2."""
+
+
+class CorruptDataError(RuntimeError):
+    """Stored bytes are not what the manifest promises. Names the shard or file."""

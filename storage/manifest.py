@@ -1,0 +1,125 @@
+"""A dataset's manifest: the one file that says what rows exist, where each chunk lies and what its bytes must hash to.
+
+Layout of a dataset folder: `manifest.json` and `shards/NNNNNN.safetensors`. A shard holds one tensor per site
+(rows x width, the site's dtype) and one per column (rows). Every tensor of a shard is cut into chunks of `chunk_rows`
+rows (the last one shorter); a chunk of a tensor is one contiguous byte range with its own xxh3-64 checksum. The
+manifest gives each tensor's byte offset, so a chunk is one ranged read and no shard header is ever parsed.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from storage.errors import CorruptDataError, UserError
+from storage.store import Store, reachable
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+COLUMNS = {"token_id": "int32", "position": "int32", "document": "int32"}
+ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int32": 4}
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Site(_Frozen):
+    """A place in a model where vectors were read, with exact statistics of the stored values."""
+
+    width: int
+    dtype: Literal["bfloat16", "float16", "float32"]
+    source: str = ""
+    """Where in the model, for people: `hidden state after layer 3`."""
+    mean: list[float]
+    """Mean vector over all rows (width)."""
+    mean_squared_norm: float
+    """Mean over rows of the squared Euclidean norm, before centring."""
+
+    @property
+    def row_bytes(self) -> int:
+        return self.width * ITEM_BYTES[self.dtype]
+
+
+class Shard(_Frozen):
+    """One immutable file of rows."""
+
+    file: str
+    rows: int
+    bytes: int
+    offsets: dict[str, int]
+    """Byte offset of each tensor (sites and columns) in the file."""
+    checksums: dict[str, list[str]]
+    """Per tensor, the xxh3-64 (hex) of each chunk in order."""
+
+
+class Manifest(_Frozen):
+    """What a dataset is. `id` hashes everything but the provenance: equal ids are equal rows."""
+
+    format: Literal["lexray-activations"] = "lexray-activations"
+    version: int = FORMAT_VERSION
+    id: str
+    rows: int
+    chunk_rows: int
+    sites: dict[str, Site]
+    columns: dict[str, str] = Field(default_factory=lambda: dict(COLUMNS))
+    special_token_ids: list[int] = Field(default_factory=list)
+    """Token ids that the model's tokenizer calls special; rows that carry them can be filtered when read."""
+    shards: list[Shard]
+    provenance: dict[str, Any] = Field(default_factory=dict)
+
+    def site(self, name: str, *, field: str = "site") -> Site:
+        """The site called `name`. Raises UserError listing the dataset's sites."""
+        if name not in self.sites:
+            raise UserError(f"{field}: the dataset has no site {name!r}; its sites are {', '.join(self.sites)}")
+        return self.sites[name]
+
+    @property
+    def bytes(self) -> int:
+        return sum(shard.bytes for shard in self.shards)
+
+    def row_bytes(self, tensor: str) -> int:
+        """Bytes of one row of a site or column."""
+        return self.sites[tensor].row_bytes if tensor in self.sites else ITEM_BYTES[self.columns[tensor]]
+
+    def check_shards(self, store: Store) -> None:
+        """Raise UserError naming the first shard that is missing or has another size than promised."""
+        for shard in self.shards:
+            size = store.size(shard.file)
+            if size is None:
+                raise UserError(f"dataset {store.url}: shard {shard.file} is missing; harvest it again")
+            if size != shard.bytes:
+                raise UserError(
+                    f"dataset {store.url}: shard {shard.file} has {size:,} bytes, the manifest says {shard.bytes:,}; "
+                    "it is truncated or replaced, harvest it again"
+                )
+
+
+def load_manifest(store: Store) -> Manifest:
+    """Read and check a dataset's manifest. Raises UserError in one line when there is none or it is not one."""
+    with reachable("dataset", store.url):
+        try:
+            raw = store.read(MANIFEST)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise UserError(f"dataset {store.url}: no {MANIFEST} there; run `lexray harvest` or fix the url") from error
+    try:
+        content = json.loads(raw)
+        version = content.get("version")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"dataset {store.url}: {MANIFEST} is not valid JSON") from error
+    if version != FORMAT_VERSION:
+        raise UserError(f"dataset {store.url}: manifest version {version}, this lexray reads {FORMAT_VERSION}")
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"dataset {store.url}: {MANIFEST} field {where}: {first['msg']}") from error
+
+
+def check_chunk(found: str, expected: str, *, file: str, tensor: str, chunk: int) -> None:
+    """Raise CorruptDataError naming shard, tensor and chunk when the checksums differ."""
+    if found != expected:
+        raise CorruptDataError(f"shard {file}, {tensor}, chunk {chunk}: checksum {found}, the manifest says {expected}")

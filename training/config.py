@@ -1,0 +1,164 @@
+"""Everything that decides one trained dictionary, as frozen plain values."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from storage.errors import UserError
+from storage.selection import Selection
+from storage.store import StorageSettings, Store
+from storage.windows import StreamSpec
+from training.dictionaries import dictionary_config
+from training.dictionaries.base import DictionaryConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which rows are read, in which order."""
+
+    url: str
+    dataset_id: str
+    """Id of the dataset's manifest: the same rows have the same id wherever they lie."""
+    site: str
+    storage: StorageSettings = field(default_factory=StorageSettings)
+    batch_rows: int = 4096
+    """Rows of a global batch, over all workers."""
+    seed: int = 0
+    """Order of the rows and choice of the held-out documents; the same for all trials of a sweep."""
+    held_out: float = 0.05
+    """Share of documents kept for evaluation."""
+    drop_special: bool = True
+    lanes: int = 16
+    window_bytes: int = 16 * 2**20
+
+    def stream_spec(self, part: Literal["train", "held_out"]) -> StreamSpec:
+        """The stream of training rows, or of held-out ones."""
+        return StreamSpec(
+            store=Store.at(self.url, self.storage),
+            sites=(self.site,),
+            selection=Selection(part=part, held_out=self.held_out, drop_special=self.drop_special, seed=self.seed),
+            seed=self.seed,
+            lanes=self.lanes,
+            window_bytes=self.window_bytes,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Adam and its schedule."""
+
+    lr: float | Literal["auto"] = "auto"
+    """Peak learning rate; `auto` is 2e-4 / sqrt(width / 2^14), the rule of Gao et al. (2024), figure 3."""
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float = 1.0
+    """Bound on the global gradient norm; 0 switches clipping off."""
+    warmup: float = 0.05
+    """Share of the steps over which the learning rate rises linearly."""
+    decay: float = 0.2
+    """Share of the steps, at the end, over which it falls linearly to zero."""
+
+    def __post_init__(self) -> None:
+        if self.lr != "auto" and self.lr <= 0:
+            raise UserError(f"lr: {self.lr} must be above 0")
+        if not 0 <= self.warmup + self.decay <= 1:
+            raise UserError(f"warmup {self.warmup} and decay {self.decay}: their sum must be within 0 and 1")
+
+    def peak_lr(self, width: int) -> float:
+        return 2e-4 / (width / 2**14) ** 0.5 if self.lr == "auto" else self.lr
+
+    def lr_at(self, step: int, num_steps: int, width: int) -> float:
+        """Learning rate of the step that makes `step` finished steps into step + 1."""
+        rise = min(1.0, (step + 1) / max(1.0, self.warmup * num_steps))
+        fall = min(1.0, (num_steps - step) / max(1.0, self.decay * num_steps))
+        return self.peak_lr(width) * min(rise, fall)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """The workers of one dictionary. They do not change what it becomes, so they are no part of a trial's identity."""
+
+    data: int = 1
+    """Workers over which rows are split."""
+    zero_stage: int | Literal["auto"] = "auto"
+    """DeepSpeed ZeRO stage, 0 to 3; `auto` is 0 for one worker and 1 for more."""
+
+    def __post_init__(self) -> None:
+        if self.data < 1:
+            raise UserError(f"workers: {self.data} must be at least 1")
+        if self.zero_stage != "auto" and self.zero_stage not in range(4):
+            raise UserError(f"zero_stage: {self.zero_stage} is not one of 0, 1, 2, 3")
+
+    @property
+    def stage(self) -> int:
+        return (0 if self.data == 1 else 1) if self.zero_stage == "auto" else self.zero_stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class EveryConfig:
+    """How often the periodic things happen, in steps. No part of a trial's identity."""
+
+    log: int = 50
+    evaluate: int = 1000
+    checkpoint: int = 1000
+    eval_rows: int = 65_536
+    """Held-out rows used by an evaluation (all of them when there are fewer)."""
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value < 1:
+                raise UserError(f"every.{name}: {value} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """One dictionary with its whole configuration."""
+
+    dictionary: DictionaryConfig
+    data: DataConfig
+    rows: int
+    """Rows to train on, counted with repetition; rounded up to whole batches."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    seed: int = 0
+    """Initial weights."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    every: EveryConfig = field(default_factory=EveryConfig)
+
+    @property
+    def num_steps(self) -> int:
+        return -(-self.rows // self.data.batch_rows)
+
+    @property
+    def trial(self) -> str:
+        """Id: architecture, width and target L0 for people, then a hash of all that decides the result."""
+        d = self.dictionary
+        return f"{d.architecture}-w{d.width}-l{d.target_l0:g}-{self.identity_hash()}"
+
+    def identity_hash(self) -> str:
+        """Hash of what decides the weights: not where data lies, how many workers there are, or how often we log."""
+        content = self.to_dict()
+        for name in ("mesh", "every"):
+            del content[name]
+        for name in ("url", "storage"):
+            del content["data"][name]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "dictionary": self.dictionary.to_dict()}
+
+    @staticmethod
+    def from_dict(content: dict[str, Any]) -> TrainingConfig:
+        data = {**content["data"], "storage": StorageSettings(**content["data"]["storage"])}
+        return TrainingConfig(
+            dictionary=dictionary_config(content["dictionary"]),
+            data=DataConfig(**data),
+            rows=content["rows"],
+            optimizer=OptimizerConfig(**content["optimizer"]),
+            seed=content["seed"],
+            mesh=MeshConfig(**content["mesh"]),
+            every=EveryConfig(**content["every"]),
+        )

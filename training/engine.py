@@ -1,0 +1,152 @@
+"""The only file that knows DeepSpeed: one optimizer step, and full tensors in and out.
+
+DeepSpeed shards optimizer state, gradients and parameters (ZeRO 1, 2, 3) over the data axis. It divides summed
+gradients by the number of ranks, so each rank's part of the global loss is multiplied by it first. Everything that
+`full_*` returns is gathered: call them on every rank, in the same order.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read by DeepSpeed when it is imported
+
+import deepspeed
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_optimizer_state,
+)
+
+from training.config import OptimizerConfig
+from training.dictionaries.base import Dictionary, Terms
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+# Compiled at first use with a C++ compiler that users may not have, and not needed: gloo does the same.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+
+class _LossOf(nn.Module):
+    """What DeepSpeed runs: it hooks `forward`, which of a dictionary is the reconstruction and not the loss."""
+
+    def __init__(self, dictionary: Dictionary) -> None:
+        super().__init__()
+        self.dictionary = dictionary
+        self.terms: Terms | None = None
+
+    def forward(self, x_BD: Tensor, total_rows: int) -> Tensor:
+        self.terms = self.dictionary.loss(x_BD, total_rows)
+        return self.terms.loss
+
+
+class Engine:
+    """Trains a dictionary, whose full weights are the start on every rank."""
+
+    def __init__(self, dictionary: Dictionary, config: OptimizerConfig, *, zero_stage: int, num_ranks: int) -> None:
+        self.dictionary, self.zero_stage, self.num_ranks = dictionary, zero_stage, num_ranks
+        self._loss_of = _LossOf(dictionary)
+        self._adam = torch.optim.Adam(
+            dictionary.parameters(), lr=0.0, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
+        )
+        self._engine, *_ = deepspeed.initialize(
+            model=self._loss_of,
+            optimizer=self._adam,
+            config=deepspeed_config(config, zero_stage),
+            dist_init_required=False,
+        )
+        if num_ranks == 1 and zero_stage == 0:
+            self._engine.enable_backward_allreduce = False  # nothing to add up, and it costs a pass over the gradients
+
+    def step(self, x_BD: Tensor, total_rows: int, lr: float) -> Terms:
+        """One optimizer step on this rank's raw rows (b, D) of a global batch."""
+        for group in self._adam.param_groups:
+            group["lr"] = lr
+        loss = self._engine(x_BD, total_rows)
+        self._engine.backward(loss * self.num_ranks)
+        self._engine.step()
+        terms, self._loss_of.terms = self._loss_of.terms, None
+        assert terms is not None
+        return terms
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self._engine.device)
+
+    def gradient_norm(self) -> float:
+        """Norm over the whole mesh of the last step's gradient, before clipping; 0 where DeepSpeed does not say."""
+        return float(self._engine.get_global_grad_norm() or 0.0)
+
+    @contextmanager
+    def whole_parameters(self) -> Iterator[None]:
+        """Inside, the dictionary can be used directly; under ZeRO 3 its parameters are gathered for that."""
+        if self.zero_stage == 3:
+            with deepspeed.zero.GatheredParameters(list(self.dictionary.parameters())):
+                yield
+        else:
+            yield
+
+    def full_parameters(self) -> dict[str, Tensor]:
+        """fp32 masters by name, copied to the host."""
+        read = (lambda p: p.data) if self.zero_stage == 0 else safe_get_full_fp32_param
+        return {name: _host_copy(read(p)) for name, p in self.dictionary.named_parameters()}
+
+    def full_moments(self) -> dict[str, Tensor]:
+        """Adam's moments, `exp_avg.NAME` and `exp_avg_sq.NAME`, copied to the host."""
+        return {
+            f"{moment}.{name}": _host_copy(self._moment(p, moment))
+            for name, p in self.dictionary.named_parameters()
+            for moment in MOMENTS
+        }
+
+    def restore_moments(self, moments: dict[str, Tensor], step: int) -> None:
+        """Continue Adam after `step` finished steps. The weights must have been in the dictionary from the start."""
+        if self.zero_stage:
+            self._make_moments_exist()
+        for name, p in self.dictionary.named_parameters():
+            for moment in MOMENTS:
+                full = moments[f"{moment}.{name}"].to(self.device)
+                if self.zero_stage:
+                    safe_set_full_optimizer_state(p, full, moment)
+                else:
+                    self._adam.state[p][moment] = full.clone()
+            if not self.zero_stage:
+                self._adam.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=self.device)
+        for state in self._adam.state.values():
+            state["step"].fill_(step)
+
+    def _make_moments_exist(self) -> None:
+        # DeepSpeed creates its fragments of the moments in the first step; with zero gradients it changes nothing else.
+        x_BD = self.dictionary.mean_D.new_zeros(1, len(self.dictionary.mean_D))
+        self._engine.backward(self._engine(x_BD, self.num_ranks) * 0.0)
+        self._engine.step()
+
+    def _moment(self, parameter: nn.Parameter, moment: str) -> Tensor:
+        if self.zero_stage:
+            return safe_get_full_optimizer_state(parameter, moment)
+        state = self._adam.state[parameter]
+        return state[moment] if moment in state else torch.zeros_like(parameter)
+
+
+def deepspeed_config(config: OptimizerConfig, zero_stage: int) -> dict[str, Any]:
+    """DeepSpeed's own configuration: fp32 throughout, nothing printed, nothing compiled."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # used by DeepSpeed for its reports alone
+        "gradient_clipping": config.clip_norm,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+        "zero_optimization": {"stage": zero_stage},
+    }
+
+
+def _host_copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float32, copy=True).contiguous()

@@ -1,0 +1,89 @@
+"""What happens now and then during training: log, evaluate, checkpoint. Every rank calls every hook that is due."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from storage.stream import BatchStream
+from training.axes import Rows
+from training.checkpoints import Checkpoint, CheckpointWriter
+from training.engine import Engine
+from training.loop import StepRecord
+from training.metrics import evaluate
+from training.saved import to_state_dict
+
+Emit = Callable[[dict[str, float]], None]
+"""Receives a record: `step`, `rows` and named values. Does nothing on ranks other than 0."""
+
+
+@dataclass(kw_only=True)
+class LogHook:
+    """Training values and speed since the last log."""
+
+    every: int
+    stream: BatchStream
+    emit: Emit
+    clock: Callable[[], float] = time.perf_counter
+    train_s: float = 0.0
+    """Seconds since the first step, without those that other hooks took."""
+    _since: tuple[int, float, float] | None = None
+
+    def start(self, step: int) -> None:
+        """The clock runs from here."""
+        self._since = step, self.clock(), self.stream.wait_s
+
+    def __call__(self, record: StepRecord) -> None:
+        assert self._since is not None
+        step, began, waited = self._since
+        elapsed = max(self.clock() - began, 1e-9)
+        self.train_s += elapsed
+        self.emit({
+            "step": record.step,
+            "rows": record.step * record.batch.rows,
+            **record.metrics(),
+            "perf/rows_per_s": (record.step - step) * record.batch.rows / elapsed,
+            "perf/data_wait": (self.stream.wait_s - waited) / elapsed,
+        })  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class EvaluateHook:
+    """Held-out metrics."""
+
+    every: int
+    engine: Engine
+    stream: BatchStream
+    max_rows: int
+    rows: Rows
+    emit: Emit
+    last: dict[str, float] = field(default_factory=dict)
+    """The newest metrics, without prefix."""
+
+    def __call__(self, record: StepRecord) -> None:
+        with self.engine.whole_parameters():
+            self.last = self.evaluate()
+        values = {f"eval/{name}": value for name, value in self.last.items() if name != "rows"}
+        self.emit({"step": record.step, "rows": record.step * record.batch.rows, **values})
+
+    def evaluate(self) -> dict[str, float]:
+        site = self.stream.spec.sites[0]
+        batches = (b.vectors[site].to(self.engine.device) for b in self.stream.every_row(self.max_rows))
+        return evaluate(self.engine.dictionary, batches, self.rows)
+
+
+@dataclass(kw_only=True)
+class CheckpointHook:
+    """The whole state, gathered on every rank and written by rank 0."""
+
+    every: int
+    engine: Engine
+    writer: CheckpointWriter | None
+    """None on ranks other than 0."""
+
+    def __call__(self, record: StepRecord) -> None:
+        weights = to_state_dict(self.engine.full_parameters(), self.engine.dictionary)
+        checkpoint = Checkpoint(record.step, weights, self.engine.full_moments())
+        if self.writer is not None:
+            self.writer.save(checkpoint)

@@ -1,0 +1,85 @@
+"""The training loop: a generator of step records; everything periodic is a hook with an `every`.
+
+`step` counts finished optimizer steps, everywhere: step 0 is the untrained dictionary, batch t makes step t into t + 1,
+and a record with `step` s was made by batch s - 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+
+from storage.stream import BatchStream
+from training.axes import Rows
+from training.config import TrainingConfig
+from training.dictionaries.base import BatchSums, Terms
+from training.engine import Engine
+
+
+class TrainingFailedError(RuntimeError):
+    """Training cannot go on; one line that says why."""
+
+
+class StepRecord(NamedTuple):
+    """One finished step, the same on every rank."""
+
+    step: int
+    batch: BatchSums
+    lr: float
+
+    def metrics(self) -> dict[str, float]:
+        """Values to log, under their `train/` names."""
+        sums, rows = self.batch.sums, self.batch.rows
+        terms = {name: value for name, value in sums.items() if name not in ("error", "variance", "active")}
+        values = {
+            "fvu": sums["error"] / max(sums["variance"], 1e-12),
+            "l0": sums["active"] / rows,
+            "lr": self.lr,
+            **terms,
+            **{name: float(value) for name, value in self.batch.observed.items()},
+        }
+        return {f"train/{name}": value for name, value in values.items()}
+
+
+class Hook(Protocol):
+    """Something that happens every so many steps, and after the last one."""
+
+    every: int
+
+    def __call__(self, record: StepRecord) -> None: ...
+
+
+def training_steps(
+    config: TrainingConfig, stream: BatchStream, engine: Engine, rows: Rows, *, start: int
+) -> Iterator[StepRecord]:
+    """Train from step `start` to the end. Raises TrainingFailedError when the loss is not finite."""
+    dictionary, num_steps = engine.dictionary, config.num_steps
+    for step in range(start, num_steps):
+        batch = stream.batch(step)
+        lr = config.optimizer.lr_at(step, num_steps, config.dictionary.width)
+        x_BD = batch.vectors[config.data.site].to(engine.device)
+        terms = engine.step(x_BD, batch.total_rows, lr)
+        sums = global_sums(terms, batch.total_rows, rows)
+        if not math.isfinite(sums.sums["loss"]):
+            raise TrainingFailedError(f"the loss is {sums.sums['loss']} at step {step + 1}; lower the learning rate")
+        dictionary.after_step(sums)
+        yield StepRecord(step + 1, sums, lr)
+
+
+def global_sums(terms: Terms, total_rows: int, rows: Rows) -> BatchSums:
+    """Add up the ranks' parts, in one reduction."""
+    named = {"loss": terms.loss.detach(), **terms.sums}
+    scalars = torch.stack([value.float() for value in named.values()])
+    total = rows.sum(torch.cat([scalars, terms.fired_F.float()]))
+    values = total[: len(named)].tolist()
+    return BatchSums(total_rows, dict(zip(named, values, strict=True)), total[len(named) :], terms.observed)
+
+
+def run_hooks(hooks: Sequence[Hook], record: StepRecord, num_steps: int) -> None:
+    """Call the hooks that are due, in order. Decided by the step alone, so every rank calls the same ones."""
+    for hook in hooks:
+        if record.step % hook.every == 0 or record.step == num_steps:
+            hook(record)

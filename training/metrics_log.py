@@ -1,0 +1,52 @@
+"""`metrics.jsonl` of a trial: what was logged, one JSON object per line, in order of step.
+
+The file is written whole each time (an object store cannot append), at most every `interval_s`. After a restart the
+records past the resumed step are dropped, so that no step appears twice.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from storage.store import Store
+
+METRICS = "metrics.jsonl"
+
+
+@dataclass(kw_only=True)
+class MetricsLog:
+    """The records of one trial, written by one process."""
+
+    store: Store
+    interval_s: float = 2.0
+    clock: Callable[[], float] = time.monotonic
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._written_at = -float("inf")
+
+    def resume(self, step: int) -> None:
+        """Keep what was logged up to `step`."""
+        try:
+            text = self.store.read(METRICS).decode()
+        except FileNotFoundError:
+            return
+        self.records = [r for r in map(json.loads, text.splitlines()) if r["step"] <= step]
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Append; records of the same step become one."""
+        if self.records and self.records[-1]["step"] == record["step"]:
+            self.records[-1] |= record
+        else:
+            self.records.append(record)
+        if self.clock() - self._written_at >= self.interval_s:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the file."""
+        self.store.write(METRICS, "".join(json.dumps(r) + "\n" for r in self.records).encode())
+        self._written_at = self.clock()

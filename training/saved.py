@@ -1,0 +1,80 @@
+"""A trained dictionary on disk: `config.json` and `dictionary.safetensors`; loading needs torch alone.
+
+The tensors are those of the module, atoms folded to unit norm, input normalisation and inference threshold included:
+a loaded dictionary takes raw activations.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from storage.errors import UserError
+from storage.store import StorageSettings, Store
+from training.dictionaries import architecture, dictionary_config
+from training.dictionaries.base import Dictionary, DictionaryConfig, SiteStatistics
+
+CONFIG, TENSORS = "config.json", "dictionary.safetensors"
+FORMAT, FORMAT_VERSION = "lexray-dictionary", 1
+
+
+def save_dictionary(
+    store: Store, config: DictionaryConfig, tensors: dict[str, Tensor], about: dict[str, Any] | None = None
+) -> None:
+    """Write full tensors by name (a module's state dict). `about` says where it came from: site, data, trial."""
+    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    tensors["W_dec"] = F.normalize(tensors["W_dec"], dim=1)
+    content = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "dictionary": config.to_dict(),
+        "site_width": len(tensors["mean_D"]),
+        **(about or {}),
+    }
+    store.write(TENSORS, save(tensors))
+    store.write(CONFIG, json.dumps(content, indent=1).encode())  # last: a folder with a config is complete
+
+
+def load_dictionary(url: str, settings: StorageSettings | None = None) -> Dictionary:
+    """The dictionary in a folder (path or url), in evaluation mode, on the CPU, in float32.
+
+    Raises UserError when there is none or its files do not belong together.
+    """
+    store = Store.at(url, settings)
+    content = read_dictionary_config(store)
+    config = dictionary_config(content["dictionary"])
+    empty = SiteStatistics(mean=(0.0,) * content["site_width"], mean_squared_norm=1.0)
+    dictionary = architecture(config.architecture)(config, empty)
+    try:
+        dictionary.load_state_dict(load(store.read(TENSORS)))
+    except (FileNotFoundError, SafetensorError, RuntimeError) as error:
+        raise UserError(
+            f"dictionary {store.url}: {TENSORS} is missing or damaged ({str(error).splitlines()[0]})"
+        ) from error
+    return dictionary.eval().requires_grad_(False)
+
+
+def read_dictionary_config(store: Store) -> dict[str, Any]:
+    """`config.json` of a saved dictionary: `dictionary` (its options), `site`, `data`, `trial`, `result`."""
+    try:
+        content: dict[str, Any] = json.loads(store.read(CONFIG))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"dictionary {store.url}: no {CONFIG} there") from error
+    except ValueError as error:
+        raise UserError(f"dictionary {store.url}: {CONFIG} is not valid JSON") from error
+    if content.get("format") != FORMAT or content.get("version") != FORMAT_VERSION:
+        raise UserError(
+            f"dictionary {store.url}: {CONFIG} has format {content.get('format')} version {content.get('version')}, "
+            f"this lexray reads {FORMAT} version {FORMAT_VERSION}"
+        )
+    return content
+
+
+def to_state_dict(parameters: dict[str, Tensor], dictionary: Dictionary) -> dict[str, Tensor]:
+    """Full parameters by name together with the module's buffers."""
+    return {**parameters, **{name: buffer.detach().clone() for name, buffer in dictionary.named_buffers()}}

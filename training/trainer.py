@@ -1,0 +1,171 @@
+"""Train one dictionary on this rank's share of a mesh: build, resume, run the loop, save."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from storage.errors import UserError
+from storage.manifest import Manifest, Site
+from storage.store import Store
+from storage.stream import BatchStream
+from storage.windows import LocalWindows, StreamSpec, WindowReader, WindowSource
+from training.axes import ALL_ROWS, Rows, SplitRows
+from training.checkpoints import Checkpoint, CheckpointWriter, folder_of, newest_checkpoint, read_checkpoint
+from training.config import TrainingConfig
+from training.dictionaries import architecture
+from training.dictionaries.base import Dictionary, SiteStatistics
+from training.engine import Engine
+from training.hooks import CheckpointHook, Emit, EvaluateHook, LogHook
+from training.loop import Hook, run_hooks, training_steps
+from training.metrics import METRICS_VERSION
+from training.metrics_log import MetricsLog
+from training.saved import save_dictionary, to_state_dict
+
+OpenStream = Callable[[StreamSpec], tuple[Manifest, WindowSource]]
+"""How a stream's windows are reached: this process itself, or the node's server."""
+
+
+def read_locally(spec: StreamSpec) -> tuple[Manifest, WindowSource]:
+    """Windows read by this process."""
+    reader = WindowReader(spec)
+    return reader.manifest, LocalWindows(reader)
+
+
+class TrainingResult(NamedTuple):
+    """What a finished training says of itself."""
+
+    metrics: dict[str, float]
+    """Held-out metrics of the final dictionary."""
+    train_s: float
+    """Seconds spent in training steps by this attempt."""
+    steps: int
+    """Steps done by this attempt: fewer than all after a resume."""
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """One rank of one dictionary's training. The process group must exist already."""
+
+    config: TrainingConfig
+    store: Store
+    """Folder of the trial."""
+    open_stream: OpenStream = read_locally
+    on_record: Emit = lambda record: None
+    """Called on rank 0 with every logged record."""
+    rank: int = field(default_factory=lambda: dist.get_rank())
+    num_ranks: int = field(default_factory=lambda: dist.get_world_size())
+
+    def run(self) -> TrainingResult:
+        """Train to the end, from the newest valid checkpoint if there is one, and save the dictionary."""
+        rows: Rows = ALL_ROWS if self.num_ranks == 1 else SplitRows(dist.group.WORLD, self.num_ranks)
+        stream, held_out = self._stream("train"), self._stream("held_out")
+        dictionary = build_dictionary(self.config, stream.manifest.site(self.config.data.site), rows)
+        checkpoint = self._newest_checkpoint()
+        if checkpoint is not None:
+            dictionary.load_state_dict(checkpoint.weights)
+        engine = Engine(dictionary, self.config.optimizer, zero_stage=self.config.mesh.stage, num_ranks=self.num_ranks)
+        start = 0
+        if checkpoint is not None:
+            start = checkpoint.step
+            engine.restore_moments(checkpoint.moments, start)
+            dictionary.load_state_dict(
+                {n: t for n, t in checkpoint.weights.items() if n in dict(dictionary.named_buffers())}, strict=False
+            )
+        return self._train(engine, stream, held_out, rows, start)
+
+    def _train(
+        self, engine: Engine, stream: BatchStream, held_out: BatchStream, rows: Rows, start: int
+    ) -> TrainingResult:
+        config, every = self.config, self.config.every
+        metrics_log = MetricsLog(store=self.store) if self.rank == 0 else None
+        if metrics_log is not None:
+            metrics_log.resume(start)
+
+        def emit(record: dict[str, float]) -> None:
+            if metrics_log is not None:
+                metrics_log.add(record)
+                self.on_record(record)
+
+        writer = CheckpointWriter(store=self.store.at_path("checkpoints")) if self.rank == 0 else None
+        log = LogHook(every=every.log, stream=stream, emit=emit)
+        evaluation = EvaluateHook(
+            every=every.evaluate, engine=engine, stream=held_out, max_rows=every.eval_rows, rows=rows, emit=emit
+        )
+        checkpoint = CheckpointHook(every=every.checkpoint, engine=engine, writer=writer)
+        hooks: list[Hook] = [log, evaluation, checkpoint]
+        log.start(start)
+        for record in training_steps(config, stream, engine, rows, start=start):
+            run_hooks(hooks, record, config.num_steps)
+            if record.step % every.log == 0:
+                log.start(record.step)
+        if not evaluation.last:  # resumed after the last step
+            evaluation.last = evaluation.evaluate()
+        self._save(engine, stream.manifest, evaluation.last)
+        if metrics_log is not None and writer is not None:
+            metrics_log.flush()
+            writer.close()
+        return TrainingResult(evaluation.last, log.train_s, config.num_steps - start)
+
+    def _stream(self, part: str) -> BatchStream:
+        spec = self.config.data.stream_spec(part)  # type: ignore[arg-type]
+        manifest, source = self.open_stream(spec)
+        if manifest.id != self.config.data.dataset_id:
+            raise UserError(
+                f"data.url: {self.config.data.url} now holds dataset {manifest.id}, "
+                f"the trial was configured for {self.config.data.dataset_id}"
+            )
+        return BatchStream(
+            spec=spec,
+            manifest=manifest,
+            source=source,
+            batch_rows=self.config.data.batch_rows,
+            rank=self.rank,
+            num_ranks=self.num_ranks,
+        )
+
+    def _newest_checkpoint(self) -> Checkpoint | None:
+        """Rank 0 chooses, so that all ranks resume from the same one."""
+        store = self.store.at_path("checkpoints")
+        newest = newest_checkpoint(store) if self.rank == 0 else None
+        if self.num_ranks == 1:
+            return newest
+        choice = [newest.step if newest else None]
+        dist.broadcast_object_list(choice)
+        if choice[0] is None or self.rank == 0:
+            return newest
+        return read_checkpoint(store, folder_of(choice[0]))
+
+    def _save(self, engine: Engine, manifest: Manifest, metrics: dict[str, float]) -> None:
+        tensors = to_state_dict(engine.full_parameters(), engine.dictionary)
+        if self.rank != 0:
+            return
+        data = self.config.data
+        about = {
+            "trial": self.config.trial,
+            "site": {"name": data.site, "source": manifest.sites[data.site].source},
+            "data": {"url": data.url, "id": data.dataset_id, "provenance": manifest.provenance},
+            "training": self.config.to_dict(),
+            "held_out": {"metrics_version": METRICS_VERSION, **metrics},
+        }
+        save_dictionary(self.store.at_path("dictionary"), self.config.dictionary, tensors, about)
+
+
+def build_dictionary(config: TrainingConfig, site: Site, rows: Rows = ALL_ROWS) -> Dictionary:
+    """The untrained dictionary."""
+    statistics = SiteStatistics(mean=tuple(site.mean), mean_squared_norm=site.mean_squared_norm)
+    made = architecture(config.dictionary.architecture)
+    return made(config.dictionary, statistics, seed=config.seed, rows=rows)
+
+
+def ensure_process_group() -> None:
+    """A group of one where nobody made one: DeepSpeed wants one always."""
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed refuses to start without it
+    if not dist.is_initialized():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)

@@ -1,0 +1,154 @@
+"""Small pictures of a trial's metrics over rows, as plain `<svg>` text that takes its colours from the page's CSS.
+
+A report may show thousands of them, which is why they are written here and not by matplotlib. The classes are `grid`,
+`axis`, `target`, `train`, `eval` and `point`.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+MAX_POINTS = 200
+"""A longer curve keeps its ends and the extremes between them."""
+
+_WIDTH, _HEIGHT = 320, 170
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 312, 8, 148
+_LOG_FROM_RATIO = 20.0
+_FLAT_BELOW = 0.02
+_ABSURD = 1e30
+_DECADE_STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
+
+Points = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One small picture: its title and the names of its series in the records of `metrics.jsonl`."""
+
+    title: str
+    train: str | None = None
+    eval: str | None = None
+    percent: bool = False
+
+
+CURVES = (
+    Curve(title="FVU", train="train/fvu", eval="eval/fvu"),
+    Curve(title="L0", train="train/l0", eval="eval/l0"),
+    Curve(title="loss", train="train/loss", eval="eval/loss"),
+    Curve(title="dead latents", train="train/dead_fraction", eval="eval/dead_fraction", percent=True),
+    Curve(title="rows/s", train="perf/rows_per_s"),
+)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """From values to places between `start` and `end`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def place(self, values: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        low, high, at = self.low, self.high, np.asarray(values, dtype=np.float64)
+        if self.log:
+            low, high, at = math.log10(low), math.log10(high), np.log10(at)
+        return self.start + (at - low) / (high - low) * (self.end - self.start)
+
+    def ticks(self) -> list[float]:
+        """Two to five round values inside the axis (a short logarithmic axis shows its ends)."""
+        if self.log:
+            return _decades(self.low, self.high)
+        rough = (self.high - self.low) / 4
+        magnitude = 10.0 ** math.floor(math.log10(rough))
+        step = next(s * magnitude for s in _DECADE_STEPS if s * magnitude >= rough * 0.999)
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        return [index * step for index in range(first, last + 1)]
+
+
+def _decades(low: float, high: float) -> list[float]:
+    exponents = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
+    ticks = [10.0**exponent for exponent in exponents]
+    return ticks[:: math.ceil(len(ticks) / 5)] if len(ticks) > 1 else [low, high]
+
+
+def series(records: Sequence[Mapping[str, Any]], name: str | None) -> Points:
+    """Rows and values of the metric `name`, at most `MAX_POINTS`; what is not finite, or absurd, is left out."""
+    pairs = [(r["rows"], r[name]) for r in records if name in r and "rows" in r and r[name] is not None] if name else []
+    points = np.array(pairs, dtype=np.float64).reshape(-1, 2)
+    points = points[(np.abs(points) < _ABSURD).all(axis=1)]
+    if len(points) > MAX_POINTS:
+        points = points[_kept(points[:, 1])]
+    return points[:, 0], points[:, 1]
+
+
+def _kept(values: npt.NDArray[np.float64]) -> list[int]:
+    kept = {0, len(values) - 1}
+    for part in np.array_split(np.arange(len(values)), MAX_POINTS // 2 - 1):
+        kept |= {int(part[values[part].argmin()]), int(part[values[part].argmax()])}
+    return sorted(kept)
+
+
+def curve_svg(curve: Curve, records: Sequence[Mapping[str, Any]], target: float | None = None) -> str:
+    """The picture as an `<svg>` element, "" when the records hold none of its series. `target` is a dashed line."""
+    lines = {"train": series(records, curve.train), "eval": series(records, curve.eval)}
+    lines = {name: points for name, points in lines.items() if len(points[0])}
+    if not lines:
+        return ""
+    rows = np.concatenate([points[0] for points in lines.values()])
+    values = np.concatenate([points[1] for points in lines.values()] + ([[target]] if target is not None else []))
+    across = Axis(0.0, max(float(rows.max()), 1.0), _LEFT, _RIGHT)
+    up = _value_axis(values)
+    parts = [*_grid(across, up, curve.percent)]
+    if target is not None:
+        y = up.place([target])[0]
+        parts.append(f'<path class="target" d="M{_LEFT} {y:.1f}H{_RIGHT}"/>')
+    parts += [_line(name, across.place(points[0]), up.place(points[1])) for name, points in lines.items()]
+    label = html.escape(f"{curve.title} over rows" + (", logarithmic" if up.log else ""))
+    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+
+
+def _value_axis(values: npt.NDArray[np.float64]) -> Axis:
+    low, high = float(values.min()), float(values.max())
+    if low > 0 and high / low > _LOG_FROM_RATIO:
+        return Axis(low / 1.1, high * 1.1, _BOTTOM, _TOP, log=True)
+    # A flat line stands inside an axis whose three-digit numbers still differ.
+    margin = 0.06 * (high - low) if high - low > _FLAT_BELOW * abs(high) else 0.1 * abs(high) or 1.0
+    return Axis(low - margin if low < 0 or low > margin else 0.0, high + margin, _BOTTOM, _TOP)
+
+
+def _grid(across: Axis, up: Axis, percent: bool) -> Iterator[str]:
+    for value in up.ticks():
+        y = up.place([value])[0]
+        text = f"{value * 100:.3g}%" if percent else short_number(value)
+        yield f'<path class="grid" d="M{_LEFT} {y:.1f}H{_RIGHT}"/>'
+        yield f'<text x="{_LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
+    yield f'<path class="axis" d="M{_LEFT} {_BOTTOM}H{_RIGHT}"/>'
+    for value in across.ticks():
+        x = across.place([value])[0]
+        # The last number would be cut at the edge if it stood centred.
+        anchor = "end" if x > _RIGHT - 14 else "middle"
+        yield f'<text x="{x:.1f}" y="{_HEIGHT - 5}" text-anchor="{anchor}">{short_number(value)}</text>'
+
+
+def _line(name: str, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> str:
+    if len(x) == 1:
+        return f'<circle class="{name} point" cx="{x[0]:.1f}" cy="{y[0]:.1f}" r="3"/>'
+    points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x.tolist(), y.tolist(), strict=True))
+    return f'<polyline class="{name}" points="{points}"/>'
+
+
+def short_number(value: float) -> str:
+    """`1200000` as `1.2M`, at most four characters of digits."""
+    for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{suffix}"
+    return f"{value:.3g}"

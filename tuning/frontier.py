@@ -1,0 +1,164 @@
+"""The frontier of a sweep as a table: one row per trial, and which trials no other of their width beats.
+
+The table is what `frontier.parquet`, `report.html` and the terminal show; all three print through `format_cell`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from storage.store import Store
+from tuning.sweep_folder import DONE, FAILED, FINISHED, TARGET_MISSED, TrialRecord
+
+FRONTIER_FILE = "frontier.parquet"
+
+COLUMNS = {
+    "trial": "str",
+    "name": "str",
+    "architecture": "str",
+    "width": "Int64",
+    "target_l0": "float64",
+    "l0": "float64",
+    "fvu": "float64",
+    "explained_variance": "float64",
+    "dead_fraction": "float64",
+    "status": "str",
+    "reason": "str",
+    "workers": "int64",
+    "seconds": "float64",
+    "rows_per_s": "float64",
+    "on_frontier": "bool",
+}
+"""Column and dtype. Fractions are in 0..1; width is missing only for a trial whose record was never written."""
+
+MEASURED = ("l0", "fvu", "explained_variance", "dead_fraction")
+"""Columns of the held-out result: NaN until the trial is finished."""
+
+HEADINGS = {
+    "trial": "trial",
+    "name": "name",
+    "architecture": "architecture",
+    "width": "width",
+    "target_l0": "target",
+    "l0": "L0",
+    "fvu": "FVU",
+    "explained_variance": "EV",
+    "dead_fraction": "dead",
+    "status": "status",
+    "reason": "reason",
+    "workers": "workers",
+    "seconds": "seconds",
+    "rows_per_s": "rows/s",
+    "on_frontier": "frontier",
+}
+MISSING = "-"
+_STATUS_STYLES = {DONE: "green", TARGET_MISSED: "yellow", FAILED: "red"}
+_TERMINAL_COLUMNS = ("width", "target_l0", "l0", "fvu", "dead_fraction", "rows_per_s", "status", "on_frontier")
+
+
+def non_dominated(l0: npt.ArrayLike, fvu: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    """Which points no other point beats: none is at most as large in both `l0` and `fvu` and smaller in one.
+
+    Equal points do not beat each other. A point with a value that is not finite neither beats nor is on the frontier.
+    """
+    x, y = np.asarray(l0, dtype=np.float64), np.asarray(fvu, dtype=np.float64)
+    finite = np.isfinite(x) & np.isfinite(y)
+    kept = np.zeros(x.shape, dtype=np.bool_)
+    best = best_l0 = math.inf
+    for index in np.lexsort((y, x)):
+        if not finite[index]:
+            continue
+        if y[index] < best:
+            best, best_l0 = y[index], x[index]
+        kept[index] = y[index] == best and x[index] == best_l0
+    return kept
+
+
+def frontier_table(records: list[TrialRecord]) -> pd.DataFrame:
+    """One row per trial with the columns `COLUMNS`, by width, then L0, then architecture; unfinished trials last.
+
+    `on_frontier` compares finished trials of the same width only: a wider dictionary is another price.
+    """
+    table = pd.DataFrame([_row(record) for record in records], columns=list(COLUMNS)).astype(COLUMNS)
+    for _, group in table.groupby("width"):
+        table.loc[group.index, "on_frontier"] = non_dominated(group["l0"], group["fvu"])
+    return table.sort_values(["width", "l0", "architecture", "name", "trial"], na_position="last", ignore_index=True)
+
+
+def _row(record: TrialRecord) -> dict[str, Any]:
+    dictionary: Mapping[str, Any] = record.config.get("dictionary", {})
+    result: Mapping[str, float] = record.result if record.status in FINISHED else {}
+    return {
+        "trial": record.trial,
+        "name": record.name,
+        "architecture": dictionary.get("architecture", ""),
+        "width": dictionary.get("width"),
+        "target_l0": _number(dictionary.get("target_l0")),
+        **{name: _number(result.get(name)) for name in MEASURED},
+        "status": record.status,
+        "reason": record.reason,
+        "workers": record.workers,
+        "seconds": _number(record.timing.get("total_s")),
+        "rows_per_s": _number(record.timing.get("rows_per_s")),
+        "on_frontier": False,
+    }
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def write_frontier(store: Store, table: pd.DataFrame) -> None:
+    """Write the table as `frontier.parquet`."""
+    store.write(FRONTIER_FILE, table.to_parquet(index=False))
+
+
+def read_frontier(store: Store) -> pd.DataFrame:
+    """The table as written. Raises FileNotFoundError."""
+    return pd.read_parquet(BytesIO(store.read(FRONTIER_FILE)))
+
+
+def format_cell(column: str, value: Any) -> str:
+    """How a value of `column` is printed, the same in the terminal and in the report."""
+    if column == "on_frontier":
+        return "yes" if value else ""
+    if COLUMNS[column] == "str":
+        return str(value)
+    if pd.isna(value):
+        return MISSING
+    if not math.isfinite(value):
+        return str(float(value))
+    if column in ("width", "workers"):
+        return str(int(value))
+    if column == "target_l0":
+        return f"{value:.6g}"
+    if column == "dead_fraction":
+        return f"{value:.1%}"
+    decimals = {"l0": 2, "fvu": 4, "explained_variance": 4, "seconds": 1, "rows_per_s": 0}[column]
+    return f"{value:.{decimals}f}" if abs(value) < 1e8 else f"{value:.3g}"
+
+
+def frontier_rich_table(table: pd.DataFrame) -> Table:
+    """The table for a terminal of 100 columns; long names are cut, numbers never."""
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    # The only column that may shrink: rich takes width from the others only when none is left to wrap.
+    shown.add_column("name", overflow="ellipsis", max_width=28)
+    for column in _TERMINAL_COLUMNS:
+        text = COLUMNS[column] in ("str", "bool")
+        shown.add_column(HEADINGS[column], justify="left" if text else "right", no_wrap=True)
+    for row in table.to_dict("records"):
+        # Text, not str: a name may hold the brackets of rich's markup.
+        cells = [Text(format_cell(column, row[column])) for column in _TERMINAL_COLUMNS]
+        cells[_TERMINAL_COLUMNS.index("status")].stylize(_STATUS_STYLES.get(row["status"], "dim"))
+        shown.add_row(Text(row["name"]), *cells, style="bold" if row["on_frontier"] else "")
+    return shown

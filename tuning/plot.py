@@ -1,0 +1,174 @@
+"""The frontier of a sweep as a picture: FVU against L0, a line per width, a marker per architecture.
+
+A line joins the trials of one width and architecture that no other of the two beats; beaten ones stand beside it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from io import BytesIO
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_hex
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+from tuning.frontier import non_dominated
+from tuning.sweep_folder import FINISHED, TARGET_MISSED
+
+WIDE_IN, NARROW_IN = (12.0, 8.0), (4.2, 5.6)
+"""Inches: for a page or a slide, and for a phone."""
+
+_DPI = 100
+_PAPER, _INK = "#ffffff", "#14181d"
+_MARKERS = "osD^v<>phdH8PX"
+# Every colour of the map has 3:1 contrast on white and on the report's dark ground.
+_WIDTH_COLOURS = LinearSegmentedColormap.from_list("widths", ["#0e8794", "#3f76e4", "#9460e6", "#cf3f9f", "#d4500f"])
+_LOG_FROM_RATIO = 30.0
+_CROWD = 60
+"""More points than this are drawn smaller."""
+
+
+def frontier_figure(table: pd.DataFrame, *, size_in: tuple[float, float] = WIDE_IN) -> bytes:
+    """The picture as PNG, `size_in` inches at 100 dots each."""
+    buffer = BytesIO()
+    _draw(table, size_in).savefig(buffer, format="png", dpi=_DPI, facecolor=_PAPER)
+    return buffer.getvalue()
+
+
+def frontier_svg(table: pd.DataFrame, *, size_in: tuple[float, float] = WIDE_IN, prefix: str = "frontier") -> str:
+    """The picture as an `<svg>` element for an HTML page: transparent, its ink the page's text colour.
+
+    `prefix` is the class of the element, and keeps the ids of several pictures in one page apart.
+    """
+    buffer = BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": prefix}):
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        _draw(table, size_in).savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    svg = buffer.getvalue().decode()
+    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    # A style element inside the page would apply to the whole page.
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.S)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
+    label = 'role="img" aria-label="FVU against L0 of the finished trials"'
+    return svg.replace("<svg", f'<svg class="{prefix}" style="stroke-linejoin: round" {label}', 1)
+
+
+def width_colours(widths: list[int]) -> dict[int, str]:
+    """A colour for each width, ordered along one colour map."""
+    ordered = sorted(set(widths))
+    positions = np.linspace(0, 1, len(ordered)) if len(ordered) > 1 else [0.25]
+    return {width: to_hex(_WIDTH_COLOURS(float(at))) for width, at in zip(ordered, positions, strict=True)}
+
+
+def _draw(table: pd.DataFrame, size_in: tuple[float, float]) -> Figure:
+    figure = Figure(figsize=size_in, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+    axes = figure.add_subplot()
+    points = _drawable(table)
+    if points.empty:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "No trial has finished yet", ha="center", va="center", color=_INK, fontsize=16)
+        return figure
+    colours = width_colours([int(width) for width in points["width"]])
+    architectures = sorted(points["architecture"].unique())
+    markers = {name: _MARKERS[index % len(_MARKERS)] for index, name in enumerate(architectures)}
+    narrow = size_in[0] < 6
+    marker_size = 6.0 if narrow or len(points) > _CROWD else 8.0
+    for _, group in points.groupby(["width", "architecture"]):
+        first = group.iloc[0]
+        _draw_group(axes, group, colours[int(first["width"])], markers[first["architecture"]], marker_size)
+    _style(axes, points, narrow)
+    axes.set_title(
+        f"{len(points)} of {len(table)} trials have a result", loc="left", color=_INK, fontsize=10 if narrow else 13
+    )
+    _add_legend(figure, colours, markers, bool((points["status"] == TARGET_MISSED).any()), narrow)
+    return figure
+
+
+def _drawable(table: pd.DataFrame) -> pd.DataFrame:
+    finished = table[table["status"].isin(FINISHED) & table["width"].notna()]
+    # A dictionary without any active latent has no place on a logarithmic axis.
+    return finished[np.isfinite(finished["l0"]) & np.isfinite(finished["fvu"]) & (finished["l0"] > 0)]
+
+
+def _draw_group(axes: Axes, group: pd.DataFrame, colour: str, marker: str, marker_size: float) -> None:
+    best = group[non_dominated(group["l0"], group["fvu"])].sort_values("l0")
+    axes.plot(best["l0"], best["fvu"], color=colour, linewidth=marker_size / 4.5, alpha=0.85)
+    missed = group["status"] == TARGET_MISSED
+    for rows, face in ((group[~missed], colour), (group[missed], "none")):
+        style: dict[str, Any] = {
+            "color": colour,
+            "markerfacecolor": face,
+            "markeredgewidth": 1.3,
+            "markersize": marker_size,
+        }
+        axes.plot(rows["l0"], rows["fvu"], marker, **style)
+
+
+def _style(axes: Axes, points: pd.DataFrame, narrow: bool) -> None:
+    size = 9 if narrow else 13
+    axes.set_xscale("log", base=2)
+    low, high = math.log2(points["l0"].min()), math.log2(points["l0"].max())
+    margin = max(0.06 * (high - low), 0.25)
+    axes.set_xlim(2 ** (low - margin), 2 ** (high + margin))
+    if high - low < 1.5:
+        # Powers of two alone could leave such a short axis without a single number.
+        axes.set_xticks(np.exp2(np.linspace(low - margin / 2, high + margin / 2, 3)))
+    else:
+        axes.xaxis.set_major_locator(LogLocator(base=2, numticks=6 if narrow else 14))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+    if points["fvu"].min() > 0 and points["fvu"].max() / points["fvu"].min() > _LOG_FROM_RATIO:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("L0 (active latents per row)", color=_INK, fontsize=size)
+    axes.set_ylabel("FVU (fraction of variance unexplained)", color=_INK, fontsize=size)
+    axes.tick_params(colors=_INK, labelsize=size - 1)
+    axes.grid(color=_INK, alpha=0.14, linewidth=0.7)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_INK)
+
+
+def _add_legend(
+    figure: Figure, colours: dict[int, str], markers: dict[str, str], any_missed: bool, narrow: bool
+) -> None:
+    widths: list[Artist] = [_heading("width")]
+    widths += [Line2D([], [], color=colour, linewidth=3, label=str(width)) for width, colour in colours.items()]
+    shapes: list[Artist] = [_heading("architecture")]
+    shapes += [_shape(marker, name, _INK) for name, marker in markers.items()]
+    if any_missed:
+        shapes.append(_shape("o", "hollow: target missed", "none"))
+    if narrow:
+        # Two columns of one length: a legend fills its columns one after the other.
+        length = max(len(widths), len(shapes))
+        for group in (widths, shapes):
+            group += [_heading("")] * (length - len(group))
+    entries = widths + ([] if narrow else [_heading("")]) + shapes
+    legend = figure.legend(
+        handles=entries,
+        loc="outside lower center" if narrow else "outside right center",
+        ncols=2 if narrow else 1,
+        fontsize=8 if narrow or len(entries) > 26 else 12,
+        frameon=False,
+        labelcolor=_INK,
+    )
+    for text in legend.get_texts():
+        if text.get_text() in ("width", "architecture"):
+            text.set_fontweight("bold")
+
+
+def _heading(text: str) -> Line2D:
+    return Line2D([], [], linestyle="none", label=text)
+
+
+def _shape(marker: str, label: str, face: str) -> Line2D:
+    return Line2D([], [], linestyle="none", marker=marker, color=_INK, markerfacecolor=face, markersize=8, label=label)

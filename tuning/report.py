@@ -1,0 +1,161 @@
+"""The report of a sweep: one HTML file that needs nothing but itself, and `build_results` that writes all of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+import yaml
+
+from storage.store import Store
+from tuning.curves import CURVES, curve_svg, short_number
+from tuning.frontier import COLUMNS, HEADINGS, MEASURED, format_cell, frontier_table, write_frontier
+from tuning.plot import NARROW_IN, WIDE_IN, frontier_figure, frontier_svg
+from tuning.sweep_folder import DONE, FAILED, FINISHED, PENDING, RUNNING, TARGET_MISSED, SweepFolder, TrialRecord
+
+REPORT_FILE, FIGURE_FILE, SWEEP_FILE = "report.html", "frontier.png", "sweep.yaml"
+
+Metrics = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Trial id to its logged records."""
+
+_TABLE_COLUMNS = [name for name in COLUMNS if name not in ("trial", "reason")]
+_STATUS_ORDER = (DONE, TARGET_MISSED, FAILED, RUNNING, PENDING)
+_READERS = 16
+"""Small files read at once: from an object store each of them costs a round trip."""
+
+
+def build_results(folder: SweepFolder, trials: list[str]) -> pd.DataFrame:
+    """Read what lies in the folder, write `frontier.parquet`, `frontier.png` and `report.html`; the table.
+
+    A trial of `trials` without a record yet is a pending row.
+    """
+    with ThreadPoolExecutor(_READERS) as readers:
+        found = list(readers.map(folder.read_trial, trials))
+        metrics = dict(zip(trials, readers.map(folder.read_metrics, trials), strict=True))
+    pairs = zip(trials, found, strict=True)
+    records = [record or TrialRecord(trial=trial, name=trial, config={}, status=PENDING) for trial, record in pairs]
+    table = frontier_table(records)
+    write_frontier(folder.store, table)
+    folder.store.write(FIGURE_FILE, frontier_figure(table))
+    write_report(folder.store, records, metrics, _sweep_yaml(folder.store))
+    return table
+
+
+def write_report(
+    store: Store, records: list[TrialRecord], metrics: Metrics, sweep_yaml: str, *, title: str | None = None
+) -> None:
+    """Write `report.html`. `title` is by default the `name` in the sweep file, else the name of the folder."""
+    table = frontier_table(records)
+    by_trial = {record.trial: record for record in records}
+    rows = table.to_dict("records")
+    page = _template().render(
+        title=title or _title(store, sweep_yaml),
+        place=_place(store),
+        summary=_summary(records, metrics),
+        wide=frontier_svg(table, size_in=WIDE_IN, prefix="wide"),
+        narrow=frontier_svg(table, size_in=NARROW_IN, prefix="narrow"),
+        columns=[(name, HEADINGS[name], COLUMNS[name] not in ("str", "bool")) for name in _TABLE_COLUMNS],
+        rows=[_table_row(row) for row in rows],
+        trials=[_trial(store, by_trial[row["trial"]], row, metrics.get(row["trial"], ())) for row in rows],
+        sweep_yaml=sweep_yaml,
+    )
+    store.write(REPORT_FILE, page.encode())
+
+
+@cache
+def _template() -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template("report.html.j2")
+
+
+def _sweep_yaml(store: Store) -> str:
+    try:
+        return store.read(SWEEP_FILE).decode()
+    except FileNotFoundError:
+        return ""
+
+
+def _place(store: Store) -> str:
+    return store.local_path if store.local_path is not None else store.url
+
+
+def _title(store: Store, sweep_yaml: str) -> str:
+    try:
+        content = yaml.safe_load(sweep_yaml)
+    except yaml.YAMLError:
+        content = None
+    name = content.get("name") if isinstance(content, dict) else None
+    return str(name or _place(store).rstrip("/").rsplit("/", 1)[-1])
+
+
+def _summary(records: list[TrialRecord], metrics: Metrics) -> list[tuple[str, str]]:
+    statuses = Counter(record.status for record in records)
+    rows = sum(max((r["rows"] for r in metrics.get(record.trial, ()) if "rows" in r), default=0) for record in records)
+    timed = [record.timing for record in records if record.timing.get("total_s")]
+    total_s = sum(timing["total_s"] for timing in timed)
+    train_s = sum(timing.get("train_s", math.nan) for timing in timed)
+    summary = [("trials", str(len(records)))]
+    summary += [(status, str(statuses[status])) for status in _STATUS_ORDER if statuses[status]]
+    summary += [("rows, all trials", short_number(rows))]
+    if timed:
+        summary += [("wall time, all trials", duration(total_s))]
+        summary += [("of it in training steps", f"{train_s / total_s:.0%}")] if math.isfinite(train_s) else []
+    return summary
+
+
+def duration(seconds: float) -> str:
+    """`4000` as `1 h 06 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _table_row(row: dict[Any, Any]) -> dict[str, Any]:
+    """What the template shows of a row: `cells` of (column, exact value to sort by, text)."""
+    cells = [(name, _sort_value(row[name]), format_cell(name, row[name])) for name in _TABLE_COLUMNS]
+    return {"trial": row["trial"], "on_frontier": row["on_frontier"], "cells": cells}
+
+
+def _sort_value(value: Any) -> str:
+    return "" if pd.isna(value) else str(value)
+
+
+def _trial(
+    store: Store, record: TrialRecord, row: dict[Any, Any], logged: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What the template shows of a trial below the table."""
+    dictionary = record.config.get("dictionary", {})
+    curves = []
+    for curve in CURVES:
+        target = dictionary.get("target_l0") if curve.title == "L0" else None
+        svg = curve_svg(curve, logged, target)
+        curves += [(curve.title, svg)] if svg else []
+    finished = record.status in FINISHED
+    return {
+        "record": record,
+        "result": [(HEADINGS[name], format_cell(name, row[name])) for name in MEASURED] if finished else [],
+        "config": list(flatten(record.config).items()),
+        "curves": curves,
+        "path": repr(f"{_place(store)}/trials/{record.trial}/dictionary") if finished else None,
+    }
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested values under dotted names, as text: `{"optimizer": {"lr": 0.1}}` as `{"optimizer.lr": "0.1"}`."""
+    flat: dict[str, str] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value if isinstance(value, str) else json.dumps(value)
+    return flat

@@ -1,0 +1,69 @@
+"""The folder of a sweep: the truth about it, wherever it lies.
+
+sweep.yaml                     the sweep file as run
+trials/TRIAL/trial.json        configuration, status and result (TrialRecord)
+trials/TRIAL/metrics.jsonl     one JSON object per logged step (storage of `training.metrics_log`)
+trials/TRIAL/checkpoints/      see training.checkpoints
+trials/TRIAL/dictionary/       the trained dictionary: config.json, dictionary.safetensors
+frontier.parquet, frontier.png, report.html
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from storage.store import Store
+
+DONE, TARGET_MISSED, FAILED, RUNNING, PENDING = "done", "target missed", "failed", "running", "pending"
+FINISHED = (DONE, TARGET_MISSED)
+"""A trial with one of these statuses is never trained again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """What `trial.json` holds."""
+
+    trial: str
+    """Id: a hash of the configuration."""
+    name: str
+    """For people: `topk-1536-l0-16`."""
+    config: dict[str, Any]
+    """Plain nested values: `dictionary` (architecture, width, target_l0, ...), `data`, `optimizer`, ..."""
+    status: str = PENDING
+    reason: str = ""
+    """Why it failed, or which L0 was reached instead of the target."""
+    workers: int = 1
+    result: dict[str, float] = field(default_factory=dict)
+    """Held-out metrics at the end: l0, fvu, explained_variance, dead_fraction."""
+    timing: dict[str, float] = field(default_factory=dict)
+    """Seconds: `total_s` wall time of the trial, `train_s` spent in training steps; `rows_per_s`."""
+
+
+@dataclass(frozen=True)
+class SweepFolder:
+    """Reads and writes the folder of one sweep."""
+
+    store: Store
+
+    def trial_store(self, trial: str) -> Store:
+        return self.store.at_path(f"trials/{trial}")
+
+    def write_trial(self, record: TrialRecord) -> None:
+        self.trial_store(record.trial).write("trial.json", json.dumps(asdict(record), indent=1).encode())
+
+    def read_trial(self, trial: str) -> TrialRecord | None:
+        """The record, or None when the trial never started."""
+        try:
+            return TrialRecord(**json.loads(self.trial_store(trial).read("trial.json")))
+        except FileNotFoundError:
+            return None
+
+    def read_metrics(self, trial: str) -> list[dict[str, Any]]:
+        """The trial's logged records in order of step; empty when there are none."""
+        try:
+            text = self.trial_store(trial).read("metrics.jsonl").decode()
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in text.splitlines() if line]
