@@ -53,7 +53,8 @@ class DatasetReader:
         data = self.store.read_range(shard.file, start, place.rows * row_bytes)
         if len(data) != place.rows * row_bytes:
             raise CorruptDataError(
-                f"shard {shard.file}, {tensor}, chunk {place.index}: {len(data)} bytes, expected {place.rows * row_bytes}"
+                f"shard {shard.file}, {tensor}, chunk {place.index}: {len(data)} bytes, "
+                f"expected {place.rows * row_bytes}"
             )
         check_chunk(
             chunk_checksum(data),

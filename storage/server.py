@@ -9,10 +9,10 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import ray
-from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from storage.manifest import Manifest
@@ -94,11 +94,12 @@ class ServedWindows:
     """A stream's windows from the node's server."""
 
     spec: StreamSpec
-    server: ActorHandle
+    server: Any
+    """Handle of a `WindowServer` actor."""
 
     def describe(self) -> tuple[Manifest, np.ndarray]:
-        manifest, counts = ray.get(self.server.describe.remote(self.spec))
-        return manifest, counts
+        described: tuple[Manifest, np.ndarray] = ray.get(self.server.describe.remote(self.spec))
+        return described
 
     def selected_rows(self) -> np.ndarray:
         return self.describe()[1]
@@ -121,8 +122,17 @@ class ServedWindows:
         raise AssertionError("unreachable")
 
 
-def start_server(node_id: str, *, cache_bytes: int) -> ActorHandle:
+def start_server(node_id: str, *, cache_bytes: int) -> Any:
     """A window server on the node with this id. Owned by the caller: it ends with the caller's process."""
     place = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=PARALLEL_REQUESTS)
-    return actor(WindowServer).options(scheduling_strategy=place).remote(cache_bytes)
+    return (
+        ray.remote(WindowServer)
+        .options(
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=-1,
+            max_concurrency=PARALLEL_REQUESTS,
+            scheduling_strategy=place,
+        )
+        .remote(cache_bytes)
+    )

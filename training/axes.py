@@ -36,7 +36,9 @@ class Chosen(NamedTuple):
 class Rows(Protocol):
     """The data axis."""
 
-    size: int
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
 
     def sum(self, values: Tensor) -> Tensor:
         """Element-wise sum over the ranks; any shape."""
@@ -77,8 +79,9 @@ class AllRows:
 class SplitRows:
     """The batch is split over a process group."""
 
-    group: dist.ProcessGroup
     size: int
+    group: dist.ProcessGroup | None = None
+    """None is all processes."""
 
     def sum(self, values: Tensor) -> Tensor:
         total = values.clone()

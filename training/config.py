@@ -100,7 +100,10 @@ class MeshConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EveryConfig:
-    """How often the periodic things happen, in steps. No part of a trial's identity."""
+    """How often the periodic things happen, in steps.
+
+    Evaluations steer target L0s, so they belong to a trial's identity; logs and checkpoints do not.
+    """
 
     log: int = 50
     evaluate: int = 1000
@@ -141,8 +144,9 @@ class TrainingConfig:
     def identity_hash(self) -> str:
         """Hash of what decides the weights: not where data lies, how many workers there are, or how often we log."""
         content = self.to_dict()
-        for name in ("mesh", "every"):
-            del content[name]
+        del content["mesh"]
+        for name in ("log", "checkpoint"):
+            del content["every"][name]
         for name in ("url", "storage"):
             del content["data"][name]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +27,7 @@ from deepspeed.utils import (
     safe_set_full_optimizer_state,
 )
 
+from training.checkpoints import Checkpoint
 from training.config import OptimizerConfig
 from training.dictionaries.base import Dictionary, Terms
 
@@ -34,6 +36,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 # Compiled at first use with a C++ compiler that users may not have, and not needed: gloo does the same.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+# DeepSpeed and we call collectives under the names that every supported torch has.
+warnings.filterwarnings("ignore", r".*(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated", FutureWarning)
 
 
 class _LossOf(nn.Module):
@@ -108,8 +112,13 @@ class Engine:
             for moment in MOMENTS
         }
 
-    def restore_moments(self, moments: dict[str, Tensor], step: int) -> None:
-        """Continue Adam after `step` finished steps. The weights must have been in the dictionary from the start."""
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint whose weights were in the dictionary when the engine was made."""
+        self._restore_moments(checkpoint.moments, checkpoint.step)
+        for name, buffer in self.dictionary.named_buffers():
+            buffer.copy_(checkpoint.weights[name])
+
+    def _restore_moments(self, moments: dict[str, Tensor], step: int) -> None:
         if self.zero_stage:
             self._make_moments_exist()
         for name, p in self.dictionary.named_parameters():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -25,26 +24,23 @@ class LogHook:
     every: int
     stream: BatchStream
     emit: Emit
-    clock: Callable[[], float] = time.perf_counter
+    step: int
+    """The step at the last log; at first, where training started."""
     train_s: float = 0.0
-    """Seconds since the first step, without those that other hooks took."""
-    _since: tuple[int, float, float] | None = None
-
-    def start(self, step: int) -> None:
-        """The clock runs from here."""
-        self._since = step, self.clock(), self.stream.wait_s
+    """Seconds spent in steps until the last log."""
+    _wait_s: float = 0.0
 
     def __call__(self, record: StepRecord) -> None:
-        assert self._since is not None
-        step, began, waited = self._since
-        elapsed = max(self.clock() - began, 1e-9)
-        self.train_s += elapsed
+        elapsed = max(record.train_s - self.train_s, 1e-9)
+        waited = self.stream.wait_s - self._wait_s
+        steps = record.step - self.step
+        self.step, self.train_s, self._wait_s = record.step, record.train_s, self.stream.wait_s
         self.emit({
             "step": record.step,
             "rows": record.step * record.batch.rows,
             **record.metrics(),
-            "perf/rows_per_s": (record.step - step) * record.batch.rows / elapsed,
-            "perf/data_wait": (self.stream.wait_s - waited) / elapsed,
+            "perf/rows_per_s": steps * record.batch.rows / elapsed,
+            "perf/data_wait": waited / elapsed,
         })  # fmt: skip
 
 
@@ -64,6 +60,7 @@ class EvaluateHook:
     def __call__(self, record: StepRecord) -> None:
         with self.engine.whole_parameters():
             self.last = self.evaluate()
+        self.engine.dictionary.after_evaluation(self.last)
         values = {f"eval/{name}": value for name, value in self.last.items() if name != "rows"}
         self.emit({"step": record.step, "rows": record.step * record.batch.rows, **values})
 

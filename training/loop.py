@@ -7,6 +7,7 @@ and a record with `step` s was made by batch s - 1.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
@@ -29,6 +30,8 @@ class StepRecord(NamedTuple):
     step: int
     batch: BatchSums
     lr: float
+    train_s: float
+    """Seconds spent in steps since the loop began, without those that hooks took."""
 
     def metrics(self) -> dict[str, float]:
         """Values to log, under their `train/` names."""
@@ -56,8 +59,9 @@ def training_steps(
     config: TrainingConfig, stream: BatchStream, engine: Engine, rows: Rows, *, start: int
 ) -> Iterator[StepRecord]:
     """Train from step `start` to the end. Raises TrainingFailedError when the loss is not finite."""
-    dictionary, num_steps = engine.dictionary, config.num_steps
+    dictionary, num_steps, train_s = engine.dictionary, config.num_steps, 0.0
     for step in range(start, num_steps):
+        began = time.perf_counter()
         batch = stream.batch(step)
         lr = config.optimizer.lr_at(step, num_steps, config.dictionary.width)
         x_BD = batch.vectors[config.data.site].to(engine.device)
@@ -66,7 +70,8 @@ def training_steps(
         if not math.isfinite(sums.sums["loss"]):
             raise TrainingFailedError(f"the loss is {sums.sums['loss']} at step {step + 1}; lower the learning rate")
         dictionary.after_step(sums)
-        yield StepRecord(step + 1, sums, lr)
+        train_s += time.perf_counter() - began
+        yield StepRecord(step + 1, sums, lr, train_s)
 
 
 def global_sums(terms: Terms, total_rows: int, rows: Rows) -> BatchSums:

@@ -38,13 +38,13 @@ class MetricsLog:
         self.records = [r for r in map(json.loads, text.splitlines()) if r["step"] <= step]
 
     def add(self, record: dict[str, Any]) -> None:
-        """Append; records of the same step become one."""
+        """Append; records of the same step become one, which is written when its step is over."""
         if self.records and self.records[-1]["step"] == record["step"]:
             self.records[-1] |= record
-        else:
-            self.records.append(record)
+            return
         if self.clock() - self._written_at >= self.interval_s:
             self.flush()
+        self.records.append(record)
 
     def flush(self) -> None:
         """Write the file."""

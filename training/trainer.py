@@ -22,7 +22,7 @@ from training.dictionaries import architecture
 from training.dictionaries.base import Dictionary, SiteStatistics
 from training.engine import Engine
 from training.hooks import CheckpointHook, Emit, EvaluateHook, LogHook
-from training.loop import Hook, run_hooks, training_steps
+from training.loop import run_hooks, training_steps
 from training.metrics import METRICS_VERSION
 from training.metrics_log import MetricsLog
 from training.saved import save_dictionary, to_state_dict
@@ -56,61 +56,57 @@ class Trainer:
     store: Store
     """Folder of the trial."""
     open_stream: OpenStream = read_locally
-    on_record: Emit = lambda record: None
-    """Called on rank 0 with every logged record."""
+    on_evaluation: Emit = lambda record: None
+    """Called on every rank with the record of every evaluation."""
     rank: int = field(default_factory=lambda: dist.get_rank())
     num_ranks: int = field(default_factory=lambda: dist.get_world_size())
 
     def run(self) -> TrainingResult:
         """Train to the end, from the newest valid checkpoint if there is one, and save the dictionary."""
-        rows: Rows = ALL_ROWS if self.num_ranks == 1 else SplitRows(dist.group.WORLD, self.num_ranks)
+        rows: Rows = ALL_ROWS if self.num_ranks == 1 else SplitRows(self.num_ranks)
         stream, held_out = self._stream("train"), self._stream("held_out")
         dictionary = build_dictionary(self.config, stream.manifest.site(self.config.data.site), rows)
         checkpoint = self._newest_checkpoint()
         if checkpoint is not None:
             dictionary.load_state_dict(checkpoint.weights)
         engine = Engine(dictionary, self.config.optimizer, zero_stage=self.config.mesh.stage, num_ranks=self.num_ranks)
-        start = 0
         if checkpoint is not None:
-            start = checkpoint.step
-            engine.restore_moments(checkpoint.moments, start)
-            dictionary.load_state_dict(
-                {n: t for n, t in checkpoint.weights.items() if n in dict(dictionary.named_buffers())}, strict=False
-            )
+            engine.restore(checkpoint)
+        start = checkpoint.step if checkpoint else 0
         return self._train(engine, stream, held_out, rows, start)
 
     def _train(
         self, engine: Engine, stream: BatchStream, held_out: BatchStream, rows: Rows, start: int
     ) -> TrainingResult:
         config, every = self.config, self.config.every
+        writer = CheckpointWriter(store=self.store.at_path("checkpoints")) if self.rank == 0 else None
         metrics_log = MetricsLog(store=self.store) if self.rank == 0 else None
         if metrics_log is not None:
             metrics_log.resume(start)
+        emit: Emit = metrics_log.add if metrics_log is not None else lambda record: None
 
-        def emit(record: dict[str, float]) -> None:
-            if metrics_log is not None:
-                metrics_log.add(record)
-                self.on_record(record)
+        def emit_evaluation(record: dict[str, float]) -> None:
+            emit(record)
+            self.on_evaluation(record)
 
-        writer = CheckpointWriter(store=self.store.at_path("checkpoints")) if self.rank == 0 else None
-        log = LogHook(every=every.log, stream=stream, emit=emit)
+        log = LogHook(every=every.log, stream=stream, emit=emit, step=start)
         evaluation = EvaluateHook(
-            every=every.evaluate, engine=engine, stream=held_out, max_rows=every.eval_rows, rows=rows, emit=emit
+            every=every.evaluate,
+            engine=engine,
+            stream=held_out,
+            max_rows=every.eval_rows,
+            rows=rows,
+            emit=emit_evaluation,
         )
         checkpoint = CheckpointHook(every=every.checkpoint, engine=engine, writer=writer)
-        hooks: list[Hook] = [log, evaluation, checkpoint]
-        log.start(start)
         for record in training_steps(config, stream, engine, rows, start=start):
-            run_hooks(hooks, record, config.num_steps)
-            if record.step % every.log == 0:
-                log.start(record.step)
-        if not evaluation.last:  # resumed after the last step
-            evaluation.last = evaluation.evaluate()
-        self._save(engine, stream.manifest, evaluation.last)
+            run_hooks([log, evaluation, checkpoint], record, config.num_steps)
+        metrics = evaluation.last or evaluation.evaluate()  # resumed after the last step: nothing was evaluated yet
+        self._save(engine, stream.manifest, metrics)
         if metrics_log is not None and writer is not None:
             metrics_log.flush()
             writer.close()
-        return TrainingResult(evaluation.last, log.train_s, config.num_steps - start)
+        return TrainingResult(metrics, log.train_s, config.num_steps - start)
 
     def _stream(self, part: str) -> BatchStream:
         spec = self.config.data.stream_spec(part)  # type: ignore[arg-type]
@@ -168,4 +164,9 @@ def ensure_process_group() -> None:
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed refuses to start without it
     if not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(
+            backend,
+            store=dist.HashStore(),  # type: ignore[attr-defined]
+            rank=0,
+            world_size=1,
+        )

@@ -14,6 +14,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from storage.errors import CorruptDataError
 from storage.store import Store
 
 DONE, TARGET_MISSED, FAILED, RUNNING, PENDING = "done", "target missed", "failed", "running", "pending"
@@ -56,9 +57,10 @@ class SweepFolder:
     def read_trial(self, trial: str) -> TrialRecord | None:
         """The record, or None when the trial never started."""
         try:
-            return TrialRecord(**json.loads(self.trial_store(trial).read("trial.json")))
+            content = self.trial_store(trial).read("trial.json")
         except FileNotFoundError:
             return None
+        return TrialRecord(**_parsed(content, f"trials/{trial}/trial.json"))
 
     def read_metrics(self, trial: str) -> list[dict[str, Any]]:
         """The trial's logged records in order of step; empty when there are none."""
@@ -66,4 +68,11 @@ class SweepFolder:
             text = self.trial_store(trial).read("metrics.jsonl").decode()
         except FileNotFoundError:
             return []
-        return [json.loads(line) for line in text.splitlines() if line]
+        return [_parsed(line, f"trials/{trial}/metrics.jsonl") for line in text.splitlines() if line]
+
+
+def _parsed(text: str | bytes, file: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise CorruptDataError(f"{file}: not valid JSON ({error})") from error

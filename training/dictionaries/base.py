@@ -5,7 +5,7 @@ Shapes: B rows on this rank, D site width, F latents on this rank.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -66,7 +66,7 @@ class Terms(NamedTuple):
     """This rank's parts of sums over the batch, without gradient: `error`, `variance`, `active`, terms of the loss."""
     fired_F: Tensor
     """Rows of this rank in which each latent is active."""
-    observed: dict[str, Tensor] = field(default_factory=dict)  # type: ignore[assignment]
+    observed: dict[str, Tensor]
     """Quantities that are the same on every rank already (a threshold, a coefficient)."""
 
 
@@ -139,6 +139,9 @@ class Dictionary(nn.Module):
         """Update what is not learned by gradient: the dead-latent counters, and in subclasses thresholds and such."""
         self.rows_since_fired_F += batch.rows
         self.rows_since_fired_F[batch.fired_F > 0] = 0
+
+    def after_evaluation(self, metrics: dict[str, float]) -> None:
+        """Hear the held-out metrics, equal on every rank."""
 
     # Shared pieces ---------------------------------------------------------------------------------------------
 

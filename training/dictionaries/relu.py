@@ -5,7 +5,6 @@ Shapes: B rows, D site width, F latents.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,10 @@ from torch import Tensor
 from training.code import Code
 from training.controller import L0Controller
 from training.dictionaries.base import BatchSums, Dictionary, DictionaryConfig, Terms, shares
+from training.sparse_ops import chosen_preactivations, sparse_decode
+
+SPARSE_BELOW = 0.06
+"""Share of active entries below which sums over them alone are faster."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +44,10 @@ class ReLU(Dictionary):
 
     Config = ReLUConfig
     config: ReLUConfig
-    log_coefficient: Tensor
 
     def __init__(self, config: ReLUConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        self.controller = L0Controller(config.target_l0)
-        self.register_buffer("log_coefficient", torch.tensor(math.log(config.initial_coefficient), dtype=torch.float64))
+        self.controller = L0Controller(config.target_l0, config.initial_coefficient)
         # Half of all latents are active at first: without this their sum would be a multiple of the input.
         with torch.no_grad():
             self.W_enc.mul_(min(1.0, 2 * self.W_enc.shape[1] / config.width))
@@ -57,22 +58,39 @@ class ReLU(Dictionary):
 
     def loss(self, x_BD: Tensor, total_rows: int) -> Terms:
         x_BD = self.normalise(x_BD)
-        f_BF = F.relu(self.preactivations(x_BD))
-        x_hat_BD = self.latents.sum(f_BF @ self.atoms_FD()) + self.b_dec
-        error_BD = x_BD - x_hat_BD
+        partial_BD, sparsity_sum, fired_F = self._reconstruct(x_BD)
+        error_BD = x_BD - self.latents.sum(partial_BD) - self.b_dec
         reconstruction = error_BD.square().sum() / total_rows
-        sparsity = f_BF.sum() / total_rows
-        fired_F = (f_BF > 0).sum(0)
+        sparsity = sparsity_sum / total_rows
         sums = {
             **shares(x_BD, error_BD, fired_F),
             "reconstruction": reconstruction.detach(),
             "sparsity": sparsity.detach(),
         }
-        coefficient = self.log_coefficient.exp().float()
+        coefficient = self.controller.coefficient
         return Terms(reconstruction + coefficient * sparsity, sums, fired_F, {"coefficient": coefficient})
+
+    def _reconstruct(self, x_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """f atoms (B, D), the sum of f, and the rows in which each latent is active (F).
+
+        Once few latents are active the same sums are taken over those alone, at a fraction of the dense cost.
+        """
+        bias_F, atoms_FD = self.encoder_bias_F(), self.atoms_FD()
+        with torch.no_grad():
+            z_BF = F.linear(x_BD, self.W_enc, bias_F)
+            active_BF = z_BF > 0
+            fired_F = active_BF.sum(0)
+        if int(fired_F.sum()) > SPARSE_BELOW * z_BF.numel():
+            f_BF = F.relu(F.linear(x_BD, self.W_enc, bias_F))
+            return f_BF @ atoms_FD, f_BF.sum(), fired_F
+        chosen = Code.where(active_BF, z_BF).chosen
+        values_N = chosen_preactivations(z_BF, chosen, x_BD, self.W_enc, bias_F)
+        return sparse_decode(values_N, chosen, atoms_FD), values_N.sum(), fired_F
 
     @torch.no_grad()
     def after_step(self, batch: BatchSums) -> None:
         super().after_step(batch)
-        l0 = batch.sums["active"] / batch.rows
-        self.log_coefficient.fill_(self.controller.next(float(self.log_coefficient), l0))
+        self.controller.after_step(batch.sums["active"] / batch.rows)
+
+    def after_evaluation(self, metrics: dict[str, float]) -> None:
+        self.controller.after_evaluation(metrics["l0"])

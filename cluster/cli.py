@@ -1,0 +1,110 @@
+"""The `lexray` command. Progress and messages go to stderr, results to stdout."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from storage.errors import CorruptDataError, UserError
+
+FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Train sweeps of sparse dictionaries on stored activations.\n\n"
+    "Example: lexray sweep examples/quickstart/sweep.yaml",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Look at datasets of activations.")
+app.add_typer(data_app, name="data")
+
+messages = Console(stderr=True)
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
+
+
+@app.command()
+def harvest(
+    file: Annotated[Path, typer.Argument(help="Harvest file (YAML).")],
+    as_json: Json = False,
+) -> None:
+    """Turn a model and a text into a dataset of activations.
+
+    Example: lexray harvest examples/quickstart/harvest.yaml
+    """
+    from cluster.commands import run_harvest
+
+    run_harvest(str(file), messages, as_json)
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="Sweep file (YAML).")],
+    address: Annotated[str | None, typer.Option(help="Ray cluster to join; without it one is started here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train the dictionaries of a sweep file and draw their frontier. Run it again to continue.
+
+    Example: lexray sweep examples/quickstart/sweep.yaml
+    """
+    from cluster.commands import run_sweep_file
+
+    raise typer.Exit(run_sweep_file(str(file), address, messages, as_json))
+
+
+@app.command()
+def report(
+    url: Annotated[str, typer.Argument(help="Folder of a sweep: path or url.")],
+    as_json: Json = False,
+) -> None:
+    """Write frontier.parquet, frontier.png and report.html of a sweep anew from what its trials wrote.
+
+    Example: lexray report runs/quickstart/sweep
+    """
+    from cluster.commands import write_results
+
+    write_results(url, messages, as_json)
+
+
+@data_app.command()
+def inspect(
+    url: Annotated[str, typer.Argument(help="Folder of a dataset: path or url.")],
+    as_json: Json = False,
+) -> None:
+    """Show what a dataset holds.
+
+    Example: lexray data inspect runs/quickstart/activations
+    """
+    from cluster.commands import inspect_dataset
+
+    inspect_dataset(url, messages, as_json)
+
+
+def main() -> None:
+    """Entry point: turns errors into one line and an exit code."""
+    logging.getLogger("lexray").addHandler(RichHandler(console=messages, show_time=False, show_path=False))
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except UserError as error:
+        _fail(str(error), WRONG_INPUT)
+    except CorruptDataError as error:
+        _fail(str(error), FAILED)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("interrupted; run the same command again to continue", INTERRUPTED)
+    except Exception as error:
+        if not hasattr(error, "show"):  # a wrong call of the command: the command line knows how to say it
+            raise
+        error.show()
+        sys.exit(WRONG_INPUT)
+
+
+def _fail(line: str, code: int) -> None:
+    messages.print(f"[red]error[/red] {' '.join(line.split())}", highlight=False, soft_wrap=True)
+    sys.exit(code)

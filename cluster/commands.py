@@ -1,0 +1,158 @@
+"""What each command does; `cli` says how it is called. Imports are late: `lexray --help` should not load torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from storage.config_file import read_config_file
+from storage.store import Store
+
+OK, FAILED = 0, 1
+
+
+def run_harvest(file: str, messages: Console, as_json: bool) -> None:
+    """`lexray harvest`: the dataset's url, rows and size on stdout."""
+    from storage.harvest import harvest
+    from storage.harvest_file import HarvestFile
+
+    config = read_config_file(file, HarvestFile)
+    columns = (TextColumn("harvest"), BarColumn(), TextColumn("{task.completed:,}/{task.total:,} rows"))
+    speed = TextColumn("{task.fields[rows_per_s]:,.0f} rows/s")
+    with Progress(*columns, speed, TimeRemainingColumn(), console=messages, transient=True) as progress:
+        task = progress.add_task("harvest", total=0, rows_per_s=0.0)
+
+        def on_progress(done: int, total: int) -> None:
+            elapsed = progress.tasks[task].elapsed or 1e-9
+            progress.update(task, completed=done, total=total, rows_per_s=done / elapsed)
+
+        manifest, reused = harvest(config, on_progress=on_progress)
+    url = Store.at(config.output).url
+    if as_json:
+        print_json({"url": url, "reused": reused, **_dataset_summary(manifest)})
+        return
+    said = "there already, reused" if reused else "written"
+    print(f"{url}: {manifest.rows:,} rows, {manifest.bytes / 1e6:,.1f} MB, {said}")
+
+
+def run_sweep_file(file: str, address: str | None, messages: Console, as_json: bool) -> int:
+    """`lexray sweep`: check, train what is unfinished, print the frontier. Exit code 1 when a trial failed."""
+    from tuning.orchestrate import plan_sweep, run_sweep
+    from tuning.progress import TerminalView
+    from tuning.report import build_results
+    from tuning.sweep_file import SweepFile
+
+    sweep = read_config_file(file, SweepFile)
+    plan = plan_sweep(sweep, Path(file).read_text())
+    reused = len(plan.trials) - len(plan.unfinished)
+    messages.print(
+        f"sweep {sweep.name}: {len(plan.trials)} trials"
+        + (f", {reused} finished before" if reused else "")
+        + f", {sum(t.config.num_steps for t in plan.unfinished):,} steps to do",
+        highlight=False,
+    )
+    if plan.unfinished:
+        from cluster.connect import connected
+
+        with messages.status("starting Ray" if address is None else f"joining {address}"):
+            connection = connected(address)
+            connection.__enter__()
+        try:
+            view = TerminalView(console=messages, num_trials=len(plan.trials), num_reused=reused)
+            table = run_sweep(plan, [view, *_wandb(plan)])
+        finally:
+            connection.__exit__(None, None, None)
+    else:
+        table = build_results(plan.folder, [trial.id for trial in plan.trials])
+    _print_frontier(table, plan.folder.store, messages, as_json)
+    return FAILED if (table["status"] == "failed").any() else OK
+
+
+def write_results(url: str, messages: Console, as_json: bool) -> None:
+    """`lexray report`: the same results from the sweep's folder alone."""
+    from storage.errors import UserError
+    from tuning.report import build_results
+    from tuning.sweep_folder import SweepFolder
+
+    store = Store.at(url)
+    if not store.exists("sweep.yaml"):
+        raise UserError(f"{store.url}: no sweep there (it would hold sweep.yaml)")
+    trials = store.list_folders("trials")
+    _print_frontier(build_results(SweepFolder(store), trials), store, messages, as_json)
+
+
+def inspect_dataset(url: str, messages: Console, as_json: bool) -> None:
+    """`lexray data inspect`: sites, rows, shards and origin of a dataset."""
+    from storage.manifest import load_manifest
+
+    store = Store.at(url)
+    manifest = load_manifest(store)
+    manifest.check_shards(store)
+    summary = _dataset_summary(manifest)
+    if as_json:
+        print_json({"url": store.url, **summary})
+        return
+    out = Console(highlight=False)
+    out.print(f"{store.url}\n{manifest.rows:,} rows in {len(manifest.shards)} shards, {manifest.bytes / 1e6:,.1f} MB")
+    table = Table("site", "width", "dtype", "mean squared norm", "norm of the mean", "source", box=None)
+    for name, site in summary["sites"].items():
+        numbers = (f"{site['mean_squared_norm']:.4g}", f"{site['mean_norm']:.4g}")
+        table.add_row(name, str(site["width"]), site["dtype"], *numbers, site["source"])
+    out.print(table)
+    for name, value in manifest.provenance.items():
+        out.print(f"{name}: {value if isinstance(value, str | int | float) else json.dumps(value)}", soft_wrap=True)
+
+
+def print_json(document: Any) -> None:
+    """The one result of a command, on stdout."""
+    sys.stdout.write(json.dumps(document, indent=1, default=str) + "\n")
+
+
+def _wandb(plan: Any) -> list[Any]:
+    if plan.sweep.wandb.mode == "disabled":
+        return []
+    from tuning.wandb_mirror import WandbMirror
+
+    local = plan.folder.store.local_path or str(Path.cwd() / "wandb-runs" / plan.sweep.name)
+    return [WandbMirror(block=plan.sweep.wandb, group=plan.sweep.name, folder=local)]
+
+
+def _print_frontier(table: Any, store: Store, messages: Console, as_json: bool) -> None:
+    from tuning.frontier import frontier_rich_table
+
+    if as_json:
+        print_json({"url": store.url, "trials": json.loads(table.to_json(orient="records"))})
+        return
+    Console().print(frontier_rich_table(table))
+    for row in table[table["reason"].astype(bool)].itertuples():
+        messages.print(f"{row.name}: {row.status}, {row.reason}", highlight=False, soft_wrap=True)
+    for kind, file in (("picture", "frontier.png"), ("report", "report.html")):
+        messages.print(f"{kind:8}{store.url}/{file}", highlight=False, soft_wrap=True)
+
+
+def _dataset_summary(manifest: Any) -> dict[str, Any]:
+    sites = {
+        name: {
+            "width": site.width,
+            "dtype": site.dtype,
+            "source": site.source,
+            "mean_squared_norm": site.mean_squared_norm,
+            "mean_norm": sum(m * m for m in site.mean) ** 0.5,
+        }
+        for name, site in manifest.sites.items()
+    }
+    return {
+        "id": manifest.id,
+        "rows": manifest.rows,
+        "bytes": manifest.bytes,
+        "shards": len(manifest.shards),
+        "chunk_rows": manifest.chunk_rows,
+        "sites": sites,
+        "provenance": manifest.provenance,
+    }

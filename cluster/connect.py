@@ -1,0 +1,68 @@
+"""Find a Ray cluster: join the one at an address, or start one on this machine for as long as the command runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from storage.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+"""Folder that holds the four packages; what a foreign cluster needs of lexray."""
+CODE_EXCLUDES = ["/.git", "/.venv", "/runs", "/tests", "/infra", "/docs", "/wandb", "**/__pycache__"]
+CONNECT_TIMEOUT_S = 30
+
+# Read by the processes that Ray starts for this command.
+PROCESS_ENV = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon the end or death of a worker is noticed
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    # More processes than cores is normal here: most of them wait. Ray would warn of it.
+    "RAY_worker_maximum_startup_concurrency": "8",
+    "TUNE_GLOBAL_CHECKPOINT_S": "60",
+}
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Inside, Ray is connected. Raises UserError when there is no cluster at `address`."""
+    os.environ.update({name: value for name, value in PROCESS_ENV.items() if name not in os.environ})
+    if address is None:
+        _start_local()
+    else:
+        _join(address)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start_local() -> None:
+    ray.init(
+        address="local",
+        include_dashboard=True,  # Ray Train frees the workers of stopped trials through it
+        dashboard_host="127.0.0.1",
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": PROCESS_ENV},
+    )
+
+
+def _join(address: str) -> None:
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"working_dir": str(ROOT), "excludes": CODE_EXCLUDES, "env_vars": PROCESS_ENV},
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--address {address}: no Ray cluster answers there ({reason})") from error

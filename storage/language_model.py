@@ -1,0 +1,148 @@
+"""A Hugging Face model and its tokenizer: where a harvest file's `model` lies, what it is, and loading it.
+
+`transformers` is imported when a function here needs it: training a dictionary does without.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+
+from storage.errors import UserError
+
+_MODEL_FILES = {".json", ".txt", ".model", ".safetensors", ".bin"}
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a model before its weights are loaded."""
+
+    path: str
+    """What `from_pretrained` is given: a folder or a name."""
+    num_layers: int
+    max_context: int | None
+    """Most tokens it takes at once, None when it says nothing."""
+    fingerprint: str
+    """Hash of the folder's files, or the commit of a model from the hub."""
+
+
+def require_transformers() -> Any:
+    """The `transformers` module. Raises UserError telling how to install it."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise UserError("harvesting needs the transformers package; pip install -e '.[harvest]'") from error
+    return transformers
+
+
+def inspect_model(name: str) -> ModelFacts:
+    """Read the model's configuration. Raises UserError when there is no such model or it has no layers to count."""
+    transformers = require_transformers()
+    path = _resolve(name)
+    with _loading(name):
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(f"model: {name!r} is an encoder-decoder; choose an encoder or a causal language model")
+    num_layers = getattr(config, "num_hidden_layers", None)
+    if not isinstance(num_layers, int):
+        raise UserError(f"model: the configuration of {name!r} has no num_hidden_layers; choose a language model")
+    folder = Path(path)
+    fingerprint = _hash_folder(folder) if folder.is_dir() else str(getattr(config, "_commit_hash", None))
+    return ModelFacts(path, num_layers, getattr(config, "max_position_embeddings", None), fingerprint)
+
+
+def load_tokenizer(name: str, path: str) -> Any:
+    """The model's tokenizer. Raises UserError."""
+    transformers = require_transformers()
+    with _loading(name):
+        return transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+
+
+def load_model(name: str, path: str) -> Any:
+    """The model without its head, in evaluation mode, on the GPU when there is one. Raises UserError."""
+    transformers = require_transformers()
+    with _loading(name):
+        model, loaded = transformers.AutoModel.from_pretrained(
+            path, dtype="auto", trust_remote_code=False, output_loading_info=True
+        )
+    # A pooler is commonly absent and never on the way to a hidden state; anything else would be random numbers.
+    missing = sorted(key for key in loaded["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise UserError(f"model: {name!r} has no weights for {missing[0]} ({len(missing)} missing)")
+    model.config.use_cache = False
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def special_token_ids(tokenizer: Any) -> list[int]:
+    """Ids of tokens that stand for no text. The unknown token stands for a word, unless it has another role too."""
+    ids = set(tokenizer.all_special_ids)
+    roles = [getattr(tokenizer, f"{role}_token_id", None) for role in ("bos", "eos", "sep", "cls", "pad", "mask")]
+    if tokenizer.unk_token_id not in roles:
+        ids.discard(tokenizer.unk_token_id)
+    return sorted(ids)
+
+
+def _resolve(name: str) -> str:
+    """What `from_pretrained` takes for the `model` of a harvest file."""
+    if name.startswith("package:"):
+        return _resolve_package(name)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"model: no folder {name!r}")
+    return name
+
+
+def _resolve_package(name: str) -> str:
+    package, _, subfolder = name.removeprefix("package:").partition("/")
+    try:
+        spec = importlib.util.find_spec(package) if package else None
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"model: no Python package {package!r} is installed; pip install it or fix {name!r}")
+    for root in spec.submodule_search_locations:
+        folder = Path(root, subfolder)
+        if folder.is_dir():
+            return str(folder)
+    raise UserError(f"model: the Python package {package!r} has no folder {subfolder!r}")
+
+
+def _hash_folder(folder: Path) -> str:
+    """xxh3-128 of the names and bytes of the files that decide what a model in a folder computes."""
+    digest = xxhash.xxh3_128()
+    for path in sorted(p for p in folder.iterdir() if p.suffix in _MODEL_FILES and p.is_file()):
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+    return str(digest.hexdigest())
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Quiet loading; whatever a model folder makes transformers raise becomes one line for the user."""
+    from transformers.utils import logging
+
+    verbosity, bar_was_on = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    # A download may take minutes and is shown; reading a folder is not worth a bar.
+    if name.startswith("package:") or Path(name).expanduser().is_dir():
+        logging.disable_progress_bar()
+    try:
+        yield
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"model: cannot load {name!r} ({lines[0]})") from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar_was_on:
+            logging.enable_progress_bar()

@@ -1,0 +1,147 @@
+"""The table: who is on the frontier, what unfinished trials show, and that nothing is lost on the way to parquet."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from storage.store import Store
+from tuning.frontier import (
+    COLUMNS,
+    MEASURED,
+    format_cell,
+    frontier_rich_table,
+    frontier_table,
+    non_dominated,
+    read_frontier,
+    write_frontier,
+)
+from tuning.sweep_folder import DONE, FAILED, PENDING, RUNNING, TARGET_MISSED, TrialRecord
+
+GRID = st.sampled_from([0.0, 0.5, 1.0, 2.0, 4.0, math.nan, math.inf])
+POINTS = st.lists(st.tuples(GRID, GRID), max_size=12)
+
+
+def record(trial: str, l0: float = 0.0, fvu: float | None = None, *, width: int = 1536, **fields: Any) -> TrialRecord:
+    """A trial of width `width`, finished when it has a result."""
+    fields = {"name": f"topk-{width}-{trial}", "status": DONE if fvu is not None else PENDING} | fields
+    architecture = fields.pop("architecture", "topk")
+    config = {"dictionary": {"architecture": architecture, "width": width, "target_l0": 16.0}}
+    result = {} if fvu is None else {"l0": l0, "fvu": fvu, "explained_variance": 1 - fvu, "dead_fraction": 0.125}
+    timing = {"total_s": 100.0, "train_s": 80.0, "rows_per_s": 5000.0} if fvu is not None else {}
+    return TrialRecord(trial=trial, config=config, result=result, timing=timing, **fields)
+
+
+def beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    return one[0] <= other[0] and one[1] <= other[1] and one != other
+
+
+@given(POINTS)
+def test_the_frontier_is_what_no_finite_point_beats(points: list[tuple[float, float]]) -> None:
+    finite = [point for point in points if all(map(math.isfinite, point))]
+    expected = [point in finite and not any(beats(other, point) for other in finite) for point in points]
+    kept = non_dominated([point[0] for point in points], [point[1] for point in points])
+    assert kept.tolist() == expected
+
+
+@given(POINTS, st.randoms())
+def test_the_frontier_does_not_depend_on_order(points: list[tuple[float, float]], random: Any) -> None:
+    order = random.sample(range(len(points)), len(points))
+    array = np.array(points, dtype=np.float64).reshape(-1, 2)
+    kept = non_dominated(array[:, 0], array[:, 1])
+    assert non_dominated(array[order, 0], array[order, 1]).tolist() == kept[order].tolist()
+
+
+def test_widths_do_not_compete() -> None:
+    table = frontier_table([record("a", 16, 0.5), record("b", 16, 0.4), record("c", 16, 0.9, width=768)])
+    assert dict(zip(table["trial"], table["on_frontier"], strict=True)) == {"a": False, "b": True, "c": True}
+
+
+def test_rows_go_by_width_then_l0_then_architecture_and_unfinished_ones_last() -> None:
+    records = [
+        record("e", status=FAILED, reason="loss is NaN at step 3"),
+        record("d", 32, 0.2),
+        record("c", 16, 0.3, architecture="topk"),
+        record("b", 16, 0.3, architecture="relu", status=TARGET_MISSED),
+        record("f", 8, 0.6, width=6144),
+        record("a", 8, 0.4),
+    ]
+    assert frontier_table(records)["trial"].tolist() == ["a", "b", "c", "d", "e", "f"]
+
+
+@pytest.mark.parametrize("status", [FAILED, PENDING, RUNNING])
+def test_an_unfinished_trial_shows_no_result_and_beats_nobody(status: str) -> None:
+    table = frontier_table([record("best", 1, 0.01, status=status), record("b", 16, 0.3)]).set_index("trial")
+    assert table.loc["best", list(MEASURED)].isna().all()
+    assert table["on_frontier"].to_dict() == {"best": False, "b": True}
+    assert [format_cell(name, table.loc["best", name]) for name in MEASURED] == ["-"] * 4
+
+
+def test_a_finished_trial_with_nan_is_not_on_the_frontier() -> None:
+    table = frontier_table([record("a", 16, math.nan)])
+    assert table["on_frontier"].tolist() == [False]
+
+
+def test_a_trial_without_a_configuration_is_a_row() -> None:
+    table = frontier_table([TrialRecord(trial="a", name="a", config={}), record("b", 16, 0.3)])
+    assert table["trial"].tolist() == ["b", "a"]
+    assert format_cell("width", table["width"][1]) == "-"
+
+
+@pytest.mark.parametrize("records", [[], [record("a", 16, 0.5), record("b", width=99), record("c", 3, math.nan)]])
+def test_parquet_holds_the_table_exactly(tmp_path: Path, records: list[TrialRecord]) -> None:
+    table, store = frontier_table(records), Store.at(str(tmp_path))
+    write_frontier(store, table)
+    again = read_frontier(store)
+    pd.testing.assert_frame_equal(again, table, check_exact=True)
+    assert list(again.columns) == list(COLUMNS)
+
+
+def test_reading_a_frontier_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_frontier(Store.at(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "text"),
+    [
+        ("width", 24576, "24576"),
+        ("target_l0", 16.0, "16"),
+        ("l0", 15.987, "15.99"),
+        ("fvu", 0.31234, "0.3123"),
+        ("fvu", 3e17, "3e+17"),
+        ("fvu", math.inf, "inf"),
+        ("fvu", math.nan, "-"),
+        ("dead_fraction", 0.0321, "3.2%"),
+        ("rows_per_s", 51234.6, "51235"),
+        ("on_frontier", True, "yes"),
+        ("on_frontier", False, ""),
+    ],
+)
+def test_a_cell_is_printed(column: str, value: Any, text: str) -> None:
+    assert format_cell(column, value) == text
+
+
+def test_the_terminal_shows_every_number_in_100_columns_and_takes_names_literally() -> None:
+    long = record("z", 123.45, 0.98765, width=1048576, name="batch_topk-1048576-l0-128-[red]lr-0.0003-seed-4[/red]")
+    table = frontier_table(
+        [record("a", 16, 0.5, name="[bold]x[/bold]"), long, record("m", 20, 0.4, status=TARGET_MISSED)]
+    )
+    console = Console(width=100, record=True, file=open("/dev/null", "w"), no_color=True)  # noqa: SIM115
+    console.print(frontier_rich_table(table))
+    lines = console.export_text().splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 100
+    assert any("[bold]x[/bold]" in line for line in lines)
+    for row in table.to_dict("records"):
+        cells = [
+            format_cell(name, row[name]) for name in ("width", "target_l0", "l0", "fvu", "dead_fraction", "status")
+        ]
+        assert any(all(cell in line for cell in cells) for line in lines)

@@ -1,0 +1,111 @@
+"""Follow a running sweep by reading what its trials write: the same for the terminal and for W&B.
+
+Whoever follows learns of a sweep from its folder alone, so a view that is slow, broken or absent changes nothing in
+the sweep.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from tuning.sweep_folder import SweepFolder, TrialRecord
+from tuning.trial import TrialRun
+
+log = logging.getLogger("lexray")
+
+
+class Follower(Protocol):
+    """A view of a sweep. Called from one thread; an exception in it is logged and goes no further."""
+
+    def started(self, run: TrialRun) -> None: ...
+
+    def logged(self, run: TrialRun, records: list[dict[str, Any]]) -> None:
+        """New records of a running trial, each step once, in order."""
+
+    def ended(self, run: TrialRun, record: TrialRecord | None) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(kw_only=True)
+class _Followed:
+    run: TrialRun
+    last_step: int = -1
+    announced: bool = False
+    over: bool = False
+
+
+@dataclass(kw_only=True)
+class FollowThread:
+    """Reads the folders of running trials every `interval_s` and tells the followers."""
+
+    folder: SweepFolder
+    followers: Sequence[Follower]
+    interval_s: float = 2.0
+    _trials: dict[str, _Followed] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> FollowThread:
+        self._thread = threading.Thread(target=self._loop, name="follow", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Tell the followers what is left to tell, and close them."""
+        self._stop.set()
+        self._thread.join()
+        self._poll()
+        for follower in self.followers:
+            self._tell(follower.close)
+
+    def changed(self, run: TrialRun, started: bool) -> None:
+        """A trial started, or ended."""
+        with self._lock:
+            if started:
+                self._trials[run.trial.id] = _Followed(run=run)
+            else:
+                self._trials[run.trial.id].over = True
+
+    def _loop(self) -> None:
+        while not self._stop.wait(self.interval_s):
+            self._poll()
+
+    def _poll(self) -> None:
+        with self._lock:
+            trials = [(followed, followed.over) for followed in self._trials.values()]
+        for followed, over in trials:
+            self._follow(followed, over)
+
+    def _follow(self, followed: _Followed, over: bool) -> None:
+        run = followed.run
+        if not followed.announced:
+            followed.announced = True
+            for follower in self.followers:
+                self._tell(follower.started, run)
+        try:
+            records = self.folder.read_metrics(run.trial.id)
+            new = [record for record in records if record["step"] > followed.last_step]
+            result = self.folder.read_trial(run.trial.id) if over else None
+        except Exception as error:
+            log.warning("trial %s cannot be followed just now: %s", run.trial.id, error)
+            return
+        if new:
+            followed.last_step = new[-1]["step"]
+            for follower in self.followers:
+                self._tell(follower.logged, run, new)
+        if over:
+            with self._lock:
+                del self._trials[run.trial.id]
+            for follower in self.followers:
+                self._tell(follower.ended, run, result)
+
+    def _tell(self, call: Any, *args: Any) -> None:
+        try:
+            call(*args)
+        except Exception as error:
+            log.warning("%s: %s", type(call.__self__).__name__, error)

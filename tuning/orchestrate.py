@@ -1,0 +1,147 @@
+"""Run a sweep: check everything, train what is unfinished by Ray Tune, write the results."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import ray
+from ray import tune
+from ray.actor import ActorHandle
+
+from storage.manifest import Manifest, load_manifest
+from storage.server import start_server
+from storage.store import Store
+from storage.windows import WindowReader
+from training.config import DataConfig
+from tuning.follow import Follower, FollowThread
+from tuning.report import build_results
+from tuning.sweep_file import SweepFile
+from tuning.sweep_folder import FAILED, FINISHED, SweepFolder
+from tuning.trial import TrialRun, new_record, run_trial
+from tuning.trial_queue import Node, TrialQueue, refuse_what_never_fits
+from tuning.trials import Trial, expand
+
+STREAM_CACHE_SHARE = 0.3
+"""Share of a node's object store that its window server may hold."""
+
+DRIVER_BYTES = 256 * 2**20
+"""Memory of the process that waits for a trial's workers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPlan:
+    """A checked sweep: what will be trained, on what, into which folder."""
+
+    sweep: SweepFile
+    text: str
+    """The sweep file as written."""
+    manifest: Manifest
+    folder: SweepFolder
+    trials: list[Trial]
+    unfinished: list[Trial]
+    """Those that no earlier run of this sweep finished."""
+
+
+def plan_sweep(sweep: SweepFile, text: str) -> SweepPlan:
+    """Check a sweep against its dataset and its output, without Ray. Raises UserError in one line."""
+    settings = sweep.storage.settings()
+    data = Store.at(sweep.data.url, settings)
+    manifest = load_manifest(data)
+    manifest.check_shards(data)
+    manifest.site(sweep.data.site, field="data.site")
+    trials = expand(sweep, manifest, count_training_rows(sweep, manifest))
+    folder = SweepFolder(Store.at(sweep.output, settings))
+    folder.store.check_writable("output")
+    records = {trial.id: folder.read_trial(trial.id) for trial in trials}
+    unfinished = [t for t in trials if (record := records[t.id]) is None or record.status not in FINISHED]
+    return SweepPlan(sweep=sweep, text=text, manifest=manifest, folder=folder, trials=trials, unfinished=unfinished)
+
+
+def count_training_rows(sweep: SweepFile, manifest: Manifest) -> int:
+    """Rows that the sweep trains on, held-out documents and filtered rows left out."""
+    block = sweep.data.model_dump()
+    config = DataConfig(dataset_id=manifest.id, storage=sweep.storage.settings(), **block)
+    return int(WindowReader(config.stream_spec("train")).selected.counts.sum())
+
+
+def run_sweep(plan: SweepPlan, followers: Sequence[Follower]) -> pd.DataFrame:
+    """Train what is unfinished on the connected Ray cluster; write and return the frontier table."""
+    nodes = cluster_nodes()
+    refuse_what_never_fits(plan.unfinished, list(nodes.values()))
+    plan.folder.store.write("sweep.yaml", plan.text.encode())
+    if plan.unfinished:
+        servers = start_servers(list(nodes))
+        runs = [
+            TrialRun(
+                trial=trial,
+                folder=plan.folder,
+                servers=servers,
+                retries=plan.sweep.retries,
+                ray_storage_path=_ray_storage_path(plan.folder.store),
+            )
+            for trial in plan.unfinished
+        ]
+        with FollowThread(folder=plan.folder, followers=followers) as follow:
+            _tune(runs, list(nodes.values()), follow)
+            _close_unfinished(plan)
+        for server in servers.values():
+            ray.kill(server)
+    return build_results(plan.folder, [trial.id for trial in plan.trials])
+
+
+def _tune(runs: list[TrialRun], nodes: list[Node], follow: FollowThread) -> None:
+    # A trial's function only waits for its workers, whose CPUs the queue counts: all it takes itself is memory.
+    trainable = tune.with_resources(run_trial, tune.PlacementGroupFactory([{"memory": DRIVER_BYTES}]))
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=TrialQueue(runs, nodes, follow.changed),
+            num_samples=len(runs),
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(name="tune", storage_path=runs[0].ray_storage_path, verbose=0),
+    )
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # Tune prints even when told not to
+        tuner.fit()
+
+
+def _close_unfinished(plan: SweepPlan) -> None:
+    """A trial whose process died without a word is written down as failed."""
+    for trial in plan.unfinished:
+        record = plan.folder.read_trial(trial.id) or new_record(trial, status=FAILED)
+        if record.status not in (*FINISHED, FAILED):
+            reason = "its process ended without a word; run the sweep again to continue it"
+            plan.folder.write_trial(replace(record, status=FAILED, reason=reason))
+
+
+def cluster_nodes() -> dict[str, Node]:
+    """The living nodes of the connected cluster, by node id."""
+    return {
+        node["NodeID"]: Node(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+
+
+def start_servers(node_ids: list[str]) -> dict[str, ActorHandle]:
+    """A window server on each node."""
+    store_bytes = ray.cluster_resources().get("object_store_memory", 0.0) / max(1, len(node_ids))
+    cache_bytes = int(store_bytes * STREAM_CACHE_SHARE)
+    return {node_id: start_server(node_id, cache_bytes=cache_bytes) for node_id in node_ids}
+
+
+def _ray_storage_path(store: Store) -> str:
+    """Where Ray may keep files of its own: beside a local sweep, else on this machine. It is a cache."""
+    if store.local_path is not None:
+        return str(Path(store.local_path) / ".ray")
+    return os.path.expanduser("~/.cache/lexray/ray")
+
+
+logging.getLogger("ray.tune").setLevel(logging.ERROR)
+logging.getLogger("ray.train").setLevel(logging.ERROR)

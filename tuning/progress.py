@@ -1,0 +1,116 @@
+"""The terminal's view of a running sweep: live on a terminal, quiet lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from tuning.sweep_folder import FAILED, TrialRecord
+from tuning.trial import TrialRun
+
+
+@dataclass(kw_only=True)
+class _Running:
+    run: TrialRun
+    values: dict[str, Any] = field(default_factory=dict)
+    """Newest value of each name."""
+    told_at: float = -float("inf")
+
+
+@dataclass(kw_only=True)
+class TerminalView:
+    """Follows a sweep, see `tuning.follow.Follower`: trials, step, rows/s, L0 and FVU."""
+
+    console: Console
+    num_trials: int
+    num_reused: int = 0
+    line_every_s: float = 30.0
+    """On something that is not a terminal: one line per running trial at most this often."""
+    clock: Callable[[], float] = time.monotonic
+    _running: dict[str, _Running] = field(default_factory=dict)
+    _live: Live | None = None
+
+    def __post_init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("trials"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self._task = self._progress.add_task("trials", total=self.num_trials, completed=self.num_reused)
+        if self.console.is_terminal:
+            self._live = Live(self._render(), console=self.console, refresh_per_second=2, transient=True)
+            self._live.start()
+
+    def started(self, run: TrialRun) -> None:
+        self._running[run.trial.id] = _Running(run=run)
+        self._refresh()
+
+    def logged(self, run: TrialRun, records: list[dict[str, Any]]) -> None:
+        running = self._running[run.trial.id]
+        for record in records:
+            running.values |= record
+        if self._live is None and self.clock() - running.told_at >= self.line_every_s:
+            running.told_at = self.clock()
+            self.console.print("  ".join(_cells(running)), highlight=False, soft_wrap=True)
+        self._refresh()
+
+    def ended(self, run: TrialRun, record: TrialRecord | None) -> None:
+        self._running.pop(run.trial.id, None)
+        self._progress.advance(self._task)
+        self.console.print(_end_line(run, record), highlight=False, soft_wrap=True)
+        self._refresh()
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.update(self._render())
+            self._live.stop()
+            self._live = None
+
+    def _refresh(self) -> None:
+        if self._live is not None:
+            self._live.update(self._render())
+
+    def _render(self) -> Group:
+        table = Table("running trial", "workers", "step", "rows/s", "L0", "FVU", box=None, pad_edge=False)
+        for running in self._running.values():
+            table.add_row(*_cells(running))
+        return Group(table, self._progress)
+
+
+def _cells(running: _Running) -> list[str]:
+    trial, values = running.run.trial, running.values
+    if "step" not in values:
+        return [trial.name, str(trial.footprint.workers), "starting", "", "", ""]
+    return [
+        trial.name,
+        str(trial.footprint.workers),
+        f"{values['step']}/{trial.config.num_steps}",
+        _number(values.get("perf/rows_per_s"), "{:,.0f} rows/s"),
+        _number(values.get("train/l0"), "L0 {:.1f}"),
+        _number(values.get("train/fvu"), "FVU {:.4f}"),
+    ]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)
+
+
+def _end_line(run: TrialRun, record: TrialRecord | None) -> str:
+    if record is None or record.status == FAILED or not record.result:
+        reason = record.reason if record is not None and record.reason else "ended without a word"
+        return f"[red]failed[/red] {run.trial.name}: {reason}"
+    seconds = record.timing.get("total_s", 0.0)
+    result = f"L0 {record.result['l0']:.1f}, FVU {record.result['fvu']:.4f}, {seconds:.0f} s"
+    note = f" [yellow]{record.status}: {record.reason}[/yellow]" if record.reason else ""
+    return f"[green]ended[/green]  {run.trial.name}: {result}{note}"

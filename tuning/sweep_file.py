@@ -1,0 +1,168 @@
+"""The sweep file: one YAML that says which dictionaries to train, on what, and with what resources."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from storage.config_file import FileModel, nearest
+from storage.store import StorageSettings
+from training.dictionaries import ARCHITECTURES, architecture
+
+TRIAL_AXES = ("architecture", "width", "target_l0", "seed", "lr")
+"""Axes that every architecture has."""
+RULE_SETTINGS = ("workers", "zero_stage", "cpus_per_worker", "gpus_per_worker", "lr", "rows")
+"""What a rule may set besides options of the architecture."""
+
+
+class StorageBlock(FileModel):
+    """How to reach the object store that holds data and results. Credentials come from the provider's own chain."""
+
+    endpoint_url: str | None = None
+    region: str | None = None
+    profile: str | None = None
+    anonymous: bool = False
+    addressing_style: Literal["auto", "path", "virtual"] = "auto"
+
+    def settings(self) -> StorageSettings:
+        return StorageSettings(**self.model_dump())
+
+
+class DataBlock(FileModel):
+    """Which rows are read."""
+
+    url: str
+    """Dataset made by `lexray harvest`: a path, file:// or s3://."""
+    site: str
+    batch_rows: int = Field(default=4096, gt=0)
+    """Rows of a global batch."""
+    held_out: float = Field(default=0.05, ge=0.0, lt=1.0)
+    """Share of documents kept for evaluation."""
+    drop_special: bool = True
+    seed: int = Field(default=0, ge=0)
+    """Order of the rows; the same for all trials, so that they share one stream."""
+    lanes: int = Field(default=16, gt=0)
+    window_bytes: int = Field(default=16 * 2**20, gt=0)
+
+
+class TrainingBlock(FileModel):
+    """How long and how every dictionary is trained."""
+
+    rows: int | None = Field(default=None, gt=0)
+    """Rows to train on, counted with repetition."""
+    epochs: float | None = Field(default=None, gt=0)
+    """The same as passes over the training rows; give one of the two."""
+    lr: float | Literal["auto"] = "auto"
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float = 1.0
+    warmup: float = 0.05
+    decay: float = 0.2
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> TrainingBlock:
+        if (self.rows is None) == (self.epochs is None):
+            raise ValueError("give `rows` or `epochs`, one of the two")
+        return self
+
+
+class EveryBlock(FileModel):
+    """How often, in steps."""
+
+    log: int = Field(default=50, gt=0)
+    evaluate: int = Field(default=1000, gt=0)
+    checkpoint: int = Field(default=1000, gt=0)
+    eval_rows: int = Field(default=65_536, gt=0)
+
+
+class ResourcesBlock(FileModel):
+    """What one trial gets."""
+
+    workers: int = Field(default=1, gt=0)
+    """Data-parallel workers of a dictionary."""
+    cpus_per_worker: float = Field(default=1, gt=0)
+    gpus_per_worker: float = Field(default=0, ge=0)
+    zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
+
+
+class Rule(FileModel):
+    """Trials that match `when` get `set` instead of the general values."""
+
+    when: dict[str, Any]
+    """Axis to value, or to a list of values."""
+    set: dict[str, Any]
+
+    def matches(self, point: dict[str, Any]) -> bool:
+        """Whether a point of the grid has all the values."""
+        return all(
+            point.get(axis) in (wanted if isinstance(wanted, list) else [wanted]) for axis, wanted in self.when.items()
+        )
+
+
+class WandbBlock(FileModel):
+    """The view in W&B: one run per dictionary, grouped by sweep. It never changes or stops a sweep."""
+
+    project: str = "lexray"
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """`auto` is online where an API key is configured, else offline."""
+
+
+class SweepFile(FileModel):
+    """A sweep."""
+
+    name: str
+    output: str
+    """Folder of the sweep: a path, file:// or s3://."""
+    data: DataBlock
+    training: TrainingBlock
+    axes: dict[str, list[Any]]
+    """Values of each axis; the trials are their product."""
+    options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Fixed options by architecture; those under `all` go to every architecture that has them."""
+    rules: list[Rule] = Field(default_factory=list)
+    resources: ResourcesBlock = ResourcesBlock()
+    every: EveryBlock = EveryBlock()
+    retries: int = Field(default=3, ge=0)
+    """How often a trial whose worker died is continued from its newest checkpoint."""
+    storage: StorageBlock = StorageBlock()
+    wandb: WandbBlock = WandbBlock()
+
+    @field_validator("axes", mode="before")
+    @classmethod
+    def _lists(cls, axes: Any) -> Any:
+        if not isinstance(axes, dict):
+            return axes
+        for axis in ("architecture", "width", "target_l0"):
+            if axis not in axes:
+                raise ValueError(f"the axis {axis!r} is missing")
+        return {axis: values if isinstance(values, list) else [values] for axis, values in axes.items()}
+
+    @model_validator(mode="after")
+    def _known_names(self) -> SweepFile:
+        for values in self.axes.values():
+            if not values:
+                raise ValueError("axes: an axis has no values, so there is no trial")
+        classes = {name: architecture(name) for name in self.axes["architecture"]}
+        options = {f.name for made in classes.values() for f in fields(made.Config)}
+        known = [*TRIAL_AXES, *sorted(options - set(TRIAL_AXES))]
+        for axis in self.axes:
+            _refuse_unknown("axes", axis, known)
+        for rule in self.rules:
+            for name in rule.when:
+                _refuse_unknown("rules.when", name, list(self.axes))
+            for name in rule.set:
+                _refuse_unknown("rules.set", name, [*RULE_SETTINGS, *sorted(options - set(TRIAL_AXES))])
+        for name, given in self.options.items():
+            _refuse_unknown("options", name, [*ARCHITECTURES, "all"])
+            for option in given:
+                having = options if name == "all" else {f.name for f in fields(architecture(name).Config)}
+                _refuse_unknown(f"options.{name}", option, sorted(having - {"width", "target_l0"}))
+        return self
+
+
+def _refuse_unknown(where: str, name: str, known: list[str]) -> None:
+    if name not in known:
+        raise ValueError(f"{where}.{name}: unknown{nearest(name, known)}")

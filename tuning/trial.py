@@ -1,0 +1,156 @@
+"""One trial as Ray runs it: a Tune function that fits a Ray Train `TorchTrainer`, and what each worker of it does."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+from ray.actor import ActorHandle
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from storage.errors import UserError
+from storage.manifest import Manifest
+from storage.server import ServedWindows
+from storage.store import Store
+from storage.windows import StreamSpec, WindowSource
+from training.loop import TrainingFailedError
+from training.trainer import OpenStream, Trainer, TrainingResult, ensure_process_group, read_locally
+from tuning.sweep_folder import DONE, FAILED, RUNNING, TARGET_MISSED, SweepFolder, TrialRecord
+from tuning.trials import Trial
+
+TARGET_TOLERANCE = 0.1
+"""A trial whose L0 is further from its target than this share has missed it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRun:
+    """A trial and its place in a running sweep; what is sent to Ray."""
+
+    trial: Trial
+    folder: SweepFolder
+    servers: dict[str, ActorHandle] = field(default_factory=dict)
+    """Window server of each node, by node id."""
+    retries: int = 3
+    ray_storage_path: str | None = None
+    """Where Ray keeps files of its own; a cache."""
+
+    @property
+    def store(self) -> Store:
+        return self.folder.trial_store(self.trial.id)
+
+
+def run_trial(config: dict[str, Any]) -> None:
+    """The Tune trainable: train `config["run"]` to its end.
+
+    The first worker writes the result to `trial.json`. A failed trial does not fail the sweep: its reason goes there.
+    """
+    run: TrialRun = config["run"]
+    began = time.time()
+    record = new_record(run.trial, status=RUNNING)
+    run.folder.write_trial(record)
+    footprint = run.trial.footprint
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"run": run, "began": began},
+        scaling_config=ScalingConfig(
+            num_workers=footprint.workers,
+            use_gpu=footprint.gpus_per_worker > 0,
+            resources_per_worker={"CPU": footprint.cpus_per_worker, "GPU": footprint.gpus_per_worker},
+        ),
+        torch_config=TorchConfig(backend="nccl" if footprint.gpus_per_worker else "gloo"),
+        run_config=RunConfig(
+            name=run.trial.id,
+            storage_path=run.ray_storage_path,
+            callbacks=[TuneReportCallback()],  # type: ignore[list-item]
+            failure_config=FailureConfig(max_failures=run.retries),
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        timing = {"total_s": time.time() - began}
+        run.folder.write_trial(replace(record, status=FAILED, reason=reason_of(error), timing=timing))
+        return
+    run.store.delete("checkpoints")  # they served to resume; the dictionary has the weights
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    run: TrialRun = config["run"]
+    ensure_process_group()
+    context = ray.train.get_context()
+    trainer = Trainer(
+        config=run.trial.config,
+        store=run.store,
+        open_stream=_nearest_stream(run.servers),
+        on_evaluation=ray.train.report,
+        rank=context.get_world_rank(),
+        num_ranks=context.get_world_size(),
+    )
+    record = new_record(run.trial, status=RUNNING)
+    try:
+        result = trainer.run()
+        record = finished_record(record, result, time.time() - config["began"])
+    except (UserError, TrainingFailedError) as error:  # raised on every rank; another attempt would end the same way
+        record = replace(record, status=FAILED, reason=str(error))
+    if context.get_world_rank() == 0:
+        run.folder.write_trial(record)
+
+
+def _nearest_stream(servers: dict[str, ActorHandle]) -> OpenStream:
+    """Windows from this node's server; from the store itself on a node without one."""
+    server = servers.get(ray.get_runtime_context().get_node_id())
+    if server is None:
+        return read_locally
+
+    def open_stream(spec: StreamSpec) -> tuple[Manifest, WindowSource]:
+        source = ServedWindows(spec, server)
+        return source.describe()[0], source
+
+    return open_stream
+
+
+def new_record(trial: Trial, *, status: str) -> TrialRecord:
+    """The record of a trial that has no result yet."""
+    return TrialRecord(
+        trial=trial.id,
+        name=trial.name,
+        config=trial.config.to_dict(),
+        status=status,
+        workers=trial.footprint.workers,
+    )
+
+
+def finished_record(record: TrialRecord, result: TrainingResult, total_s: float) -> TrialRecord:
+    """The record of a trial that trained to its end; `target missed` when its L0 is too far off."""
+    target, l0 = record.config["dictionary"]["target_l0"], result.metrics["l0"]
+    missed = abs(l0 - target) > TARGET_TOLERANCE * target
+    batch_rows = record.config["data"]["batch_rows"]
+    timing = {"total_s": total_s, "train_s": result.train_s}
+    if result.train_s:
+        timing["rows_per_s"] = result.steps * batch_rows / result.train_s
+    return replace(
+        record,
+        status=TARGET_MISSED if missed else DONE,
+        reason=f"L0 is {l0:.1f}, the target {target:g}" if missed else "",
+        result=result.metrics,
+        timing=timing,
+    )
+
+
+def reason_of(error: BaseException) -> str:
+    """The innermost cause in one line."""
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        return reason_of(failures[min(failures)])
+    cause = getattr(error, "cause", None) or error.__cause__
+    if isinstance(cause, BaseException):
+        return reason_of(cause)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"

@@ -1,0 +1,114 @@
+"""From a sweep file to its trials: a pure expansion, every conflict refused before anything starts."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from storage.errors import UserError
+from storage.manifest import Manifest
+from storage.order import rank_lanes, steps_per_epoch
+from storage.store import Store
+from training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
+from training.dictionaries import architecture, dictionary_config
+from tuning.sweep_file import SweepFile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """What a whole trial takes from the cluster while it runs."""
+
+    workers: int
+    cpus_per_worker: float
+    gpus_per_worker: float
+
+    @property
+    def cpus(self) -> float:
+        return self.workers * self.cpus_per_worker
+
+    @property
+    def gpus(self) -> float:
+        return self.workers * self.gpus_per_worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One dictionary to train, and with what."""
+
+    config: TrainingConfig
+    footprint: Footprint
+
+    @property
+    def id(self) -> str:
+        return self.config.trial
+
+    @property
+    def name(self) -> str:
+        """For people; unique in a plain grid."""
+        return self.id.rsplit("-", 1)[0]
+
+
+def expand(sweep: SweepFile, manifest: Manifest, training_rows: int) -> list[Trial]:
+    """The trials of a sweep over a dataset that has `training_rows` rows to train on.
+
+    Raises UserError naming the field when something does not fit, or two trials are the same.
+    """
+    manifest.site(sweep.data.site, field="data.site")
+    if sweep.data.batch_rows > training_rows:
+        raise UserError(
+            f"data.batch_rows: {sweep.data.batch_rows:,} is larger than the dataset's {training_rows:,} training rows"
+        )
+    steps_per_epoch(training_rows, sweep.data.batch_rows, sweep.data.lanes)
+    trials: dict[str, Trial] = {}
+    for values in itertools.product(*sweep.axes.values()):
+        point = dict(zip(sweep.axes, values, strict=True))
+        trial = _trial(sweep, manifest, training_rows, point)
+        if trial.id in trials and not _has_unused_axis(sweep, point):
+            raise UserError(f"axes: two trials are the same, {trial.name}; remove the repeated value")
+        trials[trial.id] = trial
+    return list(trials.values())
+
+
+def _trial(sweep: SweepFile, manifest: Manifest, training_rows: int, point: dict[str, Any]) -> Trial:
+    settings: dict[str, Any] = {}
+    for rule in sweep.rules:
+        if rule.matches(point):
+            settings |= rule.set
+    resources = sweep.resources.model_dump() | _part(settings, sweep.resources.model_fields)
+    rank_lanes(0, resources["workers"], sweep.data.lanes)
+    training = sweep.training.model_dump() | _part(settings, ("lr", "rows")) | _part(point, ("lr",))
+    rows = training.pop("rows") or math.ceil(training["epochs"] * training_rows)
+    training.pop("epochs")
+    data = sweep.data.model_dump()
+    url = Store.at(data.pop("url")).url
+    config = TrainingConfig(
+        dictionary=dictionary_config(_dictionary_options(sweep, point, settings)),
+        data=DataConfig(url=url, dataset_id=manifest.id, storage=sweep.storage.settings(), **data),
+        rows=rows,
+        optimizer=OptimizerConfig(**training),
+        seed=point.get("seed", 0),
+        mesh=MeshConfig(data=resources["workers"], zero_stage=resources["zero_stage"]),
+        every=EveryConfig(**sweep.every.model_dump()),
+    )
+    footprint = Footprint(**_part(resources, ("workers", "cpus_per_worker", "gpus_per_worker")))
+    return Trial(config=config, footprint=footprint)
+
+
+def _dictionary_options(sweep: SweepFile, point: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Options of the point's architecture: from `options.all`, its own, the rules and the axes, the last one wins."""
+    name = point["architecture"]
+    known = {f.name for f in fields(architecture(name).Config)}
+    given = {**sweep.options.get("all", {}), **sweep.options.get(name, {}), **settings, **point}
+    return {"architecture": name, **_part(given, known)}
+
+
+def _has_unused_axis(sweep: SweepFile, point: dict[str, Any]) -> bool:
+    """Whether an axis is an option that this point's architecture does not have."""
+    known = {f.name for f in fields(architecture(point["architecture"]).Config)} | {"architecture", "seed", "lr"}
+    return any(axis not in known for axis in sweep.axes)
+
+
+def _part(values: dict[str, Any], names: Any) -> dict[str, Any]:
+    return {name: values[name] for name in values if name in names}
