@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -54,8 +55,19 @@ def run_trial(config: dict[str, Any]) -> None:
     began = time.time()
     record = new_record(run.trial, status=RUNNING)
     run.folder.write_trial(record)
+    try:
+        torch_trainer(run, began, callbacks=[TuneReportCallback()]).fit()
+    except Exception as error:
+        timing = {"total_s": time.time() - began}
+        run.folder.write_trial(replace(record, status=FAILED, reason=reason_of(error), timing=timing))
+        return
+    run.store.delete("checkpoints")  # they served to resume; the dictionary has the weights
+
+
+def torch_trainer(run: TrialRun, began: float, *, callbacks: Sequence[Any] = ()) -> TorchTrainer:
+    """The Ray Train job of a trial that started at time `began`."""
     footprint = run.trial.footprint
-    trainer = TorchTrainer(
+    return TorchTrainer(
         train_worker,
         train_loop_config={"run": run, "began": began},
         scaling_config=ScalingConfig(
@@ -67,17 +79,10 @@ def run_trial(config: dict[str, Any]) -> None:
         run_config=RunConfig(
             name=run.trial.id,
             storage_path=run.ray_storage_path,
-            callbacks=[TuneReportCallback()],  # type: ignore[list-item]
+            callbacks=list(callbacks),
             failure_config=FailureConfig(max_failures=run.retries),
         ),
     )
-    try:
-        trainer.fit()
-    except Exception as error:
-        timing = {"total_s": time.time() - began}
-        run.folder.write_trial(replace(record, status=FAILED, reason=reason_of(error), timing=timing))
-        return
-    run.store.delete("checkpoints")  # they served to resume; the dictionary has the weights
 
 
 def train_worker(config: dict[str, Any]) -> None:

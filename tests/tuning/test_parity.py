@@ -1,0 +1,191 @@
+"""A dictionary trained through Ray and DeepSpeed is the one that a plain PyTorch loop makes, on 1 and on 2 workers."""
+
+import dataclasses
+import json
+import time
+
+import numpy as np
+import pytest
+import ray
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from storage.store import Store
+from storage.stream import local_stream
+from storage.writer import DatasetWriter
+from training.checkpoints import newest_checkpoint
+from training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
+from training.dictionaries import dictionary_config
+from tuning.orchestrate import start_servers
+from tuning.sweep_folder import SweepFolder
+from tuning.trial import TrialRun, torch_trainer, train_worker
+from tuning.trials import Footprint, Trial
+
+pytestmark = pytest.mark.ray
+
+STEPS, BATCH, D, WIDTH, L0 = 50, 256, 24, 96, 6
+OPTIMIZER = OptimizerConfig(lr=2e-3, eps=1e-4, warmup=0.1, decay=0.2, clip_norm=1.0)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    store = Store.at(str(tmp_path_factory.mktemp("data")))
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(48, D))
+    codes = rng.exponential(size=(9000, 48)) * (rng.random((9000, 48)) < 0.08)
+    writer = DatasetWriter(store=store, sites={"site": D}, chunk_rows=128, shard_rows=1280)
+    rows = torch.from_numpy(codes @ features + 3.0).float()
+    number = np.arange(len(rows))
+    writer.add({"site": rows}, {"token_id": number % 7, "position": number % 50, "document": number // 50})
+    return store, writer.close()
+
+
+def config(dataset, architecture: str, steps: int, workers: int) -> TrainingConfig:
+    store, manifest = dataset
+    return TrainingConfig(
+        # A latent silent for 300 rows counts as dead, so that AuxK takes part.
+        dictionary=dictionary_config(
+            {"architecture": architecture, "width": WIDTH, "target_l0": L0, "dead_after_rows": 300}
+        ),
+        data=DataConfig(url=store.url, dataset_id=manifest.id, site="site", batch_rows=BATCH),
+        rows=steps * BATCH,
+        optimizer=dataclasses.replace(OPTIMIZER, decay=OPTIMIZER.decay if steps > 1 else 0.0, warmup=0.0),
+        mesh=MeshConfig(data=workers, zero_stage=workers),
+        every=EveryConfig(log=1, evaluate=1000, checkpoint=1000),
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(dataset, ray_session, tmp_path_factory):
+    """Folder of each (architecture, steps, workers), all trained by the trial's own worker function."""
+
+    def train_in_turn(loop_config):  # in one group of workers: starting one takes longer than these trainings
+        for run in loop_config["run"]:
+            train_worker({**loop_config, "run": run})
+
+    servers = start_servers([node["NodeID"] for node in ray.nodes()])
+    folders = {}
+    for workers in (1, 2):
+        folder = SweepFolder(Store.at(str(tmp_path_factory.mktemp(f"workers{workers}"))))
+        runs = []
+        for architecture in ("topk", "relu", "batch_topk"):
+            for steps in (1, STEPS):
+                made = config(dataset, architecture, steps, workers)
+                footprint = Footprint(workers=workers, cpus_per_worker=1, gpus_per_worker=0)
+                run = TrialRun(
+                    trial=Trial(config=made, footprint=footprint),
+                    folder=folder,
+                    servers=servers,
+                    ray_storage_path=folder.store.local_path + "/ray",
+                )
+                runs.append(run)
+                folders[architecture, steps, workers] = run.store
+
+        trainer = torch_trainer(runs[0], time.time())
+        trainer.train_loop_per_worker, trainer.train_loop_config = train_in_turn, {"run": runs, "began": time.time()}
+        trainer.fit()
+    return folders
+
+
+class Plain:
+    """The equations of the three architectures, densely, in one process."""
+
+    def __init__(self, dataset, architecture: str) -> None:
+        self.architecture = architecture
+        site = dataset[1].sites["site"]
+        self.mean = torch.tensor(site.mean)
+        self.scale = (site.mean_squared_norm - sum(m * m for m in site.mean)) ** 0.5
+        atoms = F.normalize(torch.randn(WIDTH, D, generator=torch.Generator().manual_seed(0)), dim=1)
+        encoder = atoms * min(1.0, 2 * D / WIDTH) if architecture == "relu" else atoms
+        self.parameters = {
+            "W_enc": encoder.clone(),
+            "b_enc": torch.zeros(WIDTH),
+            "W_dec": atoms.clone(),
+            "b_dec": torch.zeros(D),
+        }
+        for p in self.parameters.values():
+            p.requires_grad_(True)
+        self.silent_rows = torch.zeros(WIDTH)
+        self.log_coefficient = np.log(0.01)
+
+    def loss(self, rows: torch.Tensor) -> torch.Tensor:
+        W_enc, b_enc, W_dec, b_dec = self.parameters.values()
+        x = (rows.float() - self.mean) / self.scale
+        z = (x - b_dec) @ W_enc.T + b_enc
+        atoms = W_dec / W_dec.norm(dim=1, keepdim=True)
+        f = self.code(z)
+        error = x - f @ atoms - b_dec
+        loss = error.square().sum(1).mean()
+        dead = self.silent_rows >= 300
+        if self.architecture == "relu":
+            loss = loss + np.exp(self.log_coefficient) * f.sum(1).mean()
+            l0 = float((f > 0).sum(1).float().mean())
+            self.log_coefficient += 0.06 * np.clip(np.log(l0 / L0), -0.5, 0.5)
+        elif dead.any():
+            loss = loss + self.auxk(z, error.detach(), atoms, dead) / 32
+        self.silent_rows = torch.where((f > 0).any(0), 0, self.silent_rows + len(rows))
+        return loss
+
+    def code(self, z: torch.Tensor) -> torch.Tensor:
+        f = F.relu(z)
+        if self.architecture == "relu":
+            return f
+        scores, k = (f.flatten()[None], L0 * len(z)) if self.architecture == "batch_topk" else (f, L0)
+        kept = torch.topk(scores, k, dim=1).indices
+        return f * torch.zeros_like(scores).scatter(1, kept, 1.0).view_as(f)
+
+    def auxk(self, z, e, atoms, dead):
+        z_dead = F.relu(z[:, dead])
+        kept = torch.topk(z_dead, min(D // 2, int(dead.sum())), dim=1)
+        code = torch.zeros_like(z_dead).scatter(1, kept.indices, kept.values)
+        e_hat = code @ atoms[dead]
+        return (e - e_hat).square().sum() / (e - e.mean(0)).square().sum()
+
+
+@pytest.fixture(scope="module")
+def plain(dataset):
+    """Losses, first gradients and final weights of the plain loop, by architecture."""
+    results = {}
+    stream = local_stream(config(dataset, "topk", STEPS, 1).data.stream_spec("train"), batch_rows=BATCH)
+    for architecture in ("topk", "relu", "batch_topk"):
+        model = Plain(dataset, architecture)
+        adam = torch.optim.Adam(model.parameters.values(), lr=0.0, eps=1e-4)
+        losses, first = [], None
+        for t in range(STEPS):
+            adam.param_groups[0]["lr"] = 2e-3 * min(1.0, (STEPS - t) / 10)
+            adam.zero_grad()
+            loss = model.loss(stream.batch(t).vectors["site"])
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters.values(), 1.0)
+            first = first or {name: p.grad.clone() for name, p in model.parameters.items()}
+            losses.append(loss.item())
+            adam.step()
+        results[architecture] = losses, first, model
+    return results
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("architecture", ["topk", "relu", "batch_topk"])
+class TestSharedTrainingEqualsThePlainLoop:
+    def test_losses_of_fifty_steps(self, trained, plain, architecture, workers):
+        text = trained[architecture, STEPS, workers].read("metrics.jsonl").decode()
+        losses = [json.loads(line)["train/loss"] for line in text.splitlines()]
+        assert len(losses) == STEPS
+        np.testing.assert_allclose(losses, plain[architecture][0], rtol=1e-5)
+
+    def test_first_gradients(self, trained, plain, architecture, workers):
+        # After one step Adam's first moment is a tenth of the gradient.
+        moments = newest_checkpoint(trained[architecture, 1, workers].at_path("checkpoints")).moments
+        for name, gradient in plain[architecture][1].items():
+            torch.testing.assert_close(10 * moments[f"exp_avg.{name}"], gradient, atol=1e-5, rtol=0)
+            assert gradient.abs().max() > 1e-3
+
+    def test_final_weights(self, trained, plain, architecture, workers):
+        folder = trained[architecture, STEPS, workers].local_path
+        weights = load_file(f"{folder}/dictionary/dictionary.safetensors")
+        model = plain[architecture][2]
+        for name, expected in model.parameters.items():
+            expected = F.normalize(expected, dim=1) if name == "W_dec" else expected
+            torch.testing.assert_close(weights[name], expected, atol=1e-4, rtol=0)
+        assert torch.equal(weights["rows_since_fired_F"], model.silent_rows.long())
