@@ -91,7 +91,10 @@ def main() -> None:
     """Entry point: turns errors into one line and an exit code."""
     logging.getLogger("lexray").addHandler(RichHandler(console=messages, show_time=False, show_path=False))
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or 0
+        if code != INTERRUPTED:  # what the command line makes of an interrupt, without a word
+            sys.exit(code)
+        raise KeyboardInterrupt
     except UserError as error:
         _fail(str(error), WRONG_INPUT)
     except CorruptDataError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,6 @@ def run_sweep_file(file: str, address: str | None, messages: Console, as_json: b
     """`lexray sweep`: check, train what is unfinished, print the frontier. Exit code 1 when a trial failed."""
     from tuning.orchestrate import plan_sweep, run_sweep
     from tuning.progress import TerminalView
-    from tuning.report import build_results
     from tuning.sweep_file import SweepFile
 
     sweep = read_config_file(file, SweepFile)
@@ -57,19 +57,16 @@ def run_sweep_file(file: str, address: str | None, messages: Console, as_json: b
         + f", {sum(t.config.num_steps for t in plan.unfinished):,} steps to do",
         highlight=False,
     )
-    if plan.unfinished:
-        from cluster.connect import connected
+    with ExitStack() as stack:
+        followers: list[Any] = []
+        if plan.unfinished:
+            from cluster.connect import connected
 
-        with messages.status("starting Ray" if address is None else f"joining {address}"):
-            connection = connected(address)
-            connection.__enter__()
-        try:
+            with messages.status("starting Ray" if address is None else f"joining {address}"):
+                stack.enter_context(connected(address))
             view = TerminalView(console=messages, num_trials=len(plan.trials), num_reused=reused)
-            table = run_sweep(plan, [view, *_wandb(plan)])
-        finally:
-            connection.__exit__(None, None, None)
-    else:
-        table = build_results(plan.folder, [trial.id for trial in plan.trials])
+            followers = [view, *_wandb(plan)]
+        table = run_sweep(plan, followers)
     _print_frontier(table, plan.folder.store, messages, as_json)
     return FAILED if (table["status"] == "failed").any() else OK
 

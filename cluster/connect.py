@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from storage.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 """Folder that holds the four packages; what a foreign cluster needs of lexray."""
 CODE_EXCLUDES = ["/.git", "/.venv", "/runs", "/tests", "/infra", "/docs", "/wandb", "**/__pycache__"]
-CONNECT_TIMEOUT_S = 30
+CONNECT_TIMEOUT_S = 10
 
 # Read by the processes that Ray starts for this command.
 PROCESS_ENV = {
@@ -26,6 +27,7 @@ PROCESS_ENV = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     # More processes than cores is normal here: most of them wait. Ray would warn of it.
     "RAY_worker_maximum_startup_concurrency": "8",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupt ends the command; what is unfinished continues next time
     "TUNE_GLOBAL_CHECKPOINT_S": "60",
 }
 
@@ -56,6 +58,7 @@ def _start_local() -> None:
 
 
 def _join(address: str) -> None:
+    _check_answers(address)
     try:
         ray.init(
             address=address,
@@ -66,3 +69,14 @@ def _join(address: str) -> None:
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--address {address}: no Ray cluster answers there ({reason})") from error
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself would try for minutes to reach an address where nobody listens."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # "auto" and the like: Ray knows where to look
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise UserError(f"--address {address}: nobody answers there ({error.strerror or error})") from error

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from storage.errors import UserError
 
@@ -39,9 +39,22 @@ def read_config_file(path: str, model: type[Model]) -> Model:
         raise UserError(f"{path}: {describe(error, model)}") from error
 
 
-def describe(error: ValidationError, model: type[BaseModel]) -> str:
+Config = TypeVar("Config")
+
+
+def checked_config(config_class: type[Config], values: dict[str, Any]) -> Config:
+    """A configuration dataclass with its fields' types checked. Raises UserError naming the first wrong field."""
+    try:
+        return TypeAdapter(config_class).validate_python(values)
+    except ValidationError as error:
+        raise UserError(describe(error)) from error
+
+
+def describe(error: ValidationError, model: type[BaseModel] = FileModel) -> str:
     """The first mistake of a validation error in one line; an unknown key comes with the nearest known one."""
-    first = error.errors()[0]
+    errors = error.errors()
+    unknown = [e for e in errors if e["type"] == "extra_forbidden"]  # often the reason why another key is missing
+    first = (unknown or errors)[0]
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = _known_keys(model, first["loc"][:-1])

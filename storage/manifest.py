@@ -61,13 +61,13 @@ class Manifest(_Frozen):
     format: Literal["lexray-activations"] = "lexray-activations"
     version: int = FORMAT_VERSION
     id: str
-    rows: int
-    chunk_rows: int
+    rows: int = Field(gt=0)
+    chunk_rows: int = Field(gt=0)
     sites: dict[str, Site]
     columns: dict[str, str] = Field(default_factory=lambda: dict(COLUMNS))
     special_token_ids: list[int] = Field(default_factory=list)
     """Token ids that the model's tokenizer calls special; rows that carry them can be filtered when read."""
-    shards: list[Shard]
+    shards: list[Shard] = Field(min_length=1)
     provenance: dict[str, Any] = Field(default_factory=dict)
 
     def site(self, name: str, *, field: str = "site") -> Site:

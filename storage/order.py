@@ -108,7 +108,8 @@ def permutation(count: int, seed: int, purpose: int, *counter: int) -> np.ndarra
     """A permutation of 0..count-1 that depends on the other arguments alone, on any machine and numpy version."""
     assert len(counter) <= 3, counter
     words = [0, *counter, 0, 0, 0][:4]  # Philox advances the first word as it draws
-    raw = np.random.Philox(counter=words, key=[seed, purpose]).random_raw(count)
+    key = np.array([seed, purpose], dtype=np.uint64)  # numpy 1 makes floats of a list with 2**63
+    raw = np.random.Philox(counter=words, key=key).random_raw(count)
     return np.argsort(raw, kind="stable")
 
 

@@ -98,7 +98,7 @@ class ServedWindows:
     """Handle of a `WindowServer` actor."""
 
     def describe(self) -> tuple[Manifest, np.ndarray]:
-        described: tuple[Manifest, np.ndarray] = ray.get(self.server.describe.remote(self.spec))
+        described: tuple[Manifest, np.ndarray] = _get(self.server.describe.remote(self.spec))
         return described
 
     def selected_rows(self) -> np.ndarray:
@@ -113,13 +113,21 @@ class ServedWindows:
         key, answer = handle
         for attempt in range(FETCH_ATTEMPTS):
             try:
-                window: Window = ray.get(ray.get(answer)[0])
+                window: Window = _get(_get(answer)[0])
                 return window
             except (ray.exceptions.ObjectLostError, ray.exceptions.ActorUnavailableError):
                 if attempt == FETCH_ATTEMPTS - 1:
                     raise
                 answer = self.server.window.remote(self.spec, key)
         raise AssertionError("unreachable")
+
+
+def _get(ref: ray.ObjectRef) -> Any:
+    """What the server answers; an error it met is raised as it was, not wrapped in a remote traceback."""
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
 
 
 def start_server(node_id: str, *, cache_bytes: int) -> Any:

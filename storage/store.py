@@ -98,7 +98,13 @@ class Store:
         """`length` bytes from `start`, fewer at the end of the file."""
         if not length:
             return b""
-        data: bytes = self.filesystem.cat_file(self._full(path), start=start, end=start + length)
+        try:
+            data: bytes = self.filesystem.cat_file(self._full(path), start=start, end=start + length)
+        except OSError:
+            size = self.size(path)  # object stores refuse a range that begins behind the end
+            if size is None or size > start:
+                raise
+            return b""
         return data
 
     def write(self, path: str, data: bytes) -> None:
@@ -122,7 +128,7 @@ class Store:
         """Bytes of the file, None when it is not there."""
         try:
             return int(self.filesystem.info(self._full(path))["size"])
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def exists(self, path: str) -> bool:
@@ -132,7 +138,7 @@ class Store:
         """Names of the folders directly below `path`, sorted; empty when there is nothing."""
         try:
             entries = self.filesystem.ls(self._full(path), detail=True)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(e["name"].rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory")
 
@@ -168,8 +174,15 @@ def reachable(what: str, url: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
-    except (OSError, ImportError) as error:
+    except Exception as error:
+        if not isinstance(error, OSError | ImportError) and not _is_of_botocore(error):
+            raise
         raise UserError(f"{what}: cannot read {url} ({_reason(error)})") from error
+
+
+def _is_of_botocore(error: Exception) -> bool:
+    """No connection, no credentials, no such profile: none of them an OSError."""
+    return any(kind.__module__ == "botocore.exceptions" for kind in type(error).__mro__)
 
 
 def _reason(error: BaseException) -> str:

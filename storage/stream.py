@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from storage.errors import UserError
 from storage.manifest import Manifest
 from storage.order import WindowKey, rank_lanes, steps_per_epoch
 from storage.windows import LocalWindows, OrderCache, StreamSpec, Window, WindowReader, WindowSource
@@ -65,16 +66,21 @@ class BatchStream:
         epoch, index = divmod(step, self.steps_per_epoch)
         share = self.batch_rows // self.spec.lanes
         batch = self._rows(epoch, index * share, (index + 1) * share)
-        self._prefetch()
+        self._prefetch(self.steps_per_epoch * share)
         return batch
 
     def every_row(self, max_rows: int | None = None) -> Iterator[Batch]:
-        """All selected rows once (or `max_rows` of them, spread over the lanes), for evaluation.
+        """All selected rows once (or `max_rows` of them, up to a multiple of `lanes`), for evaluation.
 
         Which rows come does not depend on the number of ranks. Fewer than `lanes` rows, those that the lanes leave
-        over, never come.
+        over, never come. Raises UserError when these are all that the selection keeps.
         """
         lane_rows = self._order(0).lane_rows
+        if self.total_rows and not lane_rows:
+            raise UserError(
+                f"data.lanes: {self.spec.lanes} lanes, but the {self.spec.selection.part} part of the dataset has only "
+                f"{self.total_rows} rows; lower data.lanes or raise data.held_out"
+            )
         if max_rows is not None:
             lane_rows = min(lane_rows, -(-max_rows // self.spec.lanes))
         share = max(1, self.batch_rows // self.spec.lanes)
@@ -109,14 +115,20 @@ class BatchStream:
             yield WindowKey(epoch, lane, index), start - window_begin, end - window_begin
             start, index = end, index + 1
 
-    def _prefetch(self) -> None:
-        """Ask for the window after each one in use, so that it is there when its turn comes."""
-        for key in self._held:
-            following = WindowKey(key.epoch, key.lane, key.index + 1)
-            if following.index >= len(self._order(key.epoch).windows(key.lane)):
-                following = WindowKey(key.epoch + 1, key.lane, 0)
-            if following not in self._requested and following not in self._held:
-                self._requested[following] = self.source.request(following)
+    def _prefetch(self, served_rows: int) -> None:
+        """Ask for the window after each one in use, so that it is there when its turn comes; let others go.
+
+        Of each lane the first `served_rows` rows are served in an epoch; a window of none but later ones is not read.
+        """
+        following = {self._following(key, served_rows) for key in self._held} - self._held.keys()
+        self._requested = {key: handle for key, handle in self._requested.items() if key in following}
+        for key in following - self._requested.keys():
+            self._requested[key] = self.source.request(key)
+
+    def _following(self, key: WindowKey, served_rows: int) -> WindowKey:
+        if self._order(key.epoch).window_ends(key.lane)[key.index] < served_rows:
+            return WindowKey(key.epoch, key.lane, key.index + 1)
+        return WindowKey(key.epoch + 1, key.lane, 0)
 
     def _tensor(self, site: str, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(array)

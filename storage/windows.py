@@ -28,7 +28,7 @@ class StreamSpec:
     seed: int = 0
     lanes: int = 16
     window_bytes: int = 16 * 2**20
-    """Bound on the bytes of a window (at least one chunk)."""
+    """Bound on the bytes of a window's vectors (at least one chunk)."""
 
 
 class Window(NamedTuple):

@@ -1,16 +1,38 @@
-"""One Ray for the whole test session, as `lexray` itself starts it."""
+"""One Ray and one S3 server for the whole test session."""
 
 import logging
 import os
 
 import pytest
 import ray
+from moto.server import ThreadedMotoServer
 
 from cluster.connect import PROCESS_ENV
 
 
+@pytest.fixture(scope="session", autouse=True)
+def aws_credentials():
+    """Found by every process of the session, Ray's too; of no use anywhere else."""
+    os.environ |= {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+
+
 @pytest.fixture(scope="session")
-def ray_session():
+def s3_server():
+    """Address of a real HTTP S3 server on loopback, empty at first."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def ray_session(aws_credentials):
+    """Address of a local Ray of 4 CPUs, started as `lexray` starts one."""
     os.environ.update(PROCESS_ENV)
     os.environ["OMP_NUM_THREADS"] = "1"
     ray.init(

@@ -11,6 +11,7 @@ from training.checkpoints import Checkpoint, CheckpointWriter
 from training.engine import Engine
 from training.loop import StepRecord
 from training.metrics import evaluate
+from training.metrics_log import MetricsLog
 from training.saved import to_state_dict
 
 Emit = Callable[[dict[str, float]], None]
@@ -72,15 +73,21 @@ class EvaluateHook:
 
 @dataclass(kw_only=True)
 class CheckpointHook:
-    """The whole state, gathered on every rank and written by rank 0."""
+    """The whole state, gathered on every rank and written by rank 0.
+
+    What was logged is written first, so that a resumed trial has every record up to its checkpoint.
+    """
 
     every: int
     engine: Engine
     writer: CheckpointWriter | None
     """None on ranks other than 0."""
+    metrics_log: MetricsLog | None
+    """None on ranks other than 0."""
 
     def __call__(self, record: StepRecord) -> None:
         weights = to_state_dict(self.engine.full_parameters(), self.engine.dictionary)
         checkpoint = Checkpoint(record.step, weights, self.engine.full_moments())
-        if self.writer is not None:
+        if self.writer is not None and self.metrics_log is not None:
+            self.metrics_log.flush()
             self.writer.save(checkpoint)

@@ -98,7 +98,7 @@ class Trainer:
             rows=rows,
             emit=emit_evaluation,
         )
-        checkpoint = CheckpointHook(every=every.checkpoint, engine=engine, writer=writer)
+        checkpoint = CheckpointHook(every=every.checkpoint, engine=engine, writer=writer, metrics_log=metrics_log)
         for record in training_steps(config, stream, engine, rows, start=start):
             run_hooks([log, evaluation, checkpoint], record, config.num_steps)
         metrics = evaluation.last or evaluation.evaluate()  # resumed after the last step: nothing was evaluated yet

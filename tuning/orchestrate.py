@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import ray
 from ray import tune
-from ray.actor import ActorHandle
 
 from storage.manifest import Manifest, load_manifest
 from storage.server import start_server
@@ -72,27 +72,27 @@ def count_training_rows(sweep: SweepFile, manifest: Manifest) -> int:
 
 def run_sweep(plan: SweepPlan, followers: Sequence[Follower]) -> pd.DataFrame:
     """Train what is unfinished on the connected Ray cluster; write and return the frontier table."""
-    nodes = cluster_nodes()
-    refuse_what_never_fits(plan.unfinished, list(nodes.values()))
-    plan.folder.store.write("sweep.yaml", plan.text.encode())
     if plan.unfinished:
-        servers = start_servers(list(nodes))
-        runs = [
-            TrialRun(
-                trial=trial,
-                folder=plan.folder,
-                servers=servers,
-                retries=plan.sweep.retries,
-                ray_storage_path=_ray_storage_path(plan.folder.store),
-            )
-            for trial in plan.unfinished
-        ]
-        with FollowThread(folder=plan.folder, followers=followers) as follow:
-            _tune(runs, list(nodes.values()), follow)
+        nodes = cluster_nodes()
+        refuse_what_never_fits(plan.unfinished, list(nodes.values()))
+        plan.folder.store.write("sweep.yaml", plan.text.encode())
+        with window_servers(list(nodes)) as servers, FollowThread(folder=plan.folder, followers=followers) as follow:
+            _tune(_runs(plan, servers), list(nodes.values()), follow)
             _close_unfinished(plan)
-        for server in servers.values():
-            ray.kill(server)
     return build_results(plan.folder, [trial.id for trial in plan.trials])
+
+
+def _runs(plan: SweepPlan, servers: dict[str, Any]) -> list[TrialRun]:
+    return [
+        TrialRun(
+            trial=trial,
+            folder=plan.folder,
+            servers=servers,
+            retries=plan.sweep.retries,
+            ray_storage_path=_ray_storage_path(plan.folder.store),
+        )
+        for trial in plan.unfinished
+    ]
 
 
 def _tune(runs: list[TrialRun], nodes: list[Node], follow: FollowThread) -> None:
@@ -129,11 +129,17 @@ def cluster_nodes() -> dict[str, Node]:
     }
 
 
-def start_servers(node_ids: list[str]) -> dict[str, ActorHandle]:
-    """A window server on each node."""
+@contextmanager
+def window_servers(node_ids: list[str]) -> Iterator[dict[str, Any]]:
+    """A window server on each node, by node id, for as long as the sweep runs."""
     store_bytes = ray.cluster_resources().get("object_store_memory", 0.0) / max(1, len(node_ids))
     cache_bytes = int(store_bytes * STREAM_CACHE_SHARE)
-    return {node_id: start_server(node_id, cache_bytes=cache_bytes) for node_id in node_ids}
+    servers = {node_id: start_server(node_id, cache_bytes=cache_bytes) for node_id in node_ids}
+    try:
+        yield servers
+    finally:
+        for server in servers.values():
+            ray.kill(server)
 
 
 def _ray_storage_path(store: Store) -> str:

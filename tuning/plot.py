@@ -121,7 +121,7 @@ def _style(axes: Axes, points: pd.DataFrame, narrow: bool) -> None:
     axes.set_xlim(2 ** (low - margin), 2 ** (high + margin))
     if high - low < 1.5:
         # Powers of two alone could leave such a short axis without a single number.
-        axes.set_xticks(np.exp2(np.linspace(low - margin / 2, high + margin / 2, 3)))
+        axes.xaxis.set_major_locator(LogLocator(base=2, subs=(1, 1.25, 1.5, 1.75), numticks=14))
     else:
         axes.xaxis.set_major_locator(LogLocator(base=2, numticks=6 if narrow else 14))
     axes.xaxis.set_minor_locator(NullLocator())

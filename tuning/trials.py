@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
+from storage.config_file import checked_config
 from storage.errors import UserError
 from storage.manifest import Manifest
 from storage.order import rank_lanes, steps_per_epoch
@@ -77,7 +78,8 @@ def _trial(sweep: SweepFile, manifest: Manifest, training_rows: int, point: dict
         if rule.matches(point):
             settings |= rule.set
     resources = sweep.resources.model_dump() | _part(settings, sweep.resources.model_fields)
-    rank_lanes(0, resources["workers"], sweep.data.lanes)
+    footprint = checked_config(Footprint, _part(resources, ("workers", "cpus_per_worker", "gpus_per_worker")))
+    rank_lanes(0, footprint.workers, sweep.data.lanes)
     training = sweep.training.model_dump() | _part(settings, ("lr", "rows")) | _part(point, ("lr",))
     rows = training.pop("rows") or math.ceil(training["epochs"] * training_rows)
     training.pop("epochs")
@@ -87,13 +89,19 @@ def _trial(sweep: SweepFile, manifest: Manifest, training_rows: int, point: dict
         dictionary=dictionary_config(_dictionary_options(sweep, point, settings)),
         data=DataConfig(url=url, dataset_id=manifest.id, storage=sweep.storage.settings(), **data),
         rows=rows,
-        optimizer=OptimizerConfig(**training),
-        seed=point.get("seed", 0),
-        mesh=MeshConfig(data=resources["workers"], zero_stage=resources["zero_stage"]),
+        optimizer=checked_config(OptimizerConfig, training),
+        seed=_seed(point),
+        mesh=checked_config(MeshConfig, {"data": footprint.workers, "zero_stage": resources["zero_stage"]}),
         every=EveryConfig(**sweep.every.model_dump()),
     )
-    footprint = Footprint(**_part(resources, ("workers", "cpus_per_worker", "gpus_per_worker")))
     return Trial(config=config, footprint=footprint)
+
+
+def _seed(point: dict[str, Any]) -> int:
+    seed = point.get("seed", 0)
+    if not isinstance(seed, int) or seed < 0:
+        raise UserError(f"axes.seed: {seed!r} is not a whole number of at least 0")
+    return seed
 
 
 def _dictionary_options(sweep: SweepFile, point: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from storage.writer import DatasetWriter
 from training.checkpoints import newest_checkpoint
 from training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
 from training.dictionaries import dictionary_config
-from tuning.orchestrate import start_servers
+from tuning.orchestrate import window_servers
 from tuning.sweep_folder import SweepFolder
 from tuning.trial import TrialRun, torch_trainer, train_worker
 from tuning.trials import Footprint, Trial
@@ -64,27 +64,30 @@ def trained(dataset, ray_session, tmp_path_factory):
         for run in loop_config["run"]:
             train_worker({**loop_config, "run": run})
 
-    servers = start_servers([node["NodeID"] for node in ray.nodes()])
     folders = {}
-    for workers in (1, 2):
-        folder = SweepFolder(Store.at(str(tmp_path_factory.mktemp(f"workers{workers}"))))
-        runs = []
-        for architecture in ("topk", "relu", "batch_topk"):
-            for steps in (1, STEPS):
-                made = config(dataset, architecture, steps, workers)
-                footprint = Footprint(workers=workers, cpus_per_worker=1, gpus_per_worker=0)
-                run = TrialRun(
-                    trial=Trial(config=made, footprint=footprint),
+    with window_servers([node["NodeID"] for node in ray.nodes()]) as servers:
+        for workers in (1, 2):
+            folder = SweepFolder(Store.at(str(tmp_path_factory.mktemp(f"workers{workers}"))))
+            runs = [
+                TrialRun(
+                    trial=Trial(
+                        config=config(dataset, architecture, steps, workers),
+                        footprint=Footprint(workers=workers, cpus_per_worker=1, gpus_per_worker=0),
+                    ),
                     folder=folder,
                     servers=servers,
                     ray_storage_path=folder.store.local_path + "/ray",
                 )
-                runs.append(run)
-                folders[architecture, steps, workers] = run.store
-
-        trainer = torch_trainer(runs[0], time.time())
-        trainer.train_loop_per_worker, trainer.train_loop_config = train_in_turn, {"run": runs, "began": time.time()}
-        trainer.fit()
+                for architecture in ("topk", "relu", "batch_topk")
+                for steps in (1, STEPS)
+            ]
+            trainer = torch_trainer(runs[0], time.time())
+            trainer.train_loop_per_worker = train_in_turn
+            trainer.train_loop_config = {"run": runs, "began": time.time()}
+            trainer.fit()
+            for run in runs:
+                made = run.trial.config
+                folders[made.dictionary.architecture, made.num_steps, workers] = run.store
     return folders
 
 

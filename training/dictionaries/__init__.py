@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from storage.config_file import nearest
+from storage.config_file import checked_config, nearest
 from storage.errors import UserError
 from training.dictionaries.base import Dictionary, DictionaryConfig
 from training.dictionaries.batch_topk import BatchTopK
@@ -34,4 +34,4 @@ def dictionary_config(options: dict[str, Any]) -> DictionaryConfig:
     for name in options:
         if name not in known:
             raise UserError(f"{name}: unknown option of {config_class.architecture}{nearest(name, known)}")
-    return config_class(**options)
+    return checked_config(config_class, options)

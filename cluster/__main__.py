@@ -1,0 +1,5 @@
+"""`python -m cluster` is `lexray`."""
+
+from cluster.cli import main
+
+main()

@@ -1,0 +1,118 @@
+"""Held-out and training rows: disjoint by document, together all rows, drawn by the seed and the share alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic import Written, write_rows
+
+from storage.errors import CorruptDataError, UserError
+from storage.reader import DatasetReader
+from storage.selection import Selection, held_out_documents, select_rows
+from storage.stream import local_stream
+from storage.windows import StreamSpec
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Written:
+    """Two shards, 40 documents of 10 rows, of which every seventh row and all of document 3 are special."""
+    row = np.arange(400)
+    return write_rows(tmp_path, [230, 170], special=(row % 7 == 0) | (row // 10 == 3))
+
+
+def rows_of(written: Written, **choice: Any) -> set[int]:
+    """Numbers of the rows that a selection keeps."""
+    selected = select_rows(DatasetReader(written.store, written.manifest), Selection(**choice))
+    assert selected.counts.sum() == sum(mask.sum() for mask in selected.masks)
+    return set(np.flatnonzero(np.concatenate(selected.masks)).tolist())
+
+
+def documents_of(written: Written, rows: set[int]) -> set[int]:
+    return set(written.columns["document"][sorted(rows)].tolist())
+
+
+@pytest.mark.parametrize("drop_special", [True, False])
+@pytest.mark.parametrize("held_out", [0.01, 0.05, 0.3, 0.99])
+def test_held_out_and_training_rows_are_all_rows_and_share_no_document(
+    written: Written, held_out: float, drop_special: bool
+) -> None:
+    choice = {"held_out": held_out, "drop_special": drop_special}
+    train, held = rows_of(written, part="train", **choice), rows_of(written, part="held_out", **choice)
+    assert not documents_of(written, train) & documents_of(written, held)
+    assert train
+    assert train | held == rows_of(written, part="all", **choice)
+
+
+def test_special_rows_are_dropped_or_kept(written: Written) -> None:
+    special = set(np.flatnonzero(written.columns["token_id"] == 0).tolist())
+    assert rows_of(written, part="all", drop_special=False) == set(range(400))
+    assert rows_of(written, part="all", drop_special=True) == set(range(400)) - special
+
+
+def test_held_out_documents_are_the_same_with_and_without_special_rows(written: Written) -> None:
+    with_special = rows_of(written, part="held_out", held_out=0.3, drop_special=False)
+    without = rows_of(written, part="held_out", held_out=0.3, drop_special=True)
+    assert without == with_special & rows_of(written, part="all", drop_special=True)
+
+
+def test_nothing_is_held_out_at_a_share_of_zero(written: Written) -> None:
+    assert rows_of(written, part="held_out", held_out=0) == set()
+    assert rows_of(written, part="train", held_out=0) == rows_of(written, part="all")
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(2, 300), st.floats(0.001, 0.999), st.integers(0, 2**63))
+def test_the_share_is_met_and_both_parts_get_a_document(count: int, share: float, seed: int) -> None:
+    documents = np.arange(count) * 3
+    held = held_out_documents(documents, share, seed)
+    assert len(set(held.tolist())) == len(held) == min(count - 1, max(1, round(share * count)))
+    assert set(held.tolist()) <= set(documents.tolist())
+
+
+def test_a_larger_share_holds_out_more_of_the_same_documents() -> None:
+    documents = np.arange(100)
+    small, large = (set(held_out_documents(documents, share, seed=1).tolist()) for share in (0.1, 0.2))
+    assert small < large
+    assert small != set(held_out_documents(documents, 0.1, seed=2).tolist())
+
+
+def test_the_held_out_documents_of_a_seed_never_change() -> None:
+    """Metrics of older runs compare with newer ones only while these stay."""
+    assert held_out_documents(np.arange(100), 0.05, seed=0).tolist() == [40, 6, 96, 86, 52]
+
+
+def test_a_dataset_of_one_document_cannot_hold_any_out(tmp_path: Path) -> None:
+    written = write_rows(tmp_path, 50, rows_per_document=50)
+    for part in ("train", "held_out"):
+        with pytest.raises(UserError) as caught:
+            rows_of(written, part=part, held_out=0.05)
+        assert str(caught.value) == "data.held_out: 0.05 of documents, but the dataset has 1; set it to 0"
+    assert len(rows_of(written, part="train", held_out=0)) == 50
+    assert len(rows_of(written, part="all", held_out=0.05)) == 50
+
+
+def test_streams_serve_their_part(written: Written) -> None:
+    def served(part: str) -> set[int]:
+        selection = Selection(part=part, held_out=0.3)  # type: ignore[arg-type]
+        spec = StreamSpec(store=written.store, sites=("x",), selection=selection, lanes=1)
+        return {int(row) for batch in local_stream(spec, batch_rows=7).every_row() for row in batch.row_ids}
+
+    for part in ("train", "held_out", "all"):
+        assert served(part) == rows_of(written, part=part, held_out=0.3)
+
+
+def test_a_flipped_byte_in_a_column_is_found_before_the_first_step(written: Written) -> None:
+    shard = written.manifest.shards[1]
+    for column, part in (("document", "train"), ("token_id", "all")):
+        whole = written.store.read(shard.file)
+        data = bytearray(whole)
+        data[shard.offsets[column] + 4 * 8 * 3] ^= 128  # in chunk 3
+        written.store.write(shard.file, bytes(data))
+        with pytest.raises(CorruptDataError, match=f"shard shards/000001.safetensors, {column}, chunk 3: checksum "):
+            rows_of(written, part=part)
+        written.store.write(shard.file, whole)

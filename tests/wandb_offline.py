@@ -1,0 +1,47 @@
+"""Read W&B's offline files, which W&B itself offers no reader for.
+
+They are LevelDB logs: a header of 7 bytes, then blocks of 32,768 bytes with records (crc 4, length 2, type 1: full,
+first, middle, last) whose joined payload is a protobuf `Record`.
+"""
+
+import json
+import struct
+from pathlib import Path
+
+from wandb.proto import wandb_internal_pb2
+
+HEADER, BLOCK, LAST_PARTS = 7, 32_768, (1, 4)
+
+
+def read_offline(folder: Path) -> tuple[dict, list[dict]]:
+    """Attributes of the run (id, group, project, config) and its logged history."""
+    (file,) = folder.glob("*.wandb")
+    run: dict = {}
+    history: list[dict] = []
+    for payload in _payloads(file.read_bytes()):
+        record = wandb_internal_pb2.Record.FromString(payload)
+        if record.HasField("run"):
+            config = {item.key: json.loads(item.value_json) for item in record.run.config.update}
+            run = {"id": record.run.run_id, "group": record.run.run_group, "project": record.run.project} | config
+        if record.HasField("history"):
+            history.append({_key(item): json.loads(item.value_json) for item in record.history.item})
+    return run, history
+
+
+def _key(item) -> str:
+    return item.key or ".".join(item.nested_key)
+
+
+def _payloads(data: bytes):
+    position, joined = HEADER, b""
+    while position + 7 <= len(data):
+        left = BLOCK - position % BLOCK
+        if left < 7:
+            position += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
+        joined += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in LAST_PARTS:
+            yield joined
+            joined = b""
