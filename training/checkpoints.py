@@ -25,7 +25,7 @@ from storage.writer import chunk_checksum
 
 log = logging.getLogger("lexray")
 
-MANIFEST = "manifest.json"
+MANIFEST, VERSION = "manifest.json", 1
 WEIGHTS, OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
 FAILURES_IN_A_ROW = 3
 
@@ -45,23 +45,26 @@ def write_checkpoint(store: Store, checkpoint: Checkpoint) -> None:
     files = {WEIGHTS: save(checkpoint.weights), OPTIMIZER: save(checkpoint.moments)}
     for name, data in files.items():
         store.write(f"{folder}/{name}", data)
-    parts = {name: {"bytes": len(data), "xxh3": chunk_checksum(data)} for name, data in files.items()}
-    store.write(f"{folder}/{MANIFEST}", json.dumps({"version": 1, "step": checkpoint.step, "files": parts}).encode())
+    parts = {name: _size_and_checksum(data) for name, data in files.items()}
+    manifest = {"version": VERSION, "step": checkpoint.step, "files": parts}
+    store.write(f"{folder}/{MANIFEST}", json.dumps(manifest).encode())
 
 
 def read_checkpoint(store: Store, folder: str) -> Checkpoint:
     """Raises CorruptDataError naming the file when the manifest or a part is missing or not as promised."""
     try:
-        manifest = json.loads(store.read(f"{folder}/{MANIFEST}"))
-        data = {name: store.read(f"{folder}/{name}") for name in manifest["files"]}
-    except FileNotFoundError as error:
-        raise CorruptDataError(f"{folder}: incomplete, {error} is missing") from error
-    except (ValueError, KeyError) as error:
-        raise CorruptDataError(f"{folder}/{MANIFEST}: not a manifest") from error
-    for name, promised in manifest["files"].items():
-        if len(data[name]) != promised["bytes"] or chunk_checksum(data[name]) != promised["xxh3"]:
-            raise CorruptDataError(f"{folder}/{name}: {len(data[name])} bytes do not match the manifest's checksum")
-    return Checkpoint(manifest["step"], load(data[WEIGHTS]), load(data[OPTIMIZER]))
+        manifest = json.loads(_read(store, folder, MANIFEST))
+        step, promised = manifest["step"], {name: manifest["files"][name] for name in (WEIGHTS, OPTIMIZER)}
+        intact = manifest["version"] == VERSION and folder == folder_of(step)
+    except (ValueError, KeyError, TypeError):
+        intact = False
+    if not intact:
+        raise CorruptDataError(f"{folder}/{MANIFEST}: not the manifest of this checkpoint")
+    data = {name: _read(store, folder, name) for name in promised}
+    for name, part in data.items():
+        if _size_and_checksum(part) != promised[name]:
+            raise CorruptDataError(f"{folder}/{name}: {len(part)} bytes do not match the manifest's checksum")
+    return Checkpoint(step, load(data[WEIGHTS]), load(data[OPTIMIZER]))
 
 
 def newest_checkpoint(store: Store) -> Checkpoint | None:
@@ -76,6 +79,17 @@ def newest_checkpoint(store: Store) -> Checkpoint | None:
 
 def folder_of(step: int) -> str:
     return f"step-{step:09d}"
+
+
+def _size_and_checksum(data: bytes) -> dict[str, int | str]:
+    return {"bytes": len(data), "xxh3": chunk_checksum(data)}
+
+
+def _read(store: Store, folder: str, name: str) -> bytes:
+    try:
+        return store.read(f"{folder}/{name}")
+    except FileNotFoundError as error:
+        raise CorruptDataError(f"{folder}: incomplete, {name} is missing") from error
 
 
 @dataclass(kw_only=True)
@@ -99,8 +113,10 @@ class CheckpointWriter:
 
     def close(self) -> None:
         """Wait for the last save."""
-        self._await()
-        self._pool.shutdown()
+        try:
+            self._await()
+        finally:
+            self._pool.shutdown()
 
     def _write(self, checkpoint: Checkpoint) -> None:
         write_checkpoint(self.store, checkpoint)

@@ -28,6 +28,9 @@ from tuning.trials import Trial
 TARGET_TOLERANCE = 0.1
 """A trial whose L0 is further from its target than this share has missed it."""
 
+REPORTS = 20
+"""Evaluations of a training that reach Tune at most."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRun:
@@ -85,6 +88,24 @@ def torch_trainer(run: TrialRun, began: float, *, callbacks: Sequence[Any] = ())
     )
 
 
+@dataclass
+class BoundedReports:
+    """Evaluations as they go to Tune: at most `REPORTS` of a training, chosen by the step alone.
+
+    Every rank must report equally often, and a report waits until Ray Train has fetched the one before, which it does
+    a few times a second at best: frequent ones would slow the training.
+    """
+
+    num_steps: int
+    reported: int = 0
+
+    def __call__(self, record: dict[str, float]) -> None:
+        due = int(record["step"]) * REPORTS // self.num_steps
+        if due > self.reported:
+            self.reported = due
+            ray.train.report(record)
+
+
 def train_worker(config: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
     run: TrialRun = config["run"]
@@ -94,7 +115,7 @@ def train_worker(config: dict[str, Any]) -> None:
         config=run.trial.config,
         store=run.store,
         open_stream=_nearest_stream(run.servers),
-        on_evaluation=ray.train.report,
+        on_evaluation=BoundedReports(run.trial.config.num_steps),
         rank=context.get_world_rank(),
         num_ranks=context.get_world_size(),
     )

@@ -203,6 +203,7 @@ def test_the_command_joins_a_running_cluster(data, ray_session, tmp_path):
 @pytest.mark.slow
 def test_an_interrupted_sweep_says_so_and_continues(data, ray_session, tmp_path):
     changes = {
+        "every": {"log": 10, "evaluate": 1000, "checkpoint": 20},
         "training": {"rows": 128 * 6000, "lr": 0.003},
         "axes": {"architecture": "topk", "width": 256, "target_l0": 4},
     }

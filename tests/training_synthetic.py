@@ -1,0 +1,157 @@
+"""Rows made of known sparse features, configurations to train on them, and a data axis of two threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from synthetic import write_rows
+from torch import Tensor
+
+from storage.manifest import Manifest
+from storage.store import Store
+from training.axes import ALL_ROWS
+from training.config import DataConfig, EveryConfig, OptimizerConfig, TrainingConfig
+from training.dictionaries import architecture, dictionary_config
+from training.dictionaries.base import Dictionary, SiteStatistics
+
+ARCHITECTURES = ("topk", "batch_topk", "relu")
+BATCH_ROWS = 64
+STEPS = 60
+
+
+class Features(NamedTuple):
+    """Rows whose features are known."""
+
+    atoms: Tensor
+    """Unit-norm features (num_features, width)."""
+    rows: Tensor
+    """(num_rows, width), float32."""
+
+
+def sparse_features(
+    num_features: int, width: int, *, active: float, rows: int, noise: float = 0.01, shift: float = 1.0, seed: int = 0
+) -> Features:
+    """Rows that are sums of about `active` features with positive coefficients between 0.5 and 1.5, and some noise."""
+    generator = torch.Generator().manual_seed(seed)
+    atoms = F.normalize(torch.randn(num_features, width, generator=generator), dim=1)
+    present = torch.rand(rows, num_features, generator=generator) < active / num_features
+    code = (0.5 + torch.rand(rows, num_features, generator=generator)) * present
+    values = code @ atoms + shift + noise * torch.randn(rows, width, generator=generator)
+    return Features(atoms, values)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset of one site, `site`, on this disk."""
+
+    store: Store
+    manifest: Manifest
+    features: Features
+
+
+def write_features(folder: Path | str, features: Features) -> Dataset:
+    """Store rows as float32, in documents of 20."""
+    written = write_rows(
+        folder,
+        len(features.rows),
+        vectors={"site": features.rows},
+        dtype="float32",
+        chunk_rows=64,
+        rows_per_document=20,
+    )
+    return Dataset(written.store, written.manifest, features)
+
+
+def small_dataset(folder: Path | str) -> Dataset:
+    """3,200 rows of width 12 made of 24 features."""
+    return write_features(folder, sparse_features(24, 12, active=3, rows=3200))
+
+
+def small_config(dataset: Dataset, name: str, **changes: Any) -> TrainingConfig:
+    """A training of `STEPS` steps; keyword arguments replace fields of the configuration, `dictionary` adds options."""
+    options = {
+        "architecture": name,
+        "width": 40,
+        "target_l0": 3,
+        "dead_after_rows": 256,
+        **changes.pop("dictionary", {}),
+    }
+    config = TrainingConfig(
+        dictionary=dictionary_config(options),
+        data=DataConfig(
+            url=dataset.store.url,
+            dataset_id=dataset.manifest.id,
+            site="site",
+            batch_rows=BATCH_ROWS,
+            held_out=0.1,
+            window_bytes=2**13,
+        ),
+        rows=STEPS * BATCH_ROWS,
+        optimizer=OptimizerConfig(lr=3e-3),
+        every=EveryConfig(log=5, evaluate=10, checkpoint=20, eval_rows=128),
+    )
+    return replace(config, **changes)
+
+
+def random_dictionary(
+    name: str, *, width: int, site_width: int, seed: int = 0, rows: Any = ALL_ROWS, **options: Any
+) -> Dictionary:
+    """A dictionary in float64 whose every parameter is random: atoms of any norm, biases away from zero."""
+    generator = torch.Generator().manual_seed(seed)
+    mean = torch.randn(site_width, generator=generator)
+    site = SiteStatistics(mean=tuple(mean.tolist()), mean_squared_norm=float(mean.square().sum()) + 2.5)
+    config = dictionary_config({"architecture": name, "width": width, **options})
+    made = architecture(name)(config, site, seed=seed, rows=rows).double()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.copy_(noise / parameter.shape[-1] ** 0.5)
+    return made
+
+
+# Two ranks in one process -----------------------------------------------------------------------------------------
+
+
+class Meeting:
+    """Where two threads show each other their values."""
+
+    def __init__(self, size: int = 2) -> None:
+        self._barrier = threading.Barrier(size, timeout=30)
+        self._values: list[Tensor] = [torch.empty(0)] * size
+
+    def exchange(self, rank: int, value: Tensor) -> list[Tensor]:
+        self._values[rank] = value
+        self._barrier.wait()
+        everyones = list(self._values)
+        self._barrier.wait()
+        return everyones
+
+
+@dataclass(frozen=True)
+class ThreadRows:
+    """A data axis of two ranks that are threads; what it answers is computed on all ranks' values at once."""
+
+    meeting: Meeting
+    rank: int
+    size: int = 2
+
+    def sum(self, values: Tensor) -> Tensor:
+        return torch.stack(self.meeting.exchange(self.rank, values)).sum(0)
+
+    def kth_largest(self, values: Tensor, k: int) -> Tensor:
+        return ALL_ROWS.kth_largest(torch.cat(self.meeting.exchange(self.rank, values)), k)
+
+
+def on_two_ranks(work: Callable[[int, ThreadRows], Any]) -> list[Any]:
+    """What `work(rank, rows)` returns on each of two ranks that run at once."""
+    meeting = Meeting()
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(work, rank, ThreadRows(meeting, rank)) for rank in range(2)]
+        return [future.result() for future in futures]
