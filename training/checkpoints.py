@@ -120,8 +120,12 @@ class CheckpointWriter:
 
     def _write(self, checkpoint: Checkpoint) -> None:
         write_checkpoint(self.store, checkpoint)
-        for folder in self.store.list_folders()[: -self.keep]:
-            self.store.delete(folder)
+        # Later steps are damaged leftovers of an attempt before this one: training would have resumed from them.
+        folders = self.store.list_folders()
+        kept = [folder for folder in folders if folder <= folder_of(checkpoint.step)][-self.keep :]
+        for folder in folders:
+            if folder not in kept:
+                self.store.delete(folder)
 
     def _await(self) -> None:
         if self._under_way is None:

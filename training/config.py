@@ -63,10 +63,16 @@ class OptimizerConfig:
     """Share of the steps, at the end, over which it falls linearly to zero."""
 
     def __post_init__(self) -> None:
-        if self.lr != "auto" and self.lr <= 0:
+        if self.lr != "auto" and not self.lr > 0:
             raise UserError(f"lr: {self.lr} must be above 0")
-        if not 0 <= self.warmup + self.decay <= 1:
-            raise UserError(f"warmup {self.warmup} and decay {self.decay}: their sum must be within 0 and 1")
+        if not (self.warmup >= 0 and self.decay >= 0 and self.warmup + self.decay <= 1):
+            raise UserError(f"warmup {self.warmup} and decay {self.decay}: neither below 0, nor their sum above 1")
+        for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
+            if not 0 <= value < 1:
+                raise UserError(f"{name}: {value} must be at least 0 and below 1")
+        for name, value in (("eps", self.eps), ("clip_norm", self.clip_norm)):
+            if not value >= 0:
+                raise UserError(f"{name}: {value} is below 0")
 
     def peak_lr(self, width: int) -> float:
         return 2e-4 / (width / 2**14) ** 0.5 if self.lr == "auto" else self.lr
@@ -149,6 +155,7 @@ class TrainingConfig:
             del content["every"][name]
         for name in ("url", "storage"):
             del content["data"][name]
+        content = json.loads(json.dumps(content), parse_float=_number)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
     def to_dict(self) -> dict[str, Any]:
@@ -166,3 +173,9 @@ class TrainingConfig:
             mesh=MeshConfig(**content["mesh"]),
             every=EveryConfig(**content["every"]),
         )
+
+
+def _number(text: str) -> float:
+    """8.0 as 8: equal configurations have equal hashes."""
+    value = float(text)
+    return int(value) if value.is_integer() else value

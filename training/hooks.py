@@ -59,8 +59,7 @@ class EvaluateHook:
     """The newest metrics, without prefix."""
 
     def __call__(self, record: StepRecord) -> None:
-        with self.engine.whole_parameters():
-            self.last = self.evaluate()
+        self.last = self.evaluate()
         self.engine.dictionary.after_evaluation(self.last)
         values = {f"eval/{name}": value for name, value in self.last.items() if name != "rows"}
         self.emit({"step": record.step, "rows": record.step * record.batch.rows, **values})
@@ -68,7 +67,8 @@ class EvaluateHook:
     def evaluate(self) -> dict[str, float]:
         site = self.stream.spec.sites[0]
         batches = (b.vectors[site].to(self.engine.device) for b in self.stream.every_row(self.max_rows))
-        return evaluate(self.engine.dictionary, batches, self.rows)
+        with self.engine.whole_parameters():
+            return evaluate(self.engine.dictionary, batches, self.rows)
 
 
 @dataclass(kw_only=True)

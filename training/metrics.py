@@ -24,7 +24,8 @@ def evaluate(dictionary: Dictionary, batches: Iterable[Tensor], rows: Rows = ALL
     - `dead_fraction`: share of latents that were active in none of the last `dead_after_rows` training rows.
     - `rows`: how many rows were seen.
     """
-    sums = torch.zeros(5 + len(dictionary.mean_D), dtype=torch.float64)
+    device = dictionary.mean_D.device  # the ranks' own: NCCL adds up nothing on the host
+    sums = torch.zeros(5 + len(dictionary.mean_D), dtype=torch.float64, device=device)
     for x_BD in batches:
         code = dictionary.encode(x_BD)
         centred_BD = x_BD.double() - dictionary.mean_D.double()
@@ -33,8 +34,8 @@ def evaluate(dictionary: Dictionary, batches: Iterable[Tensor], rows: Rows = ALL
         explained = (1 - error_B / squares_B.clamp_min(1e-12)).sum()
         scalars = [error_B.sum(), squares_B.sum(), explained, code.active_per_row.sum().double()]
         sums[0] += len(x_BD)
-        sums[1:5] += torch.stack(scalars).cpu()
-        sums[5:] += centred_BD.sum(0).cpu()
+        sums[1:5] += torch.stack(scalars)
+        sums[5:] += centred_BD.sum(0)
     sums = rows.sum(sums)
     num_rows, error, squares, explained_rows, active = sums[:5].tolist()
     variance = squares - float(sums[5:].square().sum()) / max(1.0, num_rows)

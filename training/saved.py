@@ -47,15 +47,17 @@ def load_dictionary(url: str, settings: StorageSettings | None = None) -> Dictio
     """
     store = Store.at(url, settings)
     content = read_dictionary_config(store)
-    config = dictionary_config(content["dictionary"])
-    empty = SiteStatistics(mean=(0.0,) * content["site_width"], mean_squared_norm=1.0)
+    try:
+        config = dictionary_config(content["dictionary"])
+        empty = SiteStatistics(mean=(0.0,) * content["site_width"], mean_squared_norm=1.0)
+    except (KeyError, TypeError, UserError) as error:
+        raise UserError(f"dictionary {store.url}: {CONFIG} does not describe a dictionary ({error})") from error
     dictionary = architecture(config.architecture)(config, empty)
     try:
         dictionary.load_state_dict(load(store.read(TENSORS)))
     except (FileNotFoundError, SafetensorError, RuntimeError) as error:
-        raise UserError(
-            f"dictionary {store.url}: {TENSORS} is missing or damaged ({str(error).splitlines()[0]})"
-        ) from error
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"dictionary {store.url}: {TENSORS} is missing or damaged ({reason})") from error
     return dictionary.eval().requires_grad_(False)
 
 
@@ -67,6 +69,8 @@ def read_dictionary_config(store: Store) -> dict[str, Any]:
         raise UserError(f"dictionary {store.url}: no {CONFIG} there") from error
     except ValueError as error:
         raise UserError(f"dictionary {store.url}: {CONFIG} is not valid JSON") from error
+    if not isinstance(content, dict):
+        raise UserError(f"dictionary {store.url}: {CONFIG} holds no settings")
     if content.get("format") != FORMAT or content.get("version") != FORMAT_VERSION:
         raise UserError(
             f"dictionary {store.url}: {CONFIG} has format {content.get('format')} version {content.get('version')}, "

@@ -55,6 +55,8 @@ class Trainer:
     config: TrainingConfig
     store: Store
     """Folder of the trial."""
+    trial: str = ""
+    """Id of the trial, for people who find the dictionary."""
     open_stream: OpenStream = read_locally
     on_evaluation: Emit = lambda record: None
     """Called on every rank with the record of every evaluation."""
@@ -99,13 +101,16 @@ class Trainer:
             emit=emit_evaluation,
         )
         checkpoint = CheckpointHook(every=every.checkpoint, engine=engine, writer=writer, metrics_log=metrics_log)
-        for record in training_steps(config, stream, engine, rows, start=start):
-            run_hooks([log, evaluation, checkpoint], record, config.num_steps)
-        metrics = evaluation.last or evaluation.evaluate()  # resumed after the last step: nothing was evaluated yet
-        self._save(engine, stream.manifest, metrics)
-        if metrics_log is not None and writer is not None:
-            metrics_log.flush()
-            writer.close()
+        try:
+            for record in training_steps(config, stream, engine, rows, start=start):
+                run_hooks([log, evaluation, checkpoint], record, config.num_steps)
+            metrics = evaluation.last or evaluation.evaluate()  # resumed after the last step: nothing was evaluated yet
+            self._save(engine, stream.manifest, metrics)
+            if metrics_log is not None:
+                metrics_log.flush()
+        finally:
+            if writer is not None:
+                writer.close()  # of a failed training too: the next attempt resumes from there
         return TrainingResult(metrics, log.train_s, config.num_steps - start)
 
     def _stream(self, part: str) -> BatchStream:
@@ -143,7 +148,7 @@ class Trainer:
             return
         data = self.config.data
         about = {
-            "trial": self.config.trial,
+            "trial": self.trial,
             "site": {"name": data.site, "source": manifest.sites[data.site].source},
             "data": {"url": data.url, "id": data.dataset_id, "provenance": manifest.provenance},
             "training": self.config.to_dict(),

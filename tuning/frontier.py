@@ -63,7 +63,7 @@ HEADINGS = {
 }
 MISSING = "-"
 _STATUS_STYLES = {DONE: "green", TARGET_MISSED: "yellow", FAILED: "red"}
-_TERMINAL_COLUMNS = ("width", "target_l0", "l0", "fvu", "dead_fraction", "rows_per_s", "status", "on_frontier")
+_TERMINAL_COLUMNS = ("width", "target_l0", "l0", "fvu", "dead_fraction", "status", "on_frontier")
 
 
 def non_dominated(l0: npt.ArrayLike, fvu: npt.ArrayLike) -> npt.NDArray[np.bool_]:
@@ -149,7 +149,7 @@ def format_cell(column: str, value: Any) -> str:
 
 
 def frontier_rich_table(table: pd.DataFrame) -> Table:
-    """The table for a terminal of 100 columns; long names are cut, numbers never."""
+    """The table for a terminal of 80 columns; long names are cut, numbers never."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     # The only column that may shrink: rich takes width from the others only when none is left to wrap.
     shown.add_column("name", overflow="ellipsis", max_width=28)

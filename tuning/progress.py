@@ -62,7 +62,7 @@ class TerminalView:
             running.values |= record
         if self._live is None and self.clock() - running.told_at >= self.line_every_s:
             running.told_at = self.clock()
-            self.console.print("  ".join(_cells(running)), highlight=False, soft_wrap=True)
+            self.console.print(_line(running), highlight=False, soft_wrap=True)
         self._refresh()
 
     def ended(self, run: TrialRun, record: TrialRecord | None) -> None:
@@ -96,10 +96,15 @@ def _cells(running: _Running) -> list[str]:
         trial.name,
         str(trial.footprint.workers),
         f"{values['step']}/{trial.config.num_steps}",
-        _number(values.get("perf/rows_per_s"), "{:,.0f} rows/s"),
-        _number(values.get("train/l0"), "L0 {:.1f}"),
-        _number(values.get("train/fvu"), "FVU {:.4f}"),
+        _number(values.get("perf/rows_per_s"), "{:,.0f}"),
+        _number(values.get("train/l0"), "{:.1f}"),
+        _number(values.get("train/fvu"), "{:.4f}"),
     ]
+
+
+def _line(running: _Running) -> str:
+    name, _, step, speed, l0, fvu = _cells(running)
+    return f"{name}: step {step}, {speed} rows/s, L0 {l0}, FVU {fvu}"
 
 
 def _number(value: float | None, form: str) -> str:

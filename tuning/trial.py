@@ -114,6 +114,7 @@ def train_worker(config: dict[str, Any]) -> None:
     trainer = Trainer(
         config=run.trial.config,
         store=run.store,
+        trial=run.trial.id,
         open_stream=_nearest_stream(run.servers),
         on_evaluation=BoundedReports(run.trial.config.num_steps),
         rank=context.get_world_rank(),

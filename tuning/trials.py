@@ -38,12 +38,10 @@ class Footprint:
 class Trial:
     """One dictionary to train, and with what."""
 
+    id: str
+    """Taken from the configuration once: a worker whose code has other defaults must not come to another one."""
     config: TrainingConfig
     footprint: Footprint
-
-    @property
-    def id(self) -> str:
-        return self.config.trial
 
     @property
     def name(self) -> str:
@@ -94,7 +92,7 @@ def _trial(sweep: SweepFile, manifest: Manifest, training_rows: int, point: dict
         mesh=checked_config(MeshConfig, {"data": footprint.workers, "zero_stage": resources["zero_stage"]}),
         every=EveryConfig(**sweep.every.model_dump()),
     )
-    return Trial(config=config, footprint=footprint)
+    return Trial(id=config.trial, config=config, footprint=footprint)
 
 
 def _seed(point: dict[str, Any]) -> int:

@@ -36,6 +36,8 @@ class DictionaryConfig:
             raise UserError(f"width: {self.width}, but a dictionary needs at least one latent")
         if not 0 < self.target_l0 <= self.width:
             raise UserError(f"target_l0: {self.target_l0:g} must be above 0 and at most the width {self.width}")
+        if self.dead_after_rows < 1:
+            raise UserError(f"dead_after_rows: {self.dead_after_rows} must be at least 1")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with the architecture's name."""

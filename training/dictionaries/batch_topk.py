@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from storage.errors import UserError
 from training.axes import Chosen
 from training.code import Code
 from training.dictionaries.base import BatchSums
@@ -26,6 +27,11 @@ class BatchTopKConfig(TopKConfig):
 
     threshold_decay: float = 0.99
     """Share of the running threshold that a step keeps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.threshold_decay < 1:
+            raise UserError(f"threshold_decay: {self.threshold_decay:g} must be at least 0 and below 1")
 
 
 class BatchTopK(TopK):
@@ -63,7 +69,7 @@ class BatchTopK(TopK):
         sorted; that is exact whenever enough remain, which is counted over all ranks.
         """
         candidates = z_BF[z_BF > 0.8 * self.threshold]
-        if int(self.rows.sum(torch.tensor(len(candidates)))) < count:
+        if int(self.rows.sum(torch.tensor(len(candidates), device=z_BF.device))) < count:
             candidates = z_BF[z_BF > 0]
         return self.rows.kth_largest(candidates, count)
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from storage.errors import UserError
 from training.code import Code
 from training.controller import L0Controller
 from training.dictionaries.base import BatchSums, Dictionary, DictionaryConfig, Terms, shares
@@ -29,6 +30,11 @@ class ReLUConfig(DictionaryConfig):
 
     initial_coefficient: float = 0.01
     """Weight of the L1 penalty at the first step; the controller moves it from there."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.initial_coefficient > 0:
+            raise UserError(f"initial_coefficient: {self.initial_coefficient:g} must be above 0")
 
 
 class ReLU(Dictionary):

@@ -38,6 +38,8 @@ class TopKConfig(DictionaryConfig):
             )
         if self.aux_weight < 0:
             raise UserError(f"aux_weight: {self.aux_weight:g} is below 0")
+        if self.k_aux is not None and self.k_aux < 1:
+            raise UserError(f"k_aux: {self.k_aux} must be at least 1; aux_weight 0 switches AuxK off")
 
 
 class TopK(Dictionary):
