@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from storage.errors import UserError
+from storage.store import StorageSettings
 
 
 class FileModel(BaseModel):
     """Base of everything that a user writes in YAML: frozen, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StorageBlock(FileModel):
+    """How to reach an object store; credentials come from the provider's own chain."""
+
+    endpoint_url: str | None = None
+    region: str | None = None
+    profile: str | None = None
+    anonymous: bool = False
+    addressing_style: Literal["auto", "path", "virtual"] = "auto"
+
+    @property
+    def settings(self) -> StorageSettings:
+        return StorageSettings(**self.model_dump())
 
 
 Model = TypeVar("Model", bound=FileModel)

@@ -16,9 +16,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from storage.config_file import FileModel
+from storage.config_file import FileModel, StorageBlock
 from storage.manifest import COLUMNS
-from storage.store import StorageSettings
 
 _SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -43,20 +42,6 @@ class TextChoice(FileModel):
         if (self.python is None) == (self.files is None):
             raise ValueError("give one of python (`module:attribute`) and files (a path or glob)")
         return self
-
-
-class StorageBlock(FileModel):
-    """How to reach an object store; credentials come from the provider's own chain."""
-
-    endpoint_url: str | None = None
-    region: str | None = None
-    profile: str | None = None
-    anonymous: bool = False
-    addressing_style: Literal["auto", "path", "virtual"] = "auto"
-
-    @property
-    def settings(self) -> StorageSettings:
-        return StorageSettings(**self.model_dump())
 
 
 class HarvestFile(FileModel):

@@ -50,7 +50,7 @@ class SweepPlan:
 
 def plan_sweep(sweep: SweepFile, text: str) -> SweepPlan:
     """Check a sweep against its dataset and its output, without Ray. Raises UserError in one line."""
-    settings = sweep.storage.settings()
+    settings = sweep.storage.settings
     data = Store.at(sweep.data.url, settings)
     manifest = load_manifest(data)
     manifest.check_shards(data)
@@ -66,7 +66,7 @@ def plan_sweep(sweep: SweepFile, text: str) -> SweepPlan:
 def count_training_rows(sweep: SweepFile, manifest: Manifest) -> int:
     """Rows that the sweep trains on, held-out documents and filtered rows left out."""
     block = sweep.data.model_dump()
-    config = DataConfig(dataset_id=manifest.id, storage=sweep.storage.settings(), **block)
+    config = DataConfig(dataset_id=manifest.id, storage=sweep.storage.settings, **block)
     return int(WindowReader(config.stream_spec("train")).selected.counts.sum())
 
 

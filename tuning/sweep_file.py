@@ -7,27 +7,13 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from storage.config_file import FileModel, nearest
-from storage.store import StorageSettings
+from storage.config_file import FileModel, StorageBlock, nearest
 from training.dictionaries import ARCHITECTURES, architecture
 
 TRIAL_AXES = ("architecture", "width", "target_l0", "seed", "lr")
 """Axes that every architecture has."""
 RULE_SETTINGS = ("workers", "zero_stage", "cpus_per_worker", "gpus_per_worker", "lr", "rows")
 """What a rule may set besides options of the architecture."""
-
-
-class StorageBlock(FileModel):
-    """How to reach the object store that holds data and results. Credentials come from the provider's own chain."""
-
-    endpoint_url: str | None = None
-    region: str | None = None
-    profile: str | None = None
-    anonymous: bool = False
-    addressing_style: Literal["auto", "path", "virtual"] = "auto"
-
-    def settings(self) -> StorageSettings:
-        return StorageSettings(**self.model_dump())
 
 
 class DataBlock(FileModel):

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
+import torch
 from ray.actor import ActorHandle
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -109,6 +110,8 @@ class BoundedReports:
 def train_worker(config: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
     run: TrialRun = config["run"]
+    if torch.cuda.is_available():
+        torch.cuda.set_device(ray.train.torch.get_device())
     ensure_process_group()
     context = ray.train.get_context()
     trainer = Trainer(

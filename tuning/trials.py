@@ -85,7 +85,7 @@ def _trial(sweep: SweepFile, manifest: Manifest, training_rows: int, point: dict
     url = Store.at(data.pop("url")).url
     config = TrainingConfig(
         dictionary=dictionary_config(_dictionary_options(sweep, point, settings)),
-        data=DataConfig(url=url, dataset_id=manifest.id, storage=sweep.storage.settings(), **data),
+        data=DataConfig(url=url, dataset_id=manifest.id, storage=sweep.storage.settings, **data),
         rows=rows,
         optimizer=checked_config(OptimizerConfig, training),
         seed=_seed(point),

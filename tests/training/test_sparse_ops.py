@@ -90,9 +90,7 @@ def test_chosen_preactivations_are_entries_of_the_dense_product(p: Problem):
 @given(problems())
 def test_chosen_preactivations_have_the_gradients_of_the_dense_product(p: Problem):
     inputs = (p.weight_FD, p.bias_F)
-    torch.testing.assert_close(
-        backward(sparse_preactivations(p), *inputs), backward(dense_preactivations(p), *inputs)
-    )
+    torch.testing.assert_close(backward(sparse_preactivations(p), *inputs), backward(dense_preactivations(p), *inputs))
 
 
 @given(problems())
@@ -121,7 +119,9 @@ def test_autograd_of_the_whole_chain_agrees_with_finite_differences(p: Problem):
 def test_rows_get_no_gradient_because_they_are_data():
     p = problem([2, 0, 3], num_latents=5, width=4, seed=0)
     x_BD = p.x_BD.clone().requires_grad_()
-    chosen_preactivations(torch.zeros(3, 5, dtype=torch.float64), p.chosen, x_BD, p.weight_FD, p.bias_F).sum().backward()
+    chosen_preactivations(
+        torch.zeros(3, 5, dtype=torch.float64), p.chosen, x_BD, p.weight_FD, p.bias_F
+    ).sum().backward()
     assert x_BD.grad is None
 
 

@@ -1,0 +1,120 @@
+"""Held-out metrics: their fixed points, a case done by hand, and no dependence on how rows are cut."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from training_synthetic import on_two_ranks
+
+from training.dictionaries import architecture, dictionary_config
+from training.dictionaries.base import BatchSums, Dictionary, SiteStatistics
+from training.metrics import evaluate
+
+ROWS = torch.randn(200, 5, generator=torch.Generator().manual_seed(0)) + torch.arange(5.0)
+
+
+def topk(rows: Tensor, *, width: int, k: int, dead_after_rows: int = 1000) -> Dictionary:
+    """An untrained TopK over a site with these rows."""
+    config = dictionary_config(
+        {"architecture": "topk", "width": width, "target_l0": k, "dead_after_rows": dead_after_rows}
+    )
+    x = rows.double()
+    site = SiteStatistics(mean=tuple(x.mean(0).tolist()), mean_squared_norm=float(x.square().sum(1).mean()))
+    return architecture("topk")(config, site)
+
+
+def perfect(rows: Tensor) -> Dictionary:
+    """Atoms along the axes in both directions, all of which may be active: nothing is lost."""
+    width = rows.shape[1]
+    made = topk(rows, width=2 * width, k=width)
+    both = torch.cat([torch.eye(width), -torch.eye(width)])
+    made.load_state_dict({**made.state_dict(), "W_enc": both, "W_dec": both})
+    return made
+
+
+def mean_only(rows: Tensor) -> Dictionary:
+    """No latent is ever active."""
+    made = topk(rows, width=8, k=3)
+    made.load_state_dict({**made.state_dict(), "W_enc": torch.zeros(8, rows.shape[1])})
+    return made
+
+
+def test_predicting_the_mean_of_the_rows_gives_fvu_one():
+    metrics = evaluate(mean_only(ROWS), [ROWS])
+    assert metrics["fvu"] == pytest.approx(1, abs=1e-6)
+    assert metrics["explained_variance"] == pytest.approx(0, abs=1e-5)
+    assert metrics["l0"] == 0
+
+
+def test_a_perfect_reconstruction_gives_fvu_zero():
+    metrics = evaluate(perfect(ROWS), [ROWS])
+    assert metrics["fvu"] == pytest.approx(0, abs=1e-10)
+    assert metrics["explained_variance"] == pytest.approx(1, abs=1e-6)
+    assert metrics["l0"] == 5
+
+
+def test_predicting_another_mean_than_that_of_the_rows_gives_fvu_above_one():
+    assert evaluate(mean_only(ROWS), [ROWS + 1])["fvu"] > 1.5
+
+
+def test_a_small_case_gives_the_numbers_worked_out_by_hand():
+    """Site mean (1, 1), scale 1, one latent of two along each axis.
+
+    Rows less the mean: (2, 0), (1, 3), (0, -1); largest positive entries 2, 3, none. Errors: 0, 1, 1. Squared
+    distances from the site's mean: 4, 10, 1; sum of the rows less the mean (3, 2), so about their own mean the sum of
+    squares is 15 - 13 / 3 = 32 / 3. Explained: 1, 1 - 1 / 10, 1 - 1 / 1.
+    """
+    rows = torch.tensor([[3.0, 1.0], [2.0, 4.0], [1.0, 0.0]])
+    config = dictionary_config({"architecture": "topk", "width": 2, "target_l0": 1, "dead_after_rows": 10})
+    made = architecture("topk")(config, SiteStatistics(mean=(1.0, 1.0), mean_squared_norm=3.0))
+    made.load_state_dict({**made.state_dict(), "W_enc": torch.eye(2), "W_dec": 4 * torch.eye(2)})
+    made.after_step(BatchSums(rows=10, sums={}, fired_F=torch.tensor([0, 3]), observed={}))
+    metrics = evaluate(made, [rows])
+    assert metrics == {
+        "fvu": pytest.approx(2 / (32 / 3)),
+        "explained_variance": pytest.approx(1.9 / 3),
+        "l0": pytest.approx(2 / 3),
+        "dead_fraction": 0.5,
+        "rows": 3,
+    }
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=12))
+@settings(max_examples=25)
+def test_metrics_do_not_depend_on_how_rows_are_cut_into_batches(sizes):
+    made = topk(ROWS, width=12, k=3)
+    cuts = [min(sum(sizes[:i]), len(ROWS)) for i in range(len(sizes) + 1)] + [len(ROWS)]
+    batches = [ROWS[start:stop] for start, stop in zip(cuts[:-1], cuts[1:], strict=True) if stop > start]
+    assert evaluate(made, batches) == pytest.approx(evaluate(made, [ROWS]), rel=1e-6)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 77, 200])
+def test_metrics_do_not_depend_on_how_rows_are_dealt_to_ranks(cut):
+    made, parts = topk(ROWS, width=12, k=3), (ROWS[:cut], ROWS[cut:])
+    both = on_two_ranks(lambda rank, rows: evaluate(made, [parts[rank]] if len(parts[rank]) else [], rows))
+    assert both[0] == both[1] == pytest.approx(evaluate(made, [ROWS]), rel=1e-6)
+
+
+def test_large_values_far_from_the_site_mean_lose_no_precision():
+    """Sums are taken in float64 about the site's mean: 300,000 rows at 1000 +- 1 would cancel in float32."""
+    rows = 1000 + ROWS[:, :2].repeat(1500, 1)
+    made = mean_only(rows)
+    assert evaluate(made, rows.split(4096))["fvu"] == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["topk", "batch_topk", "relu"])
+def test_bfloat16_rows_are_measured_as_the_values_they_hold(name):
+    made = architecture(name)(dictionary_config({"architecture": name, "width": 12, "target_l0": 3}), topk_site(ROWS))
+    stored = ROWS.bfloat16()
+    assert evaluate(made, [stored]) == pytest.approx(evaluate(made, [stored.float()]), rel=1e-6)
+
+
+def topk_site(rows: Tensor) -> SiteStatistics:
+    return SiteStatistics(mean=tuple(rows.mean(0).tolist()), mean_squared_norm=float(rows.square().sum(1).mean()))
+
+
+def test_an_evaluation_leaves_no_graph_behind():
+    made = topk(ROWS, width=12, k=3)
+    evaluate(made, [ROWS])
+    assert all(p.grad is None and p.requires_grad for p in made.parameters())
