@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -64,11 +65,18 @@ def _join(address: str) -> None:
             address=address,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env={"working_dir": str(ROOT), "excludes": CODE_EXCLUDES, "env_vars": PROCESS_ENV},
+            runtime_env={"env_vars": PROCESS_ENV, **_code()},
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--address {address}: no Ray cluster answers there ({reason})") from error
+
+
+def _code() -> dict[str, Any]:
+    """Ship the code of a checkout; an installed lexray is taken to be in the cluster's image too."""
+    if not (ROOT / "pyproject.toml").exists():
+        return {}
+    return {"working_dir": str(ROOT), "excludes": CODE_EXCLUDES}
 
 
 def _check_answers(address: str) -> None:

@@ -33,18 +33,23 @@ class Features(NamedTuple):
     """Unit-norm features (num_features, width)."""
     rows: Tensor
     """(num_rows, width), float32."""
+    present: Tensor
+    """Which features each row is made of (num_rows, num_features), bool."""
 
 
 def sparse_features(
-    num_features: int, width: int, *, active: float, rows: int, noise: float = 0.01, shift: float = 1.0, seed: int = 0
+    num_features: int, width: int, *, active: float, rows: int, noise: float = 0.01, shift: float = 1.0, seed: int = 101
 ) -> Features:
-    """Rows that are sums of about `active` features with positive coefficients between 0.5 and 1.5, and some noise."""
+    """Rows that are sums of about `active` features with coefficients between 0.5 and 1.5, and some noise.
+
+    `seed` must not be that of a dictionary: both draw unit vectors alike, and training would begin at its end.
+    """
     generator = torch.Generator().manual_seed(seed)
     atoms = F.normalize(torch.randn(num_features, width, generator=generator), dim=1)
     present = torch.rand(rows, num_features, generator=generator) < active / num_features
     code = (0.5 + torch.rand(rows, num_features, generator=generator)) * present
     values = code @ atoms + shift + noise * torch.randn(rows, width, generator=generator)
-    return Features(atoms, values)
+    return Features(atoms, values, present)
 
 
 @dataclass(frozen=True)

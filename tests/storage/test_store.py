@@ -107,7 +107,8 @@ def test_folders_are_listed_sorted_without_files(store: Store) -> None:
         store.write(path, b"x")
     assert store.list_folders() == ["a", "b", "c10", "c9"]
     assert store.list_folders("a") == ["deeper"]
-    store.write("d/6", b"x")
+    another_process = Store(store.url, replace(store.settings, addressing_style="path"))
+    another_process.write("d/6", b"x")
     assert store.list_folders()[-1] == "d", "listed afresh"
 
 

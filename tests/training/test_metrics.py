@@ -1,5 +1,7 @@
 """Held-out metrics: their fixed points, a case done by hand, and no dependence on how rows are cut."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,20 +16,17 @@ from training.metrics import evaluate
 ROWS = torch.randn(200, 5, generator=torch.Generator().manual_seed(0)) + torch.arange(5.0)
 
 
-def topk(rows: Tensor, *, width: int, k: int, dead_after_rows: int = 1000) -> Dictionary:
-    """An untrained TopK over a site with these rows."""
-    config = dictionary_config(
-        {"architecture": "topk", "width": width, "target_l0": k, "dead_after_rows": dead_after_rows}
-    )
+def untrained(name: str, rows: Tensor, *, width: int, k: int) -> Dictionary:
+    """An untrained dictionary over a site with these rows."""
     x = rows.double()
     site = SiteStatistics(mean=tuple(x.mean(0).tolist()), mean_squared_norm=float(x.square().sum(1).mean()))
-    return architecture("topk")(config, site)
+    return architecture(name)(dictionary_config({"architecture": name, "width": width, "target_l0": k}), site)
 
 
 def perfect(rows: Tensor) -> Dictionary:
     """Atoms along the axes in both directions, all of which may be active: nothing is lost."""
     width = rows.shape[1]
-    made = topk(rows, width=2 * width, k=width)
+    made = untrained("topk", rows, width=2 * width, k=width)
     both = torch.cat([torch.eye(width), -torch.eye(width)])
     made.load_state_dict({**made.state_dict(), "W_enc": both, "W_dec": both})
     return made
@@ -35,7 +34,7 @@ def perfect(rows: Tensor) -> Dictionary:
 
 def mean_only(rows: Tensor) -> Dictionary:
     """No latent is ever active."""
-    made = topk(rows, width=8, k=3)
+    made = untrained("topk", rows, width=8, k=3)
     made.load_state_dict({**made.state_dict(), "W_enc": torch.zeros(8, rows.shape[1])})
     return made
 
@@ -83,15 +82,15 @@ def test_a_small_case_gives_the_numbers_worked_out_by_hand():
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=12))
 @settings(max_examples=25)
 def test_metrics_do_not_depend_on_how_rows_are_cut_into_batches(sizes):
-    made = topk(ROWS, width=12, k=3)
+    made = untrained("topk", ROWS, width=12, k=3)
     cuts = [min(sum(sizes[:i]), len(ROWS)) for i in range(len(sizes) + 1)] + [len(ROWS)]
-    batches = [ROWS[start:stop] for start, stop in zip(cuts[:-1], cuts[1:], strict=True) if stop > start]
+    batches = [ROWS[start:stop] for start, stop in itertools.pairwise(cuts) if stop > start]
     assert evaluate(made, batches) == pytest.approx(evaluate(made, [ROWS]), rel=1e-6)
 
 
 @pytest.mark.parametrize("cut", [0, 1, 77, 200])
 def test_metrics_do_not_depend_on_how_rows_are_dealt_to_ranks(cut):
-    made, parts = topk(ROWS, width=12, k=3), (ROWS[:cut], ROWS[cut:])
+    made, parts = untrained("topk", ROWS, width=12, k=3), (ROWS[:cut], ROWS[cut:])
     both = on_two_ranks(lambda rank, rows: evaluate(made, [parts[rank]] if len(parts[rank]) else [], rows))
     assert both[0] == both[1] == pytest.approx(evaluate(made, [ROWS]), rel=1e-6)
 
@@ -105,16 +104,11 @@ def test_large_values_far_from_the_site_mean_lose_no_precision():
 
 @pytest.mark.parametrize("name", ["topk", "batch_topk", "relu"])
 def test_bfloat16_rows_are_measured_as_the_values_they_hold(name):
-    made = architecture(name)(dictionary_config({"architecture": name, "width": 12, "target_l0": 3}), topk_site(ROWS))
-    stored = ROWS.bfloat16()
+    made, stored = untrained(name, ROWS, width=12, k=3), ROWS.bfloat16()
     assert evaluate(made, [stored]) == pytest.approx(evaluate(made, [stored.float()]), rel=1e-6)
 
 
-def topk_site(rows: Tensor) -> SiteStatistics:
-    return SiteStatistics(mean=tuple(rows.mean(0).tolist()), mean_squared_norm=float(rows.square().sum(1).mean()))
-
-
 def test_an_evaluation_leaves_no_graph_behind():
-    made = topk(ROWS, width=12, k=3)
+    made = untrained("topk", ROWS, width=12, k=3)
     evaluate(made, [ROWS])
     assert all(p.grad is None and p.requires_grad for p in made.parameters())

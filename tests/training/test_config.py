@@ -1,0 +1,205 @@
+"""A training's configuration: what it is identified by, that it survives JSON, and what it refuses."""
+
+import json
+from dataclasses import fields, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storage.errors import UserError
+from storage.store import StorageSettings
+from training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
+from training.dictionaries import dictionary_config
+from training.dictionaries.topk import TopKConfig
+
+OPTIONS = {
+    "topk": {"aux_weight": 0.1, "k_aux": 7},
+    "batch_topk": {"aux_weight": 0.1, "k_aux": 7, "threshold_decay": 0.5},
+    "relu": {"initial_coefficient": 0.5},
+}
+
+
+def config(architecture: str = "topk", **options) -> TrainingConfig:
+    return TrainingConfig(
+        dictionary=dictionary_config({"architecture": architecture, "width": 64, "target_l0": 8, **options}),
+        data=DataConfig(url="file:///data", dataset_id="abc", site="layer3"),
+        rows=100_000,
+    )
+
+
+def changed(base: TrainingConfig, block: str, name: str, value) -> TrainingConfig:
+    """`base` with one field of one block, or of itself when `block` is empty, replaced."""
+    if not block:
+        return replace(base, **{name: value})
+    return replace(base, **{block: replace(getattr(base, block), **{name: value})})
+
+
+DECIDING = {
+    "": {"rows": 100_001, "seed": 1},
+    "dictionary": {"width": 65, "target_l0": 9.0, "dead_after_rows": 5, "aux_weight": 0.5, "k_aux": 3},
+    "data": {
+        "dataset_id": "abd", "site": "layer4", "batch_rows": 2048, "seed": 1, "held_out": 0.1,
+        "drop_special": False, "lanes": 8, "window_bytes": 2**20,
+    },
+    "optimizer": {
+        "lr": 1e-3, "beta1": 0.5, "beta2": 0.9, "eps": 1e-5, "clip_norm": 0.5, "warmup": 0.1, "decay": 0.1,
+    },
+    "every": {"evaluate": 10, "eval_rows": 10},
+}  # fmt: skip
+NOT_DECIDING = {
+    "data": {"url": "s3://elsewhere", "storage": StorageSettings(region="eu-west-1")},
+    "mesh": {"data": 4, "zero_stage": 2},
+    "every": {"log": 7, "checkpoint": 7},
+}
+CASES = [(block, name, value) for block, named in DECIDING.items() for name, value in named.items()]
+OTHER_CASES = [(block, name, value) for block, named in NOT_DECIDING.items() for name, value in named.items()]
+
+
+@pytest.mark.parametrize(("block", "name", "value"), CASES)
+def test_what_decides_the_result_changes_the_identity(block, name, value):
+    assert changed(config(), block, name, value).identity_hash() != config().identity_hash()
+
+
+@pytest.mark.parametrize(("block", "name", "value"), OTHER_CASES)
+def test_what_does_not_decide_the_result_leaves_the_identity_alone(block, name, value):
+    assert changed(config(), block, name, value).identity_hash() == config().identity_hash()
+
+
+def test_every_field_either_decides_the_result_or_does_not():
+    """A new field must be put in one of the two tables above."""
+    listed = {(block, name) for block, name, _ in [*CASES, *OTHER_CASES]}
+    base = config()
+    blocks = {block: getattr(base, block) for block in ("dictionary", "data", "optimizer", "mesh", "every")}
+    known = {(block, f.name) for block, value in blocks.items() for f in fields(value)}
+    assert listed == known | {("", f.name) for f in fields(base) if f.name not in blocks}
+
+
+@pytest.mark.parametrize("architecture", OPTIONS)
+@pytest.mark.parametrize("option", ["aux_weight", "k_aux", "threshold_decay", "initial_coefficient"])
+def test_every_option_of_an_architecture_changes_the_identity(architecture, option):
+    if option in OPTIONS[architecture]:
+        other = config(architecture, **{option: OPTIONS[architecture][option]})
+        assert other.identity_hash() != config(architecture).identity_hash()
+
+
+def test_each_architecture_has_an_identity_of_its_own():
+    assert len({config(architecture).identity_hash() for architecture in OPTIONS}) == len(OPTIONS)
+
+
+def test_the_trial_id_tells_people_architecture_width_and_target():
+    assert config().trial == f"topk-w64-l8-{config().identity_hash()}"
+
+
+def configs() -> st.SearchStrategy[TrainingConfig]:
+    dictionaries = st.sampled_from(sorted(OPTIONS)).flatmap(
+        lambda name: st.sets(st.sampled_from(sorted(OPTIONS[name]))).map(
+            lambda chosen: {"architecture": name, **{option: OPTIONS[name][option] for option in chosen}}
+        )
+    )
+    return st.builds(
+        TrainingConfig,
+        dictionary=st.builds(
+            lambda options, width, k: dictionary_config({**options, "width": width + k, "target_l0": k}),
+            dictionaries,
+            st.integers(0, 2**20),
+            st.integers(1, 512),
+        ),
+        data=st.builds(
+            DataConfig,
+            url=st.just("s3://bucket/data"),
+            dataset_id=st.text(max_size=16),
+            site=st.text(max_size=16),
+            storage=st.builds(StorageSettings, region=st.none() | st.just("eu"), anonymous=st.booleans()),
+            held_out=st.floats(0, 0.9),
+            seed=st.integers(0, 2**63),
+        ),
+        rows=st.integers(1, 2**50),
+        optimizer=st.builds(OptimizerConfig, lr=st.just("auto") | st.floats(1e-6, 1), warmup=st.floats(0, 0.5)),
+        seed=st.integers(0, 2**31),
+        mesh=st.builds(MeshConfig, data=st.integers(1, 64), zero_stage=st.sampled_from(["auto", 0, 1, 2, 3])),
+        every=st.builds(EveryConfig, log=st.integers(1, 100), evaluate=st.integers(1, 10**6)),
+    )
+
+
+@given(configs())
+def test_a_configuration_survives_json(given_config):
+    again = TrainingConfig.from_dict(json.loads(json.dumps(given_config.to_dict())))
+    assert again == given_config
+    assert again == TrainingConfig.from_dict(given_config.to_dict())
+    assert again.trial == given_config.trial
+
+
+def test_equal_configurations_have_equal_identities_however_their_numbers_are_written():
+    whole = TopKConfig(width=64, target_l0=8, aux_weight=0)
+    assert whole == TopKConfig(width=64, target_l0=8.0, aux_weight=0.0)
+    base = replace(config(), dictionary=whole)
+    assert TrainingConfig.from_dict(base.to_dict()).trial == base.trial
+
+
+# The learning rate ------------------------------------------------------------------------------------------------
+
+
+def test_the_learning_rate_rises_stays_and_falls_to_zero_linearly():
+    optimizer = OptimizerConfig(lr=1.0, warmup=0.1, decay=0.2)
+    values = [optimizer.lr_at(step, 100, width=64) for step in range(100)]
+    assert values[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
+    assert values[10:81] == [1.0] * 71
+    assert values[80:] == pytest.approx([(100 - step) / 20 for step in range(80, 100)])
+
+
+@given(st.floats(0, 0.5), st.floats(0, 0.5), st.integers(1, 300))
+def test_no_step_trains_with_a_learning_rate_of_zero_or_above_the_peak(warmup, decay, num_steps):
+    optimizer = OptimizerConfig(lr=0.5, warmup=warmup, decay=decay)
+    assert all(0 < optimizer.lr_at(step, num_steps, width=64) <= 0.5 for step in range(num_steps))
+
+
+def test_without_warmup_and_decay_the_learning_rate_is_constant():
+    optimizer = OptimizerConfig(lr=0.5, warmup=0, decay=0)
+    assert {optimizer.lr_at(step, 50, width=64) for step in range(50)} == {0.5}
+
+
+@pytest.mark.parametrize(("width", "lr"), [(2**14, 2e-4), (2**16, 1e-4), (2**12, 4e-4)])
+def test_the_automatic_learning_rate_falls_with_the_root_of_the_width(width, lr):
+    assert OptimizerConfig().peak_lr(width) == pytest.approx(lr)
+    assert OptimizerConfig(lr=0.3).peak_lr(width) == 0.3
+
+
+def test_rows_are_rounded_up_to_whole_batches():
+    assert replace(config(), rows=4096 * 10).num_steps == 10
+    assert replace(config(), rows=4096 * 10 + 1).num_steps == 11
+
+
+@pytest.mark.parametrize(("workers", "stage", "expected"), [(1, "auto", 0), (2, "auto", 1), (1, 2, 2), (4, 0, 0)])
+def test_the_automatic_zero_stage_is_0_for_one_worker_and_1_for_more(workers, stage, expected):
+    assert MeshConfig(data=workers, zero_stage=stage).stage == expected
+
+
+# Refusals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("made", "field"),
+    [
+        (lambda: OptimizerConfig(lr=0.0), "lr: 0.0"),
+        (lambda: OptimizerConfig(lr=-1e-3), "lr: -0.001"),
+        (lambda: OptimizerConfig(lr=float("nan")), "lr: nan"),
+        (lambda: OptimizerConfig(warmup=0.6, decay=0.6), "warmup 0.6 and decay 0.6"),
+        (lambda: OptimizerConfig(warmup=-0.1, decay=0.5), "warmup -0.1 and decay 0.5"),
+        (lambda: OptimizerConfig(beta1=1.0), "beta1: 1.0"),
+        (lambda: OptimizerConfig(beta2=-0.1), "beta2: -0.1"),
+        (lambda: OptimizerConfig(eps=-1e-8), "eps: -1e-08"),
+        (lambda: OptimizerConfig(clip_norm=-1.0), "clip_norm: -1.0"),
+        (lambda: MeshConfig(data=0), "workers: 0"),
+        (lambda: MeshConfig(zero_stage=4), "zero_stage: 4 is not one of 0, 1, 2, 3"),
+        (lambda: EveryConfig(log=0), "every.log: 0"),
+        (lambda: EveryConfig(evaluate=0), "every.evaluate: 0"),
+        (lambda: EveryConfig(checkpoint=-1), "every.checkpoint: -1"),
+        (lambda: EveryConfig(eval_rows=0), "every.eval_rows: 0"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_in_one_line_that_names_it(made, field):
+    with pytest.raises(UserError) as refusal:
+        made()
+    assert str(refusal.value).startswith(field)
+    assert "\n" not in str(refusal.value)

@@ -1,0 +1,348 @@
+"""Training a dictionary with DeepSpeed: it ends the same however often it is killed, and the same as plain Adam."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from training_synthetic import ARCHITECTURES, BATCH_ROWS, STEPS, Dataset, small_config, small_dataset
+
+from storage.errors import UserError
+from storage.store import Store
+from storage.stream import BatchStream, local_stream
+from training.axes import ALL_ROWS
+from training.checkpoints import Checkpoint, folder_of, newest_checkpoint
+from training.config import MeshConfig, OptimizerConfig, TrainingConfig
+from training.dictionaries.base import Dictionary
+from training.engine import Engine
+from training.loop import TrainingFailedError, global_sums, training_steps
+from training.metrics import evaluate
+from training.saved import load_dictionary, read_dictionary_config, to_state_dict
+from training.trainer import Trainer, TrainingResult, build_dictionary
+
+pytestmark = pytest.mark.usefixtures("process_group")
+
+
+class KilledError(Exception):
+    """Stands for anything that ends a worker."""
+
+
+def killer(step: int):
+    """Ends the training at the evaluation of `step`."""
+
+    def on_evaluation(record: dict[str, float]) -> None:
+        if record["step"] == step:
+            raise KilledError
+
+    return on_evaluation
+
+
+def train(config: TrainingConfig, folder: Path, **options: Any) -> TrainingResult:
+    return Trainer(config=config, store=Store.at(str(folder)), trial=config.trial, **options).run()
+
+
+def kill(config: TrainingConfig, folder: Path, step: int) -> None:
+    with pytest.raises(KilledError):
+        train(config, folder, on_evaluation=killer(step))
+
+
+class Outcome(NamedTuple):
+    """All that a training leaves behind, but how fast it was."""
+
+    dictionary: bytes
+    checkpoint: Checkpoint
+    records: list[dict[str, float]]
+
+
+def outcome(folder: Path) -> Outcome:
+    newest = newest_checkpoint(Store.at(f"{folder}/checkpoints"))
+    assert newest is not None
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    records = [{k: v for k, v in line.items() if not k.startswith("perf/")} for line in lines]
+    return Outcome((folder / "dictionary/dictionary.safetensors").read_bytes(), newest, records)
+
+
+def assert_same_outcome(folder: Path, expected: Outcome) -> None:
+    """Bit for bit."""
+    found = outcome(folder)
+    assert found.records == expected.records
+    assert found.dictionary == expected.dictionary
+    assert found.checkpoint.step == expected.checkpoint.step
+    for mine, theirs in ((found.checkpoint.weights, expected.checkpoint.weights),
+                         (found.checkpoint.moments, expected.checkpoint.moments)):  # fmt: skip
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Dataset:
+    return small_dataset(tmp_path_factory.mktemp("data"))
+
+
+class Undisturbed(NamedTuple):
+    config: TrainingConfig
+    folder: Path
+    result: TrainingResult
+    outcome: Outcome
+    evaluations: list[dict[str, float]]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset, tmp_path_factory):
+    """A training that nothing disturbed, by architecture and ZeRO stage; each is run once."""
+    done: dict[tuple[str, int], Undisturbed] = {}
+
+    def by(name: str, stage: int = 0) -> Undisturbed:
+        if (name, stage) not in done:
+            config = small_config(dataset, name, mesh=MeshConfig(zero_stage=stage))
+            folder, evaluations = tmp_path_factory.mktemp(f"{name}{stage}"), []
+            result = train(config, folder, on_evaluation=evaluations.append)
+            done[name, stage] = Undisturbed(config, folder, result, outcome(folder), evaluations)
+        return done[name, stage]
+
+    return by
+
+
+def stream_of(config: TrainingConfig, part: str = "train") -> BatchStream:
+    return local_stream(config.data.stream_spec(part), batch_rows=config.data.batch_rows)
+
+
+def fresh(config: TrainingConfig, stream: BatchStream) -> tuple[Dictionary, Engine]:
+    dictionary = build_dictionary(config, stream.manifest.site(config.data.site))
+    return dictionary, Engine(dictionary, config.optimizer, zero_stage=config.mesh.stage, num_ranks=1)
+
+
+# Killed and resumed -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_killed_and_resumed_ends_bit_for_bit_as_undisturbed(undisturbed, tmp_path, name, stage):
+    expected = undisturbed(name, stage)
+    kill(expected.config, tmp_path, step=50)
+    assert train(expected.config, tmp_path).steps == STEPS - 40
+    assert_same_outcome(tmp_path, expected.outcome)
+
+
+@pytest.mark.parametrize(("killed_at", "steps_left"), [(10, STEPS), (30, STEPS - 20), (STEPS, STEPS - 40)])
+def test_wherever_it_is_killed_it_goes_on_from_the_checkpoint_before(undisturbed, tmp_path, killed_at, steps_left):
+    """Before the first checkpoint, between two, and after the last step but before its checkpoint."""
+    expected = undisturbed("topk")
+    kill(expected.config, tmp_path, step=killed_at)
+    assert train(expected.config, tmp_path).steps == steps_left
+    assert_same_outcome(tmp_path, expected.outcome)
+
+
+def test_killed_many_times_it_still_ends_as_undisturbed(undisturbed, tmp_path):
+    expected = undisturbed("batch_topk", 1)
+    for step in (30, 40, 50, STEPS):
+        kill(expected.config, tmp_path, step)
+    assert train(expected.config, tmp_path).steps == STEPS - 40
+    assert_same_outcome(tmp_path, expected.outcome)
+
+
+def test_the_save_under_way_when_it_is_killed_is_finished(undisturbed, tmp_path):
+    kill(undisturbed("topk").config, tmp_path, step=30)
+    newest = newest_checkpoint(Store.at(f"{tmp_path}/checkpoints"))
+    assert newest is not None
+    assert newest.step == 20
+
+
+def test_with_its_newest_checkpoint_damaged_it_goes_on_from_the_one_before(undisturbed, tmp_path, caplog):
+    expected = undisturbed("relu")
+    kill(expected.config, tmp_path, step=50)
+    damaged = tmp_path / "checkpoints" / folder_of(40) / "weights.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-7])
+    with caplog.at_level(logging.WARNING, "lexray"):
+        assert train(expected.config, tmp_path).steps == STEPS - 20
+    assert any(folder_of(40) in message for message in caplog.messages)
+    assert_same_outcome(tmp_path, expected.outcome)
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_finished_training_that_is_started_again_changes_nothing(undisturbed, stage):
+    before = undisturbed("batch_topk", stage)
+    again = train(before.config, before.folder)
+    assert again.steps == 0
+    assert again.metrics == before.result.metrics
+    assert_same_outcome(before.folder, before.outcome)
+
+
+@pytest.mark.parametrize(("first", "then"), [(0, 1), (1, 0), (0, 3), (3, 2), (2, 1)])
+def test_a_checkpoint_goes_on_with_any_zero_stage(undisturbed, dataset, tmp_path, first, then):
+    expected = undisturbed("topk")
+    config = small_config(dataset, "topk", mesh=MeshConfig(zero_stage=first))
+    kill(config, tmp_path, step=30)
+    assert train(replace(config, mesh=MeshConfig(zero_stage=then)), tmp_path).steps == STEPS - 20
+    found = outcome(tmp_path).checkpoint
+    for name, moment in expected.outcome.checkpoint.moments.items():
+        torch.testing.assert_close(found.moments[name], moment, rtol=1e-3, atol=1e-6)
+    fvu = undisturbed("topk").result.metrics["fvu"]
+    assert outcome(tmp_path).records[-1]["eval/fvu"] == pytest.approx(fvu, rel=1e-4)
+
+
+# What it leaves behind --------------------------------------------------------------------------------------------
+
+
+def test_every_log_and_evaluation_is_in_the_metrics_file_once(undisturbed):
+    records = undisturbed("topk").outcome.records
+    assert [r["step"] for r in records] == list(range(5, STEPS + 1, 5))
+    assert all(r["rows"] == r["step"] * BATCH_ROWS for r in records)
+    assert all({"train/loss", "train/fvu", "train/l0", "train/lr", "train/aux"} <= r.keys() for r in records)
+    assert [r["step"] for r in records if "eval/fvu" in r] == list(range(10, STEPS + 1, 10))
+
+
+def test_speed_is_in_the_metrics_file(undisturbed):
+    lines = (undisturbed("topk").folder / "metrics.jsonl").read_text().splitlines()
+    assert all(json.loads(line)["perf/rows_per_s"] > 0 for line in lines)
+    assert all(0 <= json.loads(line)["perf/data_wait"] <= 1 for line in lines)
+
+
+def test_every_evaluation_is_reported(undisturbed):
+    done = undisturbed("relu")
+    assert [e["step"] for e in done.evaluations] == list(range(10, STEPS + 1, 10))
+    assert done.evaluations[-1]["eval/fvu"] == done.result.metrics["fvu"]
+    assert done.result.steps == STEPS
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_training_makes_the_dictionary_better(undisturbed, name):
+    losses = [r["train/loss"] for r in undisturbed(name).outcome.records]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_saved_dictionary_has_the_reported_metrics(undisturbed, name):
+    done = undisturbed(name)
+    held_out = stream_of(done.config, "held_out")
+    rows = [batch.vectors["site"] for batch in held_out.every_row(done.config.every.eval_rows)]
+    found = evaluate(load_dictionary(f"{done.folder}/dictionary"), rows)
+    assert found == pytest.approx(done.result.metrics, rel=1e-5)
+    about = read_dictionary_config(Store.at(f"{done.folder}/dictionary"))
+    assert about["held_out"]["fvu"] == done.result.metrics["fvu"]
+    assert (about["trial"], about["data"]["id"]) == (done.config.trial, done.config.data.dataset_id)
+    assert TrainingConfig.from_dict(about["training"]) == done.config
+
+
+def test_the_newest_two_checkpoints_are_kept(undisturbed):
+    assert Store.at(f"{undisturbed('topk').folder}/checkpoints").list_folders() == [folder_of(40), folder_of(STEPS)]
+
+
+# The engine -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_the_learning_rate_of_every_step_is_the_schedule_s(dataset, stage):
+    config = small_config(dataset, "topk", mesh=MeshConfig(zero_stage=stage), rows=20 * BATCH_ROWS)
+    stream = stream_of(config)
+    _, engine = fresh(config, stream)
+    deepspeed_engine = engine._engine  # there is no other way to ask
+    for record in training_steps(config, stream, engine, ALL_ROWS, start=0):
+        lr = config.optimizer.lr_at(record.step - 1, 20, width=40)
+        assert record.lr == lr
+        assert deepspeed_engine.get_lr() == [lr]
+        assert [group["lr"] for group in deepspeed_engine.optimizer.param_groups] == [lr]
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_the_first_step_moves_weights_by_its_learning_rate(dataset, stage):
+    """Adam's first step is the sign of the gradient times the learning rate."""
+    config = small_config(dataset, "topk", mesh=MeshConfig(zero_stage=stage))
+    stream = stream_of(config)
+    _, engine = fresh(config, stream)
+    before = engine.full_parameters()
+    next(training_steps(config, stream, engine, ALL_ROWS, start=0))
+    moved = (engine.full_parameters()["b_dec"] - before["b_dec"]).abs()
+    torch.testing.assert_close(
+        moved, torch.full_like(moved, config.optimizer.lr_at(0, STEPS, width=40)), rtol=1e-3, atol=0
+    )
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 0.3])
+@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_deepspeed_s_steps_are_those_of_plain_adam(dataset, name, stage, clip_norm):
+    optimizer = OptimizerConfig(lr=3e-3, eps=1e-4, clip_norm=clip_norm)
+    config = small_config(dataset, name, optimizer=optimizer, mesh=MeshConfig(zero_stage=stage), rows=20 * BATCH_ROWS)
+    stream = stream_of(config)
+    losses, weights = plain_adam(config, stream)
+    _, engine = fresh(config, stream)
+    found = [r.batch.sums["loss"] for r in training_steps(config, stream, engine, ALL_ROWS, start=0)]
+    assert found == pytest.approx(losses, rel=1e-5)
+    for key, tensor in engine.full_parameters().items():
+        torch.testing.assert_close(tensor, weights[key], rtol=0, atol=1e-5)
+
+
+def plain_adam(config: TrainingConfig, stream: BatchStream) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Losses and final parameters of the same dictionary in a loop that knows nothing of DeepSpeed."""
+    dictionary = build_dictionary(config, stream.manifest.site("site"))
+    o = config.optimizer
+    adam = torch.optim.Adam(dictionary.parameters(), lr=0.0, betas=(o.beta1, o.beta2), eps=o.eps)
+    losses = []
+    for step in range(config.num_steps):
+        batch = stream.batch(step)
+        adam.param_groups[0]["lr"] = o.lr_at(step, config.num_steps, config.dictionary.width)
+        adam.zero_grad()
+        terms = dictionary.loss(batch.vectors["site"], batch.total_rows)
+        terms.loss.backward()
+        if o.clip_norm:
+            torch.nn.utils.clip_grad_norm_(dictionary.parameters(), o.clip_norm)
+        adam.step()
+        dictionary.after_step(global_sums(terms, batch.total_rows, ALL_ROWS))
+        losses.append(terms.loss.item())
+    return losses, {key: p.detach() for key, p in dictionary.named_parameters()}
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_an_engine_gives_back_the_state_that_it_was_given(dataset, stage):
+    config = small_config(dataset, "batch_topk", mesh=MeshConfig(zero_stage=stage))
+    stream = stream_of(config)
+    dictionary, engine = fresh(config, stream)
+    steps = training_steps(config, stream, engine, ALL_ROWS, start=0)
+    for _ in range(7):
+        next(steps)
+    given = Checkpoint(7, to_state_dict(engine.full_parameters(), dictionary), engine.full_moments())
+    other = build_dictionary(config, stream.manifest.site("site"))
+    other.load_state_dict(given.weights)
+    restored = Engine(other, config.optimizer, zero_stage=stage, num_ranks=1)
+    restored.restore(given)
+    found = to_state_dict(restored.full_parameters(), other), restored.full_moments()
+    for mine, theirs in zip(found, (given.weights, given.moments), strict=True):
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+    assert all(moment.any() for moment in given.moments.values())
+
+
+def test_an_untrained_engine_has_moments_of_zero(dataset):
+    config = small_config(dataset, "topk")
+    _, engine = fresh(config, stream_of(config))
+    assert not any(moment.any() for moment in engine.full_moments().values())
+
+
+# Failures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_loss_that_is_not_finite_ends_the_training_in_one_line(dataset, tmp_path, name):
+    config = small_config(dataset, name, optimizer=OptimizerConfig(lr=1e30, warmup=0.0))
+    with pytest.raises(TrainingFailedError, match=r"^the loss is (inf|nan) at step 2; lower the learning rate$"):
+        train(config, tmp_path)
+    assert not (tmp_path / "dictionary").exists()
+
+
+def test_another_dataset_under_the_same_url_is_refused(dataset, tmp_path):
+    config = small_config(dataset, "topk")
+    other = replace(config, data=replace(config.data, dataset_id="0123"))
+    with pytest.raises(UserError, match=f"now holds dataset {dataset.manifest.id}, the trial was configured for 0123"):
+        train(other, tmp_path)
+
+
+def test_a_site_that_the_dataset_does_not_have_is_refused(dataset, tmp_path):
+    config = small_config(dataset, "topk")
+    with pytest.raises(UserError, match="the dataset has no site 'layer9'; its sites are site"):
+        train(replace(config, data=replace(config.data, site="layer9")), tmp_path)
