@@ -1,4 +1,4 @@
-"""Which rows are in global batch t: a pure function of (manifest, seed, lanes, t) and of nothing else.
+"""Which rows are in global batch t: a pure function of (manifest, seed, lanes, window size, t) and of nothing else.
 
 Per epoch a seeded permutation puts all chunks in a sequence. The sequence of their selected rows is cut into `lanes`
 equal pieces (fewer than `lanes` rows stay over and are left out of that epoch); a chunk on a cut belongs in part to

@@ -62,6 +62,8 @@ def held_out_documents(documents: np.ndarray, share: float, seed: int) -> np.nda
     if not share:
         return documents[:0]
     if len(documents) < 2:
-        raise UserError(f"data.held_out: {share} of documents, but the dataset has {len(documents)}; set it to 0")
+        raise UserError(
+            f"data.held_out: {share} of documents, but the dataset has {len(documents)}; it needs 2 or more"
+        )
     count = min(len(documents) - 1, max(1, round(share * len(documents))))
     return documents[permutation(len(documents), seed, _HOLD_OUT)[:count]]

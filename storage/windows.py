@@ -28,7 +28,7 @@ class StreamSpec:
     seed: int = 0
     lanes: int = 16
     window_bytes: int = 16 * 2**20
-    """Bound on the bytes of a window's vectors (at least one chunk)."""
+    """Bound on the bytes of a window of the widest site (at least one chunk)."""
 
 
 class Window(NamedTuple):
@@ -100,8 +100,8 @@ class WindowReader:
 
 
 def epoch_order(spec: StreamSpec, manifest: Manifest, selected_rows: np.ndarray, epoch: int) -> EpochOrder:
-    """The order of one epoch of a stream."""
-    row_bytes = sum(manifest.sites[site].row_bytes for site in spec.sites)
+    """The order of one epoch of a stream; the same whichever of the dataset's sites are read."""
+    row_bytes = max(site.row_bytes for site in manifest.sites.values())
     return EpochOrder(
         selected_rows=selected_rows,
         seed=spec.seed,

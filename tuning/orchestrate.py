@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import ray
 from ray import tune
 
+from storage.errors import UserError
 from storage.manifest import Manifest, load_manifest
 from storage.server import start_server
 from storage.store import Store
@@ -55,7 +56,8 @@ def plan_sweep(sweep: SweepFile, text: str) -> SweepPlan:
     manifest = load_manifest(data)
     manifest.check_shards(data)
     manifest.site(sweep.data.site, field="data.site")
-    trials = expand(sweep, manifest, count_training_rows(sweep, manifest))
+    trials = expand(sweep, manifest, count_rows(sweep, manifest, "train"))
+    _check_held_out(sweep, count_rows(sweep, manifest, "held_out"))
     folder = SweepFolder(Store.at(sweep.output, settings))
     folder.store.check_writable("output")
     records = {trial.id: folder.read_trial(trial.id) for trial in trials}
@@ -63,11 +65,18 @@ def plan_sweep(sweep: SweepFile, text: str) -> SweepPlan:
     return SweepPlan(sweep=sweep, text=text, manifest=manifest, folder=folder, trials=trials, unfinished=unfinished)
 
 
-def count_training_rows(sweep: SweepFile, manifest: Manifest) -> int:
-    """Rows that the sweep trains on, held-out documents and filtered rows left out."""
-    block = sweep.data.model_dump()
-    config = DataConfig(dataset_id=manifest.id, storage=sweep.storage.settings, **block)
-    return int(WindowReader(config.stream_spec("train")).selected.counts.sum())
+def count_rows(sweep: SweepFile, manifest: Manifest, part: Literal["train", "held_out"]) -> int:
+    """Rows that the sweep trains on, or holds out; filtered rows are neither."""
+    config = DataConfig(dataset_id=manifest.id, storage=sweep.storage.settings, **sweep.data.model_dump())
+    return int(WindowReader(config.stream_spec(part)).selected.counts.sum())
+
+
+def _check_held_out(sweep: SweepFile, held_out_rows: int) -> None:
+    if held_out_rows < sweep.data.lanes:
+        raise UserError(
+            f"data.held_out: {sweep.data.held_out} of the documents hold {held_out_rows} rows, "
+            f"fewer than the {sweep.data.lanes} lanes (data.lanes); raise it"
+        )
 
 
 def run_sweep(plan: SweepPlan, followers: Sequence[Follower]) -> pd.DataFrame:

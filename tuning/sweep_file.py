@@ -24,10 +24,10 @@ class DataBlock(FileModel):
     site: str
     batch_rows: int = Field(default=4096, gt=0)
     """Rows of a global batch."""
-    held_out: float = Field(default=0.05, ge=0.0, lt=1.0)
+    held_out: float = Field(default=0.05, gt=0.0, lt=1.0)
     """Share of documents kept for evaluation."""
     drop_special: bool = True
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Order of the rows; the same for all trials, so that they share one stream."""
     lanes: int = Field(default=16, gt=0)
     window_bytes: int = Field(default=16 * 2**20, gt=0)

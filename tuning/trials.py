@@ -97,8 +97,8 @@ def _trial(sweep: SweepFile, manifest: Manifest, training_rows: int, point: dict
 
 def _seed(point: dict[str, Any]) -> int:
     seed = point.get("seed", 0)
-    if not isinstance(seed, int) or seed < 0:
-        raise UserError(f"axes.seed: {seed!r} is not a whole number of at least 0")
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise UserError(f"axes.seed: {seed!r} is not a whole number from 0 to 2^63 - 1")
     return seed
 
 

@@ -122,6 +122,15 @@ def test_a_batch_that_the_lanes_do_not_divide(refused_sweep):
     assert "100 is not a multiple of data.lanes 16" in refused_sweep(data={"batch_rows": 100})
 
 
+def test_nothing_held_out(refused_sweep):
+    assert "data.held_out: input should be greater than 0" in refused_sweep(data={"held_out": 0})
+
+
+def test_fewer_rows_held_out_than_lanes(refused_sweep):
+    line = refused_sweep(data={"held_out": 0.01, "lanes": 256, "batch_rows": 256})
+    assert "data.held_out: 0.01 of the documents hold 150 rows, fewer than the 256 lanes" in line
+
+
 def test_more_workers_than_lanes(refused_sweep):
     assert "17" in refused_sweep(resources={"workers": 17})
 

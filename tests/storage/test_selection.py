@@ -91,7 +91,7 @@ def test_a_dataset_of_one_document_cannot_hold_any_out(tmp_path: Path) -> None:
     for part in ("train", "held_out"):
         with pytest.raises(UserError) as caught:
             rows_of(written, part=part, held_out=0.05)
-        assert str(caught.value) == "data.held_out: 0.05 of documents, but the dataset has 1; set it to 0"
+        assert str(caught.value) == "data.held_out: 0.05 of documents, but the dataset has 1; it needs 2 or more"
     assert len(rows_of(written, part="train", held_out=0)) == 50
     assert len(rows_of(written, part="all", held_out=0.05)) == 50
 
