@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,11 +187,11 @@ def _write(
         assert writer.rows == tokens.rows, (writer.rows, tokens.rows)
         return writer.close()
     except OSError as error:
-        _discard(writer)
+        writer.discard()
         reason = error.strerror or str(error)
         raise UserError(f"output: cannot write to {writer.store.url} ({reason}); choose another place") from error
     except BaseException:
-        _discard(writer)
+        writer.discard()
         raise
 
 
@@ -247,11 +247,3 @@ def _as_stored(config: HarvestFile, name: str, x_BD: torch.Tensor) -> torch.Tens
         largest = float(x_BD.abs().max())
         raise UserError(f"dtype: {config.dtype} cannot hold sites.{name}, which reaches {largest:,.0f}; use bfloat16")
     return stored
-
-
-def _discard(writer: DatasetWriter) -> None:
-    """Remove the shards that a failed harvest may have written."""
-    # A store that cannot be written to may not let us clean up either; shards without a manifest are no dataset.
-    with suppress(OSError):
-        for number in range(writer.rows // writer.shard_rows + 1):
-            writer.store.delete(f"shards/{number:06d}.safetensors")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,11 +113,17 @@ class DatasetWriter:
         self.store.write(MANIFEST, manifest.model_dump_json(indent=1).encode())
         return manifest
 
+    def discard(self) -> None:
+        """Remove the shards written so far, and one that may have been under way; for a dataset that is given up."""
+        with suppress(OSError):  # a store that cannot be written to may not let us clean up either
+            for number in range(len(self._shards) + 1):
+                self.store.delete(_shard_file(number))
+
     def _write_shard(self, rows: int) -> None:
         merged = {name: torch.cat([part[name] for part in self._pending]) for name in self._pending[0]}
         shard = {name: tensor[:rows].contiguous() for name, tensor in merged.items()}
         rest = {name: tensor[rows:] for name, tensor in merged.items()}
-        file = f"shards/{len(self._shards):06d}.safetensors"
+        file = _shard_file(len(self._shards))
         data = save(shard)
         offsets = _tensor_offsets(data)
         self.store.write(file, data)
@@ -132,6 +139,10 @@ class DatasetWriter:
         self._shards.append(Shard(file=file, rows=rows, bytes=len(data), offsets=offsets, checksums=checksums))
         self._pending = [rest] if len(rest["document"]) else []
         self._pending_rows -= rows
+
+
+def _shard_file(number: int) -> str:
+    return f"shards/{number:06d}.safetensors"
 
 
 def chunk_checksum(data: bytes | memoryview) -> str:
