@@ -96,3 +96,11 @@ def test_again_nothing_is_trained(quickstart, frontier):
     again = json.loads(lexray(folder, "sweep", str(EXAMPLES / "sweep.yaml"), "--json").stdout)
     assert [trial["fvu"] for trial in again["trials"]] == pytest.approx(list(frontier["fvu"]), rel=1e-9)
     assert [path.stat().st_mtime_ns for path in weights] == before
+
+
+def test_the_lines_of_the_readme_load_and_encode(quickstart):
+    readme = (EXAMPLES.parent.parent / "README.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", program], cwd=quickstart[0], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "torch.Size([8, 384])" in done.stdout
