@@ -111,10 +111,13 @@ def assert_is_the_dense_loss(made: Dictionary, x_BD: Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-@given(seed=st.integers(0, 2**31), count=st.integers(2, 40))
+@given(seed=st.integers(0, 2**31), count=st.integers(2, 40), bias=st.sampled_from([0.0, -1.0, -3.0]))
 @settings(max_examples=30)
-def test_loss_gradients_and_counts_are_those_of_the_dense_equations(name, seed, count):
-    assert_is_the_dense_loss(dictionary_of(name, seed), rows_of(seed, count))
+def test_loss_gradients_and_counts_are_those_of_the_dense_equations(name, seed, count, bias):
+    """With a low bias fewer than k latents of a row are positive: those that relu cuts off are not active."""
+    made = dictionary_of(name, seed)
+    made.load_state_dict({**made.state_dict(), "b_enc": made.b_enc + bias})
+    assert_is_the_dense_loss(made, rows_of(seed, count))
 
 
 @pytest.mark.parametrize("sparse_below", [-1.0, 2.0], ids=["dense path", "sparse path"])

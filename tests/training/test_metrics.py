@@ -96,10 +96,16 @@ def test_metrics_do_not_depend_on_how_rows_are_dealt_to_ranks(cut):
 
 
 def test_large_values_far_from_the_site_mean_lose_no_precision():
-    """Sums are taken in float64 about the site's mean: 300,000 rows at 1000 +- 1 would cancel in float32."""
+    """Sums are taken about the site's mean: those of 300,000 rows at 1000 +- 1 would cancel."""
     rows = 1000 + ROWS[:, :2].repeat(1500, 1)
     made = mean_only(rows)
-    assert evaluate(made, rows.split(4096))["fvu"] == pytest.approx(1, abs=1e-4)
+    assert evaluate(made, rows.split(4096))["fvu"] == pytest.approx(1, abs=1e-8)
+
+
+def test_a_huge_row_does_not_swallow_the_small_ones_that_follow_it():
+    """Sums are taken in float64."""
+    made, small, huge = untrained("topk", ROWS, width=12, k=3), list(ROWS.split(1)) * 5, 3e4 + ROWS[:1]
+    assert evaluate(made, [huge, *small]) == pytest.approx(evaluate(made, [*small, huge]), rel=1e-9)
 
 
 @pytest.mark.parametrize("name", ["topk", "batch_topk", "relu"])

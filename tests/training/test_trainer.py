@@ -186,6 +186,15 @@ def test_a_checkpoint_goes_on_with_any_zero_stage(undisturbed, dataset, tmp_path
     assert outcome(tmp_path).records[-1]["eval/fvu"] == pytest.approx(fvu, rel=1e-4)
 
 
+def test_a_dictionary_large_enough_to_be_sharded_trains_and_starts_again_under_zero_3(dataset, tmp_path):
+    """DeepSpeed keeps parameters of less than 100,000 numbers whole at every stage."""
+    config = small_config(dataset, "topk", dictionary={"width": 9000}, rows=4 * BATCH_ROWS)
+    sharded = replace(config, mesh=MeshConfig(zero_stage=3))
+    whole, first = train(config, tmp_path / "whole"), train(sharded, tmp_path / "sharded")
+    assert first.metrics == pytest.approx(whole.metrics, rel=1e-4)
+    assert train(sharded, tmp_path / "sharded").metrics == first.metrics
+
+
 # What it leaves behind --------------------------------------------------------------------------------------------
 
 
