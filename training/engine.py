@@ -32,6 +32,8 @@ from training.config import OptimizerConfig
 from training.dictionaries.base import Dictionary, Terms
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+REDUCE_BUCKET = 500_000_000
+"""Gradients that DeepSpeed reduces at once, its own default."""
 
 # Compiled at first use with a C++ compiler that users may not have, and not needed: gloo does the same.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -65,7 +67,7 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(
             model=self._loss_of,
             optimizer=self._adam,
-            config=deepspeed_config(config, zero_stage),
+            config=deepspeed_config(config, zero_stage, sum(p.numel() for p in dictionary.parameters())),
             dist_init_required=False,
         )
         if num_ranks == 1 and zero_stage == 0:
@@ -146,14 +148,16 @@ class Engine:
         return state[moment] if moment in state else torch.zeros_like(parameter)
 
 
-def deepspeed_config(config: OptimizerConfig, zero_stage: int) -> dict[str, Any]:
+def deepspeed_config(config: OptimizerConfig, zero_stage: int, num_parameters: int) -> dict[str, Any]:
     """DeepSpeed's own configuration: fp32 throughout, nothing printed, nothing compiled."""
+    # A buffer of this many gradients is set aside at once, 2 GB by default, however small the dictionary is.
+    bucket = min(REDUCE_BUCKET, num_parameters)
     return {
         "train_micro_batch_size_per_gpu": 1,  # used by DeepSpeed for its reports alone
         "gradient_clipping": config.clip_norm,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
-        "zero_optimization": {"stage": zero_stage},
+        "zero_optimization": {"stage": zero_stage, "reduce_bucket_size": bucket},
     }
 
 

@@ -327,6 +327,15 @@ def test_an_engine_gives_back_the_state_that_it_was_given(dataset, stage):
     assert all(moment.any() for moment in given.moments.values())
 
 
+def test_an_engine_sets_aside_memory_for_its_own_gradients_alone(dataset):
+    """And not the 2 GB of DeepSpeed's default, which many dictionaries on one GPU would have to share."""
+    config = small_config(dataset, "topk", mesh=MeshConfig(zero_stage=3))
+    _, engine = fresh(config, stream_of(config))
+    num_parameters = sum(p.numel() for p in engine.full_parameters().values())
+    buckets = engine._engine.optimizer.ipg_buckets.values()
+    assert [len(bucket.buffer) for bucket in buckets] == [num_parameters]
+
+
 def test_an_untrained_engine_has_moments_of_zero(dataset):
     config = small_config(dataset, "topk")
     _, engine = fresh(config, stream_of(config))
