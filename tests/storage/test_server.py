@@ -113,7 +113,8 @@ def test_a_served_stream_is_the_local_one(num_ranks: int, server: Any, written: 
         assert contents(served_stream(spec, server, rank, num_ranks), steps) == contents(local, steps)
 
 
-def test_all_consumers_together_read_the_store_once(server: Any, written: Written) -> None:
+def test_all_consumers_together_read_the_store_once(start: Callable[[int], Any], written: Written) -> None:
+    server = start(2**24)  # one that no earlier stream still asks for windows
     spec = spec_of(written)
     before = ray.get(server.stats.remote())
     here = served_stream(spec, server)
@@ -129,7 +130,8 @@ def test_all_consumers_together_read_the_store_once(server: Any, written: Writte
     assert after.bytes_served - before.bytes_served > 2 * (after.bytes_read - before.bytes_read)
 
 
-def test_a_window_asked_for_by_many_at_once_is_read_once(server: Any, written: Written) -> None:
+def test_a_window_asked_for_by_many_at_once_is_read_once(start: Callable[[int], Any], written: Written) -> None:
+    server = start(2**24)  # one that no earlier stream still asks for windows
     spec = spec_of(written)
     before = ray.get(server.stats.remote())
     source = ServedWindows(spec, server)
