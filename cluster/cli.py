@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 
 from storage.errors import CorruptDataError, UserError
 
@@ -109,5 +110,5 @@ def main() -> None:
 
 
 def _fail(line: str, code: int) -> None:
-    messages.print(f"[red]error[/red] {' '.join(line.split())}", highlight=False, soft_wrap=True)
+    messages.print(f"[red]error[/red] {escape(' '.join(line.split()))}", highlight=False, soft_wrap=True)
     sys.exit(code)

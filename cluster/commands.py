@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -55,6 +56,7 @@ def run_sweep_file(file: str, address: str | None, messages: Console, as_json: b
         f"sweep {sweep.name}: {len(plan.trials)} trials"
         + (f", {reused} finished before" if reused else "")
         + f", {sum(t.config.num_steps for t in plan.unfinished):,} steps to do",
+        markup=False,
         highlight=False,
     )
     with ExitStack() as stack:
@@ -96,14 +98,20 @@ def inspect_dataset(url: str, messages: Console, as_json: bool) -> None:
         print_json({"url": store.url, **summary})
         return
     out = Console(highlight=False)
-    out.print(f"{store.url}\n{manifest.rows:,} rows in {len(manifest.shards)} shards, {manifest.bytes / 1e6:,.1f} MB")
+    out.print(
+        f"{escape(store.url)}\n{manifest.rows:,} rows in {len(manifest.shards)} shards, {manifest.bytes / 1e6:,.1f} MB"
+    )
     table = Table("site", "width", "dtype", "mean squared norm", "norm of the mean", "source", box=None)
     for name, site in summary["sites"].items():
         numbers = (f"{site['mean_squared_norm']:.4g}", f"{site['mean_norm']:.4g}")
         table.add_row(name, str(site["width"]), site["dtype"], *numbers, site["source"])
     out.print(table)
     for name, value in manifest.provenance.items():
-        out.print(f"{name}: {value if isinstance(value, str | int | float) else json.dumps(value)}", soft_wrap=True)
+        out.print(
+            f"{name}: {value if isinstance(value, str | int | float) else json.dumps(value)}",
+            soft_wrap=True,
+            markup=False,
+        )
 
 
 def print_json(document: Any) -> None:
@@ -128,9 +136,9 @@ def _print_frontier(table: Any, store: Store, messages: Console, as_json: bool) 
         return
     Console().print(frontier_rich_table(table))
     for row in table[table["reason"].astype(bool)].itertuples():
-        messages.print(f"{row.name}: {row.status}, {row.reason}", highlight=False, soft_wrap=True)
+        messages.print(f"{row.name}: {row.status}, {row.reason}", markup=False, highlight=False, soft_wrap=True)
     for kind, file in (("picture", "frontier.png"), ("report", "report.html")):
-        messages.print(f"{kind:8}{store.url}/{file}", highlight=False, soft_wrap=True)
+        messages.print(f"{kind:8}{store.url}/{file}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _dataset_summary(manifest: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -16,7 +17,7 @@ from storage.store import StorageSettings
 class FileModel(BaseModel):
     """Base of everything that a user writes in YAML: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class StorageBlock(FileModel):
@@ -39,7 +40,7 @@ Model = TypeVar("Model", bound=FileModel)
 def read_config_file(path: str, model: type[Model]) -> Model:
     """The file as `model`. Raises UserError naming the file and the first wrong field."""
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = yaml.load(Path(path).read_text(), _UniqueKeys)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -54,11 +55,33 @@ def read_config_file(path: str, model: type[Model]) -> Model:
         raise UserError(f"{path}: {describe(error, model)}") from error
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML itself lets the last of two equal keys win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key, _ in node.value:
+            if keys.count(key.value) > 1:
+                raise yaml.YAMLError(f"{key.value!r} stands twice, line {key.start_mark.line + 1} is one of them")
+        return super().construct_mapping(node, deep)
+
+
+def checked_block(block: Model, changes: dict[str, Any]) -> Model:
+    """A block of a file with some of its values replaced, checked again. Raises UserError."""
+    try:
+        return type(block).model_validate(block.model_dump() | changes)
+    except ValidationError as error:
+        raise UserError(describe(error, type(block))) from error
+
+
 Config = TypeVar("Config")
 
 
 def checked_config(config_class: type[Config], values: dict[str, Any]) -> Config:
     """A configuration dataclass with its fields' types checked. Raises UserError naming the first wrong field."""
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{name}: {value} is not a finite number")
     try:
         return TypeAdapter(config_class).validate_python(values)
     except ValidationError as error:

@@ -8,6 +8,7 @@ manifest gives each tensor's byte offset, so a chunk is one ranged read and no s
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any, Literal
 
@@ -112,11 +113,23 @@ def load_manifest(store: Store) -> Manifest:
     if version != FORMAT_VERSION:
         raise UserError(f"dataset {store.url}: manifest version {version}, this lexray reads {FORMAT_VERSION}")
     try:
-        return Manifest.model_validate(content)
+        manifest = Manifest.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise UserError(f"dataset {store.url}: {MANIFEST} field {where}: {first['msg']}") from error
+    if dataset_id(manifest) != manifest.id:
+        raise UserError(
+            f"dataset {store.url}: {MANIFEST} was changed after it was written: its id is {manifest.id}, "
+            f"its content gives {dataset_id(manifest)}; harvest it again"
+        )
+    return manifest
+
+
+def dataset_id(manifest: Manifest) -> str:
+    """A short hash of everything that decides what the rows are (not of where they came from)."""
+    content = manifest.model_dump(mode="json", exclude={"id", "provenance"})
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def check_chunk(found: str, expected: str, *, file: str, tensor: str, chunk: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ import xxhash
 from safetensors.torch import save
 
 from storage.errors import UserError
-from storage.manifest import COLUMNS, MANIFEST, Manifest, Shard, Site
+from storage.manifest import COLUMNS, MANIFEST, Manifest, Shard, Site, dataset_id
 from storage.store import Store
 
 TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -148,12 +147,6 @@ def _shard_file(number: int) -> str:
 def chunk_checksum(data: bytes | memoryview) -> str:
     """xxh3-64 in hex."""
     return str(xxhash.xxh3_64_hexdigest(data))
-
-
-def dataset_id(manifest: Manifest) -> str:
-    """A short hash of everything that decides what the rows are (not of where they came from)."""
-    content = manifest.model_dump(mode="json", exclude={"id", "provenance"})
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _tensor_offsets(data: bytes) -> dict[str, int]:

@@ -15,7 +15,7 @@ import ray
 from ray import tune
 
 from storage.errors import UserError
-from storage.manifest import Manifest, load_manifest
+from storage.manifest import MANIFEST, Manifest, load_manifest
 from storage.server import start_server
 from storage.store import Store
 from storage.windows import WindowReader
@@ -59,9 +59,10 @@ def plan_sweep(sweep: SweepFile, text: str) -> SweepPlan:
     trials = expand(sweep, manifest, count_rows(sweep, manifest, "train"))
     _check_held_out(sweep, count_rows(sweep, manifest, "held_out"))
     folder = SweepFolder(Store.at(sweep.output, settings))
+    if folder.store.exists(MANIFEST):
+        raise UserError(f"output: {folder.store.url} holds a dataset; choose another folder for the sweep")
     folder.store.check_writable("output")
-    records = {trial.id: folder.read_trial(trial.id) for trial in trials}
-    unfinished = [t for t in trials if (record := records[t.id]) is None or record.status not in FINISHED]
+    unfinished = [trial for trial in trials if not folder.is_finished(trial.id)]
     return SweepPlan(sweep=sweep, text=text, manifest=manifest, folder=folder, trials=trials, unfinished=unfinished)
 
 
@@ -81,10 +82,10 @@ def _check_held_out(sweep: SweepFile, held_out_rows: int) -> None:
 
 def run_sweep(plan: SweepPlan, followers: Sequence[Follower]) -> pd.DataFrame:
     """Train what is unfinished on the connected Ray cluster; write and return the frontier table."""
+    nodes = cluster_nodes() if plan.unfinished else {}
+    refuse_what_never_fits(plan.unfinished, list(nodes.values()))
+    plan.folder.store.write("sweep.yaml", plan.text.encode())
     if plan.unfinished:
-        nodes = cluster_nodes()
-        refuse_what_never_fits(plan.unfinished, list(nodes.values()))
-        plan.folder.store.write("sweep.yaml", plan.text.encode())
         with window_servers(list(nodes)) as servers, FollowThread(folder=plan.folder, followers=followers) as follow:
             _tune(_runs(plan, servers), list(nodes.values()), follow)
             _close_unfinished(plan)

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -114,8 +115,8 @@ def _number(value: float | None, form: str) -> str:
 def _end_line(run: TrialRun, record: TrialRecord | None) -> str:
     if record is None or record.status == FAILED or not record.result:
         reason = record.reason if record is not None and record.reason else "ended without a word"
-        return f"[red]failed[/red] {run.trial.name}: {reason}"
+        return f"[red]failed[/red] {run.trial.name}: {escape(reason)}"
     seconds = record.timing.get("total_s", 0.0)
     result = f"L0 {record.result['l0']:.1f}, FVU {record.result['fvu']:.4f}, {seconds:.0f} s"
-    note = f" [yellow]{record.status}: {record.reason}[/yellow]" if record.reason else ""
+    note = f" [yellow]{record.status}: {escape(record.reason)}[/yellow]" if record.reason else ""
     return f"[green]ended[/green]  {run.trial.name}: {result}{note}"

@@ -16,6 +16,7 @@ from typing import Any
 
 from storage.errors import CorruptDataError
 from storage.store import Store
+from training.saved import CONFIG as DICTIONARY_CONFIG
 
 DONE, TARGET_MISSED, FAILED, RUNNING, PENDING = "done", "target missed", "failed", "running", "pending"
 FINISHED = (DONE, TARGET_MISSED)
@@ -60,7 +61,22 @@ class SweepFolder:
             content = self.trial_store(trial).read("trial.json")
         except FileNotFoundError:
             return None
-        return TrialRecord(**_parsed(content, f"trials/{trial}/trial.json"))
+        file = f"trials/{trial}/trial.json"
+        try:
+            return TrialRecord(**_parsed(content, file))
+        except TypeError as error:
+            raise CorruptDataError(
+                f"{file}: not a trial's record ({error}); remove it to train the trial again"
+            ) from error
+
+    def is_finished(self, trial: str) -> bool:
+        """Whether the trial was trained to its end and its dictionary is there."""
+        record = self.read_trial(trial)
+        return (
+            record is not None
+            and record.status in FINISHED
+            and self.trial_store(trial).exists(f"dictionary/{DICTIONARY_CONFIG}")
+        )
 
     def read_metrics(self, trial: str) -> list[dict[str, Any]]:
         """The trial's logged records in order of step; empty when there are none."""
@@ -75,4 +91,4 @@ def _parsed(text: str | bytes, file: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise CorruptDataError(f"{file}: not valid JSON ({error})") from error
+        raise CorruptDataError(f"{file}: not valid JSON ({error}); remove it to go on without it") from error

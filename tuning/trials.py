@@ -7,14 +7,14 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from storage.config_file import checked_config
+from storage.config_file import checked_block, checked_config
 from storage.errors import UserError
 from storage.manifest import Manifest
 from storage.order import rank_lanes, steps_per_epoch
 from storage.store import Store
 from training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
 from training.dictionaries import architecture, dictionary_config
-from tuning.sweep_file import SweepFile
+from tuning.sweep_file import ResourcesBlock, SweepFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +40,10 @@ class Trial:
 
     id: str
     """Taken from the configuration once: a worker whose code has other defaults must not come to another one."""
+    name: str
+    """For people; unique in its sweep."""
     config: TrainingConfig
     footprint: Footprint
-
-    @property
-    def name(self) -> str:
-        """For people; unique in a plain grid."""
-        return self.id.rsplit("-", 1)[0]
 
 
 def expand(sweep: SweepFile, manifest: Manifest, training_rows: int) -> list[Trial]:
@@ -60,9 +57,12 @@ def expand(sweep: SweepFile, manifest: Manifest, training_rows: int) -> list[Tri
             f"data.batch_rows: {sweep.data.batch_rows:,} is larger than the dataset's {training_rows:,} training rows"
         )
     steps_per_epoch(training_rows, sweep.data.batch_rows, sweep.data.lanes)
+    points = [dict(zip(sweep.axes, values, strict=True)) for values in itertools.product(*sweep.axes.values())]
+    for number, rule in enumerate(sweep.rules, start=1):
+        if not any(rule.matches(point) for point in points):
+            raise UserError(f"rules: `when` of rule {number} ({rule.when}) matches no trial")
     trials: dict[str, Trial] = {}
-    for values in itertools.product(*sweep.axes.values()):
-        point = dict(zip(sweep.axes, values, strict=True))
+    for point in points:
         trial = _trial(sweep, manifest, training_rows, point)
         if trial.id in trials and not _has_unused_axis(sweep, point):
             raise UserError(f"axes: two trials are the same, {trial.name}; remove the repeated value")
@@ -75,24 +75,31 @@ def _trial(sweep: SweepFile, manifest: Manifest, training_rows: int, point: dict
     for rule in sweep.rules:
         if rule.matches(point):
             settings |= rule.set
-    resources = sweep.resources.model_dump() | _part(settings, sweep.resources.model_fields)
-    footprint = checked_config(Footprint, _part(resources, ("workers", "cpus_per_worker", "gpus_per_worker")))
-    rank_lanes(0, footprint.workers, sweep.data.lanes)
-    training = sweep.training.model_dump() | _part(settings, ("lr", "rows")) | _part(point, ("lr",))
-    rows = training.pop("rows") or math.ceil(training["epochs"] * training_rows)
-    training.pop("epochs")
+    resources = checked_block(sweep.resources, _part(settings, ResourcesBlock.model_fields))
+    changes = _part(settings, ("lr", "rows")) | _part(point, ("lr",))
+    training = checked_block(sweep.training, changes | ({"epochs": None} if "rows" in settings else {}))
+    rows = training.rows or math.ceil((training.epochs or 0) * training_rows)
+    rank_lanes(0, resources.workers, sweep.data.lanes)
+    footprint = Footprint(**_part(resources.model_dump(), ("workers", "cpus_per_worker", "gpus_per_worker")))
     data = sweep.data.model_dump()
     url = Store.at(data.pop("url")).url
     config = TrainingConfig(
         dictionary=dictionary_config(_dictionary_options(sweep, point, settings)),
         data=DataConfig(url=url, dataset_id=manifest.id, storage=sweep.storage.settings, **data),
         rows=rows,
-        optimizer=checked_config(OptimizerConfig, training),
+        optimizer=checked_config(OptimizerConfig, training.model_dump(exclude={"rows", "epochs"})),
         seed=_seed(point),
-        mesh=checked_config(MeshConfig, {"data": footprint.workers, "zero_stage": resources["zero_stage"]}),
+        mesh=MeshConfig(data=resources.workers, zero_stage=resources.zero_stage),
         every=EveryConfig(**sweep.every.model_dump()),
     )
-    return Trial(id=config.trial, config=config, footprint=footprint)
+    return Trial(id=config.trial, name=_name(sweep, point, config), config=config, footprint=footprint)
+
+
+def _name(sweep: SweepFile, point: dict[str, Any], config: TrainingConfig) -> str:
+    """Architecture, width, target L0 and whatever else varies in the sweep."""
+    others = [axis for axis in sweep.axes if axis not in ("architecture", "width", "target_l0")]
+    varying = [f"{axis}{point[axis]}" for axis in others if len(sweep.axes[axis]) > 1]
+    return "-".join([config.trial.rsplit("-", 1)[0], *varying])
 
 
 def _seed(point: dict[str, Any]) -> int:

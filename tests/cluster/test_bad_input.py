@@ -150,6 +150,42 @@ def test_two_trials_that_are_the_same(refused_sweep):
     assert "two trials are the same, topk-w64-l4" in refused_sweep(axes={"width": [64, 64]})
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"rules": [{"when": {"width": 64}, "set": {"rows": -1}}]}, "rows: input should be greater than 0"),
+        ({"rules": [{"when": {"width": 64}, "set": {"workers": 0}}]}, "workers: input should be greater than 0"),
+        ({"rules": [{"when": {"width": 65}, "set": {"workers": 1}}]}, "matches no trial"),
+        ({"training": {"rows": None, "epochs": float("inf")}}, "training.epochs: input should be a finite number"),
+        ({"axes": {"architecture": ["topk", 3]}}, "architecture: 3 is not a name"),
+        ({"axes": {"lr": [float("inf")]}}, "lr"),
+        ({"options": {"topk": {"aux_weight": float("nan")}}}, "aux_weight: nan is not a finite number"),
+    ],
+)
+def test_values_that_make_no_sense_wherever_they_stand(refused_sweep, changes, expected):
+    assert expected in refused_sweep(**changes)
+
+
+def test_a_key_that_stands_twice(refused, tmp_path):
+    (tmp_path / "twice.yaml").write_text("name: a\nname: b\n")
+    assert "'name' stands twice" in refused("sweep", str(tmp_path / "twice.yaml"))
+
+
+def test_a_dataset_as_output(refused_sweep, data):
+    assert "holds a dataset; choose another folder" in refused_sweep(output=str(data))
+
+
+def test_a_manifest_that_was_edited(refused_sweep, data):
+    manifest = json.loads((data / "manifest.json").read_text())
+    manifest["sites"]["site"]["mean_squared_norm"] = 1.0
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    assert "manifest.json was changed after it was written" in refused_sweep()
+
+
+def test_brackets_in_a_path_are_no_markup(refused, tmp_path):
+    assert "[/x]/a.yaml: no such file" in refused("sweep", str(tmp_path / "[/x]" / "a.yaml"))
+
+
 def test_neither_rows_nor_epochs(refused_sweep):
     assert "training: give `rows` or `epochs`" in refused_sweep(training={"rows": None})
 

@@ -72,6 +72,7 @@ def trained(dataset, ray_session, tmp_path_factory):
                 TrialRun(
                     trial=Trial(
                         id=f"{architecture}-{steps}",
+                        name=architecture,
                         config=config(dataset, architecture, steps, workers),
                         footprint=Footprint(workers=workers, cpus_per_worker=1, gpus_per_worker=0),
                     ),

@@ -21,6 +21,8 @@ ARCHITECTURES: dict[str, type[Dictionary]] = {
 
 def architecture(name: str) -> type[Dictionary]:
     """The class of an architecture. Raises UserError with the nearest known name."""
+    if not isinstance(name, str):
+        raise UserError(f"architecture: {name!r} is not a name; known: {', '.join(sorted(ARCHITECTURES))}")
     if name not in ARCHITECTURES:
         raise UserError(f"architecture: unknown {name!r}{nearest(name, list(ARCHITECTURES))}")
     return ARCHITECTURES[name]
