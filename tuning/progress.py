@@ -49,9 +49,6 @@ class TerminalView:
             console=self.console,
         )
         self._task = self._progress.add_task("trials", total=self.num_trials, completed=self.num_reused)
-        if self.console.is_terminal:
-            self._live = Live(self._render(), console=self.console, refresh_per_second=2, transient=True)
-            self._live.start()
 
     def started(self, run: TrialRun) -> None:
         self._running[run.trial.id] = _Running(run=run)
@@ -61,7 +58,7 @@ class TerminalView:
         running = self._running[run.trial.id]
         for record in records:
             running.values |= record
-        if self._live is None and self.clock() - running.told_at >= self.line_every_s:
+        if not self.console.is_terminal and self.clock() - running.told_at >= self.line_every_s:
             running.told_at = self.clock()
             self.console.print(_line(running), highlight=False, soft_wrap=True)
         self._refresh()
@@ -79,8 +76,12 @@ class TerminalView:
             self._live = None
 
     def _refresh(self) -> None:
-        if self._live is not None:
-            self._live.update(self._render())
+        if not self.console.is_terminal:
+            return
+        if self._live is None:  # only once a trial started: until then the sweep may still be refused
+            self._live = Live(console=self.console, refresh_per_second=2, transient=True)
+            self._live.start()
+        self._live.update(self._render())
 
     def _render(self) -> Group:
         table = Table("running trial", "workers", "step", "rows/s", "L0", "FVU", box=None, pad_edge=False)

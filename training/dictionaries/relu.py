@@ -82,15 +82,14 @@ class ReLU(Dictionary):
         Once few latents are active the same sums are taken over those alone, at a fraction of the dense cost.
         """
         bias_F, atoms_FD = self.encoder_bias_F(), self.atoms_FD()
-        with torch.no_grad():
-            z_BF = F.linear(x_BD, self.W_enc, bias_F)
-            active_BF = z_BF > 0
-            fired_F = active_BF.sum(0)
+        z_BF = F.linear(x_BD, self.W_enc, bias_F)
+        active_BF = z_BF.detach() > 0
+        fired_F = active_BF.sum(0)
         if int(fired_F.sum()) > SPARSE_BELOW * z_BF.numel():
-            f_BF = F.relu(F.linear(x_BD, self.W_enc, bias_F))
+            f_BF = F.relu(z_BF)
             return f_BF @ atoms_FD, f_BF.sum(), fired_F
-        chosen = Code.where(active_BF, z_BF).chosen
-        values_N = chosen_preactivations(z_BF, chosen, x_BD, self.W_enc, bias_F)
+        chosen = Code.where(active_BF, z_BF.detach()).chosen
+        values_N = chosen_preactivations(z_BF.detach(), chosen, x_BD, self.W_enc, bias_F)
         return sparse_decode(values_N, chosen, atoms_FD), values_N.sum(), fired_F
 
     @torch.no_grad()
