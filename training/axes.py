@@ -46,6 +46,9 @@ class Rows(Protocol):
     def kth_largest(self, values: Tensor, k: int) -> Tensor:
         """The k-th largest of all ranks' values (any number each, all >= 0); zero when there are fewer. Scalar."""
 
+    def gather(self, values: Tensor) -> Tensor:
+        """The ranks' tensors (same shape on each) one after another along the first dimension."""
+
 
 class Latents(Protocol):
     """The feature axis."""
@@ -55,6 +58,9 @@ class Latents(Protocol):
 
     def topk(self, scores_BF: Tensor, k: int) -> Chosen:
         """The k largest of every row over all latents; those that this rank owns, as local indices."""
+
+    def argmax(self, scores_BF: Tensor) -> tuple[Tensor, Tensor]:
+        """The largest score of every row over all latents, and its local index (-1 where another rank owns it): (B)."""
 
     def sum(self, partial_BD: Tensor) -> Tensor:
         """Sum of partial reconstructions over the slices, with gradient."""
@@ -73,6 +79,9 @@ class AllRows:
         if len(values) < k:
             return values.new_zeros(())
         return torch.topk(values, k, sorted=False).values.amin()
+
+    def gather(self, values: Tensor) -> Tensor:
+        return values
 
 
 @dataclass(frozen=True)
@@ -97,6 +106,11 @@ class SplitRows:
         dist.all_gather_into_tensor(everyones, mine, group=self.group)
         return torch.topk(everyones, k, sorted=False).values.amin()
 
+    def gather(self, values: Tensor) -> Tensor:
+        everyones = values.new_empty(self.size * len(values), *values.shape[1:])
+        dist.all_gather_into_tensor(everyones, values.contiguous(), group=self.group)
+        return everyones
+
 
 @dataclass(frozen=True)
 class AllLatents:
@@ -108,6 +122,10 @@ class AllLatents:
     def topk(self, scores_BF: Tensor, k: int) -> Chosen:
         latents = torch.topk(scores_BF, k, dim=1, sorted=False).indices
         return Chosen(latents.flatten(), torch.arange(0, len(scores_BF) * k + 1, k, device=scores_BF.device))
+
+    def argmax(self, scores_BF: Tensor) -> tuple[Tensor, Tensor]:
+        best = scores_BF.max(dim=1)
+        return best.values, best.indices
 
     def sum(self, partial_BD: Tensor) -> Tensor:
         return partial_BD

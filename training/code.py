@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from training.axes import Chosen
+from training.normalisers import RowFrame
 
 
 class Code(NamedTuple):
@@ -22,6 +23,8 @@ class Code(NamedTuple):
     """Which latent, and where each row's run begins."""
     width: int
     """Number of latents of the dictionary."""
+    frame: RowFrame | None = None
+    """What decoding needs of the rows themselves: their own mean and scale under `layer_norm`."""
 
     @property
     def indices(self) -> Tensor:

@@ -22,7 +22,10 @@ class DataConfig:
     url: str
     dataset_id: str
     """Id of the dataset's manifest: the same rows have the same id wherever they lie."""
-    site: str
+    inputs: tuple[str, ...]
+    """Sites that the dictionary reads, side by side."""
+    outputs: tuple[str, ...] = ()
+    """Site that it reconstructs; none given: those it reads."""
     storage: StorageSettings = field(default_factory=StorageSettings)
     batch_rows: int = 4096
     """Rows of a global batch, over all workers."""
@@ -34,11 +37,21 @@ class DataConfig:
     lanes: int = 16
     window_bytes: int = 16 * 2**20
 
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Every site that is read from the store, each once."""
+        return tuple(dict.fromkeys((*self.inputs, *self.outputs)))
+
+    @property
+    def reconstructed(self) -> tuple[str, ...]:
+        """The sites that the dictionary reconstructs."""
+        return self.outputs or self.inputs
+
     def stream_spec(self, part: Literal["train", "held_out"]) -> StreamSpec:
         """The stream of training rows, or of held-out ones."""
         return StreamSpec(
             store=Store.at(self.url, self.storage),
-            sites=(self.site,),
+            sites=self.sites,
             selection=Selection(part=part, held_out=self.held_out, drop_special=self.drop_special, seed=self.seed),
             seed=self.seed,
             lanes=self.lanes,
@@ -164,6 +177,7 @@ class TrainingConfig:
     @staticmethod
     def from_dict(content: dict[str, Any]) -> TrainingConfig:
         data = {**content["data"], "storage": StorageSettings(**content["data"]["storage"])}
+        data |= {name: tuple(data[name]) for name in ("inputs", "outputs")}
         return TrainingConfig(
             dictionary=dictionary_config(content["dictionary"]),
             data=DataConfig(**data),

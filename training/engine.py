@@ -24,12 +24,14 @@ import deepspeed
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
 )
 
 from training.checkpoints import Checkpoint
 from training.config import OptimizerConfig
-from training.dictionaries.base import Dictionary, Terms
+from training.dictionaries.base import Dictionary, RawRows, Terms
+from training.optimizer import Rewrite
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 REDUCE_BUCKET = 500_000_000
@@ -50,8 +52,8 @@ class _LossOf(nn.Module):
         self.dictionary = dictionary
         self.terms: Terms | None = None
 
-    def forward(self, x_BD: Tensor, total_rows: int) -> Tensor:
-        self.terms = self.dictionary.loss(x_BD, total_rows)
+    def forward(self, x_BD: Tensor, total_rows: int, y_BO: Tensor) -> Tensor:
+        self.terms = self.dictionary.loss(x_BD, total_rows, y_BO)
         return self.terms.loss
 
 
@@ -73,13 +75,14 @@ class Engine:
         if num_ranks == 1 and zero_stage == 0:
             self._engine.enable_backward_allreduce = False  # nothing to add up, and it costs a pass over the gradients
 
-    def step(self, x_BD: Tensor, total_rows: int, lr: float) -> Terms:
-        """One optimizer step on this rank's raw rows (b, D) of a global batch."""
+    def step(self, rows: RawRows, total_rows: int, lr: float) -> Terms:
+        """One optimizer step on this rank's raw rows of a global batch."""
         for group in self._adam.param_groups:
             group["lr"] = lr
-        loss = self._engine(x_BD, total_rows)
+        loss = self._engine(rows.x_BD, total_rows, rows.y_BO)
         self._engine.backward(loss * self.num_ranks)
         self._engine.step()
+        self.rewrite(self.dictionary.projections())
         terms, self._loss_of.terms = self._loss_of.terms, None
         assert terms is not None
         return terms
@@ -114,6 +117,38 @@ class Engine:
             for moment in MOMENTS
         }
 
+    @torch.no_grad()
+    def rewrite(self, changes: dict[str, Rewrite], *, reset_moments: bool = False) -> None:
+        """Change parameters from outside: fp32 masters and the copies that the next forward pass uses.
+
+        `reset_moments` zeroes Adam's moments wherever a value changed. Under ZeRO 1 to 3 this gathers each named
+        parameter, so it is for what happens seldom or is small.
+        """
+        for name, change in changes.items():
+            parameter = self.dictionary.get_parameter(name)
+            before = parameter.data if self.zero_stage == 0 else safe_get_full_fp32_param(parameter)
+            after = change(before).contiguous()
+            if reset_moments:
+                self._reset_moments(parameter, after != before)
+            if self.zero_stage:
+                safe_set_full_fp32_param(parameter, after)
+            self._write_copy(parameter, after)
+
+    def _write_copy(self, parameter: nn.Parameter, value: Tensor) -> None:
+        if self.zero_stage < 3:
+            parameter.data.copy_(value)
+            return
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            parameter.data.copy_(value)
+
+    def _reset_moments(self, parameter: nn.Parameter, where: Tensor) -> None:
+        for moment in MOMENTS:
+            full = self._moment(parameter, moment).masked_fill(where, 0.0)
+            if self.zero_stage:
+                safe_set_full_optimizer_state(parameter, full, moment)
+            elif moment in self._adam.state[parameter]:
+                self._adam.state[parameter][moment].copy_(full)
+
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint whose weights were in the dictionary when the engine was made."""
         self._restore_moments(checkpoint.moments, checkpoint.step)
@@ -137,8 +172,8 @@ class Engine:
 
     def _make_moments_exist(self) -> None:
         # DeepSpeed creates its fragments of the moments in the first step; with zero gradients it changes nothing else.
-        x_BD = self.dictionary.mean_D.new_zeros(1, len(self.dictionary.mean_D))
-        self._engine.backward(self._engine(x_BD, self.num_ranks) * 0.0)
+        x_BD, y_BO = (n.mean_D[None] + n.scale_D for n in (self.dictionary.input, self.dictionary.output))
+        self._engine.backward(self._engine(x_BD, self.num_ranks, y_BO) * 0.0)
         self._engine.step()
 
     def _moment(self, parameter: nn.Parameter, moment: str) -> Tensor:

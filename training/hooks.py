@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from storage.stream import BatchStream
 from training.axes import Rows
 from training.checkpoints import Checkpoint, CheckpointWriter
-from training.engine import Engine
-from training.loop import StepRecord
+from training.config import DataConfig
+from training.loop import StepRecord, raw_rows
 from training.metrics import evaluate
 from training.metrics_log import MetricsLog
+from training.optimizer import Optimizer
 from training.saved import to_state_dict
 
 Emit = Callable[[dict[str, float]], None]
@@ -50,8 +51,9 @@ class EvaluateHook:
     """Held-out metrics."""
 
     every: int
-    engine: Engine
+    engine: Optimizer
     stream: BatchStream
+    data: DataConfig
     max_rows: int
     rows: Rows
     emit: Emit
@@ -64,11 +66,11 @@ class EvaluateHook:
         values = {f"eval/{name}": value for name, value in self.last.items() if name != "rows"}
         self.emit({"step": record.step, "rows": record.step * record.batch.rows, **values})
 
-    def evaluate(self) -> dict[str, float]:
-        site = self.stream.spec.sites[0]
-        batches = (b.vectors[site].to(self.engine.device) for b in self.stream.every_row(self.max_rows))
+    def evaluate(self, k: int | None = None) -> dict[str, float]:
+        """Metrics, of codes with `k` active latents if it is given."""
+        batches = (raw_rows(b, self.data, self.engine.device) for b in self.stream.every_row(self.max_rows))
         with self.engine.whole_parameters():
-            return evaluate(self.engine.dictionary, batches, self.rows)
+            return evaluate(self.engine.dictionary, batches, self.rows, k=k, sites=self.data.reconstructed)
 
 
 @dataclass(kw_only=True)
@@ -79,7 +81,7 @@ class CheckpointHook:
     """
 
     every: int
-    engine: Engine
+    engine: Optimizer
     writer: CheckpointWriter | None
     """None on ranks other than 0."""
     metrics_log: MetricsLog | None

@@ -12,12 +12,14 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
-from storage.stream import BatchStream
+from storage.stream import Batch, BatchStream
 from training.axes import Rows
-from training.config import TrainingConfig
-from training.dictionaries.base import BatchSums, Terms
-from training.engine import Engine
+from training.config import DataConfig, TrainingConfig
+from training.dictionaries.base import BatchSums, RawRows, Terms
+from training.optimizer import Optimizer
+from training.resample import resample_dead
 
 
 class TrainingFailedError(RuntimeError):
@@ -56,7 +58,7 @@ class Hook(Protocol):
 
 
 def training_steps(
-    config: TrainingConfig, stream: BatchStream, engine: Engine, rows: Rows, *, start: int
+    config: TrainingConfig, stream: BatchStream, engine: Optimizer, rows: Rows, *, start: int
 ) -> Iterator[StepRecord]:
     """Train from step `start` to the end. Raises TrainingFailedError when the loss is not finite."""
     dictionary, num_steps, train_s = engine.dictionary, config.num_steps, 0.0
@@ -64,14 +66,27 @@ def training_steps(
         began = time.perf_counter()
         batch = stream.batch(step)
         lr = config.optimizer.lr_at(step, num_steps, config.dictionary.width)
-        x_BD = batch.vectors[config.data.site].to(engine.device)
-        terms = engine.step(x_BD, batch.total_rows, lr)
+        raw = raw_rows(batch, config.data, engine.device)
+        dictionary.at_step(step, num_steps)
+        terms = engine.step(raw, batch.total_rows, lr)
         sums = global_sums(terms, batch.total_rows, rows)
         if not math.isfinite(sums.sums["loss"]):
             raise TrainingFailedError(f"the loss is {sums.sums['loss']} at step {step + 1}; lower the learning rate")
         dictionary.after_step(sums)
+        resample_dead(engine, raw, batch.total_rows, rows)
         train_s += time.perf_counter() - began
         yield StepRecord(step + 1, sums, lr, train_s)
+
+
+def raw_rows(batch: Batch, data: DataConfig, device: torch.device | str = "cpu") -> RawRows:
+    """The rows of a batch as a dictionary takes them: its input sites side by side, and its output site."""
+    x_BD = _side_by_side(batch, data.inputs).to(device)
+    return RawRows(x_BD, _side_by_side(batch, data.outputs).to(device) if data.outputs else x_BD)
+
+
+def _side_by_side(batch: Batch, sites: tuple[str, ...]) -> Tensor:
+    parts = [batch.vectors[site] for site in sites]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def global_sums(terms: Terms, total_rows: int, rows: Rows) -> BatchSums:

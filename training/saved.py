@@ -1,7 +1,7 @@
 """A trained dictionary on disk: `config.json` and `dictionary.safetensors`; loading needs torch alone.
 
-The tensors are those of the module, atoms folded to unit norm, input normalisation and inference threshold included:
-a loaded dictionary takes raw activations.
+The tensors are those of the module with constraints folded in (atoms of unit norm, archetypal atoms instead of what
+they are made of), input normalisation and inference threshold included: a loaded dictionary takes raw activations.
 """
 
 from __future__ import annotations
@@ -9,34 +9,36 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from storage.errors import UserError
 from storage.store import StorageSettings, Store
-from training.dictionaries import architecture, dictionary_config
-from training.dictionaries.base import Dictionary, DictionaryConfig, SiteStatistics
+from training.dictionaries import architecture, dictionary_config, make_dictionary
+from training.dictionaries.base import Dictionary
+from training.normalisers import Sites
 
 CONFIG, TENSORS = "config.json", "dictionary.safetensors"
-FORMAT, FORMAT_VERSION = "lexray-dictionary", 1
+FORMAT, FORMAT_VERSION = "lexray-dictionary", 2
 
 
 def save_dictionary(
-    store: Store, config: DictionaryConfig, tensors: dict[str, Tensor], about: dict[str, Any] | None = None
+    store: Store, dictionary: Dictionary, tensors: dict[str, Tensor] | None = None, about: dict[str, Any] | None = None
 ) -> None:
-    """Write full tensors by name (a module's state dict). `about` says where it came from: site, data, trial."""
-    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    tensors["W_dec"] = F.normalize(tensors["W_dec"], dim=1)
+    """Write a dictionary: its own state, or full tensors by name where it is sharded.
+
+    `about` says where it came from: sites, data, trial.
+    """
+    tensors = dictionary.tensors_to_save(tensors if tensors is not None else dictionary.state_dict())
     content = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
-        "dictionary": config.to_dict(),
-        "site_width": len(tensors["mean_D"]),
+        "dictionary": dictionary.config.to_dict(),
+        "site_widths": dictionary.sites.widths(),
         **(about or {}),
     }
-    store.write(TENSORS, save(tensors))
+    store.write(TENSORS, save({name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}))
     store.write(CONFIG, json.dumps(content, indent=1).encode())  # last: a folder with a config is complete
 
 
@@ -49,12 +51,13 @@ def load_dictionary(url: str, settings: StorageSettings | None = None) -> Dictio
     content = read_dictionary_config(store)
     try:
         config = dictionary_config(content["dictionary"])
-        empty = SiteStatistics(mean=(0.0,) * content["site_width"], mean_squared_norm=1.0)
+        same = architecture(config.architecture).kind != "transcoder"
+        sites = Sites.of_widths(content["site_widths"], reconstructs_its_input=same)
+        dictionary = make_dictionary(config, sites)
     except (KeyError, TypeError, UserError) as error:
         raise UserError(f"dictionary {store.url}: {CONFIG} does not describe a dictionary ({error})") from error
-    dictionary = architecture(config.architecture)(config, empty)
     try:
-        dictionary.load_state_dict(load(store.read(TENSORS)))
+        dictionary.load_tensors(load(store.read(TENSORS)))
     except (FileNotFoundError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"dictionary {store.url}: {TENSORS} is missing or damaged ({reason})") from error
@@ -62,7 +65,7 @@ def load_dictionary(url: str, settings: StorageSettings | None = None) -> Dictio
 
 
 def read_dictionary_config(store: Store) -> dict[str, Any]:
-    """`config.json` of a saved dictionary: `dictionary` (its options), `site`, `data`, `trial`, `result`."""
+    """`config.json` of a saved dictionary: `dictionary` (its options), `sites`, `data`, `trial`, `held_out`."""
     try:
         content: dict[str, Any] = json.loads(store.read(CONFIG))
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -11,21 +11,24 @@ import torch
 import torch.distributed as dist
 
 from storage.errors import UserError
-from storage.manifest import Manifest, Site
+from storage.manifest import Manifest
 from storage.store import Store
 from storage.stream import BatchStream
 from storage.windows import LocalWindows, StreamSpec, WindowReader, WindowSource
 from training.axes import ALL_ROWS, Rows, SplitRows
 from training.checkpoints import Checkpoint, CheckpointWriter, folder_of, newest_checkpoint, read_checkpoint
-from training.config import TrainingConfig
-from training.dictionaries import architecture
-from training.dictionaries.base import Dictionary, SiteStatistics
+from training.config import DataConfig, TrainingConfig
+from training.dictionaries import make_dictionary
+from training.dictionaries.base import Dictionary, RawRows
 from training.engine import Engine
 from training.hooks import CheckpointHook, Emit, EvaluateHook, LogHook
-from training.loop import run_hooks, training_steps
+from training.loop import raw_rows, run_hooks, training_steps
 from training.metrics import METRICS_VERSION
 from training.metrics_log import MetricsLog
+from training.normalisers import Sites, SiteStatistics
+from training.optimizer import Optimizer
 from training.saved import save_dictionary, to_state_dict
+from training.solver import Solver
 
 OpenStream = Callable[[StreamSpec], tuple[Manifest, WindowSource]]
 """How a stream's windows are reached: this process itself, or the node's server."""
@@ -46,6 +49,8 @@ class TrainingResult(NamedTuple):
     """Seconds spent in training steps by this attempt."""
     steps: int
     """Steps done by this attempt: fewer than all after a resume."""
+    curve: list[dict[str, float]]
+    """Held-out metrics at other numbers of active latents, `k`, where the architecture offers them."""
 
 
 @dataclass(kw_only=True)
@@ -67,18 +72,20 @@ class Trainer:
         """Train to the end, from the newest valid checkpoint if there is one, and save the dictionary."""
         rows: Rows = ALL_ROWS if self.num_ranks == 1 else SplitRows(self.num_ranks)
         stream, held_out = self._stream("train"), self._stream("held_out")
-        dictionary = build_dictionary(self.config, stream.manifest.site(self.config.data.site), rows)
+        dictionary = build_dictionary(self.config, stream.manifest, rows)
         checkpoint = self._newest_checkpoint()
         if checkpoint is not None:
             dictionary.load_state_dict(checkpoint.weights)
-        engine = Engine(dictionary, self.config.optimizer, zero_stage=self.config.mesh.stage, num_ranks=self.num_ranks)
+        elif dictionary.needs_sample:
+            dictionary.prepare(lambda: sample_rows(self.config, stream))
+        engine = make_engine(dictionary, self.config, self.num_ranks)
         if checkpoint is not None:
             engine.restore(checkpoint)
         start = checkpoint.step if checkpoint else 0
         return self._train(engine, stream, held_out, rows, start)
 
     def _train(
-        self, engine: Engine, stream: BatchStream, held_out: BatchStream, rows: Rows, start: int
+        self, engine: Optimizer, stream: BatchStream, held_out: BatchStream, rows: Rows, start: int
     ) -> TrainingResult:
         config, every = self.config, self.config.every
         writer = CheckpointWriter(store=self.store.at_path("checkpoints")) if self.rank == 0 else None
@@ -96,6 +103,7 @@ class Trainer:
             every=every.evaluate,
             engine=engine,
             stream=held_out,
+            data=config.data,
             max_rows=every.eval_rows,
             rows=rows,
             emit=emit_evaluation,
@@ -105,13 +113,14 @@ class Trainer:
             for record in training_steps(config, stream, engine, rows, start=start):
                 run_hooks([log, evaluation, checkpoint], record, config.num_steps)
             metrics = evaluation.last or evaluation.evaluate()  # resumed after the last step: nothing was evaluated yet
+            curve = [{"k": float(k), **evaluation.evaluate(k)} for k in engine.dictionary.budgets()]
             self._save(engine, stream.manifest, metrics)
             if metrics_log is not None:
                 metrics_log.flush()
         finally:
             if writer is not None:
                 writer.close()  # of a failed training too: the next attempt resumes from there
-        return TrainingResult(metrics, log.train_s, config.num_steps - start)
+        return TrainingResult(metrics, log.train_s, config.num_steps - start, curve)
 
     def _stream(self, part: str) -> BatchStream:
         spec = self.config.data.stream_spec(part)  # type: ignore[arg-type]
@@ -142,26 +151,52 @@ class Trainer:
             return newest
         return read_checkpoint(store, folder_of(choice[0]))
 
-    def _save(self, engine: Engine, manifest: Manifest, metrics: dict[str, float]) -> None:
+    def _save(self, engine: Optimizer, manifest: Manifest, metrics: dict[str, float]) -> None:
         tensors = to_state_dict(engine.full_parameters(), engine.dictionary)
         if self.rank != 0:
             return
         data = self.config.data
         about = {
             "trial": self.trial,
-            "site": {"name": data.site, "source": manifest.sites[data.site].source},
+            "sites": {
+                kind: [{"name": name, "source": manifest.sites[name].source} for name in names]
+                for kind, names in (("inputs", data.inputs), ("outputs", data.reconstructed))
+            },
             "data": {"url": data.url, "id": data.dataset_id, "provenance": manifest.provenance},
             "training": self.config.to_dict(),
             "held_out": {"metrics_version": METRICS_VERSION, **metrics},
         }
-        save_dictionary(self.store.at_path("dictionary"), self.config.dictionary, tensors, about)
+        save_dictionary(self.store.at_path("dictionary"), engine.dictionary, tensors, about)
 
 
-def build_dictionary(config: TrainingConfig, site: Site, rows: Rows = ALL_ROWS) -> Dictionary:
+def build_dictionary(config: TrainingConfig, manifest: Manifest, rows: Rows = ALL_ROWS) -> Dictionary:
     """The untrained dictionary."""
-    statistics = SiteStatistics(mean=tuple(site.mean), mean_squared_norm=site.mean_squared_norm)
-    made = architecture(config.dictionary.architecture)
-    return made(config.dictionary, statistics, seed=config.seed, rows=rows)
+    return make_dictionary(config.dictionary, sites_of(config.data, manifest), seed=config.seed, rows=rows)
+
+
+def sites_of(data: DataConfig, manifest: Manifest) -> Sites:
+    """Statistics of the sites that a dictionary reads and reconstructs."""
+
+    def statistics(names: tuple[str, ...]) -> tuple[SiteStatistics, ...]:
+        sites = [manifest.site(name) for name in names]
+        return tuple(SiteStatistics(mean=tuple(s.mean), mean_squared_norm=s.mean_squared_norm) for s in sites)
+
+    inputs = statistics(data.inputs)
+    return Sites(inputs=inputs, outputs=statistics(data.outputs) if data.outputs else inputs)
+
+
+def sample_rows(config: TrainingConfig, stream: BatchStream) -> Iterator[RawRows]:
+    """This rank's part of the first training rows, from which starting values are computed."""
+    wanted = -(-config.dictionary.sample_rows // config.data.batch_rows)
+    for step in range(min(wanted, stream.steps_per_epoch)):
+        yield raw_rows(stream.batch(step), config.data)
+
+
+def make_engine(dictionary: Dictionary, config: TrainingConfig, num_ranks: int) -> Optimizer:
+    """What changes the dictionary as it asks for."""
+    if dictionary.learns_by == "statistics":
+        return Solver(dictionary)
+    return Engine(dictionary, config.optimizer, zero_stage=config.mesh.stage, num_ranks=num_ranks)
 
 
 def ensure_process_group() -> None:

@@ -7,36 +7,41 @@ global batch, so that the term does not shrink with the residual. The paper take
 width and the weight 1/32; implementations differ in whether candidates are rectified first (here: yes), and in what
 divides (here: the residual's variance).
 
-Shapes: B rows, D site width, F latents, U dead latents.
+Shapes: B rows, D input width, O output width, F latents, U dead latents.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from training.axes import Chosen, Latents, Rows
-from training.sparse_ops import sparse_decode
+from training.axes import Latents, Rows
+from training.selection import Score, topk_among
+from training.sparse_ops import chosen_preactivations, sparse_decode
 
 
 def auxk_term(
-    dead_F: Tensor, x_BD: Tensor, residual_BD: Tensor, W_enc_FD: Tensor, bias_F: Tensor, atoms_FD: Tensor, *,
-    k_aux: int, total_rows: int, latents: Latents, rows: Rows,
+    dead_F: Tensor, x_BD: Tensor, residual_BO: Tensor, W_enc_FD: Tensor, bias_F: Tensor, atoms_FO: Tensor, *,
+    z_BF: Tensor, score: Score, value: Callable[[Tensor], Tensor], k_aux: int, total_rows: int,
+    latents: Latents, rows: Rows,
 ) -> Tensor:  # fmt: skip
-    """This rank's part of the term (scalar, with gradient to encoder, bias and atoms); zero when nothing is dead."""
+    """This rank's part of the term (scalar, with gradient to encoder, bias and atoms); zero when nothing is dead.
+
+    `z_BF` are all pre-activations, without gradient; `score` ranks them and `value` makes activations of them.
+    """
     dead_U = dead_F.nonzero().squeeze(1)
     if not len(dead_U):
         return x_BD.new_zeros(())
-    z_BU = F.relu(F.linear(x_BD, W_enc_FD[dead_U], bias_F[dead_U]))
-    chosen = latents.topk(z_BU.detach(), min(k_aux, len(dead_U)))
-    values_N = z_BU[chosen.rows, chosen.latents]
-    e_hat_BD = latents.sum(sparse_decode(values_N, Chosen(chosen.latents, chosen.offsets), atoms_FD[dead_U]))
-    e_BD = residual_BD.detach()
-    return (e_BD - e_hat_BD).square().sum() / residual_variance(e_BD, total_rows, rows)
+    chosen = topk_among(z_BF, dead_U, min(k_aux, len(dead_U)), latents, score)
+    values_N = value(chosen_preactivations(z_BF, chosen, x_BD, W_enc_FD, bias_F))
+    e_hat_BO = latents.sum(sparse_decode(values_N, chosen, atoms_FO))
+    e_BO = residual_BO.detach()
+    return (e_BO - e_hat_BO).square().sum() / residual_variance(e_BO, total_rows, rows)
 
 
-def residual_variance(e_BD: Tensor, total_rows: int, rows: Rows) -> Tensor:
+def residual_variance(e_BO: Tensor, total_rows: int, rows: Rows) -> Tensor:
     """Sum over the global batch of the squared distance of residuals from their mean (scalar, no gradient)."""
-    sums = rows.sum(torch.cat([e_BD.sum(0), e_BD.square().sum().reshape(1)]))
+    sums = rows.sum(torch.cat([e_BO.sum(0), e_BO.square().sum().reshape(1)]))
     return (sums[-1] - sums[:-1].square().sum() / total_rows).clamp_min(1e-12)

@@ -1,12 +1,14 @@
-"""What every dictionary is: parameters, the way in and out of its site, and the contract with the training loop.
+"""What every dictionary is: parameters, the way in and out of its sites, and the contract with the training loop.
 
-Shapes: B rows on this rank, D site width, F latents on this rank.
+Shapes: B rows on this rank, D width of the input sites side by side, O that of the output sites (D again for all but
+transcoders), F latents on this rank.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,8 @@ from torch import Tensor, nn
 from storage.errors import UserError
 from training.axes import ALL_LATENTS, ALL_ROWS, Latents, Rows
 from training.code import Code
+from training.normalisers import Normaliser, NormaliserName, RowFrame, Sites
+from training.sample import geometric_median
 from training.sparse_ops import sparse_decode
 
 
@@ -26,8 +30,12 @@ class DictionaryConfig:
     """Number of latents."""
     target_l0: float
     """Wanted mean number of active latents per row."""
+    normaliser: NormaliserName = "standard"
+    """What is done to raw activations: none, centre, unit_norm, standard (centre and scale), layer_norm, whiten."""
     dead_after_rows: int = 10_000_000
     """A latent is dead when it was active in none of this many rows of the global stream."""
+    sample_rows: int = 65_536
+    """Training rows from which starting values that depend on data are computed, where there are any."""
 
     architecture: ClassVar[str]
 
@@ -36,8 +44,9 @@ class DictionaryConfig:
             raise UserError(f"width: {self.width}, but a dictionary needs at least one latent")
         if not 0 < self.target_l0 <= self.width:
             raise UserError(f"target_l0: {self.target_l0:g} must be above 0 and at most the width {self.width}")
-        if self.dead_after_rows < 1:
-            raise UserError(f"dead_after_rows: {self.dead_after_rows} must be at least 1")
+        for name, value in (("dead_after_rows", self.dead_after_rows), ("sample_rows", self.sample_rows)):
+            if value < 1:
+                raise UserError(f"{name}: {value} must be at least 1")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with the architecture's name."""
@@ -45,18 +54,22 @@ class DictionaryConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SiteStatistics:
-    """What a dictionary must know of its site: exact over the dataset."""
+class LearnedConfig(DictionaryConfig):
+    """Options of the dictionaries that learn an encoder and a decoder by gradient."""
 
-    mean: tuple[float, ...]
-    """Mean vector (D)."""
-    mean_squared_norm: float
-    """Mean over rows of the squared norm, before centring."""
+    decoder_norm: Literal["unit", "free"] = "unit"
+    """`unit`: atoms are rows of W_dec over their norm; `free`: as they are, penalties and selection see code * norm."""
+    encoder_init: Literal["tied", "random"] = "tied"
+    """The encoder starts as the transposed decoder, or as unit directions of its own."""
+    bias_init: Literal["zero", "mean", "geometric_median"] = "zero"
+    """Where b_dec starts, in normalised units; the mean is zero where the normaliser centres."""
+    resample_every_rows: int = 0
+    """Restart dead latents from badly reconstructed rows each time this many rows were seen; 0 never."""
 
-    @property
-    def scale(self) -> float:
-        """Root of the mean squared distance from the mean: dividing by it makes the total variance 1."""
-        return max(self.mean_squared_norm - sum(m * m for m in self.mean), 1e-12) ** 0.5
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.resample_every_rows < 0:
+            raise UserError(f"resample_every_rows: {self.resample_every_rows} is below 0")
 
 
 class Terms(NamedTuple):
@@ -81,60 +94,114 @@ class BatchSums(NamedTuple):
     observed: dict[str, Tensor]
 
 
-class Dictionary(nn.Module):
-    """A single-site sparse autoencoder's parameters and contract; subclasses define the code and the loss.
+class RawRows(NamedTuple):
+    """Raw rows of this rank (B, D) and what they are reconstructed as (B, O): the same tensor unless a transcoder."""
 
-    Normalised input: x_n = (x - mean) / scale, with the dataset's mean and root mean squared distance from it, so that
-    a reconstruction by the mean costs exactly 1. Encoder: z = W_enc (x_n - b_dec) + b_enc. Atoms: the rows of W_dec
-    divided by their norm, in the forward pass, so that unit norm holds exactly under any sharding and the gradient
-    has no part along the atom. Reconstruction: x = mean + scale * (sum of code * atoms + b_dec).
-    """
+    x_BD: Tensor
+    y_BO: Tensor
+
+
+Kind = Literal["sae", "transcoder", "crosscoder"]
+"""Which sites a dictionary is made for: one; an input and an output; several at once."""
+
+Sample = Callable[[], Iterable[RawRows]]
+"""Gives the same training rows again at each call."""
+
+
+class Decoder(NamedTuple):
+    """The atoms as a reconstruction uses them."""
+
+    atoms_FO: Tensor
+    norms_F: Tensor | None
+    """How long each atom counts in penalties and selection; None where all are 1."""
+
+
+class Dictionary(nn.Module):
+    """The contract, and what all dictionaries share: their sites and the account of dead latents."""
 
     Config: ClassVar[type[DictionaryConfig]]
+    paper: ClassVar[str]
+    """Where the equations come from."""
+    kind: ClassVar[Kind] = "sae"
+    learns_by: ClassVar[Literal["gradient", "statistics"]] = "gradient"
+    """Adam on `loss`, or `learn` from sums over batches."""
+    config: DictionaryConfig
     rows_since_fired_F: Tensor
-    mean_D: Tensor
-    scale: Tensor
 
     def __init__(
         self,
         config: DictionaryConfig,
-        site: SiteStatistics,
+        sites: Sites,
         *,
         seed: int = 0,
         latents: Latents = ALL_LATENTS,
         rows: Rows = ALL_ROWS,
     ) -> None:
         super().__init__()
-        self.config, self.latents, self.rows = config, latents, rows
-        generator = torch.Generator().manual_seed(seed)
-        atoms = F.normalize(torch.randn(config.width, len(site.mean), generator=generator), dim=1)
-        mine = atoms[latents.slice_of(config.width)]
-        self.W_enc = nn.Parameter(mine.clone())
-        self.b_enc = nn.Parameter(torch.zeros(len(mine)))
-        self.W_dec = nn.Parameter(mine.clone())
-        self.b_dec = nn.Parameter(torch.zeros(len(site.mean)))
-        self.register_buffer("mean_D", torch.tensor(site.mean, dtype=torch.float32))
-        self.register_buffer("scale", torch.tensor(site.scale, dtype=torch.float32))
-        self.register_buffer("rows_since_fired_F", torch.zeros(len(mine), dtype=torch.int64))
+        self.check_sites(config, sites)
+        self.config, self.sites, self.seed, self.latents, self.rows = config, sites, seed, latents, rows
+        self.step, self.num_steps = 0, 1
+        self.input = Normaliser(config.normaliser, sites.inputs)
+        if not sites.reconstructs_its_input:
+            self.target = Normaliser(config.normaliser, sites.outputs)
+        owned = latents.slice_of(config.width)
+        self.register_buffer("rows_since_fired_F", torch.zeros(owned.stop - owned.start, dtype=torch.int64))
 
     # The contract ----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def for_config(cls, config: DictionaryConfig) -> type[Dictionary]:
+        """The class to make: another one where an option decides how the code is made."""
+        return cls
+
+    @classmethod
+    def check_sites(cls, config: DictionaryConfig, sites: Sites) -> None:
+        """Raise UserError in one line when the dictionary cannot be made for these sites."""
+        if cls.kind != "crosscoder" and len(sites.inputs) > 1:
+            raise UserError(f"{config.architecture} reads one site, {len(sites.inputs)} are given")
+        if config.normaliser == "layer_norm" and (len(sites.inputs) > 1 or not sites.reconstructs_its_input):
+            raise UserError(
+                "normaliser: layer_norm is undone by a row's own mean and scale, so it needs one site that is both "
+                "read and reconstructed"
+            )
+        if config.normaliser == "whiten" and len(sites.inputs) > 1:
+            raise UserError(f"normaliser: whiten works on one site, {len(sites.inputs)} are given")
+
+    @torch.no_grad()
+    def prepare(self, sample: Sample) -> None:
+        """Set starting values that depend on data, before the first step. Every rank calls it; all end equal."""
+        for normaliser, column in ((self.input, 0), (self.output, 1)):
+            if normaliser.needs_sample:
+                normaliser.fit((batch[column] for batch in sample()), self.rows)
+
+    @property
+    def needs_sample(self) -> bool:
+        """Whether `prepare` has anything to do."""
+        return self.input.needs_sample
 
     def encode(self, x_BD: Tensor) -> Code:
         """The code of raw activations, as at inference."""
         raise NotImplementedError
 
-    def decode(self, code: Code) -> Tensor:
-        """Raw activations (B, D) from a code."""
-        x_BD = sparse_decode(code.values, code.chosen, self.atoms_FD())
-        return self.denormalise(self.latents.sum(x_BD) + self.b_dec)
+    def decode(self, code: Code, x_BD: Tensor | None = None) -> Tensor:
+        """Raw activations (B, O) from a code. A dictionary with a skip connection needs the raw input too."""
+        raise NotImplementedError
 
     def forward(self, x_BD: Tensor) -> Tensor:
-        """Reconstruction of raw activations (B, D)."""
-        return self.decode(self.encode(x_BD))
+        """Reconstruction (B, O) from raw activations (B, D)."""
+        return self.decode(self.encode(x_BD), x_BD)
 
-    def loss(self, x_BD: Tensor, total_rows: int) -> Terms:
-        """Training loss on this rank's raw rows of a global batch of `total_rows`."""
+    def loss(self, x_BD: Tensor, total_rows: int, y_BO: Tensor | None = None) -> Terms:
+        """Training loss on this rank's raw rows of a global batch of `total_rows`; `y_BO` a transcoder's targets."""
         raise NotImplementedError
+
+    def learn(self, x_BD: Tensor, total_rows: int) -> Terms:
+        """One step of a dictionary that learns by statistics, on this rank's raw rows; every rank calls it."""
+        raise NotImplementedError
+
+    def at_step(self, step: int, num_steps: int) -> None:
+        """Hear which step comes next; schedules are functions of it."""
+        self.step, self.num_steps = step, num_steps
 
     @torch.no_grad()
     def after_step(self, batch: BatchSums) -> None:
@@ -145,17 +212,132 @@ class Dictionary(nn.Module):
     def after_evaluation(self, metrics: dict[str, float]) -> None:
         """Hear the held-out metrics, equal on every rank."""
 
+    def projections(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Parameters that are put back into their set after each step: name to projection of the full tensor."""
+        return {}
+
+    def budgets(self) -> list[int]:
+        """Values of k at which the trained dictionary is evaluated besides its own; `encode` then takes `k=`."""
+        return []
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Fill the module from a saved dictionary. Raises RuntimeError when they do not belong together."""
+        self.load_state_dict(tensors)
+
+    def tensors_to_save(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The full state as it is published: constraints folded in."""
+        return tensors
+
     # Shared pieces ---------------------------------------------------------------------------------------------
 
-    def normalise(self, x_BD: Tensor) -> Tensor:
-        return (x_BD.to(self.mean_D.dtype) - self.mean_D) / self.scale
+    @property
+    def output(self) -> Normaliser:
+        """The normaliser of what is reconstructed."""
+        return self.input if self.sites.reconstructs_its_input else self.target
 
-    def denormalise(self, x_BD: Tensor) -> Tensor:
-        return x_BD * self.scale + self.mean_D
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, 0 to 1."""
+        return self.step / self.num_steps
+
+    def normalised(self, x_BD: Tensor, y_BO: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Raw rows and their targets as the loss sees them."""
+        x_n_BD = self.input.normalise(x_BD)
+        if self.sites.reconstructs_its_input:
+            return x_n_BD, x_n_BD
+        assert y_BO is not None, "this dictionary reconstructs another site than it reads"
+        return x_n_BD, self.output.normalise(y_BO)
+
+    def normalised_with_frame(self, x_BD: Tensor) -> tuple[Tensor, RowFrame | None]:
+        frame = self.input.frame(x_BD)
+        return self.input.normalise(x_BD, frame), frame
+
+    @property
+    def dead_F(self) -> Tensor:
+        """Which latents are dead (F), bool."""
+        return self.rows_since_fired_F >= self.config.dead_after_rows
+
+    def shares(self, y_BO: Tensor, error_BO: Tensor, active: Tensor) -> dict[str, Tensor]:
+        """The sums that every architecture reports: squared error, squared distance from the mean, active latents."""
+        with torch.no_grad():
+            variance = (y_BO - self.output.normalised_mean_D).square().sum()
+            return {"error": error_BO.square().sum(), "variance": variance, "active": active.sum().float()}
+
+
+class LearnedDictionary(Dictionary):
+    """A linear encoder and a decoder, learned by gradient; subclasses define the code and the loss.
+
+    With x the normalised input and y the normalised target:
+
+        z = W_enc (x - b_dec) + b_enc
+        y_hat = sum of code * atoms + b_dec
+
+    Atoms are the rows of W_dec divided by their norm, in the forward pass, so that unit norm holds exactly under any
+    sharding and the gradient has no part along the atom; with `decoder_norm: free` they are the rows as they are.
+    """
+
+    config: LearnedConfig
+
+    def __init__(self, config: LearnedConfig, sites: Sites, **kwargs: Any) -> None:
+        super().__init__(config, sites, **kwargs)
+        generator = torch.Generator().manual_seed(self.seed)
+        owned = self.latents.slice_of(config.width)
+        atoms_FO = self.initial_atoms(generator)
+        encoder_FD = self.initial_encoder(atoms_FO, generator)[owned]
+        self.W_enc = nn.Parameter(encoder_FD.clone())
+        self.b_enc = nn.Parameter(torch.zeros(len(encoder_FD)))
+        self.W_dec = nn.Parameter(atoms_FO[owned].clone())
+        self.b_dec = nn.Parameter(torch.zeros(sites.output_width))
+
+    # Starting values -------------------------------------------------------------------------------------------
+
+    def initial_atoms(self, generator: torch.Generator) -> Tensor:
+        """Random directions of length 1 (width, O)."""
+        atoms_FO = torch.randn(self.config.width, self.sites.output_width, generator=generator)
+        return atoms_FO / self.code_norms(atoms_FO)[:, None]
+
+    def initial_encoder(self, atoms_FO: Tensor, generator: torch.Generator) -> Tensor:
+        """The atoms themselves, or directions of their own (width, D)."""
+        if self.config.encoder_init == "tied" and self.sites.reconstructs_its_input:
+            return atoms_FO
+        return F.normalize(torch.randn(len(atoms_FO), self.sites.input_width, generator=generator), dim=1)
+
+    @property
+    def needs_sample(self) -> bool:
+        return super().needs_sample or self.config.bias_init != "zero"
+
+    @torch.no_grad()
+    def prepare(self, sample: Sample) -> None:
+        super().prepare(sample)
+        if self.config.bias_init == "mean":
+            self.b_dec.copy_(self.output.normalised_mean_D)
+        elif self.config.bias_init == "geometric_median":
+
+            def normalised() -> Iterable[Tensor]:
+                return (self.output.normalise(batch.y_BO) for batch in sample())
+
+            self.b_dec.copy_(geometric_median(normalised, self.rows, self.b_dec))
+        self.prepare_atoms(sample)
+
+    def prepare_atoms(self, sample: Sample) -> None:
+        """Set atoms that depend on data; normaliser and biases are ready."""
+
+    # Shared pieces ---------------------------------------------------------------------------------------------
+
+    def code_norms(self, W_dec_FO: Tensor) -> Tensor:
+        """How long each atom counts (F): its Euclidean norm; crosscoders add up those of their sites."""
+        return W_dec_FO.norm(dim=1)
+
+    def decoder(self) -> Decoder:
+        """The atoms, and their norms where these are free."""
+        norms_F = self.code_norms(self.W_dec)
+        if self.config.decoder_norm == "free":
+            return Decoder(self.W_dec, norms_F)
+        return Decoder(self.W_dec / norms_F.clamp_min(1e-12)[:, None], None)
 
     def atoms_FD(self) -> Tensor:
-        """Unit-norm atoms (F, D)."""
-        return F.normalize(self.W_dec, dim=1)
+        """The atoms as reconstructions use them (F, O)."""
+        return self.decoder().atoms_FO
 
     def encoder_bias_F(self) -> Tensor:
         """b_enc - W_enc b_dec: subtracting b_dec from every row costs one product with a vector instead."""
@@ -165,13 +347,20 @@ class Dictionary(nn.Module):
         """z of normalised rows (B, F)."""
         return F.linear(x_BD, self.W_enc, self.encoder_bias_F())
 
-    @property
-    def dead_F(self) -> Tensor:
-        """Which latents are dead (F), bool."""
-        return self.rows_since_fired_F >= self.config.dead_after_rows
+    def offset(self, x_BD: Tensor) -> Tensor:
+        """What is added to the sum of atoms, for normalised rows: b_dec (O), and in subclasses a skip connection."""
+        return self.b_dec
 
+    def decode(self, code: Code, x_BD: Tensor | None = None) -> Tensor:
+        y_BO = self.latents.sum(sparse_decode(code.values, code.chosen, self.atoms_FD()))
+        return self.output.denormalise(y_BO + self._offset_of_raw(x_BD), code.frame)
 
-def shares(x_BD: Tensor, error_BD: Tensor, active: Tensor) -> dict[str, Tensor]:
-    """The sums that every architecture reports: squared error, squared distance from the mean, active latents."""
-    with torch.no_grad():
-        return {"error": error_BD.square().sum(), "variance": x_BD.square().sum(), "active": active.sum().float()}
+    def _offset_of_raw(self, x_BD: Tensor | None) -> Tensor:
+        """`offset`, given raw rows, or nothing where it does not depend on them."""
+        return self.b_dec
+
+    def tensors_to_save(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.config.decoder_norm == "free":
+            return tensors
+        W_dec = tensors["W_dec"]
+        return {**tensors, "W_dec": W_dec / self.code_norms(W_dec).clamp_min(1e-12)[:, None]}

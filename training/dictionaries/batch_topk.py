@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from storage.errors import UserError
 from training.axes import Chosen
 from training.code import Code
-from training.dictionaries.base import BatchSums
+from training.dictionaries.base import BatchSums, Decoder
 from training.dictionaries.topk import TopK, TopKConfig
+from training.selection import Score, pairs_above, scores_above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,17 +35,19 @@ class BatchTopKConfig(TopKConfig):
 
 
 class BatchTopK(TopK):
-    """BatchTopK sparse autoencoder. Bussmann, Leask and Nanda, BatchTopK sparse autoencoders (2024).
+    """BatchTopK sparse autoencoder.
 
         z, x_hat and the loss as in TopK
         training:   f = relu(z) where it is among the k * B largest of the *global* batch of B rows, else zero
         inference:  f = relu(z) where it is above theta, else zero
         theta = running mean of the smallest activation kept in a batch (the paper averages it after training)
 
-    An activation equal to the smallest one kept is kept too.
+    An activation equal to the smallest one kept is kept too. With `decoder_norm: free` activations are ranked, and
+    compared with theta, times the norm of their atom.
     """
 
     Config = BatchTopKConfig
+    paper = "Bussmann, Leask and Nanda, BatchTopK sparse autoencoders (2024), arXiv:2412.06410"
     config: BatchTopKConfig
     threshold: Tensor
 
@@ -53,24 +55,28 @@ class BatchTopK(TopK):
         super().__init__(*args, **kwargs)
         self.register_buffer("threshold", torch.zeros(()))
 
-    def encode(self, x_BD: Tensor) -> Code:
-        z_BF = F.relu(self.preactivations(self.normalise(x_BD)))
-        return Code.where(z_BF > self.threshold, z_BF)
+    def encode(self, x_BD: Tensor, k: int | None = None) -> Code:
+        if k is not None:
+            return super().encode(x_BD, k)
+        x_BD, frame = self.normalised_with_frame(x_BD)
+        z_BF = self.preactivations(x_BD)
+        chosen = pairs_above(z_BF, self.threshold, self.score(self.decoder()))
+        return Code(self.value(z_BF[chosen.rows, chosen.latents]), chosen, z_BF.shape[1], frame)
 
-    def choose(self, z_BF: Tensor, total_rows: int) -> tuple[Chosen, dict[str, Tensor]]:
-        smallest_kept = self._smallest_kept(z_BF, int(self.config.target_l0 * total_rows))
-        mask_BF = (z_BF >= smallest_kept) & (z_BF > 0)
-        return Code.where(mask_BF, z_BF).chosen, {"smallest_kept": smallest_kept}
+    def choose(self, z_BF: Tensor, k: int, total_rows: int, decoder: Decoder) -> tuple[Chosen, dict[str, Tensor]]:
+        score = self.score(decoder)
+        smallest_kept = self._smallest_kept(z_BF, k * total_rows, score)
+        return pairs_above(z_BF, smallest_kept, score, inclusive=True), {"smallest_kept": smallest_kept}
 
-    def _smallest_kept(self, z_BF: Tensor, count: int) -> Tensor:
-        """The count-th largest positive entry of the global batch, zero when there are fewer.
+    def _smallest_kept(self, z_BF: Tensor, count: int, score: Score) -> Tensor:
+        """The count-th largest positive score of the global batch, zero when there are fewer.
 
         Sorting all B x F entries is the slowest part of a step, so only those above 0.8 of the running threshold are
         sorted; that is exact whenever enough remain, which is counted over all ranks.
         """
-        candidates = z_BF[z_BF > 0.8 * self.threshold]
+        candidates = scores_above(z_BF, 0.8 * self.threshold, score)
         if int(self.rows.sum(torch.tensor(len(candidates), device=z_BF.device))) < count:
-            candidates = z_BF[z_BF > 0]
+            candidates = scores_above(z_BF, 0.0, score)
         return self.rows.kth_largest(candidates, count)
 
     @torch.no_grad()

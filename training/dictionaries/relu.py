@@ -1,44 +1,33 @@
-"""ReLU: the classic sparse autoencoder with an L1 penalty, driven to a target L0.
+"""ReLU dictionaries: a penalty on the activations, driven to a target L0. L1, norm-weighted L1 and tanh.
 
-Shapes: B rows, D site width, F latents.
+Shapes: B rows, D input width, O output width, F latents.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from storage.errors import UserError
 from training.code import Code
-from training.controller import L0Controller
-from training.dictionaries.base import BatchSums, Dictionary, DictionaryConfig, Terms, shares
-from training.sparse_ops import chosen_preactivations, sparse_decode
-
-SPARSE_BELOW = 0.06
-"""Share of active entries below which sums over them alone are faster."""
+from training.dictionaries.base import Terms
+from training.dictionaries.penalised import Penalised, PenalisedConfig
+from training.entries import entries_above
+from training.selection import pairs_above
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReLUConfig(DictionaryConfig):
+class ReLUConfig(PenalisedConfig):
     """Options of ReLU."""
 
     architecture = "relu"
 
-    initial_coefficient: float = 0.01
-    """Weight of the L1 penalty at the first step; the controller moves it from there."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.initial_coefficient > 0:
-            raise UserError(f"initial_coefficient: {self.initial_coefficient:g} must be above 0")
-
-
-class ReLU(Dictionary):
-    """ReLU sparse autoencoder with unit-norm atoms. Bricken et al., Towards monosemanticity (2023).
+class ReLU(Penalised):
+    """ReLU sparse autoencoder with unit-norm atoms and an L1 penalty.
 
         z = W_enc (x - b_dec) + b_enc
         f = relu(z)
@@ -49,53 +38,96 @@ class ReLU(Dictionary):
     """
 
     Config = ReLUConfig
+    paper = "Bricken et al., Towards monosemanticity (2023), transformer-circuits.pub"
     config: ReLUConfig
 
-    def __init__(self, config: ReLUConfig, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)
-        self.controller = L0Controller(config.target_l0, config.initial_coefficient)
-        # Half of all latents are active at first: without this their sum would be a multiple of the input.
-        with torch.no_grad():
-            self.W_enc.mul_(min(1.0, 2 * self.W_enc.shape[1] / config.width))
+    def penalty(self, f: Tensor, norms: Tensor | None) -> Tensor:
+        """The penalty of activations (any shape) whose atoms have these norms (None: all 1), element by element."""
+        return f if norms is None else f * norms
 
     def encode(self, x_BD: Tensor) -> Code:
-        z_BF = self.preactivations(self.normalise(x_BD))
-        return Code.where(z_BF > 0, z_BF)
+        x_BD, frame = self.normalised_with_frame(x_BD)
+        z_BF = self.preactivations(x_BD)
+        chosen = pairs_above(z_BF, z_BF.new_zeros(()), lambda z, among: z)
+        return Code(z_BF[chosen.rows, chosen.latents], chosen, z_BF.shape[1], frame)
 
-    def loss(self, x_BD: Tensor, total_rows: int) -> Terms:
-        x_BD = self.normalise(x_BD)
-        partial_BD, sparsity_sum, fired_F = self._reconstruct(x_BD)
-        error_BD = x_BD - self.latents.sum(partial_BD) - self.b_dec
-        reconstruction = error_BD.square().sum() / total_rows
-        sparsity = sparsity_sum / total_rows
+    def loss(self, x_BD: Tensor, total_rows: int, y_BO: Tensor | None = None) -> Terms:
+        x_BD, y_BO = self.normalised(x_BD, y_BO)
+        decoder = self.decoder()
+        entries = entries_above(0.0, x_BD, self.W_enc, self.encoder_bias_F())
+        f = F.relu(entries.pre)
+        norms = None if decoder.norms_F is None else entries.at(decoder.norms_F)
+        error_BO = y_BO - self.latents.sum(entries.decode(f, decoder.atoms_FO)) - self.offset(x_BD)
+        reconstruction = error_BO.square().sum() / total_rows
+        sparsity = self.penalty(f, norms).sum() / total_rows
+        fired_F = entries.count(entries.pre.detach() > 0)
         sums = {
-            **shares(x_BD, error_BD, fired_F),
+            **self.shares(y_BO, error_BO, fired_F),
             "reconstruction": reconstruction.detach(),
             "sparsity": sparsity.detach(),
+            **self.further_sums(f.detach(), norms, total_rows),
         }
-        coefficient = self.controller.coefficient
+        coefficient = self.coefficient
         return Terms(reconstruction + coefficient * sparsity, sums, fired_F, {"coefficient": coefficient})
 
-    def _reconstruct(self, x_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """f atoms (B, D), the sum of f, and the rows in which each latent is active (F).
+    def further_sums(self, f: Tensor, norms: Tensor | None, total_rows: int) -> dict[str, Tensor]:
+        """What else a subclass wants summed over the batch, without gradient."""
+        return {}
 
-        Once few latents are active the same sums are taken over those alone, at a fraction of the dense cost.
-        """
-        bias_F, atoms_FD = self.encoder_bias_F(), self.atoms_FD()
-        z_BF = F.linear(x_BD, self.W_enc, bias_F)
-        active_BF = z_BF.detach() > 0
-        fired_F = active_BF.sum(0)
-        if int(fired_F.sum()) > SPARSE_BELOW * z_BF.numel():
-            f_BF = F.relu(z_BF)
-            return f_BF @ atoms_FD, f_BF.sum(), fired_F
-        chosen = Code.where(active_BF, z_BF.detach()).chosen
-        values_N = chosen_preactivations(z_BF.detach(), chosen, x_BD, self.W_enc, bias_F)
-        return sparse_decode(values_N, chosen, atoms_FD), values_N.sum(), fired_F
 
-    @torch.no_grad()
-    def after_step(self, batch: BatchSums) -> None:
-        super().after_step(batch)
-        self.controller.after_step(batch.sums["active"] / batch.rows)
+@dataclass(frozen=True, kw_only=True)
+class ReLUNormWeightedConfig(ReLUConfig):
+    """Options of ReLU with the norm-weighted penalty."""
 
-    def after_evaluation(self, metrics: dict[str, float]) -> None:
-        self.controller.after_evaluation(metrics["l0"])
+    architecture = "relu_norm_weighted"
+
+    decoder_norm: Literal["unit", "free"] = "free"
+    """`free`, as in the paper: the penalty sees the atoms' norms. `unit` makes it `relu`."""
+
+
+class ReLUNormWeighted(ReLU):
+    """ReLU sparse autoencoder with free atoms and an L1 penalty weighted by their norms.
+
+        f = relu(W_enc (x - b_dec) + b_enc)
+        x_hat = f W_dec + b_dec
+        loss = mean over rows of ||x - x_hat||^2 + lambda * sum over latents i of f_i ||W_dec_i||
+
+    The paper does not subtract b_dec from the input; that is the same family of functions, since b_enc absorbs it.
+    """
+
+    Config = ReLUNormWeightedConfig
+    paper = "Conerly et al., Update on how we train SAEs (April 2024), transformer-circuits.pub"
+    config: ReLUNormWeightedConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReLUTanhConfig(ReLUNormWeightedConfig):
+    """Options of ReLU with the tanh penalty."""
+
+    architecture = "relu_tanh"
+
+    tanh_scale: float = 4.0
+    """c in tanh(c f ||atom||), for inputs of unit variance per dimension: multiplied by sqrt(site width) in ours."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.tanh_scale > 0:
+            raise UserError(f"tanh_scale: {self.tanh_scale:g} must be above 0")
+
+
+class ReLUTanh(ReLU):
+    """ReLU sparse autoencoder with a penalty that saturates: large activations cost no more than medium ones.
+
+        loss = mean over rows of ||x - x_hat||^2 + lambda * sum over latents i of tanh(c f_i ||W_dec_i||)
+
+    The scale c belongs to inputs whose norm is about sqrt(D) (Anthropic's convention); for the normalised input, whose
+    mean squared norm is 1, the same penalty has c sqrt(D).
+    """
+
+    Config = ReLUTanhConfig
+    paper = "Jermyn et al., Tanh penalty in dictionary learning (February 2024), transformer-circuits.pub"
+    config: ReLUTanhConfig
+
+    def penalty(self, f: Tensor, norms: Tensor | None) -> Tensor:
+        scale = self.config.tanh_scale * self.sites.input_width**0.5
+        return (scale * (f if norms is None else f * norms)).tanh()

@@ -1,0 +1,230 @@
+"""Archetypal dictionaries: atoms in the convex hull of data, or near it.
+
+Shapes: B rows, D width, F latents, C candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from storage.errors import UserError
+from training.clusters import kmeans
+from training.dictionaries.base import Decoder, Dictionary, DictionaryConfig, LearnedDictionary, Sample
+from training.dictionaries.batch_topk import BatchTopK, BatchTopKConfig
+from training.dictionaries.jumprelu import JumpReLU, JumpReLUConfig
+from training.dictionaries.mixing import with_codes
+from training.dictionaries.topk import TopK
+from training.normalisers import Sites
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchetypalConfig(BatchTopKConfig, JumpReLUConfig):
+    """Options of archetypal dictionaries; those of other codes than the chosen one do nothing."""
+
+    architecture = "archetypal"
+
+    code: Literal["topk", "batch_topk", "jumprelu"] = "topk"
+    """How latents become active."""
+    candidates: int | None = None
+    """Number of data points whose hull holds the atoms: centroids of k-means over the sample; None is the width."""
+    candidates_seed: Literal["shared", "trial"] = "shared"
+    """Whether trials of other seeds have the same candidates, or their own."""
+    mixture_init: Literal["identity", "shuffled", "random"] = "identity"
+    """Atom i starts at candidate i (as published), at one drawn by the trial's seed, or at a random mixture."""
+    learn_scale: bool = True
+    """Learn one factor for all atoms: the hull becomes a cone of the data."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.candidates is not None and self.candidates < 1:
+            raise UserError(f"candidates: {self.candidates} must be at least 1")
+        if self.num_candidates > self.sample_rows:
+            raise UserError(
+                f"candidates: {self.num_candidates:,} are more than the {self.sample_rows:,} rows that they are "
+                "computed from (sample_rows)"
+            )
+
+    @property
+    def keeps_k(self) -> bool:
+        return self.code in ("topk", "batch_topk")
+
+    @property
+    def num_candidates(self) -> int:
+        return self.candidates or self.width
+
+    def check_rows(self, training_rows: int) -> None:
+        """Raise UserError when the data has fewer rows than candidates are wanted."""
+        if self.num_candidates > training_rows:
+            raise UserError(
+                f"candidates: {self.num_candidates:,} are more than the dataset's {training_rows:,} training rows"
+            )
+
+
+class Archetypal(LearnedDictionary):
+    """Archetypal sparse autoencoder (A-SAE).
+
+        atoms = exp(m) * W C
+        C: candidates (C x D), fixed: centroids of the normalised data
+        W: width x C, every row >= 0 and summing to 1 (projected after each step);  m: learned factor, 0 at first
+        code and loss as in the chosen architecture (topk, batch_topk, jumprelu)
+
+    The projection is the paper's code's: negative entries to zero, then division by the sum; its gradient is not
+    taken. Atoms have the length that the hull gives them, and selection does not weigh it.
+    """
+
+    Config = ArchetypalConfig
+    paper = "Fel et al., Archetypal SAE: adaptive and stable dictionary learning (2025), arXiv:2502.12892"
+    config: ArchetypalConfig
+    candidates_CD: Tensor
+
+    @classmethod
+    def for_config(cls, config: DictionaryConfig) -> type[Dictionary]:
+        assert isinstance(config, ArchetypalConfig)
+        return _ARCHETYPAL[config.code]
+
+    def __init__(self, config: ArchetypalConfig, sites: Sites, **kwargs: Any) -> None:
+        super().__init__(config, sites, **kwargs)
+        num_latents = len(self.W_dec)
+        del self.W_dec  # the atoms are made of data
+        self.register_buffer("candidates_CD", torch.zeros(config.num_candidates, sites.output_width))
+        self.mixture_FC = nn.Parameter(torch.zeros(num_latents, config.num_candidates))
+        if config.learn_scale:
+            self.log_scale = nn.Parameter(torch.zeros(()))
+
+    # Starting values -------------------------------------------------------------------------------------------
+
+    @property
+    def needs_sample(self) -> bool:
+        return True
+
+    @torch.no_grad()
+    def prepare_atoms(self, sample: Sample) -> None:
+        """Find the candidates, place the atoms, point the encoder at them."""
+
+        def normalised() -> Iterable[Tensor]:
+            return (self.input.normalise(batch.x_BD) for batch in sample())
+
+        seed = 0 if self.config.candidates_seed == "shared" else self.seed
+        self.candidates_CD.copy_(kmeans(normalised, self.config.num_candidates, self.rows, seed))
+        owned = self.latents.slice_of(self.config.width)
+        self.mixture_FC.copy_(initial_mixture(self.config, self.seed)[owned])
+        atoms_FO = self.decoder().atoms_FO
+        self.W_enc.copy_(atoms_FO / atoms_FO.square().sum(1, keepdim=True).clamp_min(1e-6))
+
+    # The contract ----------------------------------------------------------------------------------------------
+
+    def decoder(self) -> Decoder:
+        if hasattr(self, "W_dec"):  # loaded from disk, where the atoms are what they were made to be
+            return Decoder(self.W_dec, None)
+        atoms_FO = self.in_hull()
+        return Decoder(atoms_FO * self.log_scale.exp() if self.config.learn_scale else atoms_FO, None)
+
+    def in_hull(self) -> Tensor:
+        """Atoms before their common factor (F, O)."""
+        return self.mixture_FC @ self.candidates_CD
+
+    def projections(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        return {**super().projections(), "mixture_FC": onto_simplex}
+
+    def tensors_to_save(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The atoms themselves instead of what they are made of, which is far larger."""
+        fused = tensors["mixture_FC"] @ tensors["candidates_CD"]
+        if "relaxation_FD" in tensors:
+            fused = fused + tensors["relaxation_FD"]
+        if "log_scale" in tensors:
+            fused = fused * tensors["log_scale"].exp()
+        made_of = ("mixture_FC", "candidates_CD", "relaxation_FD", "log_scale")
+        return {**{name: t for name, t in tensors.items() if name not in made_of}, "W_dec": fused}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Become a dictionary with plain atoms."""
+        for name in ("mixture_FC", "candidates_CD", "relaxation_FD", "log_scale"):
+            if hasattr(self, name):
+                delattr(self, name)
+        self.W_dec = nn.Parameter(torch.zeros(self.config.width, self.sites.output_width))
+        super().load_tensors(tensors)
+
+
+def onto_simplex(mixture_FC: Tensor) -> Tensor:
+    """Rows made non-negative and of sum 1. A row without a positive entry becomes even."""
+    positive_FC = mixture_FC.clamp_min(0)
+    sums_F1 = positive_FC.sum(1, keepdim=True)
+    return torch.where(sums_F1 > 0, positive_FC / sums_F1.clamp_min(1e-30), 1 / mixture_FC.shape[1])
+
+
+def initial_mixture(config: ArchetypalConfig, seed: int) -> Tensor:
+    """Where the atoms start in the hull (width, C).
+
+    With more atoms than candidates, those beyond start halfway between two candidates (as published they are zero).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    width, count = config.width, config.num_candidates
+    if config.mixture_init == "random":
+        weights = torch.rand(width, count, generator=generator).pow(8)
+        return weights / weights.sum(1, keepdim=True)
+    order = torch.arange(count) if config.mixture_init == "identity" else torch.randperm(count, generator=generator)
+    mixture = torch.zeros(width, count)
+    atom = torch.arange(width)
+    mixture[atom, order[atom % count]] = 1.0
+    beyond = atom[count:]
+    if len(beyond):
+        mixture[beyond] *= 0.5
+        mixture[beyond, torch.randint(count, (len(beyond),), generator=generator)] += 0.5
+    return mixture
+
+
+_ARCHETYPAL = with_codes(Archetypal, TopK, BatchTopK, JumpReLU)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelaxedArchetypalConfig(ArchetypalConfig):
+    """Options of relaxed archetypal dictionaries."""
+
+    architecture = "relaxed_archetypal"
+
+    relaxation: float = 1.0
+    """delta: how far an atom may leave the hull, in units of the normalised input (mean squared norm 1)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.relaxation > 0:
+            raise UserError(f"relaxation: {self.relaxation:g} must be above 0; without it the name is archetypal")
+
+
+class RelaxedArchetypal(Archetypal):
+    """Relaxed archetypal sparse autoencoder (RA-SAE).
+
+    atoms = exp(m) * (W C + L)
+    W, C and m as in A-SAE;  L: width x D, zero at first, every row no longer than delta (projected after each step)
+    """
+
+    Config = RelaxedArchetypalConfig
+    paper = "Fel et al., Archetypal SAE: adaptive and stable dictionary learning (2025), arXiv:2502.12892"
+    config: RelaxedArchetypalConfig
+
+    @classmethod
+    def for_config(cls, config: DictionaryConfig) -> type[Dictionary]:
+        assert isinstance(config, RelaxedArchetypalConfig)
+        return _RELAXED[config.code]
+
+    def __init__(self, config: RelaxedArchetypalConfig, sites: Sites, **kwargs: Any) -> None:
+        super().__init__(config, sites, **kwargs)
+        self.relaxation_FD = nn.Parameter(torch.zeros(len(self.mixture_FC), sites.output_width))
+
+    def in_hull(self) -> Tensor:
+        return super().in_hull() + self.relaxation_FD
+
+    def projections(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        def into_ball(relaxation_FD: Tensor) -> Tensor:
+            norms_F1 = relaxation_FD.norm(dim=1, keepdim=True)
+            return relaxation_FD * (self.config.relaxation / norms_F1.clamp_min(1e-12)).clamp_max(1.0)
+
+        return {**super().projections(), "relaxation_FD": into_ball}
+
+
+_RELAXED = with_codes(RelaxedArchetypal, TopK, BatchTopK, JumpReLU)

@@ -1,0 +1,50 @@
+"""HierarchicalTopK: one dictionary trained for every number of active latents up to K at once.
+
+Shapes: B rows, O output width, F latents, K most active latents of a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from training.axes import Chosen
+from training.dictionaries.base import Decoder
+from training.dictionaries.topk import Reconstruction, TopK, TopKConfig
+from training.sparse_ops import prefix_errors, sparse_decode
+
+
+@dataclass(frozen=True, kw_only=True)
+class HierarchicalTopKConfig(TopKConfig):
+    """Options of HierarchicalTopK; the target L0 is the largest k."""
+
+    architecture = "hierarchical_topk"
+
+
+class HierarchicalTopK(TopK):
+    """TopK sparse autoencoder whose loss is the mean over all k from 1 to K.
+
+        z as in TopK; x_hat_k = the k largest entries of relu(z) times their atoms + b_dec
+        loss = mean over rows of (1 / K) * sum over k of ||x - x_hat_k||^2 + aux_weight * AuxK
+
+    AuxK models the residual of K latents. Any k up to K works at inference, so a trial gives a curve of the frontier.
+    Memory is that of one reconstruction: `prefix_errors` walks the K residuals back instead of keeping them.
+    """
+
+    Config = HierarchicalTopKConfig
+    paper = "Balagansky et al., Train one sparse autoencoder across multiple sparsity budgets (2025), arXiv:2505.24473"
+    config: HierarchicalTopKConfig
+
+    def reconstruct(self, values_N: Tensor, chosen: Chosen, decoder: Decoder, target_BO: Tensor) -> Reconstruction:
+        values_BK, latents_BK = values_N.view(len(target_BO), -1), chosen.latents.view(len(target_BO), -1)
+        order_BK = values_BK.detach().argsort(dim=1, descending=True, stable=True)
+        values_BK, latents_BK = values_BK.gather(1, order_BK), latents_BK.gather(1, order_BK)
+        every, _ = prefix_errors(values_BK, latents_BK, decoder.atoms_FO, target_BO).unbind()
+        whole_BO = sparse_decode(values_N.detach(), chosen, decoder.atoms_FO.detach())
+        return Reconstruction(every / values_BK.shape[1], target_BO.detach() - self.latents.sum(whole_BO))
+
+    def budgets(self) -> list[int]:
+        """1, 2, 4... and K."""
+        largest = int(self.config.target_l0)
+        return sorted({*(2**i for i in range(largest.bit_length())), largest})

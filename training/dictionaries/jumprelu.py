@@ -1,0 +1,159 @@
+"""JumpReLU: a threshold for each latent, learned by straight-through estimators.
+
+Shapes: B rows, D input width, O output width, F latents.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from storage.errors import UserError
+from training.code import Code
+from training.dictionaries.base import Decoder, Sample, Terms
+from training.dictionaries.penalised import Penalised, PenalisedConfig
+from training.entries import Entries, entries_above
+from training.normalisers import Sites
+from training.selection import pairs_above
+from training.straight_through import jump, step
+
+
+@dataclass(frozen=True, kw_only=True)
+class JumpReLUConfig(PenalisedConfig):
+    """Options of JumpReLU."""
+
+    architecture = "jumprelu"
+
+    l0_loss: Literal["step", "quadratic", "tanh"] = "step"
+    """`step`: lambda * L0; `quadratic`: lambda * (L0 / aim - 1)^2, row by row; `tanh`: lambda * sum of tanh(c f)."""
+    gradient: Literal["threshold", "threshold_and_input"] = "threshold"
+    """Where jumps send their gradient: to thresholds alone (DeepMind), or to pre-activations too (Anthropic)."""
+    bandwidth: float = 0.03
+    """Width of the kernel around a threshold, in units of the normalised input, whose mean squared norm is 1."""
+    initial_l0: float | None = None
+    """L0 at the first step: each threshold starts where its latent fires that often; None is twice the target."""
+    tanh_scale: float = 4.0
+    """c of the tanh penalty for inputs of unit variance per dimension: multiplied by sqrt(site width) in ours."""
+    preact_weight: float = 0.0
+    """Weight of the pre-activation loss, which pulls silent latents towards their threshold."""
+    preact_over: Literal["dead", "all"] = "dead"
+    """Latents that the pre-activation loss sees."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value in (("bandwidth", self.bandwidth), ("tanh_scale", self.tanh_scale)):
+            if not value > 0:
+                raise UserError(f"{name}: {value:g} must be above 0")
+        if self.preact_weight < 0:
+            raise UserError(f"preact_weight: {self.preact_weight:g} is below 0")
+        if self.initial_l0 is not None and not 0 < self.initial_l0 <= self.width:
+            raise UserError(f"initial_l0: {self.initial_l0:g} must be above 0 and at most the width {self.width}")
+
+
+class JumpReLU(Penalised):
+    """JumpReLU sparse autoencoder.
+
+        z = W_enc x + b_enc
+        f = z where z > theta, else 0;  theta = exp(log_threshold), one for each latent
+        x_hat = f atoms + b_dec
+        loss = mean over rows of ||x - x_hat||^2 + sparsity + preact_weight * sum of relu(theta - z) ||atom||
+        sparsity = lambda * L0                              (step: the paper's)
+                 | lambda_0 * (L0 / aim - 1)^2              (quadratic: the paper's appendix; each row's own L0)
+                 | lambda * sum of tanh(c f ||atom||)       (tanh: Anthropic, January 2025)
+
+    L0 is the number of z above their threshold (dictionary_learning counts f, which gives silent latents no gradient).
+    The controller moves lambda, and for `quadratic` the aim. Gradients of jumps: `training.straight_through`.
+    """
+
+    Config = JumpReLUConfig
+    paper = "Rajamanoharan et al., Jumping ahead: JumpReLU sparse autoencoders (2024), arXiv:2407.14435"
+    config: JumpReLUConfig
+
+    def __init__(self, config: JumpReLUConfig, sites: Sites, **kwargs: object) -> None:
+        super().__init__(config, sites, **kwargs)
+        self.log_threshold = nn.Parameter(torch.full((len(self.W_enc),), math.log(0.1)))
+
+    def encoder_bias_F(self) -> Tensor:
+        return self.b_enc
+
+    # Starting values -------------------------------------------------------------------------------------------
+
+    @property
+    def needs_sample(self) -> bool:
+        return True
+
+    @torch.no_grad()
+    def prepare(self, sample: Sample) -> None:
+        """Set each threshold where its latent fires as often as `initial_l0` asks of each."""
+        super().prepare(sample)
+        wanted = self.config.initial_l0 or min(2 * self.config.target_l0, self.config.width)
+        rate = min(0.5, wanted / self.config.width)
+        quantiles, batches = torch.zeros_like(self.log_threshold), 0
+        for batch in sample():
+            z_BF = self.preactivations(self.input.normalise(batch.x_BD))
+            kept = max(1, round(rate * len(z_BF)))
+            quantiles += torch.topk(z_BF, kept, dim=0).values[-1]
+            batches += 1
+        total = self.rows.sum(torch.cat([quantiles, quantiles.new_tensor([batches])]))
+        self.log_threshold.copy_((total[:-1] / total[-1]).clamp_min(1e-4).log())
+
+    # The contract ----------------------------------------------------------------------------------------------
+
+    @property
+    def threshold_F(self) -> Tensor:
+        return self.log_threshold.exp()
+
+    def encode(self, x_BD: Tensor) -> Code:
+        x_BD, frame = self.normalised_with_frame(x_BD)
+        z_BF = self.preactivations(x_BD)
+        chosen = pairs_above(z_BF, self.threshold_F, lambda z, among: z)
+        return Code(z_BF[chosen.rows, chosen.latents], chosen, z_BF.shape[1], frame)
+
+    def loss(self, x_BD: Tensor, total_rows: int, y_BO: Tensor | None = None) -> Terms:
+        x_BD, y_BO = self.normalised(x_BD, y_BO)
+        decoder, bias_F, threshold_F = self.decoder(), self.encoder_bias_F(), self.threshold_F
+        # A jump's gradient comes from what lies within half a bandwidth of it, active or not.
+        entries = entries_above(threshold_F.detach() - self.config.bandwidth / 2, x_BD, self.W_enc, bias_F)
+        threshold, to_input = entries.at(threshold_F), self.config.gradient == "threshold_and_input"
+        f = jump(entries.pre, threshold, self.config.bandwidth, to_input)
+        error_BO = y_BO - self.latents.sum(entries.decode(f, decoder.atoms_FO)) - self.offset(x_BD)
+        reconstruction = error_BO.square().sum() / total_rows
+        sparsity, observed = self._sparsity(entries, f, threshold, decoder, to_input, total_rows)
+        fired_F = entries.count(f.detach() != 0)
+        sums = {**self.shares(y_BO, error_BO, fired_F), "reconstruction": reconstruction.detach()}
+        loss = reconstruction + sparsity
+        if self.config.preact_weight:
+            preact = self._preact(x_BD, bias_F, threshold_F, decoder) / total_rows
+            loss, sums["preact"] = loss + self.config.preact_weight * preact, preact.detach()
+        return Terms(loss, {**sums, "sparsity": sparsity.detach()}, fired_F, observed)
+
+    def _sparsity(
+        self, entries: Entries, f: Tensor, threshold: Tensor, decoder: Decoder, to_input: bool, total_rows: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sparsity term (scalar), and what the controller moves."""
+        coefficient = self.coefficient
+        if self.config.l0_loss == "tanh":
+            scale = self.config.tanh_scale * self.sites.input_width**0.5
+            weighted = f if decoder.norms_F is None else f * entries.at(decoder.norms_F)
+            return coefficient * (scale * weighted).tanh().sum() / total_rows, {"coefficient": coefficient}
+        steps = step(entries.pre, threshold, self.config.bandwidth, to_input)
+        if self.config.l0_loss == "step":
+            return coefficient * steps.sum() / total_rows, {"coefficient": coefficient}
+        # More latents than wanted raise the coefficient: here that lowers the aim.
+        weight = self.config.initial_coefficient
+        aim = self.config.target_l0 * weight / self.controller.coefficient
+        excess_B = entries.per_row(steps) / aim - 1
+        return weight * excess_B.square().sum() / total_rows, {"aim": aim}
+
+    def _preact(self, x_BD: Tensor, bias_F: Tensor, threshold_F: Tensor, decoder: Decoder) -> Tensor:
+        """Sum over rows and latents of relu(theta - z) ||atom||."""
+        seen = self.dead_F if self.config.preact_over == "dead" else torch.ones_like(self.dead_F)
+        seen_U = seen.nonzero().squeeze(1)
+        z_BU = F.linear(x_BD, self.W_enc[seen_U], bias_F[seen_U])
+        short_BU = F.relu(threshold_F[seen_U] - z_BU)
+        return (short_BU if decoder.norms_F is None else short_BU * decoder.norms_F[seen_U]).sum()

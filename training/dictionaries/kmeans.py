@@ -1,0 +1,93 @@
+"""k-means, the baseline with one active latent.
+
+Shapes: B rows, D width, F centroids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from storage.errors import UserError
+from training.axes import Chosen
+from training.clusters import assign, kmeans, nearest
+from training.code import Code
+from training.dictionaries.base import Sample, Terms
+from training.dictionaries.solved import Solved, SolvedConfig
+from training.normalisers import Sites
+
+STARTING_ROUNDS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class KMeansConfig(SolvedConfig):
+    """Options of k-means; the width is the number of centroids, and the target L0 is 1."""
+
+    architecture = "kmeans"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target_l0 != 1:
+            raise UserError(
+                f"target_l0: {self.target_l0:g}, but k-means has one active latent; set it to 1 in `options`"
+            )
+        if self.width > self.sample_rows:
+            raise UserError(f"width: {self.width:,} centroids are more than sample_rows {self.sample_rows:,}")
+
+    def check_rows(self, training_rows: int) -> None:
+        """Raise UserError when the data has fewer rows than centroids are wanted."""
+        if self.width > training_rows:
+            raise UserError(
+                f"width: {self.width:,} centroids are more than the dataset's {training_rows:,} training rows"
+            )
+
+
+class KMeans(Solved):
+    """Mini-batch k-means.
+
+        f = 1 for the nearest centroid, 0 for the others;  x_hat = that centroid
+        centroid <- the mean of all rows that were nearest to it so far, batch by batch
+
+    The start is a few rounds of Lloyd's algorithm on a sample of the stream.
+    """
+
+    Config = KMeansConfig
+    paper = "Sculley, Web-scale k-means clustering (2010), doi:10.1145/1772690.1772862"
+    config: KMeansConfig
+    sum_counts_F: Tensor
+
+    def __init__(self, config: KMeansConfig, sites: Sites, **kwargs: Any) -> None:
+        super().__init__(config, sites, **kwargs)
+        self.register_buffer("sum_counts_F", torch.zeros(config.width))
+
+    @property
+    def needs_sample(self) -> bool:
+        return True
+
+    @torch.no_grad()
+    def prepare(self, sample: Sample) -> None:
+        super().prepare(sample)
+
+        def normalised() -> Iterable[Tensor]:
+            return (self.input.normalise(batch.x_BD) for batch in sample())
+
+        self.W_dec.copy_(kmeans(normalised, self.config.width, self.rows, self.seed, STARTING_ROUNDS))
+
+    @torch.no_grad()
+    def learn(self, x_BD: Tensor, total_rows: int) -> Terms:
+        x_BD = self.input.normalise(x_BD)
+        terms = self.terms(x_BD, self.code_of(x_BD), total_rows)
+        found = assign([x_BD], self.W_dec, self.rows)
+        self.sum_counts_F += found.counts_C
+        change_FD = found.sums_CD - found.counts_C[:, None] * self.W_dec
+        self.W_dec += change_FD / self.sum_counts_F.clamp_min(1)[:, None]
+        return terms
+
+    def code_of(self, x_BD: Tensor) -> Code:
+        _, nearest_B = nearest(x_BD, self.W_dec)
+        offsets = torch.arange(len(x_BD) + 1, device=x_BD.device)
+        return Code(x_BD.new_ones(len(x_BD)), Chosen(nearest_B, offsets), self.config.width)

@@ -1,0 +1,82 @@
+"""Matryoshka BatchTopK: prefixes of the latents must reconstruct on their own, so that general latents come first.
+
+Shapes: B rows, O output width, F latents, N chosen pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from storage.errors import UserError
+from training.axes import Chosen
+from training.dictionaries.base import Decoder
+from training.dictionaries.batch_topk import BatchTopK, BatchTopKConfig
+from training.dictionaries.topk import Reconstruction
+from training.selection import subset
+from training.sparse_ops import sparse_decode
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatryoshkaConfig(BatchTopKConfig):
+    """Options of Matryoshka BatchTopK; the target L0 is k."""
+
+    architecture = "matryoshka_batch_topk"
+
+    prefixes: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+    """Shares of the width that must reconstruct on their own; the whole width is always among them."""
+    random_prefixes: int = 0
+    """Draw this many prefixes anew for each step instead (and take the whole width); 0 uses `prefixes`."""
+    random_power: float = 0.5
+    """Random prefixes of share s have density proportional to s^-(1 + random_power), from 1 / width up."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.prefixes or any(not 0 < share <= 1 for share in self.prefixes):
+            raise UserError(f"prefixes: {list(self.prefixes)} must be shares above 0 and at most 1")
+        if list(self.prefixes) != sorted(set(self.prefixes)):
+            raise UserError(f"prefixes: {list(self.prefixes)} must rise")
+        if self.random_prefixes < 0 or not self.random_power > 0:
+            raise UserError(
+                f"random_prefixes {self.random_prefixes} must be 0 or more, random_power {self.random_power:g} above 0"
+            )
+
+
+class MatryoshkaBatchTopK(BatchTopK):
+    """Matryoshka sparse autoencoder with BatchTopK activation.
+
+        f as in BatchTopK: one choice among all latents
+        x_hat_m = the first m latents of f times their atoms + b_dec,  for prefixes m_1 < ... < m_G = width
+        loss = mean over rows of the sum over prefixes of ||x - x_hat_m||^2 + aux_weight * AuxK
+
+    AuxK models the residual of the whole width. The paper sums over prefixes, and so does this; its code also counts
+    the bias alone and divides by G + 1, dictionary_learning divides by G^2.
+    """
+
+    Config = MatryoshkaConfig
+    paper = "Bussmann et al., Learning multi-level features with Matryoshka SAEs (2025), arXiv:2503.17547"
+    config: MatryoshkaConfig
+
+    def prefix_widths(self) -> list[int]:
+        """m_1 < ... < m_G for this step; the last is the width."""
+        width = self.config.width
+        shares = list(self.config.prefixes)
+        if self.config.random_prefixes:
+            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.step) % 2**63)
+            uniform = torch.rand(self.config.random_prefixes, generator=generator, dtype=torch.float64)
+            # The inverse of the cumulative distribution of s^-(1 + power) between 1 / width and 1.
+            power = self.config.random_power
+            shares = ((1 - uniform) * (width**power - 1) + 1).pow(-1 / power).tolist()
+        return sorted({max(1, round(share * width)) for share in shares} | {width})
+
+    def reconstruct(self, values_N: Tensor, chosen: Chosen, decoder: Decoder, target_BO: Tensor) -> Reconstruction:
+        first = self.latents.slice_of(self.config.width).start
+        error_BO, start, total = target_BO, 0, target_BO.new_zeros(())
+        for end in self.prefix_widths():
+            inside_N = (chosen.latents + first >= start) & (chosen.latents + first < end)
+            part_BO = sparse_decode(values_N[inside_N], subset(chosen, inside_N), decoder.atoms_FO)
+            error_BO = error_BO - self.latents.sum(part_BO)
+            total, start = total + error_BO.square().sum(), end
+        return Reconstruction(total, error_BO)

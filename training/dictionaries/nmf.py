@@ -1,0 +1,209 @@
+"""Matrix factorisation with non-negative codes: semi-NMF and NMF, streamed in mini-batches.
+
+Shapes: B rows, D width, F latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from storage.errors import UserError
+from training.clusters import random_rows
+from training.code import Code
+from training.dictionaries.base import DictionaryConfig, Sample, Terms
+from training.dictionaries.solved import Solved, SolvedConfig
+from training.factors import least_squares_atoms, multiplicative_atoms, sparse_codes
+from training.normalisers import NormaliserName, Sites
+
+
+@dataclass(frozen=True, kw_only=True)
+class SNMFConfig(SolvedConfig):
+    """Options of semi-NMF; the target L0 is the number of active latents of a row."""
+
+    architecture = "snmf"
+
+    code_rounds: int = 10
+    """Multiplicative updates of the codes of a batch."""
+    forgetting: float = 0.95
+    """Share of the sums over earlier batches that a step keeps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target_l0 != int(self.target_l0):
+            raise UserError(f"target_l0: {self.target_l0:g} is not a whole number of latents")
+        if self.code_rounds < 1:
+            raise UserError(f"code_rounds: {self.code_rounds} must be at least 1")
+        if not 0 <= self.forgetting < 1:
+            raise UserError(f"forgetting: {self.forgetting:g} must be at least 0 and below 1")
+        if self.width > self.sample_rows:
+            raise UserError(f"width: {self.width:,} latents start from rows, but sample_rows is {self.sample_rows:,}")
+
+    def check_rows(self, training_rows: int) -> None:
+        """Raise UserError when the data has fewer rows than there are atoms to start."""
+        if self.width > training_rows:
+            raise UserError(
+                f"width: {self.width:,} latents are more than the dataset's {training_rows:,} training rows"
+            )
+
+
+class SNMF(Solved):
+    """Semi-NMF: codes are non-negative, atoms have any sign.
+
+        f = k non-negative entries that fit x best (multiplicative updates, then the k largest fitted alone)
+        atoms = least squares: (sum f^T f)^-1 sum f^T x, of unit length
+        x_hat = f atoms
+
+    The sums over batches are forgotten at a constant rate, so that old codes, made with old atoms, fade. The paper
+    holds all data in memory and sparsifies the atoms (winner takes all) where this sparsifies codes, since sparsity
+    in a sweep is L0.
+    """
+
+    Config = SNMFConfig
+    paper = "Shafran, Geiger and Geva, Decomposing MLP activations via semi-NMF (2025), arXiv:2506.10920"
+    config: SNMFConfig
+    sum_zz_FF: Tensor
+    sum_zx_FD: Tensor
+
+    def __init__(self, config: SNMFConfig, sites: Sites, **kwargs: Any) -> None:
+        super().__init__(config, sites, **kwargs)
+        factor_width = self.factor_width(sites.input_width)
+        self.register_buffer("factors", torch.zeros(config.width, factor_width))
+        self.register_buffer("sum_zz_FF", torch.zeros(config.width, config.width))
+        self.register_buffer("sum_zx_FD", torch.zeros(config.width, factor_width))
+
+    # What NMF changes ------------------------------------------------------------------------------------------
+
+    def factor_width(self, site_width: int) -> int:
+        """Width of the rows that are factorised."""
+        return site_width
+
+    def to_factor(self, x_BD: Tensor) -> Tensor:
+        """Normalised rows as they are factorised."""
+        return x_BD
+
+    def from_factor(self, factors_FD: Tensor) -> Tensor:
+        """Factors as atoms of normalised rows."""
+        return factors_FD
+
+    def new_factors(self, factors_FD: Tensor) -> Tensor:
+        """Better factors from the sums over batches."""
+        return least_squares_atoms(self.sum_zz_FF, self.sum_zx_FD, factors_FD)
+
+    # The contract ----------------------------------------------------------------------------------------------
+
+    @property
+    def needs_sample(self) -> bool:
+        return True
+
+    @torch.no_grad()
+    def prepare(self, sample: Sample) -> None:
+        """Start from rows of the data."""
+        super().prepare(sample)
+
+        def factorised() -> Iterable[Tensor]:
+            return (self.to_factor(self.input.normalise(batch.x_BD)) for batch in sample())
+
+        rows_FD = random_rows(factorised, self.config.width, self.rows, self.seed)
+        self._set_factors(F.normalize(rows_FD, dim=1))
+
+    @torch.no_grad()
+    def learn(self, x_BD: Tensor, total_rows: int) -> Terms:
+        x_BD = self.input.normalise(x_BD)
+        code = self.code_of(x_BD)
+        terms = self.terms(x_BD, code, total_rows)
+        z_BF = code.dense()
+        for summed, batch in ((self.sum_zz_FF, z_BF.T @ z_BF), (self.sum_zx_FD, z_BF.T @ self.to_factor(x_BD))):
+            summed.mul_(self.config.forgetting).add_(self.rows.sum(batch))
+        factors_FD = self.new_factors(self.get_buffer("factors"))
+        lengths_F = factors_FD.norm(dim=1).clamp_min(1e-12)
+        # Unit factors: codes, and the sums over them, take the lengths.
+        self.sum_zz_FF.mul_(lengths_F[:, None] * lengths_F)
+        self.sum_zx_FD.mul_(lengths_F[:, None])
+        self._set_factors(factors_FD / lengths_F[:, None])
+        return terms
+
+    def code_of(self, x_BD: Tensor) -> Code:
+        factors_FD, k = self.get_buffer("factors"), int(self.config.target_l0)
+        return sparse_codes(self.to_factor(x_BD), factors_FD, k, self.config.code_rounds, self.latents)
+
+    def _set_factors(self, factors_FD: Tensor) -> None:
+        self.get_buffer("factors").copy_(factors_FD)
+        self.W_dec.copy_(self.from_factor(factors_FD))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NMFConfig(SNMFConfig):
+    """Options of NMF; the target L0 is the number of active latents of a row."""
+
+    architecture = "nmf"
+
+    normaliser: NormaliserName = "unit_norm"
+    """What is done to raw activations; centring would make them negative."""
+    signed_input: Literal["refuse", "split"] = "refuse"
+    """`split` factorises [max(x, 0), max(-x, 0)] side by side, so that negative activations have a place."""
+    atom_rounds: int = 3
+    """Multiplicative updates of the atoms after each batch."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.atom_rounds < 1:
+            raise UserError(f"atom_rounds: {self.atom_rounds} must be at least 1")
+        if self.normaliser not in ("none", "unit_norm") and self.signed_input == "refuse":
+            raise UserError(f"normaliser: {self.normaliser} makes activations negative for NMF; use unit_norm")
+
+    @property
+    def needs_nonnegative(self) -> bool:
+        """Whether negative activations are refused."""
+        return self.signed_input == "refuse"
+
+
+class NMF(SNMF):
+    """Non-negative matrix factorisation: codes, atoms and activations are non-negative.
+
+        f as in semi-NMF
+        atoms <- atoms * (sum f^T x) / (sum f^T f atoms), of unit length
+        x_hat = f atoms
+
+    With `signed_input: split` x is [max(x, 0), max(-x, 0)], and an atom is the difference of its two halves.
+    """
+
+    Config = NMFConfig
+    paper = "Lee and Seung, Algorithms for non-negative matrix factorization (2001)"
+    config: NMFConfig
+
+    @classmethod
+    def check_sites(cls, config: DictionaryConfig, sites: Sites) -> None:
+        super().check_sites(config, sites)
+        assert isinstance(config, NMFConfig)
+        if config.needs_nonnegative:
+            lowest = min(m for site in sites.inputs for m in site.mean)
+            if lowest < 0:
+                raise UserError(f"nmf: {NEGATIVE.format(lowest=f'a mean of {lowest:.3g} in one dimension')}")
+
+    def factor_width(self, site_width: int) -> int:
+        return site_width if self.config.needs_nonnegative else 2 * site_width
+
+    def to_factor(self, x_BD: Tensor) -> Tensor:
+        if not self.config.needs_nonnegative:
+            return torch.cat([x_BD.clamp_min(0), (-x_BD).clamp_min(0)], 1)
+        if (x_BD < 0).any():
+            raise UserError(f"nmf: {NEGATIVE.format(lowest=f'{float(x_BD.min()):.3g} among its normalised values')}")
+        return x_BD
+
+    def from_factor(self, factors_FD: Tensor) -> Tensor:
+        if self.config.needs_nonnegative:
+            return factors_FD
+        positive, negative = factors_FD.chunk(2, dim=1)
+        return positive - negative
+
+    def new_factors(self, factors_FD: Tensor) -> Tensor:
+        return multiplicative_atoms(self.sum_zz_FF, self.sum_zx_FD, factors_FD, self.config.atom_rounds)
+
+
+NEGATIVE = "activations must not be negative, the site has {lowest}; use snmf, or signed_input: split"

@@ -1,0 +1,91 @@
+"""PCA, the linear baseline.
+
+Shapes: B rows, D width, F components.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from storage.errors import UserError
+from training.axes import Chosen
+from training.code import Code
+from training.dictionaries.base import DictionaryConfig, Terms
+from training.dictionaries.solved import Solved, SolvedConfig
+from training.normalisers import Sites
+from training.selection import topk
+
+
+@dataclass(frozen=True, kw_only=True)
+class PCAConfig(SolvedConfig):
+    """Options of PCA; the width is the number of components, the target L0 how many of them a row uses."""
+
+    architecture = "pca"
+
+    select: Literal["leading", "largest"] = "leading"
+    """Which components a row uses: the first ones, the same for all rows, or those with its own largest scores."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target_l0 != int(self.target_l0):
+            raise UserError(f"target_l0: {self.target_l0:g} is not a whole number of components")
+        if self.normaliser in ("none", "unit_norm"):
+            raise UserError(f"normaliser: {self.normaliser} keeps the mean, which PCA does not model; use standard")
+
+
+class PCA(Solved):
+    """Principal components of the stream.
+
+        covariance = mean over rows of x^T x  (x is the normalised, centred input)
+        atoms = its eigenvectors with the `width` largest eigenvalues
+        f = atoms x for the k leading (or largest) components, signed;  x_hat = f atoms
+
+    The covariance is summed up over the whole training and decomposed after 1, 2, 4... steps and the last.
+    """
+
+    Config = PCAConfig
+    paper = "Pearson, On lines and planes of closest fit to systems of points in space (1901)"
+    config: PCAConfig
+    sum_DD: Tensor
+    sum_rows: Tensor
+
+    @classmethod
+    def check_sites(cls, config: DictionaryConfig, sites: Sites) -> None:
+        super().check_sites(config, sites)
+        if config.width > sites.input_width:
+            raise UserError(
+                f"width: {config.width:,}, but PCA of a site of width {sites.input_width} has no more components"
+            )
+
+    def __init__(self, config: PCAConfig, sites: Sites, **kwargs: Any) -> None:
+        super().__init__(config, sites, **kwargs)
+        self.register_buffer("sum_DD", torch.zeros(sites.input_width, sites.input_width, dtype=torch.float64))
+        self.register_buffer("sum_rows", torch.zeros((), dtype=torch.float64))
+        self.W_dec.copy_(torch.eye(config.width, sites.input_width))
+
+    @torch.no_grad()
+    def learn(self, x_BD: Tensor, total_rows: int) -> Terms:
+        x_BD = self.input.normalise(x_BD)
+        self.sum_DD += self.rows.sum(x_BD.double().T @ x_BD.double())
+        self.sum_rows += total_rows
+        done = self.step + 1
+        if done & (done - 1) == 0 or done == self.num_steps:
+            _, vectors_DD = torch.linalg.eigh(self.sum_DD / self.sum_rows)
+            components_FD = vectors_DD.flip(1).T[: self.config.width]
+            # A component's sign is free: its largest entry is made positive, the same on every machine.
+            largest_F1 = components_FD.gather(1, components_FD.abs().argmax(1, keepdim=True))
+            self.W_dec.copy_(components_FD * largest_F1.sign())
+        return self.terms(x_BD, self.code_of(x_BD), total_rows)
+
+    def code_of(self, x_BD: Tensor) -> Code:
+        scores_BF, k = x_BD @ self.W_dec.T, int(self.config.target_l0)
+        if self.config.select == "largest":
+            chosen = topk(scores_BF, k, self.latents, lambda z, among: z.abs())
+        else:
+            leading = torch.arange(k, device=x_BD.device).repeat(len(x_BD))
+            chosen = Chosen(leading, torch.arange(0, len(leading) + 1, k, device=x_BD.device))
+        return Code(scores_BF[chosen.rows, chosen.latents], chosen, self.config.width)

@@ -1,0 +1,65 @@
+"""What the classical baselines share: no gradient, atoms from sums over batches.
+
+Shapes: B rows, D width, F latents.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.code import Code
+from training.dictionaries.base import Dictionary, DictionaryConfig, Terms
+from training.normalisers import Sites
+from training.sparse_ops import sparse_decode
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolvedConfig(DictionaryConfig):
+    """Options of every baseline."""
+
+
+class Solved(Dictionary):
+    """A dictionary whose atoms are computed; they and whatever is summed up are buffers."""
+
+    learns_by = "statistics"
+    config: SolvedConfig
+    W_dec: Tensor
+
+    def __init__(self, config: SolvedConfig, sites: Sites, **kwargs: Any) -> None:
+        super().__init__(config, sites, **kwargs)
+        self.register_buffer("W_dec", torch.zeros(config.width, sites.output_width))
+
+    def atoms_FD(self) -> Tensor:
+        """The atoms (F, D)."""
+        return self.W_dec
+
+    def code_of(self, x_BD: Tensor) -> Code:
+        """The code of normalised rows."""
+        raise NotImplementedError
+
+    def encode(self, x_BD: Tensor) -> Code:
+        x_BD, frame = self.normalised_with_frame(x_BD)
+        return self.code_of(x_BD)._replace(frame=frame)
+
+    def decode(self, code: Code, x_BD: Tensor | None = None) -> Tensor:
+        x_hat_BD = self.latents.sum(sparse_decode(code.values, code.chosen, self.atoms_FD()))
+        return self.output.denormalise(x_hat_BD, code.frame)
+
+    def terms(self, x_BD: Tensor, code: Code, total_rows: int) -> Terms:
+        """What the loop wants to know of a batch of normalised rows and their code."""
+        error_BD = x_BD - self.latents.sum(sparse_decode(code.values, code.chosen, self.atoms_FD()))
+        fired_F = code.fired()
+        loss = error_BD.square().sum() / total_rows
+        return Terms(loss, {**self.shares(x_BD, error_BD, fired_F), "reconstruction": loss}, fired_F, {})
+
+    def tensors_to_save(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Without the sums that only further training would need."""
+        return {name: t for name, t in tensors.items() if not name.startswith("sum_")}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        sums = {name: buffer for name, buffer in self.state_dict().items() if name.startswith("sum_")}
+        super().load_tensors({**sums, **tensors})

@@ -1,0 +1,49 @@
+"""The optimizer of dictionaries that learn by statistics: nothing is differentiated, all state is in buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from training.checkpoints import Checkpoint
+from training.dictionaries.base import Dictionary, RawRows, Terms
+from training.optimizer import Rewrite
+
+
+class Solver:
+    """Lets a dictionary learn from each batch; every rank does the same with the same sums."""
+
+    def __init__(self, dictionary: Dictionary) -> None:
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.dictionary = dictionary.to(self._device)
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    def step(self, rows: RawRows, total_rows: int, lr: float) -> Terms:
+        """One batch; the learning rate plays no part."""
+        return self.dictionary.learn(rows.x_BD, total_rows)
+
+    @contextmanager
+    def whole_parameters(self) -> Iterator[None]:
+        """They are always whole."""
+        yield
+
+    def full_parameters(self) -> dict[str, Tensor]:
+        """There are none."""
+        return {}
+
+    def full_moments(self) -> dict[str, Tensor]:
+        """There are none."""
+        return {}
+
+    def rewrite(self, changes: dict[str, Rewrite], *, reset_moments: bool = False) -> None:
+        """There is nothing to rewrite."""
+        assert not changes
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """The weights, loaded already, are all there is."""
