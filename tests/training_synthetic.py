@@ -18,12 +18,18 @@ from storage.manifest import Manifest
 from storage.store import Store
 from training.axes import ALL_ROWS
 from training.config import DataConfig, EveryConfig, OptimizerConfig, TrainingConfig
-from training.dictionaries import architecture, dictionary_config
-from training.dictionaries.base import Dictionary, SiteStatistics
+from training.dictionaries import ARCHITECTURES, dictionary_config
 
-ARCHITECTURES = ("topk", "batch_topk", "relu")
 BATCH_ROWS = 64
 STEPS = 60
+SMALL = {"width": 40, "target_l0": 3, "dead_after_rows": 256, "sample_rows": 512}
+NEEDED = {
+    "pca": {"width": 10},
+    "kmeans": {"target_l0": 1},
+    "nmf": {"signed_input": "split"},
+    "group_max": {"width": 42},
+}
+"""Options without which an architecture cannot be made in this size."""
 
 
 class Features(NamedTuple):
@@ -52,9 +58,16 @@ def sparse_features(
     return Features(atoms, values, present)
 
 
+def other_site(rows: Tensor) -> Tensor:
+    """What a transcoder may make of rows: (num_rows, 3/4 of their width)."""
+    width = rows.shape[1]
+    mixing = torch.randn(width, 3 * width // 4, generator=torch.Generator().manual_seed(7)) / width**0.5
+    return torch.relu(rows @ mixing) - 0.5
+
+
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset of one site, `site`, on this disk."""
+    """A dataset on this disk: `site`, made of features, and `other`, a linear map of it with a bend."""
 
     store: Store
     manifest: Manifest
@@ -66,7 +79,7 @@ def write_features(folder: Path | str, features: Features) -> Dataset:
     written = write_rows(
         folder,
         len(features.rows),
-        vectors={"site": features.rows},
+        vectors={"site": features.rows, "other": other_site(features.rows)},
         dtype="float32",
         chunk_rows=64,
         rows_per_document=20,
@@ -79,21 +92,24 @@ def small_dataset(folder: Path | str) -> Dataset:
     return write_features(folder, sparse_features(24, 12, active=3, rows=3200))
 
 
+def sites_to_read(name: str) -> dict[str, tuple[str, ...]]:
+    """`inputs` and `outputs` of a dictionary of this architecture."""
+    kind = ARCHITECTURES[name].kind
+    return {
+        "inputs": ("site", "other") if kind == "crosscoder" else ("site",),
+        "outputs": ("other",) if kind == "transcoder" else (),
+    }
+
+
 def small_config(dataset: Dataset, name: str, **changes: Any) -> TrainingConfig:
     """A training of `STEPS` steps; keyword arguments replace fields of the configuration, `dictionary` adds options."""
-    options = {
-        "architecture": name,
-        "width": 40,
-        "target_l0": 3,
-        "dead_after_rows": 256,
-        **changes.pop("dictionary", {}),
-    }
+    options = {"architecture": name, **SMALL, **NEEDED.get(name, {}), **changes.pop("dictionary", {})}
     config = TrainingConfig(
         dictionary=dictionary_config(options),
         data=DataConfig(
             url=dataset.store.url,
             dataset_id=dataset.manifest.id,
-            site="site",
+            **sites_to_read(name),
             batch_rows=BATCH_ROWS,
             held_out=0.1,
             window_bytes=2**13,
@@ -103,22 +119,6 @@ def small_config(dataset: Dataset, name: str, **changes: Any) -> TrainingConfig:
         every=EveryConfig(log=5, evaluate=10, checkpoint=20, eval_rows=128),
     )
     return replace(config, **changes)
-
-
-def random_dictionary(
-    name: str, *, width: int, site_width: int, seed: int = 0, rows: Any = ALL_ROWS, **options: Any
-) -> Dictionary:
-    """A dictionary in float64 whose every parameter is random: atoms of any norm, biases away from zero."""
-    generator = torch.Generator().manual_seed(seed)
-    mean = torch.randn(site_width, generator=generator)
-    site = SiteStatistics(mean=tuple(mean.tolist()), mean_squared_norm=float(mean.square().sum()) + 2.5)
-    config = dictionary_config({"architecture": name, "width": width, **options})
-    made = architecture(name)(config, site, seed=seed, rows=rows).double()
-    with torch.no_grad():
-        for parameter in made.parameters():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.copy_(noise / parameter.shape[-1] ** 0.5)
-    return made
 
 
 # Two ranks in one process -----------------------------------------------------------------------------------------
@@ -152,6 +152,9 @@ class ThreadRows:
 
     def kth_largest(self, values: Tensor, k: int) -> Tensor:
         return ALL_ROWS.kth_largest(torch.cat(self.meeting.exchange(self.rank, values)), k)
+
+    def gather(self, values: Tensor) -> Tensor:
+        return torch.cat(self.meeting.exchange(self.rank, values))
 
 
 def on_two_ranks(work: Callable[[int, ThreadRows], Any]) -> list[Any]:

@@ -28,6 +28,7 @@ class HierarchicalTopK(TopK):
         z as in TopK; x_hat_k = the k largest entries of relu(z) times their atoms + b_dec
         loss = mean over rows of (1 / K) * sum over k of ||x - x_hat_k||^2 + aux_weight * AuxK
 
+    With `decoder_norm: free` entries are ranked times the norm of their atom, here as in TopK.
     AuxK models the residual of K latents. Any k up to K works at inference, so a trial gives a curve of the frontier.
     Memory is that of one reconstruction: `prefix_errors` walks the K residuals back instead of keeping them.
     """
@@ -38,7 +39,8 @@ class HierarchicalTopK(TopK):
 
     def reconstruct(self, values_N: Tensor, chosen: Chosen, decoder: Decoder, target_BO: Tensor) -> Reconstruction:
         values_BK, latents_BK = values_N.view(len(target_BO), -1), chosen.latents.view(len(target_BO), -1)
-        order_BK = values_BK.detach().argsort(dim=1, descending=True, stable=True)
+        ranks_BK = values_BK.detach() if decoder.norms_F is None else values_BK.detach() * decoder.norms_F[latents_BK]
+        order_BK = ranks_BK.argsort(dim=1, descending=True, stable=True)
         values_BK, latents_BK = values_BK.gather(1, order_BK), latents_BK.gather(1, order_BK)
         every, _ = prefix_errors(values_BK, latents_BK, decoder.atoms_FO, target_BO).unbind()
         whole_BO = sparse_decode(values_N.detach(), chosen, decoder.atoms_FO.detach())

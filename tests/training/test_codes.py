@@ -1,0 +1,227 @@
+"""Codes, reconstructions, atoms and counters: what every architecture promises beside its loss."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from training_cases import (
+    CASES,
+    DEAD_AFTER,
+    DEFAULTS,
+    LEARNED,
+    B,
+    Case,
+    K,
+    find_case,
+    gradients,
+    loss_of,
+    named,
+    random_dictionary,
+    random_rows,
+    untrained,
+)
+from training_dense import Problem, atoms_of, dense_loss, group_max, largest, row_topk
+
+from training.code import Code
+from training.dictionaries.base import BatchSums
+
+ROW_BY_ROW = ("topk", "abs_topk", "hierarchical_topk", "transcoder", "archetypal", "pca", "snmf", "nmf")
+KEEPS_K = [find_case(name) for name in ROW_BY_ROW]
+OVER_THE_BATCH = ("batch_topk", "matryoshka_batch_topk", "crosscoder_batch_topk")
+PREDICTABLE = [case for case in LEARNED if case.code not in OVER_THE_BATCH]
+"""Whose code at inference is that of training."""
+
+
+# Codes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", **named(KEEPS_K))
+@given(seed=st.integers(0, 2**31), count=st.integers(1, 40))
+@settings(max_examples=5)
+def test_exactly_k_latents_of_every_row_are_kept(case, seed, count):
+    made = random_dictionary(case, seed % 100)
+    code = made.encode(random_rows(made.sites, seed, count).x_BD)
+    k = int(made.config.target_l0)
+    assert code.chosen.offsets.diff().tolist() == [k] * count
+    assert all(len(set(row.tolist())) == k for row in code.indices.view(count, k))
+
+
+@pytest.mark.parametrize("case", **named(PREDICTABLE))
+def test_inference_has_the_code_of_training(case):
+    made = random_dictionary(case, 5)
+    rows = random_rows(made.sites, 5)
+    torch.testing.assert_close(made.encode(rows.x_BD).dense(), dense_loss(case, made, rows).code_BF)
+
+
+@pytest.mark.parametrize("k", [1, 3, 8])
+@pytest.mark.parametrize("name", ["topk", "topk-free", "batch_topk", "matryoshka_batch_topk", "hierarchical_topk-free"])
+def test_another_k_than_the_trained_one_keeps_the_k_largest_of_each_row(name, k):
+    case = find_case(name)
+    made = random_dictionary(case, 5)
+    rows = random_rows(made.sites, 5)
+    torch.testing.assert_close(made.encode(rows.x_BD, k=k).dense(), row_topk(Problem(case, made, rows), k))
+
+
+def test_group_max_at_another_k_keeps_the_largest_of_its_groups():
+    case = find_case("group_max-free")
+    made = random_dictionary(case, 5)
+    rows = random_rows(made.sites, 5)
+    problem = Problem(case, made, rows)
+    f = group_max(problem, K)
+    torch.testing.assert_close(made.encode(rows.x_BD, k=2).dense(), f * largest(f * problem.norms, 2))
+    torch.testing.assert_close(made.encode(rows.x_BD, k=99).dense(), f)
+
+
+@pytest.mark.parametrize("case", **named([case for case in DEFAULTS if untrained(case).budgets()]))
+def test_numbers_of_active_latents_that_are_offered_are_kept(case):
+    made = random_dictionary(case, 2)
+    rows = random_rows(made.sites, 2)
+    counts = [int(made.encode(rows.x_BD, k=k).active_per_row.max()) for k in made.budgets()]
+    assert counts == sorted(counts)
+    assert all(count <= k for count, k in zip(counts, made.budgets(), strict=True))
+    assert made.budgets()[-1] == K
+    assert torch.equal(made.encode(rows.x_BD, k=K).dense(), made.encode(rows.x_BD).dense())
+
+
+@st.composite
+def masked_matrices(draw) -> tuple[Tensor, Tensor]:
+    num_rows, width = draw(st.integers(1, 6)), draw(st.integers(1, 6))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    mask_BF = torch.rand(num_rows, width, generator=generator) < draw(st.floats(0, 1))
+    return mask_BF, torch.randint(0, 3, (num_rows, width), generator=generator).float()
+
+
+@given(masked_matrices())
+def test_a_code_is_the_masked_matrix_it_was_made_of(matrix):
+    mask_BF, values_BF = matrix
+    code, expected = Code.where(mask_BF, values_BF), values_BF * mask_BF
+    assert torch.equal(code.dense(), expected)
+    assert torch.equal(code.active_per_row, (expected != 0).sum(1))
+    assert torch.equal(code.fired(), (expected != 0).sum(0))
+    assert len(code.values) == len(code.indices) == len(code.rows) == mask_BF.sum()
+
+
+# Reconstructions --------------------------------------------------------------------------------------------------
+
+
+def raw_reconstruction(case: Case, made, code: Code, x_BD: Tensor) -> Tensor:
+    """What a code stands for, with whole matrices."""
+    atoms, bias = made.W_dec if case.cls.learns_by == "statistics" else atoms_of(case, made)[0], 0
+    if hasattr(made, "b_dec"):
+        bias = made.b_dec
+    if hasattr(made, "W_skip"):
+        bias = bias + (x_BD - made.input.mean_D) / made.input.scale_D @ made.W_skip.T
+    return (code.dense() @ atoms + bias) * made.output.scale_D + made.output.shift_D
+
+
+@pytest.mark.parametrize("case", **named(CASES))
+def test_decoding_the_code_gives_raw_activations(case):
+    made = random_dictionary(case, 3)
+    x_BD = random_rows(made.sites, 3).x_BD
+    code = made.encode(x_BD)
+    expected = raw_reconstruction(case, made, code, x_BD)
+    torch.testing.assert_close(made.decode(code, x_BD), expected)
+    torch.testing.assert_close(made(x_BD), expected)
+    if not hasattr(made, "W_skip"):
+        torch.testing.assert_close(made.decode(code), expected)
+
+
+def test_a_skip_transcoder_says_that_it_needs_the_raw_input():
+    made = random_dictionary(find_case("skip_transcoder"), 3)
+    with pytest.raises(ValueError, match=r"reconstructs from the code and the raw input: decode\(code, x\)"):
+        made.decode(made.encode(random_rows(made.sites, 3).x_BD))
+
+
+@pytest.mark.parametrize("case", **named(PREDICTABLE))
+def test_training_and_inference_reconstruct_alike(case):
+    made = random_dictionary(case, 5)
+    rows = random_rows(made.sites, 5)
+    error = ((rows.y_BO - made(rows.x_BD)) / made.output.scale_D).square().sum()
+    torch.testing.assert_close(loss_of(made, rows).sums["error"], error)
+
+
+@pytest.mark.parametrize("case", **named([case for case in CASES if case.cls.learns_by == "statistics"]))
+def test_a_baseline_reports_the_error_of_what_it_knew_before_the_batch(case):
+    made = random_dictionary(case, 5)
+    rows = random_rows(made.sites, 5)
+    error = ((rows.x_BD - made(rows.x_BD)) / made.output.scale_D).square().sum()
+    made.at_step(2, 100)  # no step at which PCA decomposes
+    terms = made.learn(rows.x_BD, B)
+    torch.testing.assert_close(terms.sums["error"], error)
+    torch.testing.assert_close(terms.loss, error / B)
+
+
+# Parameters and counters ------------------------------------------------------------------------------------------
+
+UNIT_ATOMS = [
+    case for case in LEARNED if hasattr(untrained(case), "W_dec") and untrained(case).config.decoder_norm == "unit"
+]
+
+
+@pytest.mark.parametrize("case", **named(UNIT_ATOMS))
+def test_atoms_have_unit_norm_and_the_length_of_decoder_rows_changes_nothing(case):
+    made = random_dictionary(case, 1)
+    rows = random_rows(made.sites, 1)
+    width = made.config.width
+    torch.testing.assert_close(made.code_norms(made.atoms_FD()), torch.ones(width, dtype=torch.float64))
+    before = loss_of(made, rows).loss
+    lengths = torch.rand(width, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 0.5
+    made.load_state_dict({**made.state_dict(), "W_dec": made.W_dec * lengths})
+    torch.testing.assert_close(loss_of(made, rows).loss, before)
+
+
+@pytest.mark.parametrize("case", **named(UNIT_ATOMS))
+def test_the_gradient_of_an_atom_has_no_part_along_it(case):
+    made = random_dictionary(case, 2)
+    gradient = gradients(made, loss_of(made, random_rows(made.sites, 2)).loss)["W_dec"]
+    assert gradient.abs().max() > 1e-3
+    torch.testing.assert_close((gradient * made.W_dec).sum(1), torch.zeros(len(gradient), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("case", **named(DEFAULTS))
+def test_counters_are_rows_of_the_global_batch_since_a_latent_fired(case):
+    made = random_dictionary(case, 0, dead=0)
+    width = made.config.width
+    fired = torch.zeros(width)
+    fired[:5] = 2
+    sums = {"active": 40.0, "sparsity": 1.0, "sparsity_next_p": 1.0}
+    observed = {"smallest_kept": torch.tensor(1.0)}
+    for _ in range(DEAD_AFTER // 25):
+        assert not made.dead_F.any()
+        made.after_step(BatchSums(25, sums, fired, observed))
+    assert made.rows_since_fired_F.tolist() == [0] * 5 + [DEAD_AFTER] * (width - 5)
+    assert made.dead_F.tolist() == [False] * 5 + [True] * (width - 5)
+    made.after_step(BatchSums(25, sums, 1 - fired.clamp(max=1), observed))
+    assert made.dead_F.sum() == 0
+
+
+@pytest.mark.parametrize("case", **named(LEARNED))
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(case):
+    batches = [random_rows(untrained(case).sites, number, 64, torch.float32) for number in (1, 2)]
+
+    def state(seed: int) -> dict[str, Tensor]:
+        made = untrained(case)
+        made = type(made)(made.config, made.sites, seed=seed)
+        made.prepare(lambda: batches)
+        return made.state_dict()
+
+    first, again, other = (state(seed) for seed in (1, 1, 2))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    if "mixture_FC" not in first:  # as published, archetypal atoms start at the candidates, which seeds share
+        assert not torch.equal(first["W_dec"], other["W_dec"])
+
+
+def test_archetypal_dictionaries_of_other_seeds_share_candidates_unless_told_otherwise():
+    batches = [random_rows(untrained(find_case("archetypal")).sites, number, 64, torch.float32) for number in (1, 2)]
+
+    def candidates(seed: int, whose: str) -> Tensor:
+        made = untrained(find_case("archetypal"), candidates_seed=whose)
+        made = type(made)(made.config, made.sites, seed=seed)
+        made.prepare(lambda: batches)
+        return made.candidates_CD
+
+    assert torch.equal(candidates(1, "shared"), candidates(2, "shared"))
+    assert not torch.equal(candidates(1, "trial"), candidates(2, "trial"))
