@@ -74,6 +74,38 @@ def report(
     write_results(url, messages, as_json)
 
 
+@app.command("export")
+def export_(
+    url: Annotated[str, typer.Argument(metavar="DICTIONARY", help="Folder of a saved dictionary: path or url.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="Folder to write; it must not exist or be empty.")],
+    to: Annotated[str, typer.Option(help="sae-lens, dictionary-learning or sparsify.")],
+    unit_atoms: Annotated[bool, typer.Option("--unit-atoms", help="Atoms of length 1, as SAEBench wants.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a trained dictionary as a folder that another library loads, with the same codes from raw activations.
+
+    Example: lexray export runs/quickstart/sweep/trials/TRIAL/dictionary --to sae-lens runs/quickstart/exported
+    """
+    from cluster.dictionary_commands import run_export
+
+    run_export(url, to, path, unit_atoms, messages, as_json)
+
+
+@app.command("import")
+def import_(
+    url: Annotated[str, typer.Argument(metavar="SAELENS_DIR", help="Folder with cfg.json and its weights.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="Folder to write; it must not exist or be empty.")],
+    as_json: Json = False,
+) -> None:
+    """Save a SAELens dictionary as one of lexray's, with the same codes and reconstructions.
+
+    Example: lexray import downloads/blocks.8.hook_resid_pre runs/imported
+    """
+    from cluster.dictionary_commands import run_import
+
+    run_import(url, path, messages, as_json)
+
+
 @data_app.command()
 def inspect(
     url: Annotated[str, typer.Argument(help="Folder of a dataset: path or url.")],

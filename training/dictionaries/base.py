@@ -48,17 +48,29 @@ class DictionaryConfig:
             if value < 1:
                 raise UserError(f"{name}: {value} must be at least 1")
 
+    def check_rows(self, training_rows: int) -> None:
+        """Raise UserError when the dictionary needs more training rows than there are."""
+
+    @property
+    def needs_nonnegative(self) -> bool:
+        """Whether negative activations are refused."""
+        return False
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with the architecture's name."""
         return {"architecture": self.architecture, **asdict(self)}
+
+
+DecoderNorm = Literal["unit", "free", "ignored"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedConfig(DictionaryConfig):
     """Options of the dictionaries that learn an encoder and a decoder by gradient."""
 
-    decoder_norm: Literal["unit", "free"] = "unit"
-    """`unit`: atoms are rows of W_dec over their norm; `free`: as they are, penalties and selection see code * norm."""
+    decoder_norm: DecoderNorm = "unit"
+    """`unit`: atoms are rows of W_dec over their norm; `free`: as they are, penalties and selection see code * norm;
+    `ignored`: as they are and nothing sees their norms, as in imported dictionaries (a penalty then has no minimum)."""
     encoder_init: Literal["tied", "random"] = "tied"
     """The encoder starts as the transposed decoder, or as unit directions of its own."""
     bias_init: Literal["zero", "mean", "geometric_median"] = "zero"
@@ -331,9 +343,9 @@ class LearnedDictionary(Dictionary):
     def decoder(self) -> Decoder:
         """The atoms, and their norms where these are free."""
         norms_F = self.code_norms(self.W_dec)
-        if self.config.decoder_norm == "free":
-            return Decoder(self.W_dec, norms_F)
-        return Decoder(self.W_dec / norms_F.clamp_min(1e-12)[:, None], None)
+        if self.config.decoder_norm == "unit":
+            return Decoder(self.W_dec / norms_F.clamp_min(1e-12)[:, None], None)
+        return Decoder(self.W_dec, norms_F if self.config.decoder_norm == "free" else None)
 
     def atoms_FD(self) -> Tensor:
         """The atoms as reconstructions use them (F, O)."""
@@ -360,7 +372,7 @@ class LearnedDictionary(Dictionary):
         return self.b_dec
 
     def tensors_to_save(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        if self.config.decoder_norm == "free":
+        if self.config.decoder_norm != "unit":
             return tensors
         W_dec = tensors["W_dec"]
         return {**tensors, "W_dec": W_dec / self.code_norms(W_dec).clamp_min(1e-12)[:, None]}

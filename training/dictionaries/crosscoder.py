@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from storage.errors import UserError
-from training.dictionaries.base import DictionaryConfig, LearnedConfig, LearnedDictionary
+from training.dictionaries.base import DecoderNorm, DictionaryConfig, LearnedConfig, LearnedDictionary
 from training.dictionaries.batch_topk import BatchTopK, BatchTopKConfig
 from training.dictionaries.relu import ReLU, ReLUConfig
 from training.normalisers import Sites
@@ -23,7 +23,7 @@ from training.normalisers import Sites
 class CrosscoderOptions(LearnedConfig):
     """What both crosscoders have."""
 
-    decoder_norm: Literal["unit", "free"] = "free"
+    decoder_norm: DecoderNorm = "free"
     """`free`: selection and penalty see the sum of an atom's norms over the sites; `unit` keeps that sum at 1."""
     site_init: Literal["same", "independent"] = "same"
     """Whether a latent starts with the same direction at every site (where widths are equal)."""

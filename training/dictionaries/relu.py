@@ -6,14 +6,13 @@ Shapes: B rows, D input width, O output width, F latents.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from storage.errors import UserError
 from training.code import Code
-from training.dictionaries.base import Terms
+from training.dictionaries.base import DecoderNorm, Terms
 from training.dictionaries.penalised import Penalised, PenalisedConfig
 from training.entries import entries_above
 from training.selection import pairs_above
@@ -81,7 +80,7 @@ class ReLUNormWeightedConfig(ReLUConfig):
 
     architecture = "relu_norm_weighted"
 
-    decoder_norm: Literal["unit", "free"] = "free"
+    decoder_norm: DecoderNorm = "free"
     """`free`, as in the paper: the penalty sees the atoms' norms. `unit` makes it `relu`."""
 
 

@@ -1,0 +1,247 @@
+"""A trained dictionary as one linear encoder and decoder of *raw* rows: normalisers, norms and biases folded in.
+
+With x_n = x A + c the normalised input and y = y_n U + m the raw output, both affine for every normaliser but
+`layer_norm`, an encoder z = W_enc x_n + b becomes W_enc A^T x + (b + W_enc c), and atoms become atoms U. Folding is
+done in float64. Multiplying a latent's encoder, biases and threshold by c and dividing its atom by c changes no
+reconstruction; it changes the code by c, which is kept as `code_scale_F`, and it changes which latents are chosen
+where pre-activations of different latents are compared.
+
+Shapes: B rows, D width of the input site, O width of the output site, F latents.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from storage.errors import UserError
+from training.dictionaries.abs_topk import AbsTopK
+from training.dictionaries.base import Dictionary, LearnedDictionary
+from training.dictionaries.batch_topk import BatchTopK
+from training.dictionaries.gated import Gated
+from training.dictionaries.group_max import GroupMax
+from training.dictionaries.jumprelu import JumpReLU
+from training.dictionaries.matching_pursuit import MatchingPursuit
+from training.dictionaries.matryoshka import MatryoshkaBatchTopK
+from training.dictionaries.relu import ReLU
+from training.dictionaries.topk import TopK
+from training.normalisers import Normaliser
+from training.pursuit import StopRule
+
+Activation = Literal["relu", "gated", "jumprelu", "topk", "abs_topk", "group_max", "pursuit"]
+
+COMPARING: tuple[Activation, ...] = ("topk", "abs_topk", "group_max")
+"""Activations that compare latents with each other: scaling one of them changes the choice."""
+
+EQUAL_NORMS = 1e-5
+"""Relative difference below which norms are taken for equal: rounding of float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """What a gated encoder has besides its pre-activations s: f = relu(s exp(r) + b_mag) where s + b_gate > 0."""
+
+    b_gate_F: Tensor
+    b_mag_F: Tensor
+    r_mag_F: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folded:
+    """z = W_enc x + bias, f = activation(z), y_hat = f W_dec + b_dec (+ W_skip x), on raw rows; float64."""
+
+    activation: Activation
+    W_enc_FD: Tensor
+    bias_F: Tensor
+    W_dec_FO: Tensor
+    b_dec_O: Tensor
+    code_scale_F: Tensor
+    """The folded code over the dictionary's own."""
+    transcodes: bool = False
+    """Whether another site is reconstructed than is read."""
+    W_skip_OD: Tensor | None = None
+    k: int | None = None
+    """Active latents of a row, in the mean for BatchTopK; None where it is not an option but a result."""
+    prefix_widths: tuple[int, ...] = ()
+    """Matryoshka's prefixes, where they are the same in every step."""
+    threshold_F: Tensor | None = None
+    """Of `jumprelu`: a latent is active above it."""
+    gate: Gate | None = None
+    pursuit: StopRule | None = None
+    """Of `pursuit`, whose encoder is the decoder: x - b_dec is what its rounds start from."""
+
+    @property
+    def norms_F(self) -> Tensor:
+        return self.W_dec_FO.norm(dim=1)
+
+    def with_scaled_latents(self, by_F: Tensor) -> Folded:
+        """The same reconstructions with every latent's code multiplied by a positive number."""
+        gate = self.gate
+        if gate is not None:
+            gate = replace(gate, b_gate_F=gate.b_gate_F * by_F, b_mag_F=gate.b_mag_F * by_F)
+        return replace(
+            self,
+            W_enc_FD=self.W_enc_FD * by_F[:, None],
+            bias_F=self.bias_F * by_F,
+            W_dec_FO=self.W_dec_FO / by_F[:, None],
+            threshold_F=None if self.threshold_F is None else self.threshold_F * by_F,
+            gate=gate,
+            code_scale_F=self.code_scale_F * by_F,
+        )
+
+    def with_unit_atoms(self) -> Folded:
+        """Every atom of length 1, so that a code says how long its part of the row is. Raises UserError."""
+        norms_F = self.norms_F.clamp_min(1e-12)
+        if self.activation in COMPARING and not are_equal(norms_F):
+            raise UserError(
+                f"unit atoms: {self.activation} compares latents, and atoms of raw activations are {norms_F.min():.3g} "
+                f"to {norms_F.max():.3g} long; dividing by that would change which are chosen. Export without it"
+            )
+        return self if self.pursuit is not None else self.with_scaled_latents(norms_F)
+
+    def bias_of_centred_F(self) -> Tensor:
+        """The bias that goes with W_enc (x - b_dec), for formats that subtract it."""
+        return self.bias_F + self.W_enc_FD @ self.b_dec_O
+
+
+def are_equal(values_F: Tensor) -> bool:
+    """Whether numbers differ by rounding alone."""
+    return bool((values_F.max() - values_F.min()) <= EQUAL_NORMS * values_F.abs().max())
+
+
+@torch.no_grad()
+def fold(dictionary: Dictionary) -> Folded:
+    """A dictionary on raw rows. Raises UserError with the reason where that is not one encoder and one decoder."""
+    config = dictionary.config
+    name = config.architecture
+    if dictionary.kind == "crosscoder":
+        raise UserError(f"{name}: no format has a place for a crosscoder; its encoder reads all sites at once")
+    if not isinstance(dictionary, LearnedDictionary):
+        raise UserError(f"{name}: its code is solved for, not encoded; no format has a place for that")
+    if config.normaliser == "layer_norm":
+        raise UserError(
+            "normaliser: layer_norm cannot be folded, and where formats have one of their own it adds its 1e-5 in "
+            "another place, which changes codes; train with `standard` to export"
+        )
+    dictionary = copy.deepcopy(dictionary).double()
+    if isinstance(dictionary, MatchingPursuit):
+        return _fold_pursuit(dictionary)
+    return _on_raw_rows(dictionary, _normalised(dictionary))
+
+
+def _normalised(made: LearnedDictionary) -> Folded:
+    """The dictionary on normalised rows, as z = W_enc x + bias."""
+    decoder = made.decoder()
+    folded = Folded(
+        activation=_activation(made),
+        W_enc_FD=made.W_enc.detach(),
+        bias_F=made.encoder_bias_F(),
+        W_dec_FO=decoder.atoms_FO,
+        b_dec_O=made.b_dec.detach(),
+        code_scale_F=made.W_enc.new_ones(len(made.W_enc)),
+        transcodes=not made.sites.reconstructs_its_input,
+        W_skip_OD=getattr(made, "W_skip", None),
+        k=int(made.config.target_l0) if isinstance(made, TopK) else None,
+        prefix_widths=_prefix_widths(made),
+        gate=_gate(made),
+    )
+    if isinstance(made, TopK) and decoder.norms_F is not None:
+        # Latents are ranked by code times norm, which becomes the code.
+        folded = folded.with_scaled_latents(decoder.norms_F.clamp_min(1e-12))
+    if isinstance(made, JumpReLU):
+        return replace(folded, threshold_F=made.threshold_F.detach())
+    if isinstance(made, BatchTopK):
+        return replace(folded, threshold_F=made.threshold.expand(len(made.W_enc)))
+    return folded
+
+
+def _activation(made: LearnedDictionary) -> Activation:
+    kinds: tuple[tuple[type[LearnedDictionary], Activation], ...] = (
+        (Gated, "gated"), (BatchTopK, "jumprelu"), (JumpReLU, "jumprelu"), (AbsTopK, "abs_topk"),
+        (GroupMax, "group_max"), (TopK, "topk"), (ReLU, "relu"),
+    )  # fmt: skip
+    for kind, activation in kinds:
+        if isinstance(made, kind):
+            return activation
+    raise UserError(f"{made.config.architecture}: no format is known that has a place for it")
+
+
+def _prefix_widths(made: LearnedDictionary) -> tuple[int, ...]:
+    if not isinstance(made, MatryoshkaBatchTopK) or made.config.random_prefixes:
+        return ()
+    return tuple(made.prefix_widths())
+
+
+def _gate(made: LearnedDictionary) -> Gate | None:
+    if not isinstance(made, Gated):
+        return None
+    return Gate(b_gate_F=made.b_gate.detach(), b_mag_F=made.b_mag.detach(), r_mag_F=made.r_mag.detach())
+
+
+def _on_raw_rows(made: LearnedDictionary, folded: Folded) -> Folded:
+    c_D, m_O = _shift(made.input), _offset(made.output)
+    bias_F = folded.bias_F + folded.W_enc_FD @ c_D
+    b_dec_O, W_skip_OD, gate = folded.b_dec_O, folded.W_skip_OD, folded.gate
+    if W_skip_OD is not None:
+        b_dec_O = b_dec_O + W_skip_OD @ c_D
+        W_skip_OD = _to_raw(made.output, _of_raw(made.input, W_skip_OD).T).T
+    if gate is not None:  # its two halves have biases of their own: the shared one goes into both
+        gate = replace(gate, b_gate_F=gate.b_gate_F + bias_F, b_mag_F=gate.b_mag_F + bias_F * gate.r_mag_F.exp())
+        bias_F = torch.zeros_like(bias_F)
+    return replace(
+        folded,
+        W_enc_FD=_of_raw(made.input, folded.W_enc_FD),
+        bias_F=bias_F,
+        W_dec_FO=_to_raw(made.output, folded.W_dec_FO),
+        b_dec_O=_to_raw(made.output, b_dec_O) + m_O,
+        W_skip_OD=W_skip_OD,
+        gate=gate,
+    )
+
+
+def _fold_pursuit(made: MatchingPursuit) -> Folded:
+    """Atoms stay of unit length, or a pick would not leave the rest: a scale goes into the code."""
+    if made.config.normaliser == "whiten":
+        raise UserError("normaliser: whiten bends matching pursuit's atoms, which are encoder and decoder in one")
+    if made.config.inference == "omp":
+        raise UserError("inference: no format has orthogonal pursuit; set it to mp in the saved config to export that")
+    scale_O, m_O = made.output.scale_D, _offset(made.output)
+    assert are_equal(scale_O), "one site has one scale"
+    rule, scale, atoms_FD = made.config.rule, float(scale_O[0]), made.atoms_FD()
+    return Folded(
+        activation="pursuit",
+        W_enc_FD=atoms_FD,
+        bias_F=torch.zeros(len(atoms_FD), dtype=torch.float64),
+        W_dec_FO=atoms_FD,
+        b_dec_O=made.b_dec.detach() * scale + m_O,
+        code_scale_F=torch.full((len(atoms_FD),), scale, dtype=torch.float64),
+        pursuit=rule._replace(residual_norm=rule.residual_norm * scale),
+    )
+
+
+def _of_raw(normaliser: Normaliser, map_FD: Tensor) -> Tensor:
+    """A linear map of normalised rows as one of raw rows: W A^T."""
+    if normaliser.kind == "whiten":
+        map_FD = map_FD @ normaliser.get_buffer("whiten_DD").T
+    return map_FD / normaliser.scale_D
+
+
+def _to_raw(normaliser: Normaliser, atoms_FO: Tensor) -> Tensor:
+    """Directions of normalised rows as those of raw rows: atoms U."""
+    if normaliser.kind == "whiten":
+        atoms_FO = atoms_FO @ normaliser.get_buffer("unwhiten_DD")
+    return atoms_FO * normaliser.scale_D
+
+
+def _shift(normaliser: Normaliser) -> Tensor:
+    """c (D) of x_n = x A + c."""
+    return normaliser.normalise(torch.zeros_like(normaliser.mean_D)[None])[0]
+
+
+def _offset(normaliser: Normaliser) -> Tensor:
+    """m (O) of y = y_n U + m."""
+    return normaliser.denormalise(torch.zeros_like(normaliser.mean_D)[None])[0]
