@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from storage.errors import UserError
+from storage.manifest import Manifest
 from storage.selection import Selection
 from storage.store import StorageSettings, Store
 from storage.windows import StreamSpec
 from training.dictionaries import dictionary_config
 from training.dictionaries.base import DictionaryConfig
+from training.normalisers import Sites, SiteStatistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,16 @@ class DataConfig:
     def reconstructed(self) -> tuple[str, ...]:
         """The sites that the dictionary reconstructs."""
         return self.outputs or self.inputs
+
+    def sites_in(self, manifest: Manifest) -> Sites:
+        """Statistics of the sites that a dictionary reads and reconstructs."""
+
+        def statistics(names: tuple[str, ...]) -> tuple[SiteStatistics, ...]:
+            sites = [manifest.site(name) for name in names]
+            return tuple(SiteStatistics(mean=tuple(s.mean), mean_squared_norm=s.mean_squared_norm) for s in sites)
+
+        inputs = statistics(self.inputs)
+        return Sites(inputs=inputs, outputs=statistics(self.outputs) if self.outputs else inputs)
 
     def stream_spec(self, part: Literal["train", "held_out"]) -> StreamSpec:
         """The stream of training rows, or of held-out ones."""

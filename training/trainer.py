@@ -17,7 +17,7 @@ from storage.stream import BatchStream
 from storage.windows import LocalWindows, StreamSpec, WindowReader, WindowSource
 from training.axes import ALL_ROWS, Rows, SplitRows
 from training.checkpoints import Checkpoint, CheckpointWriter, folder_of, newest_checkpoint, read_checkpoint
-from training.config import DataConfig, TrainingConfig
+from training.config import TrainingConfig
 from training.dictionaries import make_dictionary
 from training.dictionaries.base import Dictionary, RawRows
 from training.engine import Engine
@@ -25,7 +25,6 @@ from training.hooks import CheckpointHook, Emit, EvaluateHook, LogHook
 from training.loop import raw_rows, run_hooks, training_steps
 from training.metrics import METRICS_VERSION
 from training.metrics_log import MetricsLog
-from training.normalisers import Sites, SiteStatistics
 from training.optimizer import Optimizer
 from training.saved import save_dictionary, to_state_dict
 from training.solver import Solver
@@ -171,18 +170,7 @@ class Trainer:
 
 def build_dictionary(config: TrainingConfig, manifest: Manifest, rows: Rows = ALL_ROWS) -> Dictionary:
     """The untrained dictionary."""
-    return make_dictionary(config.dictionary, sites_of(config.data, manifest), seed=config.seed, rows=rows)
-
-
-def sites_of(data: DataConfig, manifest: Manifest) -> Sites:
-    """Statistics of the sites that a dictionary reads and reconstructs."""
-
-    def statistics(names: tuple[str, ...]) -> tuple[SiteStatistics, ...]:
-        sites = [manifest.site(name) for name in names]
-        return tuple(SiteStatistics(mean=tuple(s.mean), mean_squared_norm=s.mean_squared_norm) for s in sites)
-
-    inputs = statistics(data.inputs)
-    return Sites(inputs=inputs, outputs=statistics(data.outputs) if data.outputs else inputs)
+    return make_dictionary(config.dictionary, config.data.sites_in(manifest), seed=config.seed, rows=rows)
 
 
 def sample_rows(config: TrainingConfig, stream: BatchStream) -> Iterator[RawRows]:

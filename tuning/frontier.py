@@ -1,4 +1,4 @@
-"""The frontier of a sweep as a table: one row per trial, and which trials no other of their width beats.
+"""The frontier of a sweep as a table: a row per trial, and which trials no other of their width beats.
 
 The table is what `frontier.parquet`, `report.html` and the terminal show; all three print through `format_cell`.
 """
@@ -87,9 +87,11 @@ def non_dominated(l0: npt.ArrayLike, fvu: npt.ArrayLike) -> npt.NDArray[np.bool_
 def frontier_table(records: list[TrialRecord]) -> pd.DataFrame:
     """One row per trial with the columns `COLUMNS`, by width, then L0, then architecture; unfinished trials last.
 
+    A trial whose dictionary works at several numbers of active latents has a further row for each, `NAME@K`.
     `on_frontier` compares finished trials of the same width only: a wider dictionary is another price.
     """
-    table = pd.DataFrame([_row(record) for record in records], columns=list(COLUMNS)).astype(COLUMNS)
+    rows = [row for record in records for row in (_row(record), *_curve_rows(record))]
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
     for _, group in table.groupby("width"):
         table.loc[group.index, "on_frontier"] = non_dominated(group["l0"], group["fvu"])
     return table.sort_values(["width", "l0", "architecture", "name", "trial"], na_position="last", ignore_index=True)
@@ -112,6 +114,27 @@ def _row(record: TrialRecord) -> dict[str, Any]:
         "rows_per_s": _number(record.timing.get("rows_per_s")),
         "on_frontier": False,
     }
+
+
+def _curve_rows(record: TrialRecord) -> list[dict[str, Any]]:
+    """Rows of a finished trial's other numbers of active latents; time was spent once, in the trial's own row."""
+    if record.status not in FINISHED:
+        return []
+    trained = record.config["dictionary"]["target_l0"]
+    return [
+        {
+            **_row(record),
+            **{name: _number(point.get(name)) for name in MEASURED},
+            "name": f"{record.name}@{point['k']:g}",
+            "target_l0": float(point["k"]),
+            "seconds": math.nan,
+            "rows_per_s": math.nan,
+            "reason": "",
+            "status": DONE,
+        }
+        for point in record.curve
+        if point["k"] != trained
+    ]
 
 
 def _number(value: float | None) -> float:

@@ -18,15 +18,15 @@ from storage.errors import UserError
 from storage.manifest import MANIFEST, Manifest, load_manifest
 from storage.server import start_server
 from storage.store import Store
+from storage.stream import local_stream
 from storage.windows import WindowReader
-from training.config import DataConfig
 from tuning.follow import Follower, FollowThread
 from tuning.report import build_results
 from tuning.sweep_file import SweepFile
 from tuning.sweep_folder import FAILED, FINISHED, SweepFolder
 from tuning.trial import TrialRun, new_record, run_trial
 from tuning.trial_queue import Node, TrialQueue, refuse_what_never_fits
-from tuning.trials import Trial, expand
+from tuning.trials import Trial, data_config, expand
 
 STREAM_CACHE_SHARE = 0.3
 """Share of a node's object store that its window server may hold."""
@@ -55,9 +55,9 @@ def plan_sweep(sweep: SweepFile, text: str) -> SweepPlan:
     data = Store.at(sweep.data.url, settings)
     manifest = load_manifest(data)
     manifest.check_shards(data)
-    manifest.site(sweep.data.site, field="data.site")
     trials = expand(sweep, manifest, count_rows(sweep, manifest, "train"))
     _check_held_out(sweep, count_rows(sweep, manifest, "held_out"))
+    _check_nonnegative(trials)
     folder = SweepFolder(Store.at(sweep.output, settings))
     if folder.store.exists(MANIFEST):
         raise UserError(f"output: {folder.store.url} holds a dataset; choose another folder for the sweep")
@@ -68,7 +68,7 @@ def plan_sweep(sweep: SweepFile, text: str) -> SweepPlan:
 
 def count_rows(sweep: SweepFile, manifest: Manifest, part: Literal["train", "held_out"]) -> int:
     """Rows that the sweep trains on, or holds out; filtered rows are neither."""
-    config = DataConfig(dataset_id=manifest.id, storage=sweep.storage.settings, **sweep.data.model_dump())
+    config = data_config(sweep, manifest, sweep.axes["architecture"][0])
     return int(WindowReader(config.stream_spec(part)).selected.counts.sum())
 
 
@@ -78,6 +78,20 @@ def _check_held_out(sweep: SweepFile, held_out_rows: int) -> None:
             f"data.held_out: {sweep.data.held_out} of the documents hold {held_out_rows} rows, "
             f"fewer than the {sweep.data.lanes} lanes (data.lanes); raise it"
         )
+
+
+def _check_nonnegative(trials: list[Trial]) -> None:
+    """Refuse negative activations where an architecture does, as far as the first batch shows them."""
+    configs = {t.config.data.sites: t.config.data for t in trials if t.config.dictionary.needs_nonnegative}
+    for data in configs.values():
+        first = local_stream(data.stream_spec("train"), batch_rows=data.batch_rows).batch(0)
+        for site in data.inputs:
+            lowest = float(first.vectors[site].min())
+            if lowest < 0:
+                raise UserError(
+                    f"architecture: nmf needs activations that are not negative, site {site!r} has {lowest:.3g}; "
+                    "use snmf, or options.nmf.signed_input: split"
+                )
 
 
 def run_sweep(plan: SweepPlan, followers: Sequence[Follower]) -> pd.DataFrame:

@@ -86,9 +86,9 @@ def _draw(table: pd.DataFrame, size_in: tuple[float, float]) -> Figure:
         first = group.iloc[0]
         _draw_group(axes, group, colours[int(first["width"])], markers[first["architecture"]], marker_size)
     _style(axes, points, narrow)
-    axes.set_title(
-        f"{len(points)} of {len(table)} trials have a result", loc="left", color=_INK, fontsize=10 if narrow else 13
-    )
+    finished, all_trials = points["trial"].nunique(), table["trial"].nunique()
+    title = f"{finished} of {all_trials} trials have a result"
+    axes.set_title(title, loc="left", color=_INK, fontsize=10 if narrow else 13)
     _add_legend(figure, colours, markers, bool((points["status"] == TARGET_MISSED).any()), narrow)
     return figure
 

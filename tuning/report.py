@@ -64,7 +64,11 @@ def write_report(
         narrow=frontier_svg(table, size_in=NARROW_IN, prefix="narrow"),
         columns=[(name, HEADINGS[name], COLUMNS[name] not in ("str", "bool")) for name in _TABLE_COLUMNS],
         rows=[_table_row(row) for row in rows],
-        trials=[_trial(store, by_trial[row["trial"]], row, metrics.get(row["trial"], ())) for row in rows],
+        trials=[
+            _trial(store, by_trial[row["trial"]], row, metrics.get(row["trial"], ()))
+            for row in rows
+            if row["name"] == by_trial[row["trial"]].name  # not the further points of its curve
+        ],
         sweep_yaml=sweep_yaml,
     )
     store.write(REPORT_FILE, page.encode())

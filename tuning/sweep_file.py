@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from storage.config_file import FileModel, StorageBlock, nearest
 from training.dictionaries import ARCHITECTURES, architecture
+from training.dictionaries.base import Kind
 
 TRIAL_AXES = ("architecture", "width", "target_l0", "seed", "lr")
 """Axes that every architecture has."""
@@ -21,7 +22,12 @@ class DataBlock(FileModel):
 
     url: str
     """Dataset made by `lexray harvest`: a path, file:// or s3://."""
-    site: str
+    site: str | None = None
+    """What autoencoders read and reconstruct, and what transcoders read."""
+    output_site: str | None = None
+    """What transcoders reconstruct."""
+    sites: list[str] = Field(default_factory=list)
+    """What crosscoders read and reconstruct: two or more."""
     batch_rows: int = Field(default=4096, gt=0)
     """Rows of a global batch."""
     held_out: float = Field(default=0.05, gt=0.0, lt=1.0)
@@ -31,6 +37,22 @@ class DataBlock(FileModel):
     """Order of the rows; the same for all trials, so that they share one stream."""
     lanes: int = Field(default=16, gt=0)
     window_bytes: int = Field(default=16 * 2**20, gt=0)
+
+    def sites_for(self, kind: Kind, architecture: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Inputs and outputs of a dictionary of this kind. Raises ValueError naming the field that is missing."""
+        if kind == "crosscoder":
+            if len(self.sites) < 2:
+                raise ValueError(f"data.sites: {architecture} reads several sites at once, {len(self.sites)} given")
+            return tuple(self.sites), ()
+        if self.site is None:
+            raise ValueError(f"data.site: required for {architecture}, but not given")
+        if kind == "sae":
+            return (self.site,), ()
+        if self.output_site is None:
+            raise ValueError(f"data.output_site: {architecture} reads one site and reconstructs another: name that")
+        if self.output_site == self.site:
+            raise ValueError(f"data.output_site: {architecture} cannot reconstruct the site it reads, {self.site!r}")
+        return (self.site,), (self.output_site,)
 
 
 class TrainingBlock(FileModel):
@@ -107,7 +129,7 @@ class SweepFile(FileModel):
     axes: dict[str, list[Any]]
     """Values of each axis; the trials are their product."""
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Fixed options by architecture; those under `all` go to every architecture that has them."""
+    """Fixed options by architecture, which win over the axes; `all` goes to whichever architecture has them."""
     rules: list[Rule] = Field(default_factory=list)
     resources: ResourcesBlock = ResourcesBlock()
     every: EveryBlock = EveryBlock()
@@ -132,6 +154,8 @@ class SweepFile(FileModel):
             if not values:
                 raise ValueError("axes: an axis has no values, so there is no trial")
         classes = {name: architecture(name) for name in self.axes["architecture"]}
+        for name, made in classes.items():
+            self.data.sites_for(made.kind, name)
         options = {f.name for made in classes.values() for f in fields(made.Config)}
         known = [*TRIAL_AXES, *sorted(options - set(TRIAL_AXES))]
         for axis in self.axes:
@@ -144,8 +168,9 @@ class SweepFile(FileModel):
         for name, given in self.options.items():
             _refuse_unknown("options", name, [*ARCHITECTURES, "all"])
             for option in given:
-                having = options if name == "all" else {f.name for f in fields(architecture(name).Config)}
-                _refuse_unknown(f"options.{name}", option, sorted(having - {"width", "target_l0"}))
+                having = options - {"width", "target_l0"}
+                having = having if name == "all" else {f.name for f in fields(architecture(name).Config)}
+                _refuse_unknown(f"options.{name}", option, sorted(having))
         return self
 
 

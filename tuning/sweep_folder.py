@@ -39,6 +39,8 @@ class TrialRecord:
     workers: int = 1
     result: dict[str, float] = field(default_factory=dict)
     """Held-out metrics at the end: l0, fvu, explained_variance, dead_fraction."""
+    curve: list[dict[str, float]] = field(default_factory=list)
+    """The same metrics at other numbers of active latents, `k`, where the architecture offers them."""
     timing: dict[str, float] = field(default_factory=dict)
     """Seconds: `total_s` wall time of the trial, `train_s` spent in training steps; `rows_per_s`."""
 

@@ -170,6 +170,7 @@ def finished_record(record: TrialRecord, result: TrainingResult, total_s: float)
         status=TARGET_MISSED if missed else DONE,
         reason=f"L0 is {l0:.1f}, the target {target:g}" if missed else "",
         result=result.metrics,
+        curve=result.curve,
         timing=timing,
     )
 

@@ -14,6 +14,7 @@ from storage.order import rank_lanes, steps_per_epoch
 from storage.store import Store
 from training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
 from training.dictionaries import architecture, dictionary_config
+from training.dictionaries.base import DictionaryConfig
 from tuning.sweep_file import ResourcesBlock, SweepFile
 
 
@@ -51,7 +52,7 @@ def expand(sweep: SweepFile, manifest: Manifest, training_rows: int) -> list[Tri
 
     Raises UserError naming the field when something does not fit, or two trials are the same.
     """
-    manifest.site(sweep.data.site, field="data.site")
+    _check_sites_exist(sweep, manifest)
     if sweep.data.batch_rows > training_rows:
         raise UserError(
             f"data.batch_rows: {sweep.data.batch_rows:,} is larger than the dataset's {training_rows:,} training rows"
@@ -70,6 +71,13 @@ def expand(sweep: SweepFile, manifest: Manifest, training_rows: int) -> list[Tri
     return list(trials.values())
 
 
+def _check_sites_exist(sweep: SweepFile, manifest: Manifest) -> None:
+    data = sweep.data
+    for field, site in (("site", data.site), ("output_site", data.output_site), *(("sites", s) for s in data.sites)):
+        if site is not None:
+            manifest.site(site, field=f"data.{field}")
+
+
 def _trial(sweep: SweepFile, manifest: Manifest, training_rows: int, point: dict[str, Any]) -> Trial:
     settings: dict[str, Any] = {}
     for rule in sweep.rules:
@@ -81,11 +89,12 @@ def _trial(sweep: SweepFile, manifest: Manifest, training_rows: int, point: dict
     rows = training.rows or math.ceil((training.epochs or 0) * training_rows)
     rank_lanes(0, resources.workers, sweep.data.lanes)
     footprint = Footprint(**_part(resources.model_dump(), ("workers", "cpus_per_worker", "gpus_per_worker")))
-    data = sweep.data.model_dump()
-    url = Store.at(data.pop("url")).url
+    dictionary = dictionary_config(_dictionary_options(sweep, point, settings))
+    data = data_config(sweep, manifest, dictionary.architecture)
+    _check_fits(dictionary, data, manifest, training_rows)
     config = TrainingConfig(
-        dictionary=dictionary_config(_dictionary_options(sweep, point, settings)),
-        data=DataConfig(url=url, dataset_id=manifest.id, storage=sweep.storage.settings, **data),
+        dictionary=dictionary,
+        data=data,
         rows=rows,
         optimizer=checked_config(OptimizerConfig, training.model_dump(exclude={"rows", "epochs"})),
         seed=_seed(point),
@@ -93,6 +102,26 @@ def _trial(sweep: SweepFile, manifest: Manifest, training_rows: int, point: dict
         every=EveryConfig(**sweep.every.model_dump()),
     )
     return Trial(id=config.trial, name=_name(sweep, point, config), config=config, footprint=footprint)
+
+
+def data_config(sweep: SweepFile, manifest: Manifest, name: str) -> DataConfig:
+    """What a dictionary of the architecture `name` reads."""
+    data = sweep.data.model_dump(exclude={"url", "site", "output_site", "sites"})
+    inputs, outputs = sweep.data.sites_for(architecture(name).kind, name)
+    return DataConfig(
+        url=Store.at(sweep.data.url).url,
+        dataset_id=manifest.id,
+        inputs=inputs,
+        outputs=outputs,
+        storage=sweep.storage.settings,
+        **data,
+    )
+
+
+def _check_fits(config: DictionaryConfig, data: DataConfig, manifest: Manifest, training_rows: int) -> None:
+    """Raise UserError when the architecture cannot be what is asked of it on these sites and this many rows."""
+    architecture(config.architecture).for_config(config).check_sites(config, data.sites_in(manifest))
+    config.check_rows(training_rows)
 
 
 def _name(sweep: SweepFile, point: dict[str, Any], config: TrainingConfig) -> str:
@@ -110,17 +139,18 @@ def _seed(point: dict[str, Any]) -> int:
 
 
 def _dictionary_options(sweep: SweepFile, point: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """Options of the point's architecture: from `options.all`, its own, the rules and the axes, the last one wins."""
+    """Options of the point's architecture: from `options.all`, the axes, its own and the rules, the last one wins."""
     name = point["architecture"]
     known = {f.name for f in fields(architecture(name).Config)}
-    given = {**sweep.options.get("all", {}), **sweep.options.get(name, {}), **settings, **point}
+    given = {**sweep.options.get("all", {}), **point, **sweep.options.get(name, {}), **settings}
     return {"architecture": name, **_part(given, known)}
 
 
 def _has_unused_axis(sweep: SweepFile, point: dict[str, Any]) -> bool:
-    """Whether an axis is an option that this point's architecture does not have."""
-    known = {f.name for f in fields(architecture(point["architecture"]).Config)} | {"architecture", "seed", "lr"}
-    return any(axis not in known for axis in sweep.axes)
+    """Whether an axis plays no part for this point's architecture: it has no such option, or fixes it."""
+    name = point["architecture"]
+    known = {f.name for f in fields(architecture(name).Config)} | {"architecture", "seed", "lr"}
+    return any(axis not in known or axis in sweep.options.get(name, {}) for axis in sweep.axes)
 
 
 def _part(values: dict[str, Any], names: Any) -> dict[str, Any]:

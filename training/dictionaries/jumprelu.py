@@ -22,6 +22,9 @@ from training.normalisers import Sites
 from training.selection import pairs_above
 from training.straight_through import jump, step
 
+STARTING_THRESHOLD = 0.1
+"""Until data sets it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class JumpReLUConfig(PenalisedConfig):
@@ -29,10 +32,12 @@ class JumpReLUConfig(PenalisedConfig):
 
     architecture = "jumprelu"
 
-    l0_loss: Literal["step", "quadratic", "tanh"] = "step"
-    """`step`: lambda * L0; `quadratic`: lambda * (L0 / aim - 1)^2, row by row; `tanh`: lambda * sum of tanh(c f)."""
+    l0_loss: Literal["quadratic", "step", "tanh"] = "quadratic"
+    """`quadratic`: lambda * (L0 / aim - 1)^2, row by row; `step`: lambda * L0; `tanh`: lambda * sum of tanh(c f)."""
     gradient: Literal["threshold", "threshold_and_input"] = "threshold"
     """Where jumps send their gradient: to thresholds alone (DeepMind), or to pre-activations too (Anthropic)."""
+    threshold_rate: float = 10.0
+    """Learning rate of log thresholds, relative to that of all else: they must keep up with pre-activations."""
     bandwidth: float = 0.03
     """Width of the kernel around a threshold, in units of the normalised input, whose mean squared norm is 1."""
     initial_l0: float | None = None
@@ -46,7 +51,11 @@ class JumpReLUConfig(PenalisedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value in (("bandwidth", self.bandwidth), ("tanh_scale", self.tanh_scale)):
+        for name, value in (
+            ("bandwidth", self.bandwidth),
+            ("tanh_scale", self.tanh_scale),
+            ("threshold_rate", self.threshold_rate),
+        ):
             if not value > 0:
                 raise UserError(f"{name}: {value:g} must be above 0")
         if self.preact_weight < 0:
@@ -59,15 +68,16 @@ class JumpReLU(Penalised):
     """JumpReLU sparse autoencoder.
 
         z = W_enc x + b_enc
-        f = z where z > theta, else 0;  theta = exp(log_threshold), one for each latent
+        f = z where z > theta, else 0;  theta = exp(threshold_rate * scaled_log_threshold), one a latent
         x_hat = f atoms + b_dec
         loss = mean over rows of ||x - x_hat||^2 + sparsity + preact_weight * sum of relu(theta - z) ||atom||
-        sparsity = lambda * L0                              (step: the paper's)
-                 | lambda_0 * (L0 / aim - 1)^2              (quadratic: the paper's appendix; each row's own L0)
+        sparsity = lambda_0 * (L0 / aim - 1)^2              (quadratic: the paper's appendix; each row's own L0)
+                 | lambda * L0                              (step: the paper's main text)
                  | lambda * sum of tanh(c f ||atom||)       (tanh: Anthropic, January 2025)
 
     L0 is the number of z above their threshold (dictionary_learning counts f, which gives silent latents no gradient).
-    The controller moves lambda, and for `quadratic` the aim. Gradients of jumps: `training.straight_through`.
+    The controller moves lambda, and for `quadratic` the aim. Quadratic is the default because it pushes from both sides:
+    with the other two nothing but the reconstruction raises an L0 that fell too low, which takes long. Gradients of jumps: `training.straight_through`.
     """
 
     Config = JumpReLUConfig
@@ -76,7 +86,9 @@ class JumpReLU(Penalised):
 
     def __init__(self, config: JumpReLUConfig, sites: Sites, **kwargs: object) -> None:
         super().__init__(config, sites, **kwargs)
-        self.log_threshold = nn.Parameter(torch.full((len(self.W_enc),), math.log(0.1)))
+        # Adam's steps have one size, so a parameter that is multiplied by a rate has that times the learning rate.
+        start = math.log(STARTING_THRESHOLD) / config.threshold_rate
+        self.scaled_log_threshold = nn.Parameter(torch.full((len(self.W_enc),), start))
 
     def encoder_bias_F(self) -> Tensor:
         return self.b_enc
@@ -93,20 +105,25 @@ class JumpReLU(Penalised):
         super().prepare(sample)
         wanted = self.config.initial_l0 or min(2 * self.config.target_l0, self.config.width)
         rate = min(0.5, wanted / self.config.width)
-        quantiles, batches = torch.zeros_like(self.log_threshold), 0
+        quantiles, batches = torch.zeros_like(self.scaled_log_threshold), 0
         for batch in sample():
             z_BF = self.preactivations(self.input.normalise(batch.x_BD))
             kept = max(1, round(rate * len(z_BF)))
             quantiles += torch.topk(z_BF, kept, dim=0).values[-1]
             batches += 1
         total = self.rows.sum(torch.cat([quantiles, quantiles.new_tensor([batches])]))
-        self.log_threshold.copy_((total[:-1] / total[-1]).clamp_min(1e-4).log())
+        self.set_threshold((total[:-1] / total[-1]).clamp_min(1e-4))
 
     # The contract ----------------------------------------------------------------------------------------------
 
     @property
     def threshold_F(self) -> Tensor:
-        return self.log_threshold.exp()
+        return (self.config.threshold_rate * self.scaled_log_threshold).exp()
+
+    @torch.no_grad()
+    def set_threshold(self, threshold_F: Tensor) -> None:
+        """Put the thresholds at these values (F), zero or more."""
+        self.scaled_log_threshold.copy_(threshold_F.log() / self.config.threshold_rate)
 
     def encode(self, x_BD: Tensor) -> Code:
         x_BD, frame = self.normalised_with_frame(x_BD)

@@ -66,6 +66,7 @@ class PAnnealing(Penalised):
         epsilon = self.config.p_smoothing
         return torch.where(f > 0, (f + epsilon).pow(p) - epsilon**p, 0.0)
 
+    @torch.no_grad()
     def further_sums(self, f: Tensor, norms: Tensor | None, total_rows: int) -> dict[str, Tensor]:
         after = self._lp(f if norms is None else f * norms, self.config.p_at((self.step + 1) / self.num_steps))
         return {"sparsity_next_p": after.sum() / total_rows}

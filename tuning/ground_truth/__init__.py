@@ -1,0 +1,1 @@
+"""Worlds whose features are known, and how much of them dictionaries find."""

@@ -1,0 +1,88 @@
+"""Store a world as a dataset and train a dictionary on it as any other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from storage.errors import UserError
+from storage.manifest import MANIFEST, Manifest, load_manifest
+from storage.store import Store
+from storage.stream import BatchStream
+from storage.writer import DatasetWriter
+from training.config import TrainingConfig
+from training.saved import CONFIG, load_dictionary, read_dictionary_config
+from training.trainer import Trainer, build_dictionary, ensure_process_group, read_locally, sample_rows
+from tuning.ground_truth.worlds import World
+
+SITE = "site"
+ROWS_PER_DOCUMENT = 16
+CHUNK_ROWS = 512
+
+
+def store_world(world: World, store: Store, provenance: dict[str, object]) -> Manifest:
+    """Write the rows as a dataset of one site, or find it there. Raises UserError when another one is there."""
+    if store.exists(MANIFEST):
+        manifest = load_manifest(store)
+        if manifest.provenance != provenance:
+            raise UserError(
+                f"output: {store.url} holds a world of other settings ({manifest.provenance}); choose another folder"
+            )
+        return manifest
+    rows, width = world.rows_ND.shape
+    writer = DatasetWriter(
+        store=store, sites={SITE: width}, dtype="float32", chunk_rows=CHUNK_ROWS, provenance=dict(provenance)
+    )
+    row = np.arange(rows)
+    columns = {
+        "token_id": np.zeros(rows),
+        "position": row % ROWS_PER_DOCUMENT,
+        "document": row // ROWS_PER_DOCUMENT,
+    }
+    writer.add({SITE: world.rows_ND}, columns)
+    return writer.close()
+
+
+def train_once(config: TrainingConfig, folder: Store) -> None:
+    """Train to the end and save the dictionary in `folder`, unless it is there already."""
+    if folder.exists(f"dictionary/{CONFIG}"):
+        return
+    torch.set_num_threads(1)
+    ensure_process_group()
+    Trainer(config=config, store=folder, trial=config.trial).run()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """What a finished training left."""
+
+    atoms_FD: Tensor
+    codes_NF: Tensor
+    """Codes of rows that were not trained on."""
+    held_out: dict[str, float]
+    """The trainer's own metrics on held-out rows."""
+
+
+def learned(folder: Store, rows_ND: Tensor) -> Learned:
+    """Load the dictionary that `train_once` saved, and encode raw rows with it."""
+    store = folder.at_path("dictionary")
+    dictionary = load_dictionary(store.url)
+    with torch.no_grad():
+        codes_NF = dictionary.encode(rows_ND).dense()
+        atoms_FD = dictionary.atoms_FD().clone()
+    return Learned(atoms_FD=atoms_FD, codes_NF=codes_NF, held_out=read_dictionary_config(store)["held_out"])
+
+
+def initial_atoms(config: TrainingConfig) -> Tensor:
+    """The atoms (F, D) that a training starts from."""
+    spec = config.data.stream_spec("train")
+    manifest, source = read_locally(spec)
+    stream = BatchStream(spec=spec, manifest=manifest, source=source, batch_rows=config.data.batch_rows)
+    dictionary = build_dictionary(config, manifest)
+    if dictionary.needs_sample:
+        dictionary.prepare(lambda: sample_rows(config, stream))
+    atoms_FD: Tensor = dictionary.atoms_FD().detach().clone()
+    return atoms_FD
