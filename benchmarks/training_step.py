@@ -15,16 +15,17 @@ import torch
 import torch.nn.functional as F
 
 from training.config import OptimizerConfig
-from training.dictionaries import architecture, dictionary_config
-from training.dictionaries.base import Dictionary, SiteStatistics
+from training.dictionaries import dictionary_config, make_dictionary
+from training.dictionaries.base import Dictionary, RawRows
 from training.engine import Engine
+from training.normalisers import Sites, SiteStatistics
 from training.trainer import ensure_process_group
 
 
 def make(site_width: int, width: int, l0: int) -> Dictionary:
     statistics_of_site = SiteStatistics(mean=(0.0,) * site_width, mean_squared_norm=float(site_width))
     config = dictionary_config({"architecture": "topk", "width": width, "target_l0": l0})
-    return architecture("topk")(config, statistics_of_site)
+    return make_dictionary(config, Sites.same(statistics_of_site))
 
 
 def bare_step(dictionary: Dictionary, dense: bool) -> Callable[[torch.Tensor], None]:
@@ -42,7 +43,7 @@ def bare_step(dictionary: Dictionary, dense: bool) -> Callable[[torch.Tensor], N
 
 
 def dense_loss(dictionary: Dictionary, x_BD: torch.Tensor) -> torch.Tensor:
-    x_BD = dictionary.normalise(x_BD)
+    x_BD = dictionary.input.normalise(x_BD)
     z_BF = F.relu(F.linear(x_BD - dictionary.b_dec, dictionary.W_enc, dictionary.b_enc))
     values, indices = torch.topk(z_BF, int(dictionary.config.target_l0), dim=1)
     code_BF = torch.zeros_like(z_BF).scatter(1, indices, values)
@@ -67,8 +68,8 @@ def main() -> None:
     variants: dict[str, Callable[[torch.Tensor], object]] = {
         "bare loop, dense products": bare_step(make(args.site_width, args.width, args.l0), dense=True),
         "bare loop, sparse products": bare_step(make(args.site_width, args.width, args.l0), dense=False),
-        "lexray, ZeRO 0": lambda x: engines[0].step(x, len(x), 1e-4),
-        "lexray, ZeRO 1": lambda x: engines[1].step(x, len(x), 1e-4),
+        "lexray, ZeRO 0": lambda x: engines[0].step(RawRows(x, x), len(x), 1e-4),
+        "lexray, ZeRO 1": lambda x: engines[1].step(RawRows(x, x), len(x), 1e-4),
     }
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for index in range(args.steps + 2):

@@ -200,7 +200,9 @@ def randomise(made: Dictionary, seed: int) -> None:
         noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
         width = parameter.shape[-1] if parameter.ndim else 1
         # Thresholds about 0.15, where many pre-activations are.
-        parameter.copy_(0.3 * noise - 2 if name == "log_threshold" else noise / width**0.5)
+        parameter.copy_(noise / width**0.5)
+        if name == "scaled_log_threshold":
+            parameter.copy_((0.3 * noise - 2) / made.config.threshold_rate)
     for name, buffer in made.named_buffers():
         if name == "candidates_CD":
             buffer.copy_(torch.randn(buffer.shape, generator=generator, dtype=buffer.dtype) / buffer.shape[1] ** 0.5)

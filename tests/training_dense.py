@@ -122,7 +122,7 @@ def gated(penalty: Callable[[Problem, Tensor], Tensor]) -> Equation:
 def jumprelu(p: Problem) -> tuple[Tensor, Tensor]:
     """Straight-through parts are added as terms of value zero whose derivative is the stated one."""
     c, z = p.config, p.z
-    t = p.made.log_threshold.exp().expand_as(z)
+    t = (c.threshold_rate * p.made.scaled_log_threshold).exp().expand_as(z)
     above = (z > t).double()
     inside = ((z - t).abs() < c.bandwidth / 2).double().detach() / c.bandwidth
     to_input = float(c.gradient == "threshold_and_input")

@@ -6,7 +6,9 @@ import pytest
 from training.trainer import ensure_process_group
 
 # The first example of a test often pays for a lazy import or a thread pool: a deadline says nothing here.
-hypothesis.settings.register_profile("no deadline", deadline=None)
+# Explaining a failure traces every line: minutes where many architectures fail alike.
+phases = [phase for phase in hypothesis.Phase if phase is not hypothesis.Phase.explain]
+hypothesis.settings.register_profile("no deadline", deadline=None, phases=phases)
 hypothesis.settings.load_profile("no deadline")
 
 

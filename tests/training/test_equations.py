@@ -37,6 +37,7 @@ def assert_is_the_dense_loss(case: Case, made: Dictionary, rows: RawRows) -> Non
     torch.testing.assert_close(terms.sums["variance"], (normalised**2).sum())
     assert terms.sums["active"] == (dense.code_BF != 0).sum()
     assert torch.equal(terms.fired_F, (dense.code_BF != 0).sum(0))
+    assert not any(value.requires_grad for value in (*terms.sums.values(), *terms.observed.values()))
 
 
 @pytest.mark.parametrize("case", **named(LEARNED))

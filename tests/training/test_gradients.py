@@ -36,7 +36,7 @@ def not_derivatives(case: Case) -> set[str]:
     """Names of the parameters whose gradient is not the loss's derivative."""
     if case.code == "jumprelu":
         by_input = case.options.get("gradient") == "threshold_and_input"
-        return {"log_threshold", "W_enc", "b_enc"} if by_input else {"log_threshold"}
+        return {"scaled_log_threshold", "W_enc", "b_enc"} if by_input else {"scaled_log_threshold"}
     return {"W_dec", "b_dec"} if case.code.startswith("gated") else set()
 
 

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from training_synthetic import on_two_ranks
 
-from training.dictionaries import architecture, dictionary_config
-from training.dictionaries.base import BatchSums, Dictionary, SiteStatistics
+from training.dictionaries import dictionary_config, make_dictionary
+from training.dictionaries.base import BatchSums, Dictionary, RawRows
 from training.metrics import evaluate
+from training.normalisers import Sites, SiteStatistics
 
 ROWS = torch.randn(200, 5, generator=torch.Generator().manual_seed(0)) + torch.arange(5.0)
 
@@ -20,7 +21,13 @@ def untrained(name: str, rows: Tensor, *, width: int, k: int) -> Dictionary:
     """An untrained dictionary over a site with these rows."""
     x = rows.double()
     site = SiteStatistics(mean=tuple(x.mean(0).tolist()), mean_squared_norm=float(x.square().sum(1).mean()))
-    return architecture(name)(dictionary_config({"architecture": name, "width": width, "target_l0": k}), site)
+    config = dictionary_config({"architecture": name, "width": width, "target_l0": k})
+    return make_dictionary(config, Sites.same(site))
+
+
+def raw(*batches: Tensor) -> list[RawRows]:
+    """Batches of rows that are read and reconstructed."""
+    return [RawRows(x_BD, x_BD) for x_BD in batches]
 
 
 def perfect(rows: Tensor) -> Dictionary:
@@ -40,21 +47,21 @@ def mean_only(rows: Tensor) -> Dictionary:
 
 
 def test_predicting_the_mean_of_the_rows_gives_fvu_one():
-    metrics = evaluate(mean_only(ROWS), [ROWS])
+    metrics = evaluate(mean_only(ROWS), raw(ROWS))
     assert metrics["fvu"] == pytest.approx(1, abs=1e-6)
     assert metrics["explained_variance"] == pytest.approx(0, abs=1e-5)
     assert metrics["l0"] == 0
 
 
 def test_a_perfect_reconstruction_gives_fvu_zero():
-    metrics = evaluate(perfect(ROWS), [ROWS])
+    metrics = evaluate(perfect(ROWS), raw(ROWS))
     assert metrics["fvu"] == pytest.approx(0, abs=1e-10)
     assert metrics["explained_variance"] == pytest.approx(1, abs=1e-6)
     assert metrics["l0"] == 5
 
 
 def test_predicting_another_mean_than_that_of_the_rows_gives_fvu_above_one():
-    assert evaluate(mean_only(ROWS), [ROWS + 1])["fvu"] > 1.5
+    assert evaluate(mean_only(ROWS), raw(ROWS + 1))["fvu"] > 1.5
 
 
 def test_a_small_case_gives_the_numbers_worked_out_by_hand():
@@ -66,10 +73,10 @@ def test_a_small_case_gives_the_numbers_worked_out_by_hand():
     """
     rows = torch.tensor([[3.0, 1.0], [2.0, 4.0], [1.0, 0.0]])
     config = dictionary_config({"architecture": "topk", "width": 2, "target_l0": 1, "dead_after_rows": 10})
-    made = architecture("topk")(config, SiteStatistics(mean=(1.0, 1.0), mean_squared_norm=3.0))
+    made = make_dictionary(config, Sites.same(SiteStatistics(mean=(1.0, 1.0), mean_squared_norm=3.0)))
     made.load_state_dict({**made.state_dict(), "W_enc": torch.eye(2), "W_dec": 4 * torch.eye(2)})
     made.after_step(BatchSums(rows=10, sums={}, fired_F=torch.tensor([0, 3]), observed={}))
-    metrics = evaluate(made, [rows])
+    metrics = evaluate(made, raw(rows))
     assert metrics == {
         "fvu": pytest.approx(2 / (32 / 3)),
         "explained_variance": pytest.approx(1.9 / 3),
@@ -85,36 +92,84 @@ def test_metrics_do_not_depend_on_how_rows_are_cut_into_batches(sizes):
     made = untrained("topk", ROWS, width=12, k=3)
     cuts = [min(sum(sizes[:i]), len(ROWS)) for i in range(len(sizes) + 1)] + [len(ROWS)]
     batches = [ROWS[start:stop] for start, stop in itertools.pairwise(cuts) if stop > start]
-    assert evaluate(made, batches) == pytest.approx(evaluate(made, [ROWS]), rel=1e-6)
+    assert evaluate(made, raw(*batches)) == pytest.approx(evaluate(made, raw(ROWS)), rel=1e-6)
 
 
 @pytest.mark.parametrize("cut", [0, 1, 77, 200])
 def test_metrics_do_not_depend_on_how_rows_are_dealt_to_ranks(cut):
     made, parts = untrained("topk", ROWS, width=12, k=3), (ROWS[:cut], ROWS[cut:])
-    both = on_two_ranks(lambda rank, rows: evaluate(made, [parts[rank]] if len(parts[rank]) else [], rows))
-    assert both[0] == both[1] == pytest.approx(evaluate(made, [ROWS]), rel=1e-6)
+    both = on_two_ranks(lambda rank, rows: evaluate(made, raw(parts[rank]) if len(parts[rank]) else [], rows))
+    assert both[0] == both[1] == pytest.approx(evaluate(made, raw(ROWS)), rel=1e-6)
 
 
 def test_large_values_far_from_the_site_mean_lose_no_precision():
     """Sums are taken about the site's mean: those of 300,000 rows at 1000 +- 1 would cancel."""
     rows = 1000 + ROWS[:, :2].repeat(1500, 1)
     made = mean_only(rows)
-    assert evaluate(made, rows.split(4096))["fvu"] == pytest.approx(1, abs=1e-8)
+    assert evaluate(made, raw(*rows.split(4096)))["fvu"] == pytest.approx(1, abs=1e-8)
 
 
 def test_a_huge_row_does_not_swallow_the_small_ones_that_follow_it():
     """Sums are taken in float64."""
     made, small, huge = untrained("topk", ROWS, width=12, k=3), list(ROWS.split(1)) * 5, 3e4 + ROWS[:1]
-    assert evaluate(made, [huge, *small]) == pytest.approx(evaluate(made, [*small, huge]), rel=1e-9)
+    assert evaluate(made, raw(huge, *small)) == pytest.approx(evaluate(made, raw(*small, huge)), rel=1e-9)
 
 
 @pytest.mark.parametrize("name", ["topk", "batch_topk", "relu"])
 def test_bfloat16_rows_are_measured_as_the_values_they_hold(name):
     made, stored = untrained(name, ROWS, width=12, k=3), ROWS.bfloat16()
-    assert evaluate(made, [stored]) == pytest.approx(evaluate(made, [stored.float()]), rel=1e-6)
+    assert evaluate(made, raw(stored)) == pytest.approx(evaluate(made, raw(stored.float())), rel=1e-6)
 
 
 def test_an_evaluation_leaves_no_graph_behind():
     made = untrained("topk", ROWS, width=12, k=3)
-    evaluate(made, [ROWS])
+    evaluate(made, raw(ROWS))
     assert all(p.grad is None and p.requires_grad for p in made.parameters())
+
+
+# Several sites ----------------------------------------------------------------------------------------------------
+
+
+def sites_of_rows(*rows: Tensor) -> list[SiteStatistics]:
+    sites = [x.double() for x in rows]
+    norms = [float(x.square().sum(1).mean()) for x in sites]
+    return [
+        SiteStatistics(mean=tuple(x.mean(0).tolist()), mean_squared_norm=norm)
+        for x, norm in zip(sites, norms, strict=True)
+    ]
+
+
+def test_every_site_of_a_crosscoder_counts_alike_and_has_an_fvu_of_its_own():
+    """Of two sites the second, a thousand times as long, is predicted by its mean: half of the whole is lost."""
+    other = 1000 * torch.randn(200, 3, generator=torch.Generator().manual_seed(1))
+    config = dictionary_config({"architecture": "crosscoder_batch_topk", "width": 10, "target_l0": 10})
+    made = make_dictionary(config, Sites.same(*sites_of_rows(ROWS, other)))
+    one = torch.cat([torch.eye(5), -torch.eye(5)])
+    both = torch.cat([one, torch.zeros(10, 3)], 1)
+    made.load_state_dict({**made.state_dict(), "W_enc": both, "W_dec": both})
+    metrics = evaluate(made, raw(torch.cat([ROWS, other], 1)), sites=("first", "second"))
+    assert metrics["fvu/first"] == pytest.approx(0, abs=1e-6)
+    assert metrics["fvu/second"] == pytest.approx(1, abs=1e-6)
+    assert metrics["fvu"] == pytest.approx(0.5, abs=1e-6)
+    distances = [(x - x.mean(0)).square().sum(1) for x in (ROWS.double(), other.double())]
+    weighted = [d / d.mean() for d in distances]
+    expected = (1 - weighted[1] / (weighted[0] + weighted[1])).mean()
+    assert metrics["explained_variance"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_transcoder_is_measured_at_the_site_that_it_writes():
+    target = 3 * torch.randn(200, 2, generator=torch.Generator().manual_seed(2)) + 5
+    read, written = sites_of_rows(ROWS, target)
+    config = dictionary_config({"architecture": "transcoder", "width": 4, "target_l0": 2})
+    made = make_dictionary(config, Sites(inputs=(read,), outputs=(written,)))
+    made.load_state_dict({**made.state_dict(), "W_enc": torch.zeros(4, 5)})
+    metrics = evaluate(made, [RawRows(ROWS, target)])
+    assert metrics["fvu"] == pytest.approx(1, abs=1e-6)
+    assert metrics["l0"] == 0
+
+
+def test_another_number_of_active_latents_than_the_trained_one_can_be_measured():
+    made = perfect(ROWS)
+    values = [evaluate(made, raw(ROWS), k=k) for k in (1, 2, 5)]
+    assert [value["l0"] for value in values] == [1, 2, 5]
+    assert values[0]["fvu"] > values[1]["fvu"] > values[2]["fvu"] == pytest.approx(0, abs=1e-10)

@@ -1,0 +1,73 @@
+"""BatchTopK's thresholds: exact in training, a running mean at inference."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from training_cases import B, F, K, find_case, loss_of, named, random_dictionary, random_rows
+from training_dense import Problem
+
+from training.dictionaries import dictionary_config, make_dictionary
+from training.dictionaries.base import BatchSums, Dictionary
+from training.normalisers import Sites, SiteStatistics
+
+OVER_THE_BATCH = ("batch_topk", "matryoshka_batch_topk", "transcoder-batch_topk", "archetypal-batch_topk")
+BATCH_CASES = [find_case(name) for name in (*OVER_THE_BATCH, "batch_topk-free", "crosscoder_batch_topk")]
+
+
+def scores_of(case, made: Dictionary, rows) -> Tensor:
+    """Pre-activations times the norms of their atoms."""
+    problem = Problem(case, made, rows)
+    return (problem.z * problem.norms).detach()
+
+
+@pytest.mark.parametrize("case", **named(BATCH_CASES))
+@given(seed=st.integers(0, 2**31), count=st.integers(1, 40), threshold=st.floats(0, 5))
+def test_k_times_rows_are_kept_whatever_the_running_threshold(case, seed, count, threshold):
+    made = random_dictionary(case, seed)
+    rows = random_rows(made.sites, seed, count)
+    scores = scores_of(case, made, rows)
+    made.threshold.fill_(threshold)
+    terms = loss_of(made, rows)
+    assert terms.sums["active"] == min(K * count, int((scores > 0).sum()))
+    kept = scores[scores > 0].sort(descending=True).values[: K * count]
+    expected = kept[-1] if len(kept) == K * count else torch.zeros((), dtype=torch.float64)
+    torch.testing.assert_close(terms.observed["smallest_kept"], expected)
+
+
+def test_an_activation_equal_to_the_smallest_kept_is_kept_too():
+    config = dictionary_config({"architecture": "batch_topk", "width": 4, "target_l0": 1})
+    made = make_dictionary(config, Sites.same(SiteStatistics(mean=(0.0,) * 4, mean_squared_norm=1.0)))
+    made.load_state_dict({**made.state_dict(), "W_enc": torch.eye(4)})  # every row is its own code
+    terms = made.loss(torch.tensor([[5.0, 3.0, 3.0, 0.0], [2.0, 3.0, -3.0, 0.0]]), 2)
+    assert terms.observed["smallest_kept"] == 3
+    assert terms.fired_F.tolist() == [1, 2, 1, 0]
+
+
+def test_the_running_threshold_starts_at_the_first_smallest_kept_and_decays_from_there():
+    made = random_dictionary(find_case("batch_topk"), 0, threshold_decay=0.9)
+    for smallest, expected in ((2.0, 2.0), (3.0, 0.9 * 2.0 + 0.1 * 3.0)):
+        made.after_step(BatchSums(B, {}, torch.zeros(F), {"smallest_kept": torch.tensor(smallest)}))
+        assert float(made.threshold) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("case", **named(BATCH_CASES))
+def test_inference_keeps_what_is_above_the_threshold_whatever_else_is_in_the_batch(case):
+    made = random_dictionary(case, 0)
+    rows = random_rows(made.sites, 0)
+    made.threshold.fill_(0.7)
+    scores, z = scores_of(case, made, rows), Problem(case, made, rows).z.detach()
+    expected = torch.where(scores > 0.7, z, 0)
+    assert expected.any()
+    torch.testing.assert_close(made.encode(rows.x_BD).dense(), expected)
+    torch.testing.assert_close(made.encode(rows.x_BD[3:4]).dense(), expected[3:4])
+
+
+@pytest.mark.parametrize("case", **named(BATCH_CASES))
+def test_with_its_threshold_at_the_smallest_kept_inference_keeps_what_training_kept_but_that_one(case):
+    made = random_dictionary(case, 8)
+    rows = random_rows(made.sites, 8)
+    terms = loss_of(made, rows)
+    made.after_step(BatchSums(B, {}, terms.fired_F, terms.observed))
+    assert int(made.encode(rows.x_BD).active_per_row.sum()) == int(terms.sums["active"]) - 1
