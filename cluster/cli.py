@@ -106,6 +106,48 @@ def import_(
     run_import(url, path, messages, as_json)
 
 
+@app.command()
+def diagnose(
+    url: Annotated[str, typer.Argument(metavar="DICTIONARY", help="Folder of a saved crosscoder: path or url.")],
+    data: Annotated[str | None, typer.Option(help="Where its dataset lies now, if it was moved.")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Held-out rows to read at most.")] = 65_536,
+    as_json: Json = False,
+) -> None:
+    """Say which latents of a crosscoder are shared by its sites, specific to one, or artefacts (latent scaling).
+
+    Example: lexray diagnose runs/all/sweep/trials/crosscoder-w1536-l16-0a1b2c3d/dictionary
+    """
+    from cluster.diagnose_commands import run_diagnose
+
+    run_diagnose(url, data, rows, messages, as_json)
+
+
+@app.command()
+def architectures(
+    name: Annotated[str | None, typer.Argument(help="Show one of them whole.")] = None,
+    as_json: Json = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page of documentation.")] = False,
+) -> None:
+    """List what can be trained: papers, equations, options.
+
+    Example: lexray architectures jumprelu
+    """
+    from cluster.architecture_commands import list_architectures
+
+    list_architectures(name, as_json, markdown)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a sweep file, for editors.
+
+    Example: lexray schema > sweep.schema.json
+    """
+    from cluster.architecture_commands import print_schema
+
+    print_schema()
+
+
 @data_app.command()
 def inspect(
     url: Annotated[str, typer.Argument(help="Folder of a dataset: path or url.")],

@@ -76,8 +76,9 @@ class JumpReLU(Penalised):
                  | lambda * sum of tanh(c f ||atom||)       (tanh: Anthropic, January 2025)
 
     L0 is the number of z above their threshold (dictionary_learning counts f, which gives silent latents no gradient).
-    The controller moves lambda, and for `quadratic` the aim. Quadratic is the default because it pushes from both sides:
-    with the other two nothing but the reconstruction raises an L0 that fell too low, which takes long. Gradients of jumps: `training.straight_through`.
+    The controller moves lambda, and for `quadratic` the aim. Quadratic is the default because it pushes from both
+    sides: otherwise nothing but the reconstruction raises an L0 that fell too low, which takes long. Gradients of
+    jumps: `training.straight_through`.
     """
 
     Config = JumpReLUConfig

@@ -1,0 +1,61 @@
+"""`lexray architectures` and `lexray schema`: what can be trained, and what a sweep file may hold."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cluster.commands import print_json
+from storage.errors import UserError
+
+
+def list_architectures(name: str | None, as_json: bool, as_markdown: bool) -> None:
+    """The table, or one architecture whole: its equations and options."""
+    from training.dictionaries import architecture
+    from training.dictionaries.describe import describe, describe_all
+    from training.dictionaries.document import architectures_page
+
+    if as_markdown:
+        if name is not None:
+            raise UserError("--markdown prints the whole table; leave the name out")
+        sys.stdout.write(architectures_page())
+        return
+    if name is not None:
+        architecture(name)
+    found = describe_all() if name is None else [describe(name)]
+    if as_json:
+        print_json([description.to_dict() for description in found])
+        return
+    out = Console(highlight=False)
+    if name is None:
+        out.print(_overview(found))
+        out.print("`lexray architectures NAME` shows equations and options.")
+    else:
+        _print_one(out, found[0])
+
+
+def print_schema() -> None:
+    """The JSON schema of a sweep file."""
+    from tuning.schema import sweep_schema
+
+    print_json(sweep_schema())
+
+
+def _overview(found: list[Any]) -> Table:
+    table = Table("architecture", "what it is", "paper", box=None, pad_edge=False)
+    for description in found:
+        table.add_row(description.name, escape(description.summary), escape(description.paper))
+    return table
+
+
+def _print_one(out: Console, description: Any) -> None:
+    out.print(f"[bold]{description.name}[/bold]: {escape(description.summary)}\n{escape(description.paper)}")
+    out.print(f"reads {description.reads}; learns by {description.learns_by}\n\n{escape(description.equations)}\n")
+    table = Table("option", "default", "", box=None, pad_edge=False)
+    for option in description.options:
+        table.add_row(option.name, "required" if option.required else escape(repr(option.default)), escape(option.doc))
+    out.print(table)

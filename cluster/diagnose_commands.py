@@ -1,0 +1,67 @@
+"""`lexray diagnose`: which latents of a crosscoder are shared, specific to a site, or artefacts of its training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cluster.commands import print_json
+from storage.errors import UserError
+from storage.store import Store
+
+
+def run_diagnose(url: str, data: str | None, max_rows: int, messages: Console, as_json: bool) -> None:
+    """Latent scaling of a saved crosscoder on held-out rows of its dataset; a table, or every latent as JSON."""
+    from storage.stream import local_stream
+    from training.config import TrainingConfig
+    from training.latent_scaling import latent_scaling
+    from training.loop import raw_rows
+    from training.saved import load_dictionary, read_dictionary_config
+
+    content = read_dictionary_config(Store.at(url))
+    dictionary = load_dictionary(url)
+    if "training" not in content:
+        raise UserError(f"dictionary {url}: it does not say what it was trained on, so there are no rows to read")
+    config = TrainingConfig.from_dict(content["training"]).data
+    if data is not None:
+        config = replace(config, url=Store.at(data).url)
+    with messages.status("reading held-out rows"):
+        stream = local_stream(config.stream_spec("held_out"), batch_rows=config.batch_rows)
+        batches = (raw_rows(batch, config) for batch in stream.every_row(max_rows))
+        found = latent_scaling(dictionary, batches)
+    sites = list(config.inputs)
+    if as_json:
+        print_json({"sites": sites, "counts": found.counts(), "latents": _latents(found, sites)})
+        return
+    Console(highlight=False).print(_table(found, sites))
+
+
+def _table(found: Any, sites: list[str]) -> Table:
+    """Number of latents by verdict, and by the site at which they are longest."""
+    table = Table("verdict", "latents", *sites, box=None, pad_edge=False)
+    for name, count in sorted(found.counts().items(), key=lambda item: -item[1]):
+        own = [own for own, verdict in zip(found.own_site_F.tolist(), found.verdicts, strict=True) if verdict == name]
+        table.add_row(name, str(count), *(str(own.count(index)) for index in range(len(sites))))
+    return table
+
+
+def _latents(found: Any, sites: list[str]) -> list[dict[str, Any]]:
+    def by_site(values_S: Any) -> dict[str, float | None]:
+        numbers = [None if math.isnan(value) else value for value in values_S.tolist()]
+        return dict(zip(sites, numbers, strict=True))
+
+    return [
+        {
+            "latent": index,
+            "verdict": verdict,
+            "site": sites[int(found.own_site_F[index])],
+            "norms": by_site(found.norms_FS[index]),
+            "nu_error": by_site(found.nu_error_FS[index]),
+            "nu_reconstruction": by_site(found.nu_reconstruction_FS[index]),
+        }
+        for index, verdict in enumerate(found.verdicts)
+    ]

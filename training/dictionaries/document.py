@@ -1,0 +1,53 @@
+"""The table of architectures as a page of documentation."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from training.dictionaries.base import DictionaryConfig, LearnedConfig
+from training.dictionaries.describe import Description, Option, describe_all, options_of
+
+HEAD = """# Architectures
+
+Written by `lexray architectures --markdown` from the classes in `training/dictionaries/`; do not edit by hand.
+
+`x` is the normalised input (`normaliser`), `y` a transcoder's normalised target, `atoms` the rows of `W_dec`, `f` the
+code. Sparsity is always `target_l0`: families with a `k` meet it by construction, for the others a controller moves
+the penalty. Options stand in a sweep file under `options: {ARCHITECTURE: {OPTION: VALUE}}`, or as an axis.
+"""
+
+
+def architectures_page() -> str:
+    """Markdown: what all have in common, then one section for each architecture."""
+    shared = options_of(DictionaryConfig)
+    learned = [o for o in options_of(LearnedConfig) if o not in shared]
+    parts = [HEAD, "## Options of every architecture\n", _table(shared)]
+    parts += ["## Options of every architecture that learns by gradient\n", _table(learned)]
+    known = {*shared, *learned}
+    for description in describe_all():
+        own = [option for option in description.options if option not in known]
+        parts.append(_section(description, own))
+    return "\n".join(parts)
+
+
+def _section(description: Description, options: list[Option]) -> str:
+    lines = [
+        f"## {description.name}\n",
+        f"{description.summary} {description.paper}. Reads {description.reads}; learns by {description.learns_by}.\n",
+        f"{description.equations}\n",  # its indented lines are code in Markdown already
+    ]
+    return "\n".join([*lines, _table(options)]) if options else "\n".join(lines)
+
+
+def _table(options: list[Option] | tuple[Option, ...]) -> str:
+    rows = [f"| `{o.name}` | {_default(o)} | {o.doc.replace('|', chr(92) + '|')} |" for o in options]
+    return "\n".join(["| option | default | |", "|---|---|---|", *rows, ""])
+
+
+def _default(option: Option) -> str:
+    return "required" if option.required else f"`{json.dumps(_plain(option.default))}`"
+
+
+def _plain(value: Any) -> Any:
+    return [round(v, 6) for v in value] if isinstance(value, tuple) else value

@@ -1,0 +1,48 @@
+"""The JSON schema of a sweep file, with the options of every architecture: editors complete and check by it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from training.dictionaries import ARCHITECTURES
+from training.dictionaries.describe import options_of
+from tuning.sweep_file import TRIAL_AXES, SweepFile
+
+
+def sweep_schema() -> dict[str, Any]:
+    """The schema of `SweepFile`; `options` and `axes` list what each architecture has."""
+    schema = SweepFile.model_json_schema()
+    options = {name: _options_schema(name) for name in ARCHITECTURES}
+    every: dict[str, Any] = {name: found for made in options.values() for name, found in made["properties"].items()}
+    shared = {name: found for name, found in every.items() if name not in ("width", "target_l0")}
+    schema["properties"]["options"] |= {
+        "properties": {**options, "all": {"type": "object", "properties": shared, "additionalProperties": False}},
+        "additionalProperties": False,
+    }
+    axes = {**{name: {} for name in TRIAL_AXES}, **every, "architecture": {"enum": list(ARCHITECTURES)}}
+    schema["properties"]["axes"] |= {
+        "properties": {name: _one_or_more(found) for name, found in axes.items()},
+        "required": ["architecture", "width", "target_l0"],
+        "additionalProperties": False,
+    }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "lexray sweep", **schema}
+
+
+def _options_schema(name: str) -> dict[str, Any]:
+    config_class = ARCHITECTURES[name].Config
+    found = TypeAdapter(config_class).json_schema()
+    docs = {option.name: option.doc for option in options_of(config_class)}
+    properties = {
+        option: {key: value for key, value in schema.items() if key != "title"} | {"description": docs[option]}
+        for option, schema in found["properties"].items()
+    }
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _one_or_more(schema: dict[str, Any]) -> dict[str, Any]:
+    """An axis is a list of values, or one value."""
+    value = {key: part for key, part in schema.items() if key not in ("default", "description")}
+    described = {"description": schema["description"]} if "description" in schema else {}
+    return {"anyOf": [value, {"type": "array", "items": value, "minItems": 1}], **described}
