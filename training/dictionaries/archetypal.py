@@ -94,7 +94,7 @@ class Archetypal(LearnedDictionary):
         self.register_buffer("candidates_CD", torch.zeros(config.num_candidates, sites.output_width))
         self.mixture_FC = nn.Parameter(torch.zeros(num_latents, config.num_candidates))
         if config.learn_scale:
-            self.log_scale = nn.Parameter(torch.zeros(()))
+            self.log_scale = nn.Parameter(torch.zeros(1))  # DeepSpeed broadcasts no scalar
 
     # Starting values -------------------------------------------------------------------------------------------
 
@@ -133,6 +133,8 @@ class Archetypal(LearnedDictionary):
 
     def tensors_to_save(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The atoms themselves instead of what they are made of, which is far larger."""
+        if "mixture_FC" not in tensors:  # it was loaded from disk, and has plain atoms
+            return tensors
         fused = tensors["mixture_FC"] @ tensors["candidates_CD"]
         if "relaxation_FD" in tensors:
             fused = fused + tensors["relaxation_FD"]
