@@ -22,9 +22,11 @@ class AbsTopKConfig(TopKConfig):
 class AbsTopK(TopK):
     """TopK sparse autoencoder whose code has signs: one latent stands for a direction and its opposite.
 
-    z = W_enc (x - b_dec) + b_enc
-    f = the k entries of z with the largest |z|, the others zero
-    x_hat and the loss as in TopK; AuxK ranks dead latents by |z| and keeps their sign too
+        z = W_enc (x - b_dec) + b_enc
+        f = the k entries of z with the largest |z|, the others zero
+        x_hat and the loss as in TopK
+
+    AuxK ranks dead latents by |z| and keeps their sign too.
     """
 
     Config = AbsTopKConfig

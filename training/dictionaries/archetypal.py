@@ -201,8 +201,10 @@ class RelaxedArchetypalConfig(ArchetypalConfig):
 class RelaxedArchetypal(Archetypal):
     """Relaxed archetypal sparse autoencoder (RA-SAE).
 
-    atoms = exp(m) * (W C + L)
-    W, C and m as in A-SAE;  L: width x D, zero at first, every row no longer than delta (projected after each step)
+        atoms = exp(m) * (W C + L)
+        W, C and m as in A-SAE;  L: width x D, zero at first, every row no longer than delta (projected after each step)
+
+    With delta about the length of the data itself the hull hardly binds; the paper's default is 1.
     """
 
     Config = RelaxedArchetypalConfig

@@ -172,7 +172,9 @@ class Dictionary(nn.Module):
         if cls.kind != "crosscoder" and len(sites.inputs) > 1:
             raise UserError(f"{config.architecture} reads one site, {len(sites.inputs)} are given")
         if cls.kind != "transcoder" and not sites.reconstructs_its_input:
-            raise UserError(f"{config.architecture} reconstructs what it reads, but another site is given as its output")
+            raise UserError(
+                f"{config.architecture} reconstructs what it reads, but another site is given as its output"
+            )
         if config.normaliser == "layer_norm" and (len(sites.inputs) > 1 or not sites.reconstructs_its_input):
             raise UserError(
                 "normaliser: layer_norm is undone by a row's own mean and scale, so it needs one site that is both "

@@ -64,7 +64,7 @@ def describe(name: str) -> Description:
         name=name,
         paper=made.paper,
         summary=" ".join(summary.split()),
-        equations=dedent(equations),
+        equations=equations.strip("\n"),
         reads=READS[made.kind],
         learns_by=made.learns_by,
         options=options_of(made.Config),

@@ -105,8 +105,10 @@ class GatedPAnnealConfig(PSchedule, GatedConfig):
 class GatedPAnneal(PAnnealing, Gated):
     """Gated sparse autoencoder whose penalty is the Lp^p norm of the gate, with p annealed.
 
-    f, x_hat and the auxiliary term as in Gated
-    penalty = lambda * sum over latents i of relu(pi_i)^p,  p as in p-annealing
+        f, x_hat and the auxiliary term as in Gated
+        penalty = lambda * sum over latents i of relu(pi_i)^p,  p as in p-annealing
+
+    At each jump of p lambda jumps with it, so that the penalty keeps its size.
     """
 
     Config = GatedPAnnealConfig

@@ -57,9 +57,7 @@ class PCA(Solved):
     def check_sites(cls, config: DictionaryConfig, sites: Sites) -> None:
         super().check_sites(config, sites)
         if config.width > sites.input_width:
-            raise UserError(
-                f"width: {config.width:,}, but PCA of a site of width {sites.input_width} has no more components"
-            )
+            raise UserError(f"width: {config.width:,}, but PCA of this site has {sites.input_width} components at most")
 
     def __init__(self, config: PCAConfig, sites: Sites, **kwargs: Any) -> None:
         super().__init__(config, sites, **kwargs)

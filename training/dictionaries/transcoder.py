@@ -87,9 +87,10 @@ class SkipTranscoderConfig(TranscoderConfig):
 class SkipTranscoder(Transcoder):
     """Transcoder with a linear skip connection, so that latents need not spend themselves on the linear part.
 
-    f as in Transcoder
-    y_hat = f atoms + b_dec + W_skip x
-    W_skip starts at zero (O x D)
+        f as in Transcoder
+        y_hat = f atoms + b_dec + W_skip x
+
+    W_skip (O x D) starts at zero.
     """
 
     Config = SkipTranscoderConfig

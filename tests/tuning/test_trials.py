@@ -1,0 +1,129 @@
+"""From a sweep file to its trials: which sites each architecture reads, which options win, what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from synthetic import write_rows
+
+from storage.config_file import read_config_file
+from storage.errors import UserError
+from tuning.orchestrate import plan_sweep
+from tuning.sweep_file import SweepFile
+from tuning.trials import Trial
+
+ROWS, WIDTH = 2000, 12
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    """Two signed sites of different widths, and one without negative values."""
+    generator = torch.Generator().manual_seed(0)
+    vectors = {
+        "early": torch.randn(ROWS, WIDTH, generator=generator),
+        "late": torch.randn(ROWS, WIDTH - 4, generator=generator),
+        "positive": torch.rand(ROWS, WIDTH, generator=generator),
+        "rarely_negative": torch.rand(ROWS, WIDTH, generator=generator) - 0.01,
+    }
+    written = write_rows(tmp_path_factory.mktemp("data"), ROWS, vectors=vectors, dtype="float32", chunk_rows=64)
+    return written.store.url
+
+
+@pytest.fixture
+def trials(data, tmp_path):
+    """The trials of a small sweep file whose blocks are changed."""
+
+    def make(**changes: Any) -> list[Trial]:
+        content = {
+            "name": "small",
+            "output": str(tmp_path / "out"),
+            "data": {
+                "url": data,
+                "site": "early",
+                "output_site": "late",
+                "sites": ["early", "late"],
+                "batch_rows": 128,
+            },
+            "training": {"rows": 1280},
+            "axes": {"architecture": ["topk"], "width": [24], "target_l0": [4]},
+            **{name: block for name, block in changes.items() if name != "data"},
+        }
+        content["data"] |= changes.get("data", {})
+        file = tmp_path / "sweep.yaml"
+        file.write_text(yaml.safe_dump(content))
+        return plan_sweep(read_config_file(str(file), SweepFile), file.read_text()).trials
+
+    return make
+
+
+def axes(*architectures: str, width: int = 24, target_l0: int = 4, **others: Any) -> dict[str, Any]:
+    return {"architecture": list(architectures), "width": [width], "target_l0": [target_l0], **others}
+
+
+def test_each_kind_of_dictionary_reads_its_own_sites(trials):
+    found = {
+        t.config.dictionary.architecture: t.config.data for t in trials(axes=axes("topk", "transcoder", "crosscoder"))
+    }
+    assert (found["topk"].inputs, found["topk"].outputs) == (("early",), ())
+    assert (found["transcoder"].inputs, found["transcoder"].outputs) == (("early",), ("late",))
+    assert (found["crosscoder"].inputs, found["crosscoder"].outputs) == (("early", "late"), ())
+    assert found["crosscoder"].sites == found["transcoder"].sites == ("early", "late")
+
+
+def test_the_sites_belong_to_a_trials_identity(trials):
+    ids = {trials(data={"site": site})[0].id for site in ("early", "late", "positive")}
+    assert len(ids) == 3
+
+
+def test_an_architectures_own_option_wins_over_the_axis_and_makes_one_trial_of_its_values(trials):
+    made = trials(
+        axes={"architecture": ["topk", "pca"], "width": [24, 48], "target_l0": [4]}, options={"pca": {"width": WIDTH}}
+    )
+    widths = sorted((t.config.dictionary.architecture, t.config.dictionary.width) for t in made)
+    assert widths == [("pca", WIDTH), ("topk", 24), ("topk", 48)]
+
+
+def test_an_option_for_all_does_not_win_over_an_axis(trials):
+    made = trials(axes=axes("topk", k_aux=[2, 3]), options={"all": {"k_aux": 5}})
+    assert sorted(t.config.dictionary.k_aux for t in made) == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"axes": axes("transcoder"), "data": {"output_site": None}},
+            "data.output_site: transcoder reads one site and",
+        ),
+        ({"axes": axes("skip_transcoder"), "data": {"output_site": "early"}}, "cannot reconstruct the site it reads"),
+        (
+            {"axes": axes("crosscoder"), "data": {"sites": ["early"]}},
+            "data.sites: crosscoder reads several sites at once",
+        ),
+        ({"axes": axes("topk"), "data": {"site": None}}, "data.site: required for topk, but not given"),
+        ({"axes": axes("crosscoder"), "data": {"sites": ["early", "no"]}}, "data.sites: the dataset has no site 'no'"),
+        ({"axes": axes("topk", target_l0=25)}, "target_l0: 25 must be above 0 and at most the width 24"),
+        ({"axes": axes("pca")}, f"width: 24, but PCA of this site has {WIDTH} components at most"),
+        ({"axes": axes("kmeans")}, "target_l0: 4, but k-means has one active latent"),
+        ({"axes": axes("archetypal", candidates=[5000])}, "candidates: 5,000 are more than the dataset's 1,"),
+        ({"axes": axes("snmf", width=3000)}, "width: 3,000 latents are more than the dataset's 1,"),
+        ({"axes": axes("nmf")}, "nmf: activations must not be negative, the site has a mean of -"),
+        ({"axes": axes("nmf"), "data": {"site": "rarely_negative"}}, "site 'rarely_negative' has -0.0"),
+        ({"axes": axes("crosscoder", normaliser=["whiten"])}, "normaliser: whiten works on one site, 2 are given"),
+        ({"axes": axes("group_max", width=25)}, "target_l0: the width 25 is not a multiple of 4 groups"),
+    ],
+)
+def test_what_an_architecture_cannot_do_is_refused_in_one_line_before_anything_starts(trials, tmp_path, changes, line):
+    with pytest.raises(UserError) as refusal:
+        trials(**changes)
+    assert line in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nmf_takes_activations_that_are_not_negative_and_with_split_any(trials):
+    assert len(trials(axes=axes("nmf"), data={"site": "positive"})) == 1
+    assert len(trials(axes=axes("nmf"), options={"nmf": {"signed_input": "split"}})) == 1
