@@ -5,7 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install quickstart test lint slow benchmarks
+# Other libraries, to be held against: an environment of their own, since they pull in what lexray must not need.
+PARITY_VENV := .venv-parity
+PARITY_INSTALLED := $(PARITY_VENV)/.installed
+
+.PHONY: install quickstart test lint parity slow benchmarks
 
 install: $(INSTALLED)
 
@@ -22,6 +26,18 @@ quickstart: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+parity: $(PARITY_INSTALLED)
+	$(PARITY_VENV)/bin/python -m pytest -c tests/parity/pytest.ini tests/parity
+
+# A torchvision whose build is not torch's cannot be imported, and libraries that only look whether it is there fail.
+$(PARITY_INSTALLED): tests/parity/requirements.txt tests/parity/constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lexray needs Python 3.11 or newer")'
+	test -x $(PARITY_VENV)/bin/python || $(PYTHON) -m venv $(PARITY_VENV)
+	$(PARITY_VENV)/bin/python -m pip install --quiet -c tests/parity/constraints.txt -r tests/parity/requirements.txt
+	$(PARITY_VENV)/bin/python -c 'import torchvision' 2>/dev/null \
+		|| $(PARITY_VENV)/bin/python -m pip uninstall --quiet --yes torchvision
+	touch $@
 
 slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

@@ -124,7 +124,7 @@ def _config(folded: Folded, origin: Origin, name: str) -> dict[str, Any]:
         **({} if folded.k is None else {"k": folded.k}),
         **({"group_sizes": _group_sizes(folded).tolist()} if name == "MatryoshkaBatchTopKSAE" else {}),
         "layer": origin.layer,
-        "lm_name": origin.model,
+        "lm_name": origin.model or "unknown",  # readers split it at slashes
         "submodule_name": origin.hook_name,
         "wandb_name": origin.architecture,
         "device": "cpu",
