@@ -30,6 +30,7 @@ NEEDED: dict[str, dict[str, Any]] = {
 
 FREE = {"decoder_norm": "free"}
 UNIT = {"decoder_norm": "unit"}
+IGNORED = {"decoder_norm": "ignored"}
 CODES = {
     "topk": {},
     "batch_topk": {},
@@ -37,22 +38,23 @@ CODES = {
     "jumprelu": {"bandwidth": 0.2},
 }
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    "relu": {"free": FREE},
+    "relu": {"free": FREE, "ignored": IGNORED},
     "relu_norm_weighted": {"unit": UNIT},
     "relu_tanh": {"unit": UNIT},
     "p_anneal": {"free": FREE},
     "gated": {"free": FREE},
     "gated_p_anneal": {"free": FREE},
     "jumprelu": {
+        "step": {"l0_loss": "step"},
         "quadratic": {"l0_loss": "quadratic"},
         "tanh": {"l0_loss": "tanh"},
         "tanh-free": {"l0_loss": "tanh", **FREE},
-        "to-input": {"gradient": "threshold_and_input"},
+        "to-input": {"gradient": "threshold_and_input", "l0_loss": "step"},
         "quadratic-to-input": {"gradient": "threshold_and_input", "l0_loss": "quadratic"},
         "preact": {"preact_weight": 0.7},
         "preact-all-free": {"preact_weight": 0.7, "preact_over": "all", **FREE},
     },
-    "topk": {"free": FREE, "multi": {"multi_topk": True}},
+    "topk": {"free": FREE, "ignored": IGNORED, "multi": {"multi_topk": True}},
     "batch_topk": {"free": FREE, "multi": {"multi_topk": True}},
     "abs_topk": {"free": FREE},
     "group_max": {"free": FREE},
@@ -72,7 +74,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         **{code: {"code": code, **CODES[code]} for code in ("batch_topk", "relu", "jumprelu")},
     },
     "skip_transcoder": {code: {"code": code, **CODES[code]} for code in ("batch_topk", "relu", "jumprelu")},
-    "crosscoder": {"unit": UNIT},
+    "crosscoder": {"unit": UNIT, "ignored": IGNORED},
     "crosscoder_batch_topk": {"unit": UNIT},
     "pca": {"largest": {"select": "largest"}},
 }

@@ -71,7 +71,9 @@ def atoms_of(case: Case, made: Dictionary) -> tuple[Tensor, Tensor]:
     if case.cls.kind == "crosscoder":
         first = made.sites.inputs[0].width
         norms = made.W_dec[:, :first].square().sum(1).sqrt() + made.W_dec[:, first:].square().sum(1).sqrt()
-    return (made.W_dec, norms) if made.config.decoder_norm == "free" else (made.W_dec / norms[:, None], ones)
+    if made.config.decoder_norm == "unit":
+        return made.W_dec / norms[:, None], ones
+    return made.W_dec, norms if made.config.decoder_norm == "free" else ones
 
 
 def largest(values: Tensor, k: int) -> Tensor:

@@ -57,7 +57,9 @@ def worst_rows(dictionary: LearnedDictionary, raw: RawRows, count: int, rows: Ro
     The draw is by the largest u^(1 / weight) with u a hash of the row, so it does not depend on which rank has it.
     """
     x_BD, y_BO = dictionary.normalised(raw.x_BD, raw.y_BO)
-    error_BO = y_BO - dictionary.output.normalise(dictionary(raw.x_BD))
+    # Not by calling the module: DeepSpeed's hooks would put the gathered parameters away again under ZeRO 3.
+    y_hat_BO = dictionary.decode(dictionary.encode(raw.x_BD), raw.x_BD)
+    error_BO = y_BO - dictionary.output.normalise(y_hat_BO, dictionary.output.frame(raw.y_BO))
     weight_B = error_BO.square().sum(1).square().clamp_min(1e-30)
     uniform_B = (
         (x_BD.double().sum(1) * 12.9898 + dictionary.step).sin().mul(43758.5453).remainder(1.0).clamp(1e-9, 1 - 1e-9)

@@ -2,28 +2,75 @@
 
 import json
 from dataclasses import fields, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
+import training_cases
 from hypothesis import given
 from hypothesis import strategies as st
+from training_cases import config_of
 
 from storage.errors import UserError
 from storage.store import StorageSettings
 from training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
-from training.dictionaries import dictionary_config
+from training.dictionaries import ARCHITECTURES, dictionary_config
+from training.dictionaries.base import DictionaryConfig
 from training.dictionaries.topk import TopKConfig
 
-OPTIONS = {
-    "topk": {"aux_weight": 0.1, "k_aux": 7},
-    "batch_topk": {"aux_weight": 0.1, "k_aux": 7, "threshold_decay": 0.5},
-    "relu": {"initial_coefficient": 0.5},
+DEFAULTS = {case.architecture: config_of(case) for case in training_cases.DEFAULTS}
+"""A configuration of each architecture."""
+
+
+def with_another(architecture: str, name: str) -> tuple[DictionaryConfig, DictionaryConfig]:
+    """Two configurations that differ in one option; with free norms where the option needs them."""
+    default = DEFAULTS[architecture]
+    for companions in ({}, {"decoder_norm": "free"}):
+        if companions.keys() <= default.to_dict().keys():
+            for value in candidates(architecture, name):
+                try:
+                    base = replace(default, **companions)
+                    changed = replace(base, **{name: value})
+                except UserError:
+                    continue
+                if getattr(changed, name) != getattr(base, name):
+                    return base, changed
+    raise AssertionError(f"no other value of {architecture}.{name} was found: add one to `candidates`")
+
+
+def candidates(architecture: str, name: str) -> list[Any]:
+    """Values that an option may take, judged by its type and its default."""
+    default = getattr(DEFAULTS[architecture], name)
+    kind = get_type_hints(type(DEFAULTS[architecture]))[name]
+    named = [value for part in (kind, *get_args(kind)) for value in get_args(part) if get_origin(part) is Literal]
+    if named:
+        return named
+    if isinstance(default, bool):
+        return [not default]
+    if isinstance(default, tuple):
+        return [(0.5, 1.0)]
+    numbers = [default + 1, default * 2, default / 2, default - 1] if default else [10, 1, 0.5]
+    return [int(number) if "int" in str(kind) else float(number) for number in numbers]
+
+
+OPTIONS = [(name, f.name) for name, made in DEFAULTS.items() for f in fields(made)]
+ONLY = {
+    ("kmeans", "target_l0"): "target_l0",
+    ("mp", "decoder_norm"): "matching pursuit needs unit atoms",
+    ("mp", "decoder_init_norm"): "decoder_init_norm",
+    ("archetypal", "resample_every_rows"): "no row can restart them",
+    ("relaxed_archetypal", "resample_every_rows"): "no row can restart them",
+    ("transcoder", "encoder_init"): "nothing can be tied",
+    ("skip_transcoder", "encoder_init"): "nothing can be tied",
+    ("group_max", "k_start"): "k_start",
+    ("group_max", "multi_topk"): "no multi_topk",
 }
+"""Options with one possible value, and why."""
 
 
 def config(architecture: str = "topk", **options) -> TrainingConfig:
     return TrainingConfig(
         dictionary=dictionary_config({"architecture": architecture, "width": 64, "target_l0": 8, **options}),
-        data=DataConfig(url="file:///data", dataset_id="abc", site="layer3"),
+        data=DataConfig(url="file:///data", dataset_id="abc", inputs=("layer3",)),
         rows=100_000,
     )
 
@@ -37,9 +84,9 @@ def changed(base: TrainingConfig, block: str, name: str, value) -> TrainingConfi
 
 DECIDING = {
     "": {"rows": 100_001, "seed": 1},
-    "dictionary": {"width": 65, "target_l0": 9.0, "dead_after_rows": 5, "aux_weight": 0.5, "k_aux": 3},
     "data": {
-        "dataset_id": "abd", "site": "layer4", "batch_rows": 2048, "seed": 1, "held_out": 0.1,
+        "dataset_id": "abd", "inputs": ("layer4",), "outputs": ("layer4",), "batch_rows": 2048,
+        "seed": 1, "held_out": 0.1,
         "drop_special": False, "lanes": 8, "window_bytes": 2**20,
     },
     "optimizer": {
@@ -70,46 +117,54 @@ def test_every_field_either_decides_the_result_or_does_not():
     """A new field must be put in one of the two tables above."""
     listed = {(block, name) for block, name, _ in [*CASES, *OTHER_CASES]}
     base = config()
-    blocks = {block: getattr(base, block) for block in ("dictionary", "data", "optimizer", "mesh", "every")}
+    blocks = {block: getattr(base, block) for block in ("data", "optimizer", "mesh", "every")}
     known = {(block, f.name) for block, value in blocks.items() for f in fields(value)}
-    assert listed == known | {("", f.name) for f in fields(base) if f.name not in blocks}
+    assert listed == known | {("", f.name) for f in fields(base) if f.name not in (*blocks, "dictionary")}
 
 
-@pytest.mark.parametrize("architecture", OPTIONS)
-@pytest.mark.parametrize("option", ["aux_weight", "k_aux", "threshold_decay", "initial_coefficient"])
+@pytest.mark.parametrize(("architecture", "option"), [pair for pair in OPTIONS if pair not in ONLY], ids=str)
 def test_every_option_of_an_architecture_changes_the_identity(architecture, option):
-    if option in OPTIONS[architecture]:
-        other = config(architecture, **{option: OPTIONS[architecture][option]})
-        assert other.identity_hash() != config(architecture).identity_hash()
+    made, other = (replace(config(), dictionary=d) for d in with_another(architecture, option))
+    assert made.identity_hash() != other.identity_hash()
+
+
+@pytest.mark.parametrize(("architecture", "option"), ONLY, ids=str)
+def test_an_option_with_one_possible_value_refuses_others_and_says_why(architecture, option):
+    made = DEFAULTS[architecture]
+    others = [value for value in candidates(architecture, option) if value != getattr(made, option)]
+    assert others
+    for value in others:
+        with pytest.raises(UserError, match=ONLY[architecture, option]):
+            replace(made, **{option: value})
 
 
 def test_each_architecture_has_an_identity_of_its_own():
-    assert len({config(architecture).identity_hash() for architecture in OPTIONS}) == len(OPTIONS)
+    hashes = {replace(config(), dictionary=made).identity_hash() for made in DEFAULTS.values()}
+    assert len(hashes) == len(DEFAULTS) == len(ARCHITECTURES)
 
 
 def test_the_trial_id_tells_people_architecture_width_and_target():
     assert config().trial == f"topk-w64-l8-{config().identity_hash()}"
 
 
+@st.composite
+def dictionaries(draw) -> DictionaryConfig:
+    """Any architecture with any of its options at another value."""
+    name = draw(st.sampled_from(sorted(DEFAULTS)))
+    options = [f for f in fields(DEFAULTS[name]) if (name, f.name) not in ONLY]
+    return with_another(name, draw(st.sampled_from(options)).name)[1]
+
+
 def configs() -> st.SearchStrategy[TrainingConfig]:
-    dictionaries = st.sampled_from(sorted(OPTIONS)).flatmap(
-        lambda name: st.sets(st.sampled_from(sorted(OPTIONS[name]))).map(
-            lambda chosen: {"architecture": name, **{option: OPTIONS[name][option] for option in chosen}}
-        )
-    )
     return st.builds(
         TrainingConfig,
-        dictionary=st.builds(
-            lambda options, width, k: dictionary_config({**options, "width": width + k, "target_l0": k}),
-            dictionaries,
-            st.integers(0, 2**20),
-            st.integers(1, 512),
-        ),
+        dictionary=dictionaries(),
         data=st.builds(
             DataConfig,
             url=st.just("s3://bucket/data"),
             dataset_id=st.text(max_size=16),
-            site=st.text(max_size=16),
+            inputs=st.lists(st.text(max_size=16), min_size=1, max_size=3).map(tuple),
+            outputs=st.just(()) | st.text(max_size=16).map(lambda name: (name,)),
             storage=st.builds(StorageSettings, region=st.none() | st.just("eu"), anonymous=st.booleans()),
             held_out=st.floats(0, 0.9),
             seed=st.integers(0, 2**63),

@@ -1,0 +1,168 @@
+"""Resampling: dead latents restart from badly reconstructed rows, and nothing else changes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from training_cases import Case, cut, find_case, named, random_dictionary, random_rows
+from training_synthetic import BATCH_ROWS, Dataset, on_two_ranks, small_config, small_dataset
+
+from storage.stream import local_stream
+from training.axes import ALL_ROWS
+from training.config import MeshConfig
+from training.dictionaries import ARCHITECTURES
+from training.dictionaries.base import LearnedDictionary, RawRows
+from training.loop import raw_rows, training_steps
+from training.resample import ENCODER_LENGTH, is_due, resample_dead, restarts, worst_rows
+from training.trainer import build_dictionary, make_engine, sample_rows
+
+pytestmark = pytest.mark.usefixtures("process_group")
+
+DEAD = [3, 7, 11]
+BY_LATENT = ("W_enc", "W_dec", "b_enc", "b_gate", "b_mag", "r_mag")
+RESAMPLED = [name for name, made in ARCHITECTURES.items() if made.learns_by == "gradient" and "archetypal" not in name]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Dataset:
+    return small_dataset(tmp_path_factory.mktemp("data"))
+
+
+def trained(dataset: Dataset, name: str, stage: int):
+    """An engine after a few steps whose dictionary has three dead latents, and a batch."""
+    options = {"resample_every_rows": BATCH_ROWS}
+    config = small_config(dataset, name, mesh=MeshConfig(zero_stage=stage), dictionary=options)
+    stream = local_stream(config.data.stream_spec("train"), batch_rows=BATCH_ROWS)
+    dictionary = build_dictionary(config, stream.manifest)
+    if dictionary.needs_sample:
+        dictionary.prepare(lambda: sample_rows(config, stream))
+    engine = make_engine(dictionary, config, 1)
+    steps = training_steps(config, stream, engine, ALL_ROWS, start=0)
+    for _ in range(4):
+        next(steps)
+    dictionary.rows_since_fired_F.zero_()
+    dictionary.rows_since_fired_F[DEAD] = 10**6
+    return engine, raw_rows(stream.batch(4), config.data)
+
+
+CASES = [(name, 0) for name in RESAMPLED] + [(name, stage) for name in ("topk", "gated") for stage in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(("name", "stage"), CASES)
+def test_dead_latents_change_and_nothing_else_does_and_adam_forgets_them(dataset, name, stage):
+    engine, raw = trained(dataset, name, stage)
+    before, moments = engine.full_parameters(), engine.full_moments()
+    count = resample_dead(engine, raw, BATCH_ROWS, ALL_ROWS)
+    after, moments_after = engine.full_parameters(), engine.full_moments()
+    assert count == len(DEAD)
+    assert not engine.dictionary.rows_since_fired_F.any()
+    alive = [i for i in range(len(engine.dictionary.rows_since_fired_F)) if i not in DEAD]
+    changed = [key for key in before if not torch.equal(before[key], after[key])]
+    assert changed
+    assert set(changed) <= set(BY_LATENT)
+    for key in before:
+        kept = alive if key in BY_LATENT else slice(None)
+        assert torch.equal(after[key][kept], before[key][kept])
+        for moment in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(moments_after[f"{moment}.{key}"][kept], moments[f"{moment}.{key}"][kept])
+            if key in changed:
+                different = after[key] != before[key]
+                assert not moments_after[f"{moment}.{key}"][different].any()
+
+
+def test_a_restarted_latent_points_at_what_was_missing(dataset):
+    engine, raw = trained(dataset, "topk", 0)
+    made = engine.dictionary
+    with torch.no_grad():
+        residuals = made.input.normalise(raw.x_BD) - made.input.normalise(made(raw.x_BD))
+        length = made.W_enc[~made.dead_F].norm(dim=1).mean()
+    resample_dead(engine, raw, BATCH_ROWS, ALL_ROWS)
+    atoms, encoders = made.W_dec.detach()[DEAD], made.W_enc.detach()[DEAD]
+    cosines = torch.nn.functional.normalize(residuals, dim=1) @ atoms.T
+    torch.testing.assert_close(cosines.amax(0), torch.ones(3), rtol=0, atol=1e-5)
+    torch.testing.assert_close(encoders, ENCODER_LENGTH * length * atoms, rtol=1e-4, atol=1e-6)
+    assert not made.b_enc[DEAD].any()
+
+
+def test_badly_reconstructed_rows_are_drawn_far_more_often():
+    """One row in twenty has nearly all of the squared loss."""
+    made = random_dictionary(find_case("topk"), 0)
+    assert isinstance(made, LearnedDictionary)
+    rows = random_rows(made.sites, 0, 200).x_BD
+    bad = torch.arange(200) % 20 == 0
+    rows[bad] *= 30
+    hits = 0
+    for step in range(20):
+        made.at_step(step, 100)
+        drawn = worst_rows(made, RawRows(rows, rows), 5, ALL_ROWS)[:, : rows.shape[1]]
+        distance = (drawn[:, None] - made.input.normalise(rows)[None]).square().sum(2)
+        hits += int(bad[distance.argmin(1)].sum())
+        assert len({tuple(row) for row in drawn.tolist()}) == 5
+    assert hits > 90
+
+
+@pytest.mark.parametrize("normaliser", ["standard", "layer_norm", "whiten"])
+def test_residuals_are_those_of_the_loss_with_every_normaliser(normaliser):
+    made = random_dictionary(find_case("topk"), 0, normaliser=normaliser)
+    rows = random_rows(made.sites, 0)
+    if made.needs_sample:
+        made.prepare(lambda: [rows])
+    with torch.no_grad():
+        starts = worst_rows(made, rows, len(rows.x_BD), ALL_ROWS)
+        error = made.loss(rows.x_BD, len(rows.x_BD), rows.y_BO).sums["error"]
+    torch.testing.assert_close(starts[:, rows.x_BD.shape[1] :].square().sum(), error)
+
+
+@pytest.mark.parametrize("place", [1, 9, 20])
+@pytest.mark.parametrize("case", **named([find_case(name) for name in RESAMPLED]))
+def test_two_ranks_restart_the_same_latents_from_the_same_rows(case: Case, place: int):
+    def changes(made: LearnedDictionary, rows: RawRows, axis) -> dict[str, Tensor]:
+        dead_U = made.dead_F.nonzero().squeeze(1)
+        starts = worst_rows(made, rows, len(dead_U), axis)
+        parameters = dict(made.named_parameters())
+        return {name: put(parameters[name].detach()) for name, put in restarts(made, dead_U, starts).items()}
+
+    def work(rank: int, axis) -> dict[str, Tensor]:
+        made = random_dictionary(case, 4, rows=axis)
+        rows = random_rows(made.sites, 4)
+        with torch.no_grad():
+            return changes(made, cut(rows, 0, place) if rank == 0 else cut(rows, place), axis)
+
+    parts = on_two_ranks(work)
+    made = random_dictionary(case, 4)
+    with torch.no_grad():
+        whole = changes(made, random_rows(made.sites, 4), ALL_ROWS)
+    assert parts[0].keys() == parts[1].keys() == whole.keys()
+    for name, value in whole.items():
+        assert torch.equal(parts[0][name], parts[1][name])
+        torch.testing.assert_close(parts[0][name], value)
+
+
+def test_fewer_rows_than_dead_latents_restart_as_many_as_there_are():
+    made = random_dictionary(find_case("topk"), 0)
+    rows = random_rows(made.sites, 0, 4)
+    with torch.no_grad():
+        assert len(worst_rows(made, rows, 9, ALL_ROWS)) == 4
+
+
+def test_it_is_due_when_a_multiple_of_its_rows_is_crossed_and_not_in_the_last_tenth():
+    made = random_dictionary(find_case("topk"), 0, resample_every_rows=250)
+    due = []
+    for step in range(100):
+        made.at_step(step, 100)
+        if is_due(made, 100):
+            due.append(step + 1)
+    assert due[:6] == [3, 5, 8, 10, 13, 15]
+    assert max(due) <= 91
+    never = random_dictionary(find_case("topk"), 0)
+    assert not is_due(never, 10**9)
+
+
+def test_without_dead_latents_nothing_happens(dataset):
+    engine, raw = trained(dataset, "topk", 0)
+    engine.dictionary.rows_since_fired_F.zero_()
+    before = engine.full_parameters()
+    assert resample_dead(engine, raw, BATCH_ROWS, ALL_ROWS) == 0
+    after = engine.full_parameters()
+    assert all(torch.equal(after[name], before[name]) for name in before)
