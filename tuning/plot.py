@@ -29,7 +29,7 @@ WIDE_IN, NARROW_IN = (12.0, 8.0), (4.2, 5.6)
 
 _DPI = 100
 _PAPER, _INK = "#ffffff", "#14181d"
-_MARKERS = "osD^v<>phdH8PX"
+_MARKERS = "osD^v<>phdH8PX*+x1234|_."
 # Every colour of the map has 3:1 contrast on white and on the report's dark ground.
 _WIDTH_COLOURS = LinearSegmentedColormap.from_list("widths", ["#0e8794", "#3f76e4", "#9460e6", "#cf3f9f", "#d4500f"])
 _LOG_FROM_RATIO = 30.0

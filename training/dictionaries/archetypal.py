@@ -43,6 +43,8 @@ class ArchetypalConfig(BatchTopKConfig, JumpReLUConfig):
         super().__post_init__()
         if self.candidates is not None and self.candidates < 1:
             raise UserError(f"candidates: {self.candidates} must be at least 1")
+        if self.resample_every_rows:
+            raise UserError("resample_every_rows: archetypal atoms are mixtures of data, no row can restart them")
         if self.num_candidates > self.sample_rows:
             raise UserError(
                 f"candidates: {self.num_candidates:,} are more than the {self.sample_rows:,} rows that they are "

@@ -71,6 +71,8 @@ class LearnedConfig(DictionaryConfig):
     decoder_norm: DecoderNorm = "unit"
     """`unit`: atoms are rows of W_dec over their norm; `free`: as they are, penalties and selection see code * norm;
     `ignored`: as they are and nothing sees their norms, as in imported dictionaries (a penalty then has no minimum)."""
+    decoder_init_norm: float = 1.0
+    """Length of atoms at the first step, where their norm is free."""
     encoder_init: Literal["tied", "random"] = "tied"
     """The encoder starts as the transposed decoder, or as unit directions of its own."""
     bias_init: Literal["zero", "mean", "geometric_median"] = "zero"
@@ -80,6 +82,10 @@ class LearnedConfig(DictionaryConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.decoder_init_norm > 0:
+            raise UserError(f"decoder_init_norm: {self.decoder_init_norm:g} must be above 0")
+        if self.decoder_norm == "unit" and self.decoder_init_norm != 1:
+            raise UserError(f"decoder_init_norm: {self.decoder_init_norm:g}, but atoms have length 1; use free norms")
         if self.resample_every_rows < 0:
             raise UserError(f"resample_every_rows: {self.resample_every_rows} is below 0")
 
@@ -298,7 +304,7 @@ class LearnedDictionary(Dictionary):
         super().__init__(config, sites, **kwargs)
         generator = torch.Generator().manual_seed(self.seed)
         owned = self.latents.slice_of(config.width)
-        atoms_FO = self.initial_atoms(generator)
+        atoms_FO = self.initial_atoms(generator) * config.decoder_init_norm
         encoder_FD = self.initial_encoder(atoms_FO, generator)[owned]
         self.W_enc = nn.Parameter(encoder_FD.clone())
         self.b_enc = nn.Parameter(torch.zeros(len(encoder_FD)))

@@ -87,6 +87,9 @@ class JumpReLU(Penalised):
 
     def __init__(self, config: JumpReLUConfig, sites: Sites, **kwargs: object) -> None:
         super().__init__(config, sites, **kwargs)
+        if config.l0_loss != "quadratic":
+            # What one latent costs: a start that is right for few latents would silence many.
+            self.controller.log_coefficient.sub_(math.log(config.target_l0))
         # Adam's steps have one size, so a parameter that is multiplied by a rate has that times the learning rate.
         start = math.log(STARTING_THRESHOLD) / config.threshold_rate
         self.scaled_log_threshold = nn.Parameter(torch.full((len(self.W_enc),), start))
