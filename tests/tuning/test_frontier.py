@@ -145,3 +145,30 @@ def test_the_terminal_shows_every_number_in_100_columns_and_takes_names_literall
             format_cell(name, row[name]) for name in ("width", "target_l0", "l0", "fvu", "dead_fraction", "status")
         ]
         assert any(all(cell in line for cell in cells) for line in lines)
+
+
+# Curves -----------------------------------------------------------------------------------------------------------
+
+
+def curve_point(k: float, fvu: float) -> dict[str, float]:
+    return {"k": k, "l0": k - 0.5, "fvu": fvu, "explained_variance": 1 - fvu, "dead_fraction": 0.0}
+
+
+def test_a_trial_that_works_at_several_k_has_a_row_for_each_of_them() -> None:
+    hierarchical = record("a", 16.0, 0.2, curve=[curve_point(4, 0.5), curve_point(8, 0.3), curve_point(16, 0.2)])
+    table = frontier_table([hierarchical, record("b", 8.0, 0.4)]).set_index("name")
+    assert sorted(table.index) == ["topk-1536-a", "topk-1536-a@4", "topk-1536-a@8", "topk-1536-b"]
+    assert table.loc["topk-1536-a@8", ["trial", "target_l0", "l0", "fvu"]].tolist() == ["a", 8.0, 7.5, 0.3]
+    # The point at k = 8 beats the trial that was trained for it.
+    assert table["on_frontier"].to_dict() == {name: not name.endswith("-b") for name in table.index}
+
+
+def test_the_time_of_a_curve_is_counted_once() -> None:
+    table = frontier_table([record("a", 16.0, 0.2, curve=[curve_point(4, 0.5), curve_point(8, 0.3)])])
+    assert table["seconds"].sum() == 100.0
+
+
+@pytest.mark.parametrize("status", [RUNNING, FAILED])
+def test_an_unfinished_trial_has_no_curve(status: str) -> None:
+    unfinished = record("a", 16.0, 0.2, status=status, curve=[curve_point(4, 0.5)])
+    assert len(frontier_table([unfinished])) == 1

@@ -239,3 +239,15 @@ def test_durations_are_told_in_their_own_unit() -> None:
         "1 h 07 min",
         "10 h 00 min",
     ]
+
+
+def test_a_trial_with_a_curve_is_several_rows_and_points_but_told_once(tmp_path: Path) -> None:
+    point = {"k": 4.0, "l0": 4.0, "fvu": 0.5, "explained_variance": 0.5, "dead_fraction": 0.0}
+    made = record(0, curve=[point, {**point, "k": 2.0, "l0": 2.0, "fvu": 0.7}])
+    store = Store.at(str(tmp_path))
+    write_report(store, [made], {}, SWEEP)
+    text = store.read("report.html").decode()
+    assert len(Report(text).tags) > 0
+    assert text.count(f"{made.name}@4") >= 1
+    assert text.count(f"trials/{made.trial}/dictionary") == 1
+    assert "1 of 1 trials have a result" in text
