@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from training_synthetic import ARCHITECTURES, Dataset, small_config, sparse_features, write_features
+from training_synthetic import Dataset, small_config, sparse_features, write_features
 
 from storage.store import Store
 from training.config import EveryConfig, OptimizerConfig, TrainingConfig
@@ -16,6 +16,7 @@ pytestmark = pytest.mark.usefixtures("process_group")
 FEATURES, SITE_WIDTH, ACTIVE, WIDTH = 64, 48, 5, 128
 BATCH, STEPS = 256, 800
 # Rows have 5 features on average: k in every row misses some and adds others. An L1 penalty misses the weak ones.
+ARCHITECTURES = ("topk", "batch_topk", "relu")
 PRECISION_AND_RECALL = {"topk": (0.75, 0.75), "batch_topk": (0.9, 0.9), "relu": (0.9, 0.6)}
 
 
@@ -72,4 +73,4 @@ def test_the_target_l0_is_met_on_held_out_rows(trained):
 def test_before_training_no_feature_is_known(dataset):
     """The test above can fail."""
     config = training(dataset, "topk")
-    assert recovered(dataset, build_dictionary(config, dataset.manifest.site("site"))) < 0.1
+    assert recovered(dataset, build_dictionary(config, dataset.manifest)) < 0.1

@@ -27,6 +27,9 @@ pytestmark = pytest.mark.ray
 STEPS, FEW_STEPS, BATCH, D, WIDTH, L0 = 50, 15, 256, 24, 96, 6
 PLAIN = ("topk", "relu", "batch_topk")
 """Architectures that the plain loop below knows."""
+QUICK = ("gated_p_anneal", "jumprelu", "matryoshka_batch_topk", "mp", "relaxed_archetypal", "crosscoder", "snmf")
+"""Of the others, one of each kind."""
+SLOW = [(name, FEW_STEPS) for name in ARCHITECTURES if name not in (*PLAIN, *QUICK)]
 NEEDED = {"pca": {"width": 20}, "kmeans": {"target_l0": 1}, "nmf": {"signed_input": "split"}}
 OPTIMIZER = OptimizerConfig(lr=2e-3, eps=1e-4, warmup=0.1, decay=0.2, clip_norm=1.0)
 
@@ -70,39 +73,48 @@ def config(dataset, architecture: str, steps: int, workers: int) -> TrainingConf
 
 @pytest.fixture(scope="module")
 def trained(dataset, ray_session, tmp_path_factory):
-    """Folder of each (architecture, steps, workers), all trained by the trial's own worker function."""
+    """Folder of each (architecture, steps, workers), trained by the trial's own worker function when first asked for.
 
-    def train_in_turn(loop_config):  # in one group of workers: starting one takes longer than these trainings
+    All that a test may need of one kind are trained in one group of workers: starting one takes longer than these
+    trainings.
+    """
+    folders: dict[tuple[str, int, int], Store] = {}
+
+    def by(architecture: str, steps: int, workers: int) -> Store:
+        for wanted in ([*((a, n) for a in PLAIN for n in (1, STEPS)), *((a, FEW_STEPS) for a in QUICK)], SLOW):
+            if (architecture, steps, workers) not in folders and (architecture, steps) in wanted:
+                folders.update(train_all(dataset, wanted, workers, tmp_path_factory.mktemp(f"workers{workers}")))
+        return folders[architecture, steps, workers]
+
+    return by
+
+
+def train_all(dataset, wanted, workers: int, place) -> dict[tuple[str, int, int], Store]:
+    def train_in_turn(loop_config):
         for run in loop_config["run"]:
             train_worker({**loop_config, "run": run})
 
-    folders = {}
+    folder = SweepFolder(Store.at(str(place)))
     with window_servers([node["NodeID"] for node in ray.nodes()]) as servers:
-        for workers in (1, 2):
-            folder = SweepFolder(Store.at(str(tmp_path_factory.mktemp(f"workers{workers}"))))
-            runs = [
-                TrialRun(
-                    trial=Trial(
-                        id=f"{architecture}-{steps}",
-                        name=architecture,
-                        config=config(dataset, architecture, steps, workers),
-                        footprint=Footprint(workers=workers, cpus_per_worker=1, gpus_per_worker=0),
-                    ),
-                    folder=folder,
-                    servers=servers,
-                    ray_storage_path=folder.store.local_path + "/ray",
-                )
-                for architecture in ARCHITECTURES
-                for steps in ((1, STEPS) if architecture in PLAIN else (FEW_STEPS,))
-            ]
-            trainer = torch_trainer(runs[0], time.time())
-            trainer.train_loop_per_worker = train_in_turn
-            trainer.train_loop_config = {"run": runs, "began": time.time()}
-            trainer.fit()
-            for run in runs:
-                made = run.trial.config
-                folders[made.dictionary.architecture, made.num_steps, workers] = run.store
-    return folders
+        runs = [
+            TrialRun(
+                trial=Trial(
+                    id=f"{architecture}-{steps}",
+                    name=architecture,
+                    config=config(dataset, architecture, steps, workers),
+                    footprint=Footprint(workers=workers, cpus_per_worker=1, gpus_per_worker=0),
+                ),
+                folder=folder,
+                servers=servers,
+                ray_storage_path=folder.store.local_path + "/ray",
+            )
+            for architecture, steps in wanted
+        ]
+        trainer = torch_trainer(runs[0], time.time())
+        trainer.train_loop_per_worker = train_in_turn
+        trainer.train_loop_config = {"run": runs, "began": time.time()}
+        trainer.fit()
+    return {(run.trial.name, run.trial.config.num_steps, workers): run.store for run in runs}
 
 
 class Plain:
@@ -191,19 +203,19 @@ def losses_of(store: Store) -> list[float]:
 @pytest.mark.parametrize("architecture", PLAIN)
 class TestSharedTrainingEqualsThePlainLoop:
     def test_losses_of_fifty_steps(self, trained, plain, architecture, workers):
-        losses = losses_of(trained[architecture, STEPS, workers])
+        losses = losses_of(trained(architecture, STEPS, workers))
         assert len(losses) == STEPS
         np.testing.assert_allclose(losses, plain[architecture][0], rtol=1e-5)
 
     def test_first_gradients(self, trained, plain, architecture, workers):
         # After one step Adam's first moment is a tenth of the gradient.
-        moments = newest_checkpoint(trained[architecture, 1, workers].at_path("checkpoints")).moments
+        moments = newest_checkpoint(trained(architecture, 1, workers).at_path("checkpoints")).moments
         for name, gradient in plain[architecture][1].items():
             torch.testing.assert_close(10 * moments[f"exp_avg.{name}"], gradient, atol=1e-5, rtol=0)
             assert gradient.abs().max() > 1e-3
 
     def test_final_weights(self, trained, plain, architecture, workers):
-        folder = trained[architecture, STEPS, workers].local_path
+        folder = trained(architecture, STEPS, workers).local_path
         weights = load_file(f"{folder}/dictionary/dictionary.safetensors")
         model = plain[architecture][2]
         for name, expected in model.parameters.items():
@@ -217,22 +229,21 @@ QUANTILES_OF_PARTS = pytest.mark.xfail(
     strict=True,
 )
 OTHERS = [
-    pytest.param(name, marks=QUANTILES_OF_PARTS if name == "jumprelu" else ())
-    for name in ARCHITECTURES
-    if name not in PLAIN
+    *(pytest.param(name, marks=QUANTILES_OF_PARTS if name == "jumprelu" else ()) for name in QUICK),
+    *(pytest.param(name, marks=pytest.mark.slow) for name, _ in SLOW),
 ]
 
 
 @pytest.mark.parametrize("architecture", OTHERS)
 class TestTwoWorkersTrainWhatOneDoes:
     def test_losses(self, trained, architecture):
-        one, two = (losses_of(trained[architecture, FEW_STEPS, workers]) for workers in (1, 2))
+        one, two = (losses_of(trained(architecture, FEW_STEPS, workers)) for workers in (1, 2))
         assert len(one) == FEW_STEPS
         assert min(one) != max(one)
         np.testing.assert_allclose(two, one, rtol=1e-5)
 
     def test_final_weights(self, trained, architecture):
-        folders = (trained[architecture, FEW_STEPS, workers].local_path for workers in (1, 2))
+        folders = (trained(architecture, FEW_STEPS, workers).local_path for workers in (1, 2))
         one, two = (load_file(f"{folder}/dictionary/dictionary.safetensors") for folder in folders)
         assert one.keys() == two.keys()
         for name, tensor in one.items():
