@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.axes import Rows
-from training.dictionaries.base import Dictionary, LearnedConfig, LearnedDictionary, RawRows
+from training.dictionaries.base import Dictionary, RawRows
+from training.dictionaries.learned import LearnedConfig, LearnedDictionary
 from training.optimizer import Optimizer, Rewrite
 
 ENCODER_LENGTH = 0.2

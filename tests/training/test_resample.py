@@ -12,7 +12,8 @@ from storage.stream import local_stream
 from training.axes import ALL_ROWS
 from training.config import MeshConfig
 from training.dictionaries import ARCHITECTURES
-from training.dictionaries.base import LearnedDictionary, RawRows
+from training.dictionaries.base import RawRows
+from training.dictionaries.learned import LearnedDictionary
 from training.loop import raw_rows, training_steps
 from training.resample import ENCODER_LENGTH, is_due, resample_dead, restarts, worst_rows
 from training.trainer import build_dictionary, make_engine, sample_rows

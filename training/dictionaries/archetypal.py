@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from storage.errors import UserError
 from training.clusters import kmeans
-from training.dictionaries.base import Decoder, Dictionary, DictionaryConfig, LearnedDictionary, Sample
+from training.dictionaries.base import Dictionary, DictionaryConfig, Sample
 from training.dictionaries.batch_topk import BatchTopK, BatchTopKConfig
 from training.dictionaries.jumprelu import JumpReLU, JumpReLUConfig
+from training.dictionaries.learned import Decoder, LearnedDictionary
 from training.dictionaries.mixing import with_codes
 from training.dictionaries.topk import TopK
 from training.normalisers import Sites

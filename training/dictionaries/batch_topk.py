@@ -14,7 +14,8 @@ from torch import Tensor
 from storage.errors import UserError
 from training.axes import Chosen
 from training.code import Code
-from training.dictionaries.base import BatchSums, Decoder
+from training.dictionaries.base import BatchSums
+from training.dictionaries.learned import Decoder
 from training.dictionaries.topk import TopK, TopKConfig
 from training.selection import Score, pairs_above, scores_above
 

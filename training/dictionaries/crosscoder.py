@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from storage.errors import UserError
-from training.dictionaries.base import DecoderNorm, DictionaryConfig, LearnedConfig, LearnedDictionary
+from training.dictionaries.base import DictionaryConfig
 from training.dictionaries.batch_topk import BatchTopK, BatchTopKConfig
+from training.dictionaries.learned import DecoderNorm, LearnedConfig, LearnedDictionary
 from training.dictionaries.relu import ReLU, ReLUConfig
 from training.normalisers import Sites
 

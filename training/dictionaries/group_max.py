@@ -12,7 +12,7 @@ from torch import Tensor
 
 from storage.errors import UserError
 from training.axes import Chosen
-from training.dictionaries.base import Decoder
+from training.dictionaries.learned import Decoder
 from training.dictionaries.topk import TopK, TopKConfig
 from training.selection import ALL, row_chunks
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from training.axes import Chosen
-from training.dictionaries.base import Decoder
+from training.dictionaries.learned import Decoder
 from training.dictionaries.topk import Reconstruction, TopK, TopKConfig
 from training.sparse_ops import prefix_errors, sparse_decode
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from storage.errors import UserError
 from training.code import Code
-from training.dictionaries.base import Decoder, Sample, Terms
+from training.dictionaries.base import Sample, Terms
+from training.dictionaries.learned import Decoder
 from training.dictionaries.penalised import Penalised, PenalisedConfig
 from training.entries import Entries, entries_above
 from training.normalisers import Sites

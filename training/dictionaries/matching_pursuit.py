@@ -12,7 +12,8 @@ from torch import Tensor
 
 from storage.errors import UserError
 from training.code import Code
-from training.dictionaries.base import LearnedConfig, LearnedDictionary, Terms
+from training.dictionaries.base import Terms
+from training.dictionaries.learned import LearnedConfig, LearnedDictionary
 from training.pursuit import StopRule, orthogonal_pursuit, pursue, to_code
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from storage.errors import UserError
 from training.axes import Chosen
-from training.dictionaries.base import Decoder
 from training.dictionaries.batch_topk import BatchTopK, BatchTopKConfig
+from training.dictionaries.learned import Decoder
 from training.dictionaries.topk import Reconstruction
 from training.selection import subset
 from training.sparse_ops import sparse_decode

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from storage.errors import UserError
 from training.controller import L0Controller
-from training.dictionaries.base import BatchSums, LearnedConfig, LearnedDictionary
+from training.dictionaries.base import BatchSums
+from training.dictionaries.learned import LearnedConfig, LearnedDictionary
 from training.normalisers import Sites
 
 

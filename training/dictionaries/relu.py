@@ -12,7 +12,8 @@ from torch import Tensor
 
 from storage.errors import UserError
 from training.code import Code
-from training.dictionaries.base import DecoderNorm, Terms
+from training.dictionaries.base import Terms
+from training.dictionaries.learned import DecoderNorm
 from training.dictionaries.penalised import Penalised, PenalisedConfig
 from training.entries import entries_above
 from training.selection import pairs_above

@@ -16,7 +16,8 @@ from storage.errors import UserError
 from training.axes import Chosen
 from training.code import Code
 from training.dictionaries.auxk import auxk_term
-from training.dictionaries.base import Decoder, LearnedConfig, LearnedDictionary, Terms
+from training.dictionaries.base import Terms
+from training.dictionaries.learned import Decoder, LearnedConfig, LearnedDictionary
 from training.selection import Score, topk
 from training.sparse_ops import chosen_preactivations, sparse_decode
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from storage.errors import UserError
-from training.dictionaries.base import Dictionary, DictionaryConfig, LearnedDictionary
+from training.dictionaries.base import Dictionary, DictionaryConfig
 from training.dictionaries.batch_topk import BatchTopK, BatchTopKConfig
 from training.dictionaries.jumprelu import JumpReLU, JumpReLUConfig
+from training.dictionaries.learned import LearnedDictionary
 from training.dictionaries.mixing import with_codes
 from training.dictionaries.relu import ReLU
 from training.dictionaries.topk import TopK

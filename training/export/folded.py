@@ -20,11 +20,12 @@ from torch import Tensor
 
 from storage.errors import UserError
 from training.dictionaries.abs_topk import AbsTopK
-from training.dictionaries.base import Dictionary, LearnedDictionary
+from training.dictionaries.base import Dictionary
 from training.dictionaries.batch_topk import BatchTopK
 from training.dictionaries.gated import Gated
 from training.dictionaries.group_max import GroupMax
 from training.dictionaries.jumprelu import JumpReLU
+from training.dictionaries.learned import LearnedDictionary
 from training.dictionaries.matching_pursuit import MatchingPursuit
 from training.dictionaries.matryoshka import MatryoshkaBatchTopK
 from training.dictionaries.relu import ReLU
