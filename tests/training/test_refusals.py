@@ -110,7 +110,7 @@ def attempt(sites: Sites, name: str, **options) -> Callable[[], object]:
         (attempt(ACROSS, "transcoder", normaliser="layer_norm"), "so it needs one site that is both read and"),
         (attempt(TWO, "crosscoder", normaliser="layer_norm"), "so it needs one site that is both read and"),
         (attempt(TWO, "crosscoder", normaliser="whiten"), "normaliser: whiten works on one site, 2 are given"),
-        (attempt(ONE, "pca"), "width: 30, but PCA of a site of width 7 has no more components"),
+        (attempt(ONE, "pca"), "width: 30, but PCA of this site has 7 components at most"),
         (attempt(ONE, "nmf"), "nmf: activations must not be negative, the site has a mean of"),
     ],
 )

@@ -139,10 +139,6 @@ def prepared_on_two_ranks(case: Case, batches: list[RawRows], place: int, **opti
     return on_two_ranks(work)
 
 
-QUANTILES_OF_PARTS = pytest.mark.xfail(
-    reason="JumpReLU averages the quantiles of each rank's part of a batch, which are not those of the batch",
-    strict=True,
-)
 WITH_OPTIONS = [
     (case, options)
     for case in DEFAULTS
@@ -151,7 +147,7 @@ WITH_OPTIONS = [
     and not ("normaliser" in options and case.cls.kind == "crosscoder")
 ]
 STARTS = [
-    pytest.param(case, options, id=f"{case}-{options}", marks=QUANTILES_OF_PARTS if case.code == "jumprelu" else ())
+    pytest.param(case, options, id=f"{case}-{options}")
     for case, options in [*((case, {}) for case in CASES), *WITH_OPTIONS]
 ]
 

@@ -110,14 +110,17 @@ class JumpReLU(Penalised):
         super().prepare(sample)
         wanted = self.config.initial_l0 or min(2 * self.config.target_l0, self.config.width)
         rate = min(0.5, wanted / self.config.width)
-        quantiles, batches = torch.zeros_like(self.scaled_log_threshold), 0
-        for batch in sample():
-            z_BF = self.preactivations(self.input.normalise(batch.x_BD))
-            kept = max(1, round(rate * len(z_BF)))
-            quantiles += torch.topk(z_BF, kept, dim=0).values[-1]
-            batches += 1
-        total = self.rows.sum(torch.cat([quantiles, quantiles.new_tensor([batches])]))
-        self.set_threshold((total[:-1] / total[-1]).clamp_min(1e-4))
+        quantiles = [self._quantile(self.input.normalise(batch.x_BD), rate) for batch in sample()]
+        self.set_threshold(torch.stack(quantiles).mean(0).clamp_min(1e-4))
+
+    def _quantile(self, x_BD: Tensor, rate: float) -> Tensor:
+        """The pre-activation that this share of the rows of a global batch reach (F), given this rank's rows."""
+        z_BF = self.preactivations(x_BD)
+        kept = max(1, round(rate * int(self.rows.sum(torch.tensor(len(z_BF), device=z_BF.device)))))
+        best = z_BF.new_full((kept, z_BF.shape[1]), -math.inf)
+        mine = torch.topk(z_BF, min(kept, len(z_BF)), dim=0).values
+        best[: len(mine)] = mine
+        return torch.topk(self.rows.gather(best), kept, dim=0).values[-1]
 
     # The contract ----------------------------------------------------------------------------------------------
 
