@@ -26,6 +26,7 @@ def _import_parts_of_overcomplete() -> None:
     sys.modules["overcomplete"] = package
 
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: everything here is small
 if HERE:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     _import_parts_of_overcomplete()

@@ -167,6 +167,23 @@ def test_batch_topk_with_auxk_is_theirs(against):
     hold(against("dictionary_learning", "batch_topk, AuxK"), made, with_dead(trainer, 9), training_code(made, X_BD))
 
 
+def test_batch_topks_running_threshold_is_theirs(against):
+    """Both start at the first batch's smallest kept activation; theirs decays by 0.999 and begins after step 1000."""
+    made = dictionary("batch_topk", threshold_decay=0.999)
+    trainer = trainer_of(made, BatchTopKTrainer, k=K)
+    for seed in range(4):
+        x_BD = rows(seed=seed)
+        trainer.loss(x_BD, step=LATE)
+        terms = made.loss(x_BD, B)
+        sums = {name: float(value) for name, value in terms.sums.items()}
+        made.after_step(BatchSums(rows=B, sums=sums, fired_F=terms.fired_F, observed=terms.observed))
+    held = against("dictionary_learning", "batch_topk, inference")
+    held("threshold", made.threshold.double(), trainer.ae.threshold.double())
+    trainer.ae.threshold.copy_(made.threshold)
+    held("code", made.encode(X_BD).dense(), trainer.ae.encode(X_BD))
+    held("reconstruction", made(X_BD), trainer.ae(X_BD))
+
+
 def test_matryoshka_with_auxk_is_theirs_with_weights_that_undo_its_double_mean(against):
     """The paper adds the errors of the G prefixes up. Theirs weighs each by 1 / G and then takes the mean over G, so
     reconstruction counts 1 / G^2 while AuxK keeps 1/32; weights of G give the sum back.

@@ -302,6 +302,15 @@ def test_a_sae_lens_folder_that_does_not_fit_is_refused(sae_lens_folder, tmp_pat
     assert reason in import_refusal(sae_lens_folder, tmp_path / "out")
 
 
+def test_weights_of_half_precision_are_read_as_float32_and_that_is_said(sae_lens_folder, tmp_path):
+    weights = sae_lens_folder / "sae_weights.safetensors"
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(weights).items()}, weights)
+    edit(sae_lens_folder, dtype="bfloat16")
+    imported = import_sae_lens(str(sae_lens_folder), str(tmp_path / "out"))
+    assert imported.notes == ("its weights are bfloat16 and SAELens computes in that; here they are float32",)
+    assert load_dictionary(imported.url)(X_BD).dtype == torch.float32
+
+
 def test_a_folder_without_a_dictionary_is_refused(tmp_path):
     assert "no SAELens folder" in import_refusal(tmp_path / "nowhere", tmp_path / "out")
 

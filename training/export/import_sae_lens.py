@@ -89,6 +89,9 @@ def import_sae_lens(url: str, path: str, settings: StorageSettings | None = None
         dictionary.set_threshold(threshold_F.clamp_min(0))  # below zero it is none: SAELens rectifies too
     about = {"imported": {"from": source.url, "format": "sae-lens", "config": source.config}}
     save_dictionary(store, dictionary, about=about)
+    dtype = source.config.get("dtype", "float32")
+    if dtype != "float32":
+        notes = [*notes, f"its weights are {dtype} and SAELens computes in that; here they are float32"]
     return Imported(url=store.url, architecture=options["architecture"], width=width, notes=tuple(notes))
 
 
