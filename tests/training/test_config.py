@@ -55,7 +55,6 @@ def candidates(architecture: str, name: str) -> list[Any]:
 OPTIONS = [(name, f.name) for name, made in DEFAULTS.items() for f in fields(made)]
 ONLY = {
     ("kmeans", "target_l0"): "target_l0",
-    ("mp", "decoder_norm"): "matching pursuit needs unit atoms",
     ("mp", "decoder_init_norm"): "decoder_init_norm",
     ("archetypal", "resample_every_rows"): "no row can restart them",
     ("relaxed_archetypal", "resample_every_rows"): "no row can restart them",

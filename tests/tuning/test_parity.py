@@ -224,12 +224,8 @@ class TestSharedTrainingEqualsThePlainLoop:
         assert torch.equal(weights["rows_since_fired_F"], model.silent_rows.long())
 
 
-QUANTILES_OF_PARTS = pytest.mark.xfail(
-    reason="JumpReLU averages the quantiles of each rank's part of a batch, which are not those of the batch",
-    strict=True,
-)
 OTHERS = [
-    *(pytest.param(name, marks=QUANTILES_OF_PARTS if name == "jumprelu" else ()) for name in QUICK),
+    *QUICK,
     *(pytest.param(name, marks=pytest.mark.slow) for name, _ in SLOW),
 ]
 
