@@ -238,6 +238,16 @@ def test_matching_pursuit_is_theirs(against, at_repeat):
     held.gradients(lexray_gradients(made, terms.loss), expected)
 
 
+def test_matching_pursuit_with_free_atoms_is_theirs_with_the_whole_gradient(against):
+    """SAELens, as the paper's code, lets lengths drift from 1; `decoder_norm: ignored` does too."""
+    made = dictionary("mp", rounds=6, decoder_norm="ignored")
+    with torch.no_grad():
+        made.W_dec *= (torch.linspace(0.9, 1.1, F) / made.W_dec.norm(dim=1))[:, None]
+    options = {"residual_threshold": 0.0, "max_iterations": 6, "stop_on_duplicate_support": False}
+    sae = theirs(made, MatchingPursuitTrainingSAE, MatchingPursuitTrainingSAEConfig, decoder_init_norm=1.0, **options)
+    hold(against("SAELens", "mp, free atoms"), made, sae, step(sae, {}), made.encode(X_BD).dense())
+
+
 @pytest.mark.parametrize(
     ("architecture", "sae_class", "config_class"),
     [

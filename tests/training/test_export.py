@@ -321,12 +321,22 @@ def test_damaged_weights_are_refused(sae_lens_folder, tmp_path):
     assert "is damaged" in import_refusal(sae_lens_folder, tmp_path / "out")
 
 
-def test_matching_pursuit_whose_atoms_are_not_of_length_one_is_refused(tmp_path):
-    export_dictionary(folder_of(tmp_path, "mp"), "sae-lens", str(tmp_path / "sae"))
+def test_matching_pursuit_with_atoms_of_other_lengths_keeps_them(tmp_path):
+    """f_j += c and r -= c atom_j with c = <r, atom_j>, whatever the length."""
+    export_dictionary(folder_of(tmp_path, "mp", "none"), "sae-lens", str(tmp_path / "sae"))
     weights = tmp_path / "sae/sae_weights.safetensors"
     tensors = load_file(weights)
-    save_file({**tensors, "W_dec": tensors["W_dec"] * 1.5}, weights)
-    assert "its atoms are 1.5 to 1.5 long" in import_refusal(tmp_path / "sae", tmp_path / "out")
+    atoms_FD = tensors["W_dec"] * torch.linspace(0.9, 1.1, F)[:, None]
+    save_file({**tensors, "W_dec": atoms_FD}, weights)
+    import_sae_lens(str(tmp_path / "sae"), str(tmp_path / "out"))
+    residual_BD, expected_BF = X_BD - tensors["b_dec"], torch.zeros(B, F)
+    for _ in range(K):
+        best = (residual_BD @ atoms_FD.T).max(dim=1)
+        expected_BF.scatter_add_(1, best.indices[:, None], best.values[:, None])
+        residual_BD = residual_BD - best.values[:, None] * atoms_FD[best.indices]
+    imported = load_dictionary(str(tmp_path / "out"))
+    assert relative_difference(imported.encode(X_BD).dense(), expected_BF) < 1e-5
+    assert "gives other codes" in refusal(str(tmp_path / "out"), "sae-lens", tmp_path / "unit", unit_atoms=True)
 
 
 def test_a_topk_that_rescales_by_norms_gives_sae_lens_codes(sae_lens_folder, tmp_path):

@@ -97,12 +97,16 @@ class Folded:
     def with_unit_atoms(self) -> Folded:
         """Every atom of length 1, so that a code says how long its part of the row is. Raises UserError."""
         norms_F = self.norms_F.clamp_min(1e-12)
+        if self.pursuit is not None:
+            if (norms_F - 1).abs().max() > EQUAL_NORMS:
+                raise UserError("unit atoms: matching pursuit with atoms of other lengths gives other codes with these")
+            return self
         if self.activation in COMPARING and not are_equal(norms_F):
             raise UserError(
                 f"unit atoms: {self.activation} compares latents, and atoms of raw activations are {norms_F.min():.3g} "
                 f"to {norms_F.max():.3g} long; dividing by that would change which are chosen. Export without it"
             )
-        return self if self.pursuit is not None else self.with_scaled_latents(norms_F)
+        return self.with_scaled_latents(norms_F)
 
     def bias_of_centred_F(self) -> Tensor:
         """The bias that goes with W_enc (x - b_dec), for formats that subtract it."""
@@ -205,7 +209,7 @@ def _on_raw_rows(made: LearnedDictionary, folded: Folded) -> Folded:
 
 
 def _fold_pursuit(made: MatchingPursuit) -> Folded:
-    """Atoms stay of unit length, or a pick would not leave the rest: a scale goes into the code."""
+    """Atoms stay as they are, since they are the encoder too: a scale goes into the code."""
     if made.config.normaliser == "whiten":
         raise UserError("normaliser: whiten bends matching pursuit's atoms, which are encoder and decoder in one")
     if made.config.inference == "omp":

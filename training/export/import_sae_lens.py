@@ -31,7 +31,7 @@ THRESHOLD = "threshold"
 """Not a parameter of ours: jumprelu learns its logarithm."""
 
 UNIT_ATOMS = 1e-5
-"""How far from 1 the atoms of matching pursuit may be long: lexray's are of length 1."""
+"""How far from 1 the length of matching pursuit's atoms may be for them to count as unit atoms."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,16 +195,12 @@ def _gated(source: Source) -> Read:
 
 def _pursuit(source: Source) -> Read:
     W_dec_FD = source.tensor("W_dec")
-    norms_F = W_dec_FD.norm(dim=1)
-    if (norms_F - 1).abs().max() > UNIT_ATOMS:
-        raise UserError(
-            f"{source.url}: its atoms are {norms_F.min():.3g} to {norms_F.max():.3g} long, and matching pursuit here "
-            "has unit atoms; others give other codes"
-        )
+    unit = bool((W_dec_FD.norm(dim=1) - 1).abs().max() <= UNIT_ATOMS)
     rounds = source.config.get("max_iterations") or W_dec_FD.shape[1]
     threshold = float(source.option("residual_threshold"))
     options = {
         "architecture": "mp",
+        "decoder_norm": "unit" if unit else "ignored",
         "rounds": rounds,
         "residual_threshold": max(0.0, threshold),
         "stop_at_repeat": bool(source.option("stop_on_duplicate_support")),
