@@ -26,6 +26,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Look at datasets of activations.")
 app.add_typer(data_app, name="data")
+bench_app = typer.Typer(no_args_is_help=True, help="Measure lexray on problems with known answers.")
+app.add_typer(bench_app, name="bench")
 
 messages = Console(stderr=True)
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
@@ -160,6 +162,24 @@ def inspect(
     from cluster.commands import inspect_dataset
 
     inspect_dataset(url, messages, as_json)
+
+
+@bench_app.command("ground-truth")
+def ground_truth(
+    world: Annotated[list[str] | None, typer.Option(help="Only this world; may be given several times.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Dictionaries of each kind; 3, and 2 with --quick.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Two worlds, few dictionaries, half the steps.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Keep everything here, and continue from there.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that train; 0 is one for each core.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Train dictionaries on rows whose features are known, and say how much of them each found.
+
+    Example: lexray bench ground-truth --world tree-0 --world tree-0.3
+    """
+    from cluster.bench_commands import run_ground_truth
+
+    run_ground_truth(tuple(world or ()), seeds, quick, workers, output, messages, as_json)
 
 
 def main() -> None:

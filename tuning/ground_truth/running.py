@@ -14,6 +14,7 @@ from storage.store import Store
 from storage.stream import BatchStream
 from storage.writer import DatasetWriter
 from training.config import TrainingConfig
+from training.dictionaries.learned import LearnedDictionary
 from training.saved import CONFIG, load_dictionary, read_dictionary_config
 from training.trainer import Trainer, build_dictionary, ensure_process_group, read_locally, sample_rows
 from tuning.ground_truth.worlds import World
@@ -70,6 +71,7 @@ def learned(folder: Store, rows_ND: Tensor) -> Learned:
     """Load the dictionary that `train_once` saved, and encode raw rows with it."""
     store = folder.at_path("dictionary")
     dictionary = load_dictionary(store.url)
+    assert isinstance(dictionary, LearnedDictionary)
     with torch.no_grad():
         codes_NF = dictionary.encode(rows_ND).dense()
         atoms_FD = dictionary.atoms_FD().clone()
@@ -84,5 +86,5 @@ def initial_atoms(config: TrainingConfig) -> Tensor:
     dictionary = build_dictionary(config, manifest)
     if dictionary.needs_sample:
         dictionary.prepare(lambda: sample_rows(config, stream))
-    atoms_FD: Tensor = dictionary.atoms_FD().detach().clone()
-    return atoms_FD
+    assert isinstance(dictionary, LearnedDictionary)
+    return dictionary.atoms_FD().detach().clone()

@@ -1,0 +1,131 @@
+"""Which dictionaries are trained on which world, with which options.
+
+Settings are those with which each architecture did best in trials on the world at hand; where that leaves a choice that
+a paper's finding turns on (the encoder's start, the candidates, the length of atoms), both are arms of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from training.config import OptimizerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A dictionary on a world, trained with several seeds."""
+
+    name: str
+    options: dict[str, Any]
+    """Of the dictionary, `architecture` among them; the width is the world's number of features unless given."""
+    optimizer: OptimizerConfig
+    quick: bool = False
+    """Whether `--quick` trains it too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is trained on a world."""
+
+    arms: tuple[Arm, ...]
+    batch_rows: int
+    steps: int
+    identifiable: bool = False
+    """Whether identifiability is measured."""
+    quick: bool = False
+    """Whether `--quick` has it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Arms:
+    """Arms that have options and an optimizer in common."""
+
+    shared: dict[str, Any]
+    optimizer: OptimizerConfig
+    arms: list[Arm] = field(default_factory=list)
+
+    def add(
+        self, name: str, *, architecture: str, quick: bool = False, optimizer: OptimizerConfig | None = None, **own: Any
+    ) -> None:
+        options = {**self.shared, "architecture": architecture, **own}
+        self.arms.append(Arm(name=name, options=options, optimizer=optimizer or self.optimizer, quick=quick))
+
+
+# The tree ----------------------------------------------------------------------------------------------------------
+
+# The MP-SAE paper's toy code: Adam(0.5, 0.9375) at 3e-2, raw rows, residuals below 0.05 are left.
+TREE_OPTIMIZER = OptimizerConfig(lr=3e-2, beta1=0.5, beta2=0.9375)
+PURSUIT: dict[str, Any] = {"target_l0": 1.36, "rounds": 8, "residual_threshold": 0.05, "stop_at_repeat": True}
+
+
+def tree_arms() -> tuple[Arm, ...]:
+    """The mean L0 of the truth is 1.36: families with a whole number k have 1 and 2 instead."""
+    made = _Arms(shared={"normaliser": "none"}, optimizer=TREE_OPTIMIZER)
+    made.add("relu", architecture="relu", target_l0=1.36, decoder_norm="free", quick=True)
+    made.add("gated", architecture="gated", target_l0=1.36)
+    made.add("topk, k 1", architecture="topk", target_l0=1, decoder_norm="free")
+    made.add("topk, k 2", architecture="topk", target_l0=2, decoder_norm="free", quick=True)
+    made.add("batch_topk, k 1", architecture="batch_topk", target_l0=1, decoder_norm="free")
+    made.add("batch_topk, k 2", architecture="batch_topk", target_l0=2, decoder_norm="free", quick=True)
+    made.add("matryoshka_batch_topk, k 2", architecture="matryoshka_batch_topk", target_l0=2, decoder_norm="free")
+    made.add("relaxed_archetypal, k 2", architecture="relaxed_archetypal", target_l0=2)
+    made.add("mp, unit atoms", architecture="mp", **PURSUIT)
+    made.add("mp", architecture="mp", decoder_norm="ignored", quick=True, **PURSUIT)
+    return tuple(made.arms)
+
+
+# Everything else ---------------------------------------------------------------------------------------------------
+
+
+def plain_arms(k: int, lr: float) -> _Arms:
+    """One arm of every family at target L0 `k`."""
+    made = _Arms(shared={"target_l0": k}, optimizer=OptimizerConfig(lr=lr))
+    made.add("relu", architecture="relu")
+    made.add("gated", architecture="gated")
+    made.add("jumprelu", architecture="jumprelu", optimizer=OptimizerConfig(lr=lr / 3))
+    made.add("topk", architecture="topk", quick=True)
+    made.add("batch_topk", architecture="batch_topk")
+    made.add("matryoshka_batch_topk", architecture="matryoshka_batch_topk")
+    made.add("mp", architecture="mp", quick=True)
+    return made
+
+
+def archetypal_arms(made: _Arms, candidates: int) -> _Arms:
+    """Archetypal dictionaries as published, and with what they start from drawn anew for each seed."""
+    shared: dict[str, Any] = {"architecture": "relaxed_archetypal", "candidates": candidates}
+    made.add("topk, encoder of its own", architecture="topk", encoder_init="random")
+    made.add("archetypal", architecture="archetypal", candidates=candidates)
+    made.add("relaxed_archetypal", quick=True, **shared)
+    made.add("relaxed_archetypal, own candidates", candidates_seed="trial", quick=True, **shared)
+    made.add("relaxed_archetypal, shuffled", mixture_init="shuffled", **shared)
+    made.add("relaxed_archetypal, random mixture", mixture_init="random", **shared)
+    made.add("relaxed_archetypal, both own", candidates_seed="trial", mixture_init="random", **shared)
+    return made
+
+
+def plans() -> dict[str, Plan]:
+    """By the world's name."""
+    trees = Plan(arms=tree_arms(), batch_rows=256, steps=4000)
+    return {
+        "superposed": Plan(
+            arms=tuple(archetypal_arms(plain_arms(4, 1e-2), candidates=192).arms),
+            batch_rows=512,
+            steps=3000,
+            quick=True,
+        ),
+        "correlated": Plan(
+            arms=tuple(archetypal_arms(plain_arms(4, 1e-2), candidates=96).arms[:10]), batch_rows=512, steps=3000
+        ),
+        "tree-0": Plan(arms=trees.arms, batch_rows=trees.batch_rows, steps=trees.steps, quick=True),
+        "tree-0.3": trees,
+        "tree-0.5": trees,
+        "tree-0.7": trees,
+        "mixtures": Plan(
+            arms=tuple(archetypal_arms(plain_arms(3, 1e-2), candidates=64).arms),
+            batch_rows=512,
+            steps=3000,
+            identifiable=True,
+            quick=False,
+        ),
+    }

@@ -1,0 +1,191 @@
+"""Train every arm of every world with several seeds, and measure what each found."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import NamedTuple
+
+from torch import Tensor
+
+from storage.errors import UserError
+from storage.manifest import Manifest
+from storage.store import Store
+from training.config import DataConfig, EveryConfig, TrainingConfig
+from training.dictionaries import dictionary_config
+from tuning.ground_truth.arms import Arm, Plan, plans
+from tuning.ground_truth.recovery import activation_f1, hierarchy, identifiability, match, random_stability, stability
+from tuning.ground_truth.running import SITE, Learned, initial_atoms, learned, store_world, train_once
+from tuning.ground_truth.worlds import WORLDS, World, make_world
+
+TRAINING_ROWS, UNSEEN_ROWS = 65_536, 4096
+TRAINING_SEED, UNSEEN_SEED = 0, 1
+QUICK_SEEDS, SEEDS = 2, 3
+QUICK_SHARE = 0.5
+"""Share of the steps that `--quick` trains."""
+
+Progress = Callable[[str, int, int], None]
+"""Hears of each finished training: its name, how many are done, how many there are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions:
+    """What is studied."""
+
+    worlds: tuple[str, ...] = ()
+    """Names; none given: all (of `--quick`)."""
+    seeds: int | None = None
+    """Dictionaries of each arm; None is 3, and 2 for a quick study."""
+    quick: bool = False
+    """Few worlds and arms, half the steps."""
+    workers: int = 0
+    """Processes; 0 is one for each core."""
+
+    def __post_init__(self) -> None:
+        for name in self.worlds:
+            if name not in WORLDS:
+                raise UserError(f"world: {name!r} is unknown; known: {', '.join(WORLDS)}")
+        if self.seeds is not None and self.seeds < 2:
+            raise UserError(f"seeds: {self.seeds} must be at least 2, or nothing can be said of stability")
+        if self.workers < 0:
+            raise UserError(f"workers: {self.workers} is below 0")
+
+    @property
+    def num_seeds(self) -> int:
+        return self.seeds or (QUICK_SEEDS if self.quick else SEEDS)
+
+
+class Trial(NamedTuple):
+    """One training of a study."""
+
+    world: str
+    arm: Arm
+    config: TrainingConfig
+
+
+class Result(NamedTuple):
+    """An arm on a world: per metric one value for each seed, or for each pair of seeds (stability)."""
+
+    world: str
+    arm: str
+    values: dict[str, list[float]]
+
+
+def run_study(options: StudyOptions, folder: Store, on_progress: Progress) -> list[Result]:
+    """Write the worlds, train what is not trained yet, measure. Everything lies under `folder`."""
+    every = plans()
+    names = options.worlds or tuple(n for n in WORLDS if every[n].quick or not options.quick)
+    trials: list[Trial] = []
+    for name in names:
+        world = make_world(name, TRAINING_ROWS, seed=TRAINING_SEED)
+        manifest = store_world(world, folder.at_path(f"{name}/data"), {"world": name, "seed": TRAINING_SEED})
+        trials += trials_of(name, world, every[name], manifest, folder, options)
+    train_all(trials, folder, options.workers or len(os.sched_getaffinity(0)), on_progress)
+    return [result for name in names for result in measure_world(name, every[name], trials, folder)]
+
+
+def trials_of(
+    name: str, world: World, plan: Plan, manifest: Manifest, folder: Store, options: StudyOptions
+) -> Iterator[Trial]:
+    """Every training on a world: arms times seeds."""
+    steps = round(plan.steps * (QUICK_SHARE if options.quick else 1))
+    data = DataConfig(
+        url=folder.at_path(f"{name}/data").url,
+        dataset_id=manifest.id,
+        inputs=(SITE,),
+        batch_rows=plan.batch_rows,
+    )
+    for arm in plan.arms:
+        if options.quick and not arm.quick:
+            continue
+        dictionary = dictionary_config({
+            "width": len(world.features_GD),
+            "dead_after_rows": 50 * plan.batch_rows,
+            "sample_rows": 16_384,
+            **arm.options,
+        })  # fmt: skip
+        for seed in range(options.num_seeds):
+            yield Trial(name, arm, TrainingConfig(
+                dictionary=dictionary,
+                data=data,
+                rows=steps * plan.batch_rows,
+                optimizer=arm.optimizer,
+                seed=seed,
+                every=EveryConfig(log=500, evaluate=max(1, steps // 5), checkpoint=steps, eval_rows=2048),
+            ))  # fmt: skip
+
+
+def folder_of(trial: Trial, folder: Store) -> Store:
+    """Where a training lies."""
+    return folder.at_path(f"{trial.world}/trials/{trial.config.trial}")
+
+
+def train_all(trials: list[Trial], folder: Store, workers: int, on_progress: Progress) -> None:
+    """Train in so many processes; the first that fails ends the study."""
+    if workers == 1:
+        for done, trial in enumerate(trials, 1):
+            train_once(trial.config, folder_of(trial, folder))
+            on_progress(f"{trial.world}: {trial.arm.name}", done, len(trials))
+        return
+    # Forked processes would share the thread pools and the process group of this one.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(train_once, t.config, folder_of(t, folder)): t for t in trials}
+        try:
+            for done, future in enumerate(as_completed(futures), 1):
+                future.result()
+                trial = futures[future]
+                on_progress(f"{trial.world}: {trial.arm.name}", done, len(trials))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+# Measuring ---------------------------------------------------------------------------------------------------------
+
+
+def measure_world(name: str, plan: Plan, trials: list[Trial], folder: Store) -> list[Result]:
+    """One result for each arm that was trained on this world."""
+    unseen = make_world(name, UNSEEN_ROWS, seed=UNSEEN_SEED)
+    results = []
+    for arm in plan.arms:
+        mine = [t for t in trials if t.world == name and t.arm == arm]
+        if not mine:
+            continue
+        found = [learned(folder_of(t, folder), unseen.rows_ND) for t in mine]
+        starts = [initial_atoms(t.config) for t in mine]
+        results.append(Result(name, arm.name, measure_arm(unseen, found, starts, plan.identifiable)))
+    return results
+
+
+def measure_arm(
+    unseen: World, found: list[Learned], starts: list[Tensor], identifiable: bool
+) -> dict[str, list[float]]:
+    """Every metric of an arm. `starts` are the atoms before the first step, one (F, D) for each seed."""
+    each = [measure_one(unseen, one, identifiable) for one in found]
+    values = {metric: [one[metric] for one in each] for metric in each[0]}
+    values["stability_at_start"] = stability(starts)
+    values["stability"] = stability([one.atoms_FD for one in found])
+    values["stability_of_random"] = [random_stability(*found[0].atoms_FD.shape)]
+    return values
+
+
+def measure_one(unseen: World, one: Learned, identifiable: bool) -> dict[str, float]:
+    """What one dictionary found, by metric."""
+    matched = match(unseen.features_GD, one.atoms_FD)
+    values = {
+        "cosine": float(matched.cosines_P.sum()) / len(unseen.features_GD),
+        "f1": float(activation_f1(matched, unseen.present_NG, one.codes_NF).mean()),
+        "r2": 1 - one.held_out["fvu"],
+        "l0": float((one.codes_NF != 0).sum(1).double().mean()),
+        "true_l0": unseen.l0,
+    }
+    if unseen.parents:
+        tree = hierarchy(unseen.features_GD, one.atoms_FD, unseen.parents, unseen.levels)
+        values |= {"parent_child": tree.parent_child, "across": tree.across, "within": tree.within}
+    if identifiable:
+        accuracy, balanced = identifiability(one.codes_NF, unseen.present_NG)
+        values |= {"identifiability": accuracy, "identifiability_balanced": balanced}
+    return values

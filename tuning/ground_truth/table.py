@@ -1,0 +1,66 @@
+"""The results of a study as one table: mean and spread over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import mean
+from typing import Any
+
+from rich.table import Table
+
+from tuning.ground_truth.study import Result
+
+COLUMNS = {
+    "cosine": "cosine",
+    "f1": "F1",
+    "r2": "R2",
+    "l0": "L0",
+    "parent_child": "parent-child",
+    "across": "across",
+    "within": "within",
+    "identifiability": "accuracy",
+    "identifiability_balanced": "balanced",
+    "stability_at_start": "start",
+    "stability": "stability",
+    "stability_of_random": "random",
+}
+"""Metric to heading; a column that no result has is left out."""
+
+LEGEND = (
+    "Mean over seeds, and the largest distance from it. cosine: matched atoms and features (Hungarian). F1: a matched "
+    "latent as detector of its feature. parent-child: learned cosine (truth 0). across, within: squared error of "
+    "learned cosines of parents with children, of siblings. accuracy, balanced: identifiability. stability: matched "
+    "cosine between seeds; start: the same before the first step; random: of random directions."
+)
+
+
+def study_table(results: Sequence[Result]) -> Table:
+    """One row for each arm of each world."""
+    shown = {metric: heading for metric, heading in COLUMNS.items() if any(metric in r.values for r in results)}
+    table = Table(title="Known ground truth", caption=LEGEND, box=None)
+    table.add_column("world, true L0")
+    table.add_column("dictionary")
+    for heading in shown.values():
+        table.add_column(heading, justify="right", no_wrap=True)
+    previous = ""
+    for result in results:
+        new = result.world != previous
+        if new and previous:
+            table.add_section()
+        world = f"{result.world}, {mean(result.values['true_l0']):.2f}" if new else ""
+        table.add_row(world, result.arm, *(cell(result.values.get(metric)) for metric in shown))
+        previous = result.world
+    return table
+
+
+def cell(values: Sequence[float] | None) -> str:
+    """`mean` and, where there are several values, `±largest distance from it`; nothing for a metric without values."""
+    if not values:
+        return ""
+    middle = mean(values)
+    return f"{middle:.3f}" + (f" ±{max(abs(v - middle) for v in values):.3f}" if len(values) > 1 else "")
+
+
+def study_document(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Plain values, every seed's own among them."""
+    return [{"world": r.world, "dictionary": r.arm, "values": r.values} for r in results]
