@@ -82,7 +82,8 @@ def random_rows(batches: Callable[[], Iterable[Tensor]], count: int, rows: Rows,
     best: Tensor | None = None
     seen = 0
     for x_bD in batches():
-        keyed = torch.cat([_keys(x_bD, seed)[:, None], x_bD], 1)
+        keyed = torch.cat([_keys(x_bD, seed)[:, None], x_bD.double()], 1)
+        dtype = x_bD.dtype
         best = keyed if best is None else torch.cat([best, keyed])
         best = best[best[:, 0].argsort(descending=True, stable=True)[:count]]
         seen += len(x_bD)
@@ -93,11 +94,11 @@ def random_rows(batches: Callable[[], Iterable[Tensor]], count: int, rows: Rows,
     mine = best.new_full((count, best.shape[1]), -1.0)
     mine[: len(best)] = best
     everyones = rows.gather(mine)
-    return everyones[everyones[:, 0].argsort(descending=True, stable=True)[:count], 1:].contiguous()
+    return everyones[everyones[:, 0].argsort(descending=True, stable=True)[:count], 1:].to(dtype).contiguous()
 
 
 def _keys(x_BD: Tensor, seed: int) -> Tensor:
     """A pseudo-random number in 0..1 for each row, from its values and the seed (B)."""
     generator = torch.Generator().manual_seed(seed)
     mix_D = torch.randn(x_BD.shape[1], generator=generator, dtype=torch.float64).to(x_BD.device)
-    return ((x_BD.double() @ mix_D) * 12.9898).sin().mul(43758.5453).remainder(1.0).to(x_BD.dtype)
+    return ((x_BD.double() @ mix_D) * 12.9898).sin().mul(43758.5453).remainder(1.0)

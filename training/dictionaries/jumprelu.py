@@ -170,10 +170,10 @@ class JumpReLU(Penalised):
         if self.config.l0_loss == "step":
             return coefficient * steps.sum() / total_rows, {"coefficient": coefficient}
         # More latents than wanted raise the coefficient: here that lowers the aim.
-        weight = self.config.initial_coefficient
-        aim = self.config.target_l0 * weight / self.controller.coefficient
+        start = self.config.initial_coefficient
+        aim = self.config.target_l0 * start / self.controller.coefficient
         excess_B = entries.per_row(steps) / aim - 1
-        return weight * excess_B.square().sum() / total_rows, {"aim": aim}
+        return start * self.warmed * excess_B.square().sum() / total_rows, {"aim": aim}
 
     def _preact(self, x_BD: Tensor, bias_F: Tensor, threshold_F: Tensor, decoder: Decoder) -> Tensor:
         """Sum over rows and latents of relu(theta - z) ||atom||."""

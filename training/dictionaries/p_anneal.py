@@ -25,8 +25,8 @@ class PSchedule(PenalisedConfig):
     """p at the end; it starts at 1."""
     p_from: float = 0.1
     """Share of the steps after which p begins to fall."""
-    p_until: float = 0.8
-    """Share of the steps at which it arrives."""
+    p_until: float = 0.6
+    """Share of the steps at which it arrives: early enough for the controller to bring L0 back to its target."""
     p_jumps: int = 10
     """In how many equal jumps."""
     p_smoothing: float = 1e-4

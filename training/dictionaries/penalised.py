@@ -48,10 +48,15 @@ class Penalised(LearnedDictionary):
             self.W_enc.mul_(min(1.0, 2 * sites.input_width / config.width))
 
     @property
+    def warmed(self) -> float:
+        """Share of the penalty's weight that is in force at this step: it rises to 1."""
+        warmup = self.config.coefficient_warmup
+        return min(1.0, self.progress / warmup) if warmup else 1.0
+
+    @property
     def coefficient(self) -> Tensor:
         """Weight of the penalty at this step (scalar)."""
-        warmup = self.config.coefficient_warmup
-        return self.controller.coefficient * (min(1.0, self.progress / warmup) if warmup else 1.0)
+        return self.controller.coefficient * self.warmed
 
     @torch.no_grad()
     def after_step(self, batch: BatchSums) -> None:

@@ -1,0 +1,67 @@
+"""On real activations every penalty family reaches the number of active latents that was asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from storage.config_file import read_config_file
+from storage.harvest import harvest
+from storage.harvest_file import HarvestFile
+from storage.manifest import Manifest
+from storage.store import Store
+from training.config import DataConfig, EveryConfig, OptimizerConfig, TrainingConfig
+from training.dictionaries import ARCHITECTURES, dictionary_config
+from training.dictionaries.penalised import PenalisedConfig
+from training.trainer import Trainer
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("process_group")]
+
+PENALTIES = [
+    name
+    for name, made in ARCHITECTURES.items()
+    if issubclass(made.Config, PenalisedConfig) and made.kind == "sae" and not name.endswith("archetypal")
+]
+TARGETS = (16, 32, 64, 128)
+WIDTH, BATCH, EPOCHS = 768, 1024, 2
+
+
+@pytest.fixture(scope="module")
+def activations(tmp_path_factory) -> tuple[Store, Manifest]:
+    """The quickstart's: MiniLM on Python's help pages."""
+    folder = tmp_path_factory.mktemp("minilm")
+    text = (Path(__file__).resolve().parents[2] / "examples/quickstart/harvest.yaml").read_text()
+    (folder / "harvest.yaml").write_text(text.replace("runs/quickstart/activations", str(folder / "activations")))
+    config = read_config_file(str(folder / "harvest.yaml"), HarvestFile)
+    manifest, _ = harvest(config)
+    return Store.at(config.output), manifest
+
+
+def trained(activations: tuple[Store, Manifest], folder: Path, name: str, target_l0: int) -> dict[str, float]:
+    """Held-out metrics after a short training, with every option at its default."""
+    store, manifest = activations
+    options = {"architecture": name, "width": WIDTH, "target_l0": target_l0, "dead_after_rows": 100_000}
+    config = TrainingConfig(
+        dictionary=dictionary_config(options),
+        data=DataConfig(url=store.url, dataset_id=manifest.id, inputs=("layer3",), batch_rows=BATCH, held_out=0.1),
+        rows=EPOCHS * manifest.rows * 9 // 10,
+        optimizer=OptimizerConfig(lr=3e-3, decay=0.3),
+        every=EveryConfig(log=100, evaluate=25, checkpoint=10_000, eval_rows=8192),
+    )
+    return Trainer(config=config, store=Store.at(str(folder / f"{name}-{target_l0}"))).run().metrics
+
+
+def test_there_are_the_seven_penalty_families():
+    assert len(PENALTIES) == 7
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", PENALTIES)
+def test_the_target_is_met_within_a_tenth_and_more_latents_reconstruct_better(activations, tmp_path, name):
+    found = [trained(activations, tmp_path, name, target) for target in TARGETS]
+    reached = [metrics["l0"] for metrics in found]
+    assert reached == pytest.approx(TARGETS, rel=0.1)
+    assert reached == sorted(reached)
+    fvu = [metrics["fvu"] for metrics in found]
+    assert fvu == sorted(fvu, reverse=True)
