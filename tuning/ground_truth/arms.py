@@ -64,7 +64,6 @@ def tree_arms() -> tuple[Arm, ...]:
     made = _Arms(shared={"normaliser": "none"}, optimizer=TREE_OPTIMIZER)
     made.add("relu", architecture="relu", target_l0=1.36, decoder_norm="free", quick=True)
     made.add("gated", architecture="gated", target_l0=1.36)
-    made.add("topk, k 1", architecture="topk", target_l0=1, decoder_norm="free")
     made.add("topk, k 2", architecture="topk", target_l0=2, decoder_norm="free", quick=True)
     made.add("batch_topk, k 1", architecture="batch_topk", target_l0=1, decoder_norm="free")
     made.add("batch_topk, k 2", architecture="batch_topk", target_l0=2, decoder_norm="free", quick=True)
@@ -111,11 +110,11 @@ def plans() -> dict[str, Plan]:
         "superposed": Plan(
             arms=tuple(archetypal_arms(plain_arms(4, 1e-2), candidates=192).arms),
             batch_rows=512,
-            steps=3000,
+            steps=2000,
             quick=True,
         ),
         "correlated": Plan(
-            arms=tuple(archetypal_arms(plain_arms(4, 1e-2), candidates=96).arms[:10]), batch_rows=512, steps=3000
+            arms=tuple(archetypal_arms(plain_arms(4, 1e-2), candidates=96).arms[:11]), batch_rows=512, steps=2000
         ),
         "tree-0": Plan(arms=trees.arms, batch_rows=trees.batch_rows, steps=trees.steps, quick=True),
         "tree-0.3": trees,
@@ -124,7 +123,7 @@ def plans() -> dict[str, Plan]:
         "mixtures": Plan(
             arms=tuple(archetypal_arms(plain_arms(3, 1e-2), candidates=64).arms),
             batch_rows=512,
-            steps=3000,
+            steps=2000,
             identifiable=True,
             quick=False,
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from typing import NamedTuple
 
@@ -90,7 +90,11 @@ def run_study(options: StudyOptions, folder: Store, on_progress: Progress) -> li
 def trials_of(
     name: str, world: World, plan: Plan, manifest: Manifest, folder: Store, options: StudyOptions
 ) -> Iterator[Trial]:
-    """Every training on a world: arms times seeds."""
+    """Every training on a world: arms times seeds.
+
+    A seed draws the initial weights, the order of the rows and which twentieth of them is held out: with the same rows
+    in the same order, dictionaries that start from shared candidates would not differ at all.
+    """
     steps = round(plan.steps * (QUICK_SHARE if options.quick else 1))
     data = DataConfig(
         url=folder.at_path(f"{name}/data").url,
@@ -104,13 +108,13 @@ def trials_of(
         dictionary = dictionary_config({
             "width": len(world.features_GD),
             "dead_after_rows": 50 * plan.batch_rows,
-            "sample_rows": 16_384,
+            "sample_rows": TRAINING_ROWS,  # all, so that shared candidates hardly depend on the order
             **arm.options,
         })  # fmt: skip
         for seed in range(options.num_seeds):
             yield Trial(name, arm, TrainingConfig(
                 dictionary=dictionary,
-                data=data,
+                data=replace(data, seed=seed),
                 rows=steps * plan.batch_rows,
                 optimizer=arm.optimizer,
                 seed=seed,
