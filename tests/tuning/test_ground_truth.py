@@ -1,0 +1,167 @@
+"""`lexray bench ground-truth`: a world is stored, trained on as any dataset, and what was found is told."""
+
+import json
+import os
+import subprocess
+import sys
+from statistics import mean
+
+import pytest
+
+from storage.errors import UserError
+from storage.store import Store
+from tuning.ground_truth.arms import Arm, Plan, plans
+from tuning.ground_truth.running import Learned, learned, store_world, train_once
+from tuning.ground_truth.study import Result, StudyOptions, folder_of, measure_world, run_study, trials_of
+from tuning.ground_truth.table import cell, study_document, study_table
+from tuning.ground_truth.worlds import WORLDS, make_world, tree
+
+TINY = Plan(arms=plans()["tree-0"].arms[:2], batch_rows=32, steps=10)
+
+
+def run_tiny(folder: Store) -> list[Result]:
+    """Two arms, two seeds, ten steps."""
+    options = StudyOptions(seeds=2)
+    world = tree(640, seed=0)
+    manifest = store_world(world, folder.at_path("tree-0/data"), {"world": "tree-0"})
+    trials = list(trials_of("tree-0", world, TINY, manifest, folder, options))
+    for trial in trials:
+        train_once(trial.config, folder_of(trial, folder))
+    return measure_world("tree-0", TINY, trials, folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Store:
+    return Store.at(str(tmp_path_factory.mktemp("study")))
+
+
+@pytest.fixture(scope="module")
+def results(folder) -> list[Result]:
+    return run_tiny(folder)
+
+
+def test_every_metric_has_a_value_for_each_seed_and_stability_one_for_each_pair(results):
+    assert [r.arm for r in results] == [arm.name for arm in TINY.arms]
+    for result in results:
+        assert {len(values) for name, values in result.values.items() if not name.startswith("stability")} == {2}
+        assert [len(result.values[name]) for name in ("stability_at_start", "stability")] == [1, 1]
+        assert {"cosine", "f1", "r2", "l0", "parent_child", "across", "within"} <= result.values.keys()
+        assert all(-1 <= value <= 20 for values in result.values.values() for value in values)
+
+
+def test_a_study_continues_from_its_folder_and_tells_the_same(folder, results):
+    trials = folder.list_folders("tree-0/trials")
+    assert len(trials) == 4
+    before = folder.at_path(f"tree-0/trials/{trials[0]}/dictionary").read("config.json")
+    assert run_tiny(folder) == results
+    assert folder.at_path(f"tree-0/trials/{trials[0]}/dictionary").read("config.json") == before
+
+
+def test_a_folder_with_another_world_is_refused(folder, results):
+    with pytest.raises(UserError, match="holds a world of other settings"):
+        store_world(tree(640, seed=0), folder.at_path("tree-0/data"), {"world": "tree-0.5"})
+
+
+def test_what_is_measured_is_the_dictionary_on_disk(folder, results):
+    unseen = make_world("tree-0", 256, seed=1)
+    trial = folder.list_folders("tree-0/trials")[0]
+    one = learned(folder.at_path(f"tree-0/trials/{trial}"), unseen.rows_ND)
+    assert isinstance(one, Learned)
+    assert one.atoms_FD.shape == (20, 20)
+    assert one.codes_NF.shape == (256, 20)
+    assert "fvu" in one.held_out
+
+
+def test_the_table_has_a_row_for_each_arm_and_the_document_every_value(results):
+    assert study_table(results).row_count == 2
+    document = study_document(results)
+    assert json.loads(json.dumps(document)) == document
+    assert document[0]["values"]["cosine"] == results[0].values["cosine"]
+
+
+def test_a_cell_says_the_mean_and_how_far_the_farthest_seed_is_from_it():
+    assert cell([0.5]) == "0.500"
+    assert cell([0.5, 0.6, 0.1]) == "0.400 ±0.300"
+    assert cell(None) == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"worlds": ("tree",)}, "world: 'tree' is unknown; known: superposed"),
+        ({"seeds": 1}, "seeds: 1 must be at least 2"),
+        ({"workers": -1}, "workers: -1 is below 0"),
+    ],
+)
+def test_wrong_options_are_refused_in_one_line(options, complaint):
+    with pytest.raises(UserError, match=complaint):
+        StudyOptions(**options)
+
+
+def test_every_world_has_a_plan_whose_arms_have_names_of_their_own():
+    assert plans().keys() == WORLDS.keys()
+    for plan in plans().values():
+        assert all(isinstance(arm, Arm) for arm in plan.arms)
+        assert len({arm.name for arm in plan.arms}) == len(plan.arms)
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory) -> dict[tuple[str, str], dict[str, float]]:
+    """Means over seeds of `--quick --json`, by world and dictionary."""
+    folder = tmp_path_factory.mktemp("quick")
+    command = [sys.executable, "-m", "cluster", "bench", "ground-truth", "--quick", "--json", "--output", str(folder)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "16/16" in done.stderr
+    results = json.loads(done.stdout)["results"]
+    return {(r["world"], r["dictionary"]): {n: mean(v) for n, v in r["values"].items()} for r in results}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(700)
+def test_matching_pursuit_finds_the_tree_and_the_others_let_children_absorb_their_parents(quick):
+    pursuit = quick["tree-0", "mp"]
+    assert pursuit["cosine"] > 0.97
+    assert pursuit["across"] < 0.01
+    assert pursuit["within"] < 0.01
+    assert pursuit["r2"] > 0.99
+    for other in ("relu", "topk, k 2", "batch_topk, k 2"):
+        assert quick["tree-0", other]["across"] > pursuit["across"] + 0.02
+        assert quick["tree-0", other]["r2"] > 0.95  # what they miss is the structure
+    assert quick["tree-0", "relu"]["parent_child"] > 0.4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(700)
+def test_relaxed_archetypal_dictionaries_agree_most_also_with_candidates_of_their_own(quick):
+    topk = quick["superposed", "topk"]
+    own = quick["superposed", "relaxed_archetypal, own candidates"]
+    assert own["stability"] > topk["stability"] + 0.01
+    assert own["stability"] > own["stability_at_start"] + 0.1
+    assert own["r2"] > topk["r2"] - 0.02
+    assert topk["stability"] > topk["stability_of_random"] + 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(700)
+def test_features_in_superposition_are_found_by_every_quick_dictionary(quick):
+    found = {name: values["cosine"] for (world, name), values in quick.items() if world == "superposed"}
+    assert len(found) == 4
+    assert min(found.values()) > 0.9
+
+
+def test_the_study_trains_in_processes_of_their_own_as_it_does_in_this_one(tmp_path, monkeypatch):
+    """Two workers, one world, few steps."""
+    tiny = {name: Plan(arms=plan.arms[:1], batch_rows=32, steps=4) for name, plan in plans().items()}
+    monkeypatch.setattr("tuning.ground_truth.study.plans", lambda: tiny)
+    heard = []
+    options = {"worlds": ("tree-0",), "seeds": 2}
+
+    def run(place: str, workers: int) -> list[Result]:
+        store = Store.at(str(tmp_path / place))
+        return run_study(StudyOptions(workers=workers, **options), store, lambda *said: heard.append(said[1:]))
+
+    assert run("one", 1) == run("two", 2)
+    assert heard == [(1, 2), (2, 2)] * 2
