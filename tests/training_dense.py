@@ -105,7 +105,7 @@ def tanh(p: Problem, weighted: Tensor) -> Tensor:
 
 
 def lp(p: Problem, weighted: Tensor) -> Tensor:
-    """At half of the training: 4 / 7 of the way from 10 % to 80 %, in ten jumps, is five of them."""
+    """At half of the training: 4 / 5 of the way from 10 % to 60 %, in ten jumps, is eight of them."""
     power, epsilon = 1 + (p.config.p_end - 1) * 8 / 10, p.config.p_smoothing
     inside = torch.where(weighted > 0, weighted, 1.0)
     return torch.where(weighted > 0, (inside + epsilon) ** power - epsilon**power, 0.0)
