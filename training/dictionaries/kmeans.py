@@ -17,14 +17,14 @@ from training.axes import Chosen
 from training.clusters import assign, kmeans, nearest
 from training.code import Code
 from training.dictionaries.base import Sample, Terms
-from training.dictionaries.solved import Solved, SolvedConfig
+from training.dictionaries.solved import FromRowsConfig, Solved
 from training.normalisers import Sites
 
 STARTING_ROUNDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class KMeansConfig(SolvedConfig):
+class KMeansConfig(FromRowsConfig):
     """Options of k-means; the width is the number of centroids, and the target L0 is 1."""
 
     architecture = "kmeans"
@@ -34,15 +34,6 @@ class KMeansConfig(SolvedConfig):
         if self.target_l0 != 1:
             raise UserError(
                 f"target_l0: {self.target_l0:g}, but k-means has one active latent; set it to 1 in `options`"
-            )
-        if self.width > self.sample_rows:
-            raise UserError(f"width: {self.width:,} centroids are more than sample_rows {self.sample_rows:,}")
-
-    def check_rows(self, training_rows: int) -> None:
-        """Raise UserError when the data has fewer rows than centroids are wanted."""
-        if self.width > training_rows:
-            raise UserError(
-                f"width: {self.width:,} centroids are more than the dataset's {training_rows:,} training rows"
             )
 
 

@@ -17,13 +17,13 @@ from storage.errors import UserError
 from training.clusters import random_rows
 from training.code import Code
 from training.dictionaries.base import DictionaryConfig, Sample, Terms
-from training.dictionaries.solved import Solved, SolvedConfig
+from training.dictionaries.solved import FromRowsConfig, Solved
 from training.factors import least_squares_atoms, multiplicative_atoms, sparse_codes
 from training.normalisers import NormaliserName, Sites
 
 
 @dataclass(frozen=True, kw_only=True)
-class SNMFConfig(SolvedConfig):
+class SNMFConfig(FromRowsConfig):
     """Options of semi-NMF; the target L0 is the number of active latents of a row."""
 
     architecture = "snmf"
@@ -41,15 +41,6 @@ class SNMFConfig(SolvedConfig):
             raise UserError(f"code_rounds: {self.code_rounds} must be at least 1")
         if not 0 <= self.forgetting < 1:
             raise UserError(f"forgetting: {self.forgetting:g} must be at least 0 and below 1")
-        if self.width > self.sample_rows:
-            raise UserError(f"width: {self.width:,} latents start from rows, but sample_rows is {self.sample_rows:,}")
-
-    def check_rows(self, training_rows: int) -> None:
-        """Raise UserError when the data has fewer rows than there are atoms to start."""
-        if self.width > training_rows:
-            raise UserError(
-                f"width: {self.width:,} latents are more than the dataset's {training_rows:,} training rows"
-            )
 
 
 class SNMF(Solved):

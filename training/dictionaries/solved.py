@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from storage.errors import UserError
 from training.code import Code
 from training.dictionaries.base import Dictionary, DictionaryConfig, Terms
 from training.normalisers import Sites
@@ -20,6 +21,25 @@ from training.sparse_ops import sparse_decode
 @dataclass(frozen=True, kw_only=True)
 class SolvedConfig(DictionaryConfig):
     """Options of every baseline."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromRowsConfig(SolvedConfig):
+    """Options of baselines whose atoms start from rows of the data, one each."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.width > self.sample_rows:
+            raise UserError(
+                f"width: {self.width:,} latents start from a row each, but sample_rows is {self.sample_rows:,}"
+            )
+
+    def check_rows(self, training_rows: int) -> None:
+        """Raise UserError when the data has fewer rows than there are latents to start."""
+        if self.width > training_rows:
+            raise UserError(
+                f"width: {self.width:,} latents are more than the dataset's {training_rows:,} training rows"
+            )
 
 
 class Solved(Dictionary):
