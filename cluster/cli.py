@@ -170,7 +170,7 @@ def ground_truth(
     seeds: Annotated[int | None, typer.Option(help="Dictionaries of each kind; 3, and 2 with --quick.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Two worlds, few dictionaries, half the steps.")] = False,
     output: Annotated[Path | None, typer.Option(help="Keep everything here, and continue from there.")] = None,
-    workers: Annotated[int, typer.Option(help="Processes that train; 0 is one for each core.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes that train; 0 is one for each core, at most 8.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Train dictionaries on rows whose features are known, and say how much of them each found.

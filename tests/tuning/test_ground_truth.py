@@ -135,7 +135,7 @@ def test_matching_pursuit_finds_the_tree_and_the_others_let_children_absorb_thei
 
 @pytest.mark.slow
 @pytest.mark.timeout(700)
-def test_relaxed_archetypal_dictionaries_agree_most_also_with_candidates_of_their_own(quick):
+def test_after_few_steps_relaxed_archetypal_dictionaries_agree_more_than_topk_also_with_candidates_of_their_own(quick):
     topk = quick["superposed", "topk"]
     own = quick["superposed", "relaxed_archetypal, own candidates"]
     assert own["stability"] > topk["stability"] + 0.01

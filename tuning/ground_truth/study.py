@@ -24,6 +24,7 @@ from tuning.ground_truth.worlds import WORLDS, World, make_world
 TRAINING_ROWS, UNSEEN_ROWS = 65_536, 4096
 TRAINING_SEED, UNSEEN_SEED = 0, 1
 QUICK_SEEDS, SEEDS = 2, 3
+MAX_WORKERS = 8
 QUICK_SHARE = 0.5
 """Share of the steps that `--quick` trains."""
 
@@ -42,7 +43,7 @@ class StudyOptions:
     quick: bool = False
     """Few worlds and arms, half the steps."""
     workers: int = 0
-    """Processes; 0 is one for each core."""
+    """Processes; 0 is one for each core, but no more than 8."""
 
     def __post_init__(self) -> None:
         for name in self.worlds:
@@ -83,7 +84,7 @@ def run_study(options: StudyOptions, folder: Store, on_progress: Progress) -> li
         world = make_world(name, TRAINING_ROWS, seed=TRAINING_SEED)
         manifest = store_world(world, folder.at_path(f"{name}/data"), {"world": name, "seed": TRAINING_SEED})
         trials += trials_of(name, world, every[name], manifest, folder, options)
-    train_all(trials, folder, options.workers or len(os.sched_getaffinity(0)), on_progress)
+    train_all(trials, folder, options.workers or min(MAX_WORKERS, os.cpu_count() or 1), on_progress)
     return [result for name in names for result in measure_world(name, every[name], trials, folder)]
 
 
