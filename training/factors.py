@@ -13,6 +13,8 @@ from training.code import Code
 from training.selection import topk
 
 EPS = 1e-10
+FIT_ROUNDS = 20
+"""Updates of a row's active codes alone; they cost little."""
 CHUNK_NUMBERS = 2**25
 """Numbers held at once of the active atoms of a few rows."""
 
@@ -34,7 +36,7 @@ def sparse_codes(x_BD: Tensor, atoms_FD: Tensor, k: int, rounds: int, latents: L
         gram_BKK = active_BKD @ active_BKD.mT
         start_BK = z_BF[rows].gather(1, latents_BK[rows])
         affinity_BK = affinity_BF[rows].gather(1, latents_BK[rows])
-        parts.append(multiplicative(affinity_BK[:, None], gram_BKK, start_BK[:, None], 4 * rounds)[:, 0])
+        parts.append(multiplicative(affinity_BK[:, None], gram_BKK, start_BK[:, None], FIT_ROUNDS)[:, 0])
     return Code(torch.cat(parts).flatten(), chosen, len(atoms_FD))
 
 

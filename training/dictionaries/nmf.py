@@ -28,8 +28,8 @@ class SNMFConfig(FromRowsConfig):
 
     architecture = "snmf"
 
-    code_rounds: int = 10
-    """Multiplicative updates of the codes of a batch."""
+    code_rounds: int = 3
+    """Multiplicative updates of all codes of a batch, which rank them; each costs 4 products B x width x width."""
     forgetting: float = 0.95
     """Share of the sums over earlier batches that a step keeps."""
 
