@@ -63,7 +63,10 @@ OPTIONS = [
     ({"architecture": "pca", "target_l0": 2.5}, "target_l0: 2.5 is not a whole number of components"),
     ({"architecture": "pca", "normaliser": "none"}, "normaliser: none keeps the mean, which PCA does not model"),
     ({"architecture": "kmeans"}, "target_l0: 5, but k-means has one active latent; set it to 1"),
-    ({"architecture": "kmeans", "target_l0": 1, "sample_rows": 29}, "width: 30 latents start from a row each, but sample_rows is 29"),
+    (
+        {"architecture": "kmeans", "target_l0": 1, "sample_rows": 29},
+        "width: 30 latents start from a row each, but sample_rows is 29",
+    ),
     ({"architecture": "snmf", "target_l0": 2.5}, "target_l0: 2.5 is not a whole number of latents"),
     ({"architecture": "snmf", "forgetting": 1}, "forgetting: 1 must be at least 0 and below 1"),
     ({"architecture": "snmf", "code_rounds": 0}, "code_rounds: 0 must be at least 1"),
