@@ -85,6 +85,7 @@ def series(records: Sequence[Mapping[str, Any]], name: str | None) -> Points:
     pairs = [(r["rows"], r[name]) for r in records if name in r and "rows" in r and r[name] is not None] if name else []
     points = np.array(pairs, dtype=np.float64).reshape(-1, 2)
     points = points[(np.abs(points) < _ABSURD).all(axis=1)]
+    points[np.abs(points) < 1 / _ABSURD] = 0.0  # numbers so small that a quarter of them is none
     if len(points) > MAX_POINTS:
         points = points[_kept(points[:, 1])]
     return points[:, 0], points[:, 1]
