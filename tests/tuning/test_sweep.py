@@ -101,11 +101,13 @@ from storage.selection import Selection
 from storage.store import Store
 from storage.stream import local_stream
 from storage.windows import StreamSpec
+from training.dictionaries.base import RawRows
 from training.metrics import evaluate
 from training.saved import load_dictionary
 dictionary = load_dictionary(sys.argv[1])
 spec = StreamSpec(store=Store.at({data!r}), sites=("site",), selection=Selection(part="held_out", held_out=0.1))
-batches = (batch.vectors["site"] for batch in local_stream(spec, batch_rows=64).every_row())
+rows = (batch.vectors["site"] for batch in local_stream(spec, batch_rows=64).every_row())
+batches = (RawRows(x, x) for x in rows)
 print(json.dumps(evaluate(dictionary, batches)))
 assert not {{"ray", "deepspeed"}} & set(sys.modules)
 """
