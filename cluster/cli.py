@@ -24,7 +24,7 @@ app = typer.Typer(
     help="Train sweeps of sparse dictionaries on stored activations.\n\n"
     "Example: lexray sweep examples/quickstart/sweep.yaml",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Look at datasets of activations.")
+data_app = typer.Typer(no_args_is_help=True, help="Look at datasets of activations, check them.")
 app.add_typer(data_app, name="data")
 bench_app = typer.Typer(no_args_is_help=True, help="Measure lexray on problems with known answers.")
 app.add_typer(bench_app, name="bench")
@@ -159,9 +159,23 @@ def inspect(
 
     Example: lexray data inspect runs/quickstart/activations
     """
-    from cluster.commands import inspect_dataset
+    from cluster.data_commands import inspect_dataset
 
     inspect_dataset(url, messages, as_json)
+
+
+@data_app.command()
+def verify(
+    url: Annotated[str, typer.Argument(help="Folder of a dataset: path or url.")],
+    as_json: Json = False,
+) -> None:
+    """Read every row of a dataset: checksums, shapes, NaN and Inf, equal rows, unusual norms, statistics.
+
+    Example: lexray data verify runs/quickstart/activations
+    """
+    from cluster.data_commands import verify_dataset
+
+    raise typer.Exit(verify_dataset(url, messages, as_json))
 
 
 @bench_app.command("ground-truth")
