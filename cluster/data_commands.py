@@ -64,6 +64,34 @@ def verify_dataset(url: str, messages: Console, as_json: bool) -> int:
     return OK if found.sound else FAILED
 
 
+def import_dataset(
+    source: str,
+    url: str,
+    sites: tuple[str, ...],
+    document_rows: int | None,
+    dtype: str | None,
+    messages: Console,
+    as_json: bool,
+) -> None:
+    """`lexray data import`: the dataset's url, rows and size on stdout, what had to be made up on stderr."""
+    from storage.import_rows import SiteNames, check_dtype, check_local_source, import_rows
+    from storage.import_sae_lens import SaeLensCache, is_sae_lens_cache
+    from storage.import_tensors import TensorFolder
+
+    check_dtype(dtype)
+    folder = check_local_source(source, url)
+    reader = SaeLensCache if is_sae_lens_cache(folder) else TensorFolder
+    rows = reader(folder, SiteNames(wanted=sites), document_rows)
+    with rows_progress("import", messages) as on_progress:
+        manifest = import_rows(rows, url, dtype=dtype, on_progress=on_progress)
+    if as_json:
+        print_json({"url": Store.at(url).url, **dataset_summary(manifest), "notes": rows.notes})
+        return
+    print(f"{Store.at(url).url}: {manifest.rows:,} rows, {manifest.bytes / 1e6:,.1f} MB, imported")
+    for note in rows.notes:
+        messages.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+
+
 def _print_findings(found: Findings) -> None:
     out = Console(highlight=False)
     out = out if out.is_terminal else Console(highlight=False, width=MIN_TABLE_WIDTH)

@@ -1,9 +1,12 @@
-"""`lexray data` as a user calls it: results on stdout, damage on stderr, the right exit code."""
+"""`lexray data` as a user calls it: results on stdout, notes and damage on stderr, the right exit code."""
 
 import json
 import sys
 
+import numpy as np
 import pytest
+import torch
+from cached_activations import write_cache
 from synthetic import write_rows
 
 from cluster.cli import main
@@ -77,3 +80,58 @@ def test_inspect_shows_what_a_dataset_holds(lexray, tmp_path):
     assert (code, err) == (0, "")
     assert "40 rows in 1 shards" in out
     assert "text: planted" in out
+
+
+# import
+
+
+def tensor_files(folder):
+    for number, site in enumerate(("early", "late")):
+        (folder / site).mkdir(parents=True)
+        rows = torch.randn(30, 4, generator=torch.Generator().manual_seed(number))
+        np.save(folder / site / "0.npy", rows.numpy())
+    return folder
+
+
+def test_import_writes_a_sound_dataset_and_says_what_was_made_up(lexray, tmp_path):
+    code, out, err = lexray("data", "import", tensor_files(tmp_path / "in"), tmp_path / "out", "--document-rows", "10")
+    assert code == 0
+    assert out.startswith(f"file://{tmp_path}/out: 30 rows, ")
+    notes = [line for line in err.splitlines() if line.startswith("note: ")]
+    assert notes == ["note: documents: of 10 rows each, a new one with each file", "note: token ids: unknown (-1)"]
+    assert lexray("data", "verify", tmp_path / "out")[0] == 0
+    code, out, _ = lexray("data", "inspect", tmp_path / "out", "--json")
+    content = json.loads(out)
+    assert (content["rows"], list(content["sites"])) == (30, ["early", "late"])
+    assert content["provenance"]["imported"]["folder"] == str(tmp_path / "in")
+
+
+def test_import_as_json_is_one_document_and_takes_sites_and_dtype(lexray, tmp_path):
+    command = ("data", "import", tensor_files(tmp_path / "in"), tmp_path / "out", "--site", "x=late", "--json")
+    code, out, _ = lexray(*command, "--dtype", "bfloat16")
+    content = json.loads(out)
+    assert (code, list(content["sites"]), content["sites"]["x"]["dtype"]) == (0, ["x"], "bfloat16")
+    assert len(content["notes"]) == 2
+
+
+def test_import_reads_a_sae_lens_cache(lexray, tmp_path):
+    values = np.random.default_rng(0).normal(size=(6, 5, 4)).astype(np.float32)
+    write_cache(tmp_path / "in", {"blocks.0.hook_in": values}, np.ones((6, 5), dtype=np.int32))
+    code, out, err = lexray("data", "import", tmp_path / "in", tmp_path / "out")
+    assert (code, "30 rows" in out) == (0, True)
+    assert "one for each context of 5 positions" in err
+
+
+def test_import_of_wrong_input_is_exit_code_2_and_one_line(lexray, tmp_path):
+    source = tensor_files(tmp_path / "in")
+    lexray("data", "import", source, tmp_path / "taken")
+    for command, said in [
+        ((tmp_path / "nowhere", tmp_path / "out"), "is not a folder"),
+        ((source, tmp_path / "out", "--dtype", "int8"), "--dtype: 'int8' is none of"),
+        ((source, tmp_path / "out", "--site", "middle"), "it has early, late"),
+        ((source, tmp_path / "taken"), "already holds a dataset"),
+    ]:
+        code, out, err = lexray("data", "import", *command)
+        assert (code, out) == (2, "")
+        assert len(err.strip().splitlines()) == 1
+        assert said in err
