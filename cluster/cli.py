@@ -24,7 +24,7 @@ app = typer.Typer(
     help="Train sweeps of sparse dictionaries on stored activations.\n\n"
     "Example: lexray sweep examples/quickstart/sweep.yaml",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Look at datasets of activations.")
+data_app = typer.Typer(no_args_is_help=True, help="Look at datasets of activations, check and import them.")
 app.add_typer(data_app, name="data")
 bench_app = typer.Typer(no_args_is_help=True, help="Measure lexray on problems with known answers.")
 app.add_typer(bench_app, name="bench")
@@ -159,9 +159,41 @@ def inspect(
 
     Example: lexray data inspect runs/quickstart/activations
     """
-    from cluster.commands import inspect_dataset
+    from cluster.data_commands import inspect_dataset
 
     inspect_dataset(url, messages, as_json)
+
+
+@data_app.command()
+def verify(
+    url: Annotated[str, typer.Argument(help="Folder of a dataset: path or url.")],
+    as_json: Json = False,
+) -> None:
+    """Read every row of a dataset: checksums, shapes, NaN and Inf, equal rows, unusual norms, statistics.
+
+    Example: lexray data verify runs/quickstart/activations
+    """
+    from cluster.data_commands import verify_dataset
+
+    raise typer.Exit(verify_dataset(url, messages, as_json))
+
+
+@data_app.command("import")
+def import_rows(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder of tensor files, or a SAELens cache.")],
+    url: Annotated[str, typer.Argument(help="Folder of the dataset to write: path or url.")],
+    site: Annotated[list[str] | None, typer.Option(help="NAME or NEW=NAME of a site, several times.")] = None,
+    document_rows: Annotated[int | None, typer.Option(min=1, help="Rows of a document, where none are told.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32; else the source's own.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Turn .npy, .pt or .safetensors files (rows x width each), or activations cached by SAELens, into a dataset.
+
+    Example: lexray data import downloads/layer8 runs/layer8
+    """
+    from cluster.data_commands import import_dataset
+
+    import_dataset(source, url, tuple(site or ()), document_rows, dtype, messages, as_json)
 
 
 @bench_app.command("ground-truth")

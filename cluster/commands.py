@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from storage.config_file import read_config_file
 from storage.store import Store
@@ -25,19 +24,11 @@ def run_harvest(file: str, messages: Console, as_json: bool) -> None:
     from storage.harvest_file import HarvestFile
 
     config = read_config_file(file, HarvestFile)
-    columns = (TextColumn("harvest"), BarColumn(), TextColumn("{task.completed:,}/{task.total:,} rows"))
-    speed = TextColumn("{task.fields[rows_per_s]:,.0f} rows/s")
-    with Progress(*columns, speed, TimeRemainingColumn(), console=messages, transient=True) as progress:
-        task = progress.add_task("harvest", total=0, rows_per_s=0.0)
-
-        def on_progress(done: int, total: int) -> None:
-            elapsed = progress.tasks[task].elapsed or 1e-9
-            progress.update(task, completed=done, total=total, rows_per_s=done / elapsed)
-
+    with rows_progress("harvest", messages) as on_progress:
         manifest, reused = harvest(config, on_progress=on_progress)
     url = Store.at(config.output).url
     if as_json:
-        print_json({"url": url, "reused": reused, **_dataset_summary(manifest)})
+        print_json({"url": url, "reused": reused, **dataset_summary(manifest)})
         return
     said = "there already, reused" if reused else "written"
     print(f"{url}: {manifest.rows:,} rows, {manifest.bytes / 1e6:,.1f} MB, {said}")
@@ -86,32 +77,19 @@ def write_results(url: str, messages: Console, as_json: bool) -> None:
     _print_frontier(build_results(SweepFolder(store), trials), store, messages, as_json)
 
 
-def inspect_dataset(url: str, messages: Console, as_json: bool) -> None:
-    """`lexray data inspect`: sites, rows, shards and origin of a dataset."""
-    from storage.manifest import load_manifest
+@contextmanager
+def rows_progress(label: str, messages: Console) -> Iterator[Callable[[int, int], None]]:
+    """A bar of rows and rows/s on stderr; what it gives is called with the rows done so far and those there are."""
+    columns = (TextColumn(label), BarColumn(), TextColumn("{task.completed:,}/{task.total:,} rows"))
+    speed = TextColumn("{task.fields[rows_per_s]:,.0f} rows/s")
+    with Progress(*columns, speed, TimeRemainingColumn(), console=messages, transient=True) as progress:
+        task = progress.add_task(label, total=0, rows_per_s=0.0)
 
-    store = Store.at(url)
-    manifest = load_manifest(store)
-    manifest.check_shards(store)
-    summary = _dataset_summary(manifest)
-    if as_json:
-        print_json({"url": store.url, **summary})
-        return
-    out = Console(highlight=False)
-    out.print(
-        f"{escape(store.url)}\n{manifest.rows:,} rows in {len(manifest.shards)} shards, {manifest.bytes / 1e6:,.1f} MB"
-    )
-    table = Table("site", "width", "dtype", "mean squared norm", "norm of the mean", "source", box=None)
-    for name, site in summary["sites"].items():
-        numbers = (f"{site['mean_squared_norm']:.4g}", f"{site['mean_norm']:.4g}")
-        table.add_row(name, str(site["width"]), site["dtype"], *numbers, site["source"])
-    out.print(table)
-    for name, value in manifest.provenance.items():
-        out.print(
-            f"{name}: {value if isinstance(value, str | int | float) else json.dumps(value)}",
-            soft_wrap=True,
-            markup=False,
-        )
+        def on_progress(done: int, total: int) -> None:
+            elapsed = progress.tasks[task].elapsed or 1e-9
+            progress.update(task, completed=done, total=total, rows_per_s=done / elapsed)
+
+        yield on_progress
 
 
 def print_json(document: Any) -> None:
@@ -141,7 +119,8 @@ def _print_frontier(table: Any, store: Store, messages: Console, as_json: bool) 
         messages.print(f"{kind:8}{store.url}/{file}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _dataset_summary(manifest: Any) -> dict[str, Any]:
+def dataset_summary(manifest: Any) -> dict[str, Any]:
+    """A manifest without its checksums and means, for people and JSON."""
     sites = {
         name: {
             "width": site.width,

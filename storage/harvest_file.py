@@ -19,7 +19,7 @@ from pydantic import Field, field_validator, model_validator
 from storage.config_file import FileModel, StorageBlock
 from storage.manifest import COLUMNS
 
-_SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 class SiteChoice(FileModel):
@@ -74,7 +74,7 @@ class HarvestFile(FileModel):
     @classmethod
     def _names_are_free(cls, sites: dict[str, SiteChoice]) -> dict[str, SiteChoice]:
         for name in sites:
-            if not _SITE_NAME.fullmatch(name):
+            if not SITE_NAME.fullmatch(name):
                 raise ValueError(f"{name!r} cannot name a site; use letters, digits, _, - and .")
             if name in COLUMNS:
                 raise ValueError(f"{name!r} is the name of a column ({', '.join(COLUMNS)}); choose another")

@@ -1,0 +1,194 @@
+"""Import: rows that another program stored become a dataset, block after block.
+
+A `RowSource` knows its rows and sites before any is read (`import_tensors`, `import_sae_lens`); `import_rows` writes
+them with the checks of a harvest. Legend of shapes: B rows of a block, D width of a site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from storage.errors import UserError
+from storage.harvest_file import SITE_NAME
+from storage.manifest import COLUMNS, MANIFEST, Manifest
+from storage.store import Store
+from storage.writer import TORCH_DTYPES, DatasetWriter
+
+BLOCK_BYTES = 16 * 2**20
+"""Bound on the bytes of a block (at least one row, or one context)."""
+UNKNOWN_TOKEN = -1
+"""Token id of rows whose source does not tell it."""
+
+
+class Block(NamedTuple):
+    """Consecutive rows of all sites."""
+
+    vectors: dict[str, torch.Tensor]
+    """Per site (B, D), in the source's dtype."""
+    columns: dict[str, np.ndarray]
+    """Per column of `COLUMNS` (B), integers."""
+    origin: Callable[[str, int], str]
+    """Where in the source a site or column has a row of this block, for errors."""
+
+
+class RowSource(Protocol):
+    """What can be imported."""
+
+    rows: int
+    widths: dict[str, int]
+    """Width of each site."""
+    dtypes: dict[str, torch.dtype]
+    """What each site is stored as in the source."""
+    sources: dict[str, str]
+    """Per site what it is called in the source."""
+    provenance: dict[str, Any]
+    notes: list[str]
+    """What had to be made up or was left out."""
+
+    def blocks(self) -> Iterator[Block]:
+        """All rows in order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteNames:
+    """Which of a source's tensors become sites, and what they are called: `NAME` or `NEW=NAME` each; all when empty."""
+
+    wanted: tuple[str, ...] = ()
+
+    def choose(self, found: list[str], place: str) -> dict[str, str]:
+        """Name in the source of each site. Raises UserError for names that are unknown, equal or cannot name a site."""
+        pairs = [name.partition("=")[::2] for name in self.wanted] or [(name, "") for name in found]
+        chosen: dict[str, str] = {}
+        for new, old in pairs:
+            old = old or new
+            if old not in found:
+                raise UserError(f"--site: {place} has no {old!r}; it has {', '.join(found)}")
+            if new in chosen:
+                raise UserError(f"--site: {new!r} stands twice; give each site a name of its own (NEW=NAME)")
+            check_site_name(new, f"--site NEW={old}")
+            chosen[new] = old
+        return chosen
+
+
+def check_site_name(name: str, advice: str) -> None:
+    """Raise UserError, with how to give another name, unless `name` can name a site."""
+    if not SITE_NAME.fullmatch(name):
+        raise UserError(
+            f"site: {name!r} cannot name a site (letters, digits, _, - and .); give another name by {advice}"
+        )
+    if name in COLUMNS:
+        raise UserError(f"site: {name!r} is the name of a column; give another name by {advice}")
+
+
+def import_rows(
+    source: RowSource, url: str, *, dtype: str | None = None, on_progress: Callable[[int, int], None] | None = None
+) -> Manifest:
+    """Write a source's rows as the dataset `url`; whatever goes wrong, no shard is left.
+
+    `dtype` None keeps the sites' own dtype if they have one that datasets know in common, else stores float32. Raises
+    UserError when there is a dataset already, or a value is not finite, before or after rounding.
+    """
+    store = Store.at(url)
+    if store.exists(MANIFEST):
+        raise UserError(f"output: {store.url} already holds a dataset; choose another output or remove it")
+    store.check_writable("output")
+    report = on_progress or (lambda done, total: None)
+    writer = DatasetWriter(
+        store=store,
+        sites=source.widths,
+        dtype=dtype or common_dtype(source.dtypes),
+        sources=source.sources,
+        provenance={"imported": source.provenance},
+    )
+    report(0, source.rows)
+    try:
+        for block in source.blocks():
+            vectors = {site: _as_stored(block, site, writer.dtype) for site in block.vectors}
+            columns = {name: _as_int32(block, name) for name in block.columns}
+            with _writing(store):
+                writer.add(vectors, columns)
+            report(writer.rows, source.rows)
+        assert writer.rows == source.rows, (writer.rows, source.rows)
+        with _writing(store):
+            return writer.close()
+    except BaseException:
+        writer.discard()
+        raise
+
+
+def check_dtype(dtype: str | None) -> None:
+    """Raise UserError unless datasets can store this dtype (None: the source's own)."""
+    if dtype is not None and dtype not in TORCH_DTYPES:
+        raise UserError(f"--dtype: {dtype!r} is none of {', '.join(TORCH_DTYPES)}")
+
+
+def common_dtype(dtypes: dict[str, torch.dtype]) -> str:
+    """The dtype of all sites, if it is one and a dataset can store it; else float32."""
+    known = {stored: name for name, stored in TORCH_DTYPES.items()}
+    kinds = set(dtypes.values())
+    return known.get(next(iter(kinds)), "float32") if len(kinds) == 1 else "float32"
+
+
+def check_local_source(source: str, output: str) -> Path:
+    """The folder to import from. Raises UserError when it is none, or the output would lie in it."""
+    if "://" in source and not source.startswith("file://"):
+        raise UserError(f"SOURCE: {source} is not on this machine; copy it to a local folder first")
+    folder = Path(source.removeprefix("file://")).expanduser().resolve()
+    if not folder.is_dir():
+        raise UserError(f"SOURCE: {folder} is not a folder; give the folder that holds the tensor files")
+    if (folder / MANIFEST).exists():
+        raise UserError(f"SOURCE: {folder} holds {MANIFEST}, so it is a dataset already; there is nothing to import")
+    target = Store.at(output).local_path
+    if target is not None and Path(target).resolve().is_relative_to(folder):
+        raise UserError(f"output: {target} lies in SOURCE {folder}; choose a place outside")
+    return folder
+
+
+def block_rows(row_bytes: int) -> int:
+    """Rows of a block."""
+    return max(1, BLOCK_BYTES // max(1, row_bytes))
+
+
+def _as_stored(block: Block, site: str, dtype: str) -> torch.Tensor:
+    """A site's rows in the dataset's dtype. Raises UserError when a value is not finite, before or after rounding."""
+    x_BD = block.vectors[site]
+    bad = (~torch.isfinite(x_BD).all(1)).nonzero().flatten().tolist()
+    if bad:
+        more = f" ({len(bad)} of the {len(x_BD)} rows from {block.origin(site, 0)} on)"
+        raise UserError(f"{block.origin(site, bad[0])}: NaN or Inf{more}; take such rows out and import again")
+    stored = x_BD.to(TORCH_DTYPES[dtype])
+    bad = (~torch.isfinite(stored).all(1)).nonzero().flatten().tolist()
+    if bad:
+        advice = "use bfloat16" if dtype == "float16" else "scale the rows down"
+        largest, limit = float(x_BD[bad[0]].abs().max()), torch.finfo(stored.dtype).max
+        raise UserError(
+            f"{block.origin(site, bad[0])}: a value of {largest:.4g}, but --dtype {dtype} ends at {limit:.4g}; {advice}"
+        )
+    return stored
+
+
+def _as_int32(block: Block, name: str) -> np.ndarray:
+    column, limits = block.columns[name], np.iinfo(np.int32)
+    bad = np.flatnonzero((column < limits.min) | (column > limits.max))
+    if len(bad):
+        raise UserError(
+            f"{block.origin(name, int(bad[0]))}: {name} {column[bad[0]]}, but a dataset ends at {limits.max}; "
+            "number them anew"
+        )
+    return column.astype(np.int32)
+
+
+@contextmanager
+def _writing(store: Store) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"output: cannot write to {store.url} ({reason}); choose another place") from error

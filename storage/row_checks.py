@@ -1,0 +1,172 @@
+"""Checks on the rows of a site, chunk by chunk and then as a whole: NaN and Inf, equal rows, unusual norms, statistics.
+
+Legend of shapes: B rows of a chunk, N rows of the dataset, D width of a site.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import xxhash
+
+from storage.manifest import Site
+
+SHOWN_ROWS = 5
+"""Rows of a kind that are named by their numbers."""
+OUTLIER_SIGMAS = 6.0
+"""Robust standard deviations of the logarithm of the norm beyond which a row is an outlier."""
+MIN_LOG_SIGMA = 1e-3
+"""Least standard deviation taken for the logarithm: rows of (nearly) one length would have none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkFacts:
+    """What one chunk of a site adds to the site's findings."""
+
+    hashes: np.ndarray
+    """(B) uint64."""
+    norms: np.ndarray
+    """(B) float64, NaN where a value is not finite."""
+    total: np.ndarray
+    """Sum of the finite rows (D), float64."""
+    squared_norm: float
+    """Sum over the finite rows, float64."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteFindings:
+    """What the readable rows of a site are like; rows are named by their number in the dataset."""
+
+    width: int
+    dtype: str
+    rows: int
+    """Rows that could be read."""
+    not_finite: int
+    duplicates: int
+    """Rows whose bytes (by their 64-bit hash) are those of an earlier row."""
+    duplicate_rows: list[int]
+    """The first of them."""
+    outliers: int
+    norm_bounds: tuple[float, float]
+    """Norms outside are outliers, see `norm_bounds`."""
+    worst: list[tuple[int, float]]
+    """The outliers farthest out: (row, norm)."""
+    mean_error: float | None
+    """Distance of the manifest's mean from the rows', over the root mean squared norm; None when rows are missing."""
+    mean_squared_norm_error: float | None
+    """Relative difference; None when rows are missing."""
+
+
+@dataclass
+class SiteSums:
+    """Facts of a site, collected in the order of the chunks so that sums do not depend on the threads."""
+
+    site: Site
+    hashes: np.ndarray
+    norms: np.ndarray
+    read: np.ndarray
+    """(N) bool: rows that could be read."""
+    total: np.ndarray
+    squared_norm: float = 0.0
+
+    def add(self, first_row: int, facts: ChunkFacts) -> None:
+        rows = slice(first_row, first_row + len(facts.norms))
+        self.hashes[rows], self.norms[rows], self.read[rows] = facts.hashes, facts.norms, True
+        self.total += facts.total
+        self.squared_norm += facts.squared_norm
+
+    def findings(self) -> SiteFindings:
+        finite = np.flatnonzero(self.read & np.isfinite(self.norms))
+        repeated = repeated_rows(self.hashes[self.read])
+        bounds = norm_bounds(self.norms[finite])
+        worst = outliers(self.norms[finite], bounds)
+        mean_error, squared_error = self._statistics_errors(len(finite))
+        return SiteFindings(
+            width=self.site.width,
+            dtype=self.site.dtype,
+            rows=int(self.read.sum()),
+            not_finite=int(self.read.sum()) - len(finite),
+            duplicates=len(repeated),
+            duplicate_rows=np.flatnonzero(self.read)[repeated[:SHOWN_ROWS]].tolist(),
+            outliers=len(worst),
+            norm_bounds=bounds,
+            worst=[(int(row), float(self.norms[row])) for row in finite[worst[:SHOWN_ROWS]]],
+            mean_error=mean_error,
+            mean_squared_norm_error=squared_error,
+        )
+
+    def _statistics_errors(self, finite_rows: int) -> tuple[float | None, float | None]:
+        if finite_rows < len(self.read) or len(self.site.mean) != self.site.width:
+            return None, None
+        mean, squared = self.total / finite_rows, self.squared_norm / finite_rows
+        scale = squared or 1.0
+        distance = float(np.linalg.norm(mean - np.array(self.site.mean)))
+        return distance / math.sqrt(scale), abs(squared - self.site.mean_squared_norm) / scale
+
+
+def new_sums(site: Site, rows: int) -> SiteSums:
+    """Sums of a site of `rows` rows of which none was read."""
+    return SiteSums(
+        site=site,
+        hashes=np.zeros(rows, np.uint64),
+        norms=np.zeros(rows),
+        read=np.zeros(rows, dtype=bool),
+        total=np.zeros(site.width),
+    )
+
+
+def chunk_facts(x_BD: np.ndarray, dtype: str) -> ChunkFacts:
+    """Facts of a chunk as it was read; bfloat16 comes as uint16."""
+    data, row_bytes = np.ascontiguousarray(x_BD).data.cast("B"), x_BD.itemsize * x_BD.shape[1]
+    hashes = [xxhash.xxh3_64_intdigest(data[start : start + row_bytes]) for start in range(0, len(data), row_bytes)]
+    values_BD = _as_float64(x_BD, dtype)
+    finite_B = np.isfinite(values_BD).all(1)
+    values_BD[~finite_B] = 0
+    squared_B = np.einsum("bd,bd->b", values_BD, values_BD)
+    return ChunkFacts(
+        hashes=np.array(hashes, dtype=np.uint64),
+        norms=np.where(finite_B, np.sqrt(squared_B), np.nan),
+        total=values_BD.sum(0),
+        squared_norm=float(squared_B.sum()),
+    )
+
+
+def repeated_rows(hashes: np.ndarray) -> np.ndarray:
+    """Numbers of the rows whose hash (N) an earlier row has, ascending."""
+    _, first = np.unique(hashes, return_index=True)
+    repeated = np.ones(len(hashes), dtype=bool)
+    repeated[first] = False
+    return np.flatnonzero(repeated)
+
+
+def norm_bounds(norms: np.ndarray) -> tuple[float, float]:
+    """Least and greatest norm that is no outlier among finite norms (N).
+
+    On the logarithm, since norms spread by factors: median -+ `OUTLIER_SIGMAS` * 1.4826 * (median distance from the
+    median), where 1.4826 makes the last the standard deviation of a normal law. Zeros do not take part.
+    """
+    logs = np.log(norms[norms > 0])
+    if not len(logs):
+        return 0.0, 0.0
+    middle = float(np.median(logs))
+    sigma = max(MIN_LOG_SIGMA, 1.4826 * float(np.median(np.abs(logs - middle))))
+    low, high = np.exp(np.clip([middle - OUTLIER_SIGMAS * sigma, middle + OUTLIER_SIGMAS * sigma], -700, 700))
+    return float(low), float(high)
+
+
+def outliers(norms: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
+    """Indices of the norms (N) outside the bounds, the one beyond by the greatest factor first."""
+    low, high = bounds
+    outside = np.flatnonzero((norms < low) | (norms > high))
+    with np.errstate(divide="ignore"):  # a norm of zero is below by an infinite factor
+        beyond = np.abs(np.log(norms[outside]) - (np.log(low) + np.log(high)) / 2)
+    return outside[np.argsort(-beyond, kind="stable")]
+
+
+def _as_float64(x_BD: np.ndarray, dtype: str) -> np.ndarray:
+    if dtype != "bfloat16":
+        return x_BD.astype(np.float64)
+    return torch.from_numpy(x_BD.copy()).view(torch.bfloat16).double().numpy()

@@ -1,0 +1,218 @@
+"""Check a dataset row by row: one pass over every chunk of every shard, with a bounded number of reads under way.
+
+Damage is what training must not read: a shard that is missing or has another size, a header or checksum that is not
+the manifest's, rows with NaN or Inf, statistics that the rows do not have. Equal rows and rows of unusual length are
+counted and named, and are no damage. Memory: 17 bytes per row of a site (hash, norm, flag), and the chunks under way.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from storage.errors import CorruptDataError
+from storage.manifest import MANIFEST, Manifest, Shard, load_manifest
+from storage.reader import DatasetReader
+from storage.row_checks import ChunkFacts, SiteFindings, SiteSums, chunk_facts, new_sums
+from storage.store import Store, reachable
+from storage.windows import PARALLEL_READS
+
+STATISTICS_TOLERANCE = 1e-6
+"""How far the manifest's statistics may be from the rows', relative to the root mean squared norm (or its square)."""
+_HEADER_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "int32": "I32"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damage:
+    """One thing that is broken, and where; `chunk` counts inside its shard."""
+
+    file: str
+    tensor: str | None = None
+    chunk: int | None = None
+    what: str
+
+    def __str__(self) -> str:
+        chunk = None if self.chunk is None else f"chunk {self.chunk}"
+        return ", ".join(part for part in (self.file, self.tensor, chunk) if part) + f": {self.what}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """The outcome of `verify`."""
+
+    url: str
+    manifest: Manifest
+    damage: list[Damage]
+    sites: dict[str, SiteFindings]
+
+    @property
+    def sound(self) -> bool:
+        return not self.damage
+
+
+def verify(store: Store, *, on_progress: Callable[[int, int], None] | None = None) -> Findings:
+    """Read everything and say what is wrong with it.
+
+    `on_progress` is called with the rows checked so far and those there are. Raises UserError when there is no
+    dataset to check.
+    """
+    manifest = load_manifest(store)
+    damage = manifest_damage(manifest)
+    if damage:  # places of chunks would be made up
+        return Findings(url=store.url, manifest=manifest, damage=damage, sites={})
+    with reachable("dataset", store.url):
+        sizes = {shard.file: store.size(shard.file) for shard in manifest.shards}
+        damage = [one for shard in manifest.shards for one in shard_damage(store, manifest, shard, sizes[shard.file])]
+        missing = {file for file, size in sizes.items() if size is None}
+        check = _Pass(DatasetReader(store, manifest), missing, on_progress or (lambda done, total: None))
+        damage += check.run()
+    sites = {name: sums.findings() for name, sums in check.sums.items()}
+    damage += [one for name, site in sites.items() for one in statistics_damage(name, site)]
+    return Findings(url=store.url, manifest=manifest, damage=damage, sites=sites)
+
+
+def manifest_damage(manifest: Manifest) -> list[Damage]:
+    """What in a manifest contradicts the rest of it, so that the places of its chunks cannot be trusted."""
+    whats: list[tuple[str, str]] = []
+    total = sum(shard.rows for shard in manifest.shards)
+    if total != manifest.rows:
+        whats.append((MANIFEST, f"{manifest.rows:,} rows, but its shards have {total:,}"))
+    for name, site in manifest.sites.items():
+        if len(site.mean) != site.width:
+            whats.append((MANIFEST, f"site {name} has width {site.width}, but its mean has {len(site.mean)} values"))
+    tensors = {*manifest.sites, *manifest.columns}
+    for shard in manifest.shards:
+        chunks = math.ceil(shard.rows / manifest.chunk_rows)
+        for name in sorted(tensors):
+            listed = len(shard.checksums.get(name, []))
+            if name not in shard.offsets or listed != chunks:
+                whats.append((shard.file, f"{name} has {chunks} chunks, the manifest lists {listed} checksums"))
+    return [Damage(file=file, what=what) for file, what in whats]
+
+
+def shard_damage(store: Store, manifest: Manifest, shard: Shard, size: int | None) -> list[Damage]:
+    """What is wrong with a shard as a file: its size, and the tensors that its own header promises to any reader."""
+    if size is None:
+        return [Damage(file=shard.file, what="is missing")]
+    damage = []
+    if size != shard.bytes:
+        damage.append(Damage(file=shard.file, what=f"{size:,} bytes, the manifest says {shard.bytes:,}"))
+    header = _read_header(store, shard)
+    if header is None:
+        return [*damage, Damage(file=shard.file, what="its safetensors header cannot be read")]
+    for name in (*manifest.sites, *manifest.columns):
+        is_site = name in manifest.sites
+        dtype = manifest.sites[name].dtype if is_site else manifest.columns[name]
+        shape = [shard.rows, manifest.sites[name].width] if is_site else [shard.rows]
+        expected = (_HEADER_DTYPES[dtype], shape, shard.offsets[name])
+        found = header.get(name)
+        if found != expected:
+            what = f"the header says {_tensor_words(found)}, the manifest {_tensor_words(expected)}"
+            damage.append(Damage(file=shard.file, tensor=name, what=what))
+    return damage
+
+
+def statistics_damage(name: str, site: SiteFindings) -> list[Damage]:
+    """Statistics of the manifest that are not those of the rows, where every row could be read."""
+    errors = {"mean": site.mean_error, "mean squared norm": site.mean_squared_norm_error}
+    return [
+        Damage(
+            file=MANIFEST,
+            tensor=name,
+            what=f"its {what} is off by {error:.2g} relative to the rows, at most {STATISTICS_TOLERANCE:g} is rounding",
+        )
+        for what, error in errors.items()
+        if error is not None and not error <= STATISTICS_TOLERANCE
+    ]
+
+
+def _read_header(store: Store, shard: Shard) -> dict[str, tuple[str, list[int], int]] | None:
+    """Per tensor its dtype, shape and absolute byte offset; None when the bytes are no safetensors header."""
+    try:
+        length = int.from_bytes(store.read_range(shard.file, 0, 8), "little")
+        if length > shard.bytes:
+            return None
+        entries = json.loads(store.read_range(shard.file, 8, length))
+        entries.pop("__metadata__", None)
+        return {
+            name: (entry["dtype"], entry["shape"], 8 + length + entry["data_offsets"][0])
+            for name, entry in entries.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return None
+
+
+def _tensor_words(entry: tuple[str, list[int], int] | None) -> str:
+    return "nothing" if entry is None else f"{entry[0]} {entry[1]} from byte {entry[2]}"
+
+
+Checked = tuple[list[Damage], dict[str, ChunkFacts]]
+"""What is wrong with a chunk, and the facts of each of its sites."""
+
+
+@dataclass
+class _Pass:
+    """One pass over the chunks: read in parallel, collected in order."""
+
+    reader: DatasetReader
+    missing: set[str]
+    on_progress: Callable[[int, int], None]
+    sums: dict[str, SiteSums] = field(init=False)
+
+    def __post_init__(self) -> None:
+        manifest = self.reader.manifest
+        self.sums = {name: new_sums(site, manifest.rows) for name, site in manifest.sites.items()}
+
+    def run(self) -> list[Damage]:
+        damage: list[Damage] = []
+        done, manifest = 0, self.reader.manifest
+        self.on_progress(done, manifest.rows)
+        for chunk, (found, facts) in self._in_parallel():
+            damage += found
+            place = self.reader.chunks[chunk]
+            for name, of_site in facts.items():
+                self.sums[name].add(place.first_row, of_site)
+            done += place.rows
+            self.on_progress(done, manifest.rows)
+        return damage
+
+    def _in_parallel(self) -> Iterator[tuple[int, Checked]]:
+        """Outcomes of `_check_chunk` in the order of the chunks; at most twice `PARALLEL_READS` are held."""
+        waiting: deque[tuple[int, Future[Checked]]] = deque()
+        with ThreadPoolExecutor(PARALLEL_READS, thread_name_prefix="verify") as pool:
+            for chunk in range(len(self.reader.chunks)):
+                waiting.append((chunk, pool.submit(self._check_chunk, chunk)))
+                if len(waiting) == 2 * PARALLEL_READS:
+                    number, future = waiting.popleft()
+                    yield number, future.result()
+            while waiting:
+                number, future = waiting.popleft()
+                yield number, future.result()
+
+    def _check_chunk(self, chunk: int) -> Checked:
+        place, manifest = self.reader.chunks[chunk], self.reader.manifest
+        file = manifest.shards[place.shard].file
+        damage: list[Damage] = []
+        facts: dict[str, ChunkFacts] = {}
+        for tensor in () if file in self.missing else (*manifest.sites, *manifest.columns):
+            try:
+                array = self.reader.read_chunk(chunk, tensor)
+            except (CorruptDataError, OSError) as error:
+                what = str(error).split(": ", 1)[-1]
+                damage.append(Damage(file=file, tensor=tensor, chunk=place.index, what=what))
+                continue
+            if tensor in manifest.sites:
+                facts[tensor] = chunk_facts(array, manifest.sites[tensor].dtype)
+                bad = np.flatnonzero(np.isnan(facts[tensor].norms))
+                if len(bad):
+                    what = (
+                        f"{len(bad)} of {len(array)} rows hold NaN or Inf, the first is row {place.first_row + bad[0]}"
+                    )
+                    damage.append(Damage(file=file, tensor=tensor, chunk=place.index, what=what))
+        return damage, facts

@@ -1,0 +1,137 @@
+"""`lexray data` as a user calls it: results on stdout, notes and damage on stderr, the right exit code."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from cached_activations import write_cache
+from synthetic import write_rows
+
+from cluster.cli import main
+
+SHARD = "shards/000000.safetensors"
+
+
+@pytest.fixture
+def lexray(capsys, monkeypatch):
+    """Runs a command; returns its exit code, stdout and stderr."""
+
+    def run(*command: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["lexray", *map(str, command)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        output = capsys.readouterr()
+        return int(stop.value.code or 0), output.out, output.err
+
+    return run
+
+
+def flip_byte(path, place):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0xFF
+    path.write_bytes(data)
+
+
+# verify
+
+
+def test_verify_of_a_sound_dataset_is_exit_code_0_and_one_table(lexray, tmp_path):
+    write_rows(tmp_path, [40, 24], sites={"early": 3, "late": 5})
+    code, out, err = lexray("data", "verify", tmp_path)
+    assert (code, err.strip()) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == f"file://{tmp_path}: 64 rows in 2 shards, sound"
+    assert [line.split()[0] for line in lines[1:]] == ["site", "early", "late"]
+
+
+def test_verify_of_a_damaged_dataset_is_exit_code_1_and_names_all_of_it(lexray, tmp_path):
+    shard = write_rows(tmp_path, 40, chunk_rows=8).manifest.shards[0]
+    flip_byte(tmp_path / SHARD, shard.offsets["x"])
+    flip_byte(tmp_path / SHARD, shard.offsets["document"])
+    code, out, err = lexray("data", "verify", tmp_path)
+    assert code == 1
+    assert "2 damages, named on stderr" in out
+    named = [line.split(": ")[1] for line in err.splitlines() if line.startswith("damaged: ")]
+    assert named == [f"{SHARD}, x, chunk 0", f"{SHARD}, document, chunk 0"]
+
+
+def test_verify_as_json_is_one_document_with_everything(lexray, tmp_path):
+    shard = write_rows(tmp_path, 40, chunk_rows=8).manifest.shards[0]
+    flip_byte(tmp_path / SHARD, shard.offsets["x"])
+    code, out, _ = lexray("data", "verify", tmp_path, "--json")
+    content = json.loads(out)
+    assert (code, content["sound"], content["rows"]) == (1, False, 40)
+    assert [(one["file"], one["tensor"], one["chunk"]) for one in content["damage"]] == [(SHARD, "x", 0)]
+    assert (content["sites"]["x"]["rows"], content["sites"]["x"]["duplicates"]) == (32, 0)
+
+
+def test_verify_of_no_dataset_is_exit_code_2(lexray, tmp_path):
+    code, out, err = lexray("data", "verify", tmp_path)
+    assert (code, out) == (2, "")
+    assert len(err.strip().splitlines()) == 1
+    assert "no manifest.json there" in err
+
+
+def test_inspect_shows_what_a_dataset_holds(lexray, tmp_path):
+    write_rows(tmp_path, 40, sites={"early": 3}, provenance={"text": "planted"})
+    code, out, err = lexray("data", "inspect", tmp_path)
+    assert (code, err) == (0, "")
+    assert "40 rows in 1 shards" in out
+    assert "text: planted" in out
+
+
+# import
+
+
+def tensor_files(folder):
+    for number, site in enumerate(("early", "late")):
+        (folder / site).mkdir(parents=True)
+        rows = torch.randn(30, 4, generator=torch.Generator().manual_seed(number))
+        np.save(folder / site / "0.npy", rows.numpy())
+    return folder
+
+
+def test_import_writes_a_sound_dataset_and_says_what_was_made_up(lexray, tmp_path):
+    code, out, err = lexray("data", "import", tensor_files(tmp_path / "in"), tmp_path / "out", "--document-rows", "10")
+    assert code == 0
+    assert out.startswith(f"file://{tmp_path}/out: 30 rows, ")
+    notes = [line for line in err.splitlines() if line.startswith("note: ")]
+    assert notes == ["note: documents: of 10 rows each, a new one with each file", "note: token ids: unknown (-1)"]
+    assert lexray("data", "verify", tmp_path / "out")[0] == 0
+    code, out, _ = lexray("data", "inspect", tmp_path / "out", "--json")
+    content = json.loads(out)
+    assert (content["rows"], list(content["sites"])) == (30, ["early", "late"])
+    assert content["provenance"]["imported"]["folder"] == str(tmp_path / "in")
+
+
+def test_import_as_json_is_one_document_and_takes_sites_and_dtype(lexray, tmp_path):
+    command = ("data", "import", tensor_files(tmp_path / "in"), tmp_path / "out", "--site", "x=late", "--json")
+    code, out, _ = lexray(*command, "--dtype", "bfloat16")
+    content = json.loads(out)
+    assert (code, list(content["sites"]), content["sites"]["x"]["dtype"]) == (0, ["x"], "bfloat16")
+    assert len(content["notes"]) == 2
+
+
+def test_import_reads_a_sae_lens_cache(lexray, tmp_path):
+    values = np.random.default_rng(0).normal(size=(6, 5, 4)).astype(np.float32)
+    write_cache(tmp_path / "in", {"blocks.0.hook_in": values}, np.ones((6, 5), dtype=np.int32))
+    code, out, err = lexray("data", "import", tmp_path / "in", tmp_path / "out")
+    assert (code, "30 rows" in out) == (0, True)
+    assert "one for each context of 5 positions" in err
+
+
+def test_import_of_wrong_input_is_exit_code_2_and_one_line(lexray, tmp_path):
+    source = tensor_files(tmp_path / "in")
+    lexray("data", "import", source, tmp_path / "taken")
+    for command, said in [
+        ((tmp_path / "nowhere", tmp_path / "out"), "is not a folder"),
+        ((source, tmp_path / "out", "--dtype", "int8"), "--dtype: 'int8' is none of"),
+        ((source, tmp_path / "out", "--site", "middle"), "it has early, late"),
+        ((source, tmp_path / "taken"), "already holds a dataset"),
+    ]:
+        code, out, err = lexray("data", "import", *command)
+        assert (code, out) == (2, "")
+        assert len(err.strip().splitlines()) == 1
+        assert said in err
