@@ -135,7 +135,7 @@ def _orthogonal(x_BD: Tensor, atoms_FD: Tensor, rule: StopRule, latents: Latents
     picks_BT = torch.zeros(num_rows, 0, dtype=torch.int64, device=x_BD.device)
     values_BT, support_BTD = x_BD.new_zeros(num_rows, 0), x_BD.new_zeros(num_rows, 0, x_BD.shape[1])
     going_B = torch.ones(num_rows, dtype=torch.bool, device=x_BD.device)
-    for t in range(rule.rounds):
+    for _ in range(rule.rounds):
         going_B &= residual_BD.norm(dim=1) >= rule.residual_norm
         best_B, pick_B = latents.argmax(residual_BD @ atoms_FD.T)
         going_B &= (best_B > 1e-6) & ~(picks_BT == pick_B[:, None]).any(1)
@@ -150,7 +150,6 @@ def _orthogonal(x_BD: Tensor, atoms_FD: Tensor, rule: StopRule, latents: Latents
         gram_BTT += torch.diag_embed((support_BTD.square().sum(2) == 0).to(gram_BTT.dtype) + 1e-9)
         values_BT = torch.linalg.solve(gram_BTT, support_BTD @ x_BD[:, :, None])[:, :, 0]
         residual_BD = x_BD - (values_BT[:, None] @ support_BTD)[:, 0]
-        assert values_BT.shape[1] == t + 1
     return picks_BT, values_BT
 
 

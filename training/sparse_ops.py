@@ -89,36 +89,35 @@ class _ChosenPreactivations(Function):
         return None, None, None, weight_grad, bias_grad
 
 
-def prefix_errors(values_BK: Tensor, latents_BK: Tensor, atoms_FD: Tensor, target_BD: Tensor) -> Tensor:
-    """sum over rows and over k = 1..K of ||target - the first k atoms times their values||^2, and k = K's alone: (2).
+def prefix_errors(values_BK: Tensor, latents_BK: Tensor, atoms_FD: Tensor, target_BD: Tensor) -> tuple[Tensor, Tensor]:
+    """sum over rows and k = 1..K of ||target - the first k atoms times their values||^2, and what all K leave (B, D).
 
     Gradients to values, atoms and target. The K residuals are never kept: each is the next one plus its atom, so the
     backward pass walks from the last to the first in O(B D) memory.
     """
-    out: Tensor = _PrefixErrors.apply(values_BK, latents_BK, atoms_FD, target_BD)
-    return out
+    total, residual_BD = _PrefixErrors.apply(values_BK, latents_BK, atoms_FD, target_BD)
+    return total, residual_BD
 
 
 class _PrefixErrors(Function):
     @staticmethod
-    def forward(ctx: Any, values_BK: Tensor, latents_BK: Tensor, atoms_FD: Tensor, target_BD: Tensor) -> Tensor:
+    def forward(ctx: Any, values_BK: Tensor, latents_BK: Tensor, atoms_FD: Tensor, target_BD: Tensor) -> Any:
         residual_BD = target_BD.clone()
         total = target_BD.new_zeros(())
         for value_B, latent_B in zip(values_BK.unbind(1), latents_BK.unbind(1), strict=True):
             residual_BD -= value_B[:, None] * atoms_FD[latent_B]
             total = total + residual_BD.square().sum()
         ctx.save_for_backward(values_BK, latents_BK, atoms_FD, residual_BD)
-        return torch.stack([total, residual_BD.square().sum()])
+        return total, residual_BD
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
         values_BK, latents_BK, atoms_FD, residual_BD = ctx.saved_tensors
-        every, last = grads[0]
+        grad_total, grad_BD = grads[0], grads[1].clone()  # the latter of the residual after the round at hand
         residual_BD, grad_values_BK = residual_BD.clone(), torch.empty_like(values_BK)
         grad_atoms_FD = torch.zeros_like(atoms_FD)
-        grad_BD = 2 * last * residual_BD  # with respect to the residual after the round at hand
         for k in range(values_BK.shape[1] - 1, -1, -1):
-            grad_BD += 2 * every * residual_BD
+            grad_BD += 2 * grad_total * residual_BD
             atom_BD = atoms_FD[latents_BK[:, k]]
             grad_values_BK[:, k] = -(grad_BD * atom_BD).sum(1)
             grad_atoms_FD.index_add_(0, latents_BK[:, k], -values_BK[:, k, None] * grad_BD)

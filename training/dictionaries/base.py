@@ -244,3 +244,8 @@ class Dictionary(nn.Module):
         with torch.no_grad():
             variance = (y_BO - self.output.normalised_mean_D).square().sum()
             return {"error": error_BO.square().sum(), "variance": variance, "active": active.sum().float()}
+
+
+def powers_of_two_to(largest: int) -> list[int]:
+    """1, 2, 4... and `largest`: numbers of active latents that show how a dictionary does with fewer of them."""
+    return sorted({*(2**i for i in range(largest.bit_length())), largest})

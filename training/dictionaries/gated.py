@@ -17,7 +17,7 @@ from training.dictionaries.base import Terms
 from training.dictionaries.p_anneal import PAnnealing, PSchedule
 from training.dictionaries.relu import ReLU, ReLUConfig
 from training.entries import entries_above
-from training.selection import from_counts, row_chunks
+from training.selection import pairs_above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +59,15 @@ class Gated(ReLU):
     def encode(self, x_BD: Tensor) -> Code:
         x_BD, frame = self.normalised_with_frame(x_BD)
         s_BF = self.preactivations(x_BD)
-        latents, counts = [], []
-        for s in row_chunks(s_BF):
-            mask = (s + self.b_gate > 0) & (s * self.r_mag.exp() + self.b_mag > 0)
-            latents.append(mask.nonzero()[:, 1])
-            counts.append(mask.sum(1))
-        chosen = from_counts(torch.cat(latents), torch.cat(counts))
+        scale_F = self.r_mag.exp()
+
+        def score(s: Tensor, among: Tensor | slice) -> Tensor:
+            """Positive where both the gate and the magnitude are."""
+            return torch.minimum(s + self.b_gate[among], s * scale_F[among] + self.b_mag[among])
+
+        chosen = pairs_above(s_BF, s_BF.new_zeros(()), score)
         of_N = chosen.latents
-        values_N = s_BF[chosen.rows, of_N] * self.r_mag.exp()[of_N] + self.b_mag[of_N]
+        values_N = s_BF[chosen.rows, of_N] * scale_F[of_N] + self.b_mag[of_N]
         return Code(values_N, chosen, s_BF.shape[1], frame)
 
     def loss(self, x_BD: Tensor, total_rows: int, y_BO: Tensor | None = None) -> Terms:

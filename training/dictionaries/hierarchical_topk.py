@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from training.axes import Chosen
+from training.dictionaries.base import powers_of_two_to
 from training.dictionaries.learned import Decoder
 from training.dictionaries.topk import Reconstruction, TopK, TopKConfig
-from training.sparse_ops import prefix_errors, sparse_decode
+from training.sparse_ops import prefix_errors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +43,9 @@ class HierarchicalTopK(TopK):
         ranks_BK = values_BK.detach() if decoder.norms_F is None else values_BK.detach() * decoder.norms_F[latents_BK]
         order_BK = ranks_BK.argsort(dim=1, descending=True, stable=True)
         values_BK, latents_BK = values_BK.gather(1, order_BK), latents_BK.gather(1, order_BK)
-        every, _ = prefix_errors(values_BK, latents_BK, decoder.atoms_FO, target_BO).unbind()
-        whole_BO = sparse_decode(values_N.detach(), chosen, decoder.atoms_FO.detach())
-        return Reconstruction(every / values_BK.shape[1], target_BO.detach() - self.latents.sum(whole_BO))
+        total, error_BO = prefix_errors(values_BK, latents_BK, decoder.atoms_FO, target_BO)
+        return Reconstruction(total / values_BK.shape[1], error_BO)
 
     def budgets(self) -> list[int]:
         """1, 2, 4... and K."""
-        largest = int(self.config.target_l0)
-        return sorted({*(2**i for i in range(largest.bit_length())), largest})
+        return powers_of_two_to(int(self.config.target_l0))

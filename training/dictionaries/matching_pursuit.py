@@ -12,7 +12,7 @@ from torch import Tensor
 
 from storage.errors import UserError
 from training.code import Code
-from training.dictionaries.base import Terms
+from training.dictionaries.base import Terms, powers_of_two_to
 from training.dictionaries.learned import LearnedConfig, LearnedDictionary
 from training.pursuit import StopRule, orthogonal_pursuit, pursue, to_code
 
@@ -105,5 +105,4 @@ class MatchingPursuit(LearnedDictionary):
 
     def budgets(self) -> list[int]:
         """1, 2, 4... and the trained number of rounds."""
-        rounds = self.config.rule.rounds
-        return sorted({*(2**i for i in range(rounds.bit_length())), rounds})
+        return powers_of_two_to(self.config.rule.rounds)

@@ -68,15 +68,25 @@ class PAnnealing(Penalised):
 
     @torch.no_grad()
     def further_sums(self, f: Tensor, norms: Tensor | None, total_rows: int) -> dict[str, Tensor]:
-        after = self._lp(f if norms is None else f * norms, self.config.p_at((self.step + 1) / self.num_steps))
+        if not self._jumps_next:
+            return {}
+        after = self._lp(f if norms is None else f * norms, self._next_p)
         return {"sparsity_next_p": after.sum() / total_rows}
+
+    @property
+    def _next_p(self) -> float:
+        return self.config.p_at((self.step + 1) / self.num_steps)
+
+    @property
+    def _jumps_next(self) -> bool:
+        """Whether p is another one from the next step on."""
+        return self._next_p != self.config.p_at(self.progress)
 
     @torch.no_grad()
     def after_step(self, batch: BatchSums) -> None:
         super().after_step(batch)
-        now, after = batch.sums["sparsity"], batch.sums["sparsity_next_p"]
-        if self.config.p_at((self.step + 1) / self.num_steps) != self.config.p_at(self.progress) and after > 0:
-            self.controller.log_coefficient.add_(math.log(now / after))
+        if self._jumps_next and batch.sums["sparsity_next_p"] > 0:
+            self.controller.log_coefficient.add_(math.log(batch.sums["sparsity"] / batch.sums["sparsity_next_p"]))
 
 
 @dataclass(frozen=True, kw_only=True)
