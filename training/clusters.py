@@ -14,6 +14,7 @@ from torch import Tensor
 
 from storage.errors import UserError
 from training.axes import Rows
+from training.sample import largest_keys, row_hashes
 
 ROUNDS = 15
 CHUNK_ROWS = 4096
@@ -76,29 +77,17 @@ def nearest(x_BD: Tensor, centroids_CD: Tensor) -> tuple[Tensor, Tensor]:
 def random_rows(batches: Callable[[], Iterable[Tensor]], count: int, rows: Rows, seed: int) -> Tensor:
     """`count` distinct rows of all ranks, drawn without replacement (count, D).
 
-    Each row gets a key that is a hash of its own values and the seed, and the largest keys win: which rows are drawn
-    does not depend on how they lie on ranks and in batches.
+    The rows with the largest `row_hashes` win.
     """
     best: Tensor | None = None
     seen = 0
     for x_bD in batches():
-        keyed = torch.cat([_keys(x_bD, seed)[:, None], x_bD.double()], 1)
+        keyed = torch.cat([row_hashes(x_bD, seed)[:, None], x_bD.double()], 1)
         dtype = x_bD.dtype
-        best = keyed if best is None else torch.cat([best, keyed])
-        best = best[best[:, 0].argsort(descending=True, stable=True)[:count]]
+        best = largest_keys(keyed if best is None else torch.cat([best, keyed]), count)
         seen += len(x_bD)
     assert best is not None
     total = int(rows.sum(torch.tensor(seen, device=best.device)))
     if total < count:
         raise UserError(f"{count:,} centroids are wanted of {total:,} rows; raise sample_rows or lower the number")
-    mine = best.new_full((count, best.shape[1]), -1.0)
-    mine[: len(best)] = best
-    everyones = rows.gather(mine)
-    return everyones[everyones[:, 0].argsort(descending=True, stable=True)[:count], 1:].to(dtype).contiguous()
-
-
-def _keys(x_BD: Tensor, seed: int) -> Tensor:
-    """A pseudo-random number in 0..1 for each row, from its values and the seed (B)."""
-    generator = torch.Generator().manual_seed(seed)
-    mix_D = torch.randn(x_BD.shape[1], generator=generator, dtype=torch.float64).to(x_BD.device)
-    return ((x_BD.double() @ mix_D) * 12.9898).sin().mul(43758.5453).remainder(1.0)
+    return largest_keys(best, count, rows)[:, 1:].to(dtype).contiguous()

@@ -10,8 +10,6 @@ Shapes: B rows on this rank, D input width, O output width, F latents, U dead la
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,6 +18,7 @@ from training.axes import Rows
 from training.dictionaries.base import Dictionary, RawRows
 from training.dictionaries.learned import LearnedConfig, LearnedDictionary
 from training.optimizer import Optimizer, Rewrite
+from training.sample import largest_keys, row_hashes
 
 ENCODER_LENGTH = 0.2
 """Length of a restarted encoder row, as a share of the living ones' mean."""
@@ -62,18 +61,11 @@ def worst_rows(dictionary: LearnedDictionary, raw: RawRows, count: int, rows: Ro
     y_hat_BO = dictionary.decode(dictionary.encode(raw.x_BD), raw.x_BD)
     error_BO = y_BO - dictionary.output.normalise(y_hat_BO, dictionary.output.frame(raw.y_BO))
     weight_B = error_BO.square().sum(1).square().clamp_min(1e-30)
-    uniform_B = (
-        (x_BD.double().sum(1) * 12.9898 + dictionary.step).sin().mul(43758.5453).remainder(1.0).clamp(1e-9, 1 - 1e-9)
-    )
+    uniform_B = row_hashes(x_BD, dictionary.step).clamp(1e-9, 1 - 1e-9)
     key_B = uniform_B.log() / weight_B.double()  # log of u^(1 / weight), up to its sign's order
     count = min(count, int(rows.sum(torch.tensor(len(x_BD), device=x_BD.device))))
     mine = torch.cat([key_B[:, None], x_BD.double(), error_BO.double()], 1)
-    mine = mine[mine[:, 0].argsort(descending=True, stable=True)[:count]]
-    padded = mine.new_full((count, mine.shape[1]), -math.inf)
-    padded[: len(mine)] = mine
-    everyones = rows.gather(padded)
-    best = everyones[:, 0].argsort(descending=True, stable=True)[:count]
-    return everyones[best, 1:].to(x_BD.dtype)
+    return largest_keys(mine, count, rows)[:, 1:].to(x_BD.dtype)
 
 
 def restarts(dictionary: LearnedDictionary, dead_U: Tensor, starts: Tensor) -> dict[str, Rewrite]:

@@ -13,6 +13,26 @@ MEDIAN_ROUNDS = 30
 MEDIAN_TOLERANCE = 1e-6
 
 
+def row_hashes(x_BD: Tensor, seed: int) -> Tensor:
+    """A pseudo-random number in 0..1 for each row, from its values and the seed alone (B), float64.
+
+    What is drawn by it does not depend on how rows lie on ranks and in batches.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    mix_D = torch.randn(x_BD.shape[1], generator=generator, dtype=torch.float64).to(x_BD.device)
+    return ((x_BD.double() @ mix_D) * 12.9898).sin().mul(43758.5453).remainder(1.0)
+
+
+def largest_keys(keyed_BK: Tensor, count: int, rows: Rows | None = None) -> Tensor:
+    """The `count` rows with the largest first columns, largest first: of this rank, or given `rows` of all of them."""
+    best = keyed_BK[keyed_BK[:, 0].argsort(descending=True, stable=True)[:count]]
+    if rows is None:
+        return best
+    padded = best.new_full((count, best.shape[1]), -torch.inf)
+    padded[: len(best)] = best
+    return largest_keys(rows.gather(padded), count)
+
+
 @torch.no_grad()
 def geometric_median(batches: Callable[[], Iterable[Tensor]], rows: Rows, like: Tensor) -> Tensor:
     """The point whose summed distance to all rows (any ranks' batches of (b, D)) is least (D).

@@ -5,7 +5,7 @@ Shapes: B rows, D width, F latents, C candidates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,7 +32,8 @@ class ArchetypalConfig(BatchTopKConfig, JumpReLUConfig):
     code: Literal["topk", "batch_topk", "jumprelu"] = "topk"
     """How latents become active."""
     candidates: int | None = None
-    """Number of data points whose hull holds the atoms: centroids of k-means over the sample; None is the width."""
+    """Number of data points whose hull holds the atoms: centroids of k-means over the sample; None is the width. The
+    mixture has width x candidates entries, so wide dictionaries want fewer."""
     candidates_seed: Literal["shared", "trial"] = "shared"
     """Whether trials of other seeds have the same candidates, or their own."""
     mixture_init: Literal["identity", "shuffled", "random"] = "identity"
@@ -108,12 +109,8 @@ class Archetypal(LearnedDictionary):
     @torch.no_grad()
     def prepare_atoms(self, sample: Sample) -> None:
         """Find the candidates, place the atoms, point the encoder at them."""
-
-        def normalised() -> Iterable[Tensor]:
-            return (self.input.normalise(batch.x_BD) for batch in sample())
-
         seed = 0 if self.config.candidates_seed == "shared" else self.seed
-        self.candidates_CD.copy_(kmeans(normalised, self.config.num_candidates, self.rows, seed))
+        self.candidates_CD.copy_(kmeans(self.normalised_sample(sample), self.config.num_candidates, self.rows, seed))
         owned = self.latents.slice_of(self.config.width)
         self.mixture_FC.copy_(initial_mixture(self.config, self.seed)[owned])
         atoms_FO = self.decoder().atoms_FO
@@ -124,12 +121,8 @@ class Archetypal(LearnedDictionary):
     def decoder(self) -> Decoder:
         if hasattr(self, "W_dec"):  # loaded from disk, where the atoms are what they were made to be
             return Decoder(self.W_dec, None)
-        atoms_FO = self.in_hull()
-        return Decoder(atoms_FO * self.log_scale.exp() if self.config.learn_scale else atoms_FO, None)
-
-    def in_hull(self) -> Tensor:
-        """Atoms before their common factor (F, O)."""
-        return self.mixture_FC @ self.candidates_CD
+        # By attribute: that is how ZeRO 3 learns which parameters to gather.
+        return Decoder(atoms_of({name: getattr(self, name) for name in MADE_OF if hasattr(self, name)}), None)
 
     def projections(self) -> dict[str, Callable[[Tensor], Tensor]]:
         return {**super().projections(), "mixture_FC": onto_simplex}
@@ -138,21 +131,28 @@ class Archetypal(LearnedDictionary):
         """The atoms themselves instead of what they are made of, which is far larger."""
         if "mixture_FC" not in tensors:  # it was loaded from disk, and has plain atoms
             return tensors
-        fused = tensors["mixture_FC"] @ tensors["candidates_CD"]
-        if "relaxation_FD" in tensors:
-            fused = fused + tensors["relaxation_FD"]
-        if "log_scale" in tensors:
-            fused = fused * tensors["log_scale"].exp()
-        made_of = ("mixture_FC", "candidates_CD", "relaxation_FD", "log_scale")
-        return {**{name: t for name, t in tensors.items() if name not in made_of}, "W_dec": fused}
+        kept = {name: tensor for name, tensor in tensors.items() if name not in MADE_OF}
+        return {**kept, "W_dec": atoms_of(tensors)}
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Become a dictionary with plain atoms."""
-        for name in ("mixture_FC", "candidates_CD", "relaxation_FD", "log_scale"):
+        for name in MADE_OF:
             if hasattr(self, name):
                 delattr(self, name)
         self.W_dec = nn.Parameter(torch.zeros(self.config.width, self.sites.output_width))
         super().load_tensors(tensors)
+
+
+MADE_OF = ("mixture_FC", "candidates_CD", "relaxation_FD", "log_scale")
+"""Tensors that the atoms are made of; the last two are not in every such dictionary."""
+
+
+def atoms_of(tensors: Mapping[str, Tensor]) -> Tensor:
+    """exp(m) * (W C + L), of the tensors in `MADE_OF` that there are (F, O)."""
+    atoms_FO = tensors["mixture_FC"] @ tensors["candidates_CD"]
+    if "relaxation_FD" in tensors:
+        atoms_FO = atoms_FO + tensors["relaxation_FD"]
+    return atoms_FO * tensors["log_scale"].exp() if "log_scale" in tensors else atoms_FO
 
 
 def onto_simplex(mixture_FC: Tensor) -> Tensor:
@@ -222,9 +222,6 @@ class RelaxedArchetypal(Archetypal):
     def __init__(self, config: RelaxedArchetypalConfig, sites: Sites, **kwargs: Any) -> None:
         super().__init__(config, sites, **kwargs)
         self.relaxation_FD = nn.Parameter(torch.zeros(len(self.mixture_FC), sites.output_width))
-
-    def in_hull(self) -> Tensor:
-        return super().in_hull() + self.relaxation_FD
 
     def projections(self) -> dict[str, Callable[[Tensor], Tensor]]:
         def into_ball(relaxation_FD: Tensor) -> Tensor:

@@ -230,6 +230,10 @@ class Dictionary(nn.Module):
         assert y_BO is not None, "this dictionary reconstructs another site than it reads"
         return x_n_BD, self.output.normalise(y_BO)
 
+    def normalised_sample(self, sample: Sample) -> Callable[[], Iterable[Tensor]]:
+        """The sample's targets as the loss sees them, again at each call."""
+        return lambda: (self.output.normalise(batch.y_BO) for batch in sample())
+
     def normalised_with_frame(self, x_BD: Tensor) -> tuple[Tensor, RowFrame | None]:
         frame = self.input.frame(x_BD)
         return self.input.normalise(x_BD, frame), frame

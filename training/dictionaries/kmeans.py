@@ -5,7 +5,6 @@ Shapes: B rows, D width, F centroids.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,11 +61,8 @@ class KMeans(Solved):
     @torch.no_grad()
     def prepare(self, sample: Sample) -> None:
         super().prepare(sample)
-
-        def normalised() -> Iterable[Tensor]:
-            return (self.input.normalise(batch.x_BD) for batch in sample())
-
-        self.W_dec.copy_(kmeans(normalised, self.config.width, self.rows, self.seed, STARTING_ROUNDS))
+        rows = self.normalised_sample(sample)
+        self.W_dec.copy_(kmeans(rows, self.config.width, self.rows, self.seed, STARTING_ROUNDS))
 
     @torch.no_grad()
     def learn(self, x_BD: Tensor, total_rows: int) -> Terms:

@@ -6,7 +6,6 @@ transcoders), F latents on this rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -106,11 +105,7 @@ class LearnedDictionary(Dictionary):
         if self.config.bias_init == "mean":
             self.b_dec.copy_(self.output.normalised_mean_D)
         elif self.config.bias_init == "geometric_median":
-
-            def normalised() -> Iterable[Tensor]:
-                return (self.output.normalise(batch.y_BO) for batch in sample())
-
-            self.b_dec.copy_(geometric_median(normalised, self.rows, self.b_dec))
+            self.b_dec.copy_(geometric_median(self.normalised_sample(sample), self.rows, self.b_dec))
         self.prepare_atoms(sample)
 
     def prepare_atoms(self, sample: Sample) -> None:

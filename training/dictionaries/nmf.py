@@ -5,7 +5,6 @@ Shapes: B rows, D width, F latents.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -96,11 +95,8 @@ class SNMF(Solved):
     def prepare(self, sample: Sample) -> None:
         """Start from rows of the data."""
         super().prepare(sample)
-
-        def factorised() -> Iterable[Tensor]:
-            return (self.to_factor(self.input.normalise(batch.x_BD)) for batch in sample())
-
-        rows_FD = random_rows(factorised, self.config.width, self.rows, self.seed)
+        normalised = self.normalised_sample(sample)
+        rows_FD = random_rows(lambda: map(self.to_factor, normalised()), self.config.width, self.rows, self.seed)
         self._set_factors(F.normalize(rows_FD, dim=1))
 
     @torch.no_grad()
