@@ -54,7 +54,8 @@ def _overview(found: list[Any]) -> Table:
 
 def _print_one(out: Console, description: Any) -> None:
     out.print(f"[bold]{description.name}[/bold]: {escape(description.summary)}\n{escape(description.paper)}")
-    out.print(f"reads {description.reads}; learns by {description.learns_by}\n\n{escape(description.equations)}\n")
+    out.print(f"reads {description.reads}; learns by {description.learns_by}\n")
+    out.print(description.equations + "\n", markup=False, soft_wrap=True)  # a broken line would be another equation
     table = Table("option", "default", "", box=None, pad_edge=False)
     for option in description.options:
         table.add_row(option.name, "required" if option.required else escape(repr(option.default)), escape(option.doc))

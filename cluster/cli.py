@@ -117,7 +117,7 @@ def diagnose(
 ) -> None:
     """Say which latents of a crosscoder are shared by its sites, specific to one, or artefacts (latent scaling).
 
-    Example: lexray diagnose runs/all/sweep/trials/crosscoder-w1536-l16-0a1b2c3d/dictionary
+    Example: lexray diagnose runs/architectures/sweep/trials/TRIAL/dictionary
     """
     from cluster.diagnose_commands import run_diagnose
 

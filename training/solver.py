@@ -17,12 +17,11 @@ class Solver:
     """Lets a dictionary learn from each batch; every rank does the same with the same sums."""
 
     def __init__(self, dictionary: Dictionary) -> None:
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.dictionary = dictionary.to(self._device)
+        self.dictionary = dictionary
 
     @property
     def device(self) -> torch.device:
-        return self._device
+        return self.dictionary.input.mean_D.device
 
     def step(self, rows: RawRows, total_rows: int, lr: float) -> Terms:
         """One batch; the learning rate plays no part."""

@@ -71,12 +71,12 @@ class Trainer:
         """Train to the end, from the newest valid checkpoint if there is one, and save the dictionary."""
         rows: Rows = ALL_ROWS if self.num_ranks == 1 else SplitRows(self.num_ranks)
         stream, held_out = self._stream("train"), self._stream("held_out")
-        dictionary = build_dictionary(self.config, stream.manifest, rows)
+        dictionary = build_dictionary(self.config, stream.manifest, rows).to(training_device())
         checkpoint = self._newest_checkpoint()
         if checkpoint is not None:
             dictionary.load_state_dict(checkpoint.weights)
         elif dictionary.needs_sample:
-            dictionary.prepare(lambda: sample_rows(self.config, stream))
+            dictionary.prepare(lambda: sample_rows(self.config, stream, training_device()))
         engine = make_engine(dictionary, self.config, self.num_ranks)
         if checkpoint is not None:
             engine.restore(checkpoint)
@@ -173,11 +173,16 @@ def build_dictionary(config: TrainingConfig, manifest: Manifest, rows: Rows = AL
     return make_dictionary(config.dictionary, config.data.sites_in(manifest), seed=config.seed, rows=rows)
 
 
-def sample_rows(config: TrainingConfig, stream: BatchStream) -> Iterator[RawRows]:
+def training_device() -> torch.device:
+    """Where this rank computes: collectives of NCCL need their tensors there, from the first starting value on."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def sample_rows(config: TrainingConfig, stream: BatchStream, device: torch.device) -> Iterator[RawRows]:
     """This rank's part of the first training rows, from which starting values are computed."""
     wanted = -(-config.dictionary.sample_rows // config.data.batch_rows)
     for step in range(min(wanted, stream.steps_per_epoch)):
-        yield raw_rows(stream.batch(step), config.data)
+        yield raw_rows(stream.batch(step), config.data, device)
 
 
 def make_engine(dictionary: Dictionary, config: TrainingConfig, num_ranks: int) -> Optimizer:

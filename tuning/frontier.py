@@ -26,6 +26,7 @@ COLUMNS = {
     "trial": "str",
     "name": "str",
     "architecture": "str",
+    "sites": "str",
     "width": "Int64",
     "target_l0": "float64",
     "l0": "float64",
@@ -39,7 +40,8 @@ COLUMNS = {
     "rows_per_s": "float64",
     "on_frontier": "bool",
 }
-"""Column and dtype. Fractions are in 0..1; width is missing only for a trial whose record was never written."""
+"""Column and dtype. `sites` is what is read and, after an arrow, what is reconstructed if that is another. Fractions
+are in 0..1; width is missing only for a trial whose record was never written."""
 
 MEASURED = ("l0", "fvu", "explained_variance", "dead_fraction")
 """Columns of the held-out result: NaN until the trial is finished."""
@@ -48,6 +50,7 @@ HEADINGS = {
     "trial": "trial",
     "name": "name",
     "architecture": "architecture",
+    "sites": "sites",
     "width": "width",
     "target_l0": "target",
     "l0": "L0",
@@ -88,11 +91,12 @@ def frontier_table(records: list[TrialRecord]) -> pd.DataFrame:
     """One row per trial with the columns `COLUMNS`, by width, then L0, then architecture; unfinished trials last.
 
     A trial whose dictionary works at several numbers of active latents has a further row for each, `NAME@K`.
-    `on_frontier` compares finished trials of the same width only: a wider dictionary is another price.
+    `on_frontier` compares finished trials of the same width and sites only: a wider dictionary is another price, and
+    the FVU of another site another question.
     """
     rows = [row for record in records for row in (_row(record), *_curve_rows(record))]
     table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
-    for _, group in table.groupby("width"):
+    for _, group in table.groupby(["width", "sites"]):
         table.loc[group.index, "on_frontier"] = non_dominated(group["l0"], group["fvu"])
     return table.sort_values(["width", "l0", "architecture", "name", "trial"], na_position="last", ignore_index=True)
 
@@ -104,6 +108,7 @@ def _row(record: TrialRecord) -> dict[str, Any]:
         "trial": record.trial,
         "name": record.name,
         "architecture": dictionary.get("architecture", ""),
+        "sites": _sites(record.config.get("data", {})),
         "width": dictionary.get("width"),
         "target_l0": _number(dictionary.get("target_l0")),
         **{name: _number(result.get(name)) for name in MEASURED},
@@ -114,6 +119,12 @@ def _row(record: TrialRecord) -> dict[str, Any]:
         "rows_per_s": _number(record.timing.get("rows_per_s")),
         "on_frontier": False,
     }
+
+
+def _sites(data: Mapping[str, Any]) -> str:
+    """`layer3`, `layer3 + layer4` or `layer3 > layer4`."""
+    read, written = (" + ".join(data.get(kind, ())) for kind in ("inputs", "outputs"))
+    return f"{read} > {written}" if written else read
 
 
 def _curve_rows(record: TrialRecord) -> list[dict[str, Any]]:

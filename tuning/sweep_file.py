@@ -43,6 +43,9 @@ class DataBlock(FileModel):
         if kind == "crosscoder":
             if len(self.sites) < 2:
                 raise ValueError(f"data.sites: {architecture} reads several sites at once, {len(self.sites)} given")
+            for site in self.sites:
+                if self.sites.count(site) > 1:
+                    raise ValueError(f"data.sites: {site!r} stands there {self.sites.count(site)} times; name it once")
             return tuple(self.sites), ()
         if self.site is None:
             raise ValueError(f"data.site: required for {architecture}, but not given")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,20 @@ def test_the_terminal_shows_every_number_in_100_columns_and_takes_names_literall
             format_cell(name, row[name]) for name in ("width", "target_l0", "l0", "fvu", "dead_fraction", "status")
         ]
         assert any(all(cell in line for cell in cells) for line in lines)
+
+
+# Sites ------------------------------------------------------------------------------------------------------------
+
+
+def test_trials_that_reconstruct_another_site_do_not_beat_each_other() -> None:
+    reads = {"a": (["x"], []), "b": (["x"], ["y"]), "c": (["x", "y"], [])}
+    records = []
+    for number, (trial, (inputs, outputs)) in enumerate(reads.items()):
+        made = record(trial, 4.0 - number, 0.4 - 0.1 * number)
+        records.append(replace(made, config={**made.config, "data": {"inputs": inputs, "outputs": outputs}}))
+    table = frontier_table(records).set_index("trial")
+    assert table["on_frontier"].all()
+    assert table["sites"].to_dict() == {"a": "x", "b": "x > y", "c": "x + y"}
 
 
 # Curves -----------------------------------------------------------------------------------------------------------

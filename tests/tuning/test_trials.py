@@ -103,6 +103,7 @@ def test_an_option_for_all_does_not_win_over_an_axis(trials):
             {"axes": axes("crosscoder"), "data": {"sites": ["early"]}},
             "data.sites: crosscoder reads several sites at once",
         ),
+        ({"axes": axes("crosscoder"), "data": {"sites": ["late", "late"]}}, "data.sites: 'late' stands there 2 times"),
         ({"axes": axes("topk"), "data": {"site": None}}, "data.site: required for topk, but not given"),
         ({"axes": axes("crosscoder"), "data": {"sites": ["early", "no"]}}, "data.sites: the dataset has no site 'no'"),
         ({"axes": axes("topk", target_l0=25)}, "target_l0: 25 must be above 0 and at most the width 24"),

@@ -85,6 +85,6 @@ def initial_atoms(config: TrainingConfig) -> Tensor:
     stream = BatchStream(spec=spec, manifest=manifest, source=source, batch_rows=config.data.batch_rows)
     dictionary = build_dictionary(config, manifest)
     if dictionary.needs_sample:
-        dictionary.prepare(lambda: sample_rows(config, stream))
+        dictionary.prepare(lambda: sample_rows(config, stream, torch.device("cpu")))
     assert isinstance(dictionary, LearnedDictionary)
     return dictionary.atoms_FD().detach().clone()
