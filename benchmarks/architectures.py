@@ -7,12 +7,11 @@ compared. Penalty families are measured after some steps, when their L0 has come
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
 
+from benchmarks.turns import print_ratios, take_turns
 from training.dictionaries import ARCHITECTURES, dictionary_config, make_dictionary
 from training.dictionaries.base import BatchSums, Dictionary, RawRows, Terms
 from training.normalisers import Sites, SiteStatistics
@@ -84,20 +83,10 @@ def main() -> None:
     # k-means and the factorisations start from as many rows as they have latents.
     x_BD = rows_of(max(args.batch_rows, 2 * args.width), args.site_width, torch.Generator().manual_seed(0))
     steps = {name: stepper(*make(name, x_BD, args.width, args.l0, args.batch_rows)) for name in ARCHITECTURES}
-    for step in steps.values():
-        for _ in range(SETTLING_STEPS):
-            step()
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(args.steps):
-        for name, step in steps.items():
-            began = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - began)
+    learned = {name: step for name, step in steps.items() if ARCHITECTURES[name].learns_by == "gradient"}
+    take_turns(learned, SETTLING_STEPS)
     print(f"site {args.site_width}, width {args.width}, L0 {args.l0}, batch {args.batch_rows}")
-    base = statistics.median(seconds["topk"])
-    for name, values in seconds.items():
-        median = statistics.median(values)
-        print(f"{name:24} {median * 1e3:8.1f} ms   {median / base:5.2f} x topk")
+    print_ratios(take_turns(steps, args.steps), "topk")
 
 
 if __name__ == "__main__":

@@ -7,13 +7,12 @@ medians are compared.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
+from benchmarks.turns import print_ratios, take_turns
 from training.config import OptimizerConfig
 from training.dictionaries import dictionary_config, make_dictionary
 from training.dictionaries.base import Dictionary, RawRows
@@ -65,25 +64,17 @@ def main() -> None:
         stage: Engine(make(args.site_width, args.width, args.l0), OptimizerConfig(), zero_stage=stage, num_ranks=1)
         for stage in (0, 1)
     }
-    variants: dict[str, Callable[[torch.Tensor], object]] = {
-        "bare loop, dense products": bare_step(make(args.site_width, args.width, args.l0), dense=True),
-        "bare loop, sparse products": bare_step(make(args.site_width, args.width, args.l0), dense=False),
-        "lexray, ZeRO 0": lambda x: engines[0].step(RawRows(x, x), len(x), 1e-4),
-        "lexray, ZeRO 1": lambda x: engines[1].step(RawRows(x, x), len(x), 1e-4),
+    x_BD = torch.randn(args.batch_rows, args.site_width)
+    dense, sparse = (bare_step(make(args.site_width, args.width, args.l0), dense=dense) for dense in (True, False))
+    steps: dict[str, Callable[[], object]] = {
+        "bare loop, dense products": lambda: dense(x_BD),
+        "bare loop, sparse products": lambda: sparse(x_BD),
+        "lexray, ZeRO 0": lambda: engines[0].step(RawRows(x_BD, x_BD), len(x_BD), 1e-4),
+        "lexray, ZeRO 1": lambda: engines[1].step(RawRows(x_BD, x_BD), len(x_BD), 1e-4),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for index in range(args.steps + 2):
-        x_BD = torch.randn(args.batch_rows, args.site_width)
-        for name, step in variants.items():
-            began = time.perf_counter()
-            step(x_BD)
-            if index >= 2:
-                seconds[name].append(time.perf_counter() - began)
+    take_turns(steps, rounds=2)  # warm
     print(f"TopK, site {args.site_width}, width {args.width}, L0 {args.l0}, batch {args.batch_rows}")
-    base = statistics.median(seconds["bare loop, sparse products"])
-    for name, values in seconds.items():
-        median = statistics.median(values)
-        print(f"{name:28} {median * 1e3:8.1f} ms   {median / base:5.2f} x the bare sparse loop")
+    print_ratios(take_turns(steps, args.steps), "bare loop, sparse products")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
+from torch import Tensor
 
 from training.axes import ALL_ROWS, Rows
+from training.code import Code
 from training.dictionaries.base import Dictionary, RawRows
 
 METRICS_VERSION = 1
@@ -33,36 +35,75 @@ def evaluate(
 
     `k` encodes with another number of active latents than was trained. `sites` are the names of what is reconstructed.
     """
-    mean_O = dictionary.output.mean_D.double()
-    widths = [site.width for site in dictionary.sites.outputs]
-    # Every site counts alike, whatever the length of its vectors. Of one site the factor cancels out.
-    scales = [1.0] if len(widths) == 1 else [float(s.mean()) for s in dictionary.output.scale_D.split(widths)]
-    num_sites = len(widths)
-    # On the ranks' own device: NCCL adds up nothing on the host.
-    sums = torch.zeros(3 + 2 * num_sites + len(mean_O), dtype=torch.float64, device=mean_O.device)
-    for x_BD, y_BO in batches:
-        code = dictionary.encode(x_BD) if k is None else dictionary.encode(x_BD, k=k)  # type: ignore[call-arg]
-        centred_BO = y_BO.double() - mean_O
-        error_BO = dictionary.decode(code, x_BD).double() - y_BO.double()
-        errors = torch.stack([p.square().sum(1) for p in error_BO.split(widths, 1)])
-        squares = torch.stack([p.square().sum(1) for p in centred_BO.split(widths, 1)])
-        weights = sums.new_tensor([1 / scale**2 for scale in scales])
-        explained_B = 1 - weights @ errors / (weights @ squares).clamp_min(1e-12)
-        sums[:3] += torch.stack([sums.new_tensor(len(x_BD)), explained_B.sum(), code.active_per_row.sum().double()])
-        sums[3 : 3 + num_sites] += errors.sum(1)
-        sums[3 + num_sites : 3 + 2 * num_sites] += squares.sum(1)
-        sums[3 + 2 * num_sites :] += centred_BO.sum(0)
-    sums = rows.sum(sums)
-    num_rows, explained, active = sums[:3].tolist()
-    error, squares, shift = sums[3:].split([num_sites, num_sites, len(mean_O)])
-    lost = torch.stack([part.square().sum() for part in shift.split(widths)]) / max(1.0, num_rows)
-    fvu = (error / (squares - lost).clamp_min(1e-12)).tolist()
-    named = {f"fvu/{site}": value for site, value in zip(sites, fvu, strict=True)} if num_sites > 1 and sites else {}
+    sums = _Sums(dictionary)
+    for batch in batches:
+        other_k = {} if k is None else {"k": k}
+        code = dictionary.encode(batch.x_BD, **other_k)
+        sums.add(code, dictionary.decode(code, batch.x_BD), batch.y_BO)
+    sums.values = rows.sum(sums.values)
+    fvu, num_rows = sums.fvu(), float(sums.num_rows)
+    named = zip((f"fvu/{site}" for site in sites), fvu, strict=True) if len(fvu) > 1 and sites else ()
     return {
-        "fvu": sum(fvu) / num_sites,
-        **named,
-        "explained_variance": explained / max(1.0, num_rows),
-        "l0": active / max(1.0, num_rows),
+        "fvu": sum(fvu) / len(fvu),
+        **dict(named),
+        "explained_variance": float(sums.explained) / max(1.0, num_rows),
+        "l0": float(sums.active) / max(1.0, num_rows),
         "dead_fraction": float(dictionary.dead_F.double().mean()),
         "rows": num_rows,
     }
+
+
+class _Sums:
+    """What the metrics are made of, in one tensor, so that ranks add it up at once. S sites, O all of them side by side."""
+
+    def __init__(self, dictionary: Dictionary) -> None:
+        self.mean_O = dictionary.output.mean_D.double()
+        self.widths = [site.width for site in dictionary.sites.outputs]
+        scales_S = [s.mean() for s in dictionary.output.scale_D.double().split(self.widths)]
+        self.weights_S = torch.stack(scales_S) ** -2  # every site counts alike, whatever the length of its vectors
+        num_sites = len(self.widths)
+        # On the ranks' own device: NCCL adds up nothing on the host.
+        self.values = torch.zeros(3 + 2 * num_sites + len(self.mean_O), dtype=torch.float64, device=self.mean_O.device)
+
+    @property
+    def _parts(self) -> tuple[Tensor, ...]:
+        """Views: rows, explained variance, active latents; squared errors and distances (S each); distances (O)."""
+        num_sites = len(self.widths)
+        return self.values.split([1, 1, 1, num_sites, num_sites, len(self.mean_O)])
+
+    @property
+    def num_rows(self) -> Tensor:
+        return self._parts[0]
+
+    @property
+    def explained(self) -> Tensor:
+        return self._parts[1]
+
+    @property
+    def active(self) -> Tensor:
+        return self._parts[2]
+
+    def add(self, code: Code, y_hat_BO: Tensor, y_BO: Tensor) -> None:
+        """A batch of raw targets, their reconstruction and code."""
+        centred_BO = y_BO.double() - self.mean_O
+        errors_SB = self._by_site(y_hat_BO.double() - y_BO.double())
+        squares_SB = self._by_site(centred_BO)
+        explained_B = 1 - self.weights_S @ errors_SB / (self.weights_S @ squares_SB).clamp_min(1e-12)
+        num_rows, explained, active, error_S, square_S, shift_O = self._parts
+        num_rows += len(y_BO)
+        explained += explained_B.sum()
+        active += code.active_per_row.sum()
+        error_S += errors_SB.sum(1)
+        square_S += squares_SB.sum(1)
+        shift_O += centred_BO.sum(0)
+
+    def fvu(self) -> list[float]:
+        """Of each site (S), about the mean of the rows that were added."""
+        num_rows, _, _, error_S, square_S, shift_O = self._parts
+        shift_S = torch.stack([part.square().sum() for part in shift_O.split(self.widths)])
+        variance_S = square_S - shift_S / num_rows.clamp_min(1)
+        fvu: list[float] = (error_S / variance_S.clamp_min(1e-12)).tolist()
+        return fvu
+
+    def _by_site(self, values_BO: Tensor) -> Tensor:
+        return torch.stack([part.square().sum(1) for part in values_BO.split(self.widths, 1)])

@@ -10,7 +10,6 @@ import jsonschema
 import pytest
 import yaml
 
-from cluster.cli import main
 from training.dictionaries import ARCHITECTURES
 from training.dictionaries.describe import describe_all
 from tuning.schema import sweep_schema
@@ -19,16 +18,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def stdout(capsys, monkeypatch):
-    """What a command prints."""
+def stdout(lexray):
+    """What a command prints; of one that is refused, its message."""
 
     def run(*command: str, code: int = 0) -> str:
-        monkeypatch.setattr(sys, "argv", ["lexray", *command])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        output = capsys.readouterr()
-        assert stop.value.code == code, output.err
-        return output.out if code == 0 else output.err
+        found, out, err = lexray(*command)
+        assert found == code, err
+        return out if code == 0 else err
 
     return run
 

@@ -1,31 +1,13 @@
 """`lexray data` as a user calls it: results on stdout, notes and damage on stderr, the right exit code."""
 
 import json
-import sys
 
 import numpy as np
-import pytest
 import torch
 from cached_activations import write_cache
 from synthetic import write_rows
 
-from cluster.cli import main
-
 SHARD = "shards/000000.safetensors"
-
-
-@pytest.fixture
-def lexray(capsys, monkeypatch):
-    """Runs a command; returns its exit code, stdout and stderr."""
-
-    def run(*command: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lexray", *map(str, command)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        output = capsys.readouterr()
-        return int(stop.value.code or 0), output.out, output.err
-
-    return run
 
 
 def flip_byte(path, place):

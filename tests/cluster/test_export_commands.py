@@ -1,27 +1,10 @@
 """`lexray export` and `lexray import` as a user calls them."""
 
 import json
-import sys
 
-import pytest
 from export_cases import D, F, raw_rows, relative_difference, saved, trained
 
-from cluster.cli import main
 from training.saved import load_dictionary
-
-
-@pytest.fixture
-def lexray(capsys, monkeypatch):
-    """Runs a command; returns its exit code, stdout and stderr."""
-
-    def run(*command: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lexray", *map(str, command)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        output = capsys.readouterr()
-        return int(stop.value.code or 0), output.out, output.err
-
-    return run
 
 
 def test_export_and_import_give_back_the_dictionary(lexray, tmp_path):

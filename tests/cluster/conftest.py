@@ -1,0 +1,21 @@
+"""How the tests of this floor call the command line."""
+
+import sys
+
+import pytest
+
+from cluster.cli import main
+
+
+@pytest.fixture
+def lexray(capsys, monkeypatch):
+    """Runs a command; returns its exit code, stdout and stderr."""
+
+    def run(*command: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["lexray", *map(str, command)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        output = capsys.readouterr()
+        return int(stop.value.code or 0), output.out, output.err
+
+    return run
