@@ -54,7 +54,7 @@ def evaluate(
 
 
 class _Sums:
-    """What the metrics are made of, in one tensor, so that ranks add it up at once. S sites, O their widths together."""
+    """What the metrics are made of, in one tensor that ranks add up at once. S sites, O their widths together."""
 
     def __init__(self, dictionary: Dictionary) -> None:
         self.mean_O = dictionary.output.mean_D.double()
