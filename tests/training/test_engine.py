@@ -36,7 +36,7 @@ def prepared(config: TrainingConfig, stream: BatchStream) -> Dictionary:
     """An untrained dictionary with its starting values."""
     dictionary = build_dictionary(config, stream.manifest)
     if dictionary.needs_sample:
-        dictionary.prepare(lambda: sample_rows(config, stream))
+        dictionary.prepare(lambda: sample_rows(config, stream, torch.device("cpu")))
     return dictionary
 
 

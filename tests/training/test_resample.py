@@ -37,7 +37,7 @@ def trained(dataset: Dataset, name: str, stage: int):
     stream = local_stream(config.data.stream_spec("train"), batch_rows=BATCH_ROWS)
     dictionary = build_dictionary(config, stream.manifest)
     if dictionary.needs_sample:
-        dictionary.prepare(lambda: sample_rows(config, stream))
+        dictionary.prepare(lambda: sample_rows(config, stream, torch.device("cpu")))
     engine = make_engine(dictionary, config, 1)
     steps = training_steps(config, stream, engine, ALL_ROWS, start=0)
     for _ in range(4):
