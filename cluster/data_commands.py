@@ -118,7 +118,7 @@ def _print_findings(found: Findings) -> None:
 def _site_words(site: SiteFindings) -> tuple[str, ...]:
     low, high = site.norm_bounds
     worst = ", ".join(f"{row}: {norm:.4g}" for row, norm in site.worst)
-    errors = (site.mean_error, site.mean_squared_norm_error)
+    errors = (site.mean_error, site.mean_squared_norm_error, site.quantiles_error)
     statistics = "unknown" if None in errors else f"off by {max(e for e in errors if e is not None):.1g}"
     counts = (f"{site.rows:,}", f"{site.not_finite:,}", f"{site.duplicates:,}")
     return (*counts, f"{low:.4g} to {high:.4g}", f"{site.outliers:,}", worst, statistics)

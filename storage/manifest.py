@@ -1,25 +1,29 @@
 """A dataset's manifest: the one file that says what rows exist, where each chunk lies and what its bytes must hash to.
 
 Layout of a dataset folder: `manifest.json` and `shards/NNNNNN.safetensors`. A shard holds one tensor per site
-(rows x width, the site's dtype) and one per column (rows). Every tensor of a shard is cut into chunks of `chunk_rows`
-rows (the last one shorter); a chunk of a tensor is one contiguous byte range with its own xxh3-64 checksum. The
-manifest gives each tensor's byte offset, so a chunk is one ranged read and no shard header is ever parsed.
+(rows x width, the site's dtype) and one per column (rows): token id, position, document, and the norms of each site.
+Every tensor of a shard is cut into chunks of `chunk_rows` rows (the last one shorter); a chunk of a tensor is one
+contiguous byte range with its own xxh3-64 checksum. The manifest gives each tensor's byte offset, so a chunk is one
+ranged read and no shard header is ever parsed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any, Literal
 
+import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from storage.errors import CorruptDataError, UserError
 from storage.store import Store, reachable
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 COLUMNS = {"token_id": "int32", "position": "int32", "document": "int32"}
+"""Columns that every dataset has besides the norms of its sites (`norm_column`)."""
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int32": 4}
 
 
@@ -38,6 +42,8 @@ class Site(_Frozen):
     """Mean vector over all rows (width)."""
     mean_squared_norm: float
     """Mean over rows of the squared Euclidean norm, before centring."""
+    norm_quantiles: dict[str, float]
+    """By level ("0.5" is the median): the smallest norm that this share of the rows does not exceed; exact."""
 
     @property
     def row_bytes(self) -> int:
@@ -65,7 +71,8 @@ class Manifest(_Frozen):
     rows: int = Field(gt=0)
     chunk_rows: int = Field(gt=0)
     sites: dict[str, Site]
-    columns: dict[str, str] = Field(default_factory=lambda: dict(COLUMNS))
+    columns: dict[str, str]
+    """Dtype of each column; see `columns_of`."""
     special_token_ids: list[int] = Field(default_factory=list)
     """Token ids that the model's tokenizer calls special; rows that carry them can be filtered when read."""
     shards: list[Shard] = Field(min_length=1)
@@ -98,6 +105,16 @@ class Manifest(_Frozen):
                 )
 
 
+def norm_column(site: str) -> str:
+    """Name of the column with a site's Euclidean norms; no site can be called like it."""
+    return f"norm:{site}"
+
+
+def columns_of(sites: Iterable[str]) -> dict[str, str]:
+    """The columns of a dataset of these sites."""
+    return COLUMNS | {norm_column(site): "float32" for site in sites}
+
+
 def load_manifest(store: Store) -> Manifest:
     """Read and check a dataset's manifest. Raises UserError in one line when there is none or it is not one."""
     with reachable("dataset", store.url):
@@ -111,7 +128,9 @@ def load_manifest(store: Store) -> Manifest:
     except (ValueError, AttributeError) as error:
         raise UserError(f"dataset {store.url}: {MANIFEST} is not valid JSON") from error
     if version != FORMAT_VERSION:
-        raise UserError(f"dataset {store.url}: manifest version {version}, this lexray reads {FORMAT_VERSION}")
+        raise UserError(
+            f"dataset {store.url}: manifest version {version}, this lexray reads {FORMAT_VERSION}; harvest it again"
+        )
     try:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:
@@ -130,6 +149,11 @@ def dataset_id(manifest: Manifest) -> str:
     """A short hash of everything that decides what the rows are (not of where they came from)."""
     content = manifest.model_dump(mode="json", exclude={"id", "provenance"})
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def chunk_checksum(data: bytes | memoryview) -> str:
+    """xxh3-64 in hex."""
+    return str(xxhash.xxh3_64_hexdigest(data))
 
 
 def check_chunk(found: str, expected: str, *, file: str, tensor: str, chunk: int) -> None:

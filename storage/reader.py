@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from storage.errors import CorruptDataError
-from storage.manifest import ITEM_BYTES, Manifest, check_chunk
+from storage.manifest import ITEM_BYTES, Manifest, check_chunk, chunk_checksum
 from storage.store import Store
-from storage.writer import chunk_checksum
 
 # bfloat16 is unknown to numpy: it travels as uint16 and is viewed back by torch.
 NUMPY_DTYPES = {"bfloat16": np.uint16, "float16": np.float16, "float32": np.float32, "int32": np.int32}
@@ -66,8 +66,11 @@ class DatasetReader:
         return self._as_array(data, tensor)
 
     def read_column(self, column: str) -> list[np.ndarray]:
+        """A whole column, one array per chunk."""
+        return list(self.column_parts(column))
+
+    def column_parts(self, column: str) -> Iterator[np.ndarray]:
         """A whole column, one array per chunk, by one ranged read per shard."""
-        arrays: list[np.ndarray] = []
         for shard in self.manifest.shards:
             item_bytes = ITEM_BYTES[self.manifest.columns[column]]
             data = memoryview(self.store.read_range(shard.file, shard.offsets[column], shard.rows * item_bytes))
@@ -75,8 +78,7 @@ class DatasetReader:
             for index, expected in enumerate(shard.checksums[column]):
                 part = data[index * chunk_bytes : (index + 1) * chunk_bytes]
                 check_chunk(chunk_checksum(part), expected, file=shard.file, tensor=column, chunk=index)
-                arrays.append(self._as_array(part, column))
-        return arrays
+                yield self._as_array(part, column)
 
     def _as_array(self, data: bytes | memoryview, tensor: str) -> np.ndarray:
         if tensor in self.manifest.sites:

@@ -13,6 +13,7 @@ import torch
 import xxhash
 
 from storage.manifest import Site
+from storage.statistics import exact_quantiles
 
 SHOWN_ROWS = 5
 """Rows of a kind that are named by their numbers."""
@@ -58,6 +59,8 @@ class SiteFindings:
     """Distance of the manifest's mean from the rows', over the root mean squared norm; None when rows are missing."""
     mean_squared_norm_error: float | None
     """Relative difference; None when rows are missing."""
+    quantiles_error: float | None
+    """Greatest relative difference of the manifest's norm quantiles; None when rows are missing."""
 
 
 @dataclass
@@ -83,7 +86,7 @@ class SiteSums:
         repeated = repeated_rows(self.hashes[self.read])
         bounds = norm_bounds(self.norms[finite])
         worst = outliers(self.norms[finite], bounds)
-        mean_error, squared_error = self._statistics_errors(len(finite))
+        mean_error, squared_error, quantiles_error = self._statistics_errors(len(finite))
         return SiteFindings(
             width=self.site.width,
             dtype=self.site.dtype,
@@ -96,15 +99,19 @@ class SiteSums:
             worst=[(int(row), float(self.norms[row])) for row in finite[worst[:SHOWN_ROWS]]],
             mean_error=mean_error,
             mean_squared_norm_error=squared_error,
+            quantiles_error=quantiles_error,
         )
 
-    def _statistics_errors(self, finite_rows: int) -> tuple[float | None, float | None]:
+    def _statistics_errors(self, finite_rows: int) -> tuple[float | None, float | None, float | None]:
         if finite_rows < len(self.read) or len(self.site.mean) != self.site.width:
-            return None, None
+            return None, None, None
         mean, squared = self.total / finite_rows, self.squared_norm / finite_rows
         scale = squared or 1.0
         distance = float(np.linalg.norm(mean - np.array(self.site.mean)))
-        return distance / math.sqrt(scale), abs(squared - self.site.mean_squared_norm) / scale
+        levels, told = zip(*self.site.norm_quantiles.items(), strict=True)
+        found = exact_quantiles(lambda: [self.norms.astype(np.float32)], [float(level) for level in levels])
+        quantiles = max(abs(a - b) / (b or 1.0) for a, b in zip(told, found, strict=True))
+        return distance / math.sqrt(scale), abs(squared - self.site.mean_squared_norm) / scale, quantiles
 
 
 def new_sums(site: Site, rows: int) -> SiteSums:

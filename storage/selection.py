@@ -1,4 +1,4 @@
-"""Which rows a stream serves: training or held-out documents, with or without special tokens.
+"""Which rows a stream serves: training or held-out documents, without special tokens and rows of outlying norm.
 
 Decided from the small per-row columns before the first step, so that counts, and with them the steps of an epoch, are
 known and equal everywhere.
@@ -6,12 +6,14 @@ known and equal everywhere.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from storage.errors import UserError
+from storage.manifest import norm_column
 from storage.order import permutation
 from storage.reader import DatasetReader
 
@@ -27,14 +29,24 @@ class Selection:
     """Share of documents never seen in training."""
     drop_special: bool = True
     """Leave out rows whose token is special to the model's tokenizer ([CLS], padding...)."""
+    max_norm_ratio: float | None = 10.0
+    """Leave out rows whose norm, at a site that is read, is above so many times the site's median; None keeps them.
+
+    A few tokens of most language models have vectors of hundreds of times the usual norm, which no dictionary should
+    spend latents on.
+    """
     seed: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SelectedRows:
-    """The outcome: a boolean mask per chunk."""
+    """The outcome: a boolean mask per chunk, and why rows of the dataset were left out of every part."""
 
     masks: list[np.ndarray]
+    special: int = 0
+    """Rows with special tokens."""
+    outlying: int = 0
+    """Further rows of outlying norm."""
 
     @property
     def counts(self) -> np.ndarray:
@@ -42,19 +54,45 @@ class SelectedRows:
         return np.array([int(mask.sum()) for mask in self.masks], dtype=np.int64)
 
 
-def select_rows(reader: DatasetReader, selection: Selection) -> SelectedRows:
-    """Apply a selection. Raises UserError when the dataset has too few documents to hold any out."""
-    documents = reader.read_column("document")
-    masks = [np.ones(len(part), dtype=bool) for part in documents]
+def select_rows(reader: DatasetReader, selection: Selection, sites: Sequence[str]) -> SelectedRows:
+    """Apply a selection for a stream of these sites. Raises UserError when no document can be held out."""
+    usual = [np.ones(place.rows, dtype=bool) for place in reader.chunks]
+    if selection.drop_special and reader.manifest.special_token_ids:
+        usual = _without_special(reader, usual)
+    special = reader.manifest.rows - _count(usual)
+    if selection.max_norm_ratio is not None:
+        for site in sites:
+            usual = _without_outlying(reader, usual, site, selection.max_norm_ratio)
+    outlying = reader.manifest.rows - special - _count(usual)
+    return SelectedRows(masks=_of_part(reader, usual, selection), special=special, outlying=outlying)
+
+
+def _without_special(reader: DatasetReader, masks: list[np.ndarray]) -> list[np.ndarray]:
+    tokens = reader.column_parts("token_id")
     special = reader.manifest.special_token_ids
-    if selection.drop_special and special:
-        tokens = reader.read_column("token_id")
-        masks = [mask & ~np.isin(part, special) for mask, part in zip(masks, tokens, strict=True)]
-    if selection.part != "all":
-        held_out = held_out_documents(np.unique(np.concatenate(documents)), selection.held_out, selection.seed)
-        wanted = selection.part == "held_out"
-        masks = [mask & (np.isin(part, held_out) == wanted) for mask, part in zip(masks, documents, strict=True)]
-    return SelectedRows(masks)
+    return [mask & ~np.isin(part, special) for mask, part in zip(masks, tokens, strict=True)]
+
+
+def _without_outlying(reader: DatasetReader, masks: list[np.ndarray], site: str, ratio: float) -> list[np.ndarray]:
+    quantiles = reader.manifest.sites[site].norm_quantiles
+    limit = ratio * quantiles["0.5"]
+    if not 0 < limit < quantiles["1"]:  # the norms need not be read to know that all stay
+        return masks
+    norms = reader.column_parts(norm_column(site))
+    return [mask & (part <= limit) for mask, part in zip(masks, norms, strict=True)]
+
+
+def _of_part(reader: DatasetReader, masks: list[np.ndarray], selection: Selection) -> list[np.ndarray]:
+    if selection.part == "all":
+        return masks
+    documents = reader.read_column("document")
+    held_out = held_out_documents(np.unique(np.concatenate(documents)), selection.held_out, selection.seed)
+    wanted = selection.part == "held_out"
+    return [mask & (np.isin(part, held_out) == wanted) for mask, part in zip(masks, documents, strict=True)]
+
+
+def _count(masks: list[np.ndarray]) -> int:
+    return sum(int(mask.sum()) for mask in masks)
 
 
 def held_out_documents(documents: np.ndarray, share: float, seed: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from storage.errors import CorruptDataError
-from storage.manifest import MANIFEST, Manifest, Shard, load_manifest
+from storage.manifest import MANIFEST, Manifest, Shard, load_manifest, norm_column
 from storage.reader import DatasetReader
 from storage.row_checks import ChunkFacts, SiteFindings, SiteSums, chunk_facts, new_sums
 from storage.store import Store, reachable
@@ -120,7 +120,11 @@ def shard_damage(store: Store, manifest: Manifest, shard: Shard, size: int | Non
 
 def statistics_damage(name: str, site: SiteFindings) -> list[Damage]:
     """Statistics of the manifest that are not those of the rows, where every row could be read."""
-    errors = {"mean": site.mean_error, "mean squared norm": site.mean_squared_norm_error}
+    errors = {
+        "mean": site.mean_error,
+        "mean squared norm": site.mean_squared_norm_error,
+        "norm quantiles": site.quantiles_error,
+    }
     return [
         Damage(
             file=MANIFEST,
@@ -199,20 +203,27 @@ class _Pass:
         place, manifest = self.reader.chunks[chunk], self.reader.manifest
         file = manifest.shards[place.shard].file
         damage: list[Damage] = []
-        facts: dict[str, ChunkFacts] = {}
+        arrays: dict[str, np.ndarray] = {}
         for tensor in () if file in self.missing else (*manifest.sites, *manifest.columns):
             try:
-                array = self.reader.read_chunk(chunk, tensor)
+                arrays[tensor] = self.reader.read_chunk(chunk, tensor)
             except (CorruptDataError, OSError) as error:
                 what = str(error).split(": ", 1)[-1]
                 damage.append(Damage(file=file, tensor=tensor, chunk=place.index, what=what))
-                continue
-            if tensor in manifest.sites:
-                facts[tensor] = chunk_facts(array, manifest.sites[tensor].dtype)
-                bad = np.flatnonzero(np.isnan(facts[tensor].norms))
-                if len(bad):
-                    what = (
-                        f"{len(bad)} of {len(array)} rows hold NaN or Inf, the first is row {place.first_row + bad[0]}"
-                    )
-                    damage.append(Damage(file=file, tensor=tensor, chunk=place.index, what=what))
+        facts = {name: chunk_facts(arrays[name], site.dtype) for name, site in manifest.sites.items() if name in arrays}
+        for name, of_site in facts.items():
+            for tensor, bad, what in wrong_rows(name, of_site, arrays.get(norm_column(name))):
+                rows = f"{len(bad)} of {place.rows} rows {what}, the first is row {place.first_row + bad[0]}"
+                damage.append(Damage(file=file, tensor=tensor, chunk=place.index, what=rows))
         return damage, facts
+
+
+def wrong_rows(site: str, facts: ChunkFacts, norms: np.ndarray | None) -> Iterator[tuple[str, np.ndarray, str]]:
+    """The tensor, the rows of a chunk (numbers within it) and what is wrong with them; none when nothing is."""
+    finite = np.isfinite(facts.norms)
+    if not finite.all():
+        yield site, np.flatnonzero(~finite), "hold NaN or Inf"
+    if norms is not None:
+        differing = finite & ~np.isclose(norms, facts.norms, rtol=STATISTICS_TOLERANCE, atol=0)
+        if differing.any():
+            yield norm_column(site), np.flatnonzero(differing), "have another norm than is stored"

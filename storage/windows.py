@@ -73,7 +73,7 @@ class WindowReader:
 
     @cached_property
     def selected(self) -> SelectedRows:
-        return select_rows(self.dataset, self.spec.selection)
+        return select_rows(self.dataset, self.spec.selection, self.spec.sites)
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:

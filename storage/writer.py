@@ -3,35 +3,139 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-import xxhash
+from pydantic import BaseModel, ConfigDict
 from safetensors.torch import save
 
 from storage.errors import UserError
-from storage.manifest import COLUMNS, MANIFEST, Manifest, Shard, Site, dataset_id
+from storage.manifest import (
+    COLUMNS,
+    ITEM_BYTES,
+    MANIFEST,
+    Manifest,
+    Shard,
+    Site,
+    chunk_checksum,
+    columns_of,
+    dataset_id,
+    norm_column,
+)
+from storage.reader import DatasetReader
+from storage.statistics import QUANTILE_LEVELS, exact_quantiles, site_sums
 from storage.store import Store
 
 TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-@dataclass
-class SiteStatistics:
-    """Running sums of one site, in float64, over the values as stored (after rounding to the site's dtype)."""
+class WrittenShard(BaseModel):
+    """A shard that lies in its store, with its sums: what a manifest is made of."""
 
-    total: np.ndarray
-    squared_norm: float = 0.0
-    rows: int = 0
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def add(self, x_BD: torch.Tensor) -> None:
-        x = x_BD.double()
-        self.total += x.sum(0).numpy()
-        self.squared_norm += float((x * x).sum())
-        self.rows += len(x)
+    shard: Shard
+    totals: dict[str, list[float]]
+    """Per site, the sum of the rows (width)."""
+    squared_norms: dict[str, float]
+    """Per site, the sum of the rows' squared Euclidean norms."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardFormat:
+    """How rows are stored; the same for all shards of a dataset."""
+
+    sites: dict[str, int]
+    """Width of each site."""
+    dtype: str = "bfloat16"
+    chunk_rows: int = 1024
+
+    def write(
+        self, store: Store, number: int, vectors: Mapping[str, torch.Tensor], columns: Mapping[str, np.ndarray]
+    ) -> WrittenShard:
+        """Write shard `number`: per site a (B, width) tensor, per column of `COLUMNS` a (B) integer array."""
+        tensors, sums = {}, {}
+        rows = len(next(iter(vectors.values())))
+        for name, width in self.sites.items():
+            assert vectors[name].shape == (rows, width), (name, vectors[name].shape, (rows, width))
+            tensors[name] = vectors[name].detach().to("cpu", TORCH_DTYPES[self.dtype]).contiguous()
+            sums[name] = site_sums(tensors[name], self.chunk_rows)
+            tensors[norm_column(name)] = torch.from_numpy(sums[name].norms)
+        for name in COLUMNS:
+            tensors[name] = torch.from_numpy(np.ascontiguousarray(columns[name], dtype=np.int32))
+            assert tensors[name].shape == (rows,), (name, tensors[name].shape, rows)
+        data = save(tensors)
+        store.write(shard_file(number), data)
+        return WrittenShard(
+            shard=self._describe(number, rows, data),
+            totals={name: part.total.tolist() for name, part in sums.items()},
+            squared_norms={name: part.squared_norm for name, part in sums.items()},
+        )
+
+    def _describe(self, number: int, rows: int, data: bytes) -> Shard:
+        offsets, checksums = _tensor_offsets(data), {}
+        view, columns = memoryview(data), columns_of(self.sites)
+        for name, offset in offsets.items():
+            width, dtype = (1, columns[name]) if name in columns else (self.sites[name], self.dtype)
+            row_bytes = width * ITEM_BYTES[dtype]
+            checksums[name] = [
+                chunk_checksum(view[offset + start * row_bytes :][: min(self.chunk_rows, rows - start) * row_bytes])
+                for start in range(0, rows, self.chunk_rows)
+            ]
+        return Shard(file=shard_file(number), rows=rows, bytes=len(data), offsets=offsets, checksums=checksums)
+
+
+def write_manifest(
+    store: Store,
+    shard_format: ShardFormat,
+    written: Sequence[WrittenShard],
+    *,
+    sources: Mapping[str, str],
+    special_token_ids: Sequence[int] = (),
+    provenance: Mapping[str, Any],
+) -> Manifest:
+    """Make the written shards a dataset; their norms are read back for the quantiles. Raises UserError without rows."""
+    rows = sum(part.shard.rows for part in written)
+    if not rows:
+        raise UserError("the dataset would have no rows; check the text and the filters")
+    sites = {}
+    for name, width in shard_format.sites.items():
+        total = np.sum([part.totals[name] for part in written], axis=0)
+        sites[name] = Site(
+            width=width,
+            dtype=shard_format.dtype,  # type: ignore[arg-type]
+            source=sources.get(name, ""),
+            mean=(total / rows).tolist(),
+            mean_squared_norm=sum(part.squared_norms[name] for part in written) / rows,
+            norm_quantiles={},
+        )
+    manifest = Manifest(
+        id="",
+        rows=rows,
+        chunk_rows=shard_format.chunk_rows,
+        sites=sites,
+        columns=columns_of(sites),
+        special_token_ids=sorted(special_token_ids),
+        shards=[part.shard for part in written],
+        provenance=dict(provenance),
+    )
+    reader = DatasetReader(store, manifest)
+    quantiles = {name: norm_quantiles(reader, name) for name in sites}
+    sites = {name: site.model_copy(update={"norm_quantiles": quantiles[name]}) for name, site in sites.items()}
+    manifest = manifest.model_copy(update={"sites": sites})
+    manifest = manifest.model_copy(update={"id": dataset_id(manifest)})
+    store.write(MANIFEST, manifest.model_dump_json(indent=1).encode())
+    return manifest
+
+
+def norm_quantiles(reader: DatasetReader, site: str) -> dict[str, float]:
+    """Quantiles of a site's stored norms, by level."""
+    found = exact_quantiles(lambda: reader.column_parts(norm_column(site)), QUANTILE_LEVELS)
+    return {f"{level:g}": value for level, value in zip(QUANTILE_LEVELS, found, strict=True)}
 
 
 @dataclass(kw_only=True)
@@ -58,27 +162,25 @@ class DatasetWriter:
             raise UserError(f"shard_rows {self.shard_rows} is not a multiple of chunk_rows {self.chunk_rows}")
         if self.store.exists(MANIFEST):
             raise UserError(f"{self.store.url} already holds a dataset; choose another output or remove it")
+        self._format = ShardFormat(sites=self.sites, dtype=self.dtype, chunk_rows=self.chunk_rows)
         self._pending: list[dict[str, torch.Tensor]] = []
         self._pending_rows = 0
-        self._shards: list[Shard] = []
-        self._statistics = {name: SiteStatistics(np.zeros(width)) for name, width in self.sites.items()}
+        self._written: list[WrittenShard] = []
 
     @property
     def rows(self) -> int:
         """Rows given so far."""
-        return self._pending_rows + sum(shard.rows for shard in self._shards)
+        return self._pending_rows + sum(part.shard.rows for part in self._written)
 
-    def add(self, vectors: dict[str, torch.Tensor], columns: dict[str, np.ndarray]) -> None:
+    def add(self, vectors: Mapping[str, torch.Tensor], columns: Mapping[str, np.ndarray]) -> None:
         """Append rows: per site a (B, width) tensor, per column of `COLUMNS` a (B) integer array."""
-        rows = len(next(iter(vectors.values())))
-        tensors = {}
+        rows, tensors = len(columns["document"]), {}
         for name, width in self.sites.items():
             assert vectors[name].shape == (rows, width), (name, vectors[name].shape, (rows, width))
-            tensors[name] = vectors[name].detach().to("cpu", TORCH_DTYPES[self.dtype]).contiguous()
-            self._statistics[name].add(tensors[name])
+            tensors[name] = vectors[name].detach().to("cpu", TORCH_DTYPES[self.dtype])
         for name in COLUMNS:
-            tensors[name] = torch.from_numpy(np.ascontiguousarray(columns[name], dtype=np.int32))
-            assert tensors[name].shape == (rows,), (name, tensors[name].shape, rows)
+            assert len(columns[name]) == rows, (name, len(columns[name]), rows)
+            tensors[name] = torch.from_numpy(np.asarray(columns[name], dtype=np.int32))
         self._pending.append(tensors)
         self._pending_rows += rows
         while self._pending_rows >= self.shard_rows:
@@ -88,65 +190,33 @@ class DatasetWriter:
         """Write the last shard and the manifest. Raises UserError when no row was given."""
         if self._pending_rows:
             self._write_shard(self._pending_rows)
-        if not self._shards:
-            raise UserError("the dataset would have no rows; check the text and the filters")
-        sites = {}
-        for name, sums in self._statistics.items():
-            sites[name] = Site(
-                width=self.sites[name],
-                dtype=self.dtype,  # type: ignore[arg-type]
-                source=self.sources.get(name, ""),
-                mean=(sums.total / sums.rows).tolist(),
-                mean_squared_norm=sums.squared_norm / sums.rows,
-            )
-        manifest = Manifest(
-            id="",
-            rows=self.rows,
-            chunk_rows=self.chunk_rows,
-            sites=sites,
-            special_token_ids=sorted(self.special_token_ids),
-            shards=self._shards,
+        return write_manifest(
+            self.store,
+            self._format,
+            self._written,
+            sources=self.sources,
+            special_token_ids=self.special_token_ids,
             provenance=self.provenance,
         )
-        manifest = manifest.model_copy(update={"id": dataset_id(manifest)})
-        self.store.write(MANIFEST, manifest.model_dump_json(indent=1).encode())
-        return manifest
 
     def discard(self) -> None:
         """Remove the shards written so far, and one that may have been under way; for a dataset that is given up."""
         with suppress(OSError):  # a store that cannot be written to may not let us clean up either
-            for number in range(len(self._shards) + 1):
-                self.store.delete(_shard_file(number))
+            for number in range(len(self._written) + 1):
+                self.store.delete(shard_file(number))
 
     def _write_shard(self, rows: int) -> None:
         merged = {name: torch.cat([part[name] for part in self._pending]) for name in self._pending[0]}
-        shard = {name: tensor[:rows].contiguous() for name, tensor in merged.items()}
+        shard = {name: tensor[:rows] for name, tensor in merged.items()}
         rest = {name: tensor[rows:] for name, tensor in merged.items()}
-        file = _shard_file(len(self._shards))
-        data = save(shard)
-        offsets = _tensor_offsets(data)
-        self.store.write(file, data)
-        view, checksums = memoryview(data), {}
-        for name, tensor in shard.items():
-            row_bytes = tensor.element_size() * (tensor.shape[1] if tensor.dim() == 2 else 1)
-            checksums[name] = [
-                chunk_checksum(
-                    view[offsets[name] + start * row_bytes :][: min(self.chunk_rows, rows - start) * row_bytes]
-                )
-                for start in range(0, rows, self.chunk_rows)
-            ]
-        self._shards.append(Shard(file=file, rows=rows, bytes=len(data), offsets=offsets, checksums=checksums))
+        columns = {name: shard[name].numpy() for name in COLUMNS}
+        self._written.append(self._format.write(self.store, len(self._written), shard, columns))
         self._pending = [rest] if len(rest["document"]) else []
         self._pending_rows -= rows
 
 
-def _shard_file(number: int) -> str:
+def shard_file(number: int) -> str:
     return f"shards/{number:06d}.safetensors"
-
-
-def chunk_checksum(data: bytes | memoryview) -> str:
-    """xxh3-64 in hex."""
-    return str(xxhash.xxh3_64_hexdigest(data))
 
 
 def _tensor_offsets(data: bytes) -> dict[str, int]:

@@ -20,8 +20,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from storage.errors import CorruptDataError
+from storage.manifest import chunk_checksum
 from storage.store import Store
-from storage.writer import chunk_checksum
 
 log = logging.getLogger("lexray")
 

@@ -36,6 +36,8 @@ class DataConfig:
     held_out: float = 0.05
     """Share of documents kept for evaluation."""
     drop_special: bool = True
+    max_norm_ratio: float | None = 10.0
+    """Rows of a norm above so many times their site's median are left out; None keeps them."""
     lanes: int = 16
     window_bytes: int = 16 * 2**20
 
@@ -64,7 +66,13 @@ class DataConfig:
         return StreamSpec(
             store=Store.at(self.url, self.storage),
             sites=self.sites,
-            selection=Selection(part=part, held_out=self.held_out, drop_special=self.drop_special, seed=self.seed),
+            selection=Selection(
+                part=part,
+                held_out=self.held_out,
+                drop_special=self.drop_special,
+                max_norm_ratio=self.max_norm_ratio,
+                seed=self.seed,
+            ),
             seed=self.seed,
             lanes=self.lanes,
             window_bytes=self.window_bytes,

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import ray
@@ -19,14 +19,14 @@ from storage.manifest import MANIFEST, Manifest, load_manifest
 from storage.server import start_server
 from storage.store import Store
 from storage.stream import local_stream
-from storage.windows import WindowReader
 from tuning.follow import Follower, FollowThread
 from tuning.report import build_results
+from tuning.row_counts import RowCounts
 from tuning.sweep_file import SweepFile
 from tuning.sweep_folder import FAILED, FINISHED, SweepFolder
 from tuning.trial import TrialRun, new_record, run_trial
 from tuning.trial_queue import Node, TrialQueue, refuse_what_never_fits
-from tuning.trials import Trial, data_config, expand
+from tuning.trials import Trial, expand
 
 STREAM_CACHE_SHARE = 0.3
 """Share of a node's object store that its window server may hold."""
@@ -55,8 +55,10 @@ def plan_sweep(sweep: SweepFile, text: str) -> SweepPlan:
     data = Store.at(sweep.data.url, settings)
     manifest = load_manifest(data)
     manifest.check_shards(data)
-    trials = expand(sweep, manifest, count_rows(sweep, manifest, "train"))
-    _check_held_out(sweep, count_rows(sweep, manifest, "held_out"))
+    counts = RowCounts()
+    trials = expand(sweep, manifest, counts.training)
+    for trial in trials:
+        counts.held_out(trial.config.data)
     _check_nonnegative(trials)
     folder = SweepFolder(Store.at(sweep.output, settings))
     if folder.store.exists(MANIFEST):
@@ -64,20 +66,6 @@ def plan_sweep(sweep: SweepFile, text: str) -> SweepPlan:
     folder.store.check_writable("output")
     unfinished = [trial for trial in trials if not folder.is_finished(trial.id)]
     return SweepPlan(sweep=sweep, text=text, manifest=manifest, folder=folder, trials=trials, unfinished=unfinished)
-
-
-def count_rows(sweep: SweepFile, manifest: Manifest, part: Literal["train", "held_out"]) -> int:
-    """Rows that the sweep trains on, or holds out; filtered rows are neither."""
-    config = data_config(sweep, manifest, sweep.axes["architecture"][0])
-    return int(WindowReader(config.stream_spec(part)).selected.counts.sum())
-
-
-def _check_held_out(sweep: SweepFile, held_out_rows: int) -> None:
-    if held_out_rows < sweep.data.lanes:
-        raise UserError(
-            f"data.held_out: {sweep.data.held_out} of the documents hold {held_out_rows} rows, "
-            f"fewer than the {sweep.data.lanes} lanes (data.lanes); raise it"
-        )
 
 
 def _check_nonnegative(trials: list[Trial]) -> None:

@@ -33,6 +33,9 @@ class DataBlock(FileModel):
     held_out: float = Field(default=0.05, gt=0.0, lt=1.0)
     """Share of documents kept for evaluation."""
     drop_special: bool = True
+    """Leave out rows of tokens that the model's tokenizer calls special."""
+    max_norm_ratio: float | None = Field(default=10.0, gt=0)
+    """Leave out rows whose norm is above so many times their site's median; null keeps them."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Order of the rows; the same for all trials, so that they share one stream."""
     lanes: int = Field(default=16, gt=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -47,17 +48,12 @@ class Trial:
     footprint: Footprint
 
 
-def expand(sweep: SweepFile, manifest: Manifest, training_rows: int) -> list[Trial]:
-    """The trials of a sweep over a dataset that has `training_rows` rows to train on.
+def expand(sweep: SweepFile, manifest: Manifest, training_rows: Callable[[DataConfig], int]) -> list[Trial]:
+    """The trials of a sweep over a dataset; `training_rows` says how many rows a dictionary has to train on.
 
     Raises UserError naming the field when something does not fit, or two trials are the same.
     """
     _check_sites_exist(sweep, manifest)
-    if sweep.data.batch_rows > training_rows:
-        raise UserError(
-            f"data.batch_rows: {sweep.data.batch_rows:,} is larger than the dataset's {training_rows:,} training rows"
-        )
-    steps_per_epoch(training_rows, sweep.data.batch_rows, sweep.data.lanes)
     points = [dict(zip(sweep.axes, values, strict=True)) for values in itertools.product(*sweep.axes.values())]
     for number, rule in enumerate(sweep.rules, start=1):
         if not any(rule.matches(point) for point in points):
@@ -78,7 +74,9 @@ def _check_sites_exist(sweep: SweepFile, manifest: Manifest) -> None:
             manifest.site(site, field=f"data.{field}")
 
 
-def _trial(sweep: SweepFile, manifest: Manifest, training_rows: int, point: dict[str, Any]) -> Trial:
+def _trial(
+    sweep: SweepFile, manifest: Manifest, training_rows: Callable[[DataConfig], int], point: dict[str, Any]
+) -> Trial:
     settings: dict[str, Any] = {}
     for rule in sweep.rules:
         if rule.matches(point):
@@ -86,16 +84,17 @@ def _trial(sweep: SweepFile, manifest: Manifest, training_rows: int, point: dict
     resources = checked_block(sweep.resources, _part(settings, ResourcesBlock.model_fields))
     changes = _part(settings, ("lr", "rows")) | _part(point, ("lr",))
     training = checked_block(sweep.training, changes | ({"epochs": None} if "rows" in settings else {}))
-    rows = training.rows or math.ceil((training.epochs or 0) * training_rows)
     rank_lanes(0, resources.workers, sweep.data.lanes)
     footprint = Footprint(**_part(resources.model_dump(), ("workers", "cpus_per_worker", "gpus_per_worker")))
     dictionary = dictionary_config(_dictionary_options(sweep, point, settings))
     data = data_config(sweep, manifest, dictionary.architecture)
-    _check_fits(dictionary, data, manifest, training_rows)
+    available = training_rows(data)
+    steps_per_epoch(available, data.batch_rows, data.lanes)
+    _check_fits(dictionary, data, manifest, available)
     config = TrainingConfig(
         dictionary=dictionary,
         data=data,
-        rows=rows,
+        rows=training.rows or math.ceil((training.epochs or 0) * available),
         optimizer=checked_config(OptimizerConfig, training.model_dump(exclude={"rows", "epochs"})),
         seed=_seed(point),
         mesh=MeshConfig(data=resources.workers, zero_stage=resources.zero_stage),

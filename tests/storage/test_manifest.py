@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from safetensors.torch import load_file
 from synthetic import SPECIAL_TOKEN, Written, write_rows
 
 from storage.errors import CorruptDataError, UserError
-from storage.manifest import COLUMNS, MANIFEST, load_manifest
+from storage.manifest import COLUMNS, MANIFEST, columns_of, load_manifest
 from storage.reader import DatasetReader
+from storage.statistics import QUANTILE_LEVELS, exact_quantiles
 from storage.store import Store
 from storage.writer import DatasetWriter
 
@@ -28,7 +30,7 @@ def as_stored(array: np.ndarray, dtype: str) -> torch.Tensor:
     return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
 
 
-def columns_of(rows: int) -> dict[str, np.ndarray]:
+def numbered(rows: int) -> dict[str, np.ndarray]:
     return {name: np.arange(rows) for name in COLUMNS}
 
 
@@ -72,7 +74,8 @@ def test_shards_are_plain_safetensors_files(tmp_path: Path) -> None:
     for shard in written.manifest.shards:
         tensors = load_file(tmp_path / shard.file)
         part = slice(start, start + shard.rows)
-        assert tensors.keys() == {"early", "late", *COLUMNS} == shard.offsets.keys() == shard.checksums.keys()
+        expected = {"early", "late", *columns_of(["early", "late"])}
+        assert expected == tensors.keys() == shard.offsets.keys() == shard.checksums.keys()
         for site, vectors in written.vectors.items():
             assert torch.equal(tensors[site], vectors[part])
         for name, column in written.columns.items():
@@ -84,7 +87,7 @@ def test_shards_are_plain_safetensors_files(tmp_path: Path) -> None:
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=8).filter(any), st.integers(1, 9), st.integers(1, 3))
 def test_shards_do_not_depend_on_how_rows_are_given(parts: list[int], chunk_rows: int, chunks_per_shard: int) -> None:
     rows, shard_rows = sum(parts), chunk_rows * chunks_per_shard
-    vectors, columns = torch.randn(rows, 2, generator=torch.Generator().manual_seed(1)), columns_of(rows)
+    vectors, columns = torch.randn(rows, 2, generator=torch.Generator().manual_seed(1)), numbered(rows)
 
     def write(sizes: list[int]) -> tuple[Store, Any]:
         store = Store.at("memory://" + "-".join(map(str, [*sizes, chunk_rows, shard_rows])))
@@ -114,6 +117,9 @@ def test_statistics_are_those_of_the_stored_values(dtype: str, tmp_path: Path) -
     assert (site.width, site.dtype) == (6, dtype)
     np.testing.assert_allclose(site.mean, stored.mean(0), rtol=1e-12)
     np.testing.assert_allclose(site.mean_squared_norm, (stored**2).sum(1).mean(), rtol=1e-12)
+    norms = np.sort(np.sqrt((stored**2).sum(1)).astype(np.float32))
+    expected = {f"{q:g}": float(norms[max(1, math.ceil(q * 500)) - 1]) for q in QUANTILE_LEVELS}
+    assert site.norm_quantiles == expected
     if dtype != "float32":
         assert not np.allclose(stored.mean(0), vectors.double().numpy().mean(0), rtol=1e-7), "rounding shows"
 
@@ -162,7 +168,7 @@ def test_a_dataset_exists_from_its_last_file_on_and_every_file_is_whole(tmp_path
     store = Store.at(str(tmp_path))
     writer = DatasetWriter(store=store, sites={"x": 4}, chunk_rows=4, shard_rows=16)
     for _ in range(5):
-        writer.add({"x": torch.ones(9, 4)}, columns_of(9))
+        writer.add({"x": torch.ones(9, 4)}, numbered(9))
         for file in files_below(tmp_path):
             assert len(load_file(tmp_path / file)["x"]) == 16
         with pytest.raises(UserError, match=r"no manifest\.json there"):
@@ -174,7 +180,7 @@ def test_a_dataset_exists_from_its_last_file_on_and_every_file_is_whole(tmp_path
 
 def test_a_dataset_of_no_rows_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     writer = DatasetWriter(store=Store.at(str(tmp_path)), sites={"x": 4})
-    writer.add({"x": torch.ones(0, 4)}, columns_of(0))
+    writer.add({"x": torch.ones(0, 4)}, numbered(0))
     with pytest.raises(UserError, match="the dataset would have no rows; check the text and the filters"):
         writer.close()
     assert files_below(tmp_path) == []
@@ -188,9 +194,22 @@ def test_a_shard_holds_whole_chunks(tmp_path: Path) -> None:
 def test_vectors_of_another_width_are_a_mistake_of_the_caller(tmp_path: Path) -> None:
     writer = DatasetWriter(store=Store.at(str(tmp_path)), sites={"x": 4})
     with pytest.raises(AssertionError, match="x"):
-        writer.add({"x": torch.ones(3, 5)}, columns_of(3))
-    with pytest.raises(AssertionError, match="token_id"):
-        writer.add({"x": torch.ones(3, 4)}, columns_of(2))
+        writer.add({"x": torch.ones(3, 5)}, numbered(3))
+    with pytest.raises(AssertionError, match=r"\(2, 4\)"):
+        writer.add({"x": torch.ones(3, 4)}, numbered(2))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.floats(0, float(np.float32(3e38)), width=32), min_size=1, max_size=60),
+    st.lists(st.floats(0, 1), min_size=1, max_size=4),
+    st.integers(1, 7),
+)
+def test_quantiles_are_exact_however_the_values_are_parted(values: list[float], levels: list[float], size: int) -> None:
+    array = np.array(values, dtype=np.float32)
+    parts = [array[i : i + size] for i in range(0, len(array), size)]
+    expected = [float(np.sort(array)[max(1, math.ceil(level * len(array))) - 1]) for level in levels]
+    assert exact_quantiles(lambda: parts, levels) == expected
 
 
 # The manifest
@@ -246,8 +265,8 @@ def test_a_manifest_that_is_no_json_object_is_refused(content: bytes, dataset: W
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 2}, "manifest version 2, this lexray reads 1"),
-        ({"version": None}, "manifest version None, this lexray reads 1"),
+        ({"version": 1}, "manifest version 1, this lexray reads 2; harvest it again"),
+        ({"version": None}, "manifest version None, this lexray reads 2"),
         ({"format": "parquet"}, "manifest.json field format: Input should be 'lexray-activations'"),
         ({"colour": "red"}, "manifest.json field colour: Extra inputs are not permitted"),
         ({"rows": "many"}, "manifest.json field rows: Input should be a valid integer, unable to parse string"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import Written, write_rows
@@ -27,7 +28,7 @@ def written(tmp_path: Path) -> Written:
 
 def rows_of(written: Written, **choice: Any) -> set[int]:
     """Numbers of the rows that a selection keeps."""
-    selected = select_rows(DatasetReader(written.store, written.manifest), Selection(**choice))
+    selected = select_rows(DatasetReader(written.store, written.manifest), Selection(**choice), ["x"])
     assert selected.counts.sum() == sum(mask.sum() for mask in selected.masks)
     return set(np.flatnonzero(np.concatenate(selected.masks)).tolist())
 
@@ -52,6 +53,43 @@ def test_special_rows_are_dropped_or_kept(written: Written) -> None:
     special = set(np.flatnonzero(written.columns["token_id"] == 0).tolist())
     assert rows_of(written, part="all", drop_special=False) == set(range(400))
     assert rows_of(written, part="all", drop_special=True) == set(range(400)) - special
+
+
+def loud(tmp_path: Path, special: np.ndarray | None = None) -> Written:
+    """Rows of norm 1 at two sites; three of `x` and one of `y` are far longer."""
+    ones = torch.zeros(100, 2)
+    ones[:, 0] = 1
+    vectors = {"x": ones.clone(), "y": ones.clone()}
+    vectors["x"][[5, 41, 77]] *= torch.tensor([11.0, 9.5, 300.0])[:, None]
+    vectors["y"][60] *= 50
+    return write_rows(tmp_path, [64, 36], vectors=vectors, special=special)
+
+
+@pytest.mark.parametrize(
+    ("sites", "ratio", "dropped"),
+    [
+        (["x"], 10.0, {5, 77}),
+        (["y"], 10.0, {60}),
+        (["x", "y"], 10.0, {5, 60, 77}),
+        (["x", "y"], 9.0, {5, 41, 60, 77}),
+        (["x"], 1000.0, set()),
+        (["x", "y"], None, set()),
+    ],
+)
+def test_rows_of_outlying_norm_at_a_site_that_is_read_are_left_out(
+    sites: list[str], ratio: float | None, dropped: set[int], tmp_path: Path
+) -> None:
+    written = loud(tmp_path)
+    choice = Selection(part="all", max_norm_ratio=ratio)
+    selected = select_rows(DatasetReader(written.store, written.manifest), choice, sites)
+    assert set(np.flatnonzero(~np.concatenate(selected.masks)).tolist()) == dropped
+    assert (selected.special, selected.outlying) == (0, len(dropped))
+
+
+def test_a_row_that_is_left_out_twice_is_counted_once(tmp_path: Path) -> None:
+    written = loud(tmp_path, special=np.isin(np.arange(100), [0, 5]))
+    selected = select_rows(DatasetReader(written.store, written.manifest), Selection(part="all"), ["x"])
+    assert (selected.special, selected.outlying, int(selected.counts.sum())) == (2, 1, 97)
 
 
 def test_held_out_documents_are_the_same_with_and_without_special_rows(written: Written) -> None:

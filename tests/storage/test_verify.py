@@ -15,11 +15,10 @@ from safetensors.torch import load_file, save_file
 from synthetic import Written, write_rows
 
 from storage.errors import UserError
-from storage.manifest import MANIFEST, Manifest, dataset_id
+from storage.manifest import MANIFEST, Manifest, chunk_checksum, dataset_id
 from storage.row_checks import chunk_facts, norm_bounds, outliers, repeated_rows
 from storage.store import Store
 from storage.verify import Damage, Findings, verify
-from storage.writer import chunk_checksum
 
 DTYPES = ["bfloat16", "float16", "float32"]
 SITES = {"early": 3, "late": 5}
@@ -84,6 +83,7 @@ def test_a_dataset_as_written_is_sound(dtype: str, tmp_path: Path) -> None:
         assert site.mean_error is not None
         assert site.mean_squared_norm_error is not None
         assert max(site.mean_error, site.mean_squared_norm_error) < 1e-12
+        assert site.quantiles_error == 0
     assert (calls[0], calls[-1]) == ((0, 196), (196, 196))
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)
 
@@ -178,11 +178,31 @@ def test_unusual_norms_are_named_the_farthest_first_and_are_no_damage(dtype: str
 def test_statistics_that_are_not_those_of_the_rows_are_damage(tmp_path: Path) -> None:
     written = write_rows(tmp_path, 40)
     site = written.manifest.sites["x"]
-    changed = site.model_copy(update={"mean": [0.1 + m for m in site.mean], "mean_squared_norm": 5.0})
+    quantiles = site.norm_quantiles | {"0.5": 1.01 * site.norm_quantiles["0.5"]}
+    changes = {"mean": [0.1 + m for m in site.mean], "mean_squared_norm": 5.0, "norm_quantiles": quantiles}
+    changed = site.model_copy(update=changes)
     replace_manifest(written, written.manifest.model_copy(update={"sites": {"x": changed}}))
     assert [(d.file, d.tensor, d.what.split(" is off")[0]) for d in verify(written.store).damage] == [
         (MANIFEST, "x", "its mean"),
         (MANIFEST, "x", "its mean squared norm"),
+        (MANIFEST, "x", "its norm quantiles"),
+    ]
+
+
+def test_stored_norms_that_are_not_those_of_the_rows_are_damage(tmp_path: Path) -> None:
+    written = write_rows(tmp_path, [40, 24], chunk_rows=8)
+    shard = written.manifest.shards[1]
+    data = bytearray(written.store.read(shard.file))
+    place = shard.offsets["norm:x"] + 4 * 9
+    data[place : place + 4] = np.float32(77).tobytes()
+    written.store.write(shard.file, bytes(data))
+    begin = shard.offsets["norm:x"] + 4 * 8
+    changed = [*shard.checksums["norm:x"]]
+    changed[1] = chunk_checksum(bytes(data[begin : begin + 4 * 8]))
+    honest = shard.model_copy(update={"checksums": shard.checksums | {"norm:x": changed}})
+    replace_manifest(written, written.manifest.model_copy(update={"shards": [written.manifest.shards[0], honest]}))
+    assert list(map(str, verify(written.store).damage)) == [
+        f"{shard_file(1)}, norm:x, chunk 1: 1 of 8 rows have another norm than is stored, the first is row 49"
     ]
 
 

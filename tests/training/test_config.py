@@ -86,7 +86,7 @@ DECIDING = {
     "data": {
         "dataset_id": "abd", "inputs": ("layer4",), "outputs": ("layer4",), "batch_rows": 2048,
         "seed": 1, "held_out": 0.1,
-        "drop_special": False, "lanes": 8, "window_bytes": 2**20,
+        "drop_special": False, "max_norm_ratio": None, "lanes": 8, "window_bytes": 2**20,
     },
     "optimizer": {
         "lr": 1e-3, "beta1": 0.5, "beta2": 0.9, "eps": 1e-5, "clip_norm": 0.5, "warmup": 0.1, "decay": 0.1,

@@ -27,7 +27,9 @@ def data(tmp_path_factory) -> str:
         "late": torch.randn(ROWS, WIDTH - 4, generator=generator),
         "positive": torch.rand(ROWS, WIDTH, generator=generator),
         "rarely_negative": torch.rand(ROWS, WIDTH, generator=generator) - 0.01,
+        "loud": torch.randn(ROWS, WIDTH, generator=generator),
     }
+    vectors["loud"][::10] *= 100
     written = write_rows(tmp_path_factory.mktemp("data"), ROWS, vectors=vectors, dtype="float32", chunk_rows=64)
     return written.store.url
 
@@ -123,6 +125,15 @@ def test_what_an_architecture_cannot_do_is_refused_in_one_line_before_anything_s
     assert line in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_of_outlying_norm_are_no_training_rows_and_a_filter_that_drops_many_is_refused(trials, tmp_path):
+    data = {"site": "loud"}
+    epoch = {"training": {"epochs": 1}}
+    rows = {r: trials(data={**data, "max_norm_ratio": r}, **epoch)[0].config.rows for r in (None, 10, 1000)}
+    assert rows[None] == rows[1000] > rows[10]
+    with pytest.raises(UserError, match=r"data.max_norm_ratio: 0.5 drops [\d,]+ of [\d,]+ rows \(.*%, at most 20% are"):
+        trials(data={**data, "max_norm_ratio": 0.5})
 
 
 def test_nmf_takes_activations_that_are_not_negative_and_with_split_any(trials):

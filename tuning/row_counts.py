@@ -1,0 +1,57 @@
+"""How many rows a sweep's dictionaries read: counted from small columns, once for each choice of sites."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from storage.errors import UserError
+from storage.selection import SelectedRows
+from storage.windows import WindowReader
+from training.config import DataConfig
+
+MAX_OUTLYING_SHARE = 0.2
+"""Share of the dataset's rows with outlying norms beyond which the filter is taken for a mistake."""
+
+Part = Literal["train", "held_out"]
+
+
+class RowCounts:
+    """Rows of each part that the filters leave."""
+
+    def __init__(self) -> None:
+        self._selected: dict[tuple[tuple[str, ...], Part], SelectedRows] = {}
+
+    def training(self, data: DataConfig) -> int:
+        """Rows to train on. Raises UserError when they make no batch, or the norm filter drops too many."""
+        selected = self._select(data, "train")
+        rows = int(selected.counts.sum())
+        _check_outlying(data, selected)
+        if data.batch_rows > rows:
+            raise UserError(f"data.batch_rows: {data.batch_rows:,} is larger than the dataset's {rows:,} training rows")
+        return rows
+
+    def held_out(self, data: DataConfig) -> int:
+        """Rows to evaluate on. Raises UserError when they do not fill the lanes."""
+        rows = int(self._select(data, "held_out").counts.sum())
+        if rows < data.lanes:
+            raise UserError(
+                f"data.held_out: {data.held_out} of the documents hold {rows} rows, "
+                f"fewer than the {data.lanes} lanes (data.lanes); raise it"
+            )
+        return rows
+
+    def _select(self, data: DataConfig, part: Part) -> SelectedRows:
+        key = (data.sites, part)
+        if key not in self._selected:
+            self._selected[key] = WindowReader(data.stream_spec(part)).selected
+        return self._selected[key]
+
+
+def _check_outlying(data: DataConfig, selected: SelectedRows) -> None:
+    total = sum(len(mask) for mask in selected.masks)
+    if selected.outlying > MAX_OUTLYING_SHARE * total:
+        raise UserError(
+            f"data.max_norm_ratio: {data.max_norm_ratio:g} drops {selected.outlying:,} of {total:,} rows "
+            f"({selected.outlying / total:.0%}, at most {MAX_OUTLYING_SHARE:.0%} are taken for outliers); "
+            "raise it, or set null to keep all rows"
+        )
