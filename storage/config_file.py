@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
 from storage.errors import UserError
-from storage.store import StorageSettings
+from storage.settings import StorageSettings
 
 
 class FileModel(BaseModel):
@@ -28,10 +29,12 @@ class StorageBlock(FileModel):
     profile: str | None = None
     anonymous: bool = False
     addressing_style: Literal["auto", "path", "virtual"] = "auto"
+    options: dict[str, JsonValue] = {}
+    retry_budget_s: float | None = Field(None, ge=0)
 
     @property
     def settings(self) -> StorageSettings:
-        return StorageSettings(**self.model_dump())
+        return StorageSettings(**self.model_dump() | {"options": json.dumps(self.options, sort_keys=True)})
 
 
 Model = TypeVar("Model", bound=FileModel)

@@ -2,48 +2,37 @@
 
 Only a `Store`'s settings ever cross a process boundary: the filesystem behind it is built on first use in each process,
 keyed by pid, because s3fs must not be used after a fork. Listing caches are off: a name is either read through a
-manifest or listed afresh.
+manifest or listed afresh. Every call goes through `storage.retries`, and a bounded number are in flight in a process.
 """
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import fsspec
 
 from storage.errors import UserError
+from storage.files import info, list_entries, remove, write_beside, write_local
+from storage.multipart import PART_BYTES, upload_parts
+from storage.retries import Retrier, RetryPolicy, StoreUnavailableError, reason
+from storage.settings import REQUESTS_IN_FLIGHT, S3
+from storage.settings import StorageSettings as StorageSettings
+
+T = TypeVar("T")
+
+ABORT_BUDGET_S = 5.0
+ATOMIC = (*S3, "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss", "memory")
+"""Schemes whose files appear whole when written at once; elsewhere files are written beside and renamed."""
 
 _FILESYSTEMS: dict[tuple[int, str, StorageSettings], Any] = {}
-
-
-@dataclass(frozen=True, kw_only=True)
-class StorageSettings:
-    """How to reach an object store. Credentials are not here: they come from the provider's own refreshable chain."""
-
-    endpoint_url: str | None = None
-    """Address of an S3-compatible server; None is AWS."""
-    region: str | None = None
-    profile: str | None = None
-    """Name of a credentials profile."""
-    anonymous: bool = False
-    addressing_style: str = "auto"
-    """`auto`, `path` or `virtual`."""
-
-    def s3_options(self) -> dict[str, Any]:
-        """Arguments of `s3fs.S3FileSystem`."""
-        client = {k: v for k, v in (("endpoint_url", self.endpoint_url), ("region_name", self.region)) if v}
-        options: dict[str, Any] = {"client_kwargs": client, "use_listings_cache": False}
-        if self.addressing_style != "auto":
-            options["config_kwargs"] = {"s3": {"addressing_style": self.addressing_style}}
-        if self.profile:
-            options["profile"] = self.profile
-        if self.anonymous:
-            options["anon"] = True
-        return options
+_SLOTS: dict[int, threading.BoundedSemaphore] = {}
 
 
 @dataclass(frozen=True)
@@ -79,19 +68,52 @@ class Store:
     @property
     def filesystem(self) -> Any:
         """This process's fsspec filesystem."""
-        key = (os.getpid(), self.scheme, self.settings)
+        key = self._key
         if key not in _FILESYSTEMS:
-            options = self.settings.s3_options() if self.scheme == "s3" else {}
-            _FILESYSTEMS[key] = fsspec.filesystem(self.scheme, **options)
+            _FILESYSTEMS.setdefault(key, _build_filesystem(self.scheme, self.settings))
         return _FILESYSTEMS[key]
+
+    @property
+    def _key(self) -> tuple[int, str, StorageSettings]:
+        return os.getpid(), self.scheme, self.settings
 
     def _full(self, path: str) -> str:
         root = self.local_path if self.local_path is not None else self.url
         return f"{root}/{path}" if path else root
 
+    def _call(self, path: str, action: Callable[[Any], T], *, policy: RetryPolicy | None = None) -> T:
+        """`action` of the filesystem, retried; no more than REQUESTS_IN_FLIGHT at a time."""
+        used: list[Any] = []
+
+        def once() -> T:
+            with _slots():
+                used[:] = [self.filesystem]
+                return action(used[0])
+
+        def renew() -> None:  # a new filesystem asks the provider's chain anew; one is enough for all threads
+            if _FILESYSTEMS.get(self._key) is used[0]:
+                _FILESYSTEMS.pop(self._key, None)
+
+        retrier = Retrier(policy=policy or self.settings.policy)
+        return retrier.call(f"{self.url}/{path}".rstrip("/"), once, renew=renew)
+
     def read(self, path: str) -> bytes:
-        """The whole file. Raises FileNotFoundError."""
-        data: bytes = self.filesystem.cat_file(self._full(path))
+        """The whole file; a large one of an object store in parts, side by side. Raises FileNotFoundError."""
+        if self.local_path is not None:
+            data: bytes = self._call(path, lambda fs: fs.cat_file(self._full(path)))
+            return data
+        first = self.read_range(path, 0, PART_BYTES)
+        size = self.size(path) if len(first) == PART_BYTES else len(first)
+        if size is None:
+            raise FileNotFoundError(errno.ENOENT, "was removed while it was read", self._full(path))
+        starts = range(PART_BYTES, size, PART_BYTES)
+        if not starts:
+            return first
+        with ThreadPoolExecutor(min(len(starts), REQUESTS_IN_FLIGHT), thread_name_prefix="parts") as pool:
+            rest = list(pool.map(lambda start: self.read_range(path, start, PART_BYTES), starts))
+        data = b"".join([first, *rest])
+        if len(data) != size:
+            raise OSError(errno.ESTALE, "was replaced while it was read", self._full(path))
         return data
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
@@ -99,7 +121,9 @@ class Store:
         if not length:
             return b""
         try:
-            data: bytes = self.filesystem.cat_file(self._full(path), start=start, end=start + length)
+            data: bytes = self._call(path, lambda fs: fs.cat_file(self._full(path), start=start, end=start + length))
+        except (FileNotFoundError, PermissionError, StoreUnavailableError):
+            raise
         except OSError:
             size = self.size(path)  # object stores refuse a range that begins behind the end
             if size is None or size > start:
@@ -110,42 +134,51 @@ class Store:
     def write(self, path: str, data: bytes) -> None:
         """The file appears whole or not at all."""
         full = self._full(path)
-        if self.local_path is None:
-            self.filesystem.pipe_file(full, data)
-            return
-        os.makedirs(os.path.dirname(full), exist_ok=True)
-        partial = f"{full}.{os.getpid()}.partial"
-        try:
-            with open(partial, "wb") as file:
-                file.write(data)
-            os.replace(partial, full)
-        except BaseException:
-            if os.path.exists(partial):
-                os.remove(partial)
-            raise
+        if self.local_path is not None:
+            self._call(path, lambda fs: write_local(full, data))
+        elif self.scheme in S3 and len(data) >= 2 * PART_BYTES:
+            self._write_parts(path, data)
+        elif self.scheme in ATOMIC:
+            self._call(path, lambda fs: fs.pipe_file(full, data))
+        else:
+            self._call(path, lambda fs: write_beside(fs, full, data))
+
+    def _write_parts(self, path: str, data: bytes) -> None:
+        brief = replace(self.settings.policy, budget_s=min(ABORT_BUDGET_S, self.settings.policy.budget_s))
+
+        def call_s3(method: str, **arguments: Any) -> Any:
+            return self._call(path, lambda fs: fs.call_s3(method, **arguments))
+
+        def give_up(method: str, **arguments: Any) -> Any:
+            return self._call(path, lambda fs: fs.call_s3(method, **arguments), policy=brief)
+
+        bucket, key, _ = self.filesystem.split_path(self._full(path))
+        whole = Retrier(policy=self.settings.policy)
+        whole.call(self._full(path), lambda: upload_parts(call_s3, give_up, bucket, key, data, part_bytes=PART_BYTES))
 
     def size(self, path: str) -> int | None:
         """Bytes of the file, None when it is not there."""
-        try:
-            return int(self.filesystem.info(self._full(path))["size"])
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        found = self._call(path, lambda fs: info(fs, self._full(path)))
+        return None if found is None else int(found["size"])
 
     def exists(self, path: str) -> bool:
-        return bool(self.filesystem.exists(self._full(path)))
+        return self._call(path, lambda fs: info(fs, self._full(path))) is not None
 
     def list_folders(self, path: str = "") -> list[str]:
         """Names of the folders directly below `path`, sorted; empty when there is nothing."""
-        try:
-            entries = self.filesystem.ls(self._full(path), detail=True)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return sorted(e["name"].rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory")
+        return [name for name, kind in self._entries(path) if kind == "directory"]
+
+    def list_files(self, path: str = "") -> list[str]:
+        """Names of the files directly below `path`, sorted; empty when there is nothing."""
+        return [name for name, kind in self._entries(path) if kind == "file"]
+
+    def _entries(self, path: str) -> list[tuple[str, str]]:
+        entries = self._call(path, lambda fs: list_entries(fs, self._full(path)))
+        return sorted((entry["name"].rstrip("/").rsplit("/", 1)[-1], entry["type"]) for entry in entries)
 
     def delete(self, path: str) -> None:
         """Remove a file or folder; nothing happens when it is not there."""
-        if self.exists(path):
-            self.filesystem.rm(self._full(path), recursive=True)
+        self._call(path, lambda fs: remove(fs, self._full(path)))
 
     def check_writable(self, what: str) -> None:
         """Raise UserError naming `what` unless a file can be written here (and leave nothing behind)."""
@@ -155,7 +188,7 @@ class Store:
             self.write(probe, b"")
             self.delete(probe)
         except Exception as error:
-            raise UserError(f"{what}: cannot write to {self.url} ({_reason(error)}); choose another place") from error
+            raise UserError(f"{what}: cannot write to {self.url} ({reason(error)}); choose another place") from error
         finally:
             if created is not None and os.path.isdir(created):
                 _remove_empty_folders(self.local_path, created)
@@ -177,7 +210,7 @@ def reachable(what: str, url: str) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, OSError | ImportError) and not _is_of_botocore(error):
             raise
-        raise UserError(f"{what}: cannot read {url} ({_reason(error)})") from error
+        raise UserError(f"{what}: cannot read {url} ({reason(error)})") from error
 
 
 def _is_of_botocore(error: Exception) -> bool:
@@ -185,9 +218,21 @@ def _is_of_botocore(error: Exception) -> bool:
     return any(kind.__module__ == "botocore.exceptions" for kind in type(error).__mro__)
 
 
-def _reason(error: BaseException) -> str:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return str(text).splitlines()[0]
+def _slots() -> threading.BoundedSemaphore:
+    """This process's places for calls; a forked one has its own, whatever was in flight."""
+    return _SLOTS.setdefault(os.getpid(), threading.BoundedSemaphore(REQUESTS_IN_FLIGHT))
+
+
+def _build_filesystem(scheme: str, settings: StorageSettings) -> Any:
+    try:
+        filesystem = fsspec.filesystem(scheme, skip_instance_cache=True, **settings.arguments(scheme))
+    except (TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"storage.options: {scheme}:// cannot be used with {settings.options} ({error})") from error
+    if scheme in S3:
+        filesystem.retries = 1  # attempts, not repetitions
+    return filesystem
 
 
 def _remove_empty_folders(path: str | None, up_to: str) -> None:

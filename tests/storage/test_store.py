@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
-import select
-import socket
-import socketserver
 import subprocess
 import sys
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -21,11 +19,14 @@ import torch
 from moto.server import ThreadedMotoServer
 from synthetic import Written, write_rows
 
+from storage.config_file import StorageBlock
 from storage.errors import CorruptDataError, UserError
 from storage.manifest import load_manifest
 from storage.reader import DatasetReader
+from storage.retries import RetryPolicy
 from storage.selection import Selection
-from storage.store import StorageSettings, Store
+from storage.settings import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, REQUESTS_IN_FLIGHT, StorageSettings
+from storage.store import Store
 from storage.stream import local_stream
 from storage.windows import StreamSpec
 
@@ -55,10 +56,17 @@ def s3(s3_settings: StorageSettings) -> Store:
     return Store.at(f"s3://{BUCKET}/{uuid.uuid4().hex}", s3_settings)
 
 
-@pytest.fixture(params=["file", "s3"])
+@pytest.fixture(params=["file", "s3", "memory", "dir"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    """An empty place of either kind."""
-    return request.getfixturevalue("s3") if request.param == "s3" else Store.at(str(tmp_path / "place"))
+    """An empty place of every kind; `dir` stands for schemes that show a file while it is written."""
+    if request.param == "s3":
+        return request.getfixturevalue("s3")
+    if request.param == "memory":
+        return Store.at(f"memory://{uuid.uuid4().hex}/place")
+    if request.param == "dir":
+        options = json.dumps({"path": str(tmp_path), "target_protocol": "file"})
+        return Store.at("dir://place", StorageSettings(options=options))
+    return Store.at(str(tmp_path / "place"))
 
 
 # The operations
@@ -128,6 +136,7 @@ def test_files_and_folders_are_deleted(store: Store) -> None:
     assert store.read("ab/3") == b"x"
 
 
+@pytest.mark.parametrize("store", ["file", "s3", "memory"], indirect=True)
 def test_a_writable_place_is_found_to_be_one_and_left_as_it_was(store: Store) -> None:
     store.check_writable("output")
     assert not store.exists("")
@@ -159,23 +168,67 @@ def test_an_unknown_scheme_is_refused() -> None:
 
 
 def test_settings_become_options_of_the_filesystem() -> None:
+    options = json.dumps({"requester_pays": True, "config_kwargs": {"read_timeout": 99}})
     settings = StorageSettings(
-        endpoint_url="http://x", region="r", profile="p", anonymous=True, addressing_style="path"
+        endpoint_url="http://x", region="r", profile="p", anonymous=True, addressing_style="path", options=options
     )
-    assert settings.s3_options() == {
+    found = settings.arguments("s3")
+    config = found.pop("config_kwargs")
+    assert found == {
         "client_kwargs": {"endpoint_url": "http://x", "region_name": "r"},
-        "config_kwargs": {"s3": {"addressing_style": "path"}},
         "profile": "p",
         "anon": True,
         "use_listings_cache": False,
+        "requester_pays": True,
     }
-    assert StorageSettings().s3_options() == {"client_kwargs": {}, "use_listings_cache": False}
+    assert config["s3"] == {"addressing_style": "path"}
+    assert config["retries"]["total_max_attempts"] == 1
+    assert config["max_pool_connections"] == REQUESTS_IN_FLIGHT
+    assert (config["connect_timeout"], config["read_timeout"]) == (CONNECT_TIMEOUT_S, 99)
+    assert StorageSettings().arguments("s3")["config_kwargs"]["read_timeout"] == READ_TIMEOUT_S
+    assert StorageSettings(options='{"auto_mkdir": true}').arguments("memory") == {"auto_mkdir": True}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "options", "field"),
+    [
+        ("s3", {"secret": "x"}, "storage.options.secret"),
+        (
+            "s3",
+            {"client_kwargs": {"aws_secret_access_key": "x"}},
+            "storage.options.client_kwargs.aws_secret_access_key",
+        ),
+        ("abfs", {"account_key": "x"}, "storage.options.account_key"),
+    ],
+)
+def test_options_that_hold_a_credential_are_refused(scheme: str, options: dict[str, Any], field: str) -> None:
+    with pytest.raises(UserError, match=f"^{field}: credentials do not belong here"):
+        StorageSettings(options=json.dumps(options)).arguments(scheme)
+
+
+def test_options_that_a_scheme_does_not_take_are_refused_by_name() -> None:
+    options = json.dumps({"max_concurrency": 0})
+    with pytest.raises(UserError) as caught:
+        Store.at("s3://bucket", StorageSettings(options=options)).read("file")
+    line = f"storage.options: s3:// cannot be used with {options} (max_concurrency must be >= 1)"
+    assert str(caught.value) == line
+
+
+def test_a_storage_block_of_a_file_becomes_settings() -> None:
+    block = StorageBlock.model_validate({"region": "r", "options": {"b": [1], "a": {"c": None}}, "retry_budget_s": 5})
+    assert block.settings == StorageSettings(region="r", options='{"a": {"c": null}, "b": [1]}', retry_budget_s=5)
+    assert StorageBlock().settings == StorageSettings()
+    assert block.settings.policy.budget_s == 5
+    assert StorageSettings().policy == RetryPolicy()
 
 
 def test_a_pickled_store_carries_settings_and_no_filesystem(store: Store) -> None:
     store.write("file", b"x")
+    assert store.read("file") == b"x"
     data = pickle.dumps(store)
     assert len(data) < 600
+    assert b"AWS" not in data
+    assert CREDENTIALS["AWS_SECRET_ACCESS_KEY"].encode() not in data
     assert b"fsspec" not in data
     assert b"s3fs" not in data
     again = pickle.loads(data)
@@ -206,6 +259,7 @@ def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.parametrize("store", ["file", "s3", "dir"], indirect=True)
 def test_a_forked_process_builds_a_filesystem_of_its_own(store: Store) -> None:
     store.write("file", b"0123456789")
     done = run_python(FORK, pickle.dumps(store).hex())
@@ -247,90 +301,27 @@ def test_a_place_that_cannot_be_written_is_told_in_one_line(tmp_path: Path, s3: 
     assert (tmp_path / "file").read_text() == "in the way"
 
 
-@pytest.fixture
-def quick_to_give_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a hopeless connection end at once, not after the patient retries of a real run."""
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
-    monkeypatch.setitem(sys.modules, "gcsfs", None)  # as if it were not installed, where it is
-
-
-@pytest.mark.usefixtures("quick_to_give_up", "s3_settings")
+@pytest.mark.usefixtures("s3_settings")
 @pytest.mark.parametrize(
     ("url", "settings", "reason"),
     [
         (
             "s3://bucket/a",
-            StorageSettings(endpoint_url="http://127.0.0.1:9"),
+            StorageSettings(endpoint_url="http://127.0.0.1:9", retry_budget_s=0),
+            "s3://bucket/a/manifest.json: given up after 1 attempt in 0 s; "
             'Could not connect to the endpoint URL: "http://127.0.0.1:9/bucket/a/manifest.json"',
         ),
         ("s3://bucket/a", StorageSettings(profile="nobody"), "The config profile (nobody) could not be found"),
         ("gs://bucket/a", StorageSettings(), "Please install gcsfs to access Google Storage"),
     ],
 )
-def test_a_store_that_cannot_be_reached_is_told_in_one_line(url: str, settings: StorageSettings, reason: str) -> None:
+def test_a_store_that_cannot_be_reached_is_told_in_one_line(
+    url: str, settings: StorageSettings, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)  # as if it were not installed, where it is
     with pytest.raises(UserError) as caught:
         load_manifest(Store.at(url, settings))
     assert str(caught.value) == f"dataset: cannot read {url} ({reason})"
-
-
-class FaultyProxy(socketserver.ThreadingTCPServer):
-    """Passes connections on to a server. Each is cut after some bytes of answer; every third gets a 503 instead."""
-
-    daemon_threads = True
-    answer_bytes = 3000
-
-    def __init__(self, target: str) -> None:
-        host, port = target.removeprefix("http://").split(":")
-        self.target = host, int(port)
-        self.connections = 0
-        super().__init__(("127.0.0.1", 0), FaultyConnection)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class FaultyConnection(socketserver.BaseRequestHandler):
-    server: FaultyProxy
-
-    def handle(self) -> None:
-        self.server.connections += 1
-        if self.server.connections % 3 == 0:
-            self.request.recv(65536)
-            self.request.sendall(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-            return
-        left = self.server.answer_bytes
-        with socket.create_connection(self.server.target) as upstream:
-            while left > 0:
-                for source in select.select([self.request, upstream], [], [])[0]:
-                    data = source.recv(65536)
-                    if not data:
-                        return
-                    if source is self.request:
-                        upstream.sendall(data)
-                    else:
-                        self.request.sendall(data[:left])
-                        left -= len(data)
-
-
-@pytest.fixture
-def faulty(s3_settings: StorageSettings) -> Iterator[FaultyProxy]:
-    assert s3_settings.endpoint_url is not None
-    with FaultyProxy(s3_settings.endpoint_url) as proxy:
-        threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-        yield proxy
-        proxy.shutdown()
-
-
-def test_a_stream_survives_cut_connections_and_503s(s3: Store, faulty: FaultyProxy) -> None:
-    write_rows(s3, 60)
-    stores = s3, Store(s3.url, replace(s3.settings, endpoint_url=faulty.url))
-    specs = [StreamSpec(store=store, sites=("x",), selection=Selection(part="all"), lanes=2) for store in stores]
-    expected, survived = (local_stream(spec, batch_rows=20) for spec in specs)
-    for step in range(3):
-        assert survived.batch(step).row_ids.tolist() == expected.batch(step).row_ids.tolist()
-    assert faulty.connections > 6
 
 
 # Datasets in a bucket

@@ -1,0 +1,87 @@
+"""How to reach a store: the only part of it that crosses a process boundary."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from storage.errors import UserError
+from storage.retries import RetryPolicy
+
+REQUESTS_IN_FLIGHT = 32
+"""Most calls that a process has in flight at once, over all stores."""
+CONNECT_TIMEOUT_S = 10
+READ_TIMEOUT_S = 30
+"""Longest silence in an answer."""
+S3 = ("s3", "s3a")
+_SECRETS = {
+    "secret", "password", "client_secret", "account_key", "sas_token", "connection_string",
+    "aws_access_key_id", "aws_secret_access_key", "aws_session_token",
+}  # fmt: skip
+_S3_SECRETS = _SECRETS | {"key", "token", "username"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageSettings:
+    """How to reach an object store. Credentials are not here: they come from the provider's own refreshable chain."""
+
+    endpoint_url: str | None = None
+    """Address of an S3-compatible server; None is AWS."""
+    region: str | None = None
+    profile: str | None = None
+    """Name of a credentials profile."""
+    anonymous: bool = False
+    addressing_style: str = "auto"
+    """`auto`, `path` or `virtual`."""
+    options: str = "{}"
+    """JSON object of further arguments for the filesystem of the url's scheme; never credentials."""
+    retry_budget_s: float | None = None
+    """Seconds for which a failing call is tried again; None is the default of `RetryPolicy`, 0 is not at all."""
+
+    @property
+    def policy(self) -> RetryPolicy:
+        return RetryPolicy() if self.retry_budget_s is None else RetryPolicy(budget_s=self.retry_budget_s)
+
+    def arguments(self, scheme: str) -> dict[str, Any]:
+        """Arguments of the scheme's filesystem. Raises UserError for options that hold a credential."""
+        options = json.loads(self.options)
+        _refuse_secrets(options, _S3_SECRETS if scheme in S3 else _SECRETS)
+        return _merged(self.s3_options(), options) if scheme in S3 else options
+
+    def s3_options(self) -> dict[str, Any]:
+        """Arguments of `s3fs.S3FileSystem`."""
+        client = {k: v for k, v in (("endpoint_url", self.endpoint_url), ("region_name", self.region)) if v}
+        config: dict[str, Any] = {
+            "retries": {"total_max_attempts": 1, "mode": "standard"},  # retries are ours alone, and counted
+            "max_pool_connections": REQUESTS_IN_FLIGHT,
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "read_timeout": READ_TIMEOUT_S,
+            # Many S3-compatible servers cannot do what newer clients ask for; lexray has checksums of its own.
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+        }
+        if self.addressing_style != "auto":
+            config["s3"] = {"addressing_style": self.addressing_style}
+        options: dict[str, Any] = {"client_kwargs": client, "config_kwargs": config, "use_listings_cache": False}
+        if self.profile:
+            options["profile"] = self.profile
+        if self.anonymous:
+            options["anon"] = True
+        return options
+
+
+def _refuse_secrets(options: dict[str, Any], secrets: set[str], place: str = "storage.options") -> None:
+    for name, value in options.items():
+        if name in secrets:
+            raise UserError(
+                f"{place}.{name}: credentials do not belong here; lexray takes them from the provider's chain"
+            )
+        if isinstance(value, dict):
+            _refuse_secrets(value, secrets, f"{place}.{name}")
+
+
+def _merged(ours: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """The options over our own, in nested objects too."""
+    nested = {name: _merged(ours[name], value) for name, value in options.items() if isinstance(ours.get(name), dict)}
+    return ours | options | nested
