@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from training.axes import ALL_ROWS
+from training.axes import ONE_PROCESS, Axes
 from training.dictionaries import ARCHITECTURES, dictionary_config, make_dictionary
 from training.dictionaries.base import Dictionary, RawRows
 from training.dictionaries.penalised import Penalised
@@ -170,12 +170,14 @@ def config_of(case: Case, **options: Any) -> Any:
     return dictionary_config({"architecture": case.architecture, **base, **case.options, **options})
 
 
-def untrained(case: Case, seed: int = 0, rows: Any = ALL_ROWS, **options: Any) -> Dictionary:
+def untrained(case: Case, seed: int = 0, axes: Axes = ONE_PROCESS, **options: Any) -> Dictionary:
     """As it is made, in float32."""
-    return make_dictionary(config_of(case, **options), sites_of(case, seed=seed), seed=seed, rows=rows)
+    return make_dictionary(config_of(case, **options), sites_of(case, seed=seed), seed=seed, axes=axes)
 
 
-def random_dictionary(case: Case, seed: int = 0, *, dead: int = 9, rows: Any = ALL_ROWS, **options: Any) -> Dictionary:
+def random_dictionary(
+    case: Case, seed: int = 0, *, dead: int = 9, axes: Axes = ONE_PROCESS, **options: Any
+) -> Dictionary:
     """A dictionary in float64 as it may be amid training: parameters random, `dead` latents silent for too long.
 
     Atoms have any norm, biases are away from zero, and half of the training is done. Baselines have learned from a few
@@ -183,11 +185,11 @@ def random_dictionary(case: Case, seed: int = 0, *, dead: int = 9, rows: Any = A
     """
     if case.cls.learns_by == "statistics":
         made = learned_from(untrained(case, seed, **options).double(), seed)
-        made.rows = rows
+        made.rows, made.latents, made.pairs = axes
     else:
         if "k_aux" in case.cls.Config.__dataclass_fields__:
             options.setdefault("k_aux", K_AUX)
-        made = untrained(case, seed, rows, **options).double()
+        made = untrained(case, seed, axes, **options).double()
         randomise(made, seed)
     silent = torch.randperm(made.config.width, generator=torch.Generator().manual_seed(seed))[:dead]
     made.rows_since_fired_F[silent] = DEAD_AFTER

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from storage.manifest import Manifest
 from storage.store import Store
-from training.axes import ALL_ROWS
+from training.axes import ALL_LATENTS, ALL_ROWS, Axes
+from training.communicator import CPU
 from training.config import DataConfig, EveryConfig, OptimizerConfig, TrainingConfig
 from training.dictionaries import ARCHITECTURES, dictionary_config
+from training.split_axes import SplitLatents, SplitPairs, SplitRows
 
 BATCH_ROWS = 64
 STEPS = 60
@@ -140,26 +142,39 @@ class Meeting:
 
 
 @dataclass(frozen=True)
-class ThreadRows:
-    """A data axis of two ranks that are threads; what it answers is computed on all ranks' values at once."""
+class ThreadGroup:
+    """Ranks that are threads of this process."""
 
     meeting: Meeting
     rank: int
-    size: int = 2
+    size: int
+    device: torch.device = CPU
 
-    def sum(self, values: Tensor) -> Tensor:
-        return torch.stack(self.meeting.exchange(self.rank, values)).sum(0)
+    def all_sum(self, values: Tensor) -> Tensor:
+        return torch.stack(self.all_gather(values).unbind()).sum(0)
 
-    def kth_largest(self, values: Tensor, k: int) -> Tensor:
-        return ALL_ROWS.kth_largest(torch.cat(self.meeting.exchange(self.rank, values)), k)
-
-    def gather(self, values: Tensor) -> Tensor:
-        return torch.cat(self.meeting.exchange(self.rank, values))
+    def all_gather(self, values: Tensor) -> Tensor:
+        return torch.stack(self.meeting.exchange(self.rank, values.detach()))
 
 
-def on_two_ranks(work: Callable[[int, ThreadRows], Any]) -> list[Any]:
-    """What `work(rank, rows)` returns on each of two ranks that run at once."""
-    meeting = Meeting()
-    with ThreadPoolExecutor(2) as pool:
-        futures = [pool.submit(work, rank, ThreadRows(meeting, rank)) for rank in range(2)]
+def row_axes(group: ThreadGroup) -> Axes:
+    """Ranks that split the rows."""
+    return Axes(SplitRows(group), ALL_LATENTS, SplitPairs(group))
+
+
+def latent_axes(group: ThreadGroup) -> Axes:
+    """Ranks that split the latents."""
+    return Axes(ALL_ROWS, SplitLatents(group), SplitPairs(group))
+
+
+def on_ranks(work: Callable[[int, Axes], Any], make: Callable[[ThreadGroup], Axes], size: int = 2) -> list[Any]:
+    """What `work(rank, axes)` returns on each of some ranks that run at once."""
+    meeting = Meeting(size)
+    with ThreadPoolExecutor(size) as pool:
+        futures = [pool.submit(work, rank, make(ThreadGroup(meeting, rank, size))) for rank in range(size)]
         return [future.result() for future in futures]
+
+
+def on_two_ranks(work: Callable[[int, Axes], Any]) -> list[Any]:
+    """What `work(rank, axes)` returns on each of two ranks that split the rows."""
+    return on_ranks(work, row_axes)

@@ -1,9 +1,14 @@
-"""The two axes of a mesh, as a dictionary sees them.
+"""The axes of a mesh, as a dictionary sees them.
 
-A dictionary owns a slice of the latents and sees a slice of the batch's rows. What crosses slices it asks of two
-objects: `latents` (the feature axis) and `rows` (the data axis). In one process both are the named trivial objects
-`ALL_LATENTS` and `ALL_ROWS`, so the same lines run everywhere. None of the row operations carries gradient: gradients
-of different rows are summed by the engine.
+A dictionary owns a slice of the latents and sees a slice of the batch's rows. What crosses slices it asks of three
+objects: `latents` (the feature axis), `rows` (the data axis) and `pairs` (both: every row with every latent). In one
+process they are the named trivial objects of `ONE_PROCESS`, so the same lines run everywhere; `training.split_axes` has
+those of a mesh.
+
+All ranks of a feature group see the same rows and compute the same loss. So a sum over latents passes its gradient on
+as it is, and a parameter that all of them have (a bias of the output) passes through `share` where it enters
+computations on a slice, which adds up its gradient. No row operation carries gradient: gradients of different rows are
+summed by the engine.
 
 Shapes: B rows on this rank, F latents on this rank, N chosen (row, latent) pairs.
 """
@@ -14,7 +19,6 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 
@@ -22,7 +26,7 @@ class Chosen(NamedTuple):
     """Chosen latents of every row, row after row."""
 
     latents: Tensor
-    """Index of each chosen latent (N), int64."""
+    """Index of each chosen latent among this rank's (N), int64."""
     offsets: Tensor
     """Where each row's run begins, and the end of the last (B + 1), int64."""
 
@@ -43,27 +47,67 @@ class Rows(Protocol):
     def sum(self, values: Tensor) -> Tensor:
         """Element-wise sum over the ranks; any shape."""
 
-    def kth_largest(self, values: Tensor, k: int) -> Tensor:
-        """The k-th largest of all ranks' values (any number each, all >= 0); zero when there are fewer. Scalar."""
-
     def gather(self, values: Tensor) -> Tensor:
         """The ranks' tensors (same shape on each) one after another along the first dimension."""
+
+    def before(self, count: int) -> int:
+        """How many of something the ranks before this one have, given how many this one has."""
 
 
 class Latents(Protocol):
     """The feature axis."""
 
+    @property
+    def size(self) -> int:
+        """Number of slices."""
+
     def slice_of(self, width: int) -> slice:
         """Which latents of a dictionary of `width` this rank owns."""
 
     def topk(self, scores_BF: Tensor, k: int) -> Chosen:
-        """The k largest of every row over all latents; those that this rank owns, as local indices."""
+        """The k largest of every row over all latents, of equal ones the first; those that this rank owns."""
 
     def argmax(self, scores_BF: Tensor) -> tuple[Tensor, Tensor]:
-        """The largest score of every row over all latents, and its local index (-1 where another rank owns it): (B)."""
+        """The largest score of every row over all latents, and its number among all of them (the first): (B)."""
 
-    def sum(self, partial_BD: Tensor) -> Tensor:
-        """Sum of partial reconstructions over the slices, with gradient."""
+    def owned(self, latents: Tensor, num_owned: int) -> Tensor:
+        """Numbers among all latents as indices among the `num_owned` of this rank, -1 where another one owns them."""
+
+    def places(self, scores_BK: Tensor) -> Tensor:
+        """Where each score stands among those of its row on all ranks, the largest at 0; -inf is no score: (B, K)."""
+
+    def sum(self, partial: Tensor) -> Tensor:
+        """Sum of partial values over the slices, with gradient; any shape."""
+
+    def share(self, whole: Tensor) -> Tensor:
+        """A tensor that all ranks have, on its way into computations on a slice: its gradient is summed."""
+
+    def gather(self, values: Tensor) -> Tensor:
+        """The slices' tensors (same shape on each) one after another along the first dimension."""
+
+    def count(self, number: int) -> int:
+        """Sum of a number over the slices."""
+
+    def before(self, count: int) -> int:
+        """How many of something the slices before this one have, given how many this one has."""
+
+
+class Pairs(Protocol):
+    """Both axes at once."""
+
+    def count(self, number: int) -> int:
+        """Sum of a number over all ranks."""
+
+    def kth_largest(self, values: Tensor, k: int) -> Tensor:
+        """The k-th largest of all ranks' values (any number each, all >= 0); zero when there are fewer. Scalar."""
+
+
+class Axes(NamedTuple):
+    """A mesh as a dictionary sees it."""
+
+    rows: Rows
+    latents: Latents
+    pairs: Pairs
 
 
 @dataclass(frozen=True)
@@ -75,61 +119,101 @@ class AllRows:
     def sum(self, values: Tensor) -> Tensor:
         return values
 
-    def kth_largest(self, values: Tensor, k: int) -> Tensor:
-        if len(values) < k:
-            return values.new_zeros(())
-        return torch.topk(values, k, sorted=False).values.amin()
-
     def gather(self, values: Tensor) -> Tensor:
         return values
 
-
-@dataclass(frozen=True)
-class SplitRows:
-    """The batch is split over a process group."""
-
-    size: int
-    group: dist.ProcessGroup | None = None
-    """None is all processes."""
-
-    def sum(self, values: Tensor) -> Tensor:
-        total = values.clone()
-        dist.all_reduce(total, group=self.group)
-        return total
-
-    def kth_largest(self, values: Tensor, k: int) -> Tensor:
-        # The k largest overall are among every rank's k largest; short lists are padded with zeros.
-        mine = values.new_zeros(k)
-        best = torch.topk(values, min(k, len(values)), sorted=False).values
-        mine[: len(best)] = best
-        everyones = values.new_empty(self.size * k)
-        dist.all_gather_into_tensor(everyones, mine, group=self.group)
-        return torch.topk(everyones, k, sorted=False).values.amin()
-
-    def gather(self, values: Tensor) -> Tensor:
-        everyones = values.new_empty(self.size * len(values), *values.shape[1:])
-        dist.all_gather_into_tensor(everyones, values.contiguous(), group=self.group)
-        return everyones
+    def before(self, count: int) -> int:
+        return 0
 
 
 @dataclass(frozen=True)
 class AllLatents:
     """One process owns every latent."""
 
+    size: int = 1
+
     def slice_of(self, width: int) -> slice:
         return slice(0, width)
 
     def topk(self, scores_BF: Tensor, k: int) -> Chosen:
-        latents = torch.topk(scores_BF, k, dim=1, sorted=False).indices
-        return Chosen(latents.flatten(), torch.arange(0, len(scores_BF) * k + 1, k, device=scores_BF.device))
+        latents_BK = largest(scores_BF, k).indices
+        return evenly_chosen(latents_BK)
 
     def argmax(self, scores_BF: Tensor) -> tuple[Tensor, Tensor]:
         best = scores_BF.max(dim=1)
         return best.values, best.indices
 
-    def sum(self, partial_BD: Tensor) -> Tensor:
-        return partial_BD
+    def owned(self, latents: Tensor, num_owned: int) -> Tensor:
+        return latents
+
+    def places(self, scores_BK: Tensor) -> Tensor:
+        return scores_BK.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+
+    def sum(self, partial: Tensor) -> Tensor:
+        return partial
+
+    def share(self, whole: Tensor) -> Tensor:
+        return whole
+
+    def gather(self, values: Tensor) -> Tensor:
+        return values
+
+    def count(self, number: int) -> int:
+        return number
+
+    def before(self, count: int) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class AllPairs:
+    """One process has all of them."""
+
+    def count(self, number: int) -> int:
+        return number
+
+    def kth_largest(self, values: Tensor, k: int) -> Tensor:
+        if len(values) < k:
+            return values.new_zeros(())
+        return torch.topk(values, k, sorted=False).values.amin()
+
+
+def evenly_chosen(latents_BK: Tensor) -> Chosen:
+    """As many chosen latents in each row."""
+    num_rows, k = latents_BK.shape
+    offsets = torch.arange(num_rows + 1, device=latents_BK.device) * k
+    return Chosen(latents_BK.flatten(), offsets)
+
+
+class Largest(NamedTuple):
+    """The largest entries of every row and where they are (B, K)."""
+
+    values: Tensor
+    indices: Tensor
+
+
+def largest(scores_BF: Tensor, k: int) -> Largest:
+    """The k largest entries of every row, in the order of their columns; of equal ones the first.
+
+    `torch.topk` does not say which of equal entries it takes, and what a mesh chooses must not depend on how it is cut.
+    Rows whose k-th and next largest entries are equal are sorted, the others need no second look.
+    """
+    num_columns = scores_BF.shape[1]
+    values, indices = torch.topk(scores_BF, min(k + 1, num_columns), dim=1)
+    if num_columns > k:
+        tied_U = (values[:, k - 1] == values[:, k]).nonzero().squeeze(1)
+        values, indices = values[:, :k], indices[:, :k]
+        if len(tied_U):
+            indices = indices.index_copy(0, tied_U, _first_of_the_largest(scores_BF[tied_U], k))
+    indices = indices.sort(dim=1).values
+    return Largest(scores_BF.gather(1, indices), indices)
+
+
+def _first_of_the_largest(scores_UF: Tensor, k: int) -> Tensor:
+    return scores_UF.argsort(dim=1, descending=True, stable=True)[:, :k]
 
 
 ALL_ROWS = AllRows()
 ALL_LATENTS = AllLatents()
+ALL_PAIRS = AllPairs()
+ONE_PROCESS = Axes(ALL_ROWS, ALL_LATENTS, ALL_PAIRS)

@@ -48,7 +48,7 @@ def evaluate(
         **dict(named),
         "explained_variance": float(sums.explained) / max(1.0, num_rows),
         "l0": float(sums.active) / max(1.0, num_rows),
-        "dead_fraction": float(dictionary.dead_F.double().mean()),
+        "dead_fraction": float(dictionary.latents.sum(dictionary.dead_F.double().sum())) / dictionary.config.width,
         "rows": num_rows,
     }
 
@@ -57,6 +57,7 @@ class _Sums:
     """What the metrics are made of, in one tensor that ranks add up at once. S sites, O their widths together."""
 
     def __init__(self, dictionary: Dictionary) -> None:
+        self.dictionary = dictionary
         self.mean_O = dictionary.output.mean_D.double()
         self.widths = [site.width for site in dictionary.sites.outputs]
         scales_S = [s.mean() for s in dictionary.output.scale_D.double().split(self.widths)]
@@ -92,7 +93,7 @@ class _Sums:
         num_rows, explained, active, error_S, square_S, shift_O = self._parts
         num_rows += len(y_BO)
         explained += explained_B.sum()
-        active += code.active_per_row.sum()
+        active += self.dictionary.latents.sum(code.active_per_row.sum())
         error_S += errors_SB.sum(1)
         square_S += squares_SB.sum(1)
         shift_O += centred_BO.sum(0)

@@ -40,7 +40,7 @@ class Pursuit(NamedTuple):
     """What was picked, round by round."""
 
     picks_BT: Tensor
-    """Local index of the atom, -1 where the row was done or another rank owns the atom."""
+    """Number of the atom among all latents, -1 where the row was done."""
     values_BT: Tensor
     """Its coefficient; zero where the row was done. Carries gradient."""
     residual_BD: Tensor
@@ -94,21 +94,23 @@ class _Pursue(Function):
             residual_BD += value_B[:, None] * atom_BD
             # c = <r, a> and r' = r - c a: the gradient of c, then those of a and r. A row that was done has no part.
             grad_value_B = (grad_values_BT[:, t] - (grad_BD * atom_BD).sum(1)) * (value_B != 0)
-            mine_B = pick_B >= 0
+            owned_B = ctx.latents.owned(pick_B, len(atoms_FD))
+            mine_B = owned_B >= 0
             grad_atom_BD = grad_value_B[:, None] * residual_BD - value_B[:, None] * grad_BD
-            grad_atoms_FD.index_add_(0, pick_B[mine_B], grad_atom_BD[mine_B])
+            grad_atoms_FD.index_add_(0, owned_B[mine_B], grad_atom_BD[mine_B])
             grad_BD += grad_value_B[:, None] * atom_BD
         return grad_BD, grad_atoms_FD, None, None
 
 
 def _picked(atoms_FD: Tensor, pick_B: Tensor, latents: Latents) -> Tensor:
     """The picked atom of every row (B, D), whichever rank owns it; zero for -1."""
-    atom_BD: Tensor = latents.sum(atoms_FD[pick_B.clamp_min(0)] * (pick_B >= 0)[:, None])
-    return atom_BD
+    owned_B = latents.owned(pick_B, len(atoms_FD))
+    return latents.sum(atoms_FD[owned_B.clamp_min(0)] * (owned_B >= 0)[:, None])
 
 
-def to_code(picks_BT: Tensor, values_BT: Tensor, width: int) -> Code:
-    """The picks as a code: coefficients of the same atom are added."""
+def to_code(picks_BT: Tensor, values_BT: Tensor, width: int, latents: Latents) -> Code:
+    """The picks of this rank's `width` latents as a code: coefficients of the same atom are added."""
+    picks_BT = latents.owned(picks_BT, width)
     rows_N, rounds_N = (picks_BT >= 0).nonzero(as_tuple=True)
     keys_N = rows_N * width + picks_BT[rows_N, rounds_N]
     unique_M, inverse_N = keys_N.unique(return_inverse=True)
@@ -127,7 +129,8 @@ def orthogonal_pursuit(x_BD: Tensor, atoms_FD: Tensor, rule: StopRule, latents: 
     parts = [_orthogonal(rows, atoms_FD, rule, latents) for rows in _few_rows(x_BD, rule.rounds)]
     rounds = max(picks.shape[1] for picks, _ in parts)
     pad = [(_padded(picks, rounds, -1), _padded(values, rounds, 0.0)) for picks, values in parts]
-    return to_code(torch.cat([picks for picks, _ in pad]), torch.cat([values for _, values in pad]), len(atoms_FD))
+    picks_BT, values_BT = (torch.cat(parts) for parts in zip(*pad, strict=True))
+    return to_code(picks_BT, values_BT, len(atoms_FD), latents)
 
 
 def _orthogonal(x_BD: Tensor, atoms_FD: Tensor, rule: StopRule, latents: Latents) -> tuple[Tensor, Tensor]:

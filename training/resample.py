@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.axes import Rows
+from training.axes import Latents, Rows
 from training.dictionaries.base import Dictionary, RawRows
 from training.dictionaries.learned import LearnedConfig, LearnedDictionary
 from training.optimizer import Optimizer, Rewrite
@@ -30,16 +30,17 @@ def resample_dead(engine: Optimizer, raw: RawRows, total_rows: int, rows: Rows) 
     if not is_due(dictionary, total_rows):
         return 0
     assert isinstance(dictionary, LearnedDictionary)
-    dead_U = dictionary.dead_F.nonzero().squeeze(1)
-    if not len(dead_U):
+    dead_U, latents = dictionary.dead_F.nonzero().squeeze(1), dictionary.latents
+    num_dead, first = latents.count(len(dead_U)), latents.before(len(dead_U))
+    if not num_dead:
         return 0
     with engine.whole_parameters(), torch.no_grad():
-        starts = worst_rows(dictionary, raw, len(dead_U), rows)
-        dead_U = dead_U[: len(starts)]
-        changes = restarts(dictionary, dead_U, starts)
+        starts = worst_rows(dictionary, raw, num_dead, rows)
+        dead_U = dead_U[: max(0, len(starts) - first)]
+        changes = restarts(dictionary, dead_U, starts[first : first + len(dead_U)])
     engine.rewrite(changes, reset_moments=True)
     dictionary.rows_since_fired_F[dead_U] = 0
-    return len(dead_U)
+    return len(starts)
 
 
 def is_due(dictionary: Dictionary, batch_rows: int) -> bool:
@@ -72,8 +73,7 @@ def restarts(dictionary: LearnedDictionary, dead_U: Tensor, starts: Tensor) -> d
     """What becomes of each parameter that has a row for each latent."""
     inputs_UD, residuals_UO = starts.split([dictionary.sites.input_width, dictionary.sites.output_width], dim=1)
     encoder = getattr(dictionary, "W_enc", None)
-    alive_F = ~dictionary.dead_F
-    length = float(encoder[alive_F].norm(dim=1).mean()) if encoder is not None and alive_F.any() else 1.0
+    length = 1.0 if encoder is None else _mean_length(encoder[~dictionary.dead_F], dictionary.latents)
     direction_UD = residuals_UO if dictionary.sites.reconstructs_its_input else inputs_UD
     new = {
         "W_enc": F.normalize(direction_UD, dim=1) * ENCODER_LENGTH * length,
@@ -86,3 +86,9 @@ def restarts(dictionary: LearnedDictionary, dead_U: Tensor, starts: Tensor) -> d
     names = dict(dictionary.named_parameters())
     zeros = {name: torch.zeros(len(dead_U)) for name in ("b_enc", "b_gate", "b_mag", "r_mag")}
     return {name: put(values) for name, values in {**new, **zeros}.items() if name in names}
+
+
+def _mean_length(living_FD: Tensor, latents: Latents) -> float:
+    """Mean length of the living encoder rows of all slices; 1 when there are none."""
+    total, number = latents.sum(living_FD.norm(dim=1).double().sum()), latents.count(len(living_FD))
+    return float(total) / number if number else 1.0

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from training.axes import Chosen
+from training.axes import Chosen, Latents
 
 
 def sparse_decode(values_N: Tensor, chosen: Chosen, atoms_FD: Tensor) -> Tensor:
@@ -89,37 +89,44 @@ class _ChosenPreactivations(Function):
         return None, None, None, weight_grad, bias_grad
 
 
-def prefix_errors(values_BK: Tensor, latents_BK: Tensor, atoms_FD: Tensor, target_BD: Tensor) -> tuple[Tensor, Tensor]:
+def prefix_errors(
+    values_BK: Tensor, picks_BK: Tensor, atoms_FD: Tensor, target_BD: Tensor, latents: Latents
+) -> tuple[Tensor, Tensor]:
     """sum over rows and k = 1..K of ||target - the first k atoms times their values||^2, and what all K leave (B, D).
 
-    Gradients to values, atoms and target. The K residuals are never kept: each is the next one plus its atom, so the
-    backward pass walks from the last to the first in O(B D) memory.
+    `picks_BK` are this rank's latents, -1 where another rank has the row's k-th; the values there are zero. Gradients
+    to values, atoms and target. The K residuals are never kept: each is the next one plus its atom, so the backward
+    pass walks from the last to the first in O(B D) memory.
     """
-    total, residual_BD = _PrefixErrors.apply(values_BK, latents_BK, atoms_FD, target_BD)
+    total, residual_BD = _PrefixErrors.apply(values_BK, picks_BK, atoms_FD, target_BD, latents)
     return total, residual_BD
 
 
 class _PrefixErrors(Function):
     @staticmethod
-    def forward(ctx: Any, values_BK: Tensor, latents_BK: Tensor, atoms_FD: Tensor, target_BD: Tensor) -> Any:
+    def forward(
+        ctx: Any, values_BK: Tensor, picks_BK: Tensor, atoms_FD: Tensor, target_BD: Tensor, latents: Latents
+    ) -> Any:
         residual_BD = target_BD.clone()
         total = target_BD.new_zeros(())
-        for value_B, latent_B in zip(values_BK.unbind(1), latents_BK.unbind(1), strict=True):
-            residual_BD -= value_B[:, None] * atoms_FD[latent_B]
+        for value_B, pick_B in zip(values_BK.unbind(1), picks_BK.unbind(1), strict=True):
+            residual_BD -= latents.sum(value_B[:, None] * atoms_FD[pick_B.clamp_min(0)])
             total = total + residual_BD.square().sum()
-        ctx.save_for_backward(values_BK, latents_BK, atoms_FD, residual_BD)
+        ctx.save_for_backward(values_BK, picks_BK, atoms_FD, residual_BD)
+        ctx.latents = latents
         return total, residual_BD
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
-        values_BK, latents_BK, atoms_FD, residual_BD = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor, Tensor, None]:
+        values_BK, picks_BK, atoms_FD, residual_BD = ctx.saved_tensors
         grad_total, grad_BD = grads[0], grads[1].clone()  # the latter of the residual after the round at hand
         residual_BD, grad_values_BK = residual_BD.clone(), torch.empty_like(values_BK)
         grad_atoms_FD = torch.zeros_like(atoms_FD)
         for k in range(values_BK.shape[1] - 1, -1, -1):
             grad_BD += 2 * grad_total * residual_BD
-            atom_BD = atoms_FD[latents_BK[:, k]]
+            pick_B = picks_BK[:, k].clamp_min(0)  # where it is -1 the value is zero, and its gradient goes nowhere
+            atom_BD = atoms_FD[pick_B]
             grad_values_BK[:, k] = -(grad_BD * atom_BD).sum(1)
-            grad_atoms_FD.index_add_(0, latents_BK[:, k], -values_BK[:, k, None] * grad_BD)
-            residual_BD += values_BK[:, k, None] * atom_BD
-        return grad_values_BK, None, grad_atoms_FD, grad_BD
+            grad_atoms_FD.index_add_(0, pick_B, -values_BK[:, k, None] * grad_BD)
+            residual_BD += ctx.latents.sum(values_BK[:, k, None] * atom_BD)
+        return grad_values_BK, None, grad_atoms_FD, grad_BD, None

@@ -15,8 +15,9 @@ from storage.manifest import Manifest
 from storage.store import Store
 from storage.stream import BatchStream
 from storage.windows import LocalWindows, StreamSpec, WindowReader, WindowSource
-from training.axes import ALL_ROWS, Rows, SplitRows
+from training.axes import ALL_LATENTS, ONE_PROCESS, Axes, Rows
 from training.checkpoints import Checkpoint, CheckpointWriter, folder_of, newest_checkpoint, read_checkpoint
+from training.communicator import ProcessGroup
 from training.config import TrainingConfig
 from training.dictionaries import make_dictionary
 from training.dictionaries.base import Dictionary, RawRows
@@ -28,6 +29,7 @@ from training.metrics_log import MetricsLog
 from training.optimizer import Optimizer
 from training.saved import save_dictionary, to_state_dict
 from training.solver import Solver
+from training.split_axes import SplitPairs, SplitRows
 
 OpenStream = Callable[[StreamSpec], tuple[Manifest, WindowSource]]
 """How a stream's windows are reached: this process itself, or the node's server."""
@@ -69,9 +71,10 @@ class Trainer:
 
     def run(self) -> TrainingResult:
         """Train to the end, from the newest valid checkpoint if there is one, and save the dictionary."""
-        rows: Rows = ALL_ROWS if self.num_ranks == 1 else SplitRows(self.num_ranks)
+        axes = mesh_axes(self.rank, self.num_ranks)
+        rows = axes.rows
         stream, held_out = self._stream("train"), self._stream("held_out")
-        dictionary = build_dictionary(self.config, stream.manifest, rows).to(training_device())
+        dictionary = build_dictionary(self.config, stream.manifest, axes).to(training_device())
         checkpoint = self._newest_checkpoint()
         if checkpoint is not None:
             dictionary.load_state_dict(checkpoint.weights)
@@ -168,9 +171,17 @@ class Trainer:
         save_dictionary(self.store.at_path("dictionary"), engine.dictionary, tensors, about)
 
 
-def build_dictionary(config: TrainingConfig, manifest: Manifest, rows: Rows = ALL_ROWS) -> Dictionary:
+def build_dictionary(config: TrainingConfig, manifest: Manifest, axes: Axes = ONE_PROCESS) -> Dictionary:
     """The untrained dictionary."""
-    return make_dictionary(config.dictionary, config.data.sites_in(manifest), seed=config.seed, rows=rows)
+    return make_dictionary(config.dictionary, config.data.sites_in(manifest), seed=config.seed, axes=axes)
+
+
+def mesh_axes(rank: int, num_ranks: int) -> Axes:
+    """The axes of a mesh whose ranks split the rows."""
+    if num_ranks == 1:
+        return ONE_PROCESS
+    everyone = ProcessGroup(rank, num_ranks, training_device())
+    return Axes(SplitRows(everyone), ALL_LATENTS, SplitPairs(everyone))
 
 
 def training_device() -> torch.device:

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from training.axes import ALL_LATENTS, ALL_ROWS, SplitRows
+from training.axes import ALL_LATENTS, ALL_PAIRS, ALL_ROWS
+from training.communicator import ProcessGroup
+from training.split_axes import SplitPairs, SplitRows
 
 RANKS = 2
 
@@ -48,11 +50,12 @@ def searches_of(rank: int) -> list[tuple[Tensor, int]]:
 def answer(rank: int, folder: str) -> None:
     """What one rank's axis says, saved for the test's process."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS)
-    rows = SplitRows(RANKS)
+    everyone = ProcessGroup(rank, RANKS)
+    rows, pairs = SplitRows(everyone), SplitPairs(everyone)
     given_values = values_of(rank)
     sums = [rows.sum(values) for values in given_values]
     untouched = all(torch.equal(a, b) for a, b in zip(given_values, values_of(rank), strict=True))
-    found = [rows.kth_largest(values, k) for values, k in searches_of(rank)]
+    found = [pairs.kth_largest(values, k) for values, k in searches_of(rank)]
     torch.save({"sums": sums, "found": found, "untouched": untouched}, f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
 
@@ -85,7 +88,7 @@ def test_the_kth_largest_over_processes_is_that_of_all_values_together(answers, 
     assert len(everyones) == len(answers[rank]["found"])
     for found, parts in zip(answers[rank]["found"], everyones, strict=True):
         together, k = torch.cat([values for values, _ in parts]), parts[0][1]
-        assert torch.equal(found, ALL_ROWS.kth_largest(together, k))
+        assert torch.equal(found, ALL_PAIRS.kth_largest(together, k))
 
 
 @pytest.mark.parametrize("rank", range(RANKS))
@@ -97,7 +100,7 @@ def test_the_kth_largest_of_fewer_than_k_values_is_zero_over_processes(answers, 
 @given(st.lists(st.floats(0, 100, width=32), max_size=30), st.integers(1, 40))
 def test_the_kth_largest_in_one_process_is_the_kth_of_the_sorted_values(values, k):
     expected = sorted(values, reverse=True)[k - 1] if k <= len(values) else 0.0
-    assert float(ALL_ROWS.kth_largest(torch.tensor(values), k)) == expected
+    assert float(ALL_PAIRS.kth_largest(torch.tensor(values), k)) == expected
 
 
 @given(st.integers(1, 6), st.integers(1, 8), st.integers(0, 2**31), st.data())

@@ -25,7 +25,7 @@ from training_cases import (
     random_rows,
 )
 
-from training.axes import ALL_LATENTS, ALL_ROWS
+from training.axes import ALL_LATENTS, ALL_ROWS, ONE_PROCESS
 from training.dictionaries.auxk import auxk_term, residual_variance
 from training.dictionaries.base import Dictionary
 from training.sparse_ops import prefix_errors
@@ -74,7 +74,7 @@ def aux_of(made: Dictionary, x_BD: Tensor, residual_BD: Tensor, W_enc: Tensor, b
     return auxk_term(
         made.dead_F, x_BD, residual_BD, W_enc, bias_F, atoms,
         z_BF=(x_BD @ W_enc.T + bias_F).detach(), score=made.score(made.decoder()), value=made.value,
-        k_aux=K_AUX, total_rows=B, latents=ALL_LATENTS, rows=ALL_ROWS,
+        k_aux=K_AUX, total_rows=B, axes=ONE_PROCESS,
     )  # fmt: skip
 
 
@@ -143,7 +143,7 @@ def test_errors_of_all_prefixes_are_those_of_the_dense_products_with_their_gradi
     values, atoms, target = (torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes)
     steps = (values[:, :, None] * atoms[latents_BK]).cumsum(1)
     errors = (target[:, None] - steps).square().sum((0, 2))
-    total, residual = prefix_errors(values, latents_BK, atoms, target)
+    total, residual = prefix_errors(values, latents_BK, atoms, target, ALL_LATENTS)
     expected, found = torch.stack([errors.sum(), errors[-1]]), torch.stack([total, residual.square().sum()])
     torch.testing.assert_close(found, expected)
     weights = torch.tensor([0.7, -1.3], dtype=torch.float64)

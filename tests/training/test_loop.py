@@ -34,7 +34,7 @@ def test_one_rank_s_terms_are_the_global_ones():
 
 
 def test_the_terms_of_two_ranks_are_added_up_and_equal_on_both():
-    for batch in on_two_ranks(lambda rank, rows: global_sums(terms(rank), 6, rows)):
+    for batch in on_two_ranks(lambda rank, axes: global_sums(terms(rank), 6, axes.rows)):
         assert batch.sums == {"loss": 2.0, "error": 5.0, "variance": 20.0, "active": 24.0}
         assert batch.fired_F.tolist() == [0, 6, 3]
         assert batch.observed == terms(0).observed

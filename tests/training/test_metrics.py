@@ -98,7 +98,7 @@ def test_metrics_do_not_depend_on_how_rows_are_cut_into_batches(sizes):
 @pytest.mark.parametrize("cut", [0, 1, 77, 200])
 def test_metrics_do_not_depend_on_how_rows_are_dealt_to_ranks(cut):
     made, parts = untrained("topk", ROWS, width=12, k=3), (ROWS[:cut], ROWS[cut:])
-    both = on_two_ranks(lambda rank, rows: evaluate(made, raw(parts[rank]) if len(parts[rank]) else [], rows))
+    both = on_two_ranks(lambda rank, axes: evaluate(made, raw(parts[rank]) if len(parts[rank]) else [], axes.rows))
     assert both[0] == both[1] == pytest.approx(evaluate(made, raw(ROWS)), rel=1e-6)
 
 

@@ -124,11 +124,11 @@ def test_two_ranks_restart_the_same_latents_from_the_same_rows(case: Case, place
         parameters = dict(made.named_parameters())
         return {name: put(parameters[name].detach()) for name, put in restarts(made, dead_U, starts).items()}
 
-    def work(rank: int, axis) -> dict[str, Tensor]:
-        made = random_dictionary(case, 4, rows=axis)
+    def work(rank: int, axes) -> dict[str, Tensor]:
+        made = random_dictionary(case, 4, axes=axes)
         rows = random_rows(made.sites, 4)
         with torch.no_grad():
-            return changes(made, cut(rows, 0, place) if rank == 0 else cut(rows, place), axis)
+            return changes(made, cut(rows, 0, place) if rank == 0 else cut(rows, place), axes.rows)
 
     parts = on_two_ranks(work)
     made = random_dictionary(case, 4)

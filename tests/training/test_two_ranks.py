@@ -26,9 +26,9 @@ from training_cases import (
     random_rows,
     untrained,
 )
-from training_synthetic import ThreadRows, on_two_ranks
+from training_synthetic import on_two_ranks
 
-from training.axes import ALL_ROWS
+from training.axes import ALL_ROWS, Axes
 from training.clusters import kmeans
 from training.clusters import random_rows as draw_rows
 from training.dictionaries.base import Dictionary, RawRows, Terms
@@ -45,8 +45,8 @@ def add(parts: list[Tensor]) -> Tensor:
 
 
 def loss_in_two_parts(case: Case, seed: int, rows: RawRows, place: int, **buffers: float) -> list[Part]:
-    def work(rank: int, axis: ThreadRows) -> Part:
-        made = random_dictionary(case, seed, rows=axis)
+    def work(rank: int, axes: Axes) -> Part:
+        made = random_dictionary(case, seed, axes=axes)
         for name, value in buffers.items():
             made.get_buffer(name).fill_(value)
         part = cut(rows, 0, place) if rank == 0 else cut(rows, place)
@@ -111,9 +111,9 @@ def test_what_two_ranks_learn_from_their_parts_is_what_one_learns_from_the_whole
     whole = random_dictionary(case, 3)
     batches = [random_rows(whole.sites, number) for number in (1, 2)]
 
-    def work(rank: int, axis: ThreadRows) -> tuple[Dictionary, Terms]:
+    def work(rank: int, axes: Axes) -> tuple[Dictionary, Terms]:
         made = random_dictionary(case, 3)
-        made.rows = axis
+        made.rows, made.latents, made.pairs = axes
         for batch in batches:
             part = cut(batch, 0, place) if rank == 0 else cut(batch, place)
             terms = made.learn(part.x_BD, B)
@@ -130,8 +130,8 @@ def test_what_two_ranks_learn_from_their_parts_is_what_one_learns_from_the_whole
 
 
 def prepared_on_two_ranks(case: Case, batches: list[RawRows], place: int, **options) -> list[dict[str, Tensor]]:
-    def work(rank: int, axis: ThreadRows) -> dict[str, Tensor]:
-        made = untrained(case, 1, axis, **options).double()
+    def work(rank: int, axes: Axes) -> dict[str, Tensor]:
+        made = untrained(case, 1, axes, **options).double()
         mine = [cut(batch, 0, place) if rank == 0 else cut(batch, place) for batch in batches]
         made.prepare(lambda: mine)
         return made.state_dict()
@@ -171,18 +171,18 @@ def test_starting_values_are_the_same_on_both_ranks_bit_for_bit(case):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def split_in(x_BD: Tensor, places: list[int], axis: ThreadRows | None, rank: int = 0) -> list[Tensor]:
+def split_in(x_BD: Tensor, places: list[int], axes: Axes | None, rank: int = 0) -> list[Tensor]:
     """Batches of one rank, or of both."""
     parts = list(x_BD.tensor_split(places))
-    return parts if axis is None else parts[rank::2]
+    return parts if axes is None else parts[rank::2]
 
 
 @pytest.mark.parametrize("places", [[10, 20, 30], [1, 99, 150], [60, 61, 62]])
 def test_clusters_drawn_rows_and_medians_are_the_same_in_any_batches_on_any_ranks(places):
     x_BD = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
 
-    def found(rank: int, axis: ThreadRows | None) -> list[Tensor]:
-        mine, rows = split_in(x_BD, places, axis, rank), axis or ALL_ROWS
+    def found(rank: int, axes: Axes | None) -> list[Tensor]:
+        mine, rows = split_in(x_BD, places, axes, rank), axes.rows if axes else ALL_ROWS
         batches = lambda: mine  # noqa: E731
         return [draw_rows(batches, 13, rows, 5), kmeans(batches, 6, rows, 5), geometric_median(batches, rows, x_BD[0])]
 

@@ -59,5 +59,5 @@ def dictionary_config(options: dict[str, Any]) -> DictionaryConfig:
 
 
 def make_dictionary(config: DictionaryConfig, sites: Sites, **kwargs: Any) -> Dictionary:
-    """The untrained dictionary of a configuration. `kwargs`: seed, latents, rows. Raises UserError for wrong sites."""
+    """The untrained dictionary of a configuration. `kwargs`: seed, axes. Raises UserError for wrong sites."""
     return architecture(config.architecture).for_config(config)(config, sites, **kwargs)

@@ -83,6 +83,7 @@ class Archetypal(LearnedDictionary):
 
     Config = ArchetypalConfig
     paper = "Fel et al., Archetypal SAE: adaptive and stable dictionary learning (2025), arXiv:2502.12892"
+    per_latent = ("mixture_FC", "relaxation_FD")
     config: ArchetypalConfig
     candidates_CD: Tensor
 
@@ -122,7 +123,10 @@ class Archetypal(LearnedDictionary):
         if hasattr(self, "W_dec"):  # loaded from disk, where the atoms are what they were made to be
             return Decoder(self.W_dec, None)
         # By attribute: that is how ZeRO 3 learns which parameters to gather.
-        return Decoder(atoms_of({name: getattr(self, name) for name in MADE_OF if hasattr(self, name)}), None)
+        made_of = {name: getattr(self, name) for name in MADE_OF if hasattr(self, name)}
+        if "log_scale" in made_of:
+            made_of["log_scale"] = self.latents.share(made_of["log_scale"])
+        return Decoder(atoms_of(made_of), None)
 
     def projections(self) -> dict[str, Callable[[Tensor], Tensor]]:
         return {**super().projections(), "mixture_FC": onto_simplex}

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from training.axes import Latents, Rows
+from training.axes import Axes, Rows
 from training.selection import Score, topk_among
 from training.sparse_ops import chosen_preactivations, sparse_decode
 
@@ -25,20 +25,21 @@ from training.sparse_ops import chosen_preactivations, sparse_decode
 def auxk_term(
     dead_F: Tensor, x_BD: Tensor, residual_BO: Tensor, W_enc_FD: Tensor, bias_F: Tensor, atoms_FO: Tensor, *,
     z_BF: Tensor, score: Score, value: Callable[[Tensor], Tensor], k_aux: int, total_rows: int,
-    latents: Latents, rows: Rows,
+    axes: Axes,
 ) -> Tensor:  # fmt: skip
     """This rank's part of the term (scalar, with gradient to encoder, bias and atoms); zero when nothing is dead.
 
     `z_BF` are all pre-activations, without gradient; `score` ranks them and `value` makes activations of them.
     """
     dead_U = dead_F.nonzero().squeeze(1)
-    if not len(dead_U):
+    num_dead = axes.latents.count(len(dead_U))
+    if not num_dead:
         return x_BD.new_zeros(())
-    chosen = topk_among(z_BF, dead_U, min(k_aux, len(dead_U)), latents, score)
+    chosen = topk_among(z_BF, dead_U, min(k_aux, num_dead), axes.latents, score)
     values_N = value(chosen_preactivations(z_BF, chosen, x_BD, W_enc_FD, bias_F))
-    e_hat_BO = latents.sum(sparse_decode(values_N, chosen, atoms_FO))
+    e_hat_BO = axes.latents.sum(sparse_decode(values_N, chosen, atoms_FO))
     e_BO = residual_BO.detach()
-    return (e_BO - e_hat_BO).square().sum() / residual_variance(e_BO, total_rows, rows)
+    return (e_BO - e_hat_BO).square().sum() / residual_variance(e_BO, total_rows, axes.rows)
 
 
 def residual_variance(e_BO: Tensor, total_rows: int, rows: Rows) -> Tensor:

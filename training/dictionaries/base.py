@@ -6,7 +6,7 @@ transcoders), F latents on this rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from storage.errors import UserError
-from training.axes import ALL_LATENTS, ALL_ROWS, Latents, Rows
+from training.axes import ONE_PROCESS, Axes
 from training.code import Code
 from training.normalisers import Normaliser, NormaliserName, RowFrame, Sites
 
@@ -62,11 +62,11 @@ class Terms(NamedTuple):
     """A training loss and what the loop needs to know beside it."""
 
     loss: Tensor
-    """This rank's part of the global loss, with gradient: the parts of all ranks add up to the loss."""
+    """The part of the global loss of this rank's rows, with gradient; the parts of the data axis add up to the loss."""
     sums: dict[str, Tensor]
-    """This rank's parts of sums over the batch, without gradient: `error`, `variance`, `active`, terms of the loss."""
+    """The same parts of sums over the batch, without gradient: `error`, `variance`, `active`, terms of the loss."""
     fired_F: Tensor
-    """Rows of this rank in which each latent is active."""
+    """Rows of this rank in which each of its latents is active."""
     observed: dict[str, Tensor]
     """Quantities that are the same on every rank already (a threshold, a coefficient)."""
 
@@ -103,6 +103,8 @@ class Dictionary(nn.Module):
     kind: ClassVar[Kind] = "sae"
     learns_by: ClassVar[Literal["gradient", "statistics"]] = "gradient"
     """Adam on `loss`, or `learn` from sums over batches."""
+    per_latent: ClassVar[tuple[str, ...]] = ("rows_since_fired_F",)
+    """Parameters and buffers with a row for each latent; those that the classes in between declare add up."""
     config: DictionaryConfig
     rows_since_fired_F: Tensor
 
@@ -112,17 +114,17 @@ class Dictionary(nn.Module):
         sites: Sites,
         *,
         seed: int = 0,
-        latents: Latents = ALL_LATENTS,
-        rows: Rows = ALL_ROWS,
+        axes: Axes = ONE_PROCESS,
     ) -> None:
         super().__init__()
         self.check_sites(config, sites)
-        self.config, self.sites, self.seed, self.latents, self.rows = config, sites, seed, latents, rows
+        self.config, self.sites, self.seed = config, sites, seed
+        self.rows, self.latents, self.pairs = axes
         self.step, self.num_steps = 0, 1
         self.input = Normaliser(config.normaliser, sites.inputs)
         if not sites.reconstructs_its_input:
             self.target = Normaliser(config.normaliser, sites.outputs)
-        owned = latents.slice_of(config.width)
+        owned = self.latents.slice_of(config.width)
         self.register_buffer("rows_since_fired_F", torch.zeros(owned.stop - owned.start, dtype=torch.int64))
 
     # The contract ----------------------------------------------------------------------------------------------
@@ -210,6 +212,23 @@ class Dictionary(nn.Module):
         """The full state as it is published: constraints folded in."""
         return tensors
 
+    # Slices of a mesh -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def split_names(cls) -> frozenset[str]:
+        """Names of the parameters and buffers that a feature axis splits, along their first dimension."""
+        return frozenset(name for made in cls.__mro__ for name in vars(made).get("per_latent", ()))
+
+    def slice_of(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """This rank's part of whole tensors by name."""
+        owned, split = self.latents.slice_of(self.config.width), self.split_names()
+        return {name: whole[owned] if name in split else whole for name, whole in tensors.items()}
+
+    def whole_of(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors by name, of each rank's parts. Every rank calls it with the same names in the same order."""
+        split = self.split_names()
+        return {name: self.latents.gather(part) if name in split else part for name, part in tensors.items()}
+
     # Shared pieces ---------------------------------------------------------------------------------------------
 
     @property
@@ -247,7 +266,8 @@ class Dictionary(nn.Module):
         """The sums that every architecture reports: squared error, squared distance from the mean, active latents."""
         with torch.no_grad():
             variance = (y_BO - self.output.normalised_mean_D).square().sum()
-            return {"error": error_BO.square().sum(), "variance": variance, "active": active.sum().float()}
+            num_active = self.latents.sum(active.sum().float())
+            return {"error": error_BO.square().sum(), "variance": variance, "active": num_active}
 
 
 def powers_of_two_to(largest: int) -> list[int]:

@@ -17,7 +17,7 @@ from training.code import Code
 from training.dictionaries.base import BatchSums
 from training.dictionaries.learned import Decoder
 from training.dictionaries.topk import TopK, TopKConfig
-from training.selection import Score, pairs_above, scores_above
+from training.selection import Score, pairs_above, scores_above, subset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +43,8 @@ class BatchTopK(TopK):
         inference:  f = relu(z) where it is above theta, else zero
         theta = running mean of the smallest activation kept in a batch (the paper averages it after training)
 
-    An activation equal to the smallest one kept is kept too. With `decoder_norm: free` activations are ranked, and
-    compared with theta, times the norm of their atom.
+    Of activations equal to the smallest one kept the first are kept, in the order of rows and latents. With
+    `decoder_norm: free` activations are ranked, and compared with theta, times the norm of their atom.
     """
 
     Config = BatchTopKConfig
@@ -65,20 +65,35 @@ class BatchTopK(TopK):
         return Code(self.value(z_BF[chosen.rows, chosen.latents]), chosen, z_BF.shape[1], frame)
 
     def choose(self, z_BF: Tensor, k: int, total_rows: int, decoder: Decoder) -> tuple[Chosen, dict[str, Tensor]]:
-        score = self.score(decoder)
-        smallest_kept = self._smallest_kept(z_BF, k * total_rows, score)
-        return pairs_above(z_BF, smallest_kept, score, inclusive=True), {"smallest_kept": smallest_kept}
+        score, count = self.score(decoder), k * total_rows
+        smallest_kept = self._smallest_kept(z_BF, count, score)
+        chosen = pairs_above(z_BF, smallest_kept, score, inclusive=True)
+        excess = self.pairs.count(len(chosen.latents)) - count
+        if excess > 0:
+            chosen = self._without_last_ties(chosen, score, z_BF, smallest_kept, excess)
+        return chosen, {"smallest_kept": smallest_kept}
+
+    def _without_last_ties(
+        self, chosen: Chosen, score: Score, z_BF: Tensor, smallest_kept: Tensor, excess: int
+    ) -> Chosen:
+        """Drop so many of the pairs that equal the smallest score: the last by row of the global batch, then latent."""
+        rows_N = chosen.rows
+        tied_N = score(z_BF[rows_N, chosen.latents], chosen.latents) == smallest_kept
+        first_row, first = self.rows.before(len(z_BF)), self.latents.slice_of(self.config.width).start
+        place_N = ((first_row + rows_N) * self.config.width + first + chosen.latents + 1).double()
+        last = self.pairs.kth_largest(torch.where(tied_N, place_N, 0.0), excess)
+        return subset(chosen, ~(tied_N & (place_N >= last)))
 
     def _smallest_kept(self, z_BF: Tensor, count: int, score: Score) -> Tensor:
         """The count-th largest positive score of the global batch, zero when there are fewer.
 
         Sorting all B x F entries is the slowest part of a step, so only those above 0.8 of the running threshold are
-        sorted; that is exact whenever enough remain, which is counted over all ranks.
+        sorted; that is exact whenever enough remain, which is counted over the whole mesh.
         """
         candidates = scores_above(z_BF, 0.8 * self.threshold, score)
-        if int(self.rows.sum(torch.tensor(len(candidates), device=z_BF.device))) < count:
+        if self.pairs.count(len(candidates)) < count:
             candidates = scores_above(z_BF, 0.0, score)
-        return self.rows.kth_largest(candidates, count)
+        return self.pairs.kth_largest(candidates, count)
 
     @torch.no_grad()
     def after_step(self, batch: BatchSums) -> None:

@@ -42,6 +42,7 @@ class Gated(ReLU):
 
     Config = GatedConfig
     paper = "Rajamanoharan et al., Improving dictionary learning with gated SAEs (2024), arXiv:2404.16014"
+    per_latent = ("b_gate", "b_mag", "r_mag")
     config: GatedConfig
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -54,7 +55,7 @@ class Gated(ReLU):
 
     def encoder_bias_F(self) -> Tensor:
         """- W_enc b_dec: what subtracting b_dec from every row comes to."""
-        return -(self.W_enc @ self.b_dec)
+        return -(self.W_enc @ self.latents.share(self.b_dec))
 
     def encode(self, x_BD: Tensor) -> Code:
         x_BD, frame = self.normalised_with_frame(x_BD)
@@ -82,7 +83,7 @@ class Gated(ReLU):
         reconstruction = error_BO.square().sum() / total_rows
         gate_error = (y_BO - gate_BO - self.offset(x_BD).detach()).square().sum() / total_rows
         norms = None if decoder.norms_F is None else entries.at(decoder.norms_F)
-        sparsity = self.penalty(pi, norms).sum() / total_rows
+        sparsity = self.latents.sum(self.penalty(pi, norms).sum()) / total_rows
         fired_F = entries.count(f.detach() > 0)
         sums = {
             **self.shares(y_BO, error_BO, fired_F),

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from storage.errors import UserError
-from training.axes import Chosen
+from training.axes import Chosen, evenly_chosen
 from training.dictionaries.learned import Decoder
 from training.dictionaries.topk import TopK, TopKConfig
-from training.selection import ALL, row_chunks
+from training.selection import ALL, joined, row_chunks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +46,15 @@ class GroupMax(TopK):
     config: GroupMaxConfig
 
     def select(self, z_BF: Tensor, k: int, decoder: Decoder) -> Chosen:
-        groups = int(self.config.target_l0)
-        score, per_group = self.score(decoder), z_BF.shape[1] // groups
-        starts_K = torch.arange(groups, device=z_BF.device) * per_group
+        num_groups = int(self.config.target_l0)
+        score, per_group = self.score(decoder), self.config.width // num_groups
         parts = []
         for chunk in row_chunks(z_BF):
-            best = score(chunk, ALL).view(len(chunk), groups, per_group).max(dim=2)
-            latents = best.indices + starts_K
-            if k < groups:
-                latents = latents.gather(1, best.values.topk(k, dim=1).indices)
-            parts.append(latents)
-        latents_BK = torch.cat(parts)
-        offsets = torch.arange(0, latents_BK.numel() + 1, latents_BK.shape[1], device=z_BF.device)
-        return Chosen(latents_BK.flatten(), offsets)
+            best = score(chunk, ALL).unflatten(1, (-1, per_group)).max(dim=2)
+            latents_BK = best.indices + torch.arange(0, z_BF.shape[1], per_group, device=z_BF.device)
+            if k < num_groups:
+                groups = self.latents.topk(best.values, k)
+                parts.append(Chosen(latents_BK[groups.rows, groups.latents], groups.offsets))
+            else:
+                parts.append(evenly_chosen(latents_BK))
+        return joined(parts)

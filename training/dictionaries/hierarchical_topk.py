@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from training.axes import Chosen
@@ -39,12 +40,22 @@ class HierarchicalTopK(TopK):
     config: HierarchicalTopKConfig
 
     def reconstruct(self, values_N: Tensor, chosen: Chosen, decoder: Decoder, target_BO: Tensor) -> Reconstruction:
-        values_BK, latents_BK = values_N.view(len(target_BO), -1), chosen.latents.view(len(target_BO), -1)
-        ranks_BK = values_BK.detach() if decoder.norms_F is None else values_BK.detach() * decoder.norms_F[latents_BK]
-        order_BK = ranks_BK.argsort(dim=1, descending=True, stable=True)
-        values_BK, latents_BK = values_BK.gather(1, order_BK), latents_BK.gather(1, order_BK)
-        total, error_BO = prefix_errors(values_BK, latents_BK, decoder.atoms_FO, target_BO)
-        return Reconstruction(total / values_BK.shape[1], error_BO)
+        rows_N, latents_N = chosen.rows, chosen.latents
+        scores_N = values_N.detach() if decoder.norms_F is None else values_N.detach() * decoder.norms_F[latents_N]
+        # Of each row the entries that this rank chose, the others' places left open, in the order of all ranks' scores.
+        column_N = torch.arange(len(rows_N), device=rows_N.device) - chosen.offsets[rows_N]
+        num_chosen = self.pairs_per_row(chosen)
+        scores_BK = scores_N.new_full((len(target_BO), num_chosen), -torch.inf)
+        scores_BK[rows_N, column_N] = scores_N
+        place_N = self.latents.places(scores_BK)[rows_N, column_N]
+        picks_BK = torch.full_like(scores_BK, -1, dtype=torch.int64).index_put((rows_N, place_N), latents_N)
+        values_BK = torch.zeros_like(scores_BK).index_put((rows_N, place_N), values_N)
+        total, error_BO = prefix_errors(values_BK, picks_BK, decoder.atoms_FO, target_BO, self.latents)
+        return Reconstruction(total / num_chosen, error_BO)
+
+    def pairs_per_row(self, chosen: Chosen) -> int:
+        """How many latents each row has chosen, on all ranks together."""
+        return self.latents.count(len(chosen.latents)) // (len(chosen.offsets) - 1)
 
     def budgets(self) -> list[int]:
         """1, 2, 4... and K."""

@@ -84,6 +84,7 @@ class JumpReLU(Penalised):
 
     Config = JumpReLUConfig
     paper = "Rajamanoharan et al., Jumping ahead: JumpReLU sparse autoencoders (2024), arXiv:2407.14435"
+    per_latent = ("scaled_log_threshold",)
     config: JumpReLUConfig
 
     def __init__(self, config: JumpReLUConfig, sites: Sites, **kwargs: object) -> None:
@@ -165,14 +166,15 @@ class JumpReLU(Penalised):
         if self.config.l0_loss == "tanh":
             scale = self.config.tanh_scale * self.sites.input_width**0.5
             weighted = f if decoder.norms_F is None else f * entries.at(decoder.norms_F)
-            return coefficient * (scale * weighted).tanh().sum() / total_rows, {"coefficient": coefficient}
+            penalty = self.latents.sum((scale * weighted).tanh().sum())
+            return coefficient * penalty / total_rows, {"coefficient": coefficient}
         steps = step(entries.pre, threshold, self.config.bandwidth, to_input)
         if self.config.l0_loss == "step":
-            return coefficient * steps.sum() / total_rows, {"coefficient": coefficient}
+            return coefficient * self.latents.sum(steps.sum()) / total_rows, {"coefficient": coefficient}
         # More latents than wanted raise the coefficient: here that lowers the aim.
         start = self.config.initial_coefficient
         aim = self.config.target_l0 * start / self.controller.coefficient
-        excess_B = entries.per_row(steps) / aim - 1
+        excess_B = self.latents.sum(entries.per_row(steps)) / aim - 1
         return start * self.warmed * excess_B.square().sum() / total_rows, {"aim": aim}
 
     def _preact(self, x_BD: Tensor, bias_F: Tensor, threshold_F: Tensor, decoder: Decoder) -> Tensor:
@@ -181,4 +183,4 @@ class JumpReLU(Penalised):
         seen_U = seen.nonzero().squeeze(1)
         z_BU = F.linear(x_BD, self.W_enc[seen_U], bias_F[seen_U])
         short_BU = F.relu(threshold_F[seen_U] - z_BU)
-        return (short_BU if decoder.norms_F is None else short_BU * decoder.norms_F[seen_U]).sum()
+        return self.latents.sum((short_BU if decoder.norms_F is None else short_BU * decoder.norms_F[seen_U]).sum())

@@ -69,6 +69,7 @@ class LearnedDictionary(Dictionary):
     sharding and the gradient has no part along the atom; with `decoder_norm: free` they are the rows as they are.
     """
 
+    per_latent = ("W_enc", "b_enc", "W_dec")
     config: LearnedConfig
 
     def __init__(self, config: LearnedConfig, sites: Sites, **kwargs: Any) -> None:
@@ -130,7 +131,7 @@ class LearnedDictionary(Dictionary):
 
     def encoder_bias_F(self) -> Tensor:
         """b_enc - W_enc b_dec: subtracting b_dec from every row costs one product with a vector instead."""
-        return self.b_enc - self.W_enc @ self.b_dec
+        return self.b_enc - self.W_enc @ self.latents.share(self.b_dec)
 
     def preactivations(self, x_BD: Tensor) -> Tensor:
         """z of normalised rows (B, F)."""

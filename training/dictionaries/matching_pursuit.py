@@ -92,14 +92,14 @@ class MatchingPursuit(LearnedDictionary):
         if (inference or self.config.inference) == "omp":
             return orthogonal_pursuit(centred_BD, atoms_FD, rule, self.latents)._replace(frame=frame)
         found = pursue(centred_BD, atoms_FD, rule, self.latents)
-        return to_code(found.picks_BT, found.values_BT, len(atoms_FD))._replace(frame=frame)
+        return to_code(found.picks_BT, found.values_BT, len(atoms_FD), self.latents)._replace(frame=frame)
 
     def loss(self, x_BD: Tensor, total_rows: int, y_BO: Tensor | None = None) -> Terms:
         x_BD, _ = self.normalised(x_BD)
         atoms_FD = self.atoms_FD()
         found = pursue(x_BD - self.b_dec, atoms_FD, self.config.rule, self.latents)
         loss = found.residual_BD.square().sum() / total_rows
-        fired_F = to_code(found.picks_BT, found.values_BT.detach(), len(atoms_FD)).fired()
+        fired_F = to_code(found.picks_BT, found.values_BT.detach(), len(atoms_FD), self.latents).fired()
         sums = {**self.shares(x_BD, found.residual_BD, fired_F), "reconstruction": loss.detach()}
         return Terms(loss, sums, fired_F, {})
 

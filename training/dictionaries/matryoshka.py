@@ -73,10 +73,15 @@ class MatryoshkaBatchTopK(BatchTopK):
 
     def reconstruct(self, values_N: Tensor, chosen: Chosen, decoder: Decoder, target_BO: Tensor) -> Reconstruction:
         first = self.latents.slice_of(self.config.width).start
-        error_BO, start, total = target_BO, 0, target_BO.new_zeros(())
+        start, parts = 0, []
         for end in self.prefix_widths():
             inside_N = (chosen.latents + first >= start) & (chosen.latents + first < end)
-            part_BO = sparse_decode(values_N[inside_N], subset(chosen, inside_N), decoder.atoms_FO)
-            error_BO = error_BO - self.latents.sum(part_BO)
-            total, start = total + error_BO.square().sum(), end
+            parts.append(sparse_decode(values_N[inside_N], subset(chosen, inside_N), decoder.atoms_FO))
+            start = end
+        if self.latents.size > 1:  # one reduction instead of one for each prefix, for the memory of all of them
+            parts = list(self.latents.sum(torch.stack(parts)))
+        error_BO, total = target_BO, target_BO.new_zeros(())
+        for part_BO in parts:
+            error_BO = error_BO - part_BO
+            total = total + error_BO.square().sum()
         return Reconstruction(total, error_BO)

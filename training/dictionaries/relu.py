@@ -59,7 +59,7 @@ class ReLU(Penalised):
         norms = None if decoder.norms_F is None else entries.at(decoder.norms_F)
         error_BO = y_BO - self.latents.sum(entries.decode(f, decoder.atoms_FO)) - self.offset(x_BD)
         reconstruction = error_BO.square().sum() / total_rows
-        sparsity = self.penalty(f, norms).sum() / total_rows
+        sparsity = self.latents.sum(self.penalty(f, norms).sum()) / total_rows
         fired_F = entries.count(entries.pre.detach() > 0)
         sums = {
             **self.shares(y_BO, error_BO, fired_F),

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from storage.errors import UserError
-from training.axes import Chosen
+from training.axes import Axes, Chosen
 from training.code import Code
 from training.dictionaries.auxk import auxk_term
 from training.dictionaries.base import Terms
@@ -172,5 +172,5 @@ class TopK(LearnedDictionary):
         return auxk_term(
             self.dead_F, x_BD, error_BO, self.W_enc, bias_F, decoder.atoms_FO, z_BF=z_BF, score=self.score(decoder),
             value=self.value, k_aux=self.config.k_aux or max(1, error_BO.shape[1] // 2), total_rows=total_rows,
-            latents=self.latents, rows=self.rows,
+            axes=Axes(self.rows, self.latents, self.pairs),
         )  # fmt: skip

@@ -1,0 +1,69 @@
+"""What a group of ranks can do together: the two collectives that everything else is made of, and the bytes they move.
+
+Shapes: any; G ranks of the group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+CPU = torch.device("cpu")
+
+
+class Communicator(Protocol):
+    """A group of ranks, of which this process is one."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where values must lie."""
+
+    def all_sum(self, values: Tensor) -> Tensor:
+        """Element-wise sum over the ranks (a new tensor, bit for bit the same on each)."""
+
+    def all_gather(self, values: Tensor) -> Tensor:
+        """The ranks' tensors, of one shape, stacked in the order of the ranks (G, ...)."""
+
+
+@dataclass
+class Traffic:
+    """Bytes that this rank gave to collectives, of all groups; counted here, logged per step."""
+
+    bytes: int = 0
+
+    def add(self, values: Tensor) -> None:
+        self.bytes += values.numel() * values.element_size()
+
+
+@dataclass(frozen=True)
+class ProcessGroup:
+    """Processes that torch.distributed connects."""
+
+    rank: int
+    size: int
+    device: torch.device = CPU
+    group: dist.ProcessGroup | None = None
+    """None is all processes."""
+    traffic: Traffic = field(default_factory=Traffic)
+
+    def all_sum(self, values: Tensor) -> Tensor:
+        self.traffic.add(values)
+        total = values.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=self.group)
+        return total
+
+    def all_gather(self, values: Tensor) -> Tensor:
+        self.traffic.add(values)
+        everyones = values.new_empty(self.size * values.numel())
+        dist.all_gather_into_tensor(everyones, values.contiguous().flatten(), group=self.group)
+        return everyones.view(self.size, *values.shape)
