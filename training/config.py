@@ -123,12 +123,15 @@ class MeshConfig:
 
     data: int = 1
     """Workers over which rows are split."""
+    feature: int = 1
+    """Workers over which latents are split; the mesh has data x feature workers."""
     zero_stage: int | Literal["auto"] = "auto"
     """DeepSpeed ZeRO stage, 0 to 3; `auto` is 0 for one worker and 1 for more."""
 
     def __post_init__(self) -> None:
-        if self.data < 1:
-            raise UserError(f"workers: {self.data} must be at least 1")
+        for name, value in (("data", self.data), ("feature", self.feature)):
+            if value < 1:
+                raise UserError(f"mesh.{name}: {value} must be at least 1")
         if self.zero_stage != "auto" and self.zero_stage not in range(4):
             raise UserError(f"zero_stage: {self.zero_stage} is not one of 0, 1, 2, 3")
 

@@ -31,6 +31,7 @@ from deepspeed.utils import (
 from training.checkpoints import Checkpoint
 from training.config import OptimizerConfig
 from training.dictionaries.base import Dictionary, RawRows, Terms
+from training.mesh import ONE_RANK, Mesh
 from training.optimizer import Rewrite
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -58,10 +59,13 @@ class _LossOf(nn.Module):
 
 
 class Engine:
-    """Trains a dictionary, whose full weights are the start on every rank."""
+    """Trains a dictionary, of which every rank has its slice of latents, with the same start on all of a slice."""
 
-    def __init__(self, dictionary: Dictionary, config: OptimizerConfig, *, zero_stage: int, num_ranks: int) -> None:
-        self.dictionary, self.zero_stage, self.num_ranks = dictionary, zero_stage, num_ranks
+    def __init__(
+        self, dictionary: Dictionary, config: OptimizerConfig, *, zero_stage: int, mesh: Mesh = ONE_RANK
+    ) -> None:
+        self.dictionary, self.zero_stage, self.mesh = dictionary, zero_stage, mesh
+        _mark_split(dictionary)
         self._loss_of = _LossOf(dictionary)
         self._adam = torch.optim.Adam(
             dictionary.parameters(), lr=0.0, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
@@ -70,9 +74,10 @@ class Engine:
             model=self._loss_of,
             optimizer=self._adam,
             config=deepspeed_config(config, zero_stage, sum(p.numel() for p in dictionary.parameters())),
+            mpu=mesh if mesh.place.size > 1 else None,
             dist_init_required=False,
         )
-        if num_ranks == 1 and zero_stage == 0:
+        if mesh.place.data == 1 and zero_stage == 0:
             self._engine.enable_backward_allreduce = False  # nothing to add up, and it costs a pass over the gradients
 
     def step(self, rows: RawRows, total_rows: int, lr: float) -> Terms:
@@ -80,7 +85,7 @@ class Engine:
         for group in self._adam.param_groups:
             group["lr"] = lr
         loss = self._engine(rows.x_BD, total_rows, rows.y_BO)
-        self._engine.backward(loss * self.num_ranks)
+        self._engine.backward(loss * self.mesh.place.data)
         self._engine.step()
         self.rewrite(self.dictionary.projections())
         terms, self._loss_of.terms = self._loss_of.terms, None
@@ -105,12 +110,12 @@ class Engine:
             yield
 
     def full_parameters(self) -> dict[str, Tensor]:
-        """fp32 masters by name, copied to the host."""
+        """fp32 masters of this rank's latents by name, copied to the host."""
         read = (lambda p: p.data) if self.zero_stage == 0 else safe_get_full_fp32_param
         return {name: _host_copy(read(p)) for name, p in self.dictionary.named_parameters()}
 
     def full_moments(self) -> dict[str, Tensor]:
-        """Adam's moments, `exp_avg.NAME` and `exp_avg_sq.NAME`, copied to the host."""
+        """Adam's moments of this rank's latents, `exp_avg.NAME` and `exp_avg_sq.NAME`, copied to the host."""
         return {
             f"{moment}.{name}": _host_copy(self._moment(p, moment))
             for name, p in self.dictionary.named_parameters()
@@ -173,7 +178,7 @@ class Engine:
     def _make_moments_exist(self) -> None:
         # DeepSpeed creates its fragments of the moments in the first step; with zero gradients it changes nothing else.
         x_BD, y_BO = (n.mean_D[None] + n.scale_D for n in (self.dictionary.input, self.dictionary.output))
-        self._engine.backward(self._engine(x_BD, self.num_ranks, y_BO) * 0.0)
+        self._engine.backward(self._engine(x_BD, self.mesh.place.data, y_BO) * 0.0)
         self._engine.step()
 
     def _moment(self, parameter: nn.Parameter, moment: str) -> Tensor:
@@ -181,6 +186,14 @@ class Engine:
             return safe_get_full_optimizer_state(parameter, moment)
         state = self._adam.state[parameter]
         return state[moment] if moment in state else torch.zeros_like(parameter)
+
+
+def _mark_split(dictionary: Dictionary) -> None:
+    """Tell DeepSpeed which parameters are parts of a whole: it counts the others once in the gradient's norm."""
+    split = dictionary.split_names() if dictionary.latents.size > 1 else frozenset()
+    for name, parameter in dictionary.named_parameters():
+        if name in split:
+            parameter.model_parallel = parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
 
 
 def deepspeed_config(config: OptimizerConfig, zero_stage: int, num_parameters: int) -> dict[str, Any]:
@@ -192,7 +205,12 @@ def deepspeed_config(config: OptimizerConfig, zero_stage: int, num_parameters: i
         "gradient_clipping": config.clip_norm,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
-        "zero_optimization": {"stage": zero_stage, "reduce_bucket_size": bucket},
+        # Every parameter is sharded, however small: what a rank holds is then a formula.
+        "zero_optimization": {
+            "stage": zero_stage,
+            "reduce_bucket_size": bucket,
+            "stage3_param_persistence_threshold": 0,
+        },
     }
 
 

@@ -15,21 +15,20 @@ from storage.manifest import Manifest
 from storage.store import Store
 from storage.stream import BatchStream
 from storage.windows import LocalWindows, StreamSpec, WindowReader, WindowSource
-from training.axes import ALL_LATENTS, ONE_PROCESS, Axes, Rows
+from training.axes import ONE_PROCESS, Axes, Rows
 from training.checkpoints import Checkpoint, CheckpointWriter, folder_of, newest_checkpoint, read_checkpoint
-from training.communicator import ProcessGroup
 from training.config import TrainingConfig
-from training.dictionaries import make_dictionary
+from training.dictionaries import architecture, make_dictionary
 from training.dictionaries.base import Dictionary, RawRows
 from training.engine import Engine
 from training.hooks import CheckpointHook, Emit, EvaluateHook, LogHook
 from training.loop import raw_rows, run_hooks, training_steps
+from training.mesh import Mesh, Place, connect
 from training.metrics import METRICS_VERSION
 from training.metrics_log import MetricsLog
 from training.optimizer import Optimizer
 from training.saved import save_dictionary, to_state_dict
 from training.solver import Solver
-from training.split_axes import SplitPairs, SplitRows
 
 OpenStream = Callable[[StreamSpec], tuple[Manifest, WindowSource]]
 """How a stream's windows are reached: this process itself, or the node's server."""
@@ -71,8 +70,8 @@ class Trainer:
 
     def run(self) -> TrainingResult:
         """Train to the end, from the newest valid checkpoint if there is one, and save the dictionary."""
-        axes = mesh_axes(self.rank, self.num_ranks)
-        rows = axes.rows
+        mesh = connect(place_in(self.config, self.rank), training_device())
+        axes, rows = mesh.axes, mesh.axes.rows
         stream, held_out = self._stream("train"), self._stream("held_out")
         dictionary = build_dictionary(self.config, stream.manifest, axes).to(training_device())
         checkpoint = self._newest_checkpoint()
@@ -80,7 +79,7 @@ class Trainer:
             dictionary.load_state_dict(checkpoint.weights)
         elif dictionary.needs_sample:
             dictionary.prepare(lambda: sample_rows(self.config, stream, training_device()))
-        engine = make_engine(dictionary, self.config, self.num_ranks)
+        engine = make_engine(dictionary, self.config, mesh)
         if checkpoint is not None:
             engine.restore(checkpoint)
         start = checkpoint.step if checkpoint else 0
@@ -176,12 +175,12 @@ def build_dictionary(config: TrainingConfig, manifest: Manifest, axes: Axes = ON
     return make_dictionary(config.dictionary, config.data.sites_in(manifest), seed=config.seed, axes=axes)
 
 
-def mesh_axes(rank: int, num_ranks: int) -> Axes:
-    """The axes of a mesh whose ranks split the rows."""
-    if num_ranks == 1:
-        return ONE_PROCESS
-    everyone = ProcessGroup(rank, num_ranks, training_device())
-    return Axes(SplitRows(everyone), ALL_LATENTS, SplitPairs(everyone))
+def place_in(config: TrainingConfig, rank: int) -> Place:
+    """Where a rank stands in a trial's mesh. Dictionaries that learn by statistics split the rows alone."""
+    mesh = config.mesh
+    if architecture(config.dictionary.architecture).learns_by == "statistics":
+        return Place(rank=rank, data=mesh.data * mesh.feature, feature=1)
+    return Place(rank=rank, data=mesh.data, feature=mesh.feature)
 
 
 def training_device() -> torch.device:
@@ -196,11 +195,11 @@ def sample_rows(config: TrainingConfig, stream: BatchStream, device: torch.devic
         yield raw_rows(stream.batch(step), config.data, device)
 
 
-def make_engine(dictionary: Dictionary, config: TrainingConfig, num_ranks: int) -> Optimizer:
+def make_engine(dictionary: Dictionary, config: TrainingConfig, mesh: Mesh) -> Optimizer:
     """What changes the dictionary as it asks for."""
     if dictionary.learns_by == "statistics":
         return Solver(dictionary)
-    return Engine(dictionary, config.optimizer, zero_stage=config.mesh.stage, num_ranks=num_ranks)
+    return Engine(dictionary, config.optimizer, zero_stage=config.mesh.stage, mesh=mesh)
 
 
 def ensure_process_group() -> None:

@@ -42,7 +42,7 @@ def prepared(config: TrainingConfig, stream: BatchStream) -> Dictionary:
 
 def fresh(config: TrainingConfig, stream: BatchStream) -> tuple[Dictionary, Engine]:
     dictionary = prepared(config, stream)
-    return dictionary, Engine(dictionary, config.optimizer, zero_stage=config.mesh.stage, num_ranks=1)
+    return dictionary, Engine(dictionary, config.optimizer, zero_stage=config.mesh.stage)
 
 
 @pytest.mark.parametrize("stage", range(4))
@@ -130,7 +130,7 @@ def test_an_engine_gives_back_the_state_that_it_was_given(dataset, stage):
     given = Checkpoint(7, to_state_dict(engine.full_parameters(), dictionary), engine.full_moments())
     other = build_dictionary(config, stream.manifest)
     other.load_state_dict(given.weights)
-    restored = Engine(other, config.optimizer, zero_stage=stage, num_ranks=1)
+    restored = Engine(other, config.optimizer, zero_stage=stage)
     restored.restore(given)
     found = to_state_dict(restored.full_parameters(), other), restored.full_moments()
     for mine, theirs in zip(found, (given.weights, given.moments), strict=True):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +83,7 @@ class Archetypal(LearnedDictionary):
 
     Config = ArchetypalConfig
     paper = "Fel et al., Archetypal SAE: adaptive and stable dictionary learning (2025), arXiv:2502.12892"
-    per_latent = ("mixture_FC", "relaxation_FD")
+    per_latent: ClassVar[tuple[str, ...]] = ("mixture_FC", "relaxation_FD")
     config: ArchetypalConfig
     candidates_CD: Tensor
 

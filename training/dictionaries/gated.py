@@ -6,7 +6,7 @@ Shapes: B rows, D input width, O output width, F latents.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +42,7 @@ class Gated(ReLU):
 
     Config = GatedConfig
     paper = "Rajamanoharan et al., Improving dictionary learning with gated SAEs (2024), arXiv:2404.16014"
-    per_latent = ("b_gate", "b_mag", "r_mag")
+    per_latent: ClassVar[tuple[str, ...]] = ("b_gate", "b_mag", "r_mag")
     config: GatedConfig
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

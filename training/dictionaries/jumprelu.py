@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +84,7 @@ class JumpReLU(Penalised):
 
     Config = JumpReLUConfig
     paper = "Rajamanoharan et al., Jumping ahead: JumpReLU sparse autoencoders (2024), arXiv:2407.14435"
-    per_latent = ("scaled_log_threshold",)
+    per_latent: ClassVar[tuple[str, ...]] = ("scaled_log_threshold",)
     config: JumpReLUConfig
 
     def __init__(self, config: JumpReLUConfig, sites: Sites, **kwargs: object) -> None:

@@ -7,7 +7,7 @@ transcoders), F latents on this rank.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +69,7 @@ class LearnedDictionary(Dictionary):
     sharding and the gradient has no part along the atom; with `decoder_norm: free` they are the rows as they are.
     """
 
-    per_latent = ("W_enc", "b_enc", "W_dec")
+    per_latent: ClassVar[tuple[str, ...]] = ("W_enc", "b_enc", "W_dec")
     config: LearnedConfig
 
     def __init__(self, config: LearnedConfig, sites: Sites, **kwargs: Any) -> None:

@@ -63,9 +63,11 @@ class SNMF(Solved):
     def __init__(self, config: SNMFConfig, sites: Sites, **kwargs: Any) -> None:
         super().__init__(config, sites, **kwargs)
         factor_width = self.factor_width(sites.input_width)
-        self.register_buffer("factors", torch.zeros(config.width, factor_width))
-        self.register_buffer("sum_zz_FF", torch.zeros(config.width, config.width))
-        self.register_buffer("sum_zx_FD", torch.zeros(config.width, factor_width))
+        # In float64: a rounding that depends on how rows are split would tip near ties of codes, and they feed on it.
+        exact = {"dtype": torch.float64}
+        self.register_buffer("factors", torch.zeros(config.width, factor_width, **exact))
+        self.register_buffer("sum_zz_FF", torch.zeros(config.width, config.width, **exact))
+        self.register_buffer("sum_zx_FD", torch.zeros(config.width, factor_width, **exact))
 
     # What NMF changes ------------------------------------------------------------------------------------------
 
@@ -104,8 +106,8 @@ class SNMF(Solved):
         x_BD = self.input.normalise(x_BD)
         code = self.code_of(x_BD)
         terms = self.terms(x_BD, code, total_rows)
-        z_BF = code.dense()
-        for summed, batch in ((self.sum_zz_FF, z_BF.T @ z_BF), (self.sum_zx_FD, z_BF.T @ self.to_factor(x_BD))):
+        z_BF, factor_BD = code.dense().double(), self.to_factor(x_BD).double()
+        for summed, batch in ((self.sum_zz_FF, z_BF.T @ z_BF), (self.sum_zx_FD, z_BF.T @ factor_BD)):
             summed.mul_(self.config.forgetting).add_(self.rows.sum(batch))
         factors_FD = self.new_factors(self.get_buffer("factors"))
         lengths_F = factors_FD.norm(dim=1).clamp_min(1e-12)
@@ -116,7 +118,7 @@ class SNMF(Solved):
         return terms
 
     def code_of(self, x_BD: Tensor) -> Code:
-        factors_FD, k = self.get_buffer("factors"), int(self.config.target_l0)
+        factors_FD, k = self.get_buffer("factors").to(x_BD.dtype), int(self.config.target_l0)
         return sparse_codes(self.to_factor(x_BD), factors_FD, k, self.config.code_rounds, self.latents)
 
     def _set_factors(self, factors_FD: Tensor) -> None:
