@@ -77,7 +77,7 @@ class ShardFormat:
         )
 
     def _describe(self, number: int, rows: int, data: bytes) -> Shard:
-        offsets, checksums = _tensor_offsets(data), {}
+        offsets, checksums = tensor_offsets(data), {}
         view, columns = memoryview(data), columns_of(self.sites)
         for name, offset in offsets.items():
             width, dtype = (1, columns[name]) if name in columns else (self.sites[name], self.dtype)
@@ -219,7 +219,7 @@ def shard_file(number: int) -> str:
     return f"shards/{number:06d}.safetensors"
 
 
-def _tensor_offsets(data: bytes) -> dict[str, int]:
+def tensor_offsets(data: bytes) -> dict[str, int]:
     """Absolute byte offset of each tensor in a safetensors file: 8 bytes of header length, header, data."""
     header_bytes = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + header_bytes])

@@ -1,142 +1,222 @@
-"""Checkpoints: full tensors by name in a fresh prefix, a checksummed manifest last.
+"""Checkpoints: the whole state of a training by name, written in parts by the ranks, a checksummed manifest last.
 
-    checkpoints/step-000000200/weights.safetensors     parameters (fp32 masters) and buffers
-    checkpoints/step-000000200/optimizer.safetensors   Adam's moments: `exp_avg.NAME`, `exp_avg_sq.NAME`
-    checkpoints/step-000000200/manifest.json           step, sizes and checksums of the two
+    checkpoints/step-000000200-ATTEMPT/part-00000.safetensors   rows of tensors that rank 0 wrote; and so on
+    checkpoints/step-000000200-ATTEMPT/part-00000.json          where they lie in it, with their checksums
+    checkpoints/step-000000200-ATTEMPT/manifest.json            the step, the dictionary's options, all parts
 
-Together with the step that is the whole state of a training: the stream is a function of the step, so are the
-schedules, and counters, thresholds and coefficients are buffers. A prefix without a valid manifest does not exist.
+The tensors are fp32 masters and buffers (`weights/NAME`) and Adam's moments (`moments/exp_avg.NAME`), each by its whole
+shape, so any mesh and ZeRO stage reads what another one wrote: a rank reads the rows that it holds. Together with the step
+that is the whole state: the stream is a function of the step, so are the schedules, and counters, thresholds and
+coefficients are buffers. A folder without a valid manifest does not exist. ATTEMPT is drawn anew at each start of a
+training, so that parts of two attempts never mix.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from safetensors.torch import load, save
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import save
 from torch import Tensor
 
 from storage.errors import CorruptDataError
 from storage.manifest import chunk_checksum
 from storage.store import Store
+from storage.writer import tensor_offsets
+from training.checkpoint_parts import MOMENTS, WEIGHTS, WHOLE, Share, Slice
 
 log = logging.getLogger("lexray")
 
-MANIFEST, VERSION = "manifest.json", 1
-WEIGHTS, OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
-FAILURES_IN_A_ROW = 3
+MANIFEST, VERSION = "manifest.json", 2
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float64, torch.int64)}
 
 
 class Checkpoint(NamedTuple):
-    """The state after `step` finished steps."""
+    """The state after `step` finished steps, as one rank holds it."""
 
     step: int
     weights: dict[str, Tensor]
     moments: dict[str, Tensor]
 
-
-def write_checkpoint(store: Store, checkpoint: Checkpoint) -> None:
-    """Write one checkpoint below `store`, replacing what an interrupted save left there."""
-    folder = folder_of(checkpoint.step)
-    store.delete(folder)
-    files = {WEIGHTS: save(checkpoint.weights), OPTIMIZER: save(checkpoint.moments)}
-    for name, data in files.items():
-        store.write(f"{folder}/{name}", data)
-    parts = {name: _size_and_checksum(data) for name, data in files.items()}
-    manifest = {"version": VERSION, "step": checkpoint.step, "files": parts}
-    store.write(f"{folder}/{MANIFEST}", json.dumps(manifest).encode())
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """All tensors by key."""
+        for name, tensor in self.weights.items():
+            yield WEIGHTS + name, tensor
+        for name, tensor in self.moments.items():
+            yield MOMENTS + name, tensor
 
 
-def read_checkpoint(store: Store, folder: str) -> Checkpoint:
-    """Raises CorruptDataError naming the file when the manifest or a part is missing or not as promised."""
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StoredRows(_Frozen):
+    """Rows of a tensor in a part's file."""
+
+    start: int
+    whole_rows: int
+    shape: list[int]
+    dtype: str
+    offset: int
+    bytes: int
+    xxh3: str
+
+
+class Part(_Frozen):
+    """What one rank wrote."""
+
+    file: str
+    tensors: dict[str, StoredRows]
+
+
+class Manifest(_Frozen):
+    """What a checkpoint is."""
+
+    version: int = VERSION
+    step: int
+    about: dict[str, Any]
+    """What the tensors mean: the dictionary's options and site widths."""
+    parts: list[Part]
+
+
+def write_part(store: Store, folder: str, rank: int, tensors: Mapping[str, Slice]) -> Part:
+    """Write what a rank has to write: the tensors, then where they lie."""
+    file = f"part-{rank:05d}"
+    data = save({key: part.tensor.contiguous() for key, part in tensors.items()})
+    offsets, view = tensor_offsets(data), memoryview(data)
+    stored = {}
+    for key, part in tensors.items():
+        size = part.tensor.numel() * part.tensor.element_size()
+        stored[key] = StoredRows(
+            start=part.start,
+            whole_rows=part.whole_rows,
+            shape=list(part.tensor.shape),
+            dtype=str(part.tensor.dtype).removeprefix("torch."),
+            offset=offsets[key],
+            bytes=size,
+            xxh3=chunk_checksum(view[offsets[key] : offsets[key] + size]),
+        )
+    store.write(f"{folder}/{file}.safetensors", data)
+    made = Part(file=f"{file}.safetensors", tensors=stored)
+    store.write(f"{folder}/{file}.json", made.model_dump_json().encode())
+    return made
+
+
+def write_manifest(store: Store, folder: str, step: int, parts: Iterable[Part], about: dict[str, Any]) -> None:
+    """Make the parts a checkpoint."""
+    content = Manifest(step=step, about=about, parts=list(parts)).model_dump_json()
+    store.write(
+        f"{folder}/{MANIFEST}", json.dumps({"xxh3": chunk_checksum(content.encode()), "content": content}).encode()
+    )
+
+
+@dataclass(frozen=True)
+class StoredCheckpoint:
+    """A checkpoint whose manifest is valid; what it promises is checked when it is read."""
+
+    store: Store
+    folder: str
+    manifest: Manifest
+    _rows: dict[str, list[tuple[str, StoredRows]]] = field(default_factory=dict)
+
+    @property
+    def step(self) -> int:
+        return self.manifest.step
+
+    def read(self, share: Share = WHOLE) -> Checkpoint:
+        """The state as a rank holds it. Raises CorruptDataError naming the file that is missing or damaged."""
+        weights, moments = {}, {}
+        for key, stored in self._by_key().items():
+            wanted = share.to_read(key, stored[0][1].whole_rows)
+            tensor = self._read_rows(key, stored, wanted)
+            kind, name = (
+                (weights, key.removeprefix(WEIGHTS))
+                if key.startswith(WEIGHTS)
+                else (moments, key.removeprefix(MOMENTS))
+            )
+            kind[name] = tensor
+        return Checkpoint(self.step, weights, moments)
+
+    def _by_key(self) -> dict[str, list[tuple[str, StoredRows]]]:
+        found: dict[str, list[tuple[str, StoredRows]]] = {}
+        for part in self.manifest.parts:
+            for key, rows in part.tensors.items():
+                found.setdefault(key, []).append((part.file, rows))
+        return {key: sorted(rows, key=lambda entry: entry[1].start) for key, rows in found.items()}
+
+    def _read_rows(self, key: str, stored: list[tuple[str, StoredRows]], wanted: range) -> Tensor:
+        pieces, at = [], wanted.start
+        for file, rows in stored:
+            count = rows.shape[0] if rows.shape else 1
+            begin, end = max(at, rows.start), min(wanted.stop, rows.start + count)
+            if begin >= end:
+                continue
+            if begin != at:
+                break
+            tensor = self._read_tensor(file, key, rows)
+            pieces.append(tensor[begin - rows.start : end - rows.start] if rows.shape else tensor)
+            at = end
+        if at != wanted.stop:
+            raise CorruptDataError(f"{self.folder}/{MANIFEST}: rows {at} to {wanted.stop} of {key} are in no part")
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def _read_tensor(self, file: str, key: str, rows: StoredRows) -> Tensor:
+        data = _read(self.store, f"{self.folder}/{file}", rows.offset, rows.bytes)
+        if len(data) != rows.bytes or chunk_checksum(data) != rows.xxh3:
+            raise CorruptDataError(f"{self.folder}/{file}: {key} does not match the manifest's checksum")
+        return torch.frombuffer(bytearray(data), dtype=DTYPES[rows.dtype]).view(rows.shape)
+
+
+def open_checkpoint(store: Store, folder: str) -> StoredCheckpoint:
+    """Raises CorruptDataError naming the manifest when it is missing or not this checkpoint's."""
     try:
-        manifest = json.loads(_read(store, folder, MANIFEST))
-        step, promised = manifest["step"], {name: manifest["files"][name] for name in (WEIGHTS, OPTIMIZER)}
-        intact = manifest["version"] == VERSION and folder == folder_of(step)
-    except (ValueError, KeyError, TypeError):
+        outer = json.loads(_read(store, f"{folder}/{MANIFEST}"))
+        content = outer["content"]
+        intact = chunk_checksum(content.encode()) == outer["xxh3"] and set(outer) == {"content", "xxh3"}
+        manifest = Manifest.model_validate_json(content)
+        intact = intact and manifest.version == VERSION and step_of(folder) == manifest.step and bool(manifest.parts)
+    except (ValueError, KeyError, TypeError, AttributeError, ValidationError):
         intact = False
     if not intact:
         raise CorruptDataError(f"{folder}/{MANIFEST}: not the manifest of this checkpoint")
-    data = {name: _read(store, folder, name) for name in promised}
-    for name, part in data.items():
-        if _size_and_checksum(part) != promised[name]:
-            raise CorruptDataError(f"{folder}/{name}: {len(part)} bytes do not match the manifest's checksum")
-    return Checkpoint(step, load(data[WEIGHTS]), load(data[OPTIMIZER]))
+    return StoredCheckpoint(store, folder, manifest)
 
 
-def newest_checkpoint(store: Store) -> Checkpoint | None:
+def newest_checkpoint(store: Store, share: Share = WHOLE) -> Checkpoint | None:
     """The newest valid checkpoint, walking back over damaged ones (each is named in the log)."""
-    for folder in reversed(store.list_folders()):
+    for folder in reversed(checkpoint_folders(store)):
         try:
-            return read_checkpoint(store, folder)
+            return open_checkpoint(store, folder).read(share)
         except CorruptDataError as error:
             log.warning("checkpoint skipped: %s", error)
     return None
 
 
-def folder_of(step: int) -> str:
-    return f"step-{step:09d}"
+def checkpoint_folders(store: Store) -> list[str]:
+    """Folders of checkpoints, whole or not, the oldest first."""
+    return sorted(folder for folder in store.list_folders() if step_of(folder) is not None)
 
 
-def _size_and_checksum(data: bytes) -> dict[str, int | str]:
-    return {"bytes": len(data), "xxh3": chunk_checksum(data)}
+def folder_of(step: int, attempt: str) -> str:
+    """Name of a checkpoint's folder; names sort as steps do."""
+    return f"step-{step:09d}-{attempt}"
 
 
-def _read(store: Store, folder: str, name: str) -> bytes:
+def step_of(folder: str) -> int | None:
+    """The step that a folder is called by, None when it is no checkpoint's."""
+    name, _, rest = folder.partition("-")
+    step = rest.split("-")[0]
+    return int(step) if name == "step" and step.isdigit() else None
+
+
+def _read(store: Store, path: str, start: int = 0, length: int | None = None) -> bytes:
     try:
-        return store.read(f"{folder}/{name}")
+        return store.read(path) if length is None else store.read_range(path, start, length)
     except FileNotFoundError as error:
+        folder, name = path.rsplit("/", 1)
         raise CorruptDataError(f"{folder}: incomplete, {name} is missing") from error
-
-
-@dataclass(kw_only=True)
-class CheckpointWriter:
-    """Writes behind the training: one save under way at most, the last one awaited by `close`.
-
-    A failed save is a warning; `FAILURES_IN_A_ROW` of them end the training.
-    """
-
-    store: Store
-    keep: int = 2
-    """Newest checkpoints that are kept."""
-    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="checkpoint"))
-    _under_way: Future[None] | None = None
-    _failures: int = 0
-
-    def save(self, checkpoint: Checkpoint) -> None:
-        """Begin to write. The tensors must not change afterwards."""
-        self._await()
-        self._under_way = self._pool.submit(self._write, checkpoint)
-
-    def close(self) -> None:
-        """Wait for the last save."""
-        try:
-            self._await()
-        finally:
-            self._pool.shutdown()
-
-    def _write(self, checkpoint: Checkpoint) -> None:
-        write_checkpoint(self.store, checkpoint)
-        # Later steps are damaged leftovers of an attempt before this one: training would have resumed from them.
-        folders = self.store.list_folders()
-        kept = [folder for folder in folders if folder <= folder_of(checkpoint.step)][-self.keep :]
-        for folder in folders:
-            if folder not in kept:
-                self.store.delete(folder)
-
-    def _await(self) -> None:
-        if self._under_way is None:
-            return
-        try:
-            self._under_way.result()
-            self._failures = 0
-        except Exception as error:
-            self._failures += 1
-            log.warning("checkpoint not saved (%d in a row): %s", self._failures, error)
-            if self._failures >= FAILURES_IN_A_ROW:
-                raise
-        finally:
-            self._under_way = None
