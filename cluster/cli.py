@@ -216,6 +216,7 @@ def ground_truth(
 
 def main() -> None:
     """Entry point: turns errors into one line and an exit code."""
+    logging.getLogger("lexray").setLevel(logging.INFO)
     logging.getLogger("lexray").addHandler(RichHandler(console=messages, show_time=False, show_path=False))
     try:
         code = app(standalone_mode=False) or 0

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 
 from storage.stream import BatchStream
 from training.axes import Rows
+from training.batches import raw_rows
 from training.checkpoints import Checkpoint, CheckpointWriter
 from training.config import DataConfig
-from training.loop import StepRecord, raw_rows
+from training.data_traffic import DataTraffic
+from training.loop import StepRecord
 from training.metrics import evaluate
 from training.metrics_log import MetricsLog
 from training.optimizer import Optimizer
@@ -21,28 +23,26 @@ Emit = Callable[[dict[str, float]], None]
 
 @dataclass(kw_only=True)
 class LogHook:
-    """Training values and speed since the last log."""
+    """Training values, speed since the last log, and what the data cost."""
 
     every: int
-    stream: BatchStream
+    traffic: DataTraffic
     emit: Emit
     step: int
     """The step at the last log; at first, where training started."""
     train_s: float = 0.0
     """Seconds spent in steps until the last log."""
-    _wait_s: float = 0.0
 
     def __call__(self, record: StepRecord) -> None:
         elapsed = max(record.train_s - self.train_s, 1e-9)
-        waited = self.stream.wait_s - self._wait_s
         steps = record.step - self.step
-        self.step, self.train_s, self._wait_s = record.step, record.train_s, self.stream.wait_s
+        self.step, self.train_s = record.step, record.train_s
         self.emit({
             "step": record.step,
             "rows": record.step * record.batch.rows,
             **record.metrics(),
             "perf/rows_per_s": steps * record.batch.rows / elapsed,
-            "perf/data_wait": waited / elapsed,
+            **self.traffic.since_last(elapsed),
         })  # fmt: skip
 
 

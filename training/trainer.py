@@ -16,27 +16,28 @@ from storage.store import Store
 from storage.stream import BatchStream
 from storage.windows import LocalWindows, StreamSpec, WindowReader, WindowSource
 from training.axes import ALL_ROWS, Rows, SplitRows
+from training.batches import raw_rows
 from training.checkpoints import Checkpoint, CheckpointWriter, folder_of, newest_checkpoint, read_checkpoint
 from training.config import TrainingConfig
+from training.data_traffic import DataTraffic
 from training.dictionaries import make_dictionary
 from training.dictionaries.base import Dictionary, RawRows
 from training.engine import Engine
 from training.hooks import CheckpointHook, Emit, EvaluateHook, LogHook
-from training.loop import raw_rows, run_hooks, training_steps
+from training.loop import run_hooks, training_steps
 from training.metrics import METRICS_VERSION
 from training.metrics_log import MetricsLog
 from training.optimizer import Optimizer
 from training.saved import save_dictionary, to_state_dict
 from training.solver import Solver
 
-OpenStream = Callable[[StreamSpec], tuple[Manifest, WindowSource]]
+OpenStream = Callable[[StreamSpec], WindowSource]
 """How a stream's windows are reached: this process itself, or the node's server."""
 
 
-def read_locally(spec: StreamSpec) -> tuple[Manifest, WindowSource]:
+def read_locally(spec: StreamSpec) -> WindowSource:
     """Windows read by this process."""
-    reader = WindowReader(spec)
-    return reader.manifest, LocalWindows(reader)
+    return LocalWindows(WindowReader(spec))
 
 
 class TrainingResult(NamedTuple):
@@ -97,7 +98,8 @@ class Trainer:
             emit(record)
             self.on_evaluation(record)
 
-        log = LogHook(every=every.log, stream=stream, emit=emit, step=start)
+        traffic = DataTraffic(train=stream, held_out=held_out, rows=rows, device=engine.device)
+        log = LogHook(every=every.log, traffic=traffic, emit=emit, step=start)
         evaluation = EvaluateHook(
             every=every.evaluate,
             engine=engine,
@@ -123,15 +125,15 @@ class Trainer:
 
     def _stream(self, part: str) -> BatchStream:
         spec = self.config.data.stream_spec(part)  # type: ignore[arg-type]
-        manifest, source = self.open_stream(spec)
-        if manifest.id != self.config.data.dataset_id:
+        source = self.open_stream(spec)
+        found = source.describe().manifest.id
+        if found != self.config.data.dataset_id:
             raise UserError(
-                f"data.url: {self.config.data.url} now holds dataset {manifest.id}, "
+                f"data.url: {self.config.data.url} now holds dataset {found}, "
                 f"the trial was configured for {self.config.data.dataset_id}"
             )
         return BatchStream(
             spec=spec,
-            manifest=manifest,
             source=source,
             batch_rows=self.config.data.batch_rows,
             rank=self.rank,

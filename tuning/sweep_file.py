@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from storage.chunk_cache import CacheSettings
 from storage.config_file import FileModel, StorageBlock, nearest
 from training.dictionaries import ARCHITECTURES, architecture
 from training.dictionaries.base import Kind
@@ -116,6 +117,19 @@ class Rule(FileModel):
         )
 
 
+class CacheBlock(FileModel):
+    """Chunks of the dataset kept on a local disk of each node, for this sweep and later ones. Off by default."""
+
+    dir: str
+    """Folder on a disk of the node itself; one for all sweeps, whichever datasets they read."""
+    bytes: int = Field(gt=0)
+    """Bytes that the chunks in it may take together; those used longest ago make room."""
+
+    @property
+    def settings(self) -> CacheSettings:
+        return CacheSettings(**self.model_dump())
+
+
 class WandbBlock(FileModel):
     """The view in W&B: one run per dictionary, grouped by sweep. It never changes or stops a sweep."""
 
@@ -142,6 +156,7 @@ class SweepFile(FileModel):
     retries: int = Field(default=3, ge=0)
     """How often a trial whose worker died is continued from its newest checkpoint."""
     storage: StorageBlock = StorageBlock()
+    cache: CacheBlock | None = None
     wandb: WandbBlock = WandbBlock()
 
     @field_validator("axes", mode="before")

@@ -8,12 +8,13 @@ from training_synthetic import BATCH_ROWS, STEPS, Dataset, small_config, small_d
 
 from storage.stream import BatchStream, local_stream
 from training.axes import ALL_ROWS
+from training.batches import raw_rows
 from training.checkpoints import Checkpoint
 from training.config import MeshConfig, OptimizerConfig, TrainingConfig
 from training.dictionaries import ARCHITECTURES
 from training.dictionaries.base import Dictionary
 from training.engine import Engine
-from training.loop import global_sums, raw_rows, training_steps
+from training.loop import global_sums, training_steps
 from training.saved import to_state_dict
 from training.trainer import build_dictionary, sample_rows
 

@@ -10,11 +10,12 @@ from training_synthetic import BATCH_ROWS, Dataset, on_two_ranks, small_config, 
 
 from storage.stream import local_stream
 from training.axes import ALL_ROWS
+from training.batches import raw_rows
 from training.config import MeshConfig
 from training.dictionaries import ARCHITECTURES
 from training.dictionaries.base import RawRows
 from training.dictionaries.learned import LearnedDictionary
-from training.loop import raw_rows, training_steps
+from training.loop import training_steps
 from training.resample import ENCODER_LENGTH, is_due, resample_dead, restarts, worst_rows
 from training.trainer import build_dictionary, make_engine, sample_rows
 

@@ -15,10 +15,11 @@ from training_synthetic import BATCH_ROWS, STEPS, Dataset, small_config, small_d
 from storage.errors import UserError
 from storage.store import Store
 from storage.stream import BatchStream, local_stream
+from training.batches import raw_rows
 from training.checkpoints import Checkpoint, folder_of, newest_checkpoint
 from training.config import MeshConfig, OptimizerConfig, TrainingConfig
 from training.dictionaries import ARCHITECTURES
-from training.loop import TrainingFailedError, raw_rows
+from training.loop import TrainingFailedError
 from training.metrics import evaluate
 from training.saved import load_dictionary, read_dictionary_config
 from training.trainer import Trainer, TrainingResult
@@ -74,7 +75,7 @@ def outcome(folder: Path) -> Outcome:
     newest = newest_checkpoint(Store.at(f"{folder}/checkpoints"))
     assert newest is not None
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    records = [{k: v for k, v in line.items() if not k.startswith("perf/")} for line in lines]
+    records = [{k: v for k, v in line.items() if not k.startswith(("perf/", "data/"))} for line in lines]
     return Outcome((folder / "dictionary/dictionary.safetensors").read_bytes(), newest, records)
 
 
@@ -219,7 +220,7 @@ def test_every_log_and_evaluation_is_in_the_metrics_file_once(undisturbed):
 def test_speed_is_in_the_metrics_file(undisturbed):
     lines = (undisturbed("topk").folder / "metrics.jsonl").read_text().splitlines()
     assert all(json.loads(line)["perf/rows_per_s"] > 0 for line in lines)
-    assert all(0 <= json.loads(line)["perf/data_wait"] <= 1 for line in lines)
+    assert all(0 <= json.loads(line)["data/wait"] <= 1 for line in lines)
 
 
 def test_every_evaluation_is_reported(undisturbed):

@@ -81,9 +81,8 @@ def learned(folder: Store, rows_ND: Tensor) -> Learned:
 def initial_atoms(config: TrainingConfig) -> Tensor:
     """The atoms (F, D) that a training starts from."""
     spec = config.data.stream_spec("train")
-    manifest, source = read_locally(spec)
-    stream = BatchStream(spec=spec, manifest=manifest, source=source, batch_rows=config.data.batch_rows)
-    dictionary = build_dictionary(config, manifest)
+    stream = BatchStream(spec=spec, source=read_locally(spec), batch_rows=config.data.batch_rows)
+    dictionary = build_dictionary(config, stream.manifest)
     if dictionary.needs_sample:
         dictionary.prepare(lambda: sample_rows(config, stream, torch.device("cpu")))
     assert isinstance(dictionary, LearnedDictionary)
