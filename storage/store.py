@@ -21,7 +21,7 @@ import fsspec
 from storage.errors import UserError
 from storage.files import info, list_entries, remove, write_beside, write_local
 from storage.multipart import PART_BYTES, upload_parts
-from storage.retries import Retrier, RetryPolicy, StoreUnavailableError, reason
+from storage.retries import Retrier, RetryPolicy, StoreUnavailableError, reason, s3_answer
 from storage.settings import REQUESTS_IN_FLIGHT, S3
 from storage.settings import StorageSettings as StorageSettings
 
@@ -124,9 +124,8 @@ class Store:
             data: bytes = self._call(path, lambda fs: fs.cat_file(self._full(path), start=start, end=start + length))
         except (FileNotFoundError, PermissionError, StoreUnavailableError):
             raise
-        except OSError:
-            size = self.size(path)  # object stores refuse a range that begins behind the end
-            if size is None or size > start:
+        except OSError as error:  # object stores refuse a range that begins behind the end
+            if s3_answer(error)[0] not in (None, "InvalidRange", "416") or (self.size(path) or 0) > start:
                 raise
             return b""
         return data
