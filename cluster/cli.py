@@ -178,6 +178,36 @@ def verify(
     raise typer.Exit(verify_dataset(url, messages, as_json))
 
 
+@data_app.command("bench")
+def bench_data(
+    url: Annotated[str, typer.Argument(help="Folder of a dataset: path or url.")],
+    site: Annotated[list[str] | None, typer.Option(help="Read this site, several times for more; else all.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Of each measurement.")] = 10.0,
+    parallel: Annotated[int, typer.Option(min=1, help="Plain reads under way at once.")] = 8,
+    batch_rows: Annotated[int, typer.Option(min=1, help="Rows of a batch.")] = 4096,
+    architecture: Annotated[str | None, typer.Option(help="Dictionary whose step is measured.")] = None,
+    width: Annotated[int | None, typer.Option(help="Its latents (a topk's, if no other is named).")] = None,
+    target_l0: Annotated[float | None, typer.Option(help="Its active latents per row.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure how fast a dataset is read here, and with how many workers a dictionary would wait for it.
+
+    Example: lexray data bench s3://bucket/activations --width 16384 --target-l0 32
+    """
+    from cluster.data_bench_commands import BenchOptions, bench_dataset
+
+    options = BenchOptions(
+        sites=tuple(site or ()),
+        seconds=seconds,
+        parallel=parallel,
+        batch_rows=batch_rows,
+        architecture=architecture,
+        width=width,
+        target_l0=target_l0,
+    )
+    bench_dataset(url, options, messages, as_json)
+
+
 @data_app.command("import")
 def import_rows(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder of tensor files, or a SAELens cache.")],
