@@ -17,7 +17,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import fsspec
+from fsspec.asyn import sync
 
+from storage.credentials import fetch_late
 from storage.errors import UserError
 from storage.files import info, list_entries, remove, write_beside, write_local
 from storage.multipart import PART_BYTES, upload_parts
@@ -87,11 +89,12 @@ class Store:
 
         def once() -> T:
             with _slots():
-                used[:] = [self.filesystem]
+                used.clear()
+                used.append(self.filesystem)
                 return action(used[0])
 
         def renew() -> None:  # a new filesystem asks the provider's chain anew; one is enough for all threads
-            if _FILESYSTEMS.get(self._key) is used[0]:
+            if used and _FILESYSTEMS.get(self._key) is used[0]:
                 _FILESYSTEMS.pop(self._key, None)
 
         retrier = Retrier(policy=policy or self.settings.policy)
@@ -231,6 +234,9 @@ def _build_filesystem(scheme: str, settings: StorageSettings) -> Any:
         raise UserError(f"storage.options: {scheme}:// cannot be used with {settings.options} ({error})") from error
     if scheme in S3:
         filesystem.retries = 1  # attempts, not repetitions
+        if not settings.anonymous:
+            filesystem.connect()
+            sync(filesystem.loop, fetch_late, filesystem.session)
     return filesystem
 
 
