@@ -36,15 +36,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON
 @app.command()
 def harvest(
     file: Annotated[Path, typer.Argument(help="Harvest file (YAML).")],
+    address: Annotated[str | None, typer.Option(help="Ray cluster to work on; without it this machine.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Turn a model and a text into a dataset of activations.
+    """Turn a model and a text, or images, into a dataset of activations. Run it again to continue.
 
     Example: lexray harvest examples/quickstart/harvest.yaml
     """
     from cluster.commands import run_harvest
 
-    run_harvest(str(file), messages, as_json)
+    run_harvest(str(file), address, messages, as_json)
 
 
 @app.command()
