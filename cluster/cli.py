@@ -24,7 +24,7 @@ app = typer.Typer(
     help="Train sweeps of sparse dictionaries on stored activations.\n\n"
     "Example: lexray sweep examples/quickstart/sweep.yaml",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Look at datasets of activations, check and import them.")
+data_app = typer.Typer(no_args_is_help=True, help="Look at datasets of activations, check, measure and import them.")
 app.add_typer(data_app, name="data")
 bench_app = typer.Typer(no_args_is_help=True, help="Measure lexray on problems with known answers.")
 app.add_typer(bench_app, name="bench")
