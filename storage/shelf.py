@@ -1,4 +1,4 @@
-"""Which windows a server keeps: a bounded number of bytes, none that all who may want it have left behind.
+"""Which windows a server keeps: those that somebody may still want, as far as they fit.
 
 What decides here is plain bookkeeping; the blocks themselves are opaque.
 """
@@ -28,10 +28,11 @@ Lane = tuple[StreamSpec, int]
 
 @dataclass(kw_only=True)
 class Shelf:
-    """Blocks by stream and key.
+    """Blocks by stream and key, `max_bytes` of them; the newest one always stays.
 
-    A consumer that trains says from where on it wants a lane's windows; a window that lies before what every such
-    consumer wants is let go. The others go when `max_bytes` are full, used longest ago first; the newest one stays.
+    A training says from where on it wants a lane's windows. Windows that every training has behind it make room first,
+    then those used longest ago: room is left to what will be wanted again (trainings that lag, held-out windows), and
+    as long as there is room, a training that starts a little later finds what the others had.
     """
 
     max_bytes: int
@@ -40,11 +41,8 @@ class Shelf:
     _blocks: OrderedDict[tuple[StreamSpec, WindowKey], Block] = field(default_factory=OrderedDict)
     _wanted_from: defaultdict[Lane, dict[str, WindowKey]] = field(default_factory=lambda: defaultdict(dict))
 
-    def __len__(self) -> int:
-        return len(self._blocks)
-
     def get(self, spec: StreamSpec, key: WindowKey) -> Block | None:
-        """The block, which is thereby the newest; None when it is not kept."""
+        """The block, which is thereby the one used last; None when it is not kept."""
         block = self._blocks.get((spec, key))
         if block is not None:
             self._blocks.move_to_end((spec, key))
@@ -54,29 +52,20 @@ class Shelf:
         self._blocks[spec, key] = block
         self.bytes += block.bytes
         while self.bytes > self.max_bytes and len(self._blocks) > 1:
-            self._drop(next(iter(self._blocks)))
+            *older, _ = self._blocks
+            first = next((name for name in older if self._is_behind_all(*name)), older[0])
+            self.bytes -= self._blocks.pop(first).bytes
 
     def want_from(self, consumer: str, spec: StreamSpec, key: WindowKey) -> None:
         """The consumer will not ask for windows of this lane that come before `key`."""
-        wanted = self._wanted_from[spec, key.lane]
-        if wanted.get(consumer) == key:
-            return
-        wanted[consumer] = key
-        self._drop_before(spec, key.lane)
+        self._wanted_from[spec, key.lane][consumer] = key
 
     def leave(self, consumer: str, spec: StreamSpec) -> None:
         """The consumer wants no window of the stream any more."""
-        for (other, lane), wanted in self._wanted_from.items():
-            if other == spec and wanted.pop(consumer, None) is not None:
-                self._drop_before(spec, lane)
+        for (other, _), wanted in self._wanted_from.items():
+            if other == spec:
+                wanted.pop(consumer, None)
 
-    def _drop_before(self, spec: StreamSpec, lane: int) -> None:
-        wanted = self._wanted_from[spec, lane]
-        if not wanted:
-            return
-        first = min(wanted.values())
-        for name in [(s, k) for s, k in self._blocks if s == spec and k.lane == lane and k < first]:
-            self._drop(name)
-
-    def _drop(self, name: tuple[StreamSpec, WindowKey]) -> None:
-        self.bytes -= self._blocks.pop(name).bytes
+    def _is_behind_all(self, spec: StreamSpec, key: WindowKey) -> bool:
+        wanted = self._wanted_from[spec, key.lane]
+        return bool(wanted) and key < min(wanted.values())

@@ -88,8 +88,8 @@ class BatchStream:
         """`ready` of this rank's part of each of these (consecutive) batches, for a training.
 
         While the caller works on one, a thread makes the next; its errors are raised where that batch would have come.
-        Windows that lie behind are let go for good: who wants them again, has them read again. To be closed, or
-        exhausted, before another method is called.
+        The server is told which windows lie behind: they make room first. To be closed, or exhausted, before another
+        method is called.
         """
         made = one_ahead(partial(self._made_ready, step, steps.stop, ready) for step in steps)
         began = time.perf_counter()

@@ -17,13 +17,17 @@ class Traffic:
 
     def __init__(self) -> None:
         self.bytes: Counter[tuple[str, str]] = Counter()
-        self.reads: Counter[tuple[str, str]] = Counter()
         self._lock = threading.Lock()
 
     def total(self, dataset: str) -> int:
         """Bytes of the shards of the dataset with this path."""
         with self._lock:
             return sum(size for (path, _), size in self.bytes.items() if path.startswith(f"/{dataset}/shards/"))
+
+    def forget(self) -> None:
+        """Count from here."""
+        with self._lock:
+            self.bytes.clear()
 
     def counted(self, app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
         """The WSGI application, counted."""
@@ -35,7 +39,6 @@ class Traffic:
                     name = environ["PATH_INFO"], environ.get("HTTP_RANGE", "")
                     with self._lock:
                         self.bytes[name] += int(size)
-                        self.reads[name] += 1
                 return start_response(status, headers, *rest)
 
             return app(environ, start)
