@@ -18,7 +18,7 @@ from training.dictionaries import dictionary_config, make_dictionary
 from training.dictionaries.base import Dictionary, RawRows
 from training.engine import Engine
 from training.normalisers import Sites, SiteStatistics
-from training.trainer import ensure_process_group
+from training.start import ensure_process_group
 
 
 def make(site_width: int, width: int, l0: int) -> Dictionary:
@@ -61,7 +61,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     ensure_process_group()
     engines = {
-        stage: Engine(make(args.site_width, args.width, args.l0), OptimizerConfig(), zero_stage=stage, num_ranks=1)
+        stage: Engine(make(args.site_width, args.width, args.l0), OptimizerConfig(), zero_stage=stage)
         for stage in (0, 1)
     }
     x_BD = torch.randn(args.batch_rows, args.site_width)

@@ -24,7 +24,7 @@ app = typer.Typer(
     help="Train sweeps of sparse dictionaries on stored activations.\n\n"
     "Example: lexray sweep examples/quickstart/sweep.yaml",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Look at datasets of activations, check and import them.")
+data_app = typer.Typer(no_args_is_help=True, help="Look at datasets of activations, check, measure and import them.")
 app.add_typer(data_app, name="data")
 bench_app = typer.Typer(no_args_is_help=True, help="Measure lexray on problems with known answers.")
 app.add_typer(bench_app, name="bench")
@@ -36,15 +36,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON
 @app.command()
 def harvest(
     file: Annotated[Path, typer.Argument(help="Harvest file (YAML).")],
+    address: Annotated[str | None, typer.Option(help="Ray cluster to work on; without it this machine.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Turn a model and a text into a dataset of activations.
+    """Turn a model and a text, or images, into a dataset of activations. Run it again to continue.
 
     Example: lexray harvest examples/quickstart/harvest.yaml
     """
     from cluster.commands import run_harvest
 
-    run_harvest(str(file), messages, as_json)
+    run_harvest(str(file), address, messages, as_json)
 
 
 @app.command()
@@ -178,6 +179,36 @@ def verify(
     raise typer.Exit(verify_dataset(url, messages, as_json))
 
 
+@data_app.command("bench")
+def bench_data(
+    url: Annotated[str, typer.Argument(help="Folder of a dataset: path or url.")],
+    site: Annotated[list[str] | None, typer.Option(help="Read this site, several times for more; else all.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Of each measurement.")] = 10.0,
+    parallel: Annotated[int, typer.Option(min=1, help="Plain reads under way at once.")] = 8,
+    batch_rows: Annotated[int, typer.Option(min=1, help="Rows of a batch.")] = 4096,
+    architecture: Annotated[str | None, typer.Option(help="Dictionary whose step is measured.")] = None,
+    width: Annotated[int | None, typer.Option(help="Its latents (a topk's, if no other is named).")] = None,
+    target_l0: Annotated[float | None, typer.Option(help="Its active latents per row.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure how fast a dataset is read here, and with how many workers a dictionary would wait for it.
+
+    Example: lexray data bench s3://bucket/activations --width 16384 --target-l0 32
+    """
+    from cluster.data_bench_commands import BenchOptions, bench_dataset
+
+    options = BenchOptions(
+        sites=tuple(site or ()),
+        seconds=seconds,
+        parallel=parallel,
+        batch_rows=batch_rows,
+        architecture=architecture,
+        width=width,
+        target_l0=target_l0,
+    )
+    bench_dataset(url, options, messages, as_json)
+
+
 @data_app.command("import")
 def import_rows(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder of tensor files, or a SAELens cache.")],
@@ -216,6 +247,7 @@ def ground_truth(
 
 def main() -> None:
     """Entry point: turns errors into one line and an exit code."""
+    logging.getLogger("lexray").setLevel(logging.INFO)
     logging.getLogger("lexray").addHandler(RichHandler(console=messages, show_time=False, show_path=False))
     try:
         code = app(standalone_mode=False) or 0

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -18,14 +18,31 @@ from storage.store import Store
 OK, FAILED = 0, 1
 
 
-def run_harvest(file: str, messages: Console, as_json: bool) -> None:
+class OnRows(Protocol):
+    """Called with the rows done so far and those there are, None where that is not known."""
+
+    def __call__(self, done: int, total: int | None, *, label: str = ...) -> None: ...
+
+
+def run_harvest(file: str, address: str | None, messages: Console, as_json: bool) -> None:
     """`lexray harvest`: the dataset's url, rows and size on stdout."""
     from storage.harvest import harvest
     from storage.harvest_file import HarvestFile
 
+    def connect() -> AbstractContextManager[None]:
+        from cluster.connect import connected
+
+        return connected(address)
+
     config = read_config_file(file, HarvestFile)
     with rows_progress("harvest", messages) as on_progress:
-        manifest, reused = harvest(config, on_progress=on_progress)
+
+        def on_tokens(found: int, wanted: int | None) -> None:
+            on_progress(found, wanted, label="tokenize")
+
+        manifest, reused = harvest(
+            config, on_progress=on_progress, on_tokens=on_tokens, connect=connect, joins=address is not None
+        )
     url = Store.at(config.output).url
     if as_json:
         print_json({"url": url, "reused": reused, **dataset_summary(manifest)})
@@ -78,16 +95,25 @@ def write_results(url: str, messages: Console, as_json: bool) -> None:
 
 
 @contextmanager
-def rows_progress(label: str, messages: Console) -> Iterator[Callable[[int, int], None]]:
-    """A bar of rows and rows/s on stderr; what it gives is called with the rows done so far and those there are."""
-    columns = (TextColumn(label), BarColumn(), TextColumn("{task.completed:,}/{task.total:,} rows"))
+def rows_progress(label: str, messages: Console) -> Iterator[OnRows]:
+    """A bar of rows and rows/s on stderr; what it gives is called with the rows done so far and those there are.
+
+    Another label begins another bar. Rows that are done when a bar begins do not count for its speed.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rows]} rows"))
     speed = TextColumn("{task.fields[rows_per_s]:,.0f} rows/s")
     with Progress(*columns, speed, TimeRemainingColumn(), console=messages, transient=True) as progress:
-        task = progress.add_task(label, total=0, rows_per_s=0.0)
+        task = progress.add_task(label, total=None, rows_per_s=0.0, rows="0")
+        first: dict[str, int] = {}
 
-        def on_progress(done: int, total: int) -> None:
+        def on_progress(done: int, total: int | None, *, label: str = label) -> None:
+            if label not in first:
+                first[label] = done
+                progress.reset(task, description=label, total=total)
             elapsed = progress.tasks[task].elapsed or 1e-9
-            progress.update(task, completed=done, total=total, rows_per_s=done / elapsed)
+            rows = f"{done:,}" if total is None else f"{done:,}/{total:,}"
+            rows_per_s = (done - first[label]) / elapsed
+            progress.update(task, completed=done, total=total, rows_per_s=rows_per_s, rows=rows)
 
         yield on_progress
 
@@ -128,6 +154,7 @@ def dataset_summary(manifest: Any) -> dict[str, Any]:
             "source": site.source,
             "mean_squared_norm": site.mean_squared_norm,
             "mean_norm": sum(m * m for m in site.mean) ** 0.5,
+            "norm_quantiles": site.norm_quantiles,
         }
         for name, site in manifest.sites.items()
     }

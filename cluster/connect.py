@@ -16,7 +16,7 @@ from storage.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 """Folder that holds the four packages; what a foreign cluster needs of lexray."""
-CODE_EXCLUDES = ["/.git", "/.venv", "/runs", "/tests", "/infra", "/docs", "/wandb", "**/__pycache__"]
+CODE_EXCLUDES = ["/.git", "/.venv*", "/runs", "/tests", "/infra", "/docs", "/wandb", "**/__pycache__"]
 CONNECT_TIMEOUT_S = 10
 
 # Read by the processes that Ray starts for this command.

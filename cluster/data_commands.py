@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from storage.row_checks import SiteFindings
     from storage.verify import Findings
 
+NORM_RATIO = 10.0
+"""Rows of a norm above so many medians are left out of training unless a sweep says otherwise."""
 MIN_TABLE_WIDTH = 160
 """Columns of a table that is not printed to a terminal."""
 
@@ -33,20 +35,50 @@ def inspect_dataset(url: str, messages: Console, as_json: bool) -> None:
         print_json({"url": store.url, **summary})
         return
     out = Console(highlight=False)
+    out = out if out.is_terminal else Console(highlight=False, width=MIN_TABLE_WIDTH)
     out.print(
         f"{escape(store.url)}\n{manifest.rows:,} rows in {len(manifest.shards)} shards, {manifest.bytes / 1e6:,.1f} MB"
     )
-    table = Table("site", "width", "dtype", "mean squared norm", "norm of the mean", "source", box=None)
-    for name, site in summary["sites"].items():
-        numbers = (f"{site['mean_squared_norm']:.4g}", f"{site['mean_norm']:.4g}")
-        table.add_row(name, str(site["width"]), site["dtype"], *numbers, site["source"])
-    out.print(table)
+    out.print(_sites_table(summary["sites"]))
     for name, value in manifest.provenance.items():
         out.print(
             f"{name}: {value if isinstance(value, str | int | float) else json.dumps(value)}",
             soft_wrap=True,
             markup=False,
         )
+
+
+def _sites_table(sites: dict[str, Any]) -> Table:
+    columns = ("site", "width", "dtype", "mean squared norm", "norm of the mean", "norm 1 %", "median", "99 %", "max")
+    table = Table(*columns, f"above {NORM_RATIO:g} medians", "source", box=None, pad_edge=False)
+    for name, site in sites.items():
+        quantiles = site["norm_quantiles"]
+        table.add_row(
+            escape(name),
+            str(site["width"]),
+            site["dtype"],
+            f"{site['mean_squared_norm']:.4g}",
+            f"{site['mean_norm']:.4g}",
+            *(f"{quantiles[level]:.4g}" for level in ("0.01", "0.5", "0.99", "1")),
+            share_in_words(*share_above(quantiles, NORM_RATIO * quantiles["0.5"])),
+            escape(site["source"]),
+        )
+    return table
+
+
+def share_above(quantiles: dict[str, float], norm: float) -> tuple[float, float]:
+    """Bounds on the share of rows whose norm is above `norm`, from a site's quantiles: above the first, at most the
+    second; (0, 0) when there are none. The norms themselves are not read for it."""
+    low = max((1 - float(level) for level, value in quantiles.items() if value > norm), default=0.0)
+    high = min((1 - float(level) for level, value in quantiles.items() if value <= norm), default=1.0)
+    return low, high
+
+
+def share_in_words(low: float, high: float) -> str:
+    """`no row`, `up to 0.1% of rows`, `1.0% to 10.0% of rows`."""
+    if not high:
+        return "no row"
+    return f"{low:.1%} to {high:.1%} of rows" if low else f"up to {high:.1%} of rows"
 
 
 def verify_dataset(url: str, messages: Console, as_json: bool) -> int:

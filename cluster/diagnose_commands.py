@@ -17,9 +17,9 @@ from storage.store import Store
 def run_diagnose(url: str, data: str | None, max_rows: int, messages: Console, as_json: bool) -> None:
     """Latent scaling of a saved crosscoder on held-out rows of its dataset; a table, or every latent as JSON."""
     from storage.stream import local_stream
+    from training.batches import raw_rows
     from training.config import TrainingConfig
     from training.latent_scaling import latent_scaling
-    from training.loop import raw_rows
     from training.saved import load_dictionary, read_dictionary_config
 
     content = read_dictionary_config(Store.at(url))

@@ -1,4 +1,4 @@
-"""The harvest file: which model is read where, on which text, into which dataset.
+"""The harvest file: which model is read where, on which text or images, into which dataset.
 
 ```yaml
 output: runs/quickstart/activations
@@ -14,34 +14,82 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from storage.config_file import FileModel, StorageBlock
 from storage.manifest import COLUMNS
+from storage.site_choice import SiteChoice
 
 SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-
-
-class SiteChoice(FileModel):
-    """Where in the model a site is read."""
-
-    hidden_state: int = Field(ge=0)
-    """The residual stream after this many layers, as Hugging Face's `hidden_states`: 0 is the embeddings."""
+Context = Literal["split", "truncate", "pack"]
+_OF_TABLES = ("parquet", "jsonl", "dataset")
+_OF_DATASETS = ("config", "split", "revision", "streaming")
 
 
 class TextChoice(FileModel):
-    """Where the documents come from; exactly one of the two."""
+    """Where the documents come from; exactly one of the first five."""
 
     python: str | None = Field(default=None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
     """`module:attribute`, a list of strings or a dict with string values: a document each."""
     files: str | None = Field(default=None, min_length=1)
-    """Path or glob (`**` crosses folders) of UTF-8 files: a document each, in the order of their names."""
+    """Path, url or glob (`**` crosses folders) of UTF-8 files: a document each, in the order of their names."""
+    jsonl: str | None = Field(default=None, min_length=1)
+    """Path, url or glob of files with a JSON object a line: a document each. `.gz` and the like are unpacked."""
+    parquet: str | None = Field(default=None, min_length=1)
+    """Path, url or glob of parquet files: a document each row."""
+    dataset: str | None = Field(default=None, min_length=1)
+    """Hugging Face dataset: its name, or a folder."""
+    column: str = Field(default="text", min_length=1)
+    """Which column of parquet files or a dataset, or key of JSON lines, is the document."""
+    config: str | None = None
+    """Which configuration of the dataset."""
+    split: str = "train"
+    """Which split of the dataset."""
+    revision: str | None = None
+    """Which commit, tag or branch of the dataset."""
+    streaming: bool = True
+    """Whether the dataset is read over the network as it goes, instead of being downloaded first."""
 
     @model_validator(mode="after")
     def _one_source(self) -> TextChoice:
-        if (self.python is None) == (self.files is None):
-            raise ValueError("give one of python (`module:attribute`) and files (a path or glob)")
+        sources = [name for name in ("python", "files", *_OF_TABLES) if getattr(self, name) is not None]
+        if len(sources) != 1:
+            raise ValueError(
+                "give one of python (`module:attribute`) and files, jsonl, parquet (a path or glob), dataset"
+            )
+        _check_belong(self, sources[0])
         return self
+
+
+class ImageChoice(FileModel):
+    """Where images come from; exactly one of the first three."""
+
+    files: str | None = Field(default=None, min_length=1)
+    """Path, url or glob of image files, in the order of their names."""
+    parquet: str | None = Field(default=None, min_length=1)
+    """Path or glob of parquet files with a column of encoded images."""
+    dataset: str | None = Field(default=None, min_length=1)
+    """Hugging Face dataset with a column of images: its name, or a folder."""
+    column: str = Field(default="image", min_length=1)
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ImageChoice:
+        sources = [name for name in ("files", "parquet", "dataset") if getattr(self, name) is not None]
+        if len(sources) != 1:
+            raise ValueError("give one of files, parquet (a path or glob) and dataset")
+        _check_belong(self, sources[0])
+        return self
+
+
+def _check_belong(choice: TextChoice | ImageChoice, source: str) -> None:
+    if source not in _OF_TABLES and "column" in choice.model_fields_set:
+        raise ValueError(f"column has no meaning with {source}")
+    for name in _OF_DATASETS:
+        if source != "dataset" and name in choice.model_fields_set:
+            raise ValueError(f"{name} has no meaning with {source}")
 
 
 class HarvestFile(FileModel):
@@ -49,26 +97,62 @@ class HarvestFile(FileModel):
 
     output: str = Field(min_length=1)
     """Url or path of the dataset to write."""
-    model: str = Field(min_length=1)
+    model: str | None = Field(default=None, min_length=1)
     """Hugging Face name, path, or `package:IMPORT_NAME/SUBFOLDER` for a folder inside an installed Python package."""
+    models: dict[str, str] | None = Field(default=None, min_length=1)
+    """Instead of `model`: several, each with a name for the sites to say. All read the same tokens or images."""
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What the models compute in; `auto` is each checkpoint's own."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    """Which implementation of attention the models use."""
     sites: dict[str, SiteChoice] = Field(min_length=1)
     """Name of each site and where it is read; all sites have the same rows."""
-    text: TextChoice
+    text: TextChoice | None = None
+    images: ImageChoice | None = None
+    """Instead of `text`, for a vision model: one row for each patch. A bare string is a path or glob of files."""
+    rows: Literal["token", "text"] = "token"
+    """Whether a row is a token, or a whole text (pooled over its tokens)."""
+    pooling: Literal["mean", "cls", "last"] | None = None
+    """With `rows: text`: mean of all tokens (the default), the first, or the last."""
+    context: Context | None = None
+    """`split` cuts documents into pieces (the default for tokens), `truncate` keeps the first piece of each (the only
+    one for `rows: text`), `pack` joins documents by the separator and cuts what comes out."""
     context_length: int = Field(default=256, ge=1)
-    """Tokens, special ones included, of the pieces that a document is cut into."""
-    batch_texts: int = Field(default=16, ge=1)
-    """Pieces in one forward pass; changes the speed only."""
+    """Tokens of a piece, special ones included."""
+    batch_tokens: int = Field(default=4096, ge=1)
+    """Tokens, padding included, of one forward pass (at least one piece). Padding decides the last bits of rows."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """What the vectors are stored as; the model runs in its checkpoint's own dtype."""
+    """What the vectors are stored as."""
     special_tokens: Literal["drop", "keep"] = "drop"
-    """Whether rows of special tokens ([CLS], <bos>, ...) are stored. The model sees them either way."""
+    """Whether rows of special tokens ([CLS], <bos>, registers, ...) are stored. The model sees them either way."""
+    spread: bool = True
+    """Whether the rows of a document are spread over all shards; else rows lie in the order of the text."""
     chunk_rows: int = Field(default=1024, ge=1)
     """Rows of the unit of reading."""
     shard_rows: int = Field(default=65_536, ge=1)
-    """Rows of a file."""
+    """About how many rows a file has: pieces are not divided."""
     max_rows: int | None = Field(default=None, ge=1)
     """Stop after this many rows."""
+    workers: int | Literal["auto"] = "auto"
+    """Copies of the model that work side by side; `auto` is one for each GPU, or one without any."""
+    cpus_per_worker: int | Literal["auto"] = "auto"
+    """CPU threads of each copy; `auto` shares the machine's among its copies. Fixed when a harvest begins."""
+    gpus_per_worker: float | Literal["auto"] = "auto"
+    """GPUs of each copy, also below 1; `auto` is 1 where there are any."""
     storage: StorageBlock = StorageBlock()
+
+    @field_validator("images", mode="before")
+    @classmethod
+    def _bare_glob(cls, images: Any) -> Any:
+        return {"files": images} if isinstance(images, str) else images
+
+    @field_validator("workers", "cpus_per_worker", "gpus_per_worker")
+    @classmethod
+    def _positive(cls, count: Any, info: ValidationInfo) -> Any:
+        smallest = 0 if info.field_name == "gpus_per_worker" else 1
+        if count != "auto" and count < smallest:
+            raise ValueError(f"is below {smallest}")
+        return count
 
     @field_validator("sites")
     @classmethod
@@ -86,7 +170,54 @@ class HarvestFile(FileModel):
             raise ValueError(f"shard_rows {self.shard_rows} is not a multiple of chunk_rows {self.chunk_rows}")
         return self
 
+    @model_validator(mode="after")
+    def _sites_name_models(self) -> HarvestFile:
+        if (self.model is None) == (self.models is None):
+            raise ValueError("give one of model (a name or path) and models (several, by name)")
+        for name, site in self.sites.items():
+            if self.models is None and site.model is not None:
+                raise ValueError(f"sites.{name}.model: {site.model!r}, but the file has one model; leave it out")
+            if self.models is not None and site.model not in self.models:
+                said = "says no model" if site.model is None else f"says model {site.model!r}"
+                raise ValueError(f"sites.{name} {said}; the models are {', '.join(self.models)}")
+        unread = set(self.models or ()) - {site.model for site in self.sites.values()}
+        if unread:
+            raise ValueError(f"models.{min(unread)} is read by no site; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _settings_agree(self) -> HarvestFile:
+        if (self.text is None) == (self.images is None):
+            raise ValueError("give one of text and images")
+        if self.images is not None:
+            for field in ("rows", "pooling", "context", "context_length"):
+                if field in self.model_fields_set:
+                    raise ValueError(f"{field} has no meaning with images: each patch is a row")
+        if self.rows == "token" and self.pooling is not None:
+            raise ValueError("pooling has no meaning with rows: token; write rows: text")
+        if self.rows == "text" and self.context not in (None, "truncate"):
+            raise ValueError(f"context: {self.context}, but rows: text takes one piece of each document (truncate)")
+        return self
+
+    @property
+    def named_models(self) -> dict[str, str]:
+        """Model by the field that names it: `model`, or `models.NAME`."""
+        if self.models is None:
+            assert self.model is not None
+            return {"model": self.model}
+        return {f"models.{name}": model for name, model in self.models.items()}
+
+    def sites_of(self, field: str) -> dict[str, SiteChoice]:
+        """The sites read in one of `named_models`."""
+        return {n: s for n, s in self.sites.items() if field == ("model" if s.model is None else f"models.{s.model}")}
+
     @property
     def settings(self) -> dict[str, Any]:
         """What decides the rows and how they are stored, as plain JSON values."""
-        return self.model_dump(mode="json", exclude={"output", "storage", "batch_texts"}, exclude_none=True)
+        exclude = {"output", "storage", "workers", "cpus_per_worker", "gpus_per_worker"}
+        corpus = {
+            name: choice.model_dump(exclude_defaults=True)
+            for name, choice in (("text", self.text), ("images", self.images))
+            if choice is not None
+        }
+        return self.model_dump(mode="json", exclude=exclude | {"text", "images"}, exclude_none=True) | corpus

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import xxhash
 
 from storage.errors import UserError
@@ -24,6 +23,10 @@ _MODEL_FILES = {".json", ".txt", ".model", ".safetensors", ".bin"}
 class ModelFacts:
     """What is known of a model before its weights are loaded."""
 
+    name: str
+    """As the harvest file has it."""
+    field: str
+    """Where the harvest file has it."""
     path: str
     """What `from_pretrained` is given: a folder or a name."""
     num_layers: int
@@ -42,42 +45,65 @@ def require_transformers() -> Any:
     return transformers
 
 
-def inspect_model(name: str) -> ModelFacts:
-    """Read the model's configuration. Raises UserError when there is no such model or it has no layers to count."""
+def inspect_model(name: str, *, field: str = "model", vision: bool = False) -> ModelFacts:
+    """Read the model's configuration. Raises UserError when there is no such model or it has no layers to count.
+
+    `field` is the harvest file's, for errors; `vision` takes the vision tower of a model that has more than one.
+    """
     transformers = require_transformers()
-    path = _resolve(name)
-    with _loading(name):
+    path = _resolve(name, field)
+    with _loading(name, field):
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
     if getattr(config, "is_encoder_decoder", False):
-        raise UserError(f"model: {name!r} is an encoder-decoder; choose an encoder or a causal language model")
-    num_layers = getattr(config, "num_hidden_layers", None)
+        raise UserError(f"{field}: {name!r} is an encoder-decoder; choose an encoder or a causal language model")
+    tower = getattr(config, "vision_config", config) if vision else config
+    num_layers = getattr(tower, "num_hidden_layers", None)
     if not isinstance(num_layers, int):
-        raise UserError(f"model: the configuration of {name!r} has no num_hidden_layers; choose a language model")
+        kind = "vision transformer" if vision else "language model"
+        raise UserError(f"{field}: the configuration of {name!r} has no num_hidden_layers; choose a {kind}")
     folder = Path(path)
     fingerprint = _hash_folder(folder) if folder.is_dir() else str(getattr(config, "_commit_hash", None))
-    return ModelFacts(path, num_layers, getattr(config, "max_position_embeddings", None), fingerprint)
+    max_context = None if vision else getattr(config, "max_position_embeddings", None)
+    return ModelFacts(name, field, path, num_layers, max_context, fingerprint)
 
 
-def load_tokenizer(name: str, path: str) -> Any:
+def load_tokenizer(facts: ModelFacts) -> Any:
     """The model's tokenizer. Raises UserError."""
     transformers = require_transformers()
-    with _loading(name):
-        return transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    with _loading(facts.name, facts.field):
+        return transformers.AutoTokenizer.from_pretrained(facts.path, trust_remote_code=False)
 
 
-def load_model(name: str, path: str) -> Any:
-    """The model without its head, in evaluation mode, on the GPU when there is one. Raises UserError."""
+def load_image_processor(facts: ModelFacts) -> Any:
+    """What makes an image the model's input. Raises UserError."""
     transformers = require_transformers()
-    with _loading(name):
+    try:
+        import PIL  # noqa: F401
+    except ImportError as error:
+        raise UserError("harvesting from images needs the pillow package; pip install -e '.[corpora]'") from error
+    with _loading(facts.name, facts.field):
+        return transformers.AutoImageProcessor.from_pretrained(facts.path, trust_remote_code=False)
+
+
+def load_model(facts: ModelFacts, *, compute_dtype: str = "auto", attention: str = "auto", vision: bool = False) -> Any:
+    """The model without its head, in evaluation mode, on the CPU. Raises UserError."""
+    transformers = require_transformers()
+    chosen: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
+    with _loading(facts.name, facts.field):
+        if vision:
+            config = transformers.AutoConfig.from_pretrained(facts.path, trust_remote_code=False)
+            chosen["config"] = getattr(config, "vision_config", config)
         model, loaded = transformers.AutoModel.from_pretrained(
-            path, dtype="auto", trust_remote_code=False, output_loading_info=True
+            facts.path, dtype=compute_dtype, trust_remote_code=False, output_loading_info=True, **chosen
         )
     # A pooler is commonly absent and never on the way to a hidden state; anything else would be random numbers.
     missing = sorted(key for key in loaded["missing_keys"] if "pooler" not in key)
     if missing:
-        raise UserError(f"model: {name!r} has no weights for {missing[0]} ({len(missing)} missing)")
+        raise UserError(f"{facts.field}: {facts.name!r} has no weights for {missing[0]} ({len(missing)} missing)")
+    if vision and model.main_input_name != "pixel_values":
+        raise UserError(f"images: {facts.name!r} takes no images but {model.main_input_name}; choose a vision model")
     model.config.use_cache = False
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    return model.eval()
 
 
 def special_token_ids(tokenizer: Any) -> list[int]:
@@ -89,31 +115,31 @@ def special_token_ids(tokenizer: Any) -> list[int]:
     return sorted(ids)
 
 
-def _resolve(name: str) -> str:
+def _resolve(name: str, field: str) -> str:
     """What `from_pretrained` takes for the `model` of a harvest file."""
     if name.startswith("package:"):
-        return _resolve_package(name)
+        return _resolve_package(name, field)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return str(folder)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"model: no folder {name!r}")
+        raise UserError(f"{field}: no folder {name!r}")
     return name
 
 
-def _resolve_package(name: str) -> str:
+def _resolve_package(name: str, field: str) -> str:
     package, _, subfolder = name.removeprefix("package:").partition("/")
     try:
         spec = importlib.util.find_spec(package) if package else None
     except (ImportError, ValueError):
         spec = None
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"model: no Python package {package!r} is installed; pip install it or fix {name!r}")
+        raise UserError(f"{field}: no Python package {package!r} is installed; pip install it or fix {name!r}")
     for root in spec.submodule_search_locations:
         folder = Path(root, subfolder)
         if folder.is_dir():
             return str(folder)
-    raise UserError(f"model: the Python package {package!r} has no folder {subfolder!r}")
+    raise UserError(f"{field}: the Python package {package!r} has no folder {subfolder!r}")
 
 
 def _hash_folder(folder: Path) -> str:
@@ -128,7 +154,7 @@ def _hash_folder(folder: Path) -> str:
 
 
 @contextmanager
-def _loading(name: str) -> Iterator[None]:
+def _loading(name: str, field: str) -> Iterator[None]:
     """Quiet loading; whatever a model folder makes transformers raise becomes one line for the user."""
     from transformers.utils import logging
 
@@ -141,7 +167,7 @@ def _loading(name: str) -> Iterator[None]:
         yield
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"model: cannot load {name!r} ({lines[0]})") from error
+        raise UserError(f"{field}: cannot load {name!r} ({lines[0]})") from error
     finally:
         logging.set_verbosity(verbosity)
         if bar_was_on:

@@ -83,7 +83,7 @@ def next_delay(policy: RetryPolicy, *, attempt: int, elapsed_s: float, fraction:
 
 def judge(error: BaseException) -> Verdict:
     """Whether another try can help. What is not known to pass is final: not there, not allowed, disk full, wrong."""
-    code, status = _s3_answer(error)
+    code, status = s3_answer(error)
     if code in _EXPIRED_CODES or (code == "400" and status == 400):
         # A HEAD has no body for the code: 400 is all that S3 says there of an expired token.
         return Verdict.AGAIN_WITH_NEW_CREDENTIALS
@@ -97,6 +97,17 @@ def judge(error: BaseException) -> Verdict:
     if names & _TRANSPORT or isinstance(error, TimeoutError) or _http_status(error) in _STATUSES:
         return Verdict.AGAIN
     return Verdict.AGAIN if isinstance(error, OSError) and error.errno in _ERRNOS else Verdict.FINAL
+
+
+def s3_answer(error: BaseException) -> tuple[str | None, int | None]:
+    """Error code and HTTP status of S3's answer, if the error was made from one."""
+    cause: BaseException | None = error
+    while cause is not None:
+        response = getattr(cause, "response", None)
+        if isinstance(response, dict) and "Error" in response:
+            return str(response["Error"].get("Code")), response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        cause = cause.__cause__
+    return None, None
 
 
 def reason(error: BaseException) -> str:
@@ -176,17 +187,6 @@ class _History:
 _HISTORY = _History()
 # A lock that another thread holds when a process forks is never released in the child.
 os.register_at_fork(after_in_child=_HISTORY.__init__)  # type: ignore[misc]
-
-
-def _s3_answer(error: BaseException) -> tuple[str | None, int | None]:
-    """Error code and HTTP status of S3's answer, if the error was made from one."""
-    cause: BaseException | None = error
-    while cause is not None:
-        response = getattr(cause, "response", None)
-        if isinstance(response, dict) and "Error" in response:
-            return str(response["Error"].get("Code")), response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        cause = cause.__cause__
-    return None, None
 
 
 def _http_status(error: BaseException) -> int | None:

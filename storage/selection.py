@@ -74,7 +74,7 @@ def _without_special(reader: DatasetReader, masks: list[np.ndarray]) -> list[np.
 
 
 def _without_outlying(reader: DatasetReader, masks: list[np.ndarray], site: str, ratio: float) -> list[np.ndarray]:
-    quantiles = reader.manifest.sites[site].norm_quantiles
+    quantiles = reader.manifest.site(site).norm_quantiles
     limit = ratio * quantiles["0.5"]
     if not 0 < limit < quantiles["1"]:  # the norms need not be read to know that all stay
         return masks

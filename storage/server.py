@@ -1,125 +1,190 @@
 """The WindowServer: one actor a node that reads windows once and shares them with every worker of every trial there.
 
-Windows are put into Ray's object store; workers on the node map the same block without a copy. What is kept is bounded
-by `cache_bytes`: the windows used longest ago are let go first, and their memory is freed when no worker holds them.
+Windows are put into Ray's object store; workers on the node map the same block without a copy. Which of them are kept
+is decided by `storage.shelf`; the memory of one that is let go is free when no worker holds it any more.
+
+The actor's event loop only keeps books. Windows are assembled (fetched, verified, permuted, published) by a few
+threads, their chunks read by a few others.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from dataclasses import dataclass
-from typing import Any
+import asyncio
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from storage.manifest import Manifest
+from storage.chunk_cache import CacheSettings
+from storage.chunk_reads import NOTHING, ReadCost
 from storage.order import WindowKey
-from storage.windows import StreamSpec, Window, WindowReader
+from storage.retries import retried_calls
+from storage.shelf import Block, Shelf
+from storage.stream_memory import WINDOWS_AT_ONCE, NodeMemory, node_memory
+from storage.windows import Described, StreamSpec, Window, WindowReader, local_chunks
 
-PARALLEL_REQUESTS = 8
-FETCH_ATTEMPTS = 5
+T = TypeVar("T")
+
+FETCH_ATTEMPTS = 20
+LOST = (ray.exceptions.ObjectLostError, ray.exceptions.ActorUnavailableError)
+"""What a consumer sees of a server that died: its blocks are gone, or it is being started again."""
 
 
 @dataclass(kw_only=True)
 class ServerStats:
-    """What a server did so far."""
+    """What a server did since it was last started."""
 
-    bytes_read: int = 0
-    """Bytes of windows read from the store."""
+    pid: int
+    read: ReadCost = NOTHING
+    """Bytes of chunks, by where they were read."""
     bytes_served: int = 0
     windows_read: int = 0
     windows_served: int = 0
+    bytes_kept: int = 0
+    """Bytes of the windows that it keeps now."""
+
+
+class Answer(NamedTuple):
+    """A window, as the server hands it out."""
+
+    ref: ray.ObjectRef
+    """Inside of something else, or Ray would resolve it at once."""
+    cost: ReadCost
+    """What this consumer's asking caused to be read; what others had asked for before is there at no cost."""
+    retries: int
+    """Calls to the store that the server repeated since it last told anybody."""
 
 
 class WindowServer:
-    """Runs as a Ray actor with several threads; see `start_server`."""
+    """Runs as an asynchronous Ray actor; see `start_server`."""
 
-    def __init__(self, cache_bytes: int) -> None:
-        self._cache_bytes = cache_bytes
-        self._readers: dict[StreamSpec, WindowReader] = {}
-        self._blocks: OrderedDict[tuple[StreamSpec, WindowKey], tuple[ray.ObjectRef, int]] = OrderedDict()
-        self._reading: dict[tuple[StreamSpec, WindowKey], threading.Lock] = {}
-        self._lock = threading.Lock()
-        self._stats = ServerStats()
+    def __init__(self, keep_bytes: int, cache: CacheSettings | None) -> None:
+        self._shelf = Shelf(max_bytes=keep_bytes)
+        self._chunks = local_chunks(cache)
+        self._pool = ThreadPoolExecutor(WINDOWS_AT_ONCE, thread_name_prefix="windows")
+        self._opening: dict[StreamSpec, asyncio.Future[tuple[WindowReader, Described]]] = {}
+        self._reading: dict[tuple[StreamSpec, WindowKey], asyncio.Task[tuple[Block, ReadCost]]] = {}
+        self._stats = ServerStats(pid=os.getpid())
+        self._retries_told = 0
 
-    def describe(self, spec: StreamSpec) -> tuple[Manifest, np.ndarray]:
-        """The stream's manifest and selected rows of each chunk."""
-        reader = self._reader(spec)
-        return reader.manifest, reader.selected.counts
+    async def describe(self, spec: StreamSpec) -> Described:
+        """What is known of the stream before its first step."""
+        return (await self._open(spec))[1]
 
-    def window(self, spec: StreamSpec, key: WindowKey) -> list[ray.ObjectRef]:
-        """A reference (in a list, so that Ray does not resolve it here) to the window's block."""
-        name = (spec, key)
-        with self._lock:
-            one_reader = self._reading.setdefault(name, threading.Lock())
-        with one_reader:  # two trials asking at once read the window once
-            ref, size = self._blocks.get(name) or self._read(name)
-        with self._lock:
-            if name in self._blocks:
-                self._blocks.move_to_end(name)
-            self._stats.windows_served += 1
-            self._stats.bytes_served += size
-        return [ref]
+    async def window(
+        self, spec: StreamSpec, key: WindowKey, consumer: str = "", wanted_from: WindowKey | None = None
+    ) -> Answer:
+        """The window's block; many who ask for it at once have it read once."""
+        if wanted_from is not None:
+            self._shelf.want_from(consumer, spec, wanted_from)
+        block, cost = await self._block(spec, key)
+        self._stats.windows_served += 1
+        self._stats.bytes_served += block.bytes
+        return Answer(block.ref, cost, self._new_retries())
 
-    def stats(self) -> ServerStats:
-        return self._stats
+    async def leave(self, spec: StreamSpec, consumer: str) -> None:
+        """The consumer trains no more."""
+        self._shelf.leave(consumer, spec)
 
-    def _reader(self, spec: StreamSpec) -> WindowReader:
-        with self._lock:
-            reader = self._readers.setdefault(spec, WindowReader(spec))
-            reader.selected  # noqa: B018 - computed once, under the lock
-            return reader
+    async def stats(self) -> ServerStats:
+        return replace(self._stats, bytes_kept=self._shelf.bytes)
 
-    def _read(self, name: tuple[StreamSpec, WindowKey]) -> tuple[ray.ObjectRef, int]:
-        spec, key = name
-        window = self._reader(spec).read(key)
-        block = ray.put(window), window.bytes
-        with self._lock:
-            self._blocks[name] = block
-            self._stats.windows_read += 1
-            self._stats.bytes_read += window.bytes
-            held = sum(size for _, size in self._blocks.values())
-            while held > self._cache_bytes and len(self._blocks) > 1:
-                oldest, (_, freed) = self._blocks.popitem(last=False)
-                self._reading.pop(oldest, None)
-                held -= freed
-        return block
+    async def memory(self) -> NodeMemory:
+        """What this node has."""
+        return node_memory()
+
+    async def _block(self, spec: StreamSpec, key: WindowKey) -> tuple[Block, ReadCost]:
+        block = self._shelf.get(spec, key)
+        if block is None:
+            reading = self._reading.get((spec, key))
+            if reading is None:
+                reading = self._reading[spec, key] = asyncio.create_task(self._read(spec, key))
+                return await asyncio.shield(reading)
+            block = (await asyncio.shield(reading))[0]
+        return block, ReadCost(memory_bytes=block.raw_bytes)
+
+    async def _open(self, spec: StreamSpec) -> tuple[WindowReader, Described]:
+        if spec not in self._opening:
+            reader = WindowReader(spec, self._chunks)
+            self._opening[spec] = self._in_thread(lambda: (reader, reader.describe()))
+        try:
+            return await asyncio.shield(self._opening[spec])
+        except Exception:
+            self._opening.pop(spec, None)  # who asks again, has it tried again
+            raise
+
+    async def _read(self, spec: StreamSpec, key: WindowKey) -> tuple[Block, ReadCost]:
+        def publish() -> tuple[Block, ReadCost]:
+            window = reader.read(key)
+            return Block(ray.put(window), window.bytes, window.cost.bytes), window.cost
+
+        try:
+            reader, _ = await self._open(spec)
+            block, cost = await self._in_thread(publish)
+            self._shelf.put(spec, key, block)
+        finally:
+            del self._reading[spec, key]
+        self._stats.windows_read += 1
+        self._stats.read = self._stats.read.plus(cost)
+        return block, cost
+
+    def _in_thread(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    def _new_retries(self) -> int:
+        told, self._retries_told = self._retries_told, retried_calls()
+        return self._retries_told - told
 
 
-@dataclass(frozen=True)
+@dataclass
 class ServedWindows:
-    """A stream's windows from the node's server."""
+    """A stream's windows from the node's server, for one consumer."""
 
     spec: StreamSpec
     server: Any
     """Handle of a `WindowServer` actor."""
+    consumer: str = ""
+    """Names the consumer to the server: the same when its process is started again, no two alike at one time."""
+    _retries: int = 0
 
-    def describe(self) -> tuple[Manifest, np.ndarray]:
-        described: tuple[Manifest, np.ndarray] = _get(self.server.describe.remote(self.spec))
+    def describe(self) -> Described:
+        return self._described
+
+    @cached_property
+    def _described(self) -> Described:
+        described: Described = _get(self.server.describe.remote(self.spec))
         return described
 
-    def selected_rows(self) -> np.ndarray:
-        return self.describe()[1]
-
-    def request(self, key: WindowKey) -> tuple[WindowKey, ray.ObjectRef]:
-        return key, self.server.window.remote(self.spec, key)
+    def request(self, key: WindowKey, *, wanted_from: WindowKey | None = None) -> tuple[WindowKey, ray.ObjectRef]:
+        return key, self.server.window.remote(self.spec, key, self.consumer, wanted_from)
 
     def fetch(self, handle: object) -> Window:
-        """Map the window's block. A block lost with its server is asked for anew: the server gives the same one."""
+        """Map the window's block. One that was lost with its server is asked for anew: the server gives the same."""
         assert isinstance(handle, tuple)
         key, answer = handle
         for attempt in range(FETCH_ATTEMPTS):
             try:
-                window: Window = _get(_get(answer)[0])
-                return window
-            except (ray.exceptions.ObjectLostError, ray.exceptions.ActorUnavailableError):
+                given: Answer = _get(answer)
+                window: Window = _get(given.ref)
+            except LOST:
                 if attempt == FETCH_ATTEMPTS - 1:
                     raise
                 answer = self.server.window.remote(self.spec, key)
+                continue
+            self._retries += given.retries
+            return window._replace(cost=given.cost)
         raise AssertionError("unreachable")
+
+    def retries(self) -> int:
+        return self._retries
+
+    def leave(self) -> None:
+        self.server.leave.remote(self.spec, self.consumer)
 
 
 def _get(ref: ray.ObjectRef) -> Any:
@@ -130,17 +195,14 @@ def _get(ref: ray.ObjectRef) -> Any:
         raise error.cause from error
 
 
-def start_server(node_id: str, *, cache_bytes: int) -> Any:
-    """A window server on the node with this id. Owned by the caller: it ends with the caller's process."""
+def start_server(node_id: str, *, keep_bytes: int, cache: CacheSettings | None = None) -> Any:
+    """A window server on the node with this id. Owned by the caller: it ends with the caller's process.
+
+    It keeps windows of up to `keep_bytes` in the node's object store.
+    """
     place = NodeAffinitySchedulingStrategy(node_id, soft=False)
     return (
         ray.remote(WindowServer)
-        .options(
-            num_cpus=0,
-            max_restarts=-1,
-            max_task_retries=-1,
-            max_concurrency=PARALLEL_REQUESTS,
-            scheduling_strategy=place,
-        )
-        .remote(cache_bytes)
+        .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=place)
+        .remote(keep_bytes, cache)
     )

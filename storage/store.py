@@ -17,11 +17,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import fsspec
+from fsspec.asyn import sync
 
+from storage.credentials import fetch_late
 from storage.errors import UserError
 from storage.files import info, list_entries, remove, write_beside, write_local
 from storage.multipart import PART_BYTES, upload_parts
-from storage.retries import Retrier, RetryPolicy, StoreUnavailableError, reason
+from storage.retries import Retrier, RetryPolicy, StoreUnavailableError, reason, s3_answer
 from storage.settings import REQUESTS_IN_FLIGHT, S3
 from storage.settings import StorageSettings as StorageSettings
 
@@ -87,11 +89,12 @@ class Store:
 
         def once() -> T:
             with _slots():
-                used[:] = [self.filesystem]
+                used.clear()
+                used.append(self.filesystem)
                 return action(used[0])
 
         def renew() -> None:  # a new filesystem asks the provider's chain anew; one is enough for all threads
-            if _FILESYSTEMS.get(self._key) is used[0]:
+            if used and _FILESYSTEMS.get(self._key) is used[0]:
                 _FILESYSTEMS.pop(self._key, None)
 
         retrier = Retrier(policy=policy or self.settings.policy)
@@ -124,9 +127,8 @@ class Store:
             data: bytes = self._call(path, lambda fs: fs.cat_file(self._full(path), start=start, end=start + length))
         except (FileNotFoundError, PermissionError, StoreUnavailableError):
             raise
-        except OSError:
-            size = self.size(path)  # object stores refuse a range that begins behind the end
-            if size is None or size > start:
+        except OSError as error:  # object stores refuse a range that begins behind the end
+            if s3_answer(error)[0] not in (None, "InvalidRange", "416") or (self.size(path) or 0) > start:
                 raise
             return b""
         return data
@@ -232,6 +234,9 @@ def _build_filesystem(scheme: str, settings: StorageSettings) -> Any:
         raise UserError(f"storage.options: {scheme}:// cannot be used with {settings.options} ({error})") from error
     if scheme in S3:
         filesystem.retries = 1  # attempts, not repetitions
+        if not settings.anonymous:
+            filesystem.connect()
+            sync(filesystem.loop, fetch_late, filesystem.session)
     return filesystem
 
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import partial
+from itertools import islice
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
+from storage.chunk_cache import CacheSettings
+from storage.chunk_reads import NOTHING, ReadCost
 from storage.errors import UserError
-from storage.manifest import Manifest
 from storage.order import WindowKey, rank_lanes, steps_per_epoch
-from storage.windows import LocalWindows, OrderCache, StreamSpec, Window, WindowReader, WindowSource
+from storage.windows import LocalWindows, OrderCache, StreamSpec, Window, WindowReader, WindowSource, local_chunks
+
+T = TypeVar("T")
 
 
 class Batch(NamedTuple):
@@ -28,25 +34,35 @@ class Batch(NamedTuple):
 
 
 @dataclass(kw_only=True)
+class StreamStats:
+    """What one consumer's stream did so far."""
+
+    read: ReadCost = NOTHING
+    """Bytes of the chunks behind its windows, by where they came from; together what it would have read alone."""
+    bytes_served: int = 0
+    """Bytes of its windows: rows that a selection leaves out are in none."""
+    wait_s: float = 0.0
+    """Seconds that its consumer waited for batches."""
+
+
+@dataclass(kw_only=True)
 class BatchStream:
     """The rows that rank `rank` of `num_ranks` sees. Holds no position: `batch(t)` is a function of t.
 
-    Of every lane the window in use and the next one are held or under way; nothing else is kept.
+    Of every lane the windows in use and the next one are held or under way; nothing else is kept. One thread at a time.
     """
 
     spec: StreamSpec
-    manifest: Manifest
     source: WindowSource
     batch_rows: int
     rank: int = 0
     num_ranks: int = 1
-    wait_s: float = 0.0
-    """Seconds spent waiting for windows so far."""
+    stats: StreamStats = field(default_factory=StreamStats)
     _held: dict[WindowKey, Window] = field(default_factory=dict)
     _requested: dict[WindowKey, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        selected_rows = self.source.selected_rows()
+        self.manifest, selected_rows, self.rows_filtered = self.source.describe()
         self.total_rows = int(selected_rows.sum())
         """Rows that the selection keeps."""
         self._order = OrderCache(self.spec, self.manifest, selected_rows)
@@ -63,10 +79,39 @@ class BatchStream:
 
     def batch(self, step: int) -> Batch:
         """This rank's part of global batch `step`, counted from 0."""
+        began = time.perf_counter()
+        batch = self._batch(step)
+        self.stats.wait_s += time.perf_counter() - began
+        return batch
+
+    def batches(self, steps: range, ready: Callable[[Batch], T]) -> Generator[T]:
+        """`ready` of this rank's part of each of these (consecutive) batches, for a training.
+
+        While the caller works on one, a thread makes the next; its errors are raised where that batch would have come.
+        The server is told which windows lie behind: they make room first. To be closed, or exhausted, before another
+        method is called.
+        """
+        made = one_ahead(partial(self._made_ready, step, steps.stop, ready) for step in steps)
+        began = time.perf_counter()
+        try:
+            for batch in made:
+                self.stats.wait_s += time.perf_counter() - began
+                yield batch
+                began = time.perf_counter()
+        finally:
+            made.close()
+            self._held, self._requested = {}, {}
+            self.source.leave()
+
+    def _made_ready(self, step: int, end: int, ready: Callable[[Batch], T]) -> T:
+        return ready(self._batch(step, end))
+
+    def _batch(self, step: int, end: int | None = None) -> Batch:
+        """Batch `step`, of a training up to step `end` if that is given."""
         epoch, index = divmod(step, self.steps_per_epoch)
         share = self.batch_rows // self.spec.lanes
         batch = self._rows(epoch, index * share, (index + 1) * share)
-        self._prefetch(self.steps_per_epoch * share)
+        self._prefetch(index * share, end)
         return batch
 
     def every_row(self, max_rows: int | None = None) -> Iterator[Batch]:
@@ -84,8 +129,13 @@ class BatchStream:
         if max_rows is not None:
             lane_rows = min(lane_rows, -(-max_rows // self.spec.lanes))
         share = max(1, self.batch_rows // self.spec.lanes)
-        for start in range(0, lane_rows, share):
-            yield self._rows(0, start, min(start + share, lane_rows))
+        starts = range(0, lane_rows, share)
+        made = one_ahead(partial(self._rows, 0, start, min(start + share, lane_rows)) for start in starts)
+        try:
+            yield from made
+        finally:
+            made.close()
+            self._held = {}
 
     def _rows(self, epoch: int, start: int, stop: int) -> Batch:
         """Rows `start` to `stop` of each of this rank's lanes."""
@@ -94,9 +144,9 @@ class BatchStream:
         for key in used - self._held.keys() - self._requested.keys():
             self._requested[key] = self.source.request(key)
         for key in used - self._held.keys():
-            began = time.perf_counter()
-            self._held[key] = self.source.fetch(self._requested.pop(key))
-            self.wait_s += time.perf_counter() - began
+            self._held[key] = window = self.source.fetch(self._requested.pop(key))
+            self.stats.read = self.stats.read.plus(window.cost)
+            self.stats.bytes_served += window.bytes
         self._held = {key: self._held[key] for key in used}
         ids = np.concatenate([self._held[key].row_ids[begin:end] for key, begin, end in pieces])
         vectors = {}
@@ -115,34 +165,58 @@ class BatchStream:
             yield WindowKey(epoch, lane, index), start - window_begin, end - window_begin
             start, index = end, index + 1
 
-    def _prefetch(self, served_rows: int) -> None:
-        """Ask for the window after each one in use, so that it is there when its turn comes; let others go.
+    def _prefetch(self, start: int, end: int | None) -> None:
+        """After the batch whose rows begin at `start` of each lane: ask for the windows that come next, so that each is
+        there when its turn comes; let others go.
 
-        Of each lane the first `served_rows` rows are served in an epoch; a window of none but later ones is not read.
+        A lane left for its next window with this batch asks only when the old one is gone, if there is time for that.
+        A training asks for none that its last batch does not reach, and says which it has behind it.
         """
-        following = {self._following(key, served_rows) for key in self._held} - self._held.keys()
+        share = self.batch_rows // self.spec.lanes
+        following: dict[WindowKey, WindowKey] = {}
+        for lane in self.lanes:
+            held = sorted(key for key in self._held if key.lane == lane)
+            ends = self._order(held[-1].epoch).window_ends(lane)
+            if len(held) == 1 or ends[held[-1].index] < start + 2 * share:
+                following[self._following(held[-1], self.steps_per_epoch * share)] = held[0]
+        following = {key: first for key, first in following.items() if end is None or self._first_step(key) < end}
         self._requested = {key: handle for key, handle in self._requested.items() if key in following}
-        for key in following - self._requested.keys():
-            self._requested[key] = self.source.request(key)
+        for key in following.keys() - self._requested.keys():
+            self._requested[key] = self.source.request(key, wanted_from=None if end is None else following[key])
 
     def _following(self, key: WindowKey, served_rows: int) -> WindowKey:
+        """Of each lane the first `served_rows` rows are served in an epoch; a window of none but later ones is not."""
         if self._order(key.epoch).window_ends(key.lane)[key.index] < served_rows:
             return WindowKey(key.epoch, key.lane, key.index + 1)
         return WindowKey(key.epoch + 1, key.lane, 0)
+
+    def _first_step(self, key: WindowKey) -> int:
+        """The first batch with rows of this window."""
+        begin = int(self._order(key.epoch).window_ends(key.lane)[key.index - 1]) if key.index else 0
+        return key.epoch * self.steps_per_epoch + begin // (self.batch_rows // self.spec.lanes)
 
     def _tensor(self, site: str, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(array)
         return tensor.view(torch.bfloat16) if self.manifest.sites[site].dtype == "bfloat16" else tensor
 
 
-def local_stream(spec: StreamSpec, *, batch_rows: int, rank: int = 0, num_ranks: int = 1) -> BatchStream:
+def one_ahead(makers: Iterable[Callable[[], T]]) -> Generator[T]:
+    """What the makers make, in order; one thread makes the next while the caller works on the one before.
+
+    Closing it waits for the thread. An error is raised where the thing that it spoiled would have come.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
+        rest = iter(makers)
+        coming = [pool.submit(make) for make in islice(rest, 1)]
+        while coming:
+            made = coming.pop().result()
+            coming = [pool.submit(make) for make in islice(rest, 1)]
+            yield made
+
+
+def local_stream(
+    spec: StreamSpec, *, batch_rows: int, rank: int = 0, num_ranks: int = 1, cache: CacheSettings | None = None
+) -> BatchStream:
     """A stream read by this process itself."""
-    reader = WindowReader(spec)
-    return BatchStream(
-        spec=spec,
-        manifest=reader.manifest,
-        source=LocalWindows(reader),
-        batch_rows=batch_rows,
-        rank=rank,
-        num_ranks=num_ranks,
-    )
+    source = LocalWindows(WindowReader(spec, local_chunks(cache)))
+    return BatchStream(spec=spec, source=source, batch_rows=batch_rows, rank=rank, num_ranks=num_ranks)

@@ -1,25 +1,21 @@
-"""Text at the entry of a harvest: documents from their source, and documents cut into pieces of tokens.
+"""Text at the entry of a harvest: documents from a Python module, files, JSON lines, parquet files or a dataset.
 
-Documents are read one after the other, never held all at once. Legend of shapes: T tokens of a piece.
+Documents are read one after the other, never held all at once.
 """
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import importlib
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
-from itertools import islice
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-
+from storage.corpus_files import CorpusFile, find_files, rows_of_jsonl, rows_of_parquet
 from storage.errors import UserError
 from storage.harvest_file import TextChoice
-
-_DOCUMENTS_PER_CALL = 64  # A tokenizer works on the documents of one call in parallel.
+from storage.hub_datasets import open_dataset, rows_of_dataset
+from storage.store import StorageSettings
 
 
 @dataclass(frozen=True)
@@ -34,31 +30,60 @@ class TextFacts:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Piece:
-    """At most `context_length` consecutive tokens of one document, in the frame the model expects."""
+@dataclass(kw_only=True)
+class TextMeter:
+    """Counts and hashes documents as they pass."""
 
-    token_ids: np.ndarray
-    """(T) int32, special tokens included."""
-    document: int
+    documents: int = 0
+    characters: int = 0
+    _digest: Any = field(default_factory=hashlib.sha256)
+
+    def pass_on(self, documents: Iterable[str]) -> Iterator[str]:
+        for document in documents:
+            data = document.encode("utf-8", "surrogatepass")
+            # The length keeps ["ab", "c"] apart from ["a", "bc"].
+            self._digest.update(len(data).to_bytes(8, "little") + data)
+            self.documents += 1
+            self.characters += len(document)
+            yield document
+
+    def facts(self) -> TextFacts:
+        """Raises UserError when there was no character."""
+        if not self.characters:
+            raise UserError(f"text: {self.documents} documents with 0 characters; there is nothing to harvest")
+        return TextFacts(self.documents, self.characters, self._digest.hexdigest())
 
 
-def read_documents(text: TextChoice) -> Iterator[str]:
-    """The documents in their fixed order. Raises UserError naming the module or file that cannot be read."""
+def read_documents(text: TextChoice, settings: StorageSettings) -> Iterator[str]:
+    """The documents in their fixed order. Raises UserError naming the module, file or row that cannot be read."""
     if text.python is not None:
         yield from _documents_of_module(text.python)
-        return
-    assert text.files is not None
-    paths = sorted(p for p in glob.glob(str(Path(text.files).expanduser()), recursive=True) if Path(p).is_file())
-    if not paths:
-        raise UserError(f"text.files: no file matches {text.files!r}")
-    for path in paths:
-        try:
-            yield Path(path).read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(f"text.files: {path} is not UTF-8 text (byte {error.start})") from error
-        except OSError as error:
-            raise UserError(f"text.files: {path} cannot be read ({error.strerror})") from error
+    elif text.files is not None:
+        for file in find_files("text.files", text.files, settings):
+            yield _decode(file)
+    elif text.dataset is not None:
+        opened = open_dataset("text.dataset", text, streaming=text.streaming)
+        rows = rows_of_dataset("text.dataset", opened, text.column)
+        yield from _strings(f"text.dataset: {text.dataset}", text.column, rows)
+    else:
+        kind, read = ("jsonl", rows_of_jsonl) if text.jsonl is not None else ("parquet", rows_of_parquet)
+        for file in find_files(f"text.{kind}", getattr(text, kind), settings):
+            yield from _strings(f"text.{kind}: {file.name}", text.column, read(file, text.column))
+
+
+def _strings(place: str, column: str, rows: Iterable[Any]) -> Iterator[str]:
+    """The rows as documents; a missing value is an empty one, so that numbers of documents are numbers of rows."""
+    for number, row in enumerate(rows):
+        if not isinstance(row, str | None):
+            raise UserError(f"{place} row {number}: {column!r} is a {type(row).__name__}, expected a string")
+        yield row or ""
+
+
+def _decode(file: CorpusFile) -> str:
+    try:
+        return file.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file.field}: {file.name} is not UTF-8 text (byte {error.start})") from error
 
 
 def _documents_of_module(place: str) -> list[str]:
@@ -76,61 +101,3 @@ def _documents_of_module(place: str) -> list[str]:
         if not isinstance(document, str):
             raise UserError(f"text.python: {place} entry {index} is a {type(document).__name__}, expected a string")
     return list(documents)
-
-
-def measure(documents: Iterable[str]) -> TextFacts:
-    """Count and hash the documents. Raises UserError when they hold no character."""
-    digest, num_documents, num_characters = hashlib.sha256(), 0, 0
-    for document in documents:
-        data = document.encode("utf-8", "surrogatepass")
-        # The length keeps ["ab", "c"] apart from ["a", "bc"].
-        digest.update(len(data).to_bytes(8, "little") + data)
-        num_documents += 1
-        num_characters += len(document)
-    if not num_characters:
-        raise UserError(f"text: {num_documents} documents with 0 characters; there is nothing to harvest")
-    return TextFacts(num_documents, num_characters, digest.hexdigest())
-
-
-def cut_into_pieces(documents: Iterable[str], tokenizer: Any, context_length: int) -> Iterator[Piece]:
-    """Every token of every document once, in order, as pieces of `context_length` tokens (the last of each shorter).
-
-    Each piece stands in the special tokens that the tokenizer puts around a text, as if it were a text of its own.
-    Raises UserError when `context_length` leaves no room for text.
-    """
-    frame: tuple[list[int], list[int]] | None = None
-    stream = iter(documents)
-    first_document = 0
-    while texts := list(islice(stream, _DOCUMENTS_PER_CALL)):
-        for index, ids in enumerate(_encode(tokenizer, texts, add_special_tokens=False)):
-            if not ids:
-                continue
-            if frame is None:
-                frame = special_frame(ids, _encode(tokenizer, [texts[index]], add_special_tokens=True)[0])
-            prefix, suffix = frame
-            room = context_length - len(prefix) - len(suffix)
-            if room < 1:
-                raise UserError(
-                    f"context_length: {context_length} leaves no room for text beside "
-                    f"{len(prefix) + len(suffix)} special tokens"
-                )
-            for start in range(0, len(ids), room):
-                token_ids = np.array(prefix + ids[start : start + room] + suffix, dtype=np.int32)
-                yield Piece(token_ids, first_document + index)
-        first_document += len(texts)
-
-
-def special_frame(bare: list[int], framed: list[int]) -> tuple[list[int], list[int]]:
-    """Special tokens before and after a text, from its ids without and with them. Raises UserError."""
-    for start in range(len(framed) - len(bare) + 1):
-        if framed[start : start + len(bare)] == bare:
-            return framed[:start], framed[start + len(bare) :]
-    raise UserError("model: its tokenizer changes a text's tokens when special tokens are added; lexray cannot cut it")
-
-
-def _encode(tokenizer: Any, texts: list[str], *, add_special_tokens: bool) -> list[list[int]]:
-    encoded = tokenizer(
-        texts, add_special_tokens=add_special_tokens, return_attention_mask=False, return_token_type_ids=False
-    )
-    ids: list[list[int]] = encoded["input_ids"]
-    return ids

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, reduce
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from storage.chunk_cache import CacheSettings, ChunkCache
+from storage.chunk_reads import ChunkReads, ReadCost
 from storage.manifest import Manifest, load_manifest
 from storage.order import EpochOrder, WindowKey
-from storage.reader import DatasetReader
+from storage.reader import NUMPY_DTYPES, DatasetReader
 from storage.selection import SelectedRows, Selection, select_rows
 from storage.store import Store
-
-PARALLEL_READS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,23 +38,44 @@ class Window(NamedTuple):
     """Number of each row in the dataset (rows), int64."""
     vectors: dict[str, np.ndarray]
     """Per site (rows, width); bfloat16 as uint16."""
+    cost: ReadCost
+    """What was read for it; of a shared window, what whoever holds it here had to wait for."""
 
     @property
     def bytes(self) -> int:
         return self.row_ids.nbytes + sum(v.nbytes for v in self.vectors.values())
 
 
+class Described(NamedTuple):
+    """What is known of a stream before its first step."""
+
+    manifest: Manifest
+    selected_rows: np.ndarray
+    """Selected rows of each chunk (num_chunks)."""
+    rows_filtered: int
+    """Rows of the dataset that no part of it serves: special tokens, outlying norms."""
+
+
 class WindowSource(Protocol):
     """Where a stream gets its windows: this process (`LocalWindows`) or the node's server (`ServedWindows`)."""
 
-    def selected_rows(self) -> np.ndarray:
-        """Selected rows of each chunk (num_chunks)."""
+    def describe(self) -> Described:
+        """Read the manifest and the columns that the selection needs."""
 
-    def request(self, key: WindowKey) -> object:
-        """Begin to fetch a window; returns at once with a handle."""
+    def request(self, key: WindowKey, *, wanted_from: WindowKey | None = None) -> object:
+        """Begin to fetch a window; returns at once with a handle.
+
+        `wanted_from` promises that of this window's lane none before it will be asked for again, whatever comes.
+        """
 
     def fetch(self, handle: object) -> Window:
         """The requested window, waiting for it if need be."""
+
+    def retries(self) -> int:
+        """Calls to the store that were repeated so far for the windows fetched here."""
+
+    def leave(self) -> None:
+        """Say that no window is wanted any more, until the next request."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +83,8 @@ class WindowReader:
     """Reads, verifies and permutes windows of one stream."""
 
     spec: StreamSpec
+    chunks: ChunkReads = field(default_factory=ChunkReads)
+    """Shared by the streams of this process."""
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -76,27 +99,38 @@ class WindowReader:
         return select_rows(self.dataset, self.spec.selection, self.spec.sites)
 
     @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(PARALLEL_READS, thread_name_prefix="chunks")
-
-    @cached_property
     def order(self) -> OrderCache:
         """Layout of an epoch, by its number."""
         return OrderCache(self.spec, self.manifest, self.selected.counts)
 
+    def describe(self) -> Described:
+        selected = self.selected
+        return Described(self.manifest, selected.counts, selected.special + selected.outlying)
+
     def read(self, key: WindowKey) -> Window:
-        """Fetch the window's chunks (in parallel), keep the selected rows, permute them."""
+        """Fetch the window's chunks (in parallel), put the selected rows into their places as they come."""
         order = self.order(key.epoch)
         segments = order.windows(key.lane)[key.index]
+        reading = {site: [self.chunks.read(self.dataset, s.chunk, site) for s in segments] for site in self.spec.sites}
         kept = [np.flatnonzero(self.selected.masks[s.chunk])[s.start : s.stop] for s in segments]
-        permuted = order.window_permutation(key, sum(map(len, kept)))
-        first_rows = [self.dataset.chunks[s.chunk].first_row for s in segments]
-        row_ids = np.concatenate([first + rows for first, rows in zip(first_rows, kept, strict=True)])[permuted]
-        vectors = {}
-        for site in self.spec.sites:
-            chunks = self._pool.map(self.dataset.read_chunk, [s.chunk for s in segments], [site] * len(segments))
-            vectors[site] = np.concatenate([chunk[rows] for chunk, rows in zip(chunks, kept, strict=True)])[permuted]
-        return Window(row_ids, vectors)
+        ends = np.cumsum([len(rows) for rows in kept])
+        places = np.empty(ends[-1], dtype=np.int64)
+        places[order.window_permutation(key, len(places))] = np.arange(len(places))
+        places_of = np.split(places, ends[:-1])
+        row_ids = np.empty(len(places), dtype=np.int64)
+        for segment, rows, place in zip(segments, kept, places_of, strict=True):
+            row_ids[place] = self.dataset.chunks[segment.chunk].first_row + rows
+        vectors, costs = {}, []
+        for site, chunks in reading.items():
+            vectors[site] = np.empty((len(places), self.manifest.sites[site].width), self._dtype(site))
+            for rows, place in zip(kept, places_of, strict=True):
+                chunk, cost = chunks.pop(0).result()  # not kept: a chunk's memory is free once its rows are placed
+                vectors[site][place] = chunk.take(rows, 0)
+                costs.append(cost)
+        return Window(row_ids, vectors, reduce(ReadCost.plus, costs))
+
+    def _dtype(self, site: str) -> np.dtype:
+        return np.dtype(NUMPY_DTYPES[self.manifest.sites[site].dtype])
 
 
 def epoch_order(spec: StreamSpec, manifest: Manifest, selected_rows: np.ndarray, epoch: int) -> EpochOrder:
@@ -131,13 +165,24 @@ class LocalWindows:
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(1, thread_name_prefix="windows")
 
-    def selected_rows(self) -> np.ndarray:
-        return self.reader.selected.counts
+    def describe(self) -> Described:
+        return self.reader.describe()
 
-    def request(self, key: WindowKey) -> Future[Window]:
+    def request(self, key: WindowKey, *, wanted_from: WindowKey | None = None) -> Future[Window]:
         return self._pool.submit(self.reader.read, key)
 
     def fetch(self, handle: object) -> Window:
         assert isinstance(handle, Future)
         window: Window = handle.result()
         return window
+
+    def retries(self) -> int:
+        return 0  # of this process, which counts its own
+
+    def leave(self) -> None:
+        pass  # nothing is kept for anybody
+
+
+def local_chunks(cache: CacheSettings | None) -> ChunkReads:
+    """Chunks for the streams of this process, through a cache on disk if there is one."""
+    return ChunkReads(ChunkCache(cache) if cache is not None else None)

@@ -13,13 +13,15 @@ import torch.multiprocessing
 from torch import Tensor
 from training_synthetic import BATCH_ROWS, Dataset, small_config
 
+from storage.store import Store
 from storage.stream import BatchStream, local_stream
-from training.config import MeshConfig, OptimizerConfig, TrainingConfig
+from training.config import EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
 from training.dictionaries.base import Dictionary
 from training.loop import training_steps
 from training.mesh import Mesh, connect
 from training.saved import to_state_dict
-from training.trainer import build_dictionary, make_engine, place_in, sample_rows
+from training.start import build_dictionary, make_engine, place_in, sample_rows
+from training.trainer import Trainer
 
 CPU = torch.device("cpu")
 WIDTH, TARGET_L0 = 40, 4
@@ -84,7 +86,7 @@ def train(config: TrainingConfig, rank: int) -> Outcome:
         losses.append(record.batch.sums["loss"])
         l0.append(record.batch.sums["active"] / record.batch.rows)
         fired.append(dictionary.latents.gather(record.batch.fired_F))
-    state = dictionary.whole_of(to_state_dict(engine.full_parameters(), dictionary))
+    state = dict(dictionary.wholes(to_state_dict(engine.full_parameters(), dictionary)))
     return Outcome(losses, l0, state, fired, mesh.traffic.bytes)
 
 
@@ -108,6 +110,56 @@ def on_processes(tasks: Sequence[Task], dataset: Dataset, folder: Path) -> dict[
     torch.multiprocessing.spawn(_work, args=(ranks, list(tasks), dataset, str(folder)), nprocs=ranks)
     parts = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
     return {task: [part[i] for part in parts] for i, task in enumerate(tasks)}
+
+
+class StoppedError(Exception):
+    """Stands for anything that ends a training on all ranks at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A whole training through the Trainer, in a folder of its own."""
+
+    task: Task
+    folder: str
+    stop_at: int | None = None
+    """The evaluation (a step) at which it ends as if killed; None trains to the end."""
+
+
+def run_trainers(runs: Sequence[Run], dataset: Dataset, folder: Path) -> list[int]:
+    """Do the runs, all of one number of ranks, one after another; steps that each did, -1 for a stopped one."""
+    (ranks,) = {run.task.ranks for run in runs}
+    if ranks == 1:
+        return [_run(run, dataset, 0) for run in runs]
+    torch.multiprocessing.spawn(_trainers, args=(ranks, list(runs), dataset, str(folder)), nprocs=ranks)
+    done: list[int] = torch.load(folder / "0.pt")
+    return done
+
+
+def _trainers(rank: int, ranks: int, runs: list[Run], dataset: Dataset, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks)
+    done = [_run(run, dataset, rank) for run in runs]
+    if rank == 0:
+        torch.save(done, f"{folder}/0.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _run(run: Run, dataset: Dataset, rank: int) -> int:
+    def on_evaluation(record: dict[str, float]) -> None:
+        if record["step"] == run.stop_at:
+            raise StoppedError
+
+    config = run.task.config(dataset)
+    config = replace(config, every=EveryConfig(log=5, evaluate=10, checkpoint=15, eval_rows=128))
+    made = Trainer(
+        config=config, store=Store.at(run.folder), on_evaluation=on_evaluation, rank=rank, num_ranks=run.task.ranks
+    )
+    try:
+        return made.run().steps
+    except StoppedError:
+        return -1
 
 
 def _work(rank: int, ranks: int, tasks: list[Task], dataset: Dataset, folder: str) -> None:

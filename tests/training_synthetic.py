@@ -17,9 +17,11 @@ from torch import Tensor
 from storage.manifest import Manifest
 from storage.store import Store
 from training.axes import ALL_LATENTS, ALL_ROWS, Axes
+from training.checkpoint_parts import MOMENTS
 from training.communicator import CPU
 from training.config import DataConfig, EveryConfig, OptimizerConfig, TrainingConfig
 from training.dictionaries import ARCHITECTURES, dictionary_config
+from training.optimizer import Optimizer
 from training.split_axes import SplitLatents, SplitPairs, SplitRows
 
 BATCH_ROWS = 64
@@ -121,6 +123,11 @@ def small_config(dataset: Dataset, name: str, **changes: Any) -> TrainingConfig:
         every=EveryConfig(log=5, evaluate=10, checkpoint=20, eval_rows=128),
     )
     return replace(config, **changes)
+
+
+def moments_of(engine: Optimizer) -> dict[str, Tensor]:
+    """Adam's moments by name, as they are now."""
+    return {key.removeprefix(MOMENTS): moment.clone() for key, moment in engine.state() if key.startswith(MOMENTS)}
 
 
 # Two ranks in one process -----------------------------------------------------------------------------------------

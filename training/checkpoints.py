@@ -5,8 +5,8 @@
     checkpoints/step-000000200-ATTEMPT/manifest.json            the step, the dictionary's options, all parts
 
 The tensors are fp32 masters and buffers (`weights/NAME`) and Adam's moments (`moments/exp_avg.NAME`), each by its whole
-shape, so any mesh and ZeRO stage reads what another one wrote: a rank reads the rows that it holds. Together with the step
-that is the whole state: the stream is a function of the step, so are the schedules, and counters, thresholds and
+shape, so any mesh and ZeRO stage reads what another one wrote: a rank reads the rows that it holds. Together with the
+step that is the whole state: the stream is a function of the step, so are the schedules, and counters, thresholds and
 coefficients are buffers. A folder without a valid manifest does not exist. ATTEMPT is drawn anew at each start of a
 training, so that parts of two attempts never mix.
 """

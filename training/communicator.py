@@ -58,12 +58,13 @@ class ProcessGroup:
 
     def all_sum(self, values: Tensor) -> Tensor:
         self.traffic.add(values)
-        total = values.clone(memory_format=torch.contiguous_format)
+        total = values.to(self.device, copy=True, memory_format=torch.contiguous_format)
         dist.all_reduce(total, group=self.group)
-        return total
+        return total.to(values.device)
 
     def all_gather(self, values: Tensor) -> Tensor:
         self.traffic.add(values)
-        everyones = values.new_empty(self.size * values.numel())
-        dist.all_gather_into_tensor(everyones, values.contiguous().flatten(), group=self.group)
-        return everyones.view(self.size, *values.shape)
+        mine = values.to(self.device).contiguous().flatten()
+        everyones = mine.new_empty(self.size * mine.numel())
+        dist.all_gather_into_tensor(everyones, mine, group=self.group)
+        return everyones.view(self.size, *values.shape).to(values.device)

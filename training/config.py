@@ -152,11 +152,13 @@ class EveryConfig:
     checkpoint: int = 1000
     eval_rows: int = 65_536
     """Held-out rows used by an evaluation (all of them when there are fewer)."""
+    keep: int = 0
+    """Checkpoints of steps that are multiples of this are kept for good; 0 keeps none once the training is done."""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if value < 1:
-                raise UserError(f"every.{name}: {value} must be at least 1")
+            if value < (name != "keep"):
+                raise UserError(f"every.{name}: {value} must be at least {int(name != 'keep')}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +189,7 @@ class TrainingConfig:
         """Hash of what decides the weights: not where data lies, how many workers there are, or how often we log."""
         content = self.to_dict()
         del content["mesh"]
-        for name in ("log", "checkpoint"):
+        for name in ("log", "checkpoint", "keep"):
             del content["every"][name]
         for name in ("url", "storage"):
             del content["data"][name]

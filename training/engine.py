@@ -28,13 +28,14 @@ from deepspeed.utils import (
     safe_set_full_optimizer_state,
 )
 
+from training.checkpoint_parts import MOMENTS, WEIGHTS
 from training.checkpoints import Checkpoint
 from training.config import OptimizerConfig
 from training.dictionaries.base import Dictionary, RawRows, Terms
 from training.mesh import ONE_RANK, Mesh
 from training.optimizer import Rewrite
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 REDUCE_BUCKET = 500_000_000
 """Gradients that DeepSpeed reduces at once, its own default."""
 
@@ -111,16 +112,17 @@ class Engine:
 
     def full_parameters(self) -> dict[str, Tensor]:
         """fp32 masters of this rank's latents by name, copied to the host."""
-        read = (lambda p: p.data) if self.zero_stage == 0 else safe_get_full_fp32_param
-        return {name: _host_copy(read(p)) for name, p in self.dictionary.named_parameters()}
+        return {name: _host_copy(self._master(p)) for name, p in self.dictionary.named_parameters()}
 
-    def full_moments(self) -> dict[str, Tensor]:
-        """Adam's moments of this rank's latents, `exp_avg.NAME` and `exp_avg_sq.NAME`, copied to the host."""
-        return {
-            f"{moment}.{name}": _host_copy(self._moment(p, moment))
-            for name, p in self.dictionary.named_parameters()
-            for moment in MOMENTS
-        }
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """fp32 masters, buffers and Adam's moments of this rank's latents, gathered one after another."""
+        for name, parameter in self.dictionary.named_parameters():
+            yield WEIGHTS + name, self._master(parameter)
+        for name, buffer in self.dictionary.named_buffers():
+            yield WEIGHTS + name, buffer
+        for name, parameter in self.dictionary.named_parameters():
+            for moment in ADAM_MOMENTS:
+                yield f"{MOMENTS}{moment}.{name}", self._moment(parameter, moment)
 
     @torch.no_grad()
     def rewrite(self, changes: dict[str, Rewrite], *, reset_moments: bool = False) -> None:
@@ -147,7 +149,7 @@ class Engine:
             parameter.data.copy_(value)
 
     def _reset_moments(self, parameter: nn.Parameter, where: Tensor) -> None:
-        for moment in MOMENTS:
+        for moment in ADAM_MOMENTS:
             full = self._moment(parameter, moment).masked_fill(where, 0.0)
             if self.zero_stage:
                 safe_set_full_optimizer_state(parameter, full, moment)
@@ -164,7 +166,7 @@ class Engine:
         if self.zero_stage:
             self._make_moments_exist()
         for name, p in self.dictionary.named_parameters():
-            for moment in MOMENTS:
+            for moment in ADAM_MOMENTS:
                 full = moments[f"{moment}.{name}"].to(self.device)
                 if self.zero_stage:
                     safe_set_full_optimizer_state(p, full, moment)
@@ -180,6 +182,10 @@ class Engine:
         x_BD, y_BO = (n.mean_D[None] + n.scale_D for n in (self.dictionary.input, self.dictionary.output))
         self._engine.backward(self._engine(x_BD, self.mesh.place.data, y_BO) * 0.0)
         self._engine.step()
+
+    def _master(self, parameter: nn.Parameter) -> Tensor:
+        master: Tensor = parameter.data if self.zero_stage == 0 else safe_get_full_fp32_param(parameter)
+        return master
 
     def _moment(self, parameter: nn.Parameter, moment: str) -> Tensor:
         if self.zero_stage:

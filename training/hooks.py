@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 
 from storage.stream import BatchStream
 from training.axes import Rows
-from training.checkpoints import Checkpoint, CheckpointWriter
+from training.batches import raw_rows
+from training.checkpoint_parts import Share
+from training.checkpoint_writer import CheckpointWriter
 from training.config import DataConfig
-from training.loop import StepRecord, raw_rows
+from training.data_traffic import DataTraffic
+from training.loop import StepRecord
 from training.metrics import evaluate
 from training.metrics_log import MetricsLog
 from training.optimizer import Optimizer
-from training.saved import to_state_dict
 
 Emit = Callable[[dict[str, float]], None]
 """Receives a record: `step`, `rows` and named values. Does nothing on ranks other than 0."""
@@ -21,28 +23,26 @@ Emit = Callable[[dict[str, float]], None]
 
 @dataclass(kw_only=True)
 class LogHook:
-    """Training values and speed since the last log."""
+    """Training values, speed since the last log, and what the data cost."""
 
     every: int
-    stream: BatchStream
+    traffic: DataTraffic
     emit: Emit
     step: int
     """The step at the last log; at first, where training started."""
     train_s: float = 0.0
     """Seconds spent in steps until the last log."""
-    _wait_s: float = 0.0
 
     def __call__(self, record: StepRecord) -> None:
         elapsed = max(record.train_s - self.train_s, 1e-9)
-        waited = self.stream.wait_s - self._wait_s
         steps = record.step - self.step
-        self.step, self.train_s, self._wait_s = record.step, record.train_s, self.stream.wait_s
+        self.step, self.train_s = record.step, record.train_s
         self.emit({
             "step": record.step,
             "rows": record.step * record.batch.rows,
             **record.metrics(),
             "perf/rows_per_s": steps * record.batch.rows / elapsed,
-            "perf/data_wait": waited / elapsed,
+            **self.traffic.since_last(elapsed),
         })  # fmt: skip
 
 
@@ -75,21 +75,23 @@ class EvaluateHook:
 
 @dataclass(kw_only=True)
 class CheckpointHook:
-    """The whole state, gathered on every rank and written by rank 0.
+    """The whole state, of which every rank writes its rows.
 
     What was logged is written first, so that a resumed trial has every record up to its checkpoint.
     """
 
     every: int
     engine: Optimizer
-    writer: CheckpointWriter | None
-    """None on ranks other than 0."""
+    share: Share
+    writer: CheckpointWriter
     metrics_log: MetricsLog | None
     """None on ranks other than 0."""
 
     def __call__(self, record: StepRecord) -> None:
-        weights = to_state_dict(self.engine.full_parameters(), self.engine.dictionary)
-        checkpoint = Checkpoint(record.step, weights, self.engine.full_moments())
-        if self.writer is not None and self.metrics_log is not None:
+        mine = {
+            key: part._replace(tensor=part.tensor.detach().to("cpu", copy=True))
+            for key, part in self.share.to_write(self.engine.state())
+        }
+        if self.metrics_log is not None:
             self.metrics_log.flush()
-            self.writer.save(checkpoint)
+        self.writer.save(record.step, mine)

@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
 
-from storage.stream import Batch, BatchStream
+from storage.stream import BatchStream
 from training.axes import Rows
-from training.config import DataConfig, TrainingConfig
-from training.dictionaries.base import BatchSums, RawRows, Terms
+from training.batches import batches_on
+from training.config import TrainingConfig
+from training.dictionaries.base import BatchSums, Terms
 from training.optimizer import Optimizer
 from training.resample import resample_dead
 
@@ -62,31 +63,21 @@ def training_steps(
 ) -> Iterator[StepRecord]:
     """Train from step `start` to the end. Raises TrainingFailedError when the loss is not finite."""
     dictionary, num_steps, train_s = engine.dictionary, config.num_steps, 0.0
-    for step in range(start, num_steps):
-        began = time.perf_counter()
-        batch = stream.batch(step)
-        lr = config.optimizer.lr_at(step, num_steps, config.dictionary.width)
-        raw = raw_rows(batch, config.data, engine.device)
-        dictionary.at_step(step, num_steps)
-        terms = engine.step(raw, batch.total_rows, lr)
-        sums = global_sums(terms, batch.total_rows, rows)
-        if not math.isfinite(sums.sums["loss"]):
-            raise TrainingFailedError(f"the loss is {sums.sums['loss']} at step {step + 1}; lower the learning rate")
-        dictionary.after_step(sums)
-        resample_dead(engine, raw, batch.total_rows, rows)
-        train_s += time.perf_counter() - began
-        yield StepRecord(step + 1, sums, lr, train_s)
-
-
-def raw_rows(batch: Batch, data: DataConfig, device: torch.device | str = "cpu") -> RawRows:
-    """The rows of a batch as a dictionary takes them: its input sites side by side, and its output site."""
-    x_BD = _side_by_side(batch, data.inputs).to(device)
-    return RawRows(x_BD, _side_by_side(batch, data.outputs).to(device) if data.outputs else x_BD)
-
-
-def _side_by_side(batch: Batch, sites: tuple[str, ...]) -> Tensor:
-    parts = [batch.vectors[site] for site in sites]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    with closing(batches_on(engine.device, stream, config.data, range(start, num_steps))) as batches:
+        for step in range(start, num_steps):
+            began = time.perf_counter()
+            raw, total_rows = next(batches)
+            lr = config.optimizer.lr_at(step, num_steps, config.dictionary.width)
+            dictionary.at_step(step, num_steps)
+            terms = engine.step(raw, total_rows, lr)
+            sums = global_sums(terms, total_rows, rows)
+            if not math.isfinite(sums.sums["loss"]):
+                loss = sums.sums["loss"]
+                raise TrainingFailedError(f"the loss is {loss} at step {step + 1}; lower the learning rate")
+            dictionary.after_step(sums)
+            resample_dead(engine, raw, total_rows, rows)
+            train_s += time.perf_counter() - began
+            yield StepRecord(step + 1, sums, lr, train_s)
 
 
 def global_sums(terms: Terms, total_rows: int, rows: Rows) -> BatchSums:

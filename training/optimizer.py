@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -32,10 +32,13 @@ class Optimizer(Protocol):
         """Inside, the dictionary can be used directly on this rank."""
 
     def full_parameters(self) -> dict[str, Tensor]:
-        """Parameters by name, whole, copied to the host. Every rank calls it."""
+        """Parameters of this rank's latents by name, copied to the host. Every rank calls it."""
 
-    def full_moments(self) -> dict[str, Tensor]:
-        """What the optimizer remembers, by name, whole, copied to the host. Every rank calls it."""
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """All that a checkpoint must have, of this rank's latents, by key (`training.checkpoint_parts`).
+
+        Every rank goes through all of it.
+        """
 
     def rewrite(self, changes: dict[str, Rewrite], *, reset_moments: bool = False) -> None:
         """Change parameters from outside, whole tensor to whole tensor. Every rank calls it."""

@@ -13,8 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from storage.errors import UserError
+from storage.errors import CorruptDataError, UserError
 from storage.store import StorageSettings, Store
+from training.checkpoints import open_checkpoint, step_of
 from training.dictionaries import architecture, dictionary_config, make_dictionary
 from training.dictionaries.base import Dictionary
 from training.normalisers import Sites
@@ -31,13 +32,7 @@ def save_dictionary(
     `about` says where it came from: sites, data, trial.
     """
     tensors = dictionary.tensors_to_save(tensors if tensors is not None else dictionary.state_dict())
-    content = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
-        "dictionary": dictionary.config.to_dict(),
-        "site_widths": dictionary.sites.widths(),
-        **(about or {}),
-    }
+    content = {"format": FORMAT, "version": FORMAT_VERSION, **describe_dictionary(dictionary), **(about or {})}
     store.write(TENSORS, save({name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}))
     store.write(CONFIG, json.dumps(content, indent=1).encode())  # last: a folder with a config is complete
 
@@ -45,15 +40,15 @@ def save_dictionary(
 def load_dictionary(url: str, settings: StorageSettings | None = None) -> Dictionary:
     """The dictionary in a folder (path or url), in evaluation mode, on the CPU, in float32.
 
-    Raises UserError when there is none or its files do not belong together.
+    The folder may be that of a checkpoint: then it is the dictionary as it was at that step. Raises UserError when
+    there is none or its files do not belong together.
     """
     store = Store.at(url, settings)
+    if step_of(store.url.rsplit("/", 1)[-1]) is not None:
+        return _of_checkpoint(store)
     content = read_dictionary_config(store)
     try:
-        config = dictionary_config(content["dictionary"])
-        same = architecture(config.architecture).kind != "transcoder"
-        sites = Sites.of_widths(content["site_widths"], reconstructs_its_input=same)
-        dictionary = make_dictionary(config, sites)
+        dictionary = _described(content)
     except (KeyError, TypeError, UserError) as error:
         raise UserError(f"dictionary {store.url}: {CONFIG} does not describe a dictionary ({error})") from error
     try:
@@ -61,6 +56,28 @@ def load_dictionary(url: str, settings: StorageSettings | None = None) -> Dictio
     except (FileNotFoundError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"dictionary {store.url}: {TENSORS} is missing or damaged ({reason})") from error
+    return dictionary.eval().requires_grad_(False)
+
+
+def describe_dictionary(dictionary: Dictionary) -> dict[str, Any]:
+    """What must be known to make a dictionary that tensors are loaded into: plain values."""
+    return {"dictionary": dictionary.config.to_dict(), "site_widths": dictionary.sites.widths()}
+
+
+def _described(content: dict[str, Any]) -> Dictionary:
+    config = dictionary_config(content["dictionary"])
+    same = architecture(config.architecture).kind != "transcoder"
+    return make_dictionary(config, Sites.of_widths(content["site_widths"], reconstructs_its_input=same))
+
+
+def _of_checkpoint(store: Store) -> Dictionary:
+    parent, _, folder = store.url.rpartition("/")
+    try:
+        stored = open_checkpoint(Store(parent, store.settings), folder)
+        dictionary, tensors = _described(stored.manifest.about), stored.read().weights
+    except CorruptDataError as error:
+        raise UserError(f"dictionary {store.url}: the checkpoint is damaged ({error})") from error
+    dictionary.load_tensors(dictionary.tensors_to_save(tensors))
     return dictionary.eval().requires_grad_(False)
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from training.checkpoint_parts import WEIGHTS
 from training.checkpoints import Checkpoint
 from training.dictionaries.base import Dictionary, RawRows, Terms
 from training.optimizer import Rewrite
@@ -36,9 +37,10 @@ class Solver:
         """There are none."""
         return {}
 
-    def full_moments(self) -> dict[str, Tensor]:
-        """There are none."""
-        return {}
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """The buffers."""
+        for name, buffer in self.dictionary.named_buffers():
+            yield WEIGHTS + name, buffer
 
     def rewrite(self, changes: dict[str, Rewrite], *, reset_moments: bool = False) -> None:
         """There is nothing to rewrite."""

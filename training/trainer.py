@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import torch
 import torch.distributed as dist
 
 from storage.errors import UserError
@@ -15,29 +13,27 @@ from storage.manifest import Manifest
 from storage.store import Store
 from storage.stream import BatchStream
 from storage.windows import LocalWindows, StreamSpec, WindowReader, WindowSource
-from training.axes import ONE_PROCESS, Axes, Rows
-from training.checkpoints import Checkpoint, CheckpointWriter, folder_of, newest_checkpoint, read_checkpoint
+from training.checkpoint_parts import Share
+from training.checkpoint_writer import CheckpointWriter
 from training.config import TrainingConfig
-from training.dictionaries import architecture, make_dictionary
-from training.dictionaries.base import Dictionary, RawRows
-from training.engine import Engine
+from training.data_traffic import DataTraffic
 from training.hooks import CheckpointHook, Emit, EvaluateHook, LogHook
-from training.loop import raw_rows, run_hooks, training_steps
-from training.mesh import Mesh, Place, connect
+from training.loop import run_hooks, training_steps
+from training.mesh import Mesh, connect
 from training.metrics import METRICS_VERSION
 from training.metrics_log import MetricsLog
 from training.optimizer import Optimizer
-from training.saved import save_dictionary, to_state_dict
-from training.solver import Solver
+from training.resume import new_attempt, newest_state
+from training.saved import describe_dictionary, save_dictionary, to_state_dict
+from training.start import build_dictionary, make_engine, place_in, sample_rows, training_device
 
-OpenStream = Callable[[StreamSpec], tuple[Manifest, WindowSource]]
+OpenStream = Callable[[StreamSpec], WindowSource]
 """How a stream's windows are reached: this process itself, or the node's server."""
 
 
-def read_locally(spec: StreamSpec) -> tuple[Manifest, WindowSource]:
+def read_locally(spec: StreamSpec) -> WindowSource:
     """Windows read by this process."""
-    reader = WindowReader(spec)
-    return reader.manifest, LocalWindows(reader)
+    return LocalWindows(WindowReader(spec))
 
 
 class TrainingResult(NamedTuple):
@@ -71,25 +67,25 @@ class Trainer:
     def run(self) -> TrainingResult:
         """Train to the end, from the newest valid checkpoint if there is one, and save the dictionary."""
         mesh = connect(place_in(self.config, self.rank), training_device())
-        axes, rows = mesh.axes, mesh.axes.rows
-        stream, held_out = self._stream("train"), self._stream("held_out")
-        dictionary = build_dictionary(self.config, stream.manifest, axes).to(training_device())
-        checkpoint = self._newest_checkpoint()
-        if checkpoint is not None:
-            dictionary.load_state_dict(checkpoint.weights)
+        assert mesh.place.size == self.num_ranks, (mesh.place, self.num_ranks)
+        stream, held_out = self._stream("train", mesh), self._stream("held_out", mesh)
+        dictionary = build_dictionary(self.config, stream.manifest, mesh.axes).to(training_device())
+        share = Share(mesh.place, dictionary.split_names())
+        state = newest_state(self.store.at_path("checkpoints"), share, mesh)
+        if state is not None:
+            dictionary.load_state_dict(state.weights)
         elif dictionary.needs_sample:
             dictionary.prepare(lambda: sample_rows(self.config, stream, training_device()))
         engine = make_engine(dictionary, self.config, mesh)
-        if checkpoint is not None:
-            engine.restore(checkpoint)
-        start = checkpoint.step if checkpoint else 0
-        return self._train(engine, stream, held_out, rows, start)
+        if state is not None:
+            engine.restore(state)
+        return self._train(engine, stream, held_out, share, mesh, state.step if state else 0)
 
     def _train(
-        self, engine: Optimizer, stream: BatchStream, held_out: BatchStream, rows: Rows, start: int
+        self, engine: Optimizer, stream: BatchStream, held_out: BatchStream, share: Share, mesh: Mesh, start: int
     ) -> TrainingResult:
-        config, every = self.config, self.config.every
-        writer = CheckpointWriter(store=self.store.at_path("checkpoints")) if self.rank == 0 else None
+        config, every, rows = self.config, self.config.every, mesh.axes.rows
+        writer = self._checkpoint_writer(engine, mesh)
         metrics_log = MetricsLog(store=self.store) if self.rank == 0 else None
         if metrics_log is not None:
             metrics_log.resume(start)
@@ -99,7 +95,8 @@ class Trainer:
             emit(record)
             self.on_evaluation(record)
 
-        log = LogHook(every=every.log, stream=stream, emit=emit, step=start)
+        traffic = DataTraffic(train=stream, held_out=held_out, rows=rows, device=engine.device)
+        log = LogHook(every=every.log, traffic=traffic, emit=emit, step=start)
         evaluation = EvaluateHook(
             every=every.evaluate,
             engine=engine,
@@ -109,7 +106,9 @@ class Trainer:
             rows=rows,
             emit=emit_evaluation,
         )
-        checkpoint = CheckpointHook(every=every.checkpoint, engine=engine, writer=writer, metrics_log=metrics_log)
+        checkpoint = CheckpointHook(
+            every=every.checkpoint, engine=engine, share=share, writer=writer, metrics_log=metrics_log
+        )
         try:
             for record in training_steps(config, stream, engine, rows, start=start):
                 run_hooks([log, evaluation, checkpoint], record, config.num_steps)
@@ -119,41 +118,39 @@ class Trainer:
             if metrics_log is not None:
                 metrics_log.flush()
         finally:
-            if writer is not None:
-                writer.close()  # of a failed training too: the next attempt resumes from there
+            writer.close()  # of a failed training too: the next attempt resumes from there
         return TrainingResult(metrics, log.train_s, config.num_steps - start, curve)
 
-    def _stream(self, part: str) -> BatchStream:
+    def _checkpoint_writer(self, engine: Optimizer, mesh: Mesh) -> CheckpointWriter:
+        return CheckpointWriter(
+            store=self.store.at_path("checkpoints"),
+            attempt=new_attempt(mesh),
+            about=describe_dictionary(engine.dictionary),
+            rank=self.rank,
+            ranks=mesh.place.size,
+            keep_every=self.config.every.keep,
+        )
+
+    def _stream(self, part: str, mesh: Mesh) -> BatchStream:
         spec = self.config.data.stream_spec(part)  # type: ignore[arg-type]
-        manifest, source = self.open_stream(spec)
-        if manifest.id != self.config.data.dataset_id:
+        source = self.open_stream(spec)
+        found = source.describe().manifest.id
+        if found != self.config.data.dataset_id:
             raise UserError(
-                f"data.url: {self.config.data.url} now holds dataset {manifest.id}, "
+                f"data.url: {self.config.data.url} now holds dataset {found}, "
                 f"the trial was configured for {self.config.data.dataset_id}"
             )
         return BatchStream(
             spec=spec,
-            manifest=manifest,
             source=source,
             batch_rows=self.config.data.batch_rows,
-            rank=self.rank,
-            num_ranks=self.num_ranks,
+            rank=mesh.place.data_index,
+            num_ranks=mesh.place.data,
         )
 
-    def _newest_checkpoint(self) -> Checkpoint | None:
-        """Rank 0 chooses, so that all ranks resume from the same one."""
-        store = self.store.at_path("checkpoints")
-        newest = newest_checkpoint(store) if self.rank == 0 else None
-        if self.num_ranks == 1:
-            return newest
-        choice = [newest.step if newest else None]
-        dist.broadcast_object_list(choice)
-        if choice[0] is None or self.rank == 0:
-            return newest
-        return read_checkpoint(store, folder_of(choice[0]))
-
     def _save(self, engine: Optimizer, manifest: Manifest, metrics: dict[str, float]) -> None:
-        tensors = to_state_dict(engine.full_parameters(), engine.dictionary)
+        wholes = engine.dictionary.wholes(to_state_dict(engine.full_parameters(), engine.dictionary))
+        tensors = {name: whole for name, whole in wholes if self.rank == 0}  # the others only help to gather
         if self.rank != 0:
             return
         data = self.config.data
@@ -168,48 +165,3 @@ class Trainer:
             "held_out": {"metrics_version": METRICS_VERSION, **metrics},
         }
         save_dictionary(self.store.at_path("dictionary"), engine.dictionary, tensors, about)
-
-
-def build_dictionary(config: TrainingConfig, manifest: Manifest, axes: Axes = ONE_PROCESS) -> Dictionary:
-    """The untrained dictionary."""
-    return make_dictionary(config.dictionary, config.data.sites_in(manifest), seed=config.seed, axes=axes)
-
-
-def place_in(config: TrainingConfig, rank: int) -> Place:
-    """Where a rank stands in a trial's mesh. Dictionaries that learn by statistics split the rows alone."""
-    mesh = config.mesh
-    if architecture(config.dictionary.architecture).learns_by == "statistics":
-        return Place(rank=rank, data=mesh.data * mesh.feature, feature=1)
-    return Place(rank=rank, data=mesh.data, feature=mesh.feature)
-
-
-def training_device() -> torch.device:
-    """Where this rank computes: collectives of NCCL need their tensors there, from the first starting value on."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def sample_rows(config: TrainingConfig, stream: BatchStream, device: torch.device) -> Iterator[RawRows]:
-    """This rank's part of the first training rows, from which starting values are computed."""
-    wanted = -(-config.dictionary.sample_rows // config.data.batch_rows)
-    for step in range(min(wanted, stream.steps_per_epoch)):
-        yield raw_rows(stream.batch(step), config.data, device)
-
-
-def make_engine(dictionary: Dictionary, config: TrainingConfig, mesh: Mesh) -> Optimizer:
-    """What changes the dictionary as it asks for."""
-    if dictionary.learns_by == "statistics":
-        return Solver(dictionary)
-    return Engine(dictionary, config.optimizer, zero_stage=config.mesh.stage, mesh=mesh)
-
-
-def ensure_process_group() -> None:
-    """A group of one where nobody made one: DeepSpeed wants one always."""
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed refuses to start without it
-    if not dist.is_initialized():
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(
-            backend,
-            store=dist.HashStore(),  # type: ignore[attr-defined]
-            rank=0,
-            world_size=1,
-        )

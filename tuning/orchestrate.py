@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ import pandas as pd
 import ray
 from ray import tune
 
+from storage.chunk_cache import CacheSettings
 from storage.errors import UserError
 from storage.manifest import MANIFEST, Manifest, load_manifest
-from storage.server import start_server
 from storage.store import Store
 from storage.stream import local_stream
+from storage.stream_memory import StreamShape
 from tuning.follow import Follower, FollowThread
 from tuning.report import build_results
 from tuning.row_counts import RowCounts
@@ -27,9 +28,7 @@ from tuning.sweep_folder import FAILED, FINISHED, SweepFolder
 from tuning.trial import TrialRun, new_record, run_trial
 from tuning.trial_queue import Node, TrialQueue, refuse_what_never_fits
 from tuning.trials import Trial, expand
-
-STREAM_CACHE_SHARE = 0.3
-"""Share of a node's object store that its window server may hold."""
+from tuning.window_servers import shape_of, window_servers
 
 DRIVER_BYTES = 256 * 2**20
 """Memory of the process that waits for a trial's workers."""
@@ -47,6 +46,8 @@ class SweepPlan:
     trials: list[Trial]
     unfinished: list[Trial]
     """Those that no earlier run of this sweep finished."""
+    shapes: list[StreamShape]
+    """What decides the memory of the streams of each unfinished trial."""
 
 
 def plan_sweep(sweep: SweepFile, text: str) -> SweepPlan:
@@ -65,7 +66,15 @@ def plan_sweep(sweep: SweepFile, text: str) -> SweepPlan:
         raise UserError(f"output: {folder.store.url} holds a dataset; choose another folder for the sweep")
     folder.store.check_writable("output")
     unfinished = [trial for trial in trials if not folder.is_finished(trial.id)]
-    return SweepPlan(sweep=sweep, text=text, manifest=manifest, folder=folder, trials=trials, unfinished=unfinished)
+    return SweepPlan(
+        sweep=sweep,
+        text=text,
+        manifest=manifest,
+        folder=folder,
+        trials=trials,
+        unfinished=unfinished,
+        shapes=[shape_of(trial, manifest, counts) for trial in unfinished],
+    )
 
 
 def _check_nonnegative(trials: list[Trial]) -> None:
@@ -88,18 +97,23 @@ def run_sweep(plan: SweepPlan, followers: Sequence[Follower]) -> pd.DataFrame:
     refuse_what_never_fits(plan.unfinished, list(nodes.values()))
     plan.folder.store.write("sweep.yaml", plan.text.encode())
     if plan.unfinished:
-        with window_servers(list(nodes)) as servers, FollowThread(folder=plan.folder, followers=followers) as follow:
-            _tune(_runs(plan, servers), list(nodes.values()), follow)
+        cache = plan.sweep.cache.settings if plan.sweep.cache is not None else None
+        with (
+            window_servers(plan.unfinished, plan.shapes, nodes, cache) as servers,
+            FollowThread(folder=plan.folder, followers=followers) as follow,
+        ):
+            _tune(_runs(plan, servers, cache), list(nodes.values()), follow)
             _close_unfinished(plan)
     return build_results(plan.folder, [trial.id for trial in plan.trials])
 
 
-def _runs(plan: SweepPlan, servers: dict[str, Any]) -> list[TrialRun]:
+def _runs(plan: SweepPlan, servers: dict[str, Any], cache: CacheSettings | None) -> list[TrialRun]:
     return [
         TrialRun(
             trial=trial,
             folder=plan.folder,
             servers=servers,
+            cache=cache,
             retries=plan.sweep.retries,
             ray_storage_path=_ray_storage_path(plan.folder.store),
         )
@@ -139,19 +153,6 @@ def cluster_nodes() -> dict[str, Node]:
         for node in ray.nodes()
         if node["Alive"]
     }
-
-
-@contextmanager
-def window_servers(node_ids: list[str]) -> Iterator[dict[str, Any]]:
-    """A window server on each node, by node id, for as long as the sweep runs."""
-    store_bytes = ray.cluster_resources().get("object_store_memory", 0.0) / max(1, len(node_ids))
-    cache_bytes = int(store_bytes * STREAM_CACHE_SHARE)
-    servers = {node_id: start_server(node_id, cache_bytes=cache_bytes) for node_id in node_ids}
-    try:
-        yield servers
-    finally:
-        for server in servers.values():
-            ray.kill(server)
 
 
 def _ray_storage_path(store: Store) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from storage.chunk_cache import CacheSettings
 from storage.config_file import FileModel, StorageBlock, nearest
 from training.dictionaries import ARCHITECTURES, architecture
 from training.dictionaries.base import Kind
@@ -90,6 +91,9 @@ class EveryBlock(FileModel):
     evaluate: int = Field(default=1000, gt=0)
     checkpoint: int = Field(default=1000, gt=0)
     eval_rows: int = Field(default=65_536, gt=0)
+    """Held-out rows of an evaluation at most."""
+    keep: int = Field(default=0, ge=0)
+    """Keep the checkpoints of steps that are multiples of this for good; 0 keeps none once a trial is done."""
 
 
 class ResourcesBlock(FileModel):
@@ -114,6 +118,19 @@ class Rule(FileModel):
         return all(
             point.get(axis) in (wanted if isinstance(wanted, list) else [wanted]) for axis, wanted in self.when.items()
         )
+
+
+class CacheBlock(FileModel):
+    """Chunks of the dataset kept on a local disk of each node, for this sweep and later ones. Off by default."""
+
+    dir: str
+    """Folder on a disk of the node itself; one for all sweeps, whichever datasets they read."""
+    bytes: int = Field(gt=0)
+    """Bytes that the chunks in it may take together; those used longest ago make room."""
+
+    @property
+    def settings(self) -> CacheSettings:
+        return CacheSettings(**self.model_dump())
 
 
 class WandbBlock(FileModel):
@@ -142,6 +159,7 @@ class SweepFile(FileModel):
     retries: int = Field(default=3, ge=0)
     """How often a trial whose worker died is continued from its newest checkpoint."""
     storage: StorageBlock = StorageBlock()
+    cache: CacheBlock | None = None
     wandb: WandbBlock = WandbBlock()
 
     @field_validator("axes", mode="before")

@@ -16,13 +16,15 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from storage.chunk_cache import CacheSettings
 from storage.errors import UserError
-from storage.manifest import Manifest
 from storage.server import ServedWindows
 from storage.store import Store
-from storage.windows import StreamSpec, WindowSource
+from storage.windows import LocalWindows, WindowReader, local_chunks
+from training.checkpoint_writer import delete_temporary
 from training.loop import TrainingFailedError
-from training.trainer import OpenStream, Trainer, TrainingResult, ensure_process_group, read_locally
+from training.start import ensure_process_group
+from training.trainer import OpenStream, Trainer, TrainingResult
 from tuning.sweep_folder import DONE, FAILED, RUNNING, TARGET_MISSED, SweepFolder, TrialRecord
 from tuning.trials import Trial
 
@@ -41,6 +43,8 @@ class TrialRun:
     folder: SweepFolder
     servers: dict[str, ActorHandle] = field(default_factory=dict)
     """Window server of each node, by node id."""
+    cache: CacheSettings | None = None
+    """Chunks on the disk of each node."""
     retries: int = 3
     ray_storage_path: str | None = None
     """Where Ray keeps files of its own; a cache."""
@@ -65,7 +69,8 @@ def run_trial(config: dict[str, Any]) -> None:
         timing = {"total_s": time.time() - began}
         run.folder.write_trial(replace(record, status=FAILED, reason=reason_of(error), timing=timing))
         return
-    run.store.delete("checkpoints")  # they served to resume; the dictionary has the weights
+    # They served to resume; the dictionary has the weights.
+    delete_temporary(run.store.at_path("checkpoints"), run.trial.config.every.keep)
 
 
 def torch_trainer(run: TrialRun, began: float, *, callbacks: Sequence[Any] = ()) -> TorchTrainer:
@@ -118,7 +123,7 @@ def train_worker(config: dict[str, Any]) -> None:
         config=run.trial.config,
         store=run.store,
         trial=run.trial.id,
-        open_stream=_nearest_stream(run.servers),
+        open_stream=_nearest_stream(run, f"{run.trial.id}/{context.get_world_rank()}"),
         on_evaluation=BoundedReports(run.trial.config.num_steps),
         rank=context.get_world_rank(),
         num_ranks=context.get_world_size(),
@@ -133,17 +138,13 @@ def train_worker(config: dict[str, Any]) -> None:
         run.folder.write_trial(record)
 
 
-def _nearest_stream(servers: dict[str, ActorHandle]) -> OpenStream:
+def _nearest_stream(run: TrialRun, consumer: str) -> OpenStream:
     """Windows from this node's server; from the store itself on a node without one."""
-    server = servers.get(ray.get_runtime_context().get_node_id())
-    if server is None:
-        return read_locally
-
-    def open_stream(spec: StreamSpec) -> tuple[Manifest, WindowSource]:
-        source = ServedWindows(spec, server)
-        return source.describe()[0], source
-
-    return open_stream
+    server = run.servers.get(ray.get_runtime_context().get_node_id())
+    if server is not None:
+        return lambda spec: ServedWindows(spec, server, consumer)
+    chunks = local_chunks(run.cache)
+    return lambda spec: LocalWindows(WindowReader(spec, chunks))
 
 
 def new_record(trial: Trial, *, status: str) -> TrialRecord:

@@ -7,6 +7,8 @@ import torch
 from cached_activations import write_cache
 from synthetic import write_rows
 
+from cluster.data_commands import share_above
+
 SHARD = "shards/000000.safetensors"
 
 
@@ -62,6 +64,30 @@ def test_inspect_shows_what_a_dataset_holds(lexray, tmp_path):
     assert (code, err) == (0, "")
     assert "40 rows in 1 shards" in out
     assert "text: planted" in out
+
+
+def test_inspect_shows_the_norms_and_how_many_rows_training_leaves_out_for_theirs(lexray, tmp_path):
+    rows = torch.zeros(400, 3)
+    rows[:, 0] = torch.arange(400) % 4 + 1.0
+    rows[7, 0] = 1000.0
+    write_rows(tmp_path, 400, vectors={"early": rows, "late": rows.clamp(max=4)}, dtype="float32")
+    code, out, _ = lexray("data", "inspect", tmp_path)
+    _, _, heading, early, late = out.splitlines()[:5]
+    assert code == 0
+    assert " ".join(heading.split()).endswith("norm 1 % median 99 % max above 10 medians source")
+    assert early.split()[5:] == ["1", "2", "4", "1000", "0.1%", "to", "1.0%", "of", "rows"]
+    assert late.split()[5:] == ["1", "2", "4", "4", "no", "row"]
+    sites = json.loads(lexray("data", "inspect", tmp_path, "--json")[1])["sites"]
+    assert sites["early"]["norm_quantiles"]["1"] == 1000.0
+
+
+def test_the_share_of_rows_above_a_norm_lies_within_the_bounds_told(tmp_path):
+    rows = torch.randn(5000, 1, generator=torch.Generator().manual_seed(0)).exp()
+    quantiles = write_rows(tmp_path, 5000, vectors={"x": rows}, dtype="float32").manifest.sites["x"].norm_quantiles
+    for norm in (0.0, 0.5, 1.0, 5.0, 9.0, 20.0, 1e6):
+        low, high = share_above(quantiles, norm)
+        assert low <= float((rows > norm).float().mean()) <= high
+        assert high - low < 0.26
 
 
 # import

@@ -10,20 +10,45 @@ from hypothesis import strategies as st
 
 from storage.errors import CorruptDataError
 from storage.store import Store
+from training.checkpoint_parts import WHOLE, Share
+from training.checkpoint_writer import FAILURES_IN_A_ROW, CheckpointWriter, delete_temporary
 from training.checkpoints import (
-    FAILURES_IN_A_ROW,
     MANIFEST,
-    OPTIMIZER,
-    WEIGHTS,
     Checkpoint,
-    CheckpointWriter,
-    folder_of,
+    checkpoint_folders,
     newest_checkpoint,
-    read_checkpoint,
-    write_checkpoint,
+    open_checkpoint,
+    write_manifest,
+    write_part,
 )
+from training.checkpoints import folder_of as folder_of_attempt
+from training.mesh import Place
 
-FILES = (MANIFEST, WEIGHTS, OPTIMIZER)
+PART, PART_FACTS = "part-00000.safetensors", "part-00000.json"
+FILES = (MANIFEST, PART)
+ATTEMPT = "a1"
+
+
+def folder_of(step: int) -> str:
+    return folder_of_attempt(step, ATTEMPT)
+
+
+def write_checkpoint(store: Store, checkpoint: Checkpoint) -> None:
+    """As one rank does."""
+    part = write_part(store, folder_of(checkpoint.step), 0, dict(WHOLE.to_write(checkpoint.state())))
+    write_manifest(store, folder_of(checkpoint.step), checkpoint.step, [part], {"what": "a test"})
+
+
+def read_checkpoint(store: Store, folder: str) -> Checkpoint:
+    return open_checkpoint(store, folder).read()
+
+
+def writer_to(store: Store, **changes) -> CheckpointWriter:
+    return CheckpointWriter(store=store, attempt=ATTEMPT, about={}, **changes)
+
+
+def save(writer: CheckpointWriter, checkpoint: Checkpoint) -> None:
+    writer.save(checkpoint.step, dict(WHOLE.to_write(checkpoint.state())))
 
 
 def checkpoint(step: int) -> Checkpoint:
@@ -91,6 +116,13 @@ def flip(store: Store, file: str) -> None:
     store.write(file, bytes(data))
 
 
+def damage_tensor(store: Store, file: str) -> None:
+    """Flip a bit where the first tensor lies."""
+    data = bytearray(store.read(file))
+    data[8 + int.from_bytes(data[:8], "little")] ^= 1
+    store.write(file, bytes(data))
+
+
 def remove(store: Store, file: str) -> None:
     store.delete(file)
 
@@ -102,8 +134,13 @@ def take_from_another_step(store: Store, file: str) -> None:
     store.write(f"{folder}/{name}", other.read(f"{folder_of(77)}/{name}"))
 
 
-@pytest.mark.parametrize("damage", [truncate, empty, extend, flip, remove, take_from_another_step])
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        *((MANIFEST, damage) for damage in (truncate, empty, extend, flip, remove, take_from_another_step)),
+        *((PART, damage) for damage in (truncate, empty, damage_tensor, remove, take_from_another_step)),
+    ],
+)
 def test_a_damaged_newest_one_is_named_in_the_log_and_the_one_before_found(store, caplog, file, damage):
     for step in (20, 40):
         write_checkpoint(store, checkpoint(step))
@@ -112,7 +149,7 @@ def test_a_damaged_newest_one_is_named_in_the_log_and_the_one_before_found(store
         assert_same(newest_checkpoint(store), checkpoint(20))
     assert len(caplog.messages) == 1
     assert folder_of(40) in caplog.messages[0]
-    assert file.removesuffix(".json") in caplog.messages[0]  # a wrong checksum: the part does not match the manifest
+    assert file in caplog.messages[0]
 
 
 @given(file=st.sampled_from(FILES), data=st.data())
@@ -128,7 +165,7 @@ def test_no_flipped_byte_anywhere_is_taken_for_a_checkpoint(tmp_path_factory, fi
         found = read_checkpoint(store, folder_of(20))
     except CorruptDataError:
         return
-    assert file == MANIFEST  # white space for white space is the same manifest
+    # White space for white space is the same manifest, and of a part only the tensors are read, not its own header.
     assert_same(found, checkpoint(20))
 
 
@@ -143,7 +180,7 @@ def test_a_manifest_that_is_something_else_is_refused_by_name(store, manifest):
 def test_when_all_are_damaged_there_is_none_and_each_is_named(store, caplog):
     for step in (20, 40, 60):
         write_checkpoint(store, checkpoint(step))
-        flip(store, f"{folder_of(step)}/{WEIGHTS}")
+        damage_tensor(store, f"{folder_of(step)}/{PART}")
     with caplog.at_level(logging.WARNING, "lexray"):
         assert newest_checkpoint(store) is None
     assert [folder_of(step) in message for step, message in zip((60, 40, 20), caplog.messages, strict=True)]
@@ -169,7 +206,7 @@ class FailingStore(Store):
         super().write(path, data)
 
 
-@pytest.mark.parametrize("file", [WEIGHTS, OPTIMIZER, MANIFEST])
+@pytest.mark.parametrize("file", [PART, PART_FACTS, MANIFEST])
 def test_a_save_interrupted_at_any_file_does_not_exist(store, file):
     write_checkpoint(store, checkpoint(20))
     failing = FailingStore.below(store)
@@ -179,7 +216,7 @@ def test_a_save_interrupted_at_any_file_does_not_exist(store, file):
     assert_same(newest_checkpoint(store), checkpoint(20))
 
 
-@pytest.mark.parametrize("file", [OPTIMIZER, MANIFEST])
+@pytest.mark.parametrize("file", [PART_FACTS, MANIFEST])
 def test_a_save_begun_again_replaces_what_the_interrupted_one_left(store, file):
     failing = FailingStore.below(store)
     failing.fails.add(file)
@@ -190,9 +227,9 @@ def test_a_save_begun_again_replaces_what_the_interrupted_one_left(store, file):
 
 
 def test_the_writer_keeps_the_newest_ones(store):
-    writer = CheckpointWriter(store=store, keep=3)
+    writer = writer_to(store, keep=3)
     for step in range(10, 80, 10):
-        writer.save(checkpoint(step))
+        save(writer, checkpoint(step))
     writer.close()
     assert store.list_folders() == [folder_of(step) for step in (50, 60, 70)]
     for step in (50, 60, 70):
@@ -204,9 +241,9 @@ def test_damaged_ones_of_later_steps_do_not_crowd_out_new_ones(store):
     for step in (10, 20, 30):
         write_checkpoint(store, checkpoint(step))
     for step in (20, 30):
-        flip(store, f"{folder_of(step)}/{WEIGHTS}")
-    writer = CheckpointWriter(store=store, keep=2)
-    writer.save(checkpoint(15))
+        damage_tensor(store, f"{folder_of(step)}/{PART}")
+    writer = writer_to(store, keep=2)
+    save(writer, checkpoint(15))
     writer.close()
     assert store.list_folders() == [folder_of(10), folder_of(15)]
 
@@ -229,8 +266,8 @@ class SlowStore(Store):
 
 def test_saves_happen_behind_the_caller_and_close_awaits_the_last(store):
     slow = SlowStore.below(store)
-    writer = CheckpointWriter(store=slow)
-    writer.save(checkpoint(20))
+    writer = writer_to(slow)
+    save(writer, checkpoint(20))
     assert newest_checkpoint(store) is None
     closing = threading.Thread(target=writer.close)
     closing.start()
@@ -243,9 +280,9 @@ def test_saves_happen_behind_the_caller_and_close_awaits_the_last(store):
 
 def test_at_most_one_save_is_under_way(store):
     slow = SlowStore.below(store)
-    writer = CheckpointWriter(store=slow)
-    writer.save(checkpoint(20))
-    second = threading.Thread(target=writer.save, args=(checkpoint(40),))
+    writer = writer_to(slow)
+    save(writer, checkpoint(20))
+    second = threading.Thread(target=save, args=(writer, checkpoint(40)))
     second.start()
     second.join(0.05)
     assert second.is_alive()
@@ -259,12 +296,12 @@ def test_at_most_one_save_is_under_way(store):
 def test_failed_saves_are_warnings_and_the_third_in_a_row_is_raised(store, caplog):
     failing = FailingStore.below(store)
     failing.fails.add("step-")
-    writer = CheckpointWriter(store=failing)
+    writer = writer_to(failing)
     with caplog.at_level(logging.WARNING, "lexray"):
         for step in range(1, FAILURES_IN_A_ROW + 1):
-            writer.save(checkpoint(step))
+            save(writer, checkpoint(step))
         with pytest.raises(OSError, match="no space left"):
-            writer.save(checkpoint(99))
+            save(writer, checkpoint(99))
     assert len(caplog.messages) == FAILURES_IN_A_ROW == 3
     assert all("no space left" in message for message in caplog.messages)
 
@@ -272,18 +309,116 @@ def test_failed_saves_are_warnings_and_the_third_in_a_row_is_raised(store, caplo
 def test_the_third_failure_in_a_row_is_raised_by_close_too(store):
     failing = FailingStore.below(store)
     failing.fails.add("step-")
-    writer = CheckpointWriter(store=failing)
+    writer = writer_to(failing)
     for step in range(FAILURES_IN_A_ROW):
-        writer.save(checkpoint(step))
+        save(writer, checkpoint(step))
     with pytest.raises(OSError, match="no space left"):
         writer.close()
 
 
 def test_a_save_that_succeeds_ends_the_row_of_failures(store):
     failing = FailingStore.below(store)
-    writer = CheckpointWriter(store=failing)
+    writer = writer_to(failing)
     for step in range(1, 13):  # two of three fail
         failing.fails.add(folder_of(step)) if step % 3 else None
-        writer.save(checkpoint(step))
+        save(writer, checkpoint(step))
     writer.close()
     assert store.list_folders() == [folder_of(9), folder_of(12)]
+
+
+# Parts ------------------------------------------------------------------------------------------------------------
+
+SPLIT = frozenset({"W_enc", "rows_since_fired_F"})
+
+
+def state_of(place: Place, whole: Checkpoint) -> Checkpoint:
+    """What a rank holds of a whole state."""
+    share = Share(place, SPLIT)
+    weights, moments = {}, {}
+    for key, tensor in whole.state():
+        rows = share.to_read(key, len(tensor) if tensor.ndim else 1)
+        kind, name = key.split("/", 1)
+        {"weights": weights, "moments": moments}[kind][name] = tensor[rows.start : rows.stop] if tensor.ndim else tensor
+    return Checkpoint(whole.step, weights, moments)
+
+
+def big(step: int) -> Checkpoint:
+    made = checkpoint(step)
+    generator = torch.Generator().manual_seed(step + 1)
+    made.weights["W_enc"] = torch.randn(12, 3, generator=generator)
+    made.weights["rows_since_fired_F"] = torch.arange(12)
+    return made._replace(
+        moments={f"{m}.W_enc": torch.randn(12, 3, generator=generator) for m in ("exp_avg", "exp_avg_sq")}
+    )
+
+
+def save_on(store: Store, data: int, feature: int, whole: Checkpoint, absent: tuple[int, ...] = (), **changes) -> None:
+    """Every rank of a mesh saves its part, the last one first, all at once."""
+    writers = {}
+    for rank in range(data * feature):
+        place = Place(rank=rank, data=data, feature=feature)
+        if rank not in absent:
+            writers[rank] = writer_to(store, rank=rank, ranks=place.size, **changes)
+            mine = state_of(place, whole).state()
+            writers[rank].save(whole.step, dict(Share(place, SPLIT).to_write(mine)))
+    for rank in sorted(writers, reverse=True):
+        writers[rank].close()
+
+
+MESHES = [(1, 1), (2, 1), (5, 1), (1, 2), (1, 4), (2, 2), (3, 2), (2, 3), (7, 1)]
+
+
+@pytest.mark.parametrize(("data", "feature"), MESHES)
+def test_the_ranks_of_a_mesh_write_each_row_once(data, feature):
+    seen: dict[str, list[int]] = {}
+    whole = big(20)
+    for rank in range(data * feature):
+        place = Place(rank=rank, data=data, feature=feature)
+        for key, part in Share(place, SPLIT).to_write(state_of(place, whole).state()):
+            count = len(part.tensor) if part.tensor.ndim else 1
+            seen.setdefault(key, []).extend(range(part.start, part.start + count))
+    assert {key: sorted(rows) for key, rows in seen.items()} == {
+        key: list(range(len(tensor) if tensor.ndim else 1)) for key, tensor in whole.state()
+    }
+
+
+@pytest.mark.parametrize("read_on", MESHES)
+@pytest.mark.parametrize("written_on", MESHES)
+def test_what_one_mesh_writes_any_other_reads(store, written_on, read_on):
+    whole = big(20)
+    save_on(store, *written_on, whole)
+    for rank in range(read_on[0] * read_on[1]):
+        place = Place(rank=rank, data=read_on[0], feature=read_on[1])
+        assert_same(newest_checkpoint(store, Share(place, SPLIT)), state_of(place, whole))
+    assert_same(newest_checkpoint(store), whole)
+
+
+@pytest.mark.parametrize("absent", [(0,), (1,), (3,), (1, 2)])
+def test_without_the_part_of_one_rank_there_is_no_checkpoint_and_it_is_named(store, caplog, absent):
+    save_on(store, 2, 2, big(20))
+    with caplog.at_level(logging.WARNING, "lexray"):
+        save_on(store, 2, 2, big(40), absent, timeout_s=0.05)
+    assert_same(newest_checkpoint(store), big(20))
+    if absent != (0,):
+        assert f"rank {absent[0]} of 4 wrote no part within 0.05 s" in caplog.text
+
+
+def test_parts_of_two_attempts_never_mix(store):
+    """Rank 1 of the first attempt died before it wrote; the second one saves the same step on another mesh."""
+    save_on(store, 2, 1, big(40), absent=(1,), timeout_s=0.01)
+    writer = CheckpointWriter(store=store, attempt="b2", about={})
+    save(writer, big(40))
+    writer.close()
+    assert_same(newest_checkpoint(store), big(40))
+
+
+def test_checkpoints_of_chosen_steps_are_kept_for_good(store):
+    writer = writer_to(store, keep=2, keep_every=30)
+    for step in range(10, 100, 10):
+        save(writer, checkpoint(step))
+    writer.close()
+    assert checkpoint_folders(store) == [folder_of(step) for step in (30, 60, 80, 90)]
+    delete_temporary(store, 30)
+    assert checkpoint_folders(store) == [folder_of(step) for step in (30, 60, 90)]
+    delete_temporary(store, 0)
+    assert checkpoint_folders(store) == []

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from training_synthetic import BATCH_ROWS, STEPS, Dataset, small_config, small_dataset
+from training_synthetic import BATCH_ROWS, STEPS, Dataset, moments_of, small_config, small_dataset
 
 from storage.stream import BatchStream, local_stream
 from training.axes import ALL_ROWS
+from training.batches import raw_rows
 from training.checkpoints import Checkpoint
 from training.config import MeshConfig, OptimizerConfig, TrainingConfig
 from training.dictionaries import ARCHITECTURES
 from training.dictionaries.base import Dictionary
 from training.engine import Engine
-from training.loop import global_sums, raw_rows, training_steps
+from training.loop import global_sums, training_steps
 from training.saved import to_state_dict
-from training.trainer import build_dictionary, sample_rows
+from training.start import build_dictionary, sample_rows
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
@@ -127,12 +128,12 @@ def test_an_engine_gives_back_the_state_that_it_was_given(dataset, stage):
     steps = training_steps(config, stream, engine, ALL_ROWS, start=0)
     for _ in range(7):
         next(steps)
-    given = Checkpoint(7, to_state_dict(engine.full_parameters(), dictionary), engine.full_moments())
+    given = Checkpoint(7, to_state_dict(engine.full_parameters(), dictionary), moments_of(engine))
     other = build_dictionary(config, stream.manifest)
     other.load_state_dict(given.weights)
     restored = Engine(other, config.optimizer, zero_stage=stage)
     restored.restore(given)
-    found = to_state_dict(restored.full_parameters(), other), restored.full_moments()
+    found = to_state_dict(restored.full_parameters(), other), moments_of(restored)
     for mine, theirs in zip(found, (given.weights, given.moments), strict=True):
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[key], theirs[key]) for key in mine)
@@ -151,7 +152,7 @@ def test_an_engine_sets_aside_memory_for_its_own_gradients_alone(dataset):
 def test_an_untrained_engine_has_moments_of_zero(dataset):
     config = small_config(dataset, "topk")
     _, engine = fresh(config, stream_of(config))
-    assert not any(moment.any() for moment in engine.full_moments().values())
+    assert not any(moment.any() for moment in moments_of(engine).values())
 
 
 # Rewriting from outside -------------------------------------------------------------------------------------------
@@ -170,7 +171,7 @@ def trained_for(config: TrainingConfig, steps: int) -> tuple[Dictionary, Engine,
 def test_a_rewritten_parameter_is_what_masters_and_the_next_forward_pass_have(dataset, stage):
     config = small_config(dataset, "topk", mesh=MeshConfig(zero_stage=stage))
     dictionary, engine, stream = trained_for(config, 3)
-    before, moments = engine.full_parameters(), engine.full_moments()
+    before, moments = engine.full_parameters(), moments_of(engine)
     wanted = before["W_dec"].clone()
     wanted[5:9] = torch.arange(12.0)
     engine.rewrite({"W_dec": lambda whole: wanted.to(whole), "b_dec": lambda whole: whole + 1}, reset_moments=True)
@@ -178,7 +179,7 @@ def test_a_rewritten_parameter_is_what_masters_and_the_next_forward_pass_have(da
     assert torch.equal(after["W_dec"], wanted)
     assert torch.equal(after["b_dec"], before["b_dec"] + 1)
     assert torch.equal(after["W_enc"], before["W_enc"])
-    found = engine.full_moments()
+    found = moments_of(engine)
     for moment in ("exp_avg", "exp_avg_sq"):
         assert not found[f"{moment}.W_dec"][5:9].any()
         assert not found[f"{moment}.b_dec"].any()
@@ -195,9 +196,9 @@ def test_a_rewritten_parameter_is_what_masters_and_the_next_forward_pass_have(da
 def test_rewriting_with_the_same_values_changes_nothing(dataset, stage):
     config = small_config(dataset, "topk", mesh=MeshConfig(zero_stage=stage))
     _, engine, _ = trained_for(config, 3)
-    before = {**engine.full_parameters(), **engine.full_moments()}
+    before = {**engine.full_parameters(), **moments_of(engine)}
     engine.rewrite({"W_enc": lambda whole: whole.clone()}, reset_moments=True)
-    after = {**engine.full_parameters(), **engine.full_moments()}
+    after = {**engine.full_parameters(), **moments_of(engine)}
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 

@@ -9,7 +9,8 @@ from storage.store import Store
 from training.config import EveryConfig, OptimizerConfig, TrainingConfig
 from training.dictionaries.base import Dictionary
 from training.saved import load_dictionary
-from training.trainer import Trainer, build_dictionary
+from training.start import build_dictionary
+from training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("process_group")
 

@@ -6,17 +6,19 @@ import pytest
 import torch
 from torch import Tensor
 from training_cases import Case, cut, find_case, named, random_dictionary, random_rows
-from training_synthetic import BATCH_ROWS, Dataset, on_two_ranks, small_config, small_dataset
+from training_synthetic import BATCH_ROWS, Dataset, moments_of, on_two_ranks, small_config, small_dataset
 
 from storage.stream import local_stream
 from training.axes import ALL_ROWS
+from training.batches import raw_rows
 from training.config import MeshConfig
 from training.dictionaries import ARCHITECTURES
 from training.dictionaries.base import RawRows
 from training.dictionaries.learned import LearnedDictionary
-from training.loop import raw_rows, training_steps
+from training.loop import training_steps
+from training.mesh import ONE_RANK
 from training.resample import ENCODER_LENGTH, is_due, resample_dead, restarts, worst_rows
-from training.trainer import build_dictionary, make_engine, sample_rows
+from training.start import build_dictionary, make_engine, sample_rows
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
@@ -38,7 +40,7 @@ def trained(dataset: Dataset, name: str, stage: int):
     dictionary = build_dictionary(config, stream.manifest)
     if dictionary.needs_sample:
         dictionary.prepare(lambda: sample_rows(config, stream, torch.device("cpu")))
-    engine = make_engine(dictionary, config, 1)
+    engine = make_engine(dictionary, config, ONE_RANK)
     steps = training_steps(config, stream, engine, ALL_ROWS, start=0)
     for _ in range(4):
         next(steps)
@@ -53,9 +55,9 @@ CASES = [(name, 0) for name in RESAMPLED] + [(name, stage) for name in ("topk", 
 @pytest.mark.parametrize(("name", "stage"), CASES)
 def test_dead_latents_change_and_nothing_else_does_and_adam_forgets_them(dataset, name, stage):
     engine, raw = trained(dataset, name, stage)
-    before, moments = engine.full_parameters(), engine.full_moments()
+    before, moments = engine.full_parameters(), moments_of(engine)
     count = resample_dead(engine, raw, BATCH_ROWS, ALL_ROWS)
-    after, moments_after = engine.full_parameters(), engine.full_moments()
+    after, moments_after = engine.full_parameters(), moments_of(engine)
     assert count == len(DEAD)
     assert not engine.dictionary.rows_since_fired_F.any()
     alive = [i for i in range(len(engine.dictionary.rows_since_fired_F)) if i not in DEAD]

@@ -111,7 +111,7 @@ def test_slices_start_as_the_whole_does(case: Case, size: int) -> None:
         made = (untrained(case, 1, axes) if axes else untrained(case, 1)).double()
         batches = [random_rows(made.sites, number, 64) for number in (5, 6)]
         made.prepare(lambda: batches)
-        return made.whole_of(made.state_dict())
+        return dict(made.wholes(made.state_dict()))
 
     whole = prepared(None)
     for state in on_ranks(lambda rank, axes: prepared(axes), latent_axes, size):
@@ -131,7 +131,7 @@ def test_slices_restart_the_dead_latents_of_the_whole(case: Case, size: int) -> 
             starts = worst_rows(made, rows, count, made.rows)
             changes = restarts(made, dead_U, starts[first : first + len(dead_U)])
             parameters = dict(made.named_parameters())
-            return made.whole_of({name: put(parameters[name].detach()) for name, put in changes.items()})
+            return dict(made.wholes({name: put(parameters[name].detach()) for name, put in changes.items()}))
 
     whole = random_dictionary(case, 4)
     rows = random_rows(whole.sites, 4)

@@ -15,10 +15,11 @@ from training_synthetic import BATCH_ROWS, STEPS, Dataset, small_config, small_d
 from storage.errors import UserError
 from storage.store import Store
 from storage.stream import BatchStream, local_stream
-from training.checkpoints import Checkpoint, folder_of, newest_checkpoint
+from training.batches import raw_rows
+from training.checkpoints import Checkpoint, checkpoint_folders, newest_checkpoint, step_of
 from training.config import MeshConfig, OptimizerConfig, TrainingConfig
 from training.dictionaries import ARCHITECTURES
-from training.loop import TrainingFailedError, raw_rows
+from training.loop import TrainingFailedError
 from training.metrics import evaluate
 from training.saved import load_dictionary, read_dictionary_config
 from training.trainer import Trainer, TrainingResult
@@ -74,7 +75,7 @@ def outcome(folder: Path) -> Outcome:
     newest = newest_checkpoint(Store.at(f"{folder}/checkpoints"))
     assert newest is not None
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    records = [{k: v for k, v in line.items() if not k.startswith("perf/")} for line in lines]
+    records = [{k: v for k, v in line.items() if not k.startswith(("perf/", "data/"))} for line in lines]
     return Outcome((folder / "dictionary/dictionary.safetensors").read_bytes(), newest, records)
 
 
@@ -166,11 +167,12 @@ def test_the_save_under_way_when_it_is_killed_is_finished(undisturbed, tmp_path)
 def test_with_its_newest_checkpoint_damaged_it_goes_on_from_the_one_before(undisturbed, tmp_path, caplog):
     expected = undisturbed("relu")
     kill(expected.config, tmp_path, step=50)
-    damaged = tmp_path / "checkpoints" / folder_of(40) / "weights.safetensors"
+    (newest,) = (tmp_path / "checkpoints").glob("step-000000040-*")
+    damaged = newest / "part-00000.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-7])
     with caplog.at_level(logging.WARNING, "lexray"):
         assert train(expected.config, tmp_path).steps == STEPS - 20
-    assert any(folder_of(40) in message for message in caplog.messages)
+    assert any(newest.name in message for message in caplog.messages)
     assert_same_outcome(tmp_path, expected.outcome)
 
 
@@ -219,7 +221,7 @@ def test_every_log_and_evaluation_is_in_the_metrics_file_once(undisturbed):
 def test_speed_is_in_the_metrics_file(undisturbed):
     lines = (undisturbed("topk").folder / "metrics.jsonl").read_text().splitlines()
     assert all(json.loads(line)["perf/rows_per_s"] > 0 for line in lines)
-    assert all(0 <= json.loads(line)["perf/data_wait"] <= 1 for line in lines)
+    assert all(0 <= json.loads(line)["data/wait"] <= 1 for line in lines)
 
 
 def test_every_evaluation_is_reported(undisturbed):
@@ -274,7 +276,8 @@ def test_a_training_reports_its_metrics_at_every_budget_that_it_offers(undisturb
 
 
 def test_the_newest_two_checkpoints_are_kept(undisturbed):
-    assert Store.at(f"{undisturbed('topk').folder}/checkpoints").list_folders() == [folder_of(40), folder_of(STEPS)]
+    folders = checkpoint_folders(Store.at(f"{undisturbed('topk').folder}/checkpoints"))
+    assert [step_of(folder) for folder in folders] == [40, STEPS]
 
 
 # Failures ---------------------------------------------------------------------------------------------------------

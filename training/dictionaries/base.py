@@ -6,7 +6,7 @@ transcoders), F latents on this rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -224,10 +224,11 @@ class Dictionary(nn.Module):
         owned, split = self.latents.slice_of(self.config.width), self.split_names()
         return {name: whole[owned] if name in split else whole for name, whole in tensors.items()}
 
-    def whole_of(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Whole tensors by name, of each rank's parts. Every rank calls it with the same names in the same order."""
+    def wholes(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Whole tensors by name, of each rank's parts. Every rank goes through all, with names in the same order."""
         split = self.split_names()
-        return {name: self.latents.gather(part) if name in split else part for name, part in tensors.items()}
+        for name, part in tensors.items():
+            yield name, self.latents.gather(part) if name in split else part
 
     # Shared pieces ---------------------------------------------------------------------------------------------
 

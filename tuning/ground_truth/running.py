@@ -16,7 +16,8 @@ from storage.writer import DatasetWriter
 from training.config import TrainingConfig
 from training.dictionaries.learned import LearnedDictionary
 from training.saved import CONFIG, load_dictionary, read_dictionary_config
-from training.trainer import Trainer, build_dictionary, ensure_process_group, read_locally, sample_rows
+from training.start import build_dictionary, ensure_process_group, sample_rows
+from training.trainer import Trainer, read_locally
 from tuning.ground_truth.worlds import World
 
 SITE = "site"
@@ -81,9 +82,8 @@ def learned(folder: Store, rows_ND: Tensor) -> Learned:
 def initial_atoms(config: TrainingConfig) -> Tensor:
     """The atoms (F, D) that a training starts from."""
     spec = config.data.stream_spec("train")
-    manifest, source = read_locally(spec)
-    stream = BatchStream(spec=spec, manifest=manifest, source=source, batch_rows=config.data.batch_rows)
-    dictionary = build_dictionary(config, manifest)
+    stream = BatchStream(spec=spec, source=read_locally(spec), batch_rows=config.data.batch_rows)
+    dictionary = build_dictionary(config, stream.manifest)
     if dictionary.needs_sample:
         dictionary.prepare(lambda: sample_rows(config, stream, torch.device("cpu")))
     assert isinstance(dictionary, LearnedDictionary)

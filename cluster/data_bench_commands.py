@@ -1,0 +1,245 @@
+"""What `lexray data bench` does. Imports are late: `lexray --help` should not load torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cluster.commands import print_json
+from storage.errors import UserError
+from storage.store import Store, reachable
+
+if TYPE_CHECKING:
+    from storage.bench import CoreSpeed, Feeding, ReadSpeed, StreamSpeed
+    from storage.manifest import Manifest
+    from training.config import DataConfig, TrainingConfig
+    from training.dictionaries.base import DictionaryConfig, RawRows
+
+CORE_SECONDS = 1.0
+"""What one core does with a window is known after this long."""
+MANY_STEPS = 10**6
+"""Of the training whose beginning is measured; its schedules hardly move."""
+SAMPLE_BATCHES = 4
+"""Batches that a dictionary trains on in turn, when its step is measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """What is measured, and for how long."""
+
+    sites: tuple[str, ...]
+    """Sites to read; none given: all, or the one that the dictionary reads."""
+    seconds: float
+    """Of each measurement."""
+    parallel: int
+    """Plain reads under way at once."""
+    batch_rows: int
+    architecture: str | None
+    """None: `topk`, if a width is given."""
+    width: int | None
+    target_l0: float | None
+
+    def dictionary(self) -> DictionaryConfig | None:
+        """The dictionary whose step is measured. Raises UserError when it is only half described."""
+        from training.dictionaries import dictionary_config
+
+        given = {"width": self.width, "target_l0": self.target_l0}
+        given = {name: value for name, value in given.items() if value is not None}
+        if not given and self.architecture is None:
+            return None
+        return dictionary_config({"architecture": self.architecture or "topk", **given})
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchResult:
+    """Everything that was measured."""
+
+    url: str
+    manifest: Manifest
+    sites: tuple[str, ...]
+    batch_rows: int
+    plain: ReadSpeed
+    stream: StreamSpeed
+    core: CoreSpeed
+    dictionary: DictionaryConfig | None
+    feeding: Feeding | None
+
+
+def bench_dataset(url: str, options: BenchOptions, messages: Console, as_json: bool) -> None:
+    """`lexray data bench`: one table and one sentence on stdout."""
+    store = Store.at(url)
+    with reachable("dataset", store.url):
+        result = measure(store, options, messages)
+    if as_json:
+        print_json(result_document(result))
+        return
+    _print_result(result)
+
+
+def measure(store: Store, options: BenchOptions, messages: Console) -> BenchResult:
+    """Reads, stream and step, one after the other. Raises UserError for wrong options before anything is measured."""
+    from storage.bench import Feeding, core_speed, plain_reads, stream_speed
+    from storage.manifest import load_manifest
+    from storage.reader import DatasetReader
+
+    dictionary = options.dictionary()
+    manifest = load_manifest(store)
+    manifest.check_shards(store)
+    sites = sites_to_read(manifest, options.sites, dictionary)
+    data = _data_config(store, manifest, sites, dictionary, options.batch_rows)
+    spec, dataset = data.stream_spec("train"), DatasetReader(store, manifest)
+    with messages.status("reading the stream"):  # first: what is wrong with the options shows at its beginning
+        stream = stream_speed(spec, batch_rows=data.batch_rows, seconds=options.seconds)
+    with messages.status(f"reading chunks, {options.parallel} at once"):
+        plain = plain_reads(dataset, sites, seconds=options.seconds, parallel=options.parallel)
+    with messages.status("checking and permuting in memory"):
+        core = core_speed(spec, seconds=min(CORE_SECONDS, options.seconds))
+    feeding = None
+    if dictionary is not None:
+        with messages.status("training on rows in memory"):
+            step_rows_per_s = training_rows_per_s(data, dictionary, manifest, options.seconds)
+        feeding = Feeding(stream_rows_per_s=stream.rows_per_s, step_rows_per_s=step_rows_per_s)
+    return BenchResult(
+        url=store.url,
+        manifest=manifest,
+        sites=sites,
+        batch_rows=data.batch_rows,
+        plain=plain,
+        stream=stream,
+        core=core,
+        dictionary=dictionary,
+        feeding=feeding,
+    )
+
+
+def sites_to_read(manifest: Manifest, wanted: tuple[str, ...], dictionary: DictionaryConfig | None) -> tuple[str, ...]:
+    """The sites named, or all. Raises UserError when the dictionary reads another number of them."""
+    from training.dictionaries import architecture
+
+    sites = tuple(dict.fromkeys(wanted)) or tuple(manifest.sites)
+    for site in sites:
+        manifest.site(site, field="--site")
+    if dictionary is None:
+        return sites
+    kind = architecture(dictionary.architecture).kind
+    fits, needs = {
+        "sae": (len(sites) == 1, "one site"),
+        "transcoder": (len(sites) == 2, "two sites, the one it reads and the one it reconstructs"),
+        "crosscoder": (len(sites) >= 2, "two sites or more"),
+    }[kind]
+    if not fits:
+        has = f"{len(sites)} given" if wanted else f"the dataset has {len(sites)}"
+        raise UserError(
+            f"--site: {dictionary.architecture} is for {needs}, {has}; choose from {', '.join(manifest.sites)}"
+        )
+    return sites
+
+
+def _data_config(
+    store: Store, manifest: Manifest, sites: tuple[str, ...], dictionary: DictionaryConfig | None, batch_rows: int
+) -> DataConfig:
+    """The rows of a sweep that sets nothing but sites and batch size."""
+    from training.config import DataConfig
+    from training.dictionaries import architecture
+
+    translates = dictionary is not None and architecture(dictionary.architecture).kind == "transcoder"
+    inputs, outputs = (sites[:1], sites[1:]) if translates else (sites, ())
+    return DataConfig(url=store.url, dataset_id=manifest.id, inputs=inputs, outputs=outputs, batch_rows=batch_rows)
+
+
+def training_rows_per_s(data: DataConfig, dictionary: DictionaryConfig, manifest: Manifest, seconds: float) -> float:
+    """Rows that one worker trains in a second when they are in memory: whole steps, as the training loop makes them."""
+    from storage.bench import median_seconds
+    from storage.stream import local_stream
+    from training.batches import raw_rows
+    from training.config import TrainingConfig
+    from training.start import ensure_process_group, training_device
+
+    ensure_process_group()
+    config = TrainingConfig(dictionary=dictionary, data=data, rows=MANY_STEPS * data.batch_rows)
+    stream = local_stream(data.stream_spec("train"), batch_rows=data.batch_rows)
+    steps = range(min(SAMPLE_BATCHES, stream.steps_per_epoch))
+    batches = [raw_rows(stream.batch(step), data, training_device()) for step in steps]
+    return data.batch_rows / median_seconds(_stepper(config, manifest, batches), seconds)
+
+
+def _stepper(config: TrainingConfig, manifest: Manifest, batches: list[RawRows]) -> Callable[[], None]:
+    """One training step on these batches in turn."""
+    from itertools import count
+
+    from training.axes import ALL_ROWS
+    from training.loop import global_sums
+    from training.mesh import ONE_RANK
+    from training.start import build_dictionary, make_engine, training_device
+
+    dictionary = build_dictionary(config, manifest).to(training_device())
+    if dictionary.needs_sample:
+        dictionary.prepare(lambda: batches)
+    engine, rows, steps = make_engine(dictionary, config, ONE_RANK), config.data.batch_rows, count()
+
+    def step() -> None:
+        number = next(steps)
+        dictionary.at_step(number, config.num_steps)
+        lr = config.optimizer.lr_at(number, config.num_steps, config.dictionary.width)
+        terms = engine.step(batches[number % len(batches)], rows, lr)
+        dictionary.after_step(global_sums(terms, rows, ALL_ROWS))
+
+    return step
+
+
+def result_document(result: BenchResult) -> dict[str, Any]:
+    """The result for `--json`; `dictionary` is null when none was named."""
+    checksums, permuting = result.core.share_of_core(result.stream.mb_per_s)
+    document: dict[str, Any] = {
+        "url": result.url,
+        "id": result.manifest.id,
+        "sites": list(result.sites),
+        "batch_rows": result.batch_rows,
+        "plain": {**asdict(result.plain), "mb_per_s": result.plain.mb_per_s, "gets_per_s": result.plain.gets_per_s},
+        "stream": {**asdict(result.stream), "mb_per_s": result.stream.mb_per_s, "rows_per_s": result.stream.rows_per_s},
+        "core": {**asdict(result.core), "checksums_share": checksums, "permuting_share": permuting},
+        "dictionary": None,
+    }
+    if result.dictionary is not None and result.feeding is not None:
+        document["dictionary"] = {
+            **result.dictionary.to_dict(),
+            "step_rows_per_s": result.feeding.step_rows_per_s,
+            "workers_fed": result.feeding.workers_fed,
+            "io_bound_workers": result.feeding.io_bound_workers,
+            "sentence": result.feeding.sentence(_named(result.dictionary)),
+        }
+    return document
+
+
+def _print_result(result: BenchResult) -> None:
+    out = Console(highlight=False)
+    plain, stream = result.plain, result.stream
+    checksums, permuting = result.core.share_of_core(stream.mb_per_s)
+    reads = "1 read at a time" if plain.parallel == 1 else f"{plain.parallel} reads at once"
+    out.print(f"{escape(result.url)}: {', '.join(map(escape, result.sites))}", soft_wrap=True)
+    table = Table("", "MB/s", "", box=None, pad_edge=False)
+    table.columns[1].justify = "right"
+    table.add_row("plain reads", f"{plain.mb_per_s:,.0f}", f"{plain.gets_per_s:,.0f} GETs/s, {reads}")
+    table.add_row("stream", f"{stream.mb_per_s:,.0f}", f"{stream.rows_per_s:,.0f} rows/s")
+    table.add_row(
+        "checksums", f"{result.core.checksum_mb_per_s:,.0f}", f"on one core: the stream needs {checksums:.1%} of it"
+    )
+    table.add_row(
+        "permuting", f"{result.core.permute_mb_per_s:,.0f}", f"on one core: the stream needs {permuting:.1%} of it"
+    )
+    if result.dictionary is not None and result.feeding is not None:
+        speed = result.feeding.step_rows_per_s
+        needed = stream.mb_per_s * speed / stream.rows_per_s
+        table.add_row("training", f"{needed:,.0f}", f"{speed:,.0f} rows/s of one worker")
+    out.print(table)
+    if result.dictionary is not None and result.feeding is not None:
+        out.print(result.feeding.sentence(_named(result.dictionary)), soft_wrap=True)
+
+
+def _named(dictionary: DictionaryConfig) -> str:
+    return f"{dictionary.architecture} of width {dictionary.width:,} and L0 {dictionary.target_l0:g}"

@@ -1,0 +1,247 @@
+"""How fast a dataset can be read here: plain parallel reads, the stream as training reads it, and what it computes.
+
+Everything measured is time-bounded and read from the store anew; what a local disk gives twice comes from the memory
+that the system keeps of it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from storage.chunk_reads import NOTHING, ChunkReads, ReadChunk
+from storage.manifest import chunk_checksum
+from storage.order import WindowKey
+from storage.reader import DatasetReader
+from storage.stream import BatchStream
+from storage.windows import Described, LocalWindows, StreamSpec, Window, WindowReader
+
+MB = 1e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadSpeed:
+    """Plain ranged reads, nothing done with the bytes."""
+
+    parallel: int
+    """Reads under way at once."""
+    gets: int
+    bytes: int
+    seconds: float
+
+    @property
+    def mb_per_s(self) -> float:
+        return self.bytes / self.seconds / MB
+
+    @property
+    def gets_per_s(self) -> float:
+        return self.gets / self.seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamSpeed:
+    """Windows as a training receives them: verified, filtered, permuted, cut into batches."""
+
+    rows: int
+    """Rows of the windows that arrived."""
+    bytes: int
+    """Bytes read from the store for them."""
+    batches: int
+    seconds: float
+    """From the first request to the last arrival."""
+
+    @property
+    def mb_per_s(self) -> float:
+        return self.bytes / self.seconds / MB
+
+    @property
+    def rows_per_s(self) -> float:
+        return self.rows / self.seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoreSpeed:
+    """What one core does with chunks that it has in memory."""
+
+    checksum_mb_per_s: float
+    permute_mb_per_s: float
+    """Filtering rows and putting them into their places."""
+
+    def share_of_core(self, mb_per_s: float) -> tuple[float, float]:
+        """What checksums and permuting take of one core when so much passes."""
+        return mb_per_s / self.checksum_mb_per_s, mb_per_s / self.permute_mb_per_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feeding:
+    """How many workers of a dictionary a stream can feed."""
+
+    stream_rows_per_s: float
+    step_rows_per_s: float
+    """Of one worker whose rows are there already."""
+
+    @property
+    def workers_fed(self) -> int:
+        """Workers that train at full speed."""
+        return int(self.stream_rows_per_s / self.step_rows_per_s)
+
+    @property
+    def io_bound_workers(self) -> int:
+        """From so many workers on, training waits for data."""
+        return self.workers_fed + 1
+
+    def sentence(self, dictionary: str) -> str:
+        """The outcome for people."""
+        speeds = f"one worker trains {self.step_rows_per_s:,.0f} rows/s, the stream gives {self.stream_rows_per_s:,.0f}"
+        if not self.workers_fed:
+            waits = 1 - self.stream_rows_per_s / self.step_rows_per_s
+            return f"{dictionary} is I/O bound with 1 worker: {speeds}, so it waits for data {waits:.0%} of its time."
+        return f"{dictionary} becomes I/O bound at {self.io_bound_workers:,} workers: {speeds}."
+
+
+def plain_reads(dataset: DatasetReader, sites: Sequence[str], *, seconds: float, parallel: int) -> ReadSpeed:
+    """Read chunks of these sites in a random order, over and over, for about so many seconds."""
+    ranges = chunk_ranges(dataset, sites)
+    shuffled = [ranges[i] for i in np.random.default_rng(0).permutation(len(ranges))]
+    began, turn = time.perf_counter(), itertools.count()
+
+    def read_some() -> list[int]:
+        sizes: list[int] = []
+        while not sizes or time.perf_counter() < began + seconds:
+            sizes.append(len(dataset.store.read_range(*shuffled[next(turn) % len(shuffled)])))
+        return sizes
+
+    with ThreadPoolExecutor(parallel, thread_name_prefix="plain") as pool:
+        readers = [pool.submit(read_some) for _ in range(parallel)]
+        sizes = [size for reader in readers for size in reader.result()]
+    return ReadSpeed(parallel=parallel, gets=len(sizes), bytes=sum(sizes), seconds=time.perf_counter() - began)
+
+
+def chunk_ranges(dataset: DatasetReader, sites: Sequence[str]) -> list[tuple[str, int, int]]:
+    """File, first byte and length of every chunk of these sites."""
+    ranges = []
+    for site, place in itertools.product(sites, dataset.chunks):
+        shard, row_bytes = dataset.manifest.shards[place.shard], dataset.manifest.row_bytes(site)
+        first_byte = shard.offsets[site] + place.index * dataset.manifest.chunk_rows * row_bytes
+        ranges.append((shard.file, first_byte, place.rows * row_bytes))
+    return ranges
+
+
+def stream_speed(spec: StreamSpec, *, batch_rows: int, seconds: float) -> StreamSpeed:
+    """Take batches as a training on one worker does, over and over, for about so many seconds.
+
+    Raises UserError when the rows that training would read do not fill a batch.
+    """
+    source = _TimedWindows(LocalWindows(WindowReader(spec)))
+    stream = BatchStream(spec=spec, source=source, batch_rows=batch_rows)
+    batches, endless = 0, range(stream.steps_per_epoch * 10**9)
+    source.begin(seconds)
+    try:
+        with suppress(_TimeIsUpError), closing(stream.batches(endless, lambda batch: None)) as taken:
+            for _ in taken:
+                batches += 1
+    finally:
+        source.stop()
+    return StreamSpeed(rows=source.rows, bytes=source.bytes, batches=batches, seconds=source.arrived_s)
+
+
+def core_speed(spec: StreamSpec, *, seconds: float) -> CoreSpeed:
+    """Check and permute the chunks of one window, over and over, for about so many seconds."""
+    reader = WindowReader(spec)
+    key = WindowKey(epoch=0, lane=0, index=0)
+    segments = reader.order(key.epoch).windows(key.lane)[key.index]
+    held = _HeldChunks(reader.dataset, spec.sites, [segment.chunk for segment in segments])
+    permuting = WindowReader(spec, held)
+
+    def checksums() -> None:
+        for rows in held.rows.values():
+            chunk_checksum(rows.data.cast("B"))
+
+    size = sum(rows.nbytes for rows in held.rows.values()) / MB
+    return CoreSpeed(
+        checksum_mb_per_s=size / median_seconds(checksums, seconds / 2),
+        permute_mb_per_s=size / median_seconds(lambda: permuting.read(key), seconds / 2),
+    )
+
+
+def median_seconds(action: Callable[[], object], seconds: float) -> float:
+    """Median time of an action that is done once without being counted, and then for about so many seconds."""
+    action()
+    taken: list[float] = []
+    began = time.perf_counter()
+    while not taken or time.perf_counter() < began + seconds:
+        action_began = time.perf_counter()
+        action()
+        taken.append(time.perf_counter() - action_began)
+    return statistics.median(taken)
+
+
+class _TimeIsUpError(Exception):
+    """Ends a training that was taken up for its data alone."""
+
+
+@dataclass
+class _TimedWindows:
+    """Windows that are counted as they arrive, until the time is up."""
+
+    windows: LocalWindows
+    rows: int = 0
+    bytes: int = 0
+    arrived_s: float = 0.0
+    """From the beginning to the last arrival."""
+    _began: float = 0.0
+    _deadline: float = 0.0
+    _asked: list[Future[Window]] = field(default_factory=list)
+
+    def begin(self, seconds: float) -> None:
+        self._began = time.perf_counter()
+        self._deadline = self._began + seconds
+
+    def describe(self) -> Described:
+        return self.windows.describe()
+
+    def request(self, key: WindowKey, *, wanted_from: WindowKey | None = None) -> Future[Window]:
+        self._asked = [one for one in self._asked if not one.done()]
+        self._asked.append(self.windows.request(key, wanted_from=wanted_from))
+        return self._asked[-1]
+
+    def fetch(self, handle: object) -> Window:
+        if self.rows and time.perf_counter() > self._deadline:
+            raise _TimeIsUpError
+        window = self.windows.fetch(handle)
+        self.rows += len(window.row_ids)
+        self.bytes += window.cost.store_bytes
+        self.arrived_s = time.perf_counter() - self._began
+        return window
+
+    def retries(self) -> int:
+        return self.windows.retries()
+
+    def leave(self) -> None:
+        self.windows.leave()
+
+    def stop(self) -> None:
+        """Ask for no more, and wait for what is under way: it would slow what is measured next."""
+        for one in self._asked:
+            one.cancel()
+        wait(self._asked)
+
+
+class _HeldChunks(ChunkReads):
+    """Chunks that are in memory, so that nothing is read."""
+
+    def __init__(self, dataset: DatasetReader, sites: Sequence[str], chunks: Sequence[int]) -> None:
+        super().__init__()
+        self.rows = {(chunk, site): dataset.read_chunk(chunk, site) for chunk in chunks for site in sites}
+
+    def read(self, dataset: DatasetReader, chunk: int, site: str) -> Future[ReadChunk]:
+        done: Future[ReadChunk] = Future()
+        done.set_result(ReadChunk(self.rows[chunk, site], NOTHING))
+        return done

@@ -1,0 +1,106 @@
+"""The chunks that a process reads for its streams: so many at once, none twice at one time, cached ones from disk."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from storage.chunk_cache import ChunkCache, ChunkName
+from storage.manifest import chunk_checksum
+from storage.reader import NUMPY_DTYPES, DatasetReader
+
+PARALLEL_READS = 8
+"""Chunks that a process reads at once."""
+
+
+class ReadCost(NamedTuple):
+    """Where the bytes of chunks came from."""
+
+    store_bytes: int = 0
+    """Read from the object store."""
+    disk_bytes: int = 0
+    """Read from the cache on disk."""
+    memory_bytes: int = 0
+    """Not read at all: somebody on this node had just read them."""
+
+    @property
+    def bytes(self) -> int:
+        return sum(self)
+
+    def plus(self, other: ReadCost) -> ReadCost:
+        return ReadCost(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+NOTHING = ReadCost()
+
+
+class ReadChunk(NamedTuple):
+    """A site's rows of one chunk (rows, width), read-only, and where they came from."""
+
+    rows: np.ndarray
+    cost: ReadCost
+
+
+class ChunkReads:
+    """Shared by all streams of a process; safe to call from any thread."""
+
+    def __init__(self, cache: ChunkCache | None = None, parallel: int = PARALLEL_READS) -> None:
+        self._cache = cache
+        self._pool = ThreadPoolExecutor(parallel, thread_name_prefix="chunks")
+        self._under_way: dict[ChunkName, Future[ReadChunk]] = {}
+        self._lock = threading.Lock()
+
+    def read(self, dataset: DatasetReader, chunk: int, site: str) -> Future[ReadChunk]:
+        """Begin to read one site's rows of a chunk. The result raises CorruptDataError naming the shard."""
+        name = ChunkName(dataset.manifest.id, site, chunk)
+        with self._lock:
+            under_way = self._under_way.get(name)
+            if under_way is None:
+                mine = self._under_way[name] = self._pool.submit(self._read, name, dataset)
+        if under_way is not None:
+            return _shared(under_way)
+        mine.add_done_callback(lambda _: self._forget(name))
+        return mine
+
+    def _forget(self, name: ChunkName) -> None:
+        with self._lock:
+            del self._under_way[name]
+
+    def _read(self, name: ChunkName, dataset: DatasetReader) -> ReadChunk:
+        cached = self._cached(name, dataset)
+        if cached is not None:
+            return ReadChunk(cached, ReadCost(disk_bytes=cached.nbytes))
+        rows = dataset.read_chunk(name.chunk, name.site)
+        if self._cache is not None:
+            self._cache.add(name, rows.data.cast("B"))
+        return ReadChunk(rows, ReadCost(store_bytes=rows.nbytes))
+
+    def _cached(self, name: ChunkName, dataset: DatasetReader) -> np.ndarray | None:
+        data = self._cache.read(name) if self._cache is not None else None
+        if data is None or self._cache is None:
+            return None
+        place = dataset.chunks[name.chunk]
+        promised = dataset.manifest.shards[place.shard].checksums[name.site][place.index]
+        if chunk_checksum(data) != promised:
+            self._cache.remove(name)
+            return None
+        site = dataset.manifest.sites[name.site]
+        return np.frombuffer(data, NUMPY_DTYPES[site.dtype]).reshape(-1, site.width)
+
+
+def _shared(reading: Future[ReadChunk]) -> Future[ReadChunk]:
+    """The same rows for one more reader, whom they cost nothing."""
+    shared: Future[ReadChunk] = Future()
+
+    def pass_on(done: Future[ReadChunk]) -> None:
+        error = done.exception()
+        if error is not None:
+            shared.set_exception(error)
+        else:
+            shared.set_result(ReadChunk(done.result().rows, ReadCost(memory_bytes=done.result().rows.nbytes)))
+
+    reading.add_done_callback(pass_on)
+    return shared

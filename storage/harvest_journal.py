@@ -1,0 +1,115 @@
+"""What a harvest under way has done, kept in its output so that it can be continued.
+
+`harvest/plan.json` says what is being harvested, `harvest/NNNNNN.json` that shard NNNNNN is written, with its sums.
+An entry is written after its shard and names its plan, so that nothing left by another plan is taken for this one's.
+When the dataset is complete the journal is removed, last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from storage.errors import UserError
+from storage.settings import REQUESTS_IN_FLIGHT
+from storage.store import Store
+from storage.writer import WrittenShard, shard_file
+
+FOLDER = "harvest"
+PLAN = f"{FOLDER}/plan.json"
+_SHARD_NAME = re.compile(r"\d{6,}\.safetensors(\..*\.partial)?")
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    plan: str
+    written: WrittenShard
+
+
+@dataclass(frozen=True, kw_only=True)
+class Journal:
+    """Of one harvest."""
+
+    store: Store
+    plan: dict[str, Any]
+    """What is harvested, as plain JSON values; it becomes the dataset's provenance."""
+
+    @property
+    def plan_id(self) -> str:
+        return hashlib.sha256(json.dumps(self.plan, sort_keys=True).encode()).hexdigest()[:16]
+
+    def begin(self) -> None:
+        """Write the plan. An OSError passes."""
+        self.store.write(PLAN, json.dumps(self.plan, indent=1).encode())
+
+    def add(self, number: int, written: WrittenShard) -> None:
+        """Say that a shard lies in the store. An OSError passes."""
+        entry = _Entry(plan=self.plan_id, written=written)
+        self.store.write(_entry_file(number), entry.model_dump_json().encode())
+
+    def written(self, numbers: Iterable[int]) -> dict[int, WrittenShard]:
+        """Of these shards the ones that this plan has written and that are still there, in order."""
+        with ThreadPoolExecutor(REQUESTS_IN_FLIGHT, thread_name_prefix="journal") as threads:
+            pairs = list(zip(numbers, threads.map(self._read, numbers), strict=True))
+        return {number: written for number, written in pairs if written is not None}
+
+    def _read(self, number: int) -> WrittenShard | None:
+        try:
+            entry = _Entry.model_validate_json(self.store.read(_entry_file(number)))
+        except (FileNotFoundError, ValidationError):
+            return None
+        shard = entry.written.shard
+        found = entry.plan == self.plan_id and self.store.size(shard.file) == shard.bytes
+        return entry.written if found else None
+
+    def check_current(self) -> None:
+        """Raise UserError when another harvest has begun here meanwhile."""
+        if read_plan(self.store) != self.plan:
+            raise UserError(f"output: another harvest writes into {self.store.url}; end it, and run this one again")
+
+
+def read_plan(store: Store) -> dict[str, Any] | None:
+    """The plan of a harvest that has finished a shard, None when there is none.
+
+    A plan alone binds nobody: nothing is lost when another takes its place.
+    """
+    try:
+        if not set(store.list_files(FOLDER)) - {PLAN.rsplit("/", 1)[-1]}:
+            return None
+        plan = json.loads(store.read(PLAN))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return plan if isinstance(plan, dict) else None
+
+
+def close_journal(store: Store) -> None:
+    """Remove what a complete dataset does not need."""
+    store.delete(FOLDER)
+
+
+def remove_stale_shards(store: Store, num_shards: int) -> None:
+    """Remove what killed writers and abandoned harvests have left beside the dataset's `num_shards` shards."""
+    wanted = {shard_file(number).rsplit("/", 1)[-1] for number in range(num_shards)}
+    for name in store.list_files("shards"):
+        if name not in wanted and _SHARD_NAME.fullmatch(name):
+            store.delete(f"shards/{name}")
+
+
+def remove_beginnings(store: Store) -> None:
+    """Remove what a harvest has left that finished no shard."""
+    close_journal(store)
+    remove_stale_shards(store, 0)
+    if store.list_folders().count("shards") and not store.list_files("shards"):
+        store.delete("shards")
+
+
+def _entry_file(number: int) -> str:
+    return f"{FOLDER}/{number:06d}.json"

@@ -1,0 +1,100 @@
+"""Images at the entry of a harvest: files, parquet files or a dataset with a column of encoded images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from storage.corpus_files import CorpusFile, find_files
+from storage.errors import UserError
+from storage.harvest_file import ImageChoice
+from storage.hub_datasets import open_dataset
+from storage.image_pieces import CLASS_TOKEN, REGISTER, ImagePieces
+from storage.replica import ReplicaFacts
+from storage.store import StorageSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageCorpus:
+    """All images, read when they are needed."""
+
+    source: Sequence[Any]
+    """Files, or rows of a dataset."""
+    images: dict[str, Any]
+    """What identifies them: how many, and a hash of what their source says of itself."""
+    special_ids: Sequence[int] = (CLASS_TOKEN, REGISTER)
+    dropped_ids: tuple[int, ...] = ()
+    pad_id: int = 0
+    first_pieces: int = 2
+    """How many make a first batch."""
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"images": self.images}
+
+    def rows_of_pieces(self, facts: ReplicaFacts) -> np.ndarray:
+        return np.full(len(self), facts.rows_per_image)
+
+    def select(self, numbers: np.ndarray) -> ImagePieces:
+        """The images of these numbers. Raises UserError when one is not there."""
+        images = [self._read(int(number)) for number in numbers]
+        return ImagePieces(images=images, documents=np.asarray(numbers, dtype=np.int32))
+
+    def _read(self, number: int) -> bytes:
+        entry = self.source[number]
+        if isinstance(entry, CorpusFile):
+            return entry.read()
+        (value,) = entry.values()
+        if isinstance(value, dict) and value.get("bytes"):
+            return bytes(value["bytes"])
+        if isinstance(value, dict) and value.get("path"):
+            try:
+                return Path(value["path"]).read_bytes()
+            except OSError as error:
+                raise UserError(f"images: {value['path']} cannot be read ({error.strerror})") from error
+        raise UserError(f"images: row {number} of the dataset holds no image")
+
+
+def open_images(choice: ImageChoice, settings: StorageSettings) -> ImageCorpus:
+    """Find the images. Raises UserError when there are none."""
+    if choice.files is not None:
+        files = find_files("images.files", choice.files, settings)
+        return ImageCorpus(source=files, images=_facts_of_files(files))
+    names = None
+    if choice.parquet is not None:
+        names = [file.name for file in find_files("images.parquet", choice.parquet, settings)]
+    return _open_table(choice, names)
+
+
+def _facts_of_files(files: list[CorpusFile]) -> dict[str, Any]:
+    """Names and sizes stand for the content: reading every image would take as long as the harvest."""
+    digest = xxhash.xxh3_128()
+    for file in files:
+        digest.update(f"{file.name.rsplit('/', 1)[-1]}\0{file.size}\0".encode())
+    return {"images": len(files), "fingerprint": digest.hexdigest()}
+
+
+def _open_table(choice: ImageChoice, names: list[str] | None) -> ImageCorpus:
+    field = "images.dataset" if names is None else "images.parquet"
+    opened = open_dataset(field, choice, streaming=False, data_files=names)
+    import datasets
+
+    try:
+        column = opened.select_columns([choice.column]).cast_column(choice.column, datasets.Image(decode=False))
+    except Exception as error:
+        raise UserError(f"{field}: column {choice.column!r} holds no images") from error
+    if not len(column):
+        raise UserError(f"{field}: the dataset has no rows")
+    digest = xxhash.xxh3_128()
+    for number in range(len(column)):
+        value = column[number][choice.column] or {}
+        digest.update(f"{len(value.get('bytes') or b'')}\0{value.get('path')}\0".encode())
+    return ImageCorpus(source=column, images={"images": len(column), "fingerprint": digest.hexdigest()})

@@ -1,0 +1,37 @@
+"""A few images on their way to a model."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from storage.errors import UserError
+
+PATCH, CLASS_TOKEN, REGISTER = -1, -2, -3
+"""Token ids of rows of images; the last two are special."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagePieces:
+    """A few images, to be sent to who runs the model."""
+
+    images: list[bytes]
+    """Each as its file (P)."""
+    documents: np.ndarray
+    """Number of each image in the corpus (P), int32."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def decode_image(data: bytes, number: int) -> Any:
+    """The picture as RGB. Raises UserError when the file is not one."""
+    from PIL import Image
+
+    try:
+        return Image.open(io.BytesIO(data)).convert("RGB")
+    except (OSError, ValueError) as error:
+        raise UserError(f"images: number {number} is not an image that can be read ({error})") from error

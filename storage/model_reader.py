@@ -1,0 +1,165 @@
+"""Vectors inside a Hugging Face model, several places in one forward pass, running nothing beyond the deepest one.
+
+`hidden_states[i]` of a transformer is what its layer `i` receives, so a hook in front of each wanted layer reads them,
+as hooks read the inputs and outputs of any module; when all are there an exception ends the forward pass. Whether a
+model keeps to this is not assumed but tried: on a first batch both ways must agree bit for bit, else the whole model
+is run.
+
+Legend of shapes: B pieces of a batch, T tokens (padded), D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from storage.errors import UserError
+from storage.site_choice import Place, find_layers
+
+Inputs = Mapping[str, torch.Tensor]
+"""Keyword arguments of a model: `input_ids` and `attention_mask` (B, T), or `pixel_values`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelReader:
+    """Reads the wanted places of a model."""
+
+    model: Any
+    places: dict[str, Place]
+    """Where each site is read."""
+    layers: nn.ModuleList | None
+    """The model's layers when hidden states are read in front of them, None to run the whole model."""
+
+    def read(self, inputs: Inputs) -> dict[str, torch.Tensor]:
+        """Per site (B, T, D); what they hold in padding means nothing."""
+        wanted = set(self.places.values())
+        found = read_whole(self.model, wanted, inputs) if self.layers is None else self._read_early(wanted, inputs)
+        return {name: found[place] for name, place in self.places.items()}
+
+    def _read_early(self, wanted: set[Place], inputs: Inputs) -> dict[Place, torch.Tensor]:
+        assert self.layers is not None
+        return read_early(self.model, self.layers, wanted, inputs)
+
+
+def choose_reader(model: Any, *, num_layers: int, places: dict[str, Place], first: Inputs) -> ModelReader:
+    """A reader that stops early when that agrees with the whole model on the batch `first`, else the whole model.
+
+    Raises UserError for a place that gives no (B, T, D) tensor.
+    """
+    wanted = set(places.values())
+    expected = read_whole(model, wanted, first)
+    for name, place in places.items():
+        if expected[place].dim() != 3:
+            shape = tuple(expected[place].shape)
+            raise UserError(f"sites.{name}: the {place.label} has the shape {shape}, expected (pieces, tokens, width)")
+    layers = _layers_to_stop_in(model, num_layers, wanted)
+    if layers is not None and not _agree(read_early(model, layers, wanted, first), expected, first):
+        layers = None
+    return ModelReader(model=model, places=places, layers=layers)
+
+
+def _layers_to_stop_in(model: nn.Module, num_layers: int, wanted: set[Place]) -> nn.ModuleList | None:
+    """None when a hidden state is wanted in front of no layer; the last one commonly has a final norm behind it."""
+    numbers = [place.hidden_state for place in wanted if place.hidden_state is not None]
+    found = find_layers(model, num_layers)
+    if found is not None and all(number < num_layers for number in numbers):
+        return found[1]
+    return None if numbers else nn.ModuleList()
+
+
+def _agree(found: dict[Place, torch.Tensor], expected: dict[Place, torch.Tensor], inputs: Inputs) -> bool:
+    mask = inputs.get("attention_mask")
+    real_BT = slice(None) if mask is None else mask.bool()
+    return found.keys() == expected.keys() and all(
+        found[place].shape == x.shape and torch.equal(found[place][real_BT], x[real_BT])
+        for place, x in expected.items()
+    )
+
+
+@torch.no_grad()
+def read_whole(model: Any, wanted: set[Place], inputs: Inputs) -> dict[Place, torch.Tensor]:
+    """What the whole model reports and its modules give. Raises UserError when it has fewer hidden states, or a module
+    is not run exactly once."""
+    modules = {place for place in wanted if place.hidden_state is None}
+    calls: dict[Place, int] = dict.fromkeys(modules, 0)
+    found: dict[Place, torch.Tensor] = {}
+
+    def keep(place: Place, x: torch.Tensor) -> None:
+        calls[place] += 1
+        found[place] = x
+
+    with ExitStack() as hooks:
+        for place in modules:
+            _hook(hooks, model.get_submodule(place.module), place, keep, is_input=place.is_input)
+        output = model(**inputs, output_hidden_states=len(modules) < len(wanted))
+    for place, times in calls.items():
+        if times != 1:
+            raise UserError(f"sites: the model runs {place.module} {times} times for a text; choose another module")
+    return found | _reported(output, [place for place in wanted if place.hidden_state is not None])
+
+
+def _reported(output: Any, places: list[Place]) -> dict[Place, torch.Tensor]:
+    states = getattr(output, "hidden_states", None) or ()
+    for place in places:
+        assert place.hidden_state is not None
+        if place.hidden_state >= len(states):
+            raise UserError(
+                f"sites: hidden_state {place.hidden_state}, but the model gives {len(states)} hidden states"
+            )
+    return {place: states[place.hidden_state] for place in places if place.hidden_state is not None}
+
+
+@torch.no_grad()
+def read_early(model: Any, layers: nn.ModuleList, wanted: set[Place], inputs: Inputs) -> dict[Place, torch.Tensor]:
+    """Hidden states in front of their layers, and what modules give; the forward pass ends when all are there."""
+    found: dict[Place, torch.Tensor] = {}
+
+    def keep(place: Place, x: torch.Tensor) -> None:
+        found[place] = x
+        if len(found) == len(wanted):
+            raise _AllFoundError
+
+    with ExitStack() as hooks:
+        for place in wanted:
+            at_layer = place.hidden_state is not None
+            module = model.get_submodule(place.module) if place.hidden_state is None else layers[place.hidden_state]
+            _hook(hooks, module, place, keep, is_input=at_layer or place.is_input)
+        with suppress(_AllFoundError):
+            model(**inputs)
+    return found
+
+
+def _hook(
+    hooks: ExitStack, module: nn.Module, place: Place, keep: Callable[[Place, torch.Tensor], None], *, is_input: bool
+) -> None:
+    """Have `keep` called with the module's first input or output. A copy: a later module may add into it in place."""
+
+    def read_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        keep(place, _first_tensor((*args, kwargs.get("hidden_states"), *kwargs.values()), place).clone())
+
+    def read_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        keep(place, _first_tensor(output, place).clone())
+
+    if is_input:
+        handle = module.register_forward_pre_hook(read_input, with_kwargs=True)
+    else:
+        handle = module.register_forward_hook(read_output)
+    hooks.callback(handle.remove)
+
+
+def _first_tensor(values: Any, place: Place) -> torch.Tensor:
+    if isinstance(values, torch.Tensor):
+        return values
+    for value in values.values() if isinstance(values, dict) else values:
+        if isinstance(value, torch.Tensor):
+            return value
+    raise UserError(f"sites: the {place.label} holds no tensor; choose another module")
+
+
+class _AllFoundError(Exception):
+    """Ends a forward pass early."""

@@ -1,0 +1,246 @@
+"""A copy of the models that makes shards: it runs them over a task's pieces and writes the rows to the store.
+
+A shard is a function of its task, the models and the harvest file alone. Vectors go from here straight to the store.
+Legend of shapes: R rows, D width.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from storage.errors import UserError
+from storage.harvest_file import HarvestFile
+from storage.harvest_plan import ShardTask, row_places
+from storage.image_pieces import ImagePieces
+from storage.image_rows import PatchRows
+from storage.language_model import ModelFacts, inspect_model, load_image_processor, load_model
+from storage.model_reader import ModelReader, choose_reader
+from storage.pieces import TokenPieces
+from storage.site_choice import find_place
+from storage.store import Store
+from storage.token_rows import PooledRows, RowMaker, TokenRows
+from storage.writer import TORCH_DTYPES, ShardFormat, WrittenShard
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaSettings:
+    """What a replica is made of, plain enough to be sent to another machine."""
+
+    config: HarvestFile
+    threads: int
+    """CPU threads of the models; they decide the last bits of rows."""
+    device: str
+    """`cpu` or `cuda`."""
+    first: TokenPieces | ImagePieces
+    """A first batch, to try the models on."""
+    pad_id: int = 0
+    dropped_ids: tuple[int, ...] = ()
+    """Token ids that become no rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaFacts:
+    """What is known once the models are loaded and tried."""
+
+    widths: dict[str, int]
+    """Of each site."""
+    sources: dict[str, str]
+    """Where each site was read, for people."""
+    compute_dtypes: dict[str, str]
+    """Of each model."""
+    device: str
+    rows_per_image: int
+    """0 for text."""
+
+
+class StoppedError(Exception):
+    """The harvest was ended from outside."""
+
+
+class Replica:
+    """Makes shards, one after the other; while one is written the next may be computed, by another thread."""
+
+    def __init__(self, settings: ReplicaSettings) -> None:
+        self._settings = settings
+        self._config = settings.config
+        self._store = Store.at(settings.config.output, settings.config.storage.settings)
+        self._computing = threading.Lock()
+        self._rows_done: dict[int, int] = {}
+        self._stopped = threading.Event()
+
+    def describe(self) -> ReplicaFacts:
+        """Load the models and try them. Raises UserError."""
+        with self._computing:
+            readers = self._loaded.readers
+            return ReplicaFacts(
+                widths=self._loaded.widths,
+                sources={name: self._source(name) for name in self._config.sites},
+                compute_dtypes={field: str(r.model.dtype).removeprefix("torch.") for field, r in readers.items()},
+                device=next(iter(readers.values())).model.device.type,
+                rows_per_image=getattr(self._loaded.rows, "rows_per_image", 0),
+            )
+
+    def write(self, task: ShardTask) -> WrittenShard:
+        """Make one shard. Raises UserError for values that cannot be stored, OSError for a store that takes no more."""
+        try:
+            with self._computing:
+                vectors, columns = self._read(task)
+            shard_format = ShardFormat(
+                sites=self._loaded.widths, dtype=self._config.dtype, chunk_rows=self._config.chunk_rows
+            )
+            return shard_format.write(self._store, task.number, vectors, columns)
+        finally:
+            self._rows_done.pop(task.number, None)
+
+    def rows_in_progress(self) -> int:
+        """Rows computed of the shards that are not finished."""
+        return sum(list(self._rows_done.values()))
+
+    def stop(self) -> None:
+        """Have `write` give up before its next batch."""
+        self._stopped.set()
+
+    @cached_property
+    def _loaded(self) -> _Loaded:
+        torch.set_num_threads(self._settings.threads)
+        with _running(self._config):
+            return _load(self._settings)
+
+    def _source(self, name: str) -> str:
+        choice, field = self._config.sites[name], _field_of(self._config, name)
+        label = self._loaded.readers[field].places[name].label
+        if choice.layer is not None:
+            label = f"{choice.read or 'residual_out'} of layer {choice.layer} ({label})"
+        return label if choice.model is None else f"{label}, model {choice.model}"
+
+    def _read(self, task: ShardTask) -> tuple[dict[str, torch.Tensor], dict[str, np.ndarray]]:
+        """The shard's rows as they are stored: per site (R, D), per column (R)."""
+        loaded, config = self._loaded, self._config
+        torch.set_num_threads(self._settings.threads)  # a thread begins with a number of its own
+        layout = loaded.rows.layout(task)
+        places = row_places(len(layout.pieces), task.number, spread=config.spread)
+        ends = np.cumsum(np.bincount(layout.pieces, minlength=len(task.rows)))
+        vectors = {
+            name: torch.empty(len(places), width, dtype=TORCH_DTYPES[config.dtype])
+            for name, width in loaded.widths.items()
+        }
+        for numbers in loaded.rows.batches(task.pieces, config.batch_tokens):
+            if self._stopped.is_set():
+                raise StoppedError
+            counts = task.rows[numbers]
+            rows = np.concatenate([np.arange(ends[n] - task.rows[n], ends[n]) for n in numbers])
+            where = torch.from_numpy(places[rows])
+            for name, x_RD in self._read_batch(task, numbers, counts, layout.tokens[rows]):
+                vectors[name][where] = x_RD
+            self._rows_done[task.number] = self._rows_done.get(task.number, 0) + len(rows)
+        columns = {name: np.empty_like(column) for name, column in layout.columns.items()}
+        for name, column in layout.columns.items():
+            columns[name][places] = column
+        return vectors, columns
+
+    def _read_batch(
+        self, task: ShardTask, numbers: np.ndarray, counts: np.ndarray, tokens: np.ndarray
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Per site the rows (R, D) of the pieces `numbers`, of which each has `counts` rows."""
+        loaded = self._loaded
+        pieces = np.repeat(np.arange(len(numbers)), counts)
+        with _running(self._config):
+            inputs = loaded.rows.inputs(task.pieces, numbers)
+            for reader in loaded.readers.values():
+                on_device = _to_device(inputs, reader.model)
+                for name, x_BTD in reader.read(on_device).items():
+                    yield name, _as_stored(self._config, name, loaded.rows.pick(x_BTD, on_device, pieces, tokens))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loaded:
+    readers: dict[str, ModelReader]
+    """By the model's field in the harvest file."""
+    rows: RowMaker
+    widths: dict[str, int]
+
+
+def _load(settings: ReplicaSettings) -> _Loaded:
+    config, vision = settings.config, settings.config.images is not None
+    readers: dict[str, ModelReader] = {}
+    states: dict[str, torch.Tensor] = {}
+    rows: RowMaker | None = None
+    for field, name in config.named_models.items():
+        facts = inspect_model(name, field=field, vision=vision)
+        model = load_model(facts, compute_dtype=config.compute_dtype, attention=config.attention, vision=vision)
+        model = model.to(settings.device)
+        rows = rows or _choose_rows(settings, facts, model)
+        first = np.arange(len(settings.first))
+        inputs = rows.inputs(settings.first, first)
+        sites = config.sites_of(field)
+        places = {site: find_place(site, choice, model, facts.num_layers) for site, choice in sites.items()}
+        on_device = _to_device(inputs, model)
+        readers[field] = choose_reader(model, num_layers=facts.num_layers, places=places, first=on_device)
+        states |= readers[field].read(on_device)
+    assert rows is not None
+    rows = rows.fitted(inputs, states)
+    widths = {site: states[site].shape[-1] for site in config.sites}
+    return _Loaded(readers=readers, rows=rows, widths=widths)
+
+
+def _choose_rows(settings: ReplicaSettings, facts: ModelFacts, model: Any) -> RowMaker:
+    config, dropped_ids = settings.config, np.array(settings.dropped_ids, dtype=np.int32)
+    if config.images is not None:
+        size = model.config.patch_size
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        return PatchRows(
+            processor=load_image_processor(facts),
+            patch_size=(height, width),
+            keeps_special=config.special_tokens == "keep",
+        )
+    if config.rows == "text":
+        return PooledRows(pad_id=settings.pad_id, dropped_ids=dropped_ids, pooling=config.pooling or "mean")
+    return TokenRows(pad_id=settings.pad_id, dropped_ids=dropped_ids)
+
+
+def _field_of(config: HarvestFile, site: str) -> str:
+    return next(field for field in config.named_models if site in config.sites_of(field))
+
+
+def _to_device(inputs: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:
+    """Pixels also in the dtype that the model computes in."""
+    return {
+        name: x.to(model.device, model.dtype) if x.is_floating_point() else x.to(model.device)
+        for name, x in inputs.items()
+    }
+
+
+@contextmanager
+def _running(config: HarvestFile) -> Iterator[None]:
+    """Turn what a model raises when it cannot run on the corpus into one line for the user."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"batch_tokens: {config.batch_tokens} tokens in one forward pass need more memory than the device has; "
+            "lower it"
+        ) from error
+    except (RuntimeError, IndexError, TypeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        names = " and ".join(repr(name) for name in config.named_models.values())
+        what = "text" if config.images is None else "images"
+        raise UserError(f"model: {names} cannot be run on the {what} ({reason})") from error
+
+
+def _as_stored(config: HarvestFile, name: str, x_RD: torch.Tensor) -> torch.Tensor:
+    """The rows rounded to the dataset's dtype. Raises UserError when a value is not finite, before or after."""
+    stored = x_RD.to(TORCH_DTYPES[config.dtype]).cpu()
+    if torch.isfinite(stored).all():
+        return stored
+    if not torch.isfinite(x_RD).all():
+        raise UserError(f"sites.{name}: the model gives values that are not finite, computing in {x_RD.dtype}")
+    largest = float(x_RD.abs().max())
+    raise UserError(f"dtype: {config.dtype} cannot hold sites.{name}, which reaches {largest:,.0f}; use bfloat16")

@@ -1,0 +1,143 @@
+"""Where in a model a site is read, as a harvest file says it, and what that means in a model that is loaded."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field, model_validator
+from torch import nn
+
+from storage.config_file import FileModel
+from storage.errors import UserError
+
+Role = Literal["residual_in", "residual_out", "mlp_in", "mlp_out", "attention_out"]
+_ROLES = ("residual_in", "residual_out", "mlp_in", "mlp_out", "attention_out")
+
+# What a layer's parts are called: (its attention, which adds nothing to its result yet; its MLP's first and last part).
+_PARTS: dict[str, tuple[str, str, str]] = {
+    **dict.fromkeys(("gpt2", "gptj", "gpt_neo", "codegen"), ("attn", "mlp", "mlp")),
+    **dict.fromkeys(
+        (
+            "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "olmo", "olmo2",
+            "smollm3", "stablelm", "starcoder2", "cohere",
+            "clip_vision_model", "clip_text_model", "siglip_vision_model",
+        ),
+        ("self_attn", "mlp", "mlp"),
+    ),
+    "gpt_neox": ("attention", "mlp", "mlp"),
+    **dict.fromkeys(
+        ("bert", "roberta", "xlm-roberta", "camembert", "electra", "deberta-v2"),
+        ("attention.output.dense", "intermediate", "output.dense"),
+    ),
+    "distilbert": ("attention", "ffn", "ffn"),
+    **dict.fromkeys(("dinov2", "dinov2_with_registers", "dinov3_vit", "vit"), ("attention", "mlp", "mlp")),
+}  # fmt: skip
+# As transformers before 5 names the parts of a ViT's layer.
+_OLDER_PARTS = {"vit": ("attention", "intermediate", "output.dense")}
+
+
+class SiteChoice(FileModel):
+    """Where in the model a site is read: exactly one of hidden_state, module and layer."""
+
+    model: str | None = None
+    """Which of the file's `models`."""
+    hidden_state: int | None = Field(default=None, ge=0)
+    """The residual stream after this many layers, as Hugging Face's `hidden_states`: 0 is the embeddings."""
+    module: str | None = Field(default=None, min_length=1)
+    """Path of a module (`encoder.layer.3.output.dense`), whose first tensor is read."""
+    layer: int | None = Field(default=None, ge=0)
+    """Number of a layer, from 0; `read` says which of its vectors."""
+    read: Literal["input", "output"] | Role | None = None
+    """Of a module: `output` (the default) or `input`. Of a layer: a role, `residual_out` by default."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> SiteChoice:
+        places = [name for name in ("hidden_state", "module", "layer") if getattr(self, name) is not None]
+        if len(places) != 1:
+            raise ValueError("give one of hidden_state (a number), module (a path) and layer (a number)")
+        allowed = {"hidden_state": (), "module": ("input", "output"), "layer": _ROLES}[places[0]]
+        if self.read is not None and self.read not in allowed:
+            known = f"; it takes {', '.join(allowed)}" if allowed else ", which is read as it is"
+            raise ValueError(f"read: {self.read} has no meaning with {places[0]}{known}")
+        return self
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor in a forward pass."""
+
+    hidden_state: int | None = None
+    """Number of one that the model itself reports, or None for a module's."""
+    module: str = ""
+    is_input: bool = False
+
+    @property
+    def label(self) -> str:
+        if self.hidden_state is not None:
+            return f"hidden state after layer {self.hidden_state}" if self.hidden_state else "embeddings"
+        return f"{'input' if self.is_input else 'output'} of {self.module}"
+
+
+def find_place(name: str, choice: SiteChoice, model: nn.Module, num_layers: int) -> Place:
+    """Where the site called `name` is read. Raises UserError telling what there is instead."""
+    if choice.hidden_state is not None:
+        _check_number(f"sites.{name}.hidden_state", choice.hidden_state, num_layers, num_layers)
+        return Place(choice.hidden_state)
+    if choice.module is not None:
+        _check_path(f"sites.{name}.module", choice.module, model)
+        return Place(None, choice.module, choice.read == "input")
+    assert choice.layer is not None
+    _check_number(f"sites.{name}.layer", choice.layer, num_layers - 1, num_layers)
+    return _find_role(name, choice.layer, choice.read or "residual_out", model, num_layers)
+
+
+def _check_number(field: str, number: int, largest: int, num_layers: int) -> None:
+    if number > largest:
+        raise UserError(f"{field}: {number}, but the model has {num_layers} layers (0 to {largest})")
+
+
+def check_numbers(name: str, choice: SiteChoice, num_layers: int) -> None:
+    """Raise UserError for a layer or hidden state that a model of `num_layers` layers has not."""
+    if choice.hidden_state is not None:
+        _check_number(f"sites.{name}.hidden_state", choice.hidden_state, num_layers, num_layers)
+    if choice.layer is not None:
+        _check_number(f"sites.{name}.layer", choice.layer, num_layers - 1, num_layers)
+
+
+def _check_path(field: str, path: str, model: nn.Module) -> None:
+    known = [name for name, _ in model.named_modules() if name]
+    if path in known:
+        return
+    close = difflib.get_close_matches(path, known, n=3, cutoff=0.5) or known[:5]
+    raise UserError(f"{field}: the model has no module {path!r}; there are {', '.join(close)}, ...")
+
+
+def find_layers(model: nn.Module, num_layers: int) -> tuple[str, nn.ModuleList] | None:
+    """Path and modules of the outermost list of `num_layers`, which in nearly all models is the stack of layers."""
+    lists = ((name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == num_layers)
+    return next(lists, None)
+
+
+def _find_role(name: str, layer: int, role: str, model: nn.Module, num_layers: int) -> Place:
+    found = find_layers(model, num_layers)
+    if found is None:
+        paths = [path for path, _ in model.named_modules() if path]
+        raise UserError(
+            f"sites.{name}.layer: cannot tell the model's layers; give a module: {', '.join(paths[:12])}, ..."
+        )
+    path = f"{found[0]}.{layer}"
+    if role in ("residual_in", "residual_out"):
+        return Place(None, path, role == "residual_in")
+    kind = getattr(getattr(model, "config", None), "model_type", "")
+    inside = {part for part, _ in found[1][layer].named_modules() if part}
+    for parts in (_PARTS.get(kind), _OLDER_PARTS.get(kind)):
+        if parts is not None and inside.issuperset(parts):
+            attention, mlp_first, mlp_last = parts
+            part = {"attention_out": attention, "mlp_in": mlp_first, "mlp_out": mlp_last}[role]
+            return Place(None, f"{path}.{part}", role == "mlp_in")
+    raise UserError(
+        f"sites.{name}.read: {role} is not known for models of type {kind!r}; give a module of the layer: "
+        + ", ".join(f"{path}.{part}" for part in sorted(inside))
+    )

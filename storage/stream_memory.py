@@ -1,0 +1,194 @@
+"""The memory that streams take on a node, known before the first step, and refused where it cannot be had.
+
+Windows lie in Ray's object store, which writes to disk ("spills") what goes beyond a share of it: then every batch
+would be read from a disk. So what may lie there at once has to stay below that share.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from storage.errors import UserError
+from storage.manifest import Manifest
+
+SPILL_SHARE = 0.8
+"""Share of Ray's object store beyond which it spills, by its default."""
+KEPT_SHARE = 0.3
+"""Share of the object store that a window server fills with windows at most."""
+MEMORY_SHARE = 0.9
+"""Share of a machine's memory that streams may take at most; training needs some of it as well."""
+WINDOWS_AT_ONCE = 4
+"""Windows that a server assembles at once, each in its process and as its chunks."""
+BATCHES_AT_ONCE = 3
+"""Batches that a worker has: the one that trains, the one made ready for it, and its rows before they are copied."""
+ROW_ID_BYTES = 8
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+class NodeMemory(NamedTuple):
+    """What a node has, in bytes."""
+
+    machine: int
+    """Of the machine, or of the container that we are in."""
+    shared: int | None
+    """Of `/dev/shm`, where Ray puts its object store; None on a system without it."""
+
+
+def node_memory() -> NodeMemory:
+    """Of the node that this runs on."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for file in _CGROUP_LIMITS:
+        with suppress(OSError, ValueError):  # absent, or "max"
+            machine = min(machine, int(Path(file).read_text()))
+    shared = os.statvfs("/dev/shm") if os.path.isdir("/dev/shm") else None
+    return NodeMemory(machine, shared.f_frsize * shared.f_blocks if shared is not None else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamShape:
+    """What decides the memory of one consumer (a worker of a trial): its stream of training and of held-out rows."""
+
+    row_bytes: int
+    """Bytes of a row of all sites that are read."""
+    chunk_rows: int
+    chunks_per_window: int
+    lanes: int
+    """Lanes that one worker serves."""
+    batch_rows: int
+    """Rows of a batch that one worker takes."""
+    train_share: float
+    """Share of the dataset's rows that are training rows: filtered ones are in no window."""
+    held_out_share: float
+    dataset_rows: int
+
+    @property
+    def window_bytes(self) -> int:
+        """Bytes of a window from which no row was filtered."""
+        return self.chunks_per_window * self.chunk_rows * (self.row_bytes + ROW_ID_BYTES)
+
+    @property
+    def windows_per_lane(self) -> int:
+        """Windows that a consumer has of a lane: those that a batch can touch, and the next one.
+
+        Where batches are small beside windows, a batch that touches two of them does not yet ask for the next.
+        """
+        window_rows = max(1, int(self.chunks_per_window * self.chunk_rows * self.train_share))
+        share = self.batch_rows // self.lanes
+        return 2 if 2 * share <= window_rows else (share - 2) // window_rows + 3
+
+    @property
+    def mapped_bytes(self) -> int:
+        """Bytes of the windows that one consumer holds at once, training and held-out ones."""
+        share = self.train_share + self.held_out_share
+        return int(self.lanes * self.windows_per_lane * self.window_bytes * share)
+
+    @property
+    def batch_bytes(self) -> int:
+        """Bytes of the batches that one consumer has in its own memory."""
+        return BATCHES_AT_ONCE * self.batch_rows * (self.row_bytes + ROW_ID_BYTES)
+
+
+def stream_shape(
+    manifest: Manifest,
+    sites: Sequence[str],
+    *,
+    window_bytes: int,
+    lanes: int,
+    batch_rows: int,
+    workers: int,
+    train_rows: int,
+    held_out_rows: int,
+) -> StreamShape:
+    """The shape for a trial of so many workers; of those with more lanes if they do not all have as many."""
+    widest = max(site.row_bytes for site in manifest.sites.values())
+    lanes_of_worker = -(-lanes // workers)
+    return StreamShape(
+        row_bytes=sum(manifest.sites[site].row_bytes for site in sites),
+        chunk_rows=manifest.chunk_rows,
+        chunks_per_window=max(1, window_bytes // (manifest.chunk_rows * widest)),
+        lanes=lanes_of_worker,
+        batch_rows=lanes_of_worker * (batch_rows // lanes),
+        train_share=train_rows / manifest.rows,
+        held_out_share=held_out_rows / manifest.rows,
+        dataset_rows=manifest.rows,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamMemory:
+    """What streams take on one node, in bytes."""
+
+    kept: int
+    """Windows that the server keeps in the object store."""
+    mapped: int
+    """Further windows there that consumers may hold when no two of them are at the same place."""
+    buffers: int
+    """Chunks and windows in the server's own memory, batches in that of the consumers."""
+    consumers: int
+
+    @property
+    def shared(self) -> int:
+        """Bytes in the object store."""
+        return self.kept + self.mapped
+
+    @property
+    def total(self) -> int:
+        return self.shared + self.buffers
+
+    def __str__(self) -> str:
+        return (
+            f"stream: up to {_size(self.total)} on a node: {_size(self.kept)} of windows kept for all, "
+            f"{_size(self.mapped)} of windows in use by {self.consumers} worker(s), {_size(self.buffers)} of buffers"
+        )
+
+
+def stream_memory(shapes: Sequence[StreamShape], *, consumers: int, object_store_bytes: int) -> StreamMemory:
+    """For so many consumers at once on a node, each as large as the largest of `shapes`.
+
+    The server keeps what consumers leave of its share, but always enough for one of them.
+    """
+    mapped_each = max(shape.mapped_bytes for shape in shapes)
+    window = max(shape.window_bytes for shape in shapes)
+    # Two epochs can be in use at once, and of each no more windows than it has.
+    everything = 2 * max(shape.dataset_rows * (shape.row_bytes + ROW_ID_BYTES) for shape in shapes)
+    mapped = min(consumers * mapped_each, everything)
+    left = int(SPILL_SHARE * object_store_bytes) - mapped
+    kept = max(min(mapped_each, everything), min(left, int(KEPT_SHARE * object_store_bytes)))
+    buffers = 2 * WINDOWS_AT_ONCE * window + consumers * max(shape.batch_bytes for shape in shapes)
+    return StreamMemory(kept=min(kept, everything), mapped=mapped, buffers=buffers, consumers=consumers)
+
+
+def check_memory(memory: StreamMemory, *, object_store_bytes: int, node: NodeMemory) -> None:
+    """Raise UserError with both numbers and what to lower when a node cannot hold the streams."""
+    lower = "lower data.window_bytes or data.lanes, or run fewer workers at once (resources.cpus_per_worker)"
+    unspilled = int(SPILL_SHARE * object_store_bytes)
+    wants = f"{memory.consumers} worker(s) on a node hold windows of up to {_size(memory.shared)}"
+    if memory.shared > unspilled:
+        raise UserError(
+            f"data.window_bytes: {wants}, Ray's object store takes {_size(unspilled)} before it writes to disk; {lower}"
+        )
+    if node.shared is not None and memory.shared > node.shared:
+        raise UserError(
+            f"data.window_bytes: {wants}, /dev/shm has {_size(node.shared)}; "
+            f"enlarge it (docker: --shm-size), or {lower}"
+        )
+    usable = int(MEMORY_SHARE * node.machine)
+    if memory.total > usable:
+        raise UserError(
+            f"data.window_bytes: streams take up to {_size(memory.total)} on a node with {_size(node.machine)} of "
+            f"memory, of which {_size(usable)} may be theirs; {lower}"
+        )
+
+
+def _size(size: float) -> str:
+    """In the largest binary unit that leaves a number above 1."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            break
+        size /= 1024
+    return f"{size:,.0f} {unit}" if unit == "B" or size >= 100 else f"{size:,.1f} {unit}"

@@ -1,0 +1,144 @@
+"""A text as the models will see it: tokenized before any model runs, so that the number of rows is known."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from storage.errors import UserError
+from storage.harvest_file import HarvestFile
+from storage.language_model import ModelFacts, load_tokenizer, special_token_ids
+from storage.pieces import PieceCutter, Pieces, PiecesBuilder, TokenPieces, encode
+from storage.replica import ReplicaFacts
+from storage.text import TextFacts, TextMeter, read_documents
+
+OnTokens = Callable[[int, int | None], None]
+"""Called with the rows found so far and the most that are wanted, None for all."""
+_PIECES_PER_REPORT = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextCorpus:
+    """Pieces of text, and which of their tokens become rows."""
+
+    pieces: Pieces
+    rows: np.ndarray
+    """Rows of each piece (P)."""
+    text: TextFacts
+    dropped_ids: tuple[int, ...]
+    """Token ids that become no rows."""
+    special_ids: list[int]
+    pad_id: int
+    first_pieces: int
+    """How many make a first batch."""
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"text": self.text.as_dict()}
+
+    def rows_of_pieces(self, facts: ReplicaFacts) -> np.ndarray:
+        return self.rows
+
+    def select(self, numbers: np.ndarray) -> TokenPieces:
+        return self.pieces.select(numbers)
+
+
+def read_text(config: HarvestFile, models: dict[str, ModelFacts], on_tokens: OnTokens) -> TextCorpus:
+    """Cut the text into pieces, as many as `max_rows` needs. Raises UserError when no token becomes a row."""
+    assert config.text is not None
+    tokenizers = {field: _load_tokenizer(config, facts) for field, facts in models.items()}
+    field, tokenizer = next(iter(tokenizers.items()))
+    special_ids, by_text = special_token_ids(tokenizer), config.rows == "text"
+    dropped = frozenset(special_ids if config.special_tokens == "drop" and not by_text else ())
+    cutter = PieceCutter(
+        tokenizer=tokenizer,
+        context_length=config.context_length,
+        context=config.context or ("truncate" if by_text else "split"),
+    )
+    meter, builder, rows, total, seen = TextMeter(), PiecesBuilder(), array("q"), 0, set[int]()
+    documents = meter.pass_on(read_documents(config.text, config.storage.settings))
+    for piece in cutter.cut(_compared(documents, tokenizers)):
+        builder.add(piece)
+        rows.append(1 if by_text else sum(token not in dropped for token in piece.token_ids))
+        total += rows[-1]
+        seen.update(piece.token_ids)
+        if config.max_rows is not None and total >= config.max_rows:
+            break
+        if len(rows) % _PIECES_PER_REPORT == 0:
+            on_tokens(total, config.max_rows)
+    facts = meter.facts()
+    if not total:
+        raise UserError("text: its documents have no token but special ones; there is nothing to harvest")
+    # transformers makes up an empty tokenizer for a folder without one.
+    if seen <= {*special_ids, tokenizer.unk_token_id}:
+        raise UserError(f"{field}: the tokenizer of {models[field].name!r} knows no word of the text; is it complete?")
+    return TextCorpus(
+        pieces=builder.build(),
+        rows=np.frombuffer(rows, dtype=np.int64),
+        text=facts,
+        dropped_ids=tuple(sorted(dropped)),
+        special_ids=[] if by_text else special_ids,
+        pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
+        first_pieces=max(1, config.batch_tokens // config.context_length),
+    )
+
+
+def measure(config: HarvestFile, documents: int | None) -> TextFacts:
+    """The facts of the text's first `documents` documents, or of all."""
+    assert config.text is not None
+    meter = TextMeter()
+    for _ in meter.pass_on(islice(read_documents(config.text, config.storage.settings), documents)):
+        pass
+    return meter.facts()
+
+
+def too_long(config: HarvestFile, limit: int) -> UserError:
+    return UserError(f"context_length: {config.context_length}, but the model takes at most {limit} tokens")
+
+
+def _load_tokenizer(config: HarvestFile, facts: ModelFacts) -> Any:
+    tokenizer = load_tokenizer(facts)
+    if config.rows == "token" and config.context != "truncate" and config.context_length > tokenizer.model_max_length:
+        raise too_long(config, tokenizer.model_max_length)
+    # Whole documents are longer than any context; the tokenizer need not warn of what is cut afterwards.
+    tokenizer.model_max_length = int(1e30)
+    return tokenizer
+
+
+def _compared(documents: Iterable[str], tokenizers: dict[str, Any]) -> Iterator[str]:
+    """The documents. Raises UserError when two models see different tokens in one: their rows would not be aligned."""
+    (first_field, first), *others = tokenizers.items()
+    others = [(field, other) for field, other in others if _saved(other) is None or _saved(other) != _saved(first)]
+    for number, document in enumerate(documents):
+        if others and document:
+            wanted = encode(first, [document], add_special_tokens=True)[0]
+            for field, other in others:
+                _check_equal(
+                    number, (first_field, wanted), (field, encode(other, [document], add_special_tokens=True)[0])
+                )
+        yield document
+
+
+def _saved(tokenizer: Any) -> str | None:
+    """All that decides a tokenizer's ids, None when it cannot be told."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return None if backend is None else str(backend.to_str())
+
+
+def _check_equal(document: int, a: tuple[str, list[int]], b: tuple[str, list[int]]) -> None:
+    if a[1] == b[1]:
+        return
+    place = next((i for i, pair in enumerate(zip(a[1], b[1], strict=False)) if pair[0] != pair[1]), None)
+    if place is None:
+        said = f"{len(a[1])} and {len(b[1])} tokens in document {document}"
+    else:
+        said = f"{a[1][place]} and {b[1][place]} as token {place} of document {document}"
+    raise UserError(f"models: {a[0]} and {b[0]} see {said}; models of one dataset need the same tokenizer")

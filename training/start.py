@@ -1,0 +1,66 @@
+"""From a configuration to the parts of a training: the rank's place in the mesh, the dictionary, its optimizer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+
+from storage.manifest import Manifest
+from storage.stream import BatchStream
+from training.axes import ONE_PROCESS, Axes
+from training.batches import raw_rows
+from training.config import TrainingConfig
+from training.dictionaries import architecture, make_dictionary
+from training.dictionaries.base import Dictionary, RawRows
+from training.engine import Engine
+from training.mesh import Mesh, Place
+from training.optimizer import Optimizer
+from training.solver import Solver
+
+
+def ensure_process_group() -> None:
+    """A group of one where nobody made one: DeepSpeed wants one always."""
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed refuses to start without it
+    if not dist.is_initialized():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(
+            backend,
+            store=dist.HashStore(),  # type: ignore[attr-defined]
+            rank=0,
+            world_size=1,
+        )
+
+
+def training_device() -> torch.device:
+    """Where this rank computes: collectives of NCCL need their tensors there, from the first starting value on."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def place_in(config: TrainingConfig, rank: int) -> Place:
+    """Where a rank stands in a trial's mesh. Dictionaries that learn by statistics split the rows alone."""
+    mesh = config.mesh
+    if architecture(config.dictionary.architecture).learns_by == "statistics":
+        return Place(rank=rank, data=mesh.data * mesh.feature, feature=1)
+    return Place(rank=rank, data=mesh.data, feature=mesh.feature)
+
+
+def build_dictionary(config: TrainingConfig, manifest: Manifest, axes: Axes = ONE_PROCESS) -> Dictionary:
+    """The untrained dictionary, or this rank's slice of it."""
+    return make_dictionary(config.dictionary, config.data.sites_in(manifest), seed=config.seed, axes=axes)
+
+
+def sample_rows(config: TrainingConfig, stream: BatchStream, device: torch.device) -> Iterator[RawRows]:
+    """This rank's part of the first training rows, from which starting values are computed."""
+    wanted = -(-config.dictionary.sample_rows // config.data.batch_rows)
+    for step in range(min(wanted, stream.steps_per_epoch)):
+        yield raw_rows(stream.batch(step), config.data, device)
+
+
+def make_engine(dictionary: Dictionary, config: TrainingConfig, mesh: Mesh) -> Optimizer:
+    """What changes the dictionary as it asks for."""
+    if dictionary.learns_by == "statistics":
+        return Solver(dictionary)
+    return Engine(dictionary, config.optimizer, zero_stage=config.mesh.stage, mesh=mesh)
