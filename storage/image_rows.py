@@ -39,9 +39,7 @@ class PatchRows:
         try:
             pixels = self.processor(images=pictures, return_tensors="pt")["pixel_values"]
         except ValueError as error:
-            raise UserError(
-                f"images: the model's image processor cannot make one batch of them ({reason(error)})"
-            ) from error
+            raise UserError(f"images: the model's image processor makes no batch of them ({reason(error)})") from error
         if self.num_patches and self._patches(pixels) != self.num_patches:
             raise UserError(
                 f"images: the model's image processor makes {self._patches(pixels)} patches of one image and "

@@ -141,7 +141,7 @@ def test_without_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_truncation_keeps_the_first_piece_of_each_document(tmp_path: Path) -> None:
     config = harvest_file(tmp_path, context="truncate")
     manifest, _ = harvest(config)
-    firsts = {number: ids for number, ids in reversed(expected_pieces(([2], [3]), 8))}
+    firsts = dict(reversed(expected_pieces(([2], [3]), 8)))
     expected = [(number, token) for number in sorted(firsts) for token in firsts[number][1:-1]]
     found = zip(read_column(config, manifest, "document"), read_column(config, manifest, "token_id"), strict=True)
     assert list(found) == expected
@@ -202,7 +202,7 @@ def test_pooled_texts(pooling: str, tmp_path: Path) -> None:
     config = harvest_file(tmp_path, rows="text", pooling=pooling, dtype="float32")
     manifest, _ = harvest(config)
     model = AutoModel.from_pretrained(tiny_model("bert")).eval()
-    firsts = {number: ids for number, ids in reversed(expected_pieces(([2], [3]), 8))}
+    firsts = dict(reversed(expected_pieces(([2], [3]), 8)))
     expected = []
     for number in sorted(firsts):
         with torch.no_grad():
