@@ -211,7 +211,7 @@ def bench_data(
 
 @data_app.command("import")
 def import_rows(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder of tensor files, or a SAELens cache.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Path or url of tensor files or a SAELens cache.")],
     url: Annotated[str, typer.Argument(help="Folder of the dataset to write: path or url.")],
     site: Annotated[list[str] | None, typer.Option(help="NAME or NEW=NAME of a site, several times.")] = None,
     document_rows: Annotated[int | None, typer.Option(min=1, help="Rows of a document, where none are told.")] = None,

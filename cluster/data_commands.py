@@ -106,12 +106,13 @@ def import_dataset(
     as_json: bool,
 ) -> None:
     """`lexray data import`: the dataset's url, rows and size on stdout, what had to be made up on stderr."""
-    from storage.import_rows import SiteNames, check_dtype, check_local_source, import_rows
+    from storage.import_rows import SiteNames, check_dtype, import_rows
     from storage.import_sae_lens import SaeLensCache, is_sae_lens_cache
+    from storage.import_source import open_source
     from storage.import_tensors import TensorFolder
 
     check_dtype(dtype)
-    folder = check_local_source(source, url)
+    folder = open_source(source, url)
     reader = SaeLensCache if is_sae_lens_cache(folder) else TensorFolder
     rows = reader(folder, SiteNames(wanted=sites), document_rows)
     with rows_progress("import", messages) as on_progress:

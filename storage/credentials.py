@@ -14,12 +14,16 @@ ADVISORY_SHARE, MANDATORY_SHARE = 1 / 4, 1 / 8
 """Parts of a life before whose end new credentials are fetched, and waited for."""
 
 
-async def fetch_late(session: Any) -> None:
-    """Make the session's refreshable credentials (if it has such) wait for the last quarter of their life."""
+async def of_session(session: Any) -> None:
+    """The same for an asynchronous session's credentials, if it has any."""
     credentials = await session.get_credentials()
-    if credentials is None:
-        return
-    await credentials.get_frozen_credentials()  # those of an assumed role have no end before their first use
+    if credentials is not None:
+        await credentials.get_frozen_credentials()  # those of an assumed role have no end before their first use
+        fetch_late(credentials)
+
+
+def fetch_late(credentials: Any) -> None:
+    """Make refreshable credentials that were just fetched wait for the last quarter of their life; others stay."""
     expires = getattr(credentials, "_expiry_time", None)
     if expires is None:
         return

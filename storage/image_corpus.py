@@ -46,7 +46,12 @@ class ImageCorpus:
     def select(self, numbers: np.ndarray) -> ImagePieces:
         """The images of these numbers. Raises UserError when one is not there."""
         images = [self._read(int(number)) for number in numbers]
-        return ImagePieces(images=images, documents=np.asarray(numbers, dtype=np.int32))
+        names = [self._name(int(number)) for number in numbers]
+        return ImagePieces(images=images, names=names, documents=np.asarray(numbers, dtype=np.int32))
+
+    def _name(self, number: int) -> str:
+        entry = self.source[number] if isinstance(self.source, list) else None
+        return entry.name if isinstance(entry, CorpusFile) else f"row {number}"
 
     def _read(self, number: int) -> bytes:
         entry = self.source[number]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from storage.errors import UserError
+from storage.retries import reason
 
 PATCH, CLASS_TOKEN, REGISTER = -1, -2, -3
 """Token ids of rows of images; the last two are special."""
@@ -20,6 +21,8 @@ class ImagePieces:
 
     images: list[bytes]
     """Each as its file (P)."""
+    names: list[str]
+    """What to call each in errors (P)."""
     documents: np.ndarray
     """Number of each image in the corpus (P), int32."""
 
@@ -27,11 +30,11 @@ class ImagePieces:
         return len(self.images)
 
 
-def decode_image(data: bytes, number: int) -> Any:
+def decode_image(data: bytes, name: str) -> Any:
     """The picture as RGB. Raises UserError when the file is not one."""
     from PIL import Image
 
     try:
         return Image.open(io.BytesIO(data)).convert("RGB")
     except (OSError, ValueError) as error:
-        raise UserError(f"images: number {number} is not an image that can be read ({error})") from error
+        raise UserError(f"images: {name} is not an image that can be read ({reason(error)})") from error

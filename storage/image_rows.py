@@ -15,6 +15,7 @@ from storage.errors import UserError
 from storage.harvest_plan import ShardTask
 from storage.image_pieces import CLASS_TOKEN, PATCH, REGISTER, ImagePieces, decode_image
 from storage.model_reader import Inputs
+from storage.retries import reason
 from storage.token_rows import RowLayout
 
 
@@ -34,11 +35,11 @@ class PatchRows:
 
     def inputs(self, pieces: ImagePieces, numbers: np.ndarray) -> dict[str, torch.Tensor]:
         """`pixel_values` (B, channels, height, width). Raises UserError when images come out in several sizes."""
-        pictures = [decode_image(pieces.images[n], int(pieces.documents[n])) for n in numbers]
+        pictures = [decode_image(pieces.images[n], pieces.names[n]) for n in numbers]
         try:
             pixels = self.processor(images=pictures, return_tensors="pt")["pixel_values"]
         except ValueError as error:
-            raise UserError(f"images: the model's image processor cannot make one batch of them ({error})") from error
+            raise UserError(f"images: the model's image processor makes no batch of them ({reason(error)})") from error
         if self.num_patches and self._patches(pixels) != self.num_patches:
             raise UserError(
                 f"images: the model's image processor makes {self._patches(pixels)} patches of one image and "

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -134,21 +133,6 @@ def common_dtype(dtypes: dict[str, torch.dtype]) -> str:
     known = {stored: name for name, stored in TORCH_DTYPES.items()}
     kinds = set(dtypes.values())
     return known.get(next(iter(kinds)), "float32") if len(kinds) == 1 else "float32"
-
-
-def check_local_source(source: str, output: str) -> Path:
-    """The folder to import from. Raises UserError when it is none, or the output would lie in it."""
-    if "://" in source and not source.startswith("file://"):
-        raise UserError(f"SOURCE: {source} is not on this machine; copy it to a local folder first")
-    folder = Path(source.removeprefix("file://")).expanduser().resolve()
-    if not folder.is_dir():
-        raise UserError(f"SOURCE: {folder} is not a folder; give the folder that holds the tensor files")
-    if (folder / MANIFEST).exists():
-        raise UserError(f"SOURCE: {folder} holds {MANIFEST}, so it is a dataset already; there is nothing to import")
-    target = Store.at(output).local_path
-    if target is not None and Path(target).resolve().is_relative_to(folder):
-        raise UserError(f"output: {target} lies in SOURCE {folder}; choose a place outside")
-    return folder
 
 
 def block_rows(row_bytes: int) -> int:

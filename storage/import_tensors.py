@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 
 from storage.errors import UserError
 from storage.import_rows import UNKNOWN_TOKEN, Block, SiteNames, block_rows, check_site_name
+from storage.import_source import SourceFolder
 from storage.tensor_files import UNNAMED, open_tensor_file
 from storage.tensor_series import Opener, check_aligned, check_parts, find_series, widest
 
@@ -28,14 +28,20 @@ DOCUMENT_ROWS = 256
 MANY_FILES = 20
 """From this number of files on, each counts as a document: then a share of 5 % is at least one."""
 _OPEN_FILES = 64
+_OPEN_COPIES = 2
+"""Of each site: a block may begin in one file and end in the next."""
 
 
 class TensorFolder:
     """The rows of a folder. Raises UserError for files and tensors that do not fit together."""
 
-    def __init__(self, folder: Path, names: SiteNames, document_rows: int | None = None) -> None:
-        open_file: Opener = lru_cache(maxsize=_OPEN_FILES)(open_tensor_file)
-        found, self.notes = find_series(folder, open_file)
+    def __init__(self, folder: SourceFolder, names: SiteNames, document_rows: int | None = None) -> None:
+        open_files = _OPEN_FILES if folder.store.local_path is not None else _OPEN_COPIES
+
+        def new_opener() -> Opener:
+            return lru_cache(maxsize=open_files)(open_tensor_file)
+
+        found, self.notes = find_series(folder, new_opener)
         self._columns = {COLUMN_NAMES[name]: series for name, series in found.items() if name in COLUMN_NAMES}
         chosen = _choose(folder, [name for name in found if name not in COLUMN_NAMES], names)
         self._sites = {new: found[old] for new, old in chosen.items()}
@@ -90,15 +96,15 @@ class TensorFolder:
         pieces = [np.arange(start, stop, step) for start, stop in pairwise(starts)]
         return np.concatenate(pieces), f"of {step} rows each, a new one with each file"
 
-    def _describe(self, folder: Path, chosen: dict[str, str], rule: str) -> dict[str, Any]:
+    def _describe(self, folder: SourceFolder, chosen: dict[str, str], rule: str) -> dict[str, Any]:
         token_ids = "as the source says" if "token_id" in self._columns else f"unknown ({UNKNOWN_TOKEN})"
         self.notes += [f"documents: {rule}", f"token ids: {token_ids}"]
-        files = {part.path for series in (self._sites | self._columns).values() for part in series.parts}
+        files = {part.file for series in (self._sites | self._columns).values() for part in series.parts}
         return {
             "format": "tensor files",
             "folder": str(folder),
             "files": len(files),
-            "bytes": sum(path.stat().st_size for path in files),
+            "bytes": sum(file.size for file in files),
             "sites": {site: old or "the only tensor of each file" for site, old in chosen.items()},
             "documents": rule,
             "token_ids": token_ids,
@@ -122,7 +128,7 @@ class _PositionCounter:
         return positions
 
 
-def _choose(folder: Path, found: list[str], names: SiteNames) -> dict[str, str]:
+def _choose(folder: SourceFolder, found: list[str], names: SiteNames) -> dict[str, str]:
     """Name in the source of each site; a tensor without a name is called by `--site NAME`, else as its folder."""
     if found != [UNNAMED]:
         if not found:

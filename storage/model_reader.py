@@ -49,18 +49,26 @@ class ModelReader:
 def choose_reader(model: Any, *, num_layers: int, places: dict[str, Place], first: Inputs) -> ModelReader:
     """A reader that stops early when that agrees with the whole model on the batch `first`, else the whole model.
 
-    Raises UserError for a place that gives no (B, T, D) tensor.
+    Raises UserError for a place that gives no (B, T, D) tensor, with a vector for each token of a text.
     """
     wanted = set(places.values())
     expected = read_whole(model, wanted, first)
     for name, place in places.items():
-        if expected[place].dim() != 3:
-            shape = tuple(expected[place].shape)
-            raise UserError(f"sites.{name}: the {place.label} has the shape {shape}, expected (pieces, tokens, width)")
+        _check_shape(name, place, expected[place], first)
     layers = _layers_to_stop_in(model, num_layers, wanted)
     if layers is not None and not _agree(read_early(model, layers, wanted, first), expected, first):
         layers = None
     return ModelReader(model=model, places=places, layers=layers)
+
+
+def _check_shape(name: str, place: Place, x: torch.Tensor, inputs: Inputs) -> None:
+    if x.dim() != 3:
+        shape = tuple(x.shape)
+        raise UserError(f"sites.{name}: the {place.label} has the shape {shape}, expected (pieces, tokens, width)")
+    mask = inputs.get("attention_mask")
+    if mask is not None and x.shape[:2] != mask.shape:
+        found, wanted = tuple(x.shape[:2]), tuple(mask.shape)
+        raise UserError(f"sites.{name}: has {found} vectors for (pieces, tokens) {wanted}; choose another module")
 
 
 def _layers_to_stop_in(model: nn.Module, num_layers: int, wanted: set[Place]) -> nn.ModuleList | None:

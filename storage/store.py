@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-import fsspec
-from fsspec.asyn import sync
-
-from storage.credentials import fetch_late
+from storage.connections import CLIENT, FILESYSTEM, call_slots, connection, forget, known_schemes
 from storage.errors import UserError
 from storage.files import info, list_entries, remove, write_beside, write_local
 from storage.multipart import PART_BYTES, upload_parts
@@ -32,9 +28,6 @@ T = TypeVar("T")
 ABORT_BUDGET_S = 5.0
 ATOMIC = (*S3, "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss", "memory")
 """Schemes whose files appear whole when written at once; elsewhere files are written beside and renamed."""
-
-_FILESYSTEMS: dict[tuple[int, str, StorageSettings], Any] = {}
-_SLOTS: dict[int, threading.BoundedSemaphore] = {}
 
 
 @dataclass(frozen=True)
@@ -50,7 +43,7 @@ class Store:
         scheme = url.split("://", 1)[0] if "://" in url else "file"
         if scheme == "file":
             url = "file://" + os.path.abspath(os.path.expanduser(url.removeprefix("file://")))
-        elif scheme not in fsspec.available_protocols():
+        elif scheme not in known_schemes():
             raise UserError(f"url {url!r}: no storage scheme is called {scheme!r}; use a path, file:// or s3://")
         return Store(url.rstrip("/"), settings or StorageSettings())
 
@@ -70,32 +63,25 @@ class Store:
     @property
     def filesystem(self) -> Any:
         """This process's fsspec filesystem."""
-        key = self._key
-        if key not in _FILESYSTEMS:
-            _FILESYSTEMS.setdefault(key, _build_filesystem(self.scheme, self.settings))
-        return _FILESYSTEMS[key]
-
-    @property
-    def _key(self) -> tuple[int, str, StorageSettings]:
-        return os.getpid(), self.scheme, self.settings
+        return connection(FILESYSTEM, self.scheme, self.settings)
 
     def _full(self, path: str) -> str:
         root = self.local_path if self.local_path is not None else self.url
         return f"{root}/{path}" if path else root
 
-    def _call(self, path: str, action: Callable[[Any], T], *, policy: RetryPolicy | None = None) -> T:
-        """`action` of the filesystem, retried; no more than REQUESTS_IN_FLIGHT at a time."""
+    def _call(
+        self, path: str, action: Callable[[Any], T], *, kind: str = FILESYSTEM, policy: RetryPolicy | None = None
+    ) -> T:
+        """`action` of the filesystem (or client), retried; no more than REQUESTS_IN_FLIGHT at a time."""
         used: list[Any] = []
 
         def once() -> T:
-            with _slots():
-                used.clear()
-                used.append(self.filesystem)
+            with call_slots():
+                used[:] = [connection(kind, self.scheme, self.settings)]
                 return action(used[0])
 
-        def renew() -> None:  # a new filesystem asks the provider's chain anew; one is enough for all threads
-            if used and _FILESYSTEMS.get(self._key) is used[0]:
-                _FILESYSTEMS.pop(self._key, None)
+        def renew() -> None:
+            forget(kind, self.scheme, self.settings, used)
 
         retrier = Retrier(policy=policy or self.settings.policy)
         return retrier.call(f"{self.url}/{path}".rstrip("/"), once, renew=renew)
@@ -124,13 +110,20 @@ class Store:
         if not length:
             return b""
         try:
-            data: bytes = self._call(path, lambda fs: fs.cat_file(self._full(path), start=start, end=start + length))
+            return self._get_range(path, start, length)
         except (FileNotFoundError, PermissionError, StoreUnavailableError):
             raise
         except OSError as error:  # object stores refuse a range that begins behind the end
             if s3_answer(error)[0] not in (None, "InvalidRange", "416") or (self.size(path) or 0) > start:
                 raise
             return b""
+
+    def _get_range(self, path: str, start: int, length: int) -> bytes:
+        full = self._full(path)
+        bucket, _, key = full.split("://", 1)[-1].partition("/")
+        if self.scheme in S3 and self.settings.options == "{}" and not bucket.startswith("arn:"):
+            return self._call(path, lambda client: client.get_range(bucket, key, start, length), kind=CLIENT)
+        data: bytes = self._call(path, lambda fs: fs.cat_file(full, start=start, end=start + length))
         return data
 
     def write(self, path: str, data: bytes) -> None:
@@ -218,26 +211,6 @@ def reachable(what: str, url: str) -> Iterator[None]:
 def _is_of_botocore(error: Exception) -> bool:
     """No connection, no credentials, no such profile: none of them an OSError."""
     return any(kind.__module__ == "botocore.exceptions" for kind in type(error).__mro__)
-
-
-def _slots() -> threading.BoundedSemaphore:
-    """This process's places for calls; a forked one has its own, whatever was in flight."""
-    return _SLOTS.setdefault(os.getpid(), threading.BoundedSemaphore(REQUESTS_IN_FLIGHT))
-
-
-def _build_filesystem(scheme: str, settings: StorageSettings) -> Any:
-    try:
-        filesystem = fsspec.filesystem(scheme, skip_instance_cache=True, **settings.arguments(scheme))
-    except (TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"storage.options: {scheme}:// cannot be used with {settings.options} ({error})") from error
-    if scheme in S3:
-        filesystem.retries = 1  # attempts, not repetitions
-        if not settings.anonymous:
-            filesystem.connect()
-            sync(filesystem.loop, fetch_late, filesystem.session)
-    return filesystem
 
 
 def _remove_empty_folders(path: str | None, up_to: str) -> None:

@@ -16,8 +16,8 @@ from typing import NamedTuple
 from storage.errors import UserError
 from storage.manifest import Manifest
 
-SPILL_SHARE = 0.8
-"""Share of Ray's object store beyond which it spills, by its default."""
+WINDOWS_SHARE = 0.7
+"""Share of Ray's object store that windows may fill: it spills beyond 0.8, by its default, and frees a second late."""
 KEPT_SHARE = 0.3
 """Share of the object store that a window server fills with windows at most."""
 MEMORY_SHARE = 0.9
@@ -157,7 +157,7 @@ def stream_memory(shapes: Sequence[StreamShape], *, consumers: int, object_store
     # Two epochs can be in use at once, and of each no more windows than it has.
     everything = 2 * max(shape.dataset_rows * (shape.row_bytes + ROW_ID_BYTES) for shape in shapes)
     mapped = min(consumers * mapped_each, everything)
-    left = int(SPILL_SHARE * object_store_bytes) - mapped
+    left = int(WINDOWS_SHARE * object_store_bytes) - mapped
     kept = max(min(mapped_each, everything), min(left, int(KEPT_SHARE * object_store_bytes)))
     buffers = 2 * WINDOWS_AT_ONCE * window + consumers * max(shape.batch_bytes for shape in shapes)
     return StreamMemory(kept=min(kept, everything), mapped=mapped, buffers=buffers, consumers=consumers)
@@ -166,22 +166,22 @@ def stream_memory(shapes: Sequence[StreamShape], *, consumers: int, object_store
 def check_memory(memory: StreamMemory, *, object_store_bytes: int, node: NodeMemory) -> None:
     """Raise UserError with both numbers and what to lower when a node cannot hold the streams."""
     lower = "lower data.window_bytes or data.lanes, or run fewer workers at once (resources.cpus_per_worker)"
-    unspilled = int(SPILL_SHARE * object_store_bytes)
+    usable = int(WINDOWS_SHARE * object_store_bytes)
     wants = f"{memory.consumers} worker(s) on a node hold windows of up to {_size(memory.shared)}"
-    if memory.shared > unspilled:
+    if memory.shared > usable:
         raise UserError(
-            f"data.window_bytes: {wants}, Ray's object store takes {_size(unspilled)} before it writes to disk; {lower}"
+            f"data.window_bytes: {wants}, Ray's object store has room for {_size(usable)} before it writes to disk; {lower}"
         )
     if node.shared is not None and memory.shared > node.shared:
         raise UserError(
             f"data.window_bytes: {wants}, /dev/shm has {_size(node.shared)}; "
             f"enlarge it (docker: --shm-size), or {lower}"
         )
-    usable = int(MEMORY_SHARE * node.machine)
-    if memory.total > usable:
+    free = int(MEMORY_SHARE * node.machine)
+    if memory.total > free:
         raise UserError(
             f"data.window_bytes: streams take up to {_size(memory.total)} on a node with {_size(node.machine)} of "
-            f"memory, of which {_size(usable)} may be theirs; {lower}"
+            f"memory, of which {_size(free)} may be theirs; {lower}"
         )
 
 

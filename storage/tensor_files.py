@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from storage.errors import UserError
+from storage.import_source import SourceFile
 
 UNNAMED = ""
 """Name of the tensor of a file that holds one tensor without a name."""
@@ -42,25 +43,26 @@ class StoredTensor:
     """Rows from the first number up to the second, as they lie in the file."""
 
 
-def open_tensor_file(path: Path) -> dict[str, StoredTensor]:
+def open_tensor_file(file: SourceFile) -> dict[str, StoredTensor]:
     """The tensors of a file by their names. Raises UserError naming the file when it is not what its name says."""
     try:
-        return READERS[path.suffix](path)
+        with file.local() as path:
+            return READERS[file.suffix](path, file)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
 
 
-def _open_npy(path: Path) -> dict[str, StoredTensor]:
+def _open_npy(path: Path, file: SourceFile) -> dict[str, StoredTensor]:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise UserError(f"{path}: not an .npy file of numbers ({_first_line(error)}); save it again") from error
+        raise UserError(f"{file}: not an .npy file of numbers ({_first_line(error)}); save it again") from error
     native = array.dtype.newbyteorder("=")
     try:
         dtype = torch.from_numpy(np.empty(0, native)).dtype
     except TypeError as error:
         raise UserError(
-            f"{path}: dtype {array.dtype} is none that torch knows; save it as float16 or float32"
+            f"{file}: dtype {array.dtype} is none that torch knows; save it as float16 or float32"
         ) from error
 
     def read(start: int, stop: int) -> torch.Tensor:
@@ -69,38 +71,38 @@ def _open_npy(path: Path) -> dict[str, StoredTensor]:
     return {UNNAMED: StoredTensor(TensorFacts(array.shape, dtype), read)}
 
 
-def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
+def _open_safetensors(path: Path, file: SourceFile) -> dict[str, StoredTensor]:
     try:
-        file = safe_open(path, framework="pt")
-        names = list(file.keys())
+        content = safe_open(path, framework="pt")
+        names = list(content.keys())
     except SafetensorError as error:
-        raise UserError(f"{path}: not a whole safetensors file ({_first_line(error)}); save it again") from error
+        raise UserError(f"{file}: not a whole safetensors file ({_first_line(error)}); save it again") from error
     found = {}
     for name in names:
-        part = file.get_slice(name)
+        part = content.get_slice(name)
         shape = tuple(part.get_shape())
-        dtype = part[:0].dtype if shape else file.get_tensor(name).dtype
+        dtype = part[:0].dtype if shape else content.get_tensor(name).dtype
         found[name] = StoredTensor(TensorFacts(shape, dtype), _slicer(part))
     return found
 
 
-def _open_pt(path: Path) -> dict[str, StoredTensor]:
+def _open_pt(path: Path, file: SourceFile) -> dict[str, StoredTensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path}: holds other things than tensors, which loading would execute; save a tensor or a dict of tensors"
+            f"{file}: holds other things than tensors, which loading would execute; save a tensor or a dict of tensors"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
         raise UserError(
-            f"{path}: not a file that torch can map ({_first_line(error)}); save it again by torch.save"
+            f"{file}: not a file that torch can map ({_first_line(error)}); save it again by torch.save"
         ) from error
     named = content if isinstance(content, dict) else {UNNAMED: content}
     found = {}
     for name, value in named.items():
         if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_quantized:
             raise UserError(
-                f"{path}: {name or 'its content'} is a {_kind(value)}, expected a tensor or a dict of tensors"
+                f"{file}: {name or 'its content'} is a {_kind(value)}, expected a tensor or a dict of tensors"
             )
         tensor = value.detach()
         found[str(name)] = StoredTensor(TensorFacts(tuple(tensor.shape), tensor.dtype), _slicer(tensor))

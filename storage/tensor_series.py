@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from storage.errors import UserError
+from storage.import_source import SourceFile, SourceFolder
 from storage.tensor_files import READERS, StoredTensor, TensorFacts
 
-Opener = Callable[[Path], dict[str, StoredTensor]]
+Opener = Callable[[SourceFile], dict[str, StoredTensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """A file's share of a series."""
 
-    path: Path
+    file: SourceFile
     name: str
     """What the tensor is called in the file."""
     facts: TensorFacts
@@ -57,70 +57,70 @@ class Series:
         for part, begin in zip(self.parts[first : last + 1], self.starts[first : last + 1].tolist(), strict=True):
             low, high = max(start - begin, 0), min(stop - begin, part.rows)
             if low < high:
-                pieces.append(self.open_file(part.path)[part.name].read(low, high))
+                pieces.append(self.open_file(part.file)[part.name].read(low, high))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def place(self, row: int) -> str:
         """File and number in it of a row."""
         index = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return f"{self.parts[index].path}, row {row - self.starts[index]}"
+        return f"{self.parts[index].file}, row {row - self.starts[index]}"
 
 
-def find_series(folder: Path, open_file: Opener) -> tuple[dict[str, Series], list[str]]:
-    """Every series of a folder by its name, and what was passed over."""
+def find_series(folder: SourceFolder, new_opener: Callable[[], Opener]) -> tuple[dict[str, Series], list[str]]:
+    """Every series of a folder by its name, and what was passed over. Series that share no file share no opener."""
     files, ignored = _tensor_files(folder)
-    folders = {path: _tensor_files(path) for path in sorted(folder.iterdir()) if path.is_dir()}
-    folders = {path: found for path, found in folders.items() if found[0]}
+    folders = {inside.name: _tensor_files(inside) for inside in folder.folders()}
+    folders = {name: found for name, found in folders.items() if found[0]}
     if files and folders:
         raise UserError(f"{folder}: {len(files)} tensor files beside {len(folders)} sub-folders of them; keep one kind")
     if not files and not folders:
         raise UserError(f"{folder}: no {', '.join(READERS)} file there; give the folder that holds them")
     if files:
-        found = _side_by_side(files, open_file)
+        found = _side_by_side(files, new_opener())
     else:
-        found = {path.name: _only_tensors(inside, open_file) for path, (inside, _) in folders.items()}
-        ignored += [path for _, passed in folders.values() for path in passed]
-    names = ", ".join(path.name for path in ignored[:3])
+        found = {name: _only_tensors(inside, new_opener()) for name, (inside, _) in folders.items()}
+        ignored += [file for _, passed in folders.values() for file in passed]
+    names = ", ".join(file.name for file in ignored[:3])
     return found, [f"passed over {len(ignored)} files of other kinds ({names})"] if ignored else []
 
 
-def _side_by_side(files: list[Path], open_file: Opener) -> dict[str, Series]:
-    tensors = {path: {name: one.facts for name, one in open_file(path).items()} for path in files}
+def _side_by_side(files: list[SourceFile], open_file: Opener) -> dict[str, Series]:
+    tensors = {file: {name: one.facts for name, one in open_file(file).items()} for file in files}
     first = files[0]
-    for path, found in tensors.items():
+    for file, found in tensors.items():
         if found.keys() != tensors[first].keys():
             raise UserError(
-                f"{path}: holds {_listed(found)}, but {first.name} holds {_listed(tensors[first])}; "
+                f"{file}: holds {_listed(found)}, but {first.name} holds {_listed(tensors[first])}; "
                 "each file needs the same tensors"
             )
         rows = {name: facts.rows for name, facts in found.items()}
         for name, count in rows.items():
             if count != next(iter(rows.values())):
                 other = next(iter(rows))
-                raise UserError(f"{path}: {name} has {count} rows, {other} {rows[other]}; each row needs all of them")
+                raise UserError(f"{file}: {name} has {count} rows, {other} {rows[other]}; each row needs all of them")
     return {
         name: Series(
-            parts=[Part(path=path, name=name, facts=tensors[path][name]) for path in files], open_file=open_file
+            parts=[Part(file=file, name=name, facts=tensors[file][name]) for file in files], open_file=open_file
         )
         for name in tensors[first]
     }
 
 
-def _only_tensors(files: list[Path], open_file: Opener) -> Series:
+def _only_tensors(files: list[SourceFile], open_file: Opener) -> Series:
     parts = []
-    for path in files:
-        found = open_file(path)
+    for file in files:
+        found = open_file(file)
         if len(found) != 1:
-            raise UserError(f"{path}: holds {len(found)} tensors, expected 1 in a file of a site's own folder")
+            raise UserError(f"{file}: holds {len(found)} tensors, expected 1 in a file of a site's own folder")
         ((name, tensor),) = found.items()
-        parts.append(Part(path=path, name=name, facts=tensor.facts))
+        parts.append(Part(file=file, name=name, facts=tensor.facts))
     return Series(parts=parts, open_file=open_file)
 
 
-def _tensor_files(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The tensor files directly in a folder in the order of their names, and its other files; hidden ones are none."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return [path for path in files if path.suffix in READERS], [path for path in files if path.suffix not in READERS]
+def _tensor_files(folder: SourceFolder) -> tuple[list[SourceFile], list[SourceFile]]:
+    """The tensor files directly in a folder, and its other files."""
+    files = folder.files()
+    return [file for file in files if file.suffix in READERS], [file for file in files if file.suffix not in READERS]
 
 
 def check_parts(series: Series, name: str, *, ndim: int, dtypes: tuple[torch.dtype, ...]) -> None:
@@ -131,16 +131,16 @@ def check_parts(series: Series, name: str, *, ndim: int, dtypes: tuple[torch.dty
         if len(shape) != ndim or 0 in shape[1:]:
             wanted = "rows x width" if ndim == 2 else "one number per row"
             raise UserError(
-                f"{part.path}: {name} has shape {list(shape)}, expected {ndim} dimensions ({wanted}); reshape it"
+                f"{part.file}: {name} has shape {list(shape)}, expected {ndim} dimensions ({wanted}); reshape it"
             )
         if part.facts.dtype not in dtypes:
             known = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
             raise UserError(
-                f"{part.path}: {name} has dtype {str(part.facts.dtype).removeprefix('torch.')}, expected one of {known}"
+                f"{part.file}: {name} has dtype {str(part.facts.dtype).removeprefix('torch.')}, expected one of {known}"
             )
         if shape[1:] != first.facts.shape[1:]:
             raise UserError(
-                f"{part.path}: {name} has width {shape[1]}, but {first.path.name} has {first.facts.shape[1]}; "
+                f"{part.file}: {name} has width {shape[1]}, but {first.file.name} has {first.facts.shape[1]}; "
                 "a site has one width"
             )
 
@@ -152,7 +152,7 @@ def check_aligned(series: dict[str, Series]) -> int:
         if rows != expected:
             raise UserError(f"{name} has {rows:,} rows, but {first} has {expected:,}; each row needs both")
     if not expected:
-        raise UserError(f"{series[first].parts[0].path}: {first} has 0 rows; there is nothing to import")
+        raise UserError(f"{series[first].parts[0].file}: {first} has 0 rows; there is nothing to import")
     return expected
 
 

@@ -11,7 +11,6 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
-from storage.errors import UserError
 from storage.harvest_plan import ShardTask, batches
 from storage.model_reader import Inputs
 from storage.pieces import TokenPieces
@@ -39,7 +38,9 @@ class RowMaker(Protocol):
 
     def batches(self, pieces: Any, batch_tokens: int) -> list[np.ndarray]: ...
 
-    def fitted(self, inputs: Inputs, states: dict[str, torch.Tensor]) -> RowMaker: ...
+    def fitted(self, inputs: Inputs, states: dict[str, torch.Tensor]) -> RowMaker:
+        """Itself, knowing what the models gave for a first batch."""
+        ...
 
     def layout(self, task: ShardTask) -> RowLayout: ...
 
@@ -62,14 +63,6 @@ class TokenRows:
         return batches(pieces.lengths, batch_tokens)
 
     def fitted(self, inputs: Inputs, states: dict[str, torch.Tensor]) -> TokenRows:
-        """Itself. Raises UserError for a site that has not one vector for each token."""
-        expected = tuple(inputs["input_ids"].shape)
-        for name, x_BTD in states.items():
-            if x_BTD.shape[:2] != expected:
-                found = tuple(x_BTD.shape[:2])
-                raise UserError(
-                    f"sites.{name}: has {found} vectors for (pieces, tokens) {expected}; choose another module"
-                )
         return self
 
     def layout(self, task: ShardTask) -> RowLayout:

@@ -11,6 +11,7 @@ from sae_lens.cache_activations_runner import CacheActivationsRunner
 
 from storage.import_rows import SiteNames, import_rows
 from storage.import_sae_lens import SaeLensCache
+from storage.import_source import SourceFolder
 from storage.reader import DatasetReader
 from storage.store import Store
 
@@ -45,7 +46,7 @@ def test_a_cache_of_sae_lens_is_imported_bit_for_bit(dtype, tmp_path):
     token_ids = torch.randint(0, 900, (3 * rows,), generator=generator)
     source = cache(tmp_path / "in", zip(activations.split(rows), token_ids.split(rows), strict=True), dtype)
     store = Store.at(str(tmp_path / "out"))
-    manifest = import_rows(SaeLensCache(source, SiteNames()), store.url)
+    manifest = import_rows(SaeLensCache(SourceFolder.at(str(source)), SiteNames()), store.url)
     assert (manifest.rows, manifest.sites[HOOK].dtype) == (3 * rows, dtype)
     assert np.array_equal(whole(store, manifest, HOOK), activations.numpy())
     assert np.array_equal(whole(store, manifest, "token_id"), token_ids.numpy())

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import pickle
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import boto3
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from cached_activations import write_cache
@@ -17,8 +21,9 @@ from synthetic import write_rows
 
 from storage import import_rows as import_rows_module
 from storage.errors import UserError
-from storage.import_rows import SiteNames, check_dtype, check_local_source, import_rows
+from storage.import_rows import SiteNames, check_dtype, import_rows
 from storage.import_sae_lens import SaeLensCache, is_sae_lens_cache
+from storage.import_source import SourceFolder, open_source
 from storage.import_tensors import DOCUMENT_ROWS, MANY_FILES, TensorFolder
 from storage.manifest import Manifest, load_manifest
 from storage.reader import DatasetReader
@@ -47,9 +52,12 @@ def folder_of(place: Path, files: dict[str, torch.Tensor]) -> Path:
     return place
 
 
-def imported(source: Path, output: Path, *sites: str, dtype: str | None = None, rows: int | None = None) -> Manifest:
-    reader = SaeLensCache if is_sae_lens_cache(source) else TensorFolder
-    return import_rows(reader(source, SiteNames(wanted=sites), rows), str(output), dtype=dtype)
+def imported(
+    source: Path | str, output: Path, *sites: str, dtype: str | None = None, rows: int | None = None
+) -> Manifest:
+    folder = SourceFolder.at(str(source))
+    reader = SaeLensCache if is_sae_lens_cache(folder) else TensorFolder
+    return import_rows(reader(folder, SiteNames(wanted=sites), rows), str(output), dtype=dtype)
 
 
 def stored(output: Path, name: str) -> torch.Tensor:
@@ -61,7 +69,7 @@ def stored(output: Path, name: str) -> torch.Tensor:
     return whole.view(torch.bfloat16) if site is not None and site.dtype == "bfloat16" else whole
 
 
-def refusal(source: Path, output: Path, *sites: str, **options: Any) -> str:
+def refusal(source: Path | str, output: Path, *sites: str, **options: Any) -> str:
     """The one line that refuses an import, which leaves no file."""
     with pytest.raises(UserError) as caught:
         imported(source, output, *sites, **options)
@@ -121,7 +129,9 @@ def test_blocks_of_any_size_give_the_same_rows(tmp_path: Path, monkeypatch: pyte
     source = folder_of(tmp_path / "in", files)
     imported(source, tmp_path / "whole", rows=5)
     monkeypatch.setattr(import_rows_module, "BLOCK_BYTES", 3 * 2 * 4 * 4)
-    assert [len(block.columns["document"]) for block in TensorFolder(source, SiteNames()).blocks()] == [3] * 12 + [2]
+    assert [
+        len(block.columns["document"]) for block in TensorFolder(SourceFolder.at(str(source)), SiteNames()).blocks()
+    ] == [3] * 12 + [2]
     imported(source, tmp_path / "parts", rows=5)
     for name in ("p", "q", "token_id", "position", "document"):
         assert torch.equal(stored(tmp_path / "parts", name), stored(tmp_path / "whole", name))
@@ -296,16 +306,16 @@ def test_an_output_is_never_written_over(tmp_path: Path) -> None:
 
 def test_places_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "in", {"a.npy": random_rows(9)})
-    assert check_local_source(str(source), str(tmp_path / "out")) == source
+    assert str(open_source(str(source), str(tmp_path / "out"))) == str(source)
     write_rows(tmp_path / "dataset", 20)
     for place, output, line in [
         (source, source / "out", "lies in SOURCE"),
         (source / "a.npy", tmp_path / "out", "is not a folder"),
         (tmp_path / "dataset", tmp_path / "out", "is a dataset already"),
-        ("s3://bucket/rows", tmp_path / "out", "is not on this machine"),
+        ("memory://nothing/rows", tmp_path / "out", "holds no file"),
     ]:
         with pytest.raises(UserError, match=line):
-            check_local_source(str(place), str(output))
+            open_source(str(place), str(output))
     with pytest.raises(UserError, match="'int8' is none of bfloat16, float16, float32"):
         check_dtype("int8")
 
@@ -386,3 +396,106 @@ def test_a_value_of_a_cache_that_is_not_finite_is_named_by_context_and_position(
     values[5, 2, 1] = np.inf
     line = refusal(write_cache(tmp_path / "in", {HOOK: values}, token_ids), tmp_path / "out")
     assert f"data-00001-of-00003.arrow, {HOOK}, context 1, position 2: NaN or Inf" in line
+
+
+def as_on_the_hub(saved: Path, folder: Path, split: str = "train") -> Path:
+    """The files that `push_to_hub` makes of a saved cache: Parquet, features in the schema."""
+    folder.mkdir(parents=True, exist_ok=True)
+    features = json.loads((saved / "dataset_info.json").read_text())["features"]
+    files = sorted(saved.glob("*.arrow"))
+    for number, file in enumerate(files):
+        with pa.OSFile(str(file)) as opened, pa.ipc.open_stream(opened) as stream:
+            table = stream.read_all()
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        pq.write_table(table, folder / f"{split}-{number:05d}-of-{len(files):05d}.parquet", row_group_size=3)
+    return folder
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_sae_lens_cache_as_pushed_to_a_hub_gives_the_rows_of_the_saved_one(dtype: str, tmp_path: Path) -> None:
+    values, token_ids = cached(dtype=dtype)
+    saved = write_cache(tmp_path / "saved", {HOOK: values}, token_ids)
+    as_on_the_hub(saved, tmp_path / "repository" / "data")
+    on_the_hub, on_disk = imported(tmp_path / "repository", tmp_path / "1"), imported(saved, tmp_path / "2")
+    assert on_the_hub.shards == on_disk.shards
+    assert stored(tmp_path / "1", HOOK).tolist() == values.reshape(60, 4).tolist()
+
+
+def test_a_repository_of_the_hub_that_is_not_one_cache_is_refused(tmp_path: Path) -> None:
+    saved = write_cache(tmp_path / "saved", {HOOK: cached()[0]}, cached()[1])
+    as_on_the_hub(saved, tmp_path / "in" / "data")
+    as_on_the_hub(saved, tmp_path / "in" / "data", "test")
+    assert "holds the splits test, train; give a folder with" in refusal(tmp_path / "in", tmp_path / "out")
+    whole = as_on_the_hub(saved, tmp_path / "cut") / "train-00000-of-00003.parquet"
+    whole.write_bytes(whole.read_bytes()[:-9])
+    assert "train-00000-of-00003.parquet: not a whole Parquet file" in refusal(tmp_path / "cut", tmp_path / "out")
+    (tmp_path / "other").mkdir()
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "other" / "a.parquet")
+    line = refusal(tmp_path / "other", tmp_path / "out")
+    assert "its schema has no features of `datasets`; its columns are ['text']" in line
+
+
+# Sources in other stores
+
+
+@pytest.fixture
+def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Address of an empty folder of an object store, found as `lexray data import` finds it."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    boto3.client("s3").create_bucket(Bucket="import-sources")
+    return f"s3://import-sources/{uuid.uuid4().hex}"
+
+
+def uploaded(source: Path, url: str) -> str:
+    for path in source.rglob("*"):
+        if path.is_file():
+            Store.at(url).write(path.relative_to(source).as_posix(), path.read_bytes())
+    return url
+
+
+@pytest.fixture
+def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where copies of files are made."""
+    (tmp_path / "copies").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "copies"))
+    return tmp_path / "copies"
+
+
+@pytest.mark.parametrize("kind", SAVE)
+def test_files_of_an_object_store_give_the_rows_of_local_ones(
+    kind: str, bucket: str, copies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    early, late = random_rows(40, 3), random_rows(40, 5, seed=1)
+    files = {f"early/{i}.{kind}": early[i * 10 : i * 10 + 10] for i in range(4)}
+    files |= {f"late/{i}.{kind}": late[i * 8 : i * 8 + 8] for i in range(5)}
+    source = folder_of(tmp_path / "in", {name: rows.clone() for name, rows in files.items()})
+    here = imported(source, tmp_path / "here")
+    monkeypatch.setattr(import_rows_module, "BLOCK_BYTES", 3 * 8 * 4)
+    there = imported(uploaded(source, bucket), tmp_path / "there")
+    assert there.shards == here.shards
+    assert there.provenance["imported"]["folder"] == bucket
+    assert there.provenance["imported"]["bytes"] == here.provenance["imported"]["bytes"]
+    assert not list(copies.iterdir())
+
+
+def test_a_cache_in_an_object_store_gives_the_rows_of_a_local_one(bucket: str, copies: Path, tmp_path: Path) -> None:
+    values, token_ids = cached()
+    saved = write_cache(tmp_path / "saved", {HOOK: values}, token_ids)
+    hub = as_on_the_hub(saved, tmp_path / "hub" / "data").parent
+    here = imported(saved, tmp_path / "here")
+    for source in (saved, hub):
+        there = imported(uploaded(source, f"{bucket}/{source.name}"), tmp_path / f"of-{source.name}")
+        assert there.shards == here.shards
+    assert not list(copies.iterdir())
+
+
+def test_what_is_wrong_in_an_object_store_is_named_by_its_url(bucket: str, copies: Path, tmp_path: Path) -> None:
+    source = uploaded(folder_of(tmp_path / "in", {"a.npy": random_rows(9), "b.npy": random_rows(9, 5)}), bucket)
+    assert f"{bucket}/b.npy: x has width 5, but a.npy has 4" in refusal(source, tmp_path / "out", "x")
+    Store.at(bucket).write("b.npy", b"not one")
+    assert f"{bucket}/b.npy: not an .npy file" in refusal(source, tmp_path / "out", "x")
+    with pytest.raises(UserError, match="lies in SOURCE"):
+        open_source(bucket, f"{bucket}/out")
+    with pytest.raises(UserError, match="holds no file"):
+        open_source(f"{bucket}/none", "out")
+    assert not list(copies.iterdir())

@@ -62,7 +62,9 @@ def test_a_training_speaks_for_its_stream_its_lane_and_its_epoch() -> None:
     for index in (7, 8):
         shelf.put(OTHER, key(index), block())
     assert kept(shelf, range(2)) == [], "both of the epoch before"
-    assert shelf.get(SPEC, key(0, lane=1)) and shelf.get(OTHER, key(0)) and shelf.get(SPEC, key(0, epoch=1))
+    assert shelf.get(SPEC, key(0, lane=1)) is not None
+    assert shelf.get(OTHER, key(0)) is not None
+    assert shelf.get(SPEC, key(0, epoch=1)) is not None
 
 
 def test_a_training_that_starts_again_speaks_anew() -> None:

@@ -1,0 +1,76 @@
+"""What a process builds to reach stores, once for all its threads, and how much of it is used at once.
+
+Everything is keyed by pid: clients must not be used after a fork, and a lock that another thread held when a process
+forked is never released in the child.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+import fsspec
+from fsspec.asyn import sync
+
+from storage.credentials import of_session
+from storage.errors import UserError
+from storage.settings import REQUESTS_IN_FLIGHT, S3, StorageSettings
+
+FILESYSTEM, CLIENT = "filesystem", "client"
+"""Kinds of connections: fsspec's filesystem, and for ranged reads from S3 botocore's client."""
+
+_CONNECTIONS: dict[tuple[int, str, str, StorageSettings], Any] = {}
+_BUILDING: dict[int, threading.Lock] = {}
+_SLOTS: dict[int, threading.BoundedSemaphore] = {}
+
+
+def known_schemes() -> list[str]:
+    """Every scheme that an installed package may know."""
+    schemes: list[str] = fsspec.available_protocols()
+    return schemes
+
+
+def call_slots() -> threading.BoundedSemaphore:
+    """This process's places for calls."""
+    return _SLOTS.setdefault(os.getpid(), threading.BoundedSemaphore(REQUESTS_IN_FLIGHT))
+
+
+def connection(kind: str, scheme: str, settings: StorageSettings) -> Any:
+    """This process's connection, built when it is first asked for. Raises UserError for options that cannot be used."""
+    key = (os.getpid(), kind, scheme, settings)
+    found = _CONNECTIONS.get(key)
+    if found is not None:
+        return found
+    with _BUILDING.setdefault(os.getpid(), threading.Lock()):
+        if key not in _CONNECTIONS:
+            _CONNECTIONS[key] = _client(settings) if kind == CLIENT else _filesystem(scheme, settings)
+        return _CONNECTIONS[key]
+
+
+def forget(kind: str, scheme: str, settings: StorageSettings, used: list[Any]) -> None:
+    """Build a new one next time, which asks the provider of credentials anew; nothing if `used` is replaced already."""
+    key = (os.getpid(), kind, scheme, settings)
+    if used and _CONNECTIONS.get(key) is used[0]:
+        _CONNECTIONS.pop(key, None)
+
+
+def _client(settings: StorageSettings) -> Any:
+    from storage.s3_client import S3Client  # botocore is not needed, and slow to import, where files are local
+
+    return S3Client(settings)
+
+
+def _filesystem(scheme: str, settings: StorageSettings) -> Any:
+    try:
+        filesystem = fsspec.filesystem(scheme, skip_instance_cache=True, **settings.arguments(scheme))
+    except (TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"storage.options: {scheme}:// cannot be used with {settings.options} ({error})") from error
+    if scheme in S3:
+        filesystem.retries = 1  # attempts, not repetitions
+        if not settings.anonymous:
+            filesystem.connect()
+            sync(filesystem.loop, of_session, filesystem.session)
+    return filesystem

@@ -1,0 +1,56 @@
+"""Ranged reads from S3 by botocore's own client, the hot path of every stream.
+
+s3fs moves each byte through one event loop in Python. Eight threads that read 4 MiB ranges from a server on the same
+machine spent 0.9 to 1.0 s of CPU for a GiB through s3fs and 0.4 s through this client, at 2 to 4 times its throughput.
+"""
+
+from __future__ import annotations
+
+import errno
+from contextlib import closing
+
+import botocore
+import botocore.session
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+from storage.credentials import fetch_late
+from storage.settings import StorageSettings
+
+
+class S3Client:
+    """For many threads of one process. Raises botocore's errors for profiles and credentials."""
+
+    def __init__(self, settings: StorageSettings) -> None:
+        arguments = settings.s3_options()
+        session = botocore.session.Session(profile=settings.profile)
+        if settings.anonymous:
+            arguments["config_kwargs"]["signature_version"] = botocore.UNSIGNED
+        else:
+            credentials = session.get_credentials()
+            if credentials is not None:
+                credentials.get_frozen_credentials()  # those of an assumed role have no end before their first use
+                fetch_late(credentials)
+        config = Config(**arguments["config_kwargs"])
+        self._client = session.create_client("s3", config=config, **arguments["client_kwargs"])
+
+    def get_range(self, bucket: str, key: str, start: int, length: int) -> bytes:
+        """Bytes of an object. Raises FileNotFoundError, PermissionError, OSError, or botocore's errors of transport."""
+        try:
+            answer = self._client.get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{start + length - 1}")
+        except ClientError as error:
+            raise _as_os_error(error) from error
+        with closing(answer["Body"]) as body:
+            data: bytes = body.read()
+        return data
+
+
+def _as_os_error(error: ClientError) -> OSError:
+    """The error in Python's kinds; what the server said stays its cause."""
+    message = error.response["Error"].get("Message") or str(error)
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    if status == 404:
+        return FileNotFoundError(errno.ENOENT, message)
+    if status == 403:
+        return PermissionError(errno.EACCES, message)
+    return OSError(errno.EIO, message)
