@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -122,7 +122,6 @@ class StoredCheckpoint:
     store: Store
     folder: str
     manifest: Manifest
-    _rows: dict[str, list[tuple[str, StoredRows]]] = field(default_factory=dict)
 
     @property
     def step(self) -> int:
@@ -130,17 +129,11 @@ class StoredCheckpoint:
 
     def read(self, share: Share = WHOLE) -> Checkpoint:
         """The state as a rank holds it. Raises CorruptDataError naming the file that is missing or damaged."""
-        weights, moments = {}, {}
+        state: dict[str, Tensor] = {}
         for key, stored in self._by_key().items():
             wanted = share.to_read(key, stored[0][1].whole_rows)
-            tensor = self._read_rows(key, stored, wanted)
-            kind, name = (
-                (weights, key.removeprefix(WEIGHTS))
-                if key.startswith(WEIGHTS)
-                else (moments, key.removeprefix(MOMENTS))
-            )
-            kind[name] = tensor
-        return Checkpoint(self.step, weights, moments)
+            state[key] = self._read_rows(key, stored, wanted)
+        return Checkpoint(self.step, _below(WEIGHTS, state), _below(MOMENTS, state))
 
     def _by_key(self) -> dict[str, list[tuple[str, StoredRows]]]:
         found: dict[str, list[tuple[str, StoredRows]]] = {}
@@ -170,6 +163,10 @@ class StoredCheckpoint:
         if len(data) != rows.bytes or chunk_checksum(data) != rows.xxh3:
             raise CorruptDataError(f"{self.folder}/{file}: {key} does not match the manifest's checksum")
         return torch.frombuffer(bytearray(data), dtype=DTYPES[rows.dtype]).view(rows.shape)
+
+
+def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
 
 
 def open_checkpoint(store: Store, folder: str) -> StoredCheckpoint:

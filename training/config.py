@@ -12,7 +12,7 @@ from storage.manifest import Manifest
 from storage.selection import Selection
 from storage.store import StorageSettings, Store
 from storage.windows import StreamSpec
-from training.dictionaries import dictionary_config
+from training.dictionaries import architecture, dictionary_config
 from training.dictionaries.base import DictionaryConfig
 from training.normalisers import Sites, SiteStatistics
 
@@ -134,6 +134,23 @@ class MeshConfig:
                 raise UserError(f"mesh.{name}: {value} must be at least 1")
         if self.zero_stage != "auto" and self.zero_stage not in range(4):
             raise UserError(f"zero_stage: {self.zero_stage} is not one of 0, 1, 2, 3")
+
+    def row_parts(self, dictionary: DictionaryConfig) -> int:
+        """Into how many parts the rows are split: those that learn by statistics split nothing else."""
+        splits_latents = architecture(dictionary.architecture).learns_by == "gradient"
+        return self.data if splits_latents else self.data * self.feature
+
+    def check(self, dictionary: DictionaryConfig) -> None:
+        """Raise UserError when the latents of this dictionary cannot be split like this."""
+        if self.row_parts(dictionary) != self.data:
+            return
+        if dictionary.width % self.feature:
+            near = max(self.feature, round(dictionary.width / self.feature) * self.feature)
+            raise UserError(
+                f"mesh.feature: {self.feature} parts, but the width {dictionary.width:,} is not a multiple of that; "
+                f"use {near:,}"
+            )
+        dictionary.check_slices(self.feature)
 
     @property
     def stage(self) -> int:

@@ -13,7 +13,7 @@ from storage.stream import BatchStream
 from training.axes import ONE_PROCESS, Axes
 from training.batches import raw_rows
 from training.config import TrainingConfig
-from training.dictionaries import architecture, make_dictionary
+from training.dictionaries import make_dictionary
 from training.dictionaries.base import Dictionary, RawRows
 from training.engine import Engine
 from training.mesh import Mesh, Place
@@ -41,10 +41,8 @@ def training_device() -> torch.device:
 
 def place_in(config: TrainingConfig, rank: int) -> Place:
     """Where a rank stands in a trial's mesh. Dictionaries that learn by statistics split the rows alone."""
-    mesh = config.mesh
-    if architecture(config.dictionary.architecture).learns_by == "statistics":
-        return Place(rank=rank, data=mesh.data * mesh.feature, feature=1)
-    return Place(rank=rank, data=mesh.data, feature=mesh.feature)
+    mesh, data = config.mesh, config.mesh.row_parts(config.dictionary)
+    return Place(rank=rank, data=data, feature=mesh.data * mesh.feature // data)
 
 
 def build_dictionary(config: TrainingConfig, manifest: Manifest, axes: Axes = ONE_PROCESS) -> Dictionary:

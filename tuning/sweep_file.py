@@ -14,7 +14,7 @@ from training.dictionaries.base import Kind
 
 TRIAL_AXES = ("architecture", "width", "target_l0", "seed", "lr")
 """Axes that every architecture has."""
-RULE_SETTINGS = ("workers", "zero_stage", "cpus_per_worker", "gpus_per_worker", "lr", "rows")
+RULE_SETTINGS = ("workers", "mesh", "zero_stage", "cpus_per_worker", "gpus_per_worker", "lr", "rows")
 """What a rule may set besides options of the architecture."""
 
 
@@ -96,14 +96,36 @@ class EveryBlock(FileModel):
     """Keep the checkpoints of steps that are multiples of this for good; 0 keeps none once a trial is done."""
 
 
+class MeshBlock(FileModel):
+    """The workers of one dictionary: data x feature of them."""
+
+    data: int = Field(default=1, gt=0)
+    """Parts into which the rows of a batch are split."""
+    feature: int = Field(default=1, gt=0)
+    """Parts into which the latents are split; the width must be a multiple."""
+
+
 class ResourcesBlock(FileModel):
     """What one trial gets."""
 
-    workers: int = Field(default=1, gt=0)
-    """Data-parallel workers of a dictionary."""
+    workers: int | None = Field(default=None, gt=0)
+    """Workers that split the rows of a batch: short for `mesh: {data: ...}`."""
+    mesh: MeshBlock | None = None
+    """Workers along both axes."""
     cpus_per_worker: float = Field(default=1, gt=0)
     gpus_per_worker: float = Field(default=0, ge=0)
     zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
+
+    @model_validator(mode="after")
+    def _one_mesh(self) -> ResourcesBlock:
+        if self.workers is not None and self.mesh is not None:
+            raise ValueError(f"give `workers` ({self.workers}) or `mesh`, one of the two")
+        return self
+
+    @property
+    def axes(self) -> MeshBlock:
+        """The workers along both axes."""
+        return self.mesh or MeshBlock(data=self.workers or 1)
 
 
 class Rule(FileModel):

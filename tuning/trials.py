@@ -81,13 +81,19 @@ def _trial(
     for rule in sweep.rules:
         if rule.matches(point):
             settings |= rule.set
-    resources = checked_block(sweep.resources, _part(settings, ResourcesBlock.model_fields))
+    resources = checked_block(sweep.resources, _mesh_settings(settings))
     changes = _part(settings, ("lr", "rows")) | _part(point, ("lr",))
     training = checked_block(sweep.training, changes | ({"epochs": None} if "rows" in settings else {}))
-    rank_lanes(0, resources.workers, sweep.data.lanes)
-    footprint = Footprint(**_part(resources.model_dump(), ("workers", "cpus_per_worker", "gpus_per_worker")))
+    axes = resources.axes
+    footprint = Footprint(
+        workers=axes.data * axes.feature,
+        **_part(resources.model_dump(), ("cpus_per_worker", "gpus_per_worker")),
+    )
     dictionary = dictionary_config(_dictionary_options(sweep, point, settings))
     data = data_config(sweep, manifest, dictionary.architecture)
+    mesh = MeshConfig(data=axes.data, feature=axes.feature, zero_stage=resources.zero_stage)
+    rank_lanes(0, mesh.row_parts(dictionary), sweep.data.lanes)
+    mesh.check(dictionary)
     available = training_rows(data)
     steps_per_epoch(available, data.batch_rows, data.lanes)
     _check_fits(dictionary, data, manifest, available)
@@ -97,7 +103,7 @@ def _trial(
         rows=training.rows or math.ceil((training.epochs or 0) * available),
         optimizer=checked_config(OptimizerConfig, training.model_dump(exclude={"rows", "epochs"})),
         seed=_seed(point),
-        mesh=MeshConfig(data=resources.workers, zero_stage=resources.zero_stage),
+        mesh=mesh,
         every=EveryConfig(**sweep.every.model_dump()),
     )
     return Trial(id=config.trial, name=_name(sweep, point, config), config=config, footprint=footprint)
@@ -115,6 +121,15 @@ def data_config(sweep: SweepFile, manifest: Manifest, name: str) -> DataConfig:
         storage=sweep.storage.settings,
         **data,
     )
+
+
+def _mesh_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """What a rule sets of the resources; one way to give a mesh replaces the other."""
+    found = _part(settings, ResourcesBlock.model_fields)
+    for given, other in (("mesh", "workers"), ("workers", "mesh")):
+        if given in found:
+            found.setdefault(other, None)
+    return found
 
 
 def _check_fits(config: DictionaryConfig, data: DataConfig, manifest: Manifest, training_rows: int) -> None:

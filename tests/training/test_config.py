@@ -95,8 +95,8 @@ DECIDING = {
 }  # fmt: skip
 NOT_DECIDING = {
     "data": {"url": "s3://elsewhere", "storage": StorageSettings(region="eu-west-1")},
-    "mesh": {"data": 4, "zero_stage": 2},
-    "every": {"log": 7, "checkpoint": 7},
+    "mesh": {"data": 4, "feature": 2, "zero_stage": 2},
+    "every": {"log": 7, "checkpoint": 7, "keep": 7},
 }
 CASES = [(block, name, value) for block, named in DECIDING.items() for name, value in named.items()]
 OTHER_CASES = [(block, name, value) for block, named in NOT_DECIDING.items() for name, value in named.items()]
@@ -244,7 +244,8 @@ def test_the_automatic_zero_stage_is_0_for_one_worker_and_1_for_more(workers, st
         (lambda: OptimizerConfig(beta2=-0.1), "beta2: -0.1"),
         (lambda: OptimizerConfig(eps=-1e-8), "eps: -1e-08"),
         (lambda: OptimizerConfig(clip_norm=-1.0), "clip_norm: -1.0"),
-        (lambda: MeshConfig(data=0), "workers: 0"),
+        (lambda: MeshConfig(data=0), "mesh.data: 0"),
+        (lambda: MeshConfig(feature=0), "mesh.feature: 0"),
         (lambda: MeshConfig(zero_stage=4), "zero_stage: 4 is not one of 0, 1, 2, 3"),
         (lambda: EveryConfig(log=0), "every.log: 0"),
         (lambda: EveryConfig(evaluate=0), "every.evaluate: 0"),

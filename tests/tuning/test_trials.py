@@ -139,3 +139,55 @@ def test_rows_of_outlying_norm_are_no_training_rows_and_a_filter_that_drops_many
 def test_nmf_takes_activations_that_are_not_negative_and_with_split_any(trials):
     assert len(trials(axes=axes("nmf"), data={"site": "positive"})) == 1
     assert len(trials(axes=axes("nmf"), options={"nmf": {"signed_input": "split"}})) == 1
+
+
+# Meshes -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_mesh_has_workers_along_both_axes_and_workers_alone_split_the_rows(trials):
+    (made,) = trials(resources={"mesh": {"data": 2, "feature": 3}})
+    assert (made.config.mesh.data, made.config.mesh.feature, made.footprint.workers) == (2, 3, 6)
+    (rows,) = trials(resources={"workers": 4})
+    assert (rows.config.mesh.data, rows.config.mesh.feature, rows.footprint.workers) == (4, 1, 4)
+    (one,) = trials()
+    assert one.footprint.workers == 1
+    assert {made.id, rows.id, one.id} == {one.id}, "how many workers trained it is no part of what a dictionary is"
+
+
+def test_a_rule_gives_some_trials_another_mesh(trials):
+    rules = [
+        {"when": {"width": 48}, "set": {"mesh": {"feature": 2}}},
+        {"when": {"width": 24}, "set": {"workers": 3}},
+    ]
+    made = trials(axes=axes("topk") | {"width": [24, 48]}, resources={"workers": 2}, rules=rules)
+    assert [(t.config.mesh.data, t.config.mesh.feature) for t in made] == [(3, 1), (1, 2)]
+
+
+def test_dictionaries_that_learn_by_statistics_split_the_rows_over_the_whole_mesh(trials):
+    (made,) = trials(axes=axes("snmf"), resources={"mesh": {"data": 2, "feature": 5}})
+    assert made.footprint.workers == 10
+    with pytest.raises(UserError, match="20 data-parallel workers, but the stream has 16 lanes"):
+        trials(axes=axes("snmf"), resources={"mesh": {"data": 4, "feature": 5}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"resources": {"mesh": {"feature": 5}}},
+            "mesh.feature: 5 parts, but the width 24 is not a multiple of that; use 25",
+        ),
+        (
+            {"axes": axes("group_max"), "resources": {"mesh": {"feature": 3}}},
+            "mesh.feature: 3 parts, but 4 groups (target_l0) cannot be dealt to them",
+        ),
+        (
+            {"resources": {"mesh": {"data": 2}, "workers": 2}},
+            "resources: give `workers` (2) or `mesh`, one of the two",
+        ),
+    ],
+)
+def test_a_mesh_that_cannot_be_is_refused(trials, changes, line):
+    with pytest.raises(UserError) as refused:
+        trials(**changes)
+    assert line in str(refused.value)

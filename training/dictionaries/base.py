@@ -48,6 +48,9 @@ class DictionaryConfig:
     def check_rows(self, training_rows: int) -> None:
         """Raise UserError when the dictionary needs more training rows than there are."""
 
+    def check_slices(self, slices: int) -> None:
+        """Raise UserError when the latents cannot be split into so many slices of one size."""
+
     @property
     def needs_nonnegative(self) -> bool:
         """Whether negative activations are refused."""

@@ -30,6 +30,13 @@ class GroupMaxConfig(TopKConfig):
         if self.k_start is not None or self.multi_topk:
             raise UserError("group_max has one latent of each of target_l0 groups: no k_start, no multi_topk")
 
+    def check_slices(self, slices: int) -> None:
+        """Raise UserError unless each slice has whole groups."""
+        if int(self.target_l0) % slices:
+            raise UserError(
+                f"mesh.feature: {slices} parts, but {self.target_l0:g} groups (target_l0) cannot be dealt to them"
+            )
+
 
 class GroupMax(TopK):
     """GroupMax sparse autoencoder: TopK without a sort.

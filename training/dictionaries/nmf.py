@@ -64,10 +64,9 @@ class SNMF(Solved):
         super().__init__(config, sites, **kwargs)
         factor_width = self.factor_width(sites.input_width)
         # In float64: a rounding that depends on how rows are split would tip near ties of codes, and they feed on it.
-        exact = {"dtype": torch.float64}
-        self.register_buffer("factors", torch.zeros(config.width, factor_width, **exact))
-        self.register_buffer("sum_zz_FF", torch.zeros(config.width, config.width, **exact))
-        self.register_buffer("sum_zx_FD", torch.zeros(config.width, factor_width, **exact))
+        self.register_buffer("factors", torch.zeros(config.width, factor_width, dtype=torch.float64))
+        self.register_buffer("sum_zz_FF", torch.zeros(config.width, config.width, dtype=torch.float64))
+        self.register_buffer("sum_zx_FD", torch.zeros(config.width, factor_width, dtype=torch.float64))
 
     # What NMF changes ------------------------------------------------------------------------------------------
 
