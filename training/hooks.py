@@ -13,6 +13,7 @@ from training.checkpoint_writer import CheckpointWriter
 from training.config import DataConfig
 from training.data_traffic import DataTraffic
 from training.loop import StepRecord
+from training.mesh import Mesh
 from training.metrics import evaluate
 from training.metrics_log import MetricsLog
 from training.optimizer import Optimizer
@@ -27,11 +28,13 @@ class LogHook:
 
     every: int
     traffic: DataTraffic
+    mesh: Mesh
     emit: Emit
     step: int
     """The step at the last log; at first, where training started."""
     train_s: float = 0.0
     """Seconds spent in steps until the last log."""
+    _moved_bytes: int = 0
 
     def __call__(self, record: StepRecord) -> None:
         elapsed = max(record.train_s - self.train_s, 1e-9)
@@ -42,8 +45,14 @@ class LogHook:
             "rows": record.step * record.batch.rows,
             **record.metrics(),
             "perf/rows_per_s": steps * record.batch.rows / elapsed,
+            **self._moved(steps),
             **self.traffic.since_last(elapsed),
         })  # fmt: skip
+
+    def _moved(self, steps: int) -> dict[str, float]:
+        """MB that this rank gave to the mesh's collectives per step; the engine's own reductions are a formula."""
+        moved, self._moved_bytes = self.mesh.traffic.bytes - self._moved_bytes, self.mesh.traffic.bytes
+        return {"perf/mesh_mb_per_step": moved / 1e6 / max(1, steps)} if self.mesh.place.size > 1 else {}
 
 
 @dataclass(kw_only=True)
@@ -86,8 +95,13 @@ class CheckpointHook:
     writer: CheckpointWriter
     metrics_log: MetricsLog | None
     """None on ranks other than 0."""
+    _saved: int | None = None
+    """Step of the last save."""
 
     def __call__(self, record: StepRecord) -> None:
+        if record.step == self._saved:
+            return
+        self._saved = record.step
         mine = {
             key: part._replace(tensor=part.tensor.detach().to("cpu", copy=True))
             for key, part in self.share.to_write(self.engine.state())
@@ -95,3 +109,19 @@ class CheckpointHook:
         if self.metrics_log is not None:
             self.metrics_log.flush()
         self.writer.save(record.step, mine)
+
+
+@dataclass(kw_only=True)
+class LeaveHook:
+    """Saves once when a rank's machine is about to go, so that whoever goes on elsewhere loses nothing."""
+
+    every: int
+    leaving: Callable[[], bool]
+    """Every rank asks at the same steps, and all are told the same."""
+    checkpoint: CheckpointHook
+    _saved: bool = False
+
+    def __call__(self, record: StepRecord) -> None:
+        if not self._saved and self.leaving():
+            self._saved = True
+            self.checkpoint(record)

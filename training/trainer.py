@@ -17,7 +17,7 @@ from training.checkpoint_parts import Share
 from training.checkpoint_writer import CheckpointWriter
 from training.config import TrainingConfig
 from training.data_traffic import DataTraffic
-from training.hooks import CheckpointHook, Emit, EvaluateHook, LogHook
+from training.hooks import CheckpointHook, Emit, EvaluateHook, LeaveHook, LogHook
 from training.loop import run_hooks, training_steps
 from training.mesh import Mesh, connect
 from training.metrics import METRICS_VERSION
@@ -26,6 +26,7 @@ from training.optimizer import Optimizer
 from training.resume import new_attempt, newest_state
 from training.saved import describe_dictionary, save_dictionary, to_state_dict
 from training.start import build_dictionary, make_engine, place_in, sample_rows, training_device
+from training.watch import ALONE, Alone, Watch, exchange_seats
 
 OpenStream = Callable[[StreamSpec], WindowSource]
 """How a stream's windows are reached: this process itself, or the node's server."""
@@ -49,6 +50,18 @@ class TrainingResult(NamedTuple):
     """Held-out metrics at other numbers of active latents, `k`, where the architecture offers them."""
 
 
+class Parts(NamedTuple):
+    """What a training is made of when its first step begins."""
+
+    mesh: Mesh
+    stream: BatchStream
+    held_out: BatchStream
+    engine: Optimizer
+    share: Share
+    start: int
+    """Finished steps."""
+
+
 @dataclass(kw_only=True)
 class Trainer:
     """One rank of one dictionary's training. The process group must exist already."""
@@ -61,17 +74,29 @@ class Trainer:
     open_stream: OpenStream = read_locally
     on_evaluation: Emit = lambda record: None
     """Called on every rank with the record of every evaluation."""
+    leaving: Callable[[], bool] = lambda: False
+    """Whether this machine, or another rank's, is about to go; asked on every rank, all are told the same."""
+    may_share_device: bool = False
+    """Whether ranks may compute on one GPU."""
     rank: int = field(default_factory=lambda: dist.get_rank())
     num_ranks: int = field(default_factory=lambda: dist.get_world_size())
 
     def run(self) -> TrainingResult:
         """Train to the end, from the newest valid checkpoint if there is one, and save the dictionary."""
+        watch = Watch(rank=self.rank, num_ranks=self.num_ranks) if self.num_ranks > 1 else ALONE
+        with watch.watching():
+            return self._train(self._build(), watch)
+
+    def _build(self) -> Parts:
         mesh = connect(place_in(self.config, self.rank), training_device())
         assert mesh.place.size == self.num_ranks, (mesh.place, self.num_ranks)
         stream, held_out = self._stream("train", mesh), self._stream("held_out", mesh)
         dictionary = build_dictionary(self.config, stream.manifest, mesh.axes).to(training_device())
         share = Share(mesh.place, dictionary.split_names())
         state = newest_state(self.store.at_path("checkpoints"), share, mesh)
+        start = state.step if state else 0
+        row_ids = stream.batch(start).row_ids
+        exchange_seats(mesh, row_ids, training_device(), may_share_device=self.may_share_device)
         if state is not None:
             dictionary.load_state_dict(state.weights)
         elif dictionary.needs_sample:
@@ -79,12 +104,11 @@ class Trainer:
         engine = make_engine(dictionary, self.config, mesh)
         if state is not None:
             engine.restore(state)
-        return self._train(engine, stream, held_out, share, mesh, state.step if state else 0)
+        return Parts(mesh, stream, held_out, engine, share, start)
 
-    def _train(
-        self, engine: Optimizer, stream: BatchStream, held_out: BatchStream, share: Share, mesh: Mesh, start: int
-    ) -> TrainingResult:
-        config, every, rows = self.config, self.config.every, mesh.axes.rows
+    def _train(self, parts: Parts, watch: Watch | Alone) -> TrainingResult:
+        config, every = self.config, self.config.every
+        mesh, stream, held_out, engine, share, start = parts
         writer = self._checkpoint_writer(engine, mesh)
         metrics_log = MetricsLog(store=self.store) if self.rank == 0 else None
         if metrics_log is not None:
@@ -95,23 +119,25 @@ class Trainer:
             emit(record)
             self.on_evaluation(record)
 
-        traffic = DataTraffic(train=stream, held_out=held_out, rows=rows, device=engine.device)
-        log = LogHook(every=every.log, traffic=traffic, emit=emit, step=start)
+        traffic = DataTraffic(train=stream, held_out=held_out, rows=mesh.axes.rows, device=engine.device)
+        log = LogHook(every=every.log, traffic=traffic, mesh=mesh, emit=emit, step=start)
         evaluation = EvaluateHook(
             every=every.evaluate,
             engine=engine,
             stream=held_out,
             data=config.data,
             max_rows=every.eval_rows,
-            rows=rows,
+            rows=mesh.axes.rows,
             emit=emit_evaluation,
         )
         checkpoint = CheckpointHook(
             every=every.checkpoint, engine=engine, share=share, writer=writer, metrics_log=metrics_log
         )
+        leave = LeaveHook(every=every.log, leaving=self.leaving, checkpoint=checkpoint)
         try:
-            for record in training_steps(config, stream, engine, rows, start=start):
-                run_hooks([log, evaluation, checkpoint], record, config.num_steps)
+            for record in training_steps(config, stream, engine, mesh.axes.rows, start=start):
+                watch.step = record.step
+                run_hooks([log, evaluation, checkpoint, leave], record, config.num_steps)
             metrics = evaluation.last or evaluation.evaluate()  # resumed after the last step: nothing was evaluated yet
             curve = [{"k": float(k), **evaluation.evaluate(k)} for k in engine.dictionary.budgets()]
             self._save(engine, stream.manifest, metrics)
