@@ -30,7 +30,7 @@ class StorageBlock(FileModel):
     anonymous: bool = False
     addressing_style: Literal["auto", "path", "virtual"] = "auto"
     options: dict[str, JsonValue] = {}
-    retry_budget_s: float | None = Field(None, ge=0)
+    retry_budget_s: float | None = Field(default=None, ge=0)
 
     @property
     def settings(self) -> StorageSettings:

@@ -151,7 +151,7 @@ def _hub_files(folder: SourceFolder) -> tuple[list[SourceFile], dict[str, Any]]:
     splits = sorted({re.sub(r"-\d+-of-\d+.*", "", file.name) for file in files})
     if len(splits) > 1:
         raise UserError(f"{folder}: holds the splits {', '.join(splits)}; give a folder with the files of one of them")
-    with _open_parquet(files[0]) as parquet:
+    with _open_parquet(files[0], edges=True) as parquet:
         schema = parquet.schema_arrow
     try:
         features: dict[str, Any] = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
@@ -194,7 +194,7 @@ def _contexts(file: SourceFile) -> int:
     """How many a data file holds."""
     if file.suffix != PARQUET:
         return sum(batch.num_rows for batch in _batches(file, 1))
-    with _open_parquet(file) as parquet:
+    with _open_parquet(file, edges=True) as parquet:
         return int(parquet.metadata.num_rows)
 
 
@@ -214,9 +214,9 @@ def _batches(file: SourceFile, contexts: int) -> Iterator[Any]:
 
 
 @contextmanager
-def _open_parquet(file: SourceFile) -> Iterator[Any]:
+def _open_parquet(file: SourceFile, *, edges: bool = False) -> Iterator[Any]:
     try:
-        with file.local() as path, pq.ParquetFile(path, memory_map=True) as parquet:
+        with file.local(edges=edges) as path, pq.ParquetFile(path, memory_map=True) as parquet:
             yield parquet
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{file}: not a whole Parquet file ({str(error).splitlines()[0]}); copy it again") from error

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from storage.errors import UserError
 from storage.manifest import MANIFEST
@@ -21,6 +22,8 @@ from storage.store import Store, reachable
 
 COPY_BYTES = 64 * 2**20
 """Bytes of a file that are copied at once."""
+EDGE_BYTES = 4 * 2**20
+"""Bytes at both ends of a file that hold what it says of its content."""
 
 
 @dataclass(frozen=True)
@@ -55,19 +58,30 @@ class SourceFile:
         return self.store.read(self.path)
 
     @contextmanager
-    def local(self) -> Iterator[Path]:
-        """A local file of the same content, which may be mapped within the block for use after it."""
+    def local(self, *, edges: bool = False) -> Iterator[Path]:
+        """A local file of the same content, which may be mapped within the block for use after it.
+
+        With `edges` of a file in another store only both ends are copied: zeros lie between them.
+        """
         if self.store.local_path is not None:
             yield Path(str(self))
             return
         with tempfile.NamedTemporaryFile(prefix="lexray-import-", suffix=self.suffix) as copy:
-            self._check_space(copy.name)
-            for start in range(0, self.size, COPY_BYTES):
-                copy.write(self.store.read_range(self.path, start, COPY_BYTES))
-            copy.flush()
-            if os.path.getsize(copy.name) != self.size:
-                raise UserError(f"{self}: was replaced while it was copied; import again")
+            if not edges or self.size <= 2 * EDGE_BYTES:
+                self._check_space(copy.name)
+                self._copy(copy, 0, self.size)
+            else:
+                self._copy(copy, 0, EDGE_BYTES)
+                self._copy(copy, self.size - EDGE_BYTES, self.size)
             yield Path(copy.name)
+
+    def _copy(self, copy: IO[bytes], begin: int, end: int) -> None:
+        copy.seek(begin)
+        for start in range(begin, end, COPY_BYTES):
+            copy.write(self.store.read_range(self.path, start, min(COPY_BYTES, end - start)))
+        copy.flush()
+        if copy.tell() != end:
+            raise UserError(f"{self}: was replaced while it was copied; import again")
 
     def _check_space(self, place: str) -> None:
         free = shutil.disk_usage(os.path.dirname(place)).free

@@ -83,9 +83,13 @@ class StreamShape:
 
     @property
     def mapped_bytes(self) -> int:
-        """Bytes of the windows that one consumer holds at once, training and held-out ones."""
+        """Bytes of the windows that one consumer holds at once, training and held-out ones.
+
+        The last window of a lane may be short: then two batches of rows may be held besides.
+        """
         share = self.train_share + self.held_out_share
-        return int(self.lanes * self.windows_per_lane * self.window_bytes * share)
+        besides = 2 * self.batch_rows * (self.row_bytes + ROW_ID_BYTES)
+        return int(self.lanes * self.windows_per_lane * self.window_bytes * share) + besides
 
     @property
     def batch_bytes(self) -> int:
@@ -169,9 +173,8 @@ def check_memory(memory: StreamMemory, *, object_store_bytes: int, node: NodeMem
     usable = int(WINDOWS_SHARE * object_store_bytes)
     wants = f"{memory.consumers} worker(s) on a node hold windows of up to {_size(memory.shared)}"
     if memory.shared > usable:
-        raise UserError(
-            f"data.window_bytes: {wants}, Ray's object store has room for {_size(usable)} before it writes to disk; {lower}"
-        )
+        has = f"Ray's object store has room for {_size(usable)} before it writes to disk"
+        raise UserError(f"data.window_bytes: {wants}, {has}; {lower}")
     if node.shared is not None and memory.shared > node.shared:
         raise UserError(
             f"data.window_bytes: {wants}, /dev/shm has {_size(node.shared)}; "

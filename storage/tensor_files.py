@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,24 @@ class StoredTensor:
     """Rows from the first number up to the second, as they lie in the file."""
 
 
-def open_tensor_file(file: SourceFile) -> dict[str, StoredTensor]:
-    """The tensors of a file by their names. Raises UserError naming the file when it is not what its name says."""
+Facts = dict[str, TensorFacts]
+
+
+def tensor_facts(file: SourceFile, open_file: Callable[[SourceFile], dict[str, StoredTensor]]) -> Facts:
+    """What a file says of its tensors, by their names; of a file in another store only both ends are read."""
+    if file.store.local_path is None:
+        with suppress(UserError):  # what it says may lie deeper inside; if it is wrong, reading all of it will tell
+            return {name: one.facts for name, one in open_tensor_file(file, edges=True).items()}
+    return {name: one.facts for name, one in open_file(file).items()}
+
+
+def open_tensor_file(file: SourceFile, *, edges: bool = False) -> dict[str, StoredTensor]:
+    """The tensors of a file by their names. Raises UserError naming the file when it is not what its name says.
+
+    With `edges` only their shapes and dtypes are to be used.
+    """
     try:
-        with file.local() as path:
+        with file.local(edges=edges) as path:
             return READERS[file.suffix](path, file)
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error

@@ -11,7 +11,7 @@ import torch
 
 from storage.errors import UserError
 from storage.import_source import SourceFile, SourceFolder
-from storage.tensor_files import READERS, StoredTensor, TensorFacts
+from storage.tensor_files import READERS, StoredTensor, TensorFacts, tensor_facts
 
 Opener = Callable[[SourceFile], dict[str, StoredTensor]]
 
@@ -85,7 +85,7 @@ def find_series(folder: SourceFolder, new_opener: Callable[[], Opener]) -> tuple
 
 
 def _side_by_side(files: list[SourceFile], open_file: Opener) -> dict[str, Series]:
-    tensors = {file: {name: one.facts for name, one in open_file(file).items()} for file in files}
+    tensors = {file: tensor_facts(file, open_file) for file in files}
     first = files[0]
     for file, found in tensors.items():
         if found.keys() != tensors[first].keys():
@@ -109,11 +109,11 @@ def _side_by_side(files: list[SourceFile], open_file: Opener) -> dict[str, Serie
 def _only_tensors(files: list[SourceFile], open_file: Opener) -> Series:
     parts = []
     for file in files:
-        found = open_file(file)
+        found = tensor_facts(file, open_file)
         if len(found) != 1:
             raise UserError(f"{file}: holds {len(found)} tensors, expected 1 in a file of a site's own folder")
-        ((name, tensor),) = found.items()
-        parts.append(Part(file=file, name=name, facts=tensor.facts))
+        ((name, facts),) = found.items()
+        parts.append(Part(file=file, name=name, facts=facts))
     return Series(parts=parts, open_file=open_file)
 
 

@@ -16,10 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from cached_activations import write_cache
+from faulty_server import faulty_server
 from safetensors.torch import save_file
 from synthetic import write_rows
 
 from storage import import_rows as import_rows_module
+from storage import import_source as import_source_module
 from storage.errors import UserError
 from storage.import_rows import SiteNames, check_dtype, import_rows
 from storage.import_sae_lens import SaeLensCache, is_sae_lens_cache
@@ -441,6 +443,7 @@ def test_a_repository_of_the_hub_that_is_not_one_cache_is_refused(tmp_path: Path
 @pytest.fixture
 def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """Address of an empty folder of an object store, found as `lexray data import` finds it."""
+    monkeypatch.setattr("storage.connections._CONNECTIONS", {})  # which were made in another environment
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
     boto3.client("s3").create_bucket(Bucket="import-sources")
     return f"s3://import-sources/{uuid.uuid4().hex}"
@@ -487,6 +490,29 @@ def test_a_cache_in_an_object_store_gives_the_rows_of_a_local_one(bucket: str, c
         there = imported(uploaded(source, f"{bucket}/{source.name}"), tmp_path / f"of-{source.name}")
         assert there.shards == here.shards
     assert not list(copies.iterdir())
+
+
+@pytest.mark.parametrize("kind", [*SAVE, "parquet"])
+def test_of_files_in_an_object_store_every_byte_is_read_about_once(
+    kind: str, bucket: str, s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "parquet":
+        values, token_ids = cached(contexts=12, positions=50, width=200)
+        saved = write_cache(tmp_path / "saved", {HOOK: values}, token_ids)
+        source = as_on_the_hub(saved, tmp_path / "in")
+    else:
+        source = folder_of(tmp_path / "in", {f"{i}.{kind}": random_rows(200, 200, seed=i) for i in range(3)})
+    uploaded(source, bucket)
+    monkeypatch.setattr(import_source_module, "EDGE_BYTES", 8192)
+    with faulty_server(s3_server) as proxy:
+        monkeypatch.setattr("storage.connections._CONNECTIONS", {})
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        manifest = imported(bucket, tmp_path / "out")
+    ranges = [request.headers["range"] for request in proxy.requests if "range" in request.headers]
+    spans = [[int(number) for number in span.removeprefix("bytes=").split("-")] for span in ranges]
+    whole = manifest.provenance["imported"]["bytes"]
+    assert whole > 4e5
+    assert whole <= sum(end - start + 1 for start, end in spans) <= 1.25 * whole
 
 
 def test_what_is_wrong_in_an_object_store_is_named_by_its_url(bucket: str, copies: Path, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+import threading
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -337,3 +339,125 @@ def test_a_flipped_byte_ends_the_stream_with_its_place(tmp_path: Path) -> None:
     written.store.write(shard.file, bytes(data))
     with pytest.raises(CorruptDataError, match=r"shard shards/000001.safetensors, x, chunk 2: checksum "):
         epoch_of(case_of(written, batch_rows=4).stream())
+
+
+# A training: batch after batch, the next one made while the caller works ---------------------------------------------
+
+
+def trained(stream: BatchStream, steps: range) -> list[list[int]]:
+    return list(stream.batches(steps, lambda batch: batch.row_ids.tolist()))
+
+
+def test_a_training_sees_the_batches_of_its_steps(case: Case) -> None:
+    stream, other = case.stream(), case.stream()
+    steps = stream.steps_per_epoch
+    for part in (range(3 * steps), range(1, 2), range(steps - 1, steps + 1), range(5, 5)):
+        assert trained(stream, part) == [other.batch(step).row_ids.tolist() for step in part]
+
+
+def test_the_number_of_ranks_may_change_in_the_middle_of_an_epoch(case: Case) -> None:
+    whole = case.stream()
+    steps = whole.steps_per_epoch
+    expected = trained(whole, range(2 * steps))
+    pieces = [int(place) for place in np.linspace(0, 2 * steps, 8)]
+    seen: list[list[int]] = []
+    for begin, end, num_ranks in zip(pieces, pieces[1:], [1, 2, 3, 4, 2, 1, 3], strict=False):
+        ranks = [trained(case.stream(rank, num_ranks), range(begin, end)) for rank in range(num_ranks)]
+        assert {len(rank) for rank in ranks} == {end - begin}, "every rank does the same number of steps"
+        seen += [[row for part in parts for row in part] for parts in zip(*ranks, strict=True)]
+    assert seen == expected
+
+
+def test_a_training_asks_for_each_window_that_it_needs_once_and_for_no_other(case: Case) -> None:
+    stream, requested = counted_stream(case)
+    steps = stream.steps_per_epoch
+    for stop in (1, steps // 2, steps, steps + 1):
+        requested.clear()
+        trained(stream, range(stop))
+        needed = counted_stream(case)
+        for step in range(stop):
+            needed[0]._rows(*step_rows(needed[0], step))
+        assert sorted(requested) == sorted(needed[1])
+
+
+def step_rows(stream: BatchStream, step: int) -> tuple[int, int, int]:
+    epoch, index = divmod(step, stream.steps_per_epoch)
+    share = stream.batch_rows // stream.spec.lanes
+    return epoch, index * share, (index + 1) * share
+
+
+def test_the_next_batch_is_made_while_the_caller_works_on_one(tmp_path: Path) -> None:
+    stream = case_of(write_rows(tmp_path, 200)).stream()
+    made = [threading.Event() for _ in range(4)]
+
+    def ready(batch: Batch) -> int:
+        step = sum(event.is_set() for event in made)
+        made[step].set()
+        return step
+
+    batches = stream.batches(range(4), ready)
+    for step in range(4):
+        assert next(batches) == step
+        assert step == 3 or made[step + 1].wait(60), "made before it is asked for"
+        assert step > 1 or not made[step + 2].is_set(), "but no more than one ahead"
+    assert next(batches, None) is None
+
+
+def test_an_error_is_raised_in_the_step_that_needs_the_batch(tmp_path: Path) -> None:
+    written = write_rows(tmp_path, 88)
+    stream = case_of(written, batch_rows=4, lanes=1, window_bytes=1).stream()
+    damaged = int(stream.batch(10).row_ids[0]) // CHUNK_ROWS  # a window is a chunk, and a chunk two batches
+    (shard,) = written.manifest.shards
+    data = bytearray(written.store.read(shard.file))
+    data[shard.offsets["x"] + damaged * CHUNK_ROWS * 8] ^= 1
+    written.store.write(shard.file, bytes(data))
+    batches = stream.batches(range(22), lambda batch: batch.row_ids)
+    assert [len(next(batches)) for _ in range(10)] == [4] * 10
+    with pytest.raises(CorruptDataError, match=rf"shard shards/000000.safetensors, x, chunk {damaged}: checksum "):
+        next(batches)
+
+
+def test_a_training_that_ends_early_leaves_no_thread_behind(tmp_path: Path) -> None:
+    stream = case_of(write_rows(tmp_path, 200)).stream()
+    batches = stream.batches(range(16), lambda batch: batch)
+    next(batches)
+    batches.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+    assert not stream._held
+    assert trained(stream, range(3)) == [stream.batch(step).row_ids.tolist() for step in range(3)]
+
+
+def test_waiting_is_what_the_caller_waits_and_not_what_the_thread_works(tmp_path: Path) -> None:
+    stream = case_of(write_rows(tmp_path, 200)).stream()
+    slow = 0.05
+
+    def ready(batch: Batch) -> Batch:
+        time.sleep(slow)
+        return batch
+
+    began = time.perf_counter()
+    for _ in stream.batches(range(8), ready):
+        time.sleep(2 * slow)
+    elapsed = time.perf_counter() - began
+    assert slow <= stream.stats.wait_s <= elapsed - 8 * 2 * slow, "the first batch at least; never while it worked"
+
+
+def test_what_a_stream_read_is_counted(case: Case) -> None:
+    stream = case.stream()
+    trained(stream, range(stream.steps_per_epoch))
+    row_bytes = sum(site.row_bytes for site in case.written.manifest.sites.values())
+    assert stream.stats.bytes_served >= stream.steps_per_epoch * case.batch_rows * (row_bytes + 8)
+    assert (
+        stream.stats.read.store_bytes == stream.stats.read.bytes >= stream.steps_per_epoch * case.batch_rows * row_bytes
+    )
+    special = np.isin(case.written.columns["token_id"], case.written.manifest.special_token_ids)
+    assert stream.rows_filtered == special.sum() == case.written.rows - stream.total_rows
+
+
+def test_an_evaluation_lets_its_windows_go(tmp_path: Path) -> None:
+    stream = case_of(write_rows(tmp_path, 200)).stream()
+    rows = stream.every_row()
+    next(rows)
+    assert stream._held
+    assert len(list(rows)) > 3
+    assert not stream._held
