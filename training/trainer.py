@@ -26,7 +26,7 @@ from training.optimizer import Optimizer
 from training.resume import new_attempt, newest_state
 from training.saved import describe_dictionary, save_dictionary, to_state_dict
 from training.start import build_dictionary, make_engine, place_in, sample_rows, training_device
-from training.watch import ALONE, Alone, Watch, exchange_seats
+from training.watch import Alone, Watch, exchange_seats
 
 OpenStream = Callable[[StreamSpec], WindowSource]
 """How a stream's windows are reached: this process itself, or the node's server."""
@@ -83,7 +83,7 @@ class Trainer:
 
     def run(self) -> TrainingResult:
         """Train to the end, from the newest valid checkpoint if there is one, and save the dictionary."""
-        watch = Watch(rank=self.rank, num_ranks=self.num_ranks) if self.num_ranks > 1 else ALONE
+        watch = Watch(rank=self.rank, num_ranks=self.num_ranks) if self.num_ranks > 1 else Alone()
         with watch.watching():
             return self._train(self._build(), watch)
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -44,6 +44,17 @@ class Beat(NamedTuple):
     """Unix time, by the rank's own clock; -inf when there never was one."""
 
 
+class KeyValueStore(Protocol):
+    """Where ranks leave words for each other."""
+
+    def set(self, key: str, value: str) -> None: ...
+
+    def get(self, key: str) -> bytes: ...
+
+    def wait(self, keys: list[str], timeout: timedelta) -> None:
+        """Raises RuntimeError when a key is not set in time."""
+
+
 class RankSilentError(RuntimeError):
     """A collective failed, and some ranks had not given a sign of life."""
 
@@ -54,7 +65,7 @@ class Watch:
 
     rank: int
     num_ranks: int
-    store: dist.Store = field(default_factory=lambda: _default_store())
+    store: KeyValueStore = field(default_factory=lambda: _default_store())
     """The process group's own."""
     step: int = 0
     """Set by the training loop."""
@@ -121,11 +132,9 @@ class Alone:
         yield
 
 
-ALONE = Alone()
-
-
-def _default_store() -> dist.Store:
-    return dist.distributed_c10d._get_default_store()  # there is no public way to it
+def _default_store() -> KeyValueStore:
+    found: KeyValueStore = dist.distributed_c10d._get_default_store()  # there is no public way to it
+    return found
 
 
 def silent_ranks(beats: Sequence[Beat], now_s: float, interval_s: float) -> list[Beat]:

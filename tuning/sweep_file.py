@@ -115,6 +115,8 @@ class ResourcesBlock(FileModel):
     cpus_per_worker: float = Field(default=1, gt=0)
     gpus_per_worker: float = Field(default=0, ge=0)
     zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
+    timeout_s: float = Field(default=600.0, ge=1)
+    """How long the workers of a trial wait for each other before the silent ones are named and all start again."""
 
     @model_validator(mode="after")
     def _one_mesh(self) -> ResourcesBlock:

@@ -84,7 +84,9 @@ def torch_trainer(run: TrialRun, began: float, *, callbacks: Sequence[Any] = ())
             use_gpu=footprint.gpus_per_worker > 0,
             resources_per_worker={"CPU": footprint.cpus_per_worker, "GPU": footprint.gpus_per_worker},
         ),
-        torch_config=TorchConfig(backend="nccl" if footprint.gpus_per_worker else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if footprint.gpus_per_worker else "gloo", timeout_s=round(footprint.timeout_s)
+        ),
         run_config=RunConfig(
             name=run.trial.id,
             storage_path=run.ray_storage_path,
@@ -123,6 +125,8 @@ def train_worker(config: dict[str, Any]) -> None:
         config=run.trial.config,
         store=run.store,
         trial=run.trial.id,
+        leaving=lambda: ray.train.get_preemption_info() is not None,
+        may_share_device=run.trial.footprint.gpus_per_worker < 1,
         open_stream=_nearest_stream(run, f"{run.trial.id}/{context.get_world_rank()}"),
         on_evaluation=BoundedReports(run.trial.config.num_steps),
         rank=context.get_world_rank(),

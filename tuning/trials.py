@@ -26,6 +26,8 @@ class Footprint:
     workers: int
     cpus_per_worker: float
     gpus_per_worker: float
+    timeout_s: float = 600.0
+    """How long the workers wait for each other."""
 
     @property
     def cpus(self) -> float:
@@ -87,7 +89,7 @@ def _trial(
     axes = resources.axes
     footprint = Footprint(
         workers=axes.data * axes.feature,
-        **_part(resources.model_dump(), ("cpus_per_worker", "gpus_per_worker")),
+        **_part(resources.model_dump(), ("cpus_per_worker", "gpus_per_worker", "timeout_s")),
     )
     dictionary = dictionary_config(_dictionary_options(sweep, point, settings))
     data = data_config(sweep, manifest, dictionary.architecture)
