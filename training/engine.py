@@ -36,8 +36,10 @@ from training.mesh import ONE_RANK, Mesh
 from training.optimizer import Rewrite
 
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
-REDUCE_BUCKET = 500_000_000
-"""Gradients that DeepSpeed reduces at once, its own default."""
+REDUCE_BUCKET = 50_000_000
+"""Gradients that DeepSpeed reduces at once at most; it sets aside a buffer of this many."""
+BUCKET_SHARE = 1 / 32
+"""The same as a share of the parameters: larger gradients are reduced by themselves, without the buffer."""
 
 # Compiled at first use with a C++ compiler that users may not have, and not needed: gloo does the same.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -204,8 +206,7 @@ def _mark_split(dictionary: Dictionary) -> None:
 
 def deepspeed_config(config: OptimizerConfig, zero_stage: int, num_parameters: int) -> dict[str, Any]:
     """DeepSpeed's own configuration: fp32 throughout, nothing printed, nothing compiled."""
-    # A buffer of this many gradients is set aside at once, 2 GB by default, however small the dictionary is.
-    bucket = min(REDUCE_BUCKET, num_parameters)
+    bucket = min(REDUCE_BUCKET, max(1, round(BUCKET_SHARE * num_parameters)))
     return {
         "train_micro_batch_size_per_gpu": 1,  # used by DeepSpeed for its reports alone
         "gradient_clipping": config.clip_norm,
