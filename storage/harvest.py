@@ -81,9 +81,10 @@ def harvest(
     threads = None if plan is None else int(plan["run"]["threads"])
     try:
         with _open_pool(config, corpus, threads=threads, connect=connect, joins=joins) as (pool, size):
-            run = _describe_run(config, pool.describe(), size.threads)
+            facts = pool.describe()
+            run = _describe_run(config, facts, size.threads)
             journal = _open_journal(config, store, source | {"run": run}, plan)
-            return _write(config, corpus, journal, pool, on_progress), False
+            return _write(config, corpus, journal, pool, facts, on_progress), False
     except BaseException:
         _remove_if_only_begun(store)
         raise
@@ -166,12 +167,13 @@ def _storing(store: Store) -> Iterator[None]:
         ) from error
 
 
-def _write(config: HarvestFile, corpus: Corpus, journal: Journal, pool: Pool, on_progress: Progress) -> Manifest:
+def _write(
+    config: HarvestFile, corpus: Corpus, journal: Journal, pool: Pool, facts: ReplicaFacts, on_progress: Progress
+) -> Manifest:
     """Make the shards that are missing, then the manifest; the journal goes last."""
-    facts, store = pool.describe(), journal.store
     rows = cut_rows(corpus.rows_of_pieces(facts), config.max_rows)
     shards = deal_pieces(rows, config.shard_rows, spread=config.spread)
-    with _storing(store):
+    with _storing(journal.store):
         written = journal.written(range(len(shards)))
         bar = _Bar(on_progress, int(rows.sum()), sum(part.shard.rows for part in written.values()))
         missing = [number for number in range(len(shards)) if number not in written]
