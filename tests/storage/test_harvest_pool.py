@@ -18,7 +18,7 @@ from harvest_cases import GPT2, files_of, harvest_file, save_model, write_text
 from storage.errors import UserError
 from storage.harvest import harvest
 from storage.harvest_file import HarvestFile
-from storage.harvest_pool import PoolSize, Resources, choose_size
+from storage.harvest_size import PoolSize, Resources, choose_size
 
 DOCUMENTS = [" ".join(f"w{(i * (n + 3) + n) % 40}" for i in range(40)) for n in range(300)]
 """Enough for a second or two of two actors."""

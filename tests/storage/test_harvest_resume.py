@@ -168,6 +168,8 @@ def test_shards_of_a_plan_that_was_removed_are_not_taken(tmp_path: Path, undistu
     assert len(entries(other)) > NUM_SHARDS
     Path(other.output, "harvest", "plan.json").unlink()
     Path(other.output, "shards", "notes.txt").write_text("not ours")
+    for name in ("shards/000003.safetensors.77.partial", "manifest.json.77.partial", ".lexray-write-check-77"):
+        Path(other.output, name).write_text("of a process that was killed")
     config = many_shards(tmp_path, "out")
     harvest(config)
     found = files_of(config.output)
