@@ -20,17 +20,10 @@ from storage.corpus import Corpus, open_corpus
 from storage.errors import UserError
 from storage.harvest_file import HarvestFile
 from storage.harvest_identity import check_same, find_existing
-from storage.harvest_journal import Journal, close_journal, read_plan, remove_beginnings, remove_stale_shards
+from storage.harvest_journal import Journal, close_journal, read_plan, remove_beginnings, remove_leftovers
 from storage.harvest_plan import ShardTask, cut_rows, deal_pieces
-from storage.harvest_pool import (
-    LocalPool,
-    Pool,
-    PoolSize,
-    RayPool,
-    choose_size,
-    resources_of_cluster,
-    resources_of_machine,
-)
+from storage.harvest_pool import LocalPool, Pool, RayPool
+from storage.harvest_size import PoolSize, choose_size, resources_of_cluster, resources_of_machine
 from storage.language_model import ModelFacts, inspect_model
 from storage.manifest import MANIFEST, Manifest
 from storage.replica import ReplicaFacts, ReplicaSettings
@@ -42,8 +35,6 @@ from storage.writer import ShardFormat, WrittenShard, write_manifest
 
 Progress = Callable[[int, int], None]
 """Called with the rows done so far and the rows there will be."""
-
-
 Connect = Callable[[], AbstractContextManager[None]]
 """Inside what it gives, Ray is connected."""
 
@@ -81,9 +72,10 @@ def harvest(
     threads = None if plan is None else int(plan["run"]["threads"])
     try:
         with _open_pool(config, corpus, threads=threads, connect=connect, joins=joins) as (pool, size):
-            run = _describe_run(config, pool.describe(), size.threads)
+            facts = pool.describe()
+            run = _describe_run(config, facts, size.threads)
             journal = _open_journal(config, store, source | {"run": run}, plan)
-            return _write(config, corpus, journal, pool, on_progress), False
+            return _write(config, corpus, journal, pool, facts, on_progress), False
     except BaseException:
         _remove_if_only_begun(store)
         raise
@@ -166,12 +158,13 @@ def _storing(store: Store) -> Iterator[None]:
         ) from error
 
 
-def _write(config: HarvestFile, corpus: Corpus, journal: Journal, pool: Pool, on_progress: Progress) -> Manifest:
+def _write(
+    config: HarvestFile, corpus: Corpus, journal: Journal, pool: Pool, facts: ReplicaFacts, on_progress: Progress
+) -> Manifest:
     """Make the shards that are missing, then the manifest; the journal goes last."""
-    facts, store = pool.describe(), journal.store
     rows = cut_rows(corpus.rows_of_pieces(facts), config.max_rows)
     shards = deal_pieces(rows, config.shard_rows, spread=config.spread)
-    with _storing(store):
+    with _storing(journal.store):
         written = journal.written(range(len(shards)))
         bar = _Bar(on_progress, int(rows.sum()), sum(part.shard.rows for part in written.values()))
         missing = [number for number in range(len(shards)) if number not in written]
@@ -180,10 +173,20 @@ def _write(config: HarvestFile, corpus: Corpus, journal: Journal, pool: Pool, on
             return ShardTask(number=number, rows=rows[shards[number]], pieces=corpus.select(shards[number]))
 
         for number, part in pool.write(missing, make_task, bar.show):
+            _check_visible(journal.store, part)
             journal.add(number, part)
             written[number] = part
             bar.finish(part.shard.rows)
         return _finish(config, corpus, journal, facts, [written[number] for number in range(len(shards))])
+
+
+def _check_visible(store: Store, part: WrittenShard) -> None:
+    """Raise UserError when a worker on another machine has written to a folder of its own."""
+    if store.local_path is not None and store.size(part.shard.file) != part.shard.bytes:
+        raise UserError(
+            f"output: {part.shard.file}, written by a worker, is not in {store.url} here; "
+            "give a folder or url that all machines share"
+        )
 
 
 def _finish(
@@ -194,7 +197,7 @@ def _finish(
     written: list[WrittenShard],
 ) -> Manifest:
     journal.check_current()
-    remove_stale_shards(journal.store, len(written))
+    remove_leftovers(journal.store, len(written))
     manifest = write_manifest(
         journal.store,
         ShardFormat(sites=facts.widths, dtype=config.dtype, chunk_rows=config.chunk_rows),

@@ -24,7 +24,13 @@ from storage.writer import WrittenShard, shard_file
 
 FOLDER = "harvest"
 PLAN = f"{FOLDER}/plan.json"
-_SHARD_NAME = re.compile(r"\d{6,}\.safetensors(\..*\.partial)?")
+SHARDS = shard_file(0).split("/")[0]
+# Shards of another plan; files under way when a process was killed: of a shard, the manifest, a trial of the store.
+_LEFTOVERS = [
+    re.compile(r"shards/\d{6,}\.safetensors(\..*\.partial)?"),
+    re.compile(r"manifest\.json\..*\.partial"),
+    re.compile(r"\.lexray-write-check-\d+(\..*\.partial)?"),
+]
 
 
 class _Entry(BaseModel):
@@ -95,20 +101,21 @@ def close_journal(store: Store) -> None:
     store.delete(FOLDER)
 
 
-def remove_stale_shards(store: Store, num_shards: int) -> None:
+def remove_leftovers(store: Store, num_shards: int) -> None:
     """Remove what killed writers and abandoned harvests have left beside the dataset's `num_shards` shards."""
-    wanted = {shard_file(number).rsplit("/", 1)[-1] for number in range(num_shards)}
-    for name in store.list_files("shards"):
-        if name not in wanted and _SHARD_NAME.fullmatch(name):
-            store.delete(f"shards/{name}")
+    wanted = {shard_file(number) for number in range(num_shards)}
+    paths = [*store.list_files(), *(f"{SHARDS}/{name}" for name in store.list_files(SHARDS))]
+    for path in paths:
+        if path not in wanted and any(pattern.fullmatch(path) for pattern in _LEFTOVERS):
+            store.delete(path)
 
 
 def remove_beginnings(store: Store) -> None:
     """Remove what a harvest has left that finished no shard."""
     close_journal(store)
-    remove_stale_shards(store, 0)
-    if store.list_folders().count("shards") and not store.list_files("shards"):
-        store.delete("shards")
+    remove_leftovers(store, 0)
+    if SHARDS in store.list_folders() and not store.list_files(SHARDS):
+        store.delete(SHARDS)
 
 
 def _entry_file(number: int) -> str:

@@ -33,8 +33,8 @@ _CODES = {
 _EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
 # What Python, botocore (its own ConnectionError), aiohttp and urllib3 raise, by the name of a class it derives from.
 _TRANSPORT = {
-    "ConnectionError", "HTTPClientError", "IncompleteReadError", "IncompleteRead", "ResponseParserError", "FlexibleChecksumError",
-    "ChecksumMismatch", "ClientPayloadError", "ClientConnectionError",
+    "ConnectionError", "HTTPClientError", "IncompleteReadError", "IncompleteRead", "ResponseParserError",
+    "FlexibleChecksumError", "ChecksumMismatch", "ClientPayloadError", "ClientConnectionError",
 }  # fmt: skip
 _CREDENTIALS = {"CredentialRetrievalError", "MetadataRetrievalError"}
 _ERRNOS = {

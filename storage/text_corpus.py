@@ -106,7 +106,7 @@ def too_long(config: HarvestFile, limit: int) -> UserError:
 
 def _load_tokenizer(config: HarvestFile, facts: ModelFacts) -> Any:
     tokenizer = load_tokenizer(facts)
-    if config.rows == "token" and config.context != "truncate" and config.context_length > tokenizer.model_max_length:
+    if config.context_length > tokenizer.model_max_length:
         raise too_long(config, tokenizer.model_max_length)
     # Whole documents are longer than any context; the tokenizer need not warn of what is cut afterwards.
     tokenizer.model_max_length = int(1e30)

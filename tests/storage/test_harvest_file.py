@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from storage.config_file import read_config_file
 from storage.errors import UserError
@@ -80,3 +82,13 @@ def test_the_quickstart_file_is_valid_and_storage_settings_pass_through() -> Non
     changed = HarvestFile.model_validate(config.model_dump(exclude_unset=True) | {"storage": block})
     assert changed.storage.settings.endpoint_url == "http://x"
     assert changed.settings == config.settings
+
+
+def test_the_files_in_the_documentation_are_valid() -> None:
+    page = Path("docs/harvest.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) >= 4
+    for block in blocks:
+        HarvestFile.model_validate(yaml.safe_load(block))
+    for name in HarvestFile.model_fields:
+        assert f"`{name}" in page or f"{name}:" in page, name

@@ -171,7 +171,8 @@ def test_models_that_see_different_tokens_are_refused(tmp_path: Path) -> None:
     config = harvest_file(tmp_path, model=None, models={"a": str(tiny_model("bert")), "b": str(other)}, sites=sites)
     assert DOCUMENTS[0].startswith("w0 w1 ")
     assert refusal(config) == (
-        "models: models.a and models.b see 5 and 6 as token 2 of document 0; models of one dataset need the same tokenizer"
+        "models: models.a and models.b see 5 and 6 as token 2 of document 0; "
+        "models of one dataset need the same tokenizer"
     )
     assert not (tmp_path / "out").exists()
 

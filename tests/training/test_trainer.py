@@ -224,6 +224,16 @@ def test_speed_is_in_the_metrics_file(undisturbed):
     assert all(0 <= json.loads(line)["data/wait"] <= 1 for line in lines)
 
 
+def test_what_the_data_cost_is_in_the_metrics_file(undisturbed):
+    records = list(map(json.loads, (undisturbed("topk").folder / "metrics.jsonl").read_text().splitlines()))
+    read = [record["data/bytes_read"] for record in records]
+    assert 0 < read[0] <= read[-1]
+    assert read == sorted(read)
+    assert all(record["data/bytes_served"] > 0 for record in records)
+    for name in ("hit_rate", "hit_rate_disk", "retries"):
+        assert {record[f"data/{name}"] for record in records} == {0}, "one stream alone, on a disk that works"
+
+
 def test_every_evaluation_is_reported(undisturbed):
     done = undisturbed("relu")
     assert [e["step"] for e in done.evaluations] == list(range(10, STEPS + 1, 10))
