@@ -31,7 +31,7 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers
 
 BATCH_ROWS, LANES, STEPS, PIECE = 24, 4, 120, 10
 SEEDS = range(20)
-QUICK = 3
+QUICK = 1
 
 
 class Worker:
