@@ -95,6 +95,9 @@ class Latents(Protocol):
 class Pairs(Protocol):
     """Both axes at once."""
 
+    def gather(self, values: Tensor) -> Tensor:
+        """Every rank's values (same shape on each), by rank: (ranks, ...)."""
+
     def count(self, number: int) -> int:
         """Sum of a number over all ranks."""
 
@@ -168,6 +171,9 @@ class AllLatents:
 @dataclass(frozen=True)
 class AllPairs:
     """One process has all of them."""
+
+    def gather(self, values: Tensor) -> Tensor:
+        return values[None]
 
     def count(self, number: int) -> int:
         return number

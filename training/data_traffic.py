@@ -9,7 +9,7 @@ import torch
 
 from storage.retries import retried_calls
 from storage.stream import BatchStream
-from training.axes import Rows
+from training.axes import Pairs
 
 
 @dataclass(kw_only=True)
@@ -22,9 +22,8 @@ class DataTraffic:
 
     train: BatchStream
     held_out: BatchStream
-    rows: Rows
-    device: torch.device
-    """Where the collectives of this rank want their tensors."""
+    ranks: Pairs
+    """All ranks of the mesh: those that split the latents of the same rows each read them."""
     _wait_s: float = 0.0
     _retries_before: int = field(default_factory=retried_calls)
 
@@ -32,9 +31,9 @@ class DataTraffic:
         """The values, given the seconds of training since the last call. Every rank calls it."""
         waited, self._wait_s = self.train.stats.wait_s - self._wait_s, self.train.stats.wait_s
         share = min(1.0, waited / elapsed_s)
-        mine = torch.tensor([*self._counts(), share], dtype=torch.float64, device=self.device)
-        store, disk, memory, served, retries = self.rows.sum(mine[:-1]).tolist()
-        waits = self.rows.gather(mine[-1:]).tolist()
+        everyones = self.ranks.gather(torch.tensor([*self._counts(), share], dtype=torch.float64))
+        store, disk, memory, served, retries = everyones[:, :-1].sum(0).tolist()
+        waits = everyones[:, -1].tolist()
         wanted = max(1.0, store + disk + memory)
         values = {
             "bytes_read": store,

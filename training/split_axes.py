@@ -105,6 +105,9 @@ class SplitPairs:
 
     ranks: Communicator
 
+    def gather(self, values: Tensor) -> Tensor:
+        return self.ranks.all_gather(values)
+
     def count(self, number: int) -> int:
         return _count(self.ranks, number)
 

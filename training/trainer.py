@@ -119,7 +119,7 @@ class Trainer:
             emit(record)
             self.on_evaluation(record)
 
-        traffic = DataTraffic(train=stream, held_out=held_out, rows=mesh.axes.rows, device=engine.device)
+        traffic = DataTraffic(train=stream, held_out=held_out, ranks=mesh.axes.pairs)
         log = LogHook(every=every.log, traffic=traffic, mesh=mesh, emit=emit, step=start)
         evaluation = EvaluateHook(
             every=every.evaluate,

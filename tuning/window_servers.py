@@ -29,7 +29,7 @@ def shape_of(trial: Trial, manifest: Manifest, counts: RowCounts) -> StreamShape
         window_bytes=data.window_bytes,
         lanes=data.lanes,
         batch_rows=data.batch_rows,
-        workers=trial.footprint.workers,
+        workers=trial.config.mesh.row_parts(trial.config.dictionary),
         train_rows=counts.training(data),
         held_out_rows=counts.held_out(data),
     )
