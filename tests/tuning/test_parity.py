@@ -6,7 +6,6 @@ import time
 
 import numpy as np
 import pytest
-import ray
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
@@ -17,10 +16,12 @@ from storage.writer import DatasetWriter
 from training.checkpoints import newest_checkpoint
 from training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
 from training.dictionaries import ARCHITECTURES, dictionary_config
-from tuning.orchestrate import window_servers
+from tuning.orchestrate import cluster_nodes
+from tuning.row_counts import RowCounts
 from tuning.sweep_folder import SweepFolder
 from tuning.trial import TrialRun, torch_trainer, train_worker
 from tuning.trials import Footprint, Trial
+from tuning.window_servers import shape_of, window_servers
 
 pytestmark = pytest.mark.ray
 
@@ -95,21 +96,20 @@ def train_all(dataset, wanted, workers: int, place) -> dict[tuple[str, int, int]
             train_worker({**loop_config, "run": run})
 
     folder = SweepFolder(Store.at(str(place)))
-    with window_servers([node["NodeID"] for node in ray.nodes()]) as servers:
-        runs = [
-            TrialRun(
-                trial=Trial(
-                    id=f"{architecture}-{steps}",
-                    name=architecture,
-                    config=config(dataset, architecture, steps, workers),
-                    footprint=Footprint(workers=workers, cpus_per_worker=1, gpus_per_worker=0),
-                ),
-                folder=folder,
-                servers=servers,
-                ray_storage_path=folder.store.local_path + "/ray",
-            )
-            for architecture, steps in wanted
-        ]
+    trials = [
+        Trial(
+            id=f"{architecture}-{steps}",
+            name=architecture,
+            config=config(dataset, architecture, steps, workers),
+            footprint=Footprint(workers=workers, cpus_per_worker=1, gpus_per_worker=0),
+        )
+        for architecture, steps in wanted
+    ]
+    counts = RowCounts()
+    shapes = [shape_of(trial, dataset[1], counts) for trial in trials]
+    with window_servers(trials, shapes, cluster_nodes(), None) as servers:
+        storage_path = folder.store.local_path + "/ray"
+        runs = [TrialRun(trial=t, folder=folder, servers=servers, ray_storage_path=storage_path) for t in trials]
         trainer = torch_trainer(runs[0], time.time())
         trainer.train_loop_per_worker = train_in_turn
         trainer.train_loop_config = {"run": runs, "began": time.time()}
