@@ -38,7 +38,7 @@ def serving(folder: Path, *, mb_per_s: int | None = None) -> Iterator[str]:
     command = [program, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", key, "--quiet", "--read-only"]
     command += ["--no-modtime", "--no-checksum", "--etag-hash", "", "--vfs-read-wait", "0"]
     command += ["--bwlimit", f"{int(mb_per_s * 1e6)}B"] if mb_per_s else []
-    process = subprocess.Popen([*command, str(folder)])
+    process = subprocess.Popen([*command, str(folder)], stderr=subprocess.DEVNULL)  # it tells of every hung-up client
     try:
         _await_answer(port, process)
         yield f"http://127.0.0.1:{port}"

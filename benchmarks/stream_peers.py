@@ -142,7 +142,9 @@ class LitData:
 
     def prepare(self) -> None:
         import litdata
+        from litdata.streaming import downloader
 
+        downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True  # its client refuses a server without TLS
         remote = self._place.endpoint is not None
         if self._loader is not None and not remote and not self._place.cold:
             return

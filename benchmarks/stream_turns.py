@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import NamedTuple, Protocol
 
+EPOCH_TIMEOUT_S = 120
 THREADS = {"OMP_NUM_THREADS": "1"}
 
 
@@ -101,6 +102,9 @@ class _Running:
     def turn(self, number: int) -> Turn | Failed:
         try:
             self._line.send(number)
+            if not self._line.poll(EPOCH_TIMEOUT_S):
+                self._process.kill()
+                return Failed(f"no epoch in {EPOCH_TIMEOUT_S} s")
             answer: Turn | Failed = self._line.recv()
         except (EOFError, BrokenPipeError):
             return Failed("its process ended")
