@@ -23,7 +23,7 @@ def aws_credentials():
 @pytest.fixture(scope="session")
 def s3_server():
     """Address of a real HTTP S3 server on loopback, empty at first."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"

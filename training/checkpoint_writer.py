@@ -123,3 +123,5 @@ def delete_temporary(store: Store, keep_every: int) -> None:
     for folder in checkpoint_folders(store):
         if not is_permanent(folder, keep_every):
             store.delete(folder)
+    if not checkpoint_folders(store):
+        store.delete("")

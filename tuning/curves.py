@@ -23,6 +23,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 312, 8, 148
 _LOG_FROM_RATIO = 20.0
 _FLAT_BELOW = 0.02
 _ABSURD = 1e30
+_TINY = 1 / _ABSURD
+"""Numbers so small that a quarter of them is none."""
 _DECADE_STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 
 Points = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
@@ -85,7 +87,7 @@ def series(records: Sequence[Mapping[str, Any]], name: str | None) -> Points:
     pairs = [(r["rows"], r[name]) for r in records if name in r and "rows" in r and r[name] is not None] if name else []
     points = np.array(pairs, dtype=np.float64).reshape(-1, 2)
     points = points[(np.abs(points) < _ABSURD).all(axis=1)]
-    points[np.abs(points) < 1 / _ABSURD] = 0.0  # numbers so small that a quarter of them is none
+    points[np.abs(points) < _TINY] = 0.0
     if len(points) > MAX_POINTS:
         points = points[_kept(points[:, 1])]
     return points[:, 0], points[:, 1]
@@ -104,6 +106,8 @@ def curve_svg(curve: Curve, records: Sequence[Mapping[str, Any]], target: float 
     lines = {name: points for name, points in lines.items() if len(points[0])}
     if not lines:
         return ""
+    if target is not None and abs(target) < _TINY:
+        target = 0.0
     rows = np.concatenate([points[0] for points in lines.values()])
     values = np.concatenate([points[1] for points in lines.values()] + ([[target]] if target is not None else []))
     across = Axis(0.0, max(float(rows.max()), 1.0), _LEFT, _RIGHT)

@@ -7,7 +7,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tuning.curves import CURVES, MAX_POINTS, Axis, Curve, curve_svg, series, short_number
@@ -21,6 +21,7 @@ RECORDS = st.lists(
 
 
 @settings(max_examples=300)
+@example([{"rows": 0, "eval/fvu": None, "train/fvu": 0.0}], 5e-324)
 @given(RECORDS, st.one_of(st.none(), st.floats(0, 1e5)))
 def test_any_log_gives_a_picture_inside_its_box(records: list[dict[str, Any]], target: float | None) -> None:
     svg = curve_svg(FVU, records, target)
