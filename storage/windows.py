@@ -125,7 +125,8 @@ class WindowReader:
             vectors[site] = np.empty((len(places), self.manifest.sites[site].width), self._dtype(site))
             for rows, place in zip(kept, places_of, strict=True):
                 chunk, cost = chunks.pop(0).result()  # not kept: a chunk's memory is free once its rows are placed
-                vectors[site][place] = chunk.take(rows, 0)
+                # Most chunks are kept whole: their rows go to their places without a copy in between.
+                vectors[site][place] = chunk if len(rows) == len(chunk) else chunk.take(rows, 0)
                 costs.append(cost)
         return Window(row_ids, vectors, reduce(ReadCost.plus, costs))
 
@@ -157,13 +158,14 @@ class OrderCache:
 
 @dataclass(frozen=True)
 class LocalWindows:
-    """Windows read by this process, one thread ahead of the consumer; no Ray."""
+    """Windows read by this process ahead of the consumer; no Ray."""
 
     reader: WindowReader
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(1, thread_name_prefix="windows")
+        # While the rows of one are put into their places, the chunks of the next are on their way.
+        return ThreadPoolExecutor(2, thread_name_prefix="windows")
 
     def describe(self) -> Described:
         return self.reader.describe()
