@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.turns import print_ratios, take_turns
-from training.config import OptimizerConfig
+from training.config import MeshConfig, OptimizerConfig
 from training.dictionaries import dictionary_config, make_dictionary
 from training.dictionaries.base import Dictionary, RawRows
 from training.engine import Engine
@@ -61,7 +61,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     ensure_process_group()
     engines = {
-        stage: Engine(make(args.site_width, args.width, args.l0), OptimizerConfig(), zero_stage=stage)
+        stage: Engine(make(args.site_width, args.width, args.l0), OptimizerConfig(), MeshConfig(zero_stage=stage))
         for stage in (0, 1)
     }
     x_BD = torch.randn(args.batch_rows, args.site_width)

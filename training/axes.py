@@ -202,7 +202,7 @@ def largest(scores_BF: Tensor, k: int) -> Largest:
     """The k largest entries of every row, in the order of their columns; of equal ones the first.
 
     `torch.topk` does not say which of equal entries it takes, and what a mesh chooses must not depend on how it is cut.
-    Rows whose k-th and next largest entries are equal are sorted, the others need no second look.
+    Rows whose k-th and next largest entries are equal get a second look, the others need none.
     """
     num_columns = scores_BF.shape[1]
     values, indices = torch.topk(scores_BF, min(k + 1, num_columns), dim=1)
@@ -210,13 +210,19 @@ def largest(scores_BF: Tensor, k: int) -> Largest:
         tied_U = (values[:, k - 1] == values[:, k]).nonzero().squeeze(1)
         values, indices = values[:, :k], indices[:, :k]
         if len(tied_U):
-            indices = indices.index_copy(0, tied_U, _first_of_the_largest(scores_BF[tied_U], k))
+            first_UK = _first_of_the_largest(scores_BF[tied_U], values[tied_U, k - 1], k)
+            indices = indices.index_copy(0, tied_U, first_UK)
     indices = indices.sort(dim=1).values
     return Largest(scores_BF.gather(1, indices), indices)
 
 
-def _first_of_the_largest(scores_UF: Tensor, k: int) -> Tensor:
-    return scores_UF.argsort(dim=1, descending=True, stable=True)[:, :k]
+def _first_of_the_largest(scores_UF: Tensor, kth_U: Tensor, k: int) -> Tensor:
+    """Where the k largest of every row are, given the k-th; of those equal to it the first."""
+    above_UF = ~(scores_UF <= kth_U[:, None])  # NaN is largest
+    tied_UF = scores_UF == kth_U[:, None]
+    room_U = k - above_UF.sum(1)
+    kept_UF = above_UF | (tied_UF & (tied_UF.cumsum(1) <= room_U[:, None]))
+    return kept_UF.nonzero()[:, 1].view(-1, k)
 
 
 ALL_ROWS = AllRows()

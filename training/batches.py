@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,8 @@ class ReadyBatch(NamedTuple):
     rows: RawRows
     total_rows: int
     """Rows of the global batch, over all ranks."""
+    row_ids: np.ndarray
+    """Numbers of this rank's rows in the dataset (b)."""
 
 
 class CopiedBatch(NamedTuple):
@@ -39,7 +42,9 @@ def batches_on(device: torch.device, stream: BatchStream, data: DataConfig, step
     if device.type == "cuda":
         yield from _batches_on_gpu(device, stream, data, steps)
     else:
-        yield from stream.batches(steps, lambda batch: ReadyBatch(raw_rows(batch, data), batch.total_rows))
+        yield from stream.batches(
+            steps, lambda batch: ReadyBatch(raw_rows(batch, data), batch.total_rows, batch.row_ids)
+        )
 
 
 def _batches_on_gpu(device: torch.device, stream: BatchStream, data: DataConfig, steps: range) -> Generator[ReadyBatch]:
@@ -51,7 +56,7 @@ def _batches_on_gpu(device: torch.device, stream: BatchStream, data: DataConfig,
         with torch.cuda.stream(copying):  # which also makes its device this thread's
             x = x_BD.pin_memory().to(device, non_blocking=True)
             y = x if y_BD is x_BD else y_BD.pin_memory().to(device, non_blocking=True)
-            return CopiedBatch(ReadyBatch(RawRows(x, y), batch.total_rows), copying.record_event())
+            return CopiedBatch(ReadyBatch(RawRows(x, y), batch.total_rows, batch.row_ids), copying.record_event())
 
     for batch, arrived in stream.batches(steps, copy):
         computing = torch.cuda.current_stream(device)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from storage.errors import UserError
 from storage.manifest import Manifest
@@ -79,9 +80,12 @@ class DataConfig:
         )
 
 
+Precision = Literal["fp32", "bf16"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Adam and its schedule."""
+    """Adam, its schedule, and in which precision it computes."""
 
     lr: float | Literal["auto"] = "auto"
     """Peak learning rate; `auto` is 2e-4 / sqrt(width / 2^14), the rule of Gao et al. (2024), figure 3."""
@@ -94,8 +98,18 @@ class OptimizerConfig:
     """Share of the steps over which the learning rate rises linearly."""
     decay: float = 0.2
     """Share of the steps, at the end, over which it falls linearly to zero."""
+    lr_scale: Mapping[str, float] = field(default_factory=dict)
+    """Factors of the learning rate by name of parameter (`b_dec`, `scaled_log_threshold`...); others have 1."""
+    precision: Precision = "fp32"
+    """Of matrix products. With bf16 their factors are rounded, and pre-activations with them; parameters, moments,
+    sums, losses and gradients across workers stay fp32."""
 
     def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise UserError(f"precision: {self.precision!r} is not one of {', '.join(get_args(Precision))}")
+        for name, factor in self.lr_scale.items():
+            if not factor >= 0:
+                raise UserError(f"lr_scale.{name}: {factor:g} is below 0")
         if self.lr != "auto" and not self.lr > 0:
             raise UserError(f"lr: {self.lr} must be above 0")
         if not (self.warmup >= 0 and self.decay >= 0 and self.warmup + self.decay <= 1):
@@ -126,7 +140,13 @@ class MeshConfig:
     feature: int = 1
     """Workers over which latents are split; the mesh has data x feature workers."""
     zero_stage: int | Literal["auto"] = "auto"
-    """DeepSpeed ZeRO stage, 0 to 3; `auto` is 0 for one worker and 1 for more."""
+    """DeepSpeed ZeRO stage, 0 to 3; `auto` is 0 for one worker and 1 for more, and with `offload_optimizer`."""
+    offload_optimizer: bool = False
+    """Keep Adam's moments and the fp32 masters in the host's memory, and step there."""
+    micro_batches: int = 1
+    """Parts in which each worker computes its rows of a batch, one after another, with the memory of one."""
+    check_rows: bool = False
+    """Compare the rows that the workers have of every batch: each planned row once."""
 
     def __post_init__(self) -> None:
         for name, value in (("data", self.data), ("feature", self.feature)):
@@ -134,6 +154,10 @@ class MeshConfig:
                 raise UserError(f"mesh.{name}: {value} must be at least 1")
         if self.zero_stage != "auto" and self.zero_stage not in range(4):
             raise UserError(f"zero_stage: {self.zero_stage} is not one of 0, 1, 2, 3")
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise UserError("offload_optimizer: not possible with zero_stage 0; use 1, 2, 3 or auto")
+        if self.micro_batches < 1:
+            raise UserError(f"micro_batches: {self.micro_batches} must be at least 1")
 
     def row_parts(self, dictionary: DictionaryConfig) -> int:
         """Into how many parts the rows are split: those that learn by statistics split nothing else."""
@@ -141,7 +165,13 @@ class MeshConfig:
         return self.data if splits_latents else self.data * self.feature
 
     def check(self, dictionary: DictionaryConfig) -> None:
-        """Raise UserError when the latents of this dictionary cannot be split like this."""
+        """Raise UserError when this dictionary cannot be split like this."""
+        learns_by = architecture(dictionary.architecture).learns_by
+        if self.micro_batches > 1 and learns_by == "statistics":
+            raise UserError(
+                f"micro_batches: {self.micro_batches}, but {dictionary.architecture} learns from whole batches; "
+                f"set it to 1 by a rule for {dictionary.architecture}"
+            )
         if self.row_parts(dictionary) != self.data:
             return
         if dictionary.width % self.feature:
@@ -152,9 +182,17 @@ class MeshConfig:
             )
         dictionary.check_slices(self.feature)
 
+    def check_batch(self, batch_rows: int, row_parts: int, lanes: int) -> None:
+        """Raise UserError when some worker would have fewer rows of a batch than micro-batches."""
+        fewest = (lanes // row_parts) * (batch_rows // lanes)
+        if self.micro_batches > fewest:
+            raise UserError(f"micro_batches: {self.micro_batches}, but a worker has only {fewest} rows of a batch")
+
     @property
     def stage(self) -> int:
-        return (0 if self.data == 1 else 1) if self.zero_stage == "auto" else self.zero_stage
+        if self.zero_stage == "auto":
+            return 1 if self.data > 1 or self.offload_optimizer else 0
+        return self.zero_stage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,6 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,19 +29,18 @@ from deepspeed.utils import (
 
 from training.checkpoint_parts import MOMENTS, WEIGHTS
 from training.checkpoints import Checkpoint
-from training.config import OptimizerConfig
+from training.config import MeshConfig, OptimizerConfig, Precision
 from training.dictionaries.base import Dictionary, RawRows, Terms
+from training.engine_settings import LiveGroup, check_groups, deepspeed_config, parameter_groups
 from training.mesh import ONE_RANK, Mesh
+from training.micro_batches import in_parts, parts_of
 from training.optimizer import Rewrite
 
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
-REDUCE_BUCKET = 50_000_000
-"""Gradients that DeepSpeed reduces at once at most; it sets aside a buffer of this many."""
-BUCKET_SHARE = 1 / 32
-"""The same as a share of the parameters: larger gradients are reduced by themselves, without the buffer."""
 
-# Compiled at first use with a C++ compiler that users may not have, and not needed: gloo does the same.
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+# Asking DeepSpeed which of its ops could be compiled here runs compilers, and one of those ops would then be compiled
+# at first use. None is needed: torch's Adam and gloo do the same.
+deepspeed.ops.__compatible_ops__ = {}
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 # DeepSpeed and we call collectives under the names that every supported torch has.
 warnings.filterwarnings("ignore", r".*(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated", FutureWarning)
@@ -51,49 +49,84 @@ warnings.filterwarnings("ignore", r".*(all_gather_into_tensor|reduce_scatter_ten
 class _LossOf(nn.Module):
     """What DeepSpeed runs: it hooks `forward`, which of a dictionary is the reconstruction and not the loss."""
 
-    def __init__(self, dictionary: Dictionary) -> None:
+    def __init__(self, dictionary: Dictionary, precision: Precision) -> None:
         super().__init__()
-        self.dictionary = dictionary
+        self.dictionary, self.precision = dictionary, precision
         self.terms: Terms | None = None
 
     def forward(self, x_BD: Tensor, total_rows: int, y_BO: Tensor) -> Tensor:
-        self.terms = self.dictionary.loss(x_BD, total_rows, y_BO)
+        # Without torch's cache of cast weights: one made where no gradient is wanted would be used where one is.
+        with torch.autocast(x_BD.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
+            self.terms = self.dictionary.loss(x_BD, total_rows, y_BO)
         return self.terms.loss
 
 
 class Engine:
-    """Trains a dictionary, of which every rank has its slice of latents, with the same start on all of a slice."""
+    """Trains a dictionary, of which every rank has its slice of latents, with the same start on all of a slice.
+
+    Raises UserError when `config` names parameters that the dictionary does not have.
+    """
 
     def __init__(
-        self, dictionary: Dictionary, config: OptimizerConfig, *, zero_stage: int, mesh: Mesh = ONE_RANK
+        self, dictionary: Dictionary, config: OptimizerConfig, workers: MeshConfig, mesh: Mesh = ONE_RANK
     ) -> None:
-        self.dictionary, self.zero_stage, self.mesh = dictionary, zero_stage, mesh
+        self.dictionary, self.mesh = dictionary, mesh
+        self.zero_stage, self.micro_batches = workers.stage, workers.micro_batches
         _mark_split(dictionary)
-        self._loss_of = _LossOf(dictionary)
-        self._adam = torch.optim.Adam(
-            dictionary.parameters(), lr=0.0, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
-        )
+        self._loss_of = _LossOf(dictionary, config.precision)
+        groups = parameter_groups(dictionary, config.lr_scale)
+        wanted = [(group["names"], group["lr_scale"]) for group in groups]
+        self._adam = torch.optim.Adam(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
         self._engine, *_ = deepspeed.initialize(
             model=self._loss_of,
             optimizer=self._adam,
-            config=deepspeed_config(config, zero_stage, sum(p.numel() for p in dictionary.parameters())),
+            config=deepspeed_config(config, workers, sum(p.numel() for p in dictionary.parameters())),
             mpu=mesh if mesh.place.size > 1 else None,
             dist_init_required=False,
         )
-        if mesh.place.data == 1 and zero_stage == 0:
+        peak_lr = config.peak_lr(dictionary.config.width)
+        self._set_lr(peak_lr)
+        check_groups(self.live_groups(), [LiveGroup(names, peak_lr * scale) for names, scale in wanted])
+        if mesh.place.data == 1 and self.zero_stage == 0:
             self._engine.enable_backward_allreduce = False  # nothing to add up, and it costs a pass over the gradients
 
     def step(self, rows: RawRows, total_rows: int, lr: float) -> Terms:
         """One optimizer step on this rank's raw rows of a global batch."""
-        for group in self._adam.param_groups:
-            group["lr"] = lr
-        loss = self._engine(rows.x_BD, total_rows, rows.y_BO)
-        self._engine.backward(loss * self.mesh.place.data)
-        self._engine.step()
+        self._set_lr(lr)
+        if self.micro_batches == 1:
+            terms = self._accumulate(rows, total_rows)
+        else:
+            parts = parts_of(rows, self.micro_batches)
+            terms = in_parts(
+                self.dictionary,
+                len(parts),
+                look=lambda i: self._look(parts[i], total_rows),
+                learn=lambda i: self._accumulate(parts[i], total_rows),
+            )
         self.rewrite(self.dictionary.projections())
+        return terms
+
+    def _accumulate(self, rows: RawRows, total_rows: int) -> Terms:
+        """Add the gradient of these rows; with the last rows of a step, change the parameters."""
+        loss = self._engine(rows.x_BD, total_rows, rows.y_BO)
+        self._engine.backward(loss * self.mesh.place.data, scale_wrt_gas=False)
+        self._engine.step()
         terms, self._loss_of.terms = self._loss_of.terms, None
         assert terms is not None
         return terms
+
+    def _look(self, rows: RawRows, total_rows: int) -> None:
+        """Compute the loss of these rows without gradient, and not through DeepSpeed, whose hooks want it to end."""
+        with self.whole_parameters(), torch.no_grad():
+            self._loss_of.forward(rows.x_BD, total_rows, rows.y_BO)
+
+    def _set_lr(self, lr: float) -> None:
+        for group in self._adam.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+
+    def live_groups(self) -> list[LiveGroup]:
+        """The groups that DeepSpeed steps."""
+        return [LiveGroup(group["names"], group["lr"]) for group in self._engine.optimizer.param_groups]
 
     @property
     def device(self) -> torch.device:
@@ -122,6 +155,7 @@ class Engine:
             yield WEIGHTS + name, self._master(parameter)
         for name, buffer in self.dictionary.named_buffers():
             yield WEIGHTS + name, buffer
+        self._find_moments()
         for name, parameter in self.dictionary.named_parameters():
             for moment in ADAM_MOMENTS:
                 yield f"{MOMENTS}{moment}.{name}", self._moment(parameter, moment)
@@ -151,6 +185,7 @@ class Engine:
             parameter.data.copy_(value)
 
     def _reset_moments(self, parameter: nn.Parameter, where: Tensor) -> None:
+        self._find_moments()
         for moment in ADAM_MOMENTS:
             full = self._moment(parameter, moment).masked_fill(where, 0.0)
             if self.zero_stage:
@@ -182,8 +217,16 @@ class Engine:
     def _make_moments_exist(self) -> None:
         # DeepSpeed creates its fragments of the moments in the first step; with zero gradients it changes nothing else.
         x_BD, y_BO = (n.mean_D[None] + n.scale_D for n in (self.dictionary.input, self.dictionary.output))
-        self._engine.backward(self._engine(x_BD, self.mesh.place.data, y_BO) * 0.0)
-        self._engine.step()
+        for _ in range(self.micro_batches):
+            self._engine.backward(self._engine(x_BD, self.mesh.place.data, y_BO) * 0.0)
+            self._engine.step()
+        self._find_moments()
+
+    def _find_moments(self) -> None:
+        # DeepSpeed looks for the moments of all groups when it has stepped the first, and never again.
+        if self.zero_stage in (1, 2):
+            self._engine.optimizer._hp_optimizer_states_linked = False
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _master(self, parameter: nn.Parameter) -> Tensor:
         master: Tensor = parameter.data if self.zero_stage == 0 else safe_get_full_fp32_param(parameter)
@@ -202,23 +245,6 @@ def _mark_split(dictionary: Dictionary) -> None:
     for name, parameter in dictionary.named_parameters():
         if name in split:
             parameter.model_parallel = parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
-
-
-def deepspeed_config(config: OptimizerConfig, zero_stage: int, num_parameters: int) -> dict[str, Any]:
-    """DeepSpeed's own configuration: fp32 throughout, nothing printed, nothing compiled."""
-    bucket = min(REDUCE_BUCKET, max(1, round(BUCKET_SHARE * num_parameters)))
-    return {
-        "train_micro_batch_size_per_gpu": 1,  # used by DeepSpeed for its reports alone
-        "gradient_clipping": config.clip_norm,
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 10**9,
-        # Every parameter is sharded, however small: what a rank holds is then a formula.
-        "zero_optimization": {
-            "stage": zero_stage,
-            "reduce_bucket_size": bucket,
-            "stage3_param_persistence_threshold": 0,
-        },
-    }
 
 
 def _host_copy(tensor: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class DenseEntries:
 
     def decode(self, values: Tensor, atoms_FO: Tensor) -> Tensor:
         """Sum of values times atoms for every row (B, O)."""
-        return values @ atoms_FO
+        return (values @ atoms_FO).to(values.dtype)  # what slices add up is fp32, also where products are bf16
 
     def count(self, mask: Tensor) -> Tensor:
         """Rows in which each latent's pair is set (F), int64."""
@@ -75,7 +75,7 @@ def entries_above(floor: Tensor | float, x_BD: Tensor, W_enc_FD: Tensor, bias_F:
     z_BF = F.linear(x_BD, W_enc_FD, bias_F)
     mask_BF = z_BF.detach() > floor
     if int(mask_BF.sum()) > SPARSE_BELOW * z_BF.numel():
-        return DenseEntries(z_BF)
+        return DenseEntries(z_BF.to(W_enc_FD.dtype))
     z_BF = z_BF.detach()
     chosen = Code.where(mask_BF, z_BF).chosen
     return SparseEntries(chosen_preactivations(z_BF, chosen, x_BD, W_enc_FD, bias_F), chosen, len(W_enc_FD))

@@ -16,6 +16,7 @@ from training.loop import StepRecord
 from training.mesh import Mesh
 from training.metrics import evaluate
 from training.metrics_log import MetricsLog
+from training.micro_batches import parts_of
 from training.optimizer import Optimizer
 
 Emit = Callable[[dict[str, float]], None]
@@ -66,6 +67,8 @@ class EvaluateHook:
     max_rows: int
     rows: Rows
     emit: Emit
+    micro_batches: int = 1
+    """Parts in which a batch is looked at."""
     last: dict[str, float] = field(default_factory=dict)
     """The newest metrics, without prefix."""
 
@@ -77,7 +80,12 @@ class EvaluateHook:
 
     def evaluate(self, k: int | None = None) -> dict[str, float]:
         """Metrics, of codes with `k` active latents if it is given."""
-        batches = (raw_rows(b, self.data, self.engine.device) for b in self.stream.every_row(self.max_rows))
+        batches = (
+            part
+            for batch in self.stream.every_row(self.max_rows)
+            for part in parts_of(raw_rows(batch, self.data, self.engine.device), self.micro_batches)
+            if len(part.x_BD)
+        )
         with self.engine.whole_parameters():
             return evaluate(self.engine.dictionary, batches, self.rows, k=k, sites=self.data.reconstructed)
 

@@ -21,6 +21,7 @@ from training.config import TrainingConfig
 from training.dictionaries.base import BatchSums, Terms
 from training.optimizer import Optimizer
 from training.resample import resample_dead
+from training.watch import RowCheck
 
 
 class TrainingFailedError(RuntimeError):
@@ -59,14 +60,22 @@ class Hook(Protocol):
 
 
 def training_steps(
-    config: TrainingConfig, stream: BatchStream, engine: Optimizer, rows: Rows, *, start: int
+    config: TrainingConfig,
+    stream: BatchStream,
+    engine: Optimizer,
+    rows: Rows,
+    *,
+    start: int,
+    check: RowCheck | None = None,
 ) -> Iterator[StepRecord]:
     """Train from step `start` to the end. Raises TrainingFailedError when the loss is not finite."""
     dictionary, num_steps, train_s = engine.dictionary, config.num_steps, 0.0
     with closing(batches_on(engine.device, stream, config.data, range(start, num_steps))) as batches:
         for step in range(start, num_steps):
             began = time.perf_counter()
-            raw, total_rows = next(batches)
+            raw, total_rows, row_ids = next(batches)
+            if check is not None:
+                check(step, row_ids)
             lr = config.optimizer.lr_at(step, num_steps, config.dictionary.width)
             dictionary.at_step(step, num_steps)
             terms = engine.step(raw, total_rows, lr)

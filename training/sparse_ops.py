@@ -78,7 +78,7 @@ class _ChosenPreactivations(Function):
     def forward(ctx: Any, pre_BF: Tensor, chosen: Chosen, x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor) -> Tensor:
         ctx.save_for_backward(x_BD, *chosen)
         ctx.num_latents = len(weight_FD)
-        return pre_BF[chosen.rows, chosen.latents]
+        return pre_BF[chosen.rows, chosen.latents].to(weight_FD.dtype)  # bf16 where that is what products are made in
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, None, Tensor, Tensor]:

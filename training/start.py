@@ -61,4 +61,4 @@ def make_engine(dictionary: Dictionary, config: TrainingConfig, mesh: Mesh) -> O
     """What changes the dictionary as it asks for."""
     if dictionary.learns_by == "statistics":
         return Solver(dictionary)
-    return Engine(dictionary, config.optimizer, zero_stage=config.mesh.stage, mesh=mesh)
+    return Engine(dictionary, config.optimizer, config.mesh, mesh)

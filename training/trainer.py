@@ -11,7 +11,7 @@ import torch.distributed as dist
 from storage.errors import UserError
 from storage.manifest import Manifest
 from storage.store import Store
-from storage.stream import BatchStream
+from storage.stream import BatchStream, local_stream
 from storage.windows import LocalWindows, StreamSpec, WindowReader, WindowSource
 from training.checkpoint_parts import Share
 from training.checkpoint_writer import CheckpointWriter
@@ -26,7 +26,7 @@ from training.optimizer import Optimizer
 from training.resume import new_attempt, newest_state
 from training.saved import describe_dictionary, save_dictionary, to_state_dict
 from training.start import build_dictionary, make_engine, place_in, sample_rows, training_device
-from training.watch import Alone, Watch, exchange_seats
+from training.watch import Alone, RowCheck, Watch, exchange_seats
 
 OpenStream = Callable[[StreamSpec], WindowSource]
 """How a stream's windows are reached: this process itself, or the node's server."""
@@ -129,13 +129,15 @@ class Trainer:
             max_rows=every.eval_rows,
             rows=mesh.axes.rows,
             emit=emit_evaluation,
+            micro_batches=config.mesh.micro_batches,
         )
         checkpoint = CheckpointHook(
             every=every.checkpoint, engine=engine, share=share, writer=writer, metrics_log=metrics_log
         )
         leave = LeaveHook(every=every.log, leaving=self.leaving, checkpoint=checkpoint)
+        check = RowCheck(mesh, self._planned()) if config.mesh.check_rows else None
         try:
-            for record in training_steps(config, stream, engine, mesh.axes.rows, start=start):
+            for record in training_steps(config, stream, engine, mesh.axes.rows, start=start, check=check):
                 watch.step = record.step
                 run_hooks([log, evaluation, checkpoint, leave], record, config.num_steps)
             metrics = evaluation.last or evaluation.evaluate()  # resumed after the last step: nothing was evaluated yet
@@ -173,6 +175,12 @@ class Trainer:
             rank=mesh.place.data_index,
             num_ranks=mesh.place.data,
         )
+
+    def _planned(self) -> BatchStream | None:
+        """On rank 0 all rows of every batch, read by itself alone."""
+        if self.rank != 0:
+            return None
+        return local_stream(self.config.data.stream_spec("train"), batch_rows=self.config.data.batch_rows)
 
     def _save(self, engine: Optimizer, manifest: Manifest, metrics: dict[str, float]) -> None:
         wholes = engine.dictionary.wholes(to_state_dict(engine.full_parameters(), engine.dictionary))

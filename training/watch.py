@@ -7,6 +7,7 @@ rank whose collective failed can say which ranks were silent.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import socket
@@ -16,13 +17,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import xxhash
 
+from storage.stream import BatchStream
 from training.mesh import Mesh, Place
 
 log = logging.getLogger("lexray")
@@ -188,6 +190,43 @@ def check_seats(seats: Sequence[Seat], places: Sequence[Place], *, may_share_dev
             if (first.rows == second.rows) != same_data:
                 what = "read the same rows, but split them" if not same_data else "read other rows, but share them"
                 raise RuntimeError(f"ranks {a} and {b} {what}: their streams do not belong to one mesh")
+
+
+@dataclass(frozen=True)
+class RowCheck:
+    """Looks, for debugging, whether the ranks have of every batch what they shall have. Every rank calls it."""
+
+    mesh: Mesh
+    planned: BatchStream | None
+    """On rank 0 the whole batches as one process reads them."""
+
+    def __call__(self, step: int, row_ids: np.ndarray) -> None:
+        """Raises RuntimeError, on all ranks, naming those that read the wrong rows."""
+        planned = self.planned.batch(step).row_ids if self.planned is not None else None
+        everyones: list[Any] = [(row_ids, planned)]
+        if self.mesh.place.size > 1:
+            everyones = [None] * self.mesh.place.size
+            dist.all_gather_object(everyones, (row_ids, planned))
+        check_rows(step, [mine for mine, _ in everyones], everyones[0][1], self.mesh.place.feature)
+
+
+def check_rows(step: int, by_rank: Sequence[np.ndarray], planned: np.ndarray, feature: int) -> None:
+    """Raise RuntimeError unless each planned row is read once, by all `feature` ranks of a group."""
+    for rank, row_ids in enumerate(by_rank):
+        first = rank - rank % feature
+        if not np.array_equal(row_ids, by_rank[first]):
+            raise RuntimeError(f"batch {step}: ranks {first} and {rank} share their rows, but read other ones")
+    groups = by_rank[::feature]
+    for a, b in itertools.combinations(range(len(groups)), 2):
+        common = np.intersect1d(groups[a], groups[b])
+        if len(common):
+            raise RuntimeError(f"batch {step}: ranks {a * feature} and {b * feature} both read row {common[0]}")
+    found = np.sort(np.concatenate(groups))
+    if not np.array_equal(found, np.sort(planned)):
+        raise RuntimeError(
+            f"batch {step}: {len(np.setdiff1d(planned, found))} of {len(planned)} planned rows are read by no rank, "
+            f"{len(found)} rows are read"
+        )
 
 
 def exchange_seats(mesh: Mesh, row_ids: np.ndarray, device: torch.device, *, may_share_device: bool) -> None:

@@ -14,7 +14,12 @@ from training.dictionaries.base import Kind
 
 TRIAL_AXES = ("architecture", "width", "target_l0", "seed", "lr")
 """Axes that every architecture has."""
-RULE_SETTINGS = ("workers", "mesh", "zero_stage", "cpus_per_worker", "gpus_per_worker", "lr", "rows")
+TRAINING_SETTINGS = ("lr", "rows", "lr_scale", "precision")
+"""What a rule may set of the training."""
+RULE_SETTINGS = (
+    "workers", "mesh", "zero_stage", "offload_optimizer", "micro_batches", "cpus_per_worker", "gpus_per_worker",
+    *TRAINING_SETTINGS,
+)  # fmt: skip
 """What a rule may set besides options of the architecture."""
 
 
@@ -76,6 +81,10 @@ class TrainingBlock(FileModel):
     clip_norm: float = 1.0
     warmup: float = 0.05
     decay: float = 0.2
+    lr_scale: dict[str, float] = Field(default_factory=dict)
+    """Factors of the learning rate by name of parameter, as in `{b_dec: 2}`; all others have 1."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of matrix products; parameters, moments, losses and reductions are fp32 always."""
 
     @model_validator(mode="after")
     def _one_budget(self) -> TrainingBlock:
@@ -115,6 +124,12 @@ class ResourcesBlock(FileModel):
     cpus_per_worker: float = Field(default=1, gt=0)
     gpus_per_worker: float = Field(default=0, ge=0)
     zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
+    offload_optimizer: bool = False
+    """Keep the optimizer's state in the host's memory and step there; for ZeRO stages 1 to 3."""
+    micro_batches: int = Field(default=1, gt=0)
+    """Parts in which each worker computes its rows of a batch, one after another: less memory, the same result."""
+    check_rows: bool = False
+    """For debugging: compare the rows that the workers have of every batch, each planned row once."""
     timeout_s: float = Field(default=600.0, ge=1)
     """How long the workers of a trial wait for each other before the silent ones are named and all start again."""
 

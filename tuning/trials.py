@@ -16,7 +16,10 @@ from storage.store import Store
 from training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
 from training.dictionaries import architecture, dictionary_config
 from training.dictionaries.base import DictionaryConfig
-from tuning.sweep_file import ResourcesBlock, SweepFile
+from tuning.sweep_file import TRAINING_SETTINGS, ResourcesBlock, SweepFile
+
+ENGINE_SETTINGS = ("zero_stage", "offload_optimizer", "micro_batches", "check_rows")
+"""What of the resources the workers of a trial have to know."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +87,7 @@ def _trial(
         if rule.matches(point):
             settings |= rule.set
     resources = checked_block(sweep.resources, _mesh_settings(settings))
-    changes = _part(settings, ("lr", "rows")) | _part(point, ("lr",))
+    changes = _part(settings, TRAINING_SETTINGS) | _part(point, ("lr",))
     training = checked_block(sweep.training, changes | ({"epochs": None} if "rows" in settings else {}))
     axes = resources.axes
     footprint = Footprint(
@@ -93,9 +96,13 @@ def _trial(
     )
     dictionary = dictionary_config(_dictionary_options(sweep, point, settings))
     data = data_config(sweep, manifest, dictionary.architecture)
-    mesh = MeshConfig(data=axes.data, feature=axes.feature, zero_stage=resources.zero_stage)
-    rank_lanes(0, mesh.row_parts(dictionary), sweep.data.lanes)
+    mesh = checked_config(
+        MeshConfig, {"data": axes.data, "feature": axes.feature, **_part(resources.model_dump(), ENGINE_SETTINGS)}
+    )
+    row_parts = mesh.row_parts(dictionary)
+    rank_lanes(0, row_parts, sweep.data.lanes)
     mesh.check(dictionary)
+    mesh.check_batch(data.batch_rows, row_parts, data.lanes)
     available = training_rows(data)
     steps_per_epoch(available, data.batch_rows, data.lanes)
     _check_fits(dictionary, data, manifest, available)

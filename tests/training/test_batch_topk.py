@@ -36,13 +36,13 @@ def test_k_times_rows_are_kept_whatever_the_running_threshold(case, seed, count,
     torch.testing.assert_close(terms.observed["smallest_kept"], expected)
 
 
-def test_an_activation_equal_to_the_smallest_kept_is_kept_too():
+def test_of_activations_equal_to_the_smallest_kept_the_first_are_kept():
     config = dictionary_config({"architecture": "batch_topk", "width": 4, "target_l0": 1})
     made = make_dictionary(config, Sites.same(SiteStatistics(mean=(0.0,) * 4, mean_squared_norm=1.0)))
     made.load_state_dict({**made.state_dict(), "W_enc": torch.eye(4)})  # every row is its own code
     terms = made.loss(torch.tensor([[5.0, 3.0, 3.0, 0.0], [2.0, 3.0, -3.0, 0.0]]), 2)
     assert terms.observed["smallest_kept"] == 3
-    assert terms.fired_F.tolist() == [1, 2, 1, 0]
+    assert terms.fired_F.tolist() == [1, 1, 0, 0]
 
 
 def test_the_running_threshold_starts_at_the_first_smallest_kept_and_decays_from_there():

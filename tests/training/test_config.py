@@ -90,12 +90,15 @@ DECIDING = {
     },
     "optimizer": {
         "lr": 1e-3, "beta1": 0.5, "beta2": 0.9, "eps": 1e-5, "clip_norm": 0.5, "warmup": 0.1, "decay": 0.1,
+        "lr_scale": {"b_dec": 2.0}, "precision": "bf16",
     },
     "every": {"evaluate": 10, "eval_rows": 10},
 }  # fmt: skip
 NOT_DECIDING = {
     "data": {"url": "s3://elsewhere", "storage": StorageSettings(region="eu-west-1")},
-    "mesh": {"data": 4, "feature": 2, "zero_stage": 2},
+    "mesh": {
+        "data": 4, "feature": 2, "zero_stage": 2, "offload_optimizer": True, "micro_batches": 2, "check_rows": True,
+    },
     "every": {"log": 7, "checkpoint": 7, "keep": 7},
 }
 CASES = [(block, name, value) for block, named in DECIDING.items() for name, value in named.items()]

@@ -13,7 +13,8 @@ from training.checkpoints import Checkpoint
 from training.config import MeshConfig, OptimizerConfig, TrainingConfig
 from training.dictionaries import ARCHITECTURES
 from training.dictionaries.base import Dictionary
-from training.engine import BUCKET_SHARE, Engine
+from training.engine import Engine
+from training.engine_settings import BUCKET_SHARE
 from training.loop import global_sums, training_steps
 from training.saved import to_state_dict
 from training.start import build_dictionary, sample_rows
@@ -43,7 +44,7 @@ def prepared(config: TrainingConfig, stream: BatchStream) -> Dictionary:
 
 def fresh(config: TrainingConfig, stream: BatchStream) -> tuple[Dictionary, Engine]:
     dictionary = prepared(config, stream)
-    return dictionary, Engine(dictionary, config.optimizer, zero_stage=config.mesh.stage)
+    return dictionary, Engine(dictionary, config.optimizer, config.mesh)
 
 
 @pytest.mark.parametrize("stage", range(4))
@@ -131,7 +132,7 @@ def test_an_engine_gives_back_the_state_that_it_was_given(dataset, stage):
     given = Checkpoint(7, to_state_dict(engine.full_parameters(), dictionary), moments_of(engine))
     other = build_dictionary(config, stream.manifest)
     other.load_state_dict(given.weights)
-    restored = Engine(other, config.optimizer, zero_stage=stage)
+    restored = Engine(other, config.optimizer, config.mesh)
     restored.restore(given)
     found = to_state_dict(restored.full_parameters(), other), moments_of(restored)
     for mine, theirs in zip(found, (given.weights, given.moments), strict=True):

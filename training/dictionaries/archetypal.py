@@ -153,7 +153,7 @@ MADE_OF = ("mixture_FC", "candidates_CD", "relaxation_FD", "log_scale")
 
 def atoms_of(tensors: Mapping[str, Tensor]) -> Tensor:
     """exp(m) * (W C + L), of the tensors in `MADE_OF` that there are (F, O)."""
-    atoms_FO = tensors["mixture_FC"] @ tensors["candidates_CD"]
+    atoms_FO = (tensors["mixture_FC"] @ tensors["candidates_CD"]).to(tensors["mixture_FC"].dtype)
     if "relaxation_FD" in tensors:
         atoms_FO = atoms_FO + tensors["relaxation_FD"]
     return atoms_FO * tensors["log_scale"].exp() if "log_scale" in tensors else atoms_FO

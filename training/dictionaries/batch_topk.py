@@ -88,12 +88,12 @@ class BatchTopK(TopK):
         """The count-th largest positive score of the global batch, zero when there are fewer.
 
         Sorting all B x F entries is the slowest part of a step, so only those above 0.8 of the running threshold are
-        sorted; that is exact whenever enough remain, which is counted over the whole mesh.
+        sorted; that is exact whenever enough remain over the whole mesh.
         """
-        candidates = scores_above(z_BF, 0.8 * self.threshold, score)
-        if self.pairs.count(len(candidates)) < count:
-            candidates = scores_above(z_BF, 0.0, score)
-        return self.pairs.kth_largest(candidates, count)
+        smallest_kept = self.pairs.kth_largest(scores_above(z_BF, 0.8 * self.threshold, score), count)
+        if self.threshold > 0 and not smallest_kept > 0:
+            smallest_kept = self.pairs.kth_largest(scores_above(z_BF, 0.0, score), count)
+        return smallest_kept
 
     @torch.no_grad()
     def after_step(self, batch: BatchSums) -> None:
