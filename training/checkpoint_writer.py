@@ -55,8 +55,10 @@ class CheckpointWriter:
         self._await()
         self._under_way = self._pool.submit(self._write, step, tensors)
 
-    def close(self) -> None:
-        """Wait for the last save."""
+    def close(self, patience_s: float | None = None) -> None:
+        """Wait for the last save; not longer than `patience_s` from its start for the other ranks' parts."""
+        if patience_s is not None:
+            self.timeout_s = min(self.timeout_s, patience_s)
         try:
             self._await()
         finally:

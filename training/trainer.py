@@ -28,6 +28,9 @@ from training.saved import describe_dictionary, save_dictionary, to_state_dict
 from training.start import build_dictionary, make_engine, place_in, sample_rows, training_device
 from training.watch import Alone, RowCheck, Watch, exchange_seats
 
+PATIENCE_S = 20.0
+"""How long a save that is under way may wait for other ranks' parts when the training has failed."""
+
 OpenStream = Callable[[StreamSpec], WindowSource]
 """How a stream's windows are reached: this process itself, or the node's server."""
 
@@ -78,6 +81,8 @@ class Trainer:
     """Whether this machine, or another rank's, is about to go; asked on every rank, all are told the same."""
     may_share_device: bool = False
     """Whether ranks may compute on one GPU."""
+    timeout_s: float = 600.0
+    """How long ranks wait for each other's parts of a checkpoint."""
     rank: int = field(default_factory=lambda: dist.get_rank())
     num_ranks: int = field(default_factory=lambda: dist.get_world_size())
 
@@ -145,8 +150,10 @@ class Trainer:
             self._save(engine, stream.manifest, metrics)
             if metrics_log is not None:
                 metrics_log.flush()
-        finally:
-            writer.close()  # of a failed training too: the next attempt resumes from there
+        except BaseException:
+            writer.close(PATIENCE_S)  # the next attempt resumes from there; but ranks that hang write no part
+            raise
+        writer.close()
         return TrainingResult(metrics, log.train_s, config.num_steps - start, curve)
 
     def _checkpoint_writer(self, engine: Optimizer, mesh: Mesh) -> CheckpointWriter:
@@ -157,6 +164,7 @@ class Trainer:
             rank=self.rank,
             ranks=mesh.place.size,
             keep_every=self.config.every.keep,
+            timeout_s=self.timeout_s,
         )
 
     def _stream(self, part: str, mesh: Mesh) -> BatchStream:

@@ -126,6 +126,7 @@ def train_worker(config: dict[str, Any]) -> None:
         store=run.store,
         trial=run.trial.id,
         leaving=lambda: ray.train.get_preemption_info() is not None,
+        timeout_s=run.trial.footprint.timeout_s,
         may_share_device=run.trial.footprint.gpus_per_worker < 1,
         open_stream=_nearest_stream(run, f"{run.trial.id}/{context.get_world_rank()}"),
         on_evaluation=BoundedReports(run.trial.config.num_steps),

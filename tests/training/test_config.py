@@ -97,7 +97,12 @@ DECIDING = {
 NOT_DECIDING = {
     "data": {"url": "s3://elsewhere", "storage": StorageSettings(region="eu-west-1")},
     "mesh": {
-        "data": 4, "feature": 2, "zero_stage": 2, "offload_optimizer": True, "micro_batches": 2, "check_rows": True,
+        "data": 4,
+        "feature": 2,
+        "zero_stage": 2,
+        "offload_optimizer": True,
+        "micro_batches": 2,
+        "check_rows": True,
     },
     "every": {"log": 7, "checkpoint": 7, "keep": 7},
 }

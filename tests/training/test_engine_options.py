@@ -27,7 +27,6 @@ from training.start import build_dictionary, sample_rows
 pytestmark = pytest.mark.usefixtures("process_group")
 
 STAGES, STEPS = range(4), 20
-FEW = ("topk", "batch_topk", "relu", "relaxed_archetypal")
 NAMES = sorted({case.architecture for case in LEARNED})
 
 
@@ -146,7 +145,7 @@ def test_of_equal_activations_parts_keep_those_that_the_whole_keeps() -> None:
 
 
 PARTS = [
-    pytest.param(name, stage, marks=() if name in FEW[:2] or (name, stage) == ("relu", 3) else pytest.mark.slow)
+    pytest.param(name, stage, marks=() if name == "batch_topk" or (name, stage) == ("topk", 3) else pytest.mark.slow)
     for name in NAMES
     for stage in STAGES
 ]
@@ -191,7 +190,7 @@ def test_bf16_products_give_nearly_the_same_loss_in_fp32(case: Case) -> None:
     assert float(torch.nn.functional.cosine_similarity(mine, theirs, dim=0)) > 0.98
 
 
-BF16 = [pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in NAMES]
+BF16 = [pytest.param(name, marks=() if name in ("batch_topk", "relu") else pytest.mark.slow) for name in NAMES]
 
 
 @pytest.mark.parametrize("name", BF16)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from training.mesh import Place
-from training.watch import Beat, RankSilentError, Seat, Watch, check_seats, describe, seat_of, silent_ranks
+from training.watch import Beat, RankSilentError, Seat, Watch, check_rows, check_seats, describe, seat_of, silent_ranks
 
 RANKS, INTERVAL_S = 3, 0.1
 
@@ -127,3 +127,31 @@ def test_a_seat_tells_rows_apart():
     cpu = torch.device("cpu")
     same, other = (seat_of(np.arange(start, start + 5), cpu) for start in (0, 1))
     assert seat_of(np.arange(5), cpu) == same != other
+
+
+# The rows of every batch ------------------------------------------------------------------------------------------
+
+PLANNED = np.arange(20, 32)
+HALVES = [PLANNED[:7], PLANNED[7:]]
+
+
+def test_rows_that_are_those_planned_pass_whatever_the_mesh():
+    check_rows(3, [PLANNED], PLANNED, feature=1)
+    check_rows(3, HALVES[::-1], PLANNED, feature=1)
+    check_rows(3, [HALVES[0], HALVES[0], HALVES[1], HALVES[1]], PLANNED, feature=2)
+
+
+@pytest.mark.parametrize(
+    ("by_rank", "feature", "said"),
+    [
+        ([PLANNED[:8], PLANNED[7:]], 1, "batch 3: ranks 0 and 1 both read row 27"),
+        ([PLANNED[:6], PLANNED[7:]], 1, "batch 3: 1 of 12 planned rows are read by no rank, 11 rows are read"),
+        ([HALVES[0], HALVES[1] + 100], 1, "batch 3: 5 of 12 planned rows are read by no rank, 12 rows are read"),
+        ([HALVES[0], HALVES[0], HALVES[1], HALVES[0]], 2, "batch 3: ranks 2 and 3 share their rows, but read other"),
+        ([HALVES[0], HALVES[0], PLANNED[6:], PLANNED[6:]], 2, "batch 3: ranks 0 and 2 both read row 26"),
+        ([np.append(PLANNED, PLANNED[:1])], 1, "batch 3: 0 of 12 planned rows are read by no rank, 13 rows are read"),
+    ],
+)
+def test_rows_that_are_not_those_planned_are_named(by_rank, feature, said):
+    with pytest.raises(RuntimeError, match=said):
+        check_rows(3, by_rank, PLANNED, feature)
