@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -82,6 +83,15 @@ class Needs(NamedTuple):
 
 def shapes_of(config: DictionaryConfig, sites: Sites, feature: int = 1) -> Shapes:
     """Of a dictionary, or of one of so many slices of its latents. Nothing is allocated."""
+    widths = tuple(tuple(site.width for site in group) for group in (sites.inputs, sites.outputs))
+    return _shapes(config, *widths, sites.reconstructs_its_input, feature)
+
+
+@lru_cache(maxsize=1024)  # a mesh is chosen among many, and trials of a sweep differ in little
+def _shapes(
+    config: DictionaryConfig, inputs: tuple[int, ...], outputs: tuple[int, ...], own_input: bool, feature: int
+) -> Shapes:
+    sites = Sites.of_widths({"inputs": list(inputs), "outputs": list(outputs)}, reconstructs_its_input=own_input)
     axes = ONE_PROCESS
     if feature > 1:
         axes = Axes(ALL_ROWS, SplitLatents(ProcessGroup(0, feature)), ALL_PAIRS)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import ray
+import torch
 from ray import tune
 
 from storage.chunk_cache import CacheSettings
@@ -21,14 +22,17 @@ from storage.store import Store
 from storage.stream import local_stream
 from storage.stream_memory import StreamShape
 from tuning.follow import Follower, FollowThread
+from tuning.mesh_choice import Room, rooms_of, with_mesh
 from tuning.report import build_results
 from tuning.row_counts import RowCounts
 from tuning.sweep_file import SweepFile
 from tuning.sweep_folder import FAILED, FINISHED, SweepFolder
 from tuning.trial import TrialRun, new_record, run_trial
 from tuning.trial_queue import Node, TrialQueue, refuse_what_never_fits
-from tuning.trials import Trial, expand
+from tuning.trials import Footprint, Trial, expand
 from tuning.window_servers import shape_of, window_servers
+
+log = logging.getLogger("lexray")
 
 DRIVER_BYTES = 256 * 2**20
 """Memory of the process that waits for a trial's workers."""
@@ -46,8 +50,13 @@ class SweepPlan:
     trials: list[Trial]
     unfinished: list[Trial]
     """Those that no earlier run of this sweep finished."""
-    shapes: list[StreamShape]
-    """What decides the memory of the streams of each unfinished trial."""
+    counts: RowCounts
+    """Rows that each choice of sites has."""
+
+    @property
+    def shapes(self) -> list[StreamShape]:
+        """What decides the memory of the streams of each unfinished trial."""
+        return [shape_of(trial, self.manifest, self.counts) for trial in self.unfinished]
 
 
 def plan_sweep(sweep: SweepFile, text: str) -> SweepPlan:
@@ -73,7 +82,7 @@ def plan_sweep(sweep: SweepFile, text: str) -> SweepPlan:
         folder=folder,
         trials=trials,
         unfinished=unfinished,
-        shapes=[shape_of(trial, manifest, counts) for trial in unfinished],
+        counts=counts,
     )
 
 
@@ -94,6 +103,7 @@ def _check_nonnegative(trials: list[Trial]) -> None:
 def run_sweep(plan: SweepPlan, followers: Sequence[Follower]) -> pd.DataFrame:
     """Train what is unfinished on the connected Ray cluster; write and return the frontier table."""
     nodes = cluster_nodes() if plan.unfinished else {}
+    plan = with_meshes(plan, list(nodes.values()))
     refuse_what_never_fits(plan.unfinished, list(nodes.values()))
     plan.folder.store.write("sweep.yaml", plan.text.encode())
     if plan.unfinished:
@@ -105,6 +115,28 @@ def run_sweep(plan: SweepPlan, followers: Sequence[Follower]) -> pd.DataFrame:
             _tune(_runs(plan, servers, cache), list(nodes.values()), follow)
             _close_unfinished(plan)
     return build_results(plan.folder, [trial.id for trial in plan.trials])
+
+
+def with_meshes(plan: SweepPlan, nodes: Sequence[Node]) -> SweepPlan:
+    """The plan with the meshes chosen that the sweep file leaves open. Raises UserError where none fits."""
+    gpu_memory_gib = plan.sweep.resources.gpu_memory_gib
+    gpu_bytes = this_machines_gpu_bytes() if gpu_memory_gib is None else round(gpu_memory_gib * 2**30)
+
+    def rooms(footprint: Footprint) -> list[Room]:
+        return rooms_of(nodes, footprint, gpu_bytes)
+
+    decided = [with_mesh(trial, plan.manifest, rooms) for trial in plan.unfinished]
+    for trial in (now for before, now in zip(plan.unfinished, decided, strict=True) if before.auto_mesh):
+        mesh = trial.config.mesh
+        log.info(
+            "%s: a mesh of %d x %d workers (data x feature), ZeRO %d", trial.name, mesh.data, mesh.feature, mesh.stage
+        )
+    return replace(plan, unfinished=decided)
+
+
+def this_machines_gpu_bytes() -> int | None:
+    """Memory of the first GPU here; Ray does not know that of others."""
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
 
 
 def _runs(plan: SweepPlan, servers: dict[str, Any], cache: CacheSettings | None) -> list[TrialRun]:
@@ -149,7 +181,7 @@ def _close_unfinished(plan: SweepPlan) -> None:
 def cluster_nodes() -> dict[str, Node]:
     """The living nodes of the connected cluster, by node id."""
     return {
-        node["NodeID"]: Node(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
+        node["NodeID"]: Node(*(node["Resources"].get(resource, 0.0) for resource in ("CPU", "GPU", "memory")))
         for node in ray.nodes()
         if node["Alive"]
     }

@@ -119,10 +119,12 @@ class ResourcesBlock(FileModel):
 
     workers: int | None = Field(default=None, gt=0)
     """Workers that split the rows of a batch: short for `mesh: {data: ...}`."""
-    mesh: MeshBlock | None = None
-    """Workers along both axes."""
+    mesh: MeshBlock | Literal["auto"] | None = None
+    """Workers along both axes; `auto` takes the smallest mesh whose workers have room on the cluster's nodes."""
     cpus_per_worker: float = Field(default=1, gt=0)
     gpus_per_worker: float = Field(default=0, ge=0)
+    gpu_memory_gib: float | None = Field(default=None, gt=0)
+    """Memory of a GPU of the cluster, for `mesh: auto`; by default that of this machine's, where there is one."""
     zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
     offload_optimizer: bool = False
     """Keep the optimizer's state in the host's memory and step there; for ZeRO stages 1 to 3."""
@@ -141,8 +143,8 @@ class ResourcesBlock(FileModel):
 
     @property
     def axes(self) -> MeshBlock:
-        """The workers along both axes."""
-        return self.mesh or MeshBlock(data=self.workers or 1)
+        """The workers along both axes; one, as long as `auto` is undecided."""
+        return self.mesh if isinstance(self.mesh, MeshBlock) else MeshBlock(data=self.workers or 1)
 
 
 class Rule(FileModel):

@@ -22,6 +22,8 @@ class Node:
 
     cpus: float
     gpus: float
+    memory_bytes: float = 0.0
+    """Of processes; Ray's object store is not among it."""
 
     def workers(self, footprint: Footprint) -> int:
         """How many workers of a trial fit on this node when it is empty."""

@@ -51,6 +51,8 @@ class Trial:
     """For people; unique in its sweep."""
     config: TrainingConfig
     footprint: Footprint
+    auto_mesh: bool = False
+    """Whether its mesh is still to be chosen, from what the nodes have (`tuning.mesh_choice`)."""
 
 
 def expand(sweep: SweepFile, manifest: Manifest, training_rows: Callable[[DataConfig], int]) -> list[Trial]:
@@ -115,7 +117,13 @@ def _trial(
         mesh=mesh,
         every=EveryConfig(**sweep.every.model_dump()),
     )
-    return Trial(id=config.trial, name=_name(sweep, point, config), config=config, footprint=footprint)
+    return Trial(
+        id=config.trial,
+        name=_name(sweep, point, config),
+        config=config,
+        footprint=footprint,
+        auto_mesh=resources.mesh == "auto",
+    )
 
 
 def data_config(sweep: SweepFile, manifest: Manifest, name: str) -> DataConfig:

@@ -1,0 +1,150 @@
+"""The mesh of a trial that leaves it open: the smallest whose workers fit the nodes at hand. Pure functions.
+
+Slices of the latents come first, since they shrink everything and, inside a node, talk over its fastest links; rows are
+split where a node has no more workers, with the lowest ZeRO stage that fits. The number of workers does not change what
+a dictionary becomes, so the choice is no part of a trial's identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from storage.errors import UserError
+from storage.manifest import Manifest
+from training.config import MeshConfig, TrainingConfig
+from training.memory import Needs, needs
+from tuning.trial_queue import Node
+from tuning.trials import Footprint, Trial
+
+USABLE = 0.9
+"""Share of a memory that trainings may fill: allocators leave gaps, and libraries want some for themselves."""
+MAX_WORKERS = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """What a node offers to workers of a trial."""
+
+    workers: int
+    """Workers that fit on it by CPUs and GPUs when it is empty."""
+    host_bytes: int
+    """Memory for each of them."""
+    gpu_bytes: int | None = None
+    """GPU memory for each of them; None where they compute on CPUs."""
+
+
+class Option(NamedTuple):
+    """A mesh and what each of its workers needs."""
+
+    mesh: MeshConfig
+    needs: Needs
+
+
+Estimate = Callable[[MeshConfig], Needs]
+
+
+def meshes(config: TrainingConfig, rooms: Sequence[Room]) -> Iterator[MeshConfig]:
+    """Every mesh that the dictionary allows and the nodes have workers for, in the order in which they are tried."""
+    widest, most = max((room.workers for room in rooms), default=0), sum(room.workers for room in rooms)
+    for workers in range(1, min(most, MAX_WORKERS) + 1):
+        for feature in range(min(workers, widest), 0, -1):
+            if workers % feature:
+                continue
+            data = workers // feature
+            if sum(room.workers // feature for room in rooms) >= data:
+                yield from _allowed(config, data, feature)
+
+
+def _allowed(config: TrainingConfig, data: int, feature: int) -> Iterator[MeshConfig]:
+    """The mesh at each ZeRO stage that may help, unless this dictionary or its rows cannot be split so."""
+    given = config.mesh
+    stages = (1, 3) if given.zero_stage == "auto" and data > 1 else (given.zero_stage,)
+    for stage in stages:
+        mesh = replace(given, data=data, feature=feature, zero_stage=stage)
+        try:
+            mesh.check(config.dictionary)
+            parts = mesh.row_parts(config.dictionary)
+            mesh.check_batch(config.data.batch_rows, parts, config.data.lanes)
+        except UserError:
+            continue
+        if parts <= config.data.lanes:
+            yield mesh
+
+
+def choose_mesh(config: TrainingConfig, rooms: Sequence[Room], estimate: Estimate, name: str) -> MeshConfig:
+    """The first mesh whose workers fit every node that may get one. Raises UserError with numbers when none does."""
+    leanest: Option | None = None
+    for mesh in meshes(config, rooms):
+        option = Option(mesh, estimate(mesh))
+        if _fits(option.needs, rooms):
+            return mesh
+        if leanest is None or _pressing(option.needs, rooms) < _pressing(leanest.needs, rooms):
+            leanest = option
+    raise UserError(f"resources.mesh: {_refusal(leanest, rooms, name)}")
+
+
+def _fits(wanted: Needs, rooms: Sequence[Room]) -> bool:
+    return _pressing(wanted, rooms) <= 1
+
+
+def _pressing(wanted: Needs, rooms: Sequence[Room]) -> float:
+    """The larger of what a worker needs over what the poorest node has for it."""
+    host = [wanted.host / (USABLE * room.host_bytes) for room in rooms]
+    return max(host + [wanted.device / (USABLE * room.gpu_bytes) for room in rooms if room.gpu_bytes])
+
+
+def _refusal(leanest: Option | None, rooms: Sequence[Room], name: str) -> str:
+    if leanest is None:
+        return f"auto, but no node has room for a worker of trial {name}; lower resources.cpus_per_worker"
+    mesh, wanted = leanest
+    shape = f"{mesh.data} x {mesh.feature} workers (data x feature, ZeRO {mesh.stage})"
+    gpu = min((room.gpu_bytes for room in rooms if room.gpu_bytes), default=0)
+    host = min(room.host_bytes for room in rooms)
+    on_gpu = gpu and wanted.device > USABLE * gpu
+    need, have, kind = (wanted.device, gpu, "GPU memory") if on_gpu else (wanted.host, host, "memory")
+    return (
+        f"auto, but trial {name} needs {gib(need)} of {kind} for each of {shape}, the leanest mesh here, and a worker "
+        f"has {gib(int(USABLE * have))} of it ({USABLE:.0%} of {gib(have)}); add nodes or larger ones, or use "
+        + ("resources.offload_optimizer, resources.micro_batches or " if on_gpu else "")
+        + "a smaller data.batch_rows or width"
+    )
+
+
+def gib(size: int) -> str:
+    """In GiB."""
+    return f"{size / 2**30:,.1f} GiB"
+
+
+def rooms_of(nodes: Sequence[Node], footprint: Footprint, gpu_bytes: int | None) -> list[Room]:
+    """What nodes offer to workers like these, if all their workers are busy. Raises UserError for unknown GPUs."""
+    on_gpu = footprint.gpus_per_worker > 0
+    if on_gpu and gpu_bytes is None:
+        raise UserError(
+            "resources.mesh: auto needs to know the memory of the cluster's GPUs, and this machine has none; give "
+            "resources.gpu_memory_gib"
+        )
+    of_gpu = int((gpu_bytes or 0) * min(1.0, footprint.gpus_per_worker)) if on_gpu else None
+    counted = ((node, node.workers(footprint)) for node in nodes)
+    return [
+        Room(workers=workers, host_bytes=int(node.memory_bytes / workers), gpu_bytes=of_gpu)
+        for node, workers in counted
+        if workers
+    ]
+
+
+def with_mesh(trial: Trial, manifest: Manifest, rooms: Callable[[Footprint], Sequence[Room]]) -> Trial:
+    """The trial with its mesh chosen, if it leaves that open; `rooms` says what nodes offer to such workers."""
+    if not trial.auto_mesh:
+        return trial
+    config, on_gpu = trial.config, trial.footprint.gpus_per_worker > 0
+    sites = config.data.sites_in(manifest)
+    mesh = choose_mesh(
+        config,
+        rooms(trial.footprint),
+        lambda mesh: needs(replace(config, mesh=mesh), sites, on_gpu=on_gpu),
+        trial.name,
+    )
+    footprint = replace(trial.footprint, workers=mesh.data * mesh.feature)
+    return replace(trial, config=replace(config, mesh=mesh), footprint=footprint, auto_mesh=False)
