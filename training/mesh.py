@@ -7,6 +7,7 @@ are neighbours, so that they share a node where the nodes' sizes allow it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -82,13 +83,18 @@ class Mesh:
 ONE_RANK = Mesh(place=Place(rank=0, data=1, feature=1), axes=ONE_PROCESS)
 
 
-def connect(place: Place, device: torch.device) -> Mesh:
-    """The mesh of all processes of the default group. Every rank calls it."""
+def connect(place: Place, device: torch.device, timeout_s: float | None = None) -> Mesh:
+    """The mesh of all processes of the default group. Every rank calls it.
+
+    A collective along an axis fails after `timeout_s`, by default torch's 10 or 30 minutes: groups do not take over
+    the timeout of the default one.
+    """
     if place.size == 1:
         return ONE_RANK
     traffic = Traffic()
     everyone = ProcessGroup(place.rank, place.size, device, None, traffic)
-    data_group, feature_group = _group_of(place.data_ranks()), _group_of(place.feature_ranks())
+    timeout = None if timeout_s is None else timedelta(seconds=timeout_s)
+    data_group, feature_group = _group_of(place.data_ranks(), timeout), _group_of(place.feature_ranks(), timeout)
     columns = ProcessGroup(place.feature_index, place.feature, device, feature_group, traffic)
     rows = ProcessGroup(place.data_index, place.data, device, data_group, traffic)
     axes = Axes(
@@ -99,8 +105,8 @@ def connect(place: Place, device: torch.device) -> Mesh:
     return Mesh(place=place, axes=axes, traffic=traffic, data_group=data_group, feature_group=feature_group)
 
 
-def _group_of(groups: list[list[int]]) -> dist.ProcessGroup:
+def _group_of(groups: list[list[int]], timeout: timedelta | None) -> dist.ProcessGroup:
     """Of groups that part all ranks, the one that this rank is in; all are made on every rank."""
-    mine, _ = dist.new_subgroups_by_enumeration(groups)
+    mine, _ = dist.new_subgroups_by_enumeration(groups, timeout=timeout)
     assert mine is not None
     return mine

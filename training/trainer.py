@@ -26,7 +26,7 @@ from training.optimizer import Optimizer
 from training.resume import new_attempt, newest_state
 from training.saved import describe_dictionary, save_dictionary, to_state_dict
 from training.start import build_dictionary, make_engine, place_in, sample_rows, training_device
-from training.watch import Alone, RowCheck, Watch, exchange_seats
+from training.watch import BEAT_S, SILENT_AFTER_BEATS, Alone, RowCheck, Watch, exchange_seats
 
 PATIENCE_S = 20.0
 """How long a save that is under way may wait for other ranks' parts when the training has failed."""
@@ -82,18 +82,23 @@ class Trainer:
     may_share_device: bool = False
     """Whether ranks may compute on one GPU."""
     timeout_s: float = 600.0
-    """How long ranks wait for each other's parts of a checkpoint."""
+    """How long ranks wait for each other, in a collective and for parts of a checkpoint."""
     rank: int = field(default_factory=lambda: dist.get_rank())
     num_ranks: int = field(default_factory=lambda: dist.get_world_size())
 
     def run(self) -> TrainingResult:
         """Train to the end, from the newest valid checkpoint if there is one, and save the dictionary."""
-        watch = Watch(rank=self.rank, num_ranks=self.num_ranks) if self.num_ranks > 1 else Alone()
+        watch = self._watch() if self.num_ranks > 1 else Alone()
         with watch.watching():
             return self._train(self._build(), watch)
 
+    def _watch(self) -> Watch:
+        """A rank that hangs has been silent for long when a collective gives up on it."""
+        interval_s = min(BEAT_S, self.timeout_s / (2 * SILENT_AFTER_BEATS))
+        return Watch(rank=self.rank, num_ranks=self.num_ranks, interval_s=interval_s)
+
     def _build(self) -> Parts:
-        mesh = connect(place_in(self.config, self.rank), training_device())
+        mesh = connect(place_in(self.config, self.rank), training_device(), self.timeout_s)
         assert mesh.place.size == self.num_ranks, (mesh.place, self.num_ranks)
         stream, held_out = self._stream("train", mesh), self._stream("held_out", mesh)
         dictionary = build_dictionary(self.config, stream.manifest, mesh.axes).to(training_device())

@@ -1,4 +1,4 @@
-"""A rank that dies at any moment of a save costs the steps since the save before, and nothing else.
+"""A rank that dies amid a save costs the steps since the save before, and nothing else; one that hangs is named.
 
 Ranks are forked from a process that has imported everything: many groups of them are started.
 """
@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
+import signal
+import time
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -21,9 +25,10 @@ from training_synthetic import Dataset, small_dataset
 
 from storage.store import Store
 from training.checkpoints import Checkpoint, newest_checkpoint
-from training.config import EveryConfig, TrainingConfig
+from training.config import EveryConfig, MeshConfig, TrainingConfig
 from training.start import ensure_process_group
 from training.trainer import Trainer
+from training.watch import RankSilentError
 
 STEPS, EVERY, DEATH_STEP = 20, 5, 10
 TWO_RANKS = ((2, 1), (1, 2))
@@ -82,7 +87,15 @@ def work(rank: int, ranks: int, folders: list[str], config: TrainingConfig, meet
     if death is not None and death.rank == rank:
         die_at(death)
     for folder in folders:
-        Trainer(config=config, store=Store.at(folder), rank=rank, num_ranks=ranks).run()
+        reported: list[float] = []
+        Trainer(
+            config=config,
+            store=Store.at(folder),
+            on_evaluation=lambda record, reported=reported: reported.append(record["step"]),
+            rank=rank,
+            num_ranks=ranks,
+        ).run()
+        Path(f"{folder}-reported-{rank}").write_text(str(reported))
     dist.barrier()
     dist.destroy_process_group()
 
@@ -122,6 +135,9 @@ def check_deaths(deaths: list[Death], mesh: tuple[int, int], dataset: Dataset, w
         assert found is not None
         assert found.step == (DEATH_STEP if death in WHOLE else DEATH_STEP - EVERY), death
     train_in([undisturbed, *folders], config, work / "to-the-end")
+    for folder in [undisturbed, *folders]:
+        reports = {Path(f"{folder}-reported-{rank}").read_text() for rank in range(2)}
+        assert len(reports) == 1, "a rank that reported less often would be waited for forever"
     checkpoint, dictionary = final(undisturbed)
     for folder in folders:
         found, found_dictionary = final(folder)
@@ -155,3 +171,53 @@ def test_each_rank_killed_at_each_moment_of_a_save_changes_nothing(
     mesh: tuple[int, int], dataset: Dataset, tmp_path: Path
 ) -> None:
     check_deaths(DEATHS, mesh, dataset, tmp_path)
+
+
+# Ranks that hang --------------------------------------------------------------------------------------------------
+
+TIMEOUT_S = 5.0
+FREEZING = [MeshConfig(data=2, zero_stage=stage) for stage in range(4)] + [MeshConfig(feature=2, zero_stage=1)]
+
+
+def hang(rank: int, config: TrainingConfig, folder: str) -> None:
+    """Train; rank 1 is stopped on the way, rank 0 writes down why it ended."""
+    torch.set_num_threads(1)
+    timeout = timedelta(seconds=TIMEOUT_S)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=timeout)
+    ensure_process_group()
+
+    def freeze(record: dict[str, float]) -> None:
+        if rank == 1:
+            Path(folder, "frozen").write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    trainer = Trainer(
+        config=config, store=Store.at(folder), on_evaluation=freeze, timeout_s=TIMEOUT_S, rank=rank, num_ranks=2
+    )
+    try:
+        trainer.run()
+    except RankSilentError as error:
+        Path(folder, "said").write_text(str(error))
+    os._exit(0)  # its peer is in no state to say goodbye to
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [pytest.param(m, marks=() if m.data == 2 and m.stage == 1 else pytest.mark.slow) for m in FREEZING],
+    ids=lambda mesh: f"{mesh.data}x{mesh.feature}-zero{mesh.stage}",
+)
+def test_a_frozen_rank_is_named_when_the_timeout_has_passed(mesh: MeshConfig, dataset: Dataset, tmp_path: Path) -> None:
+    """In whichever group the others wait for it: those of the axes, and those that DeepSpeed makes."""
+    config = replace(config_on((mesh.data, mesh.feature), dataset), mesh=mesh)
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["training.trainer"])
+    ranks = start_processes(hang, (config, str(tmp_path)), nprocs=2, join=False, start_method="forkserver")
+    deadline, said = time.monotonic() + 120, tmp_path / "said"
+    try:
+        while time.monotonic() < deadline and not said.exists():
+            time.sleep(0.1)
+        assert said.exists(), "the rank that waits never gave up"
+        assert re.fullmatch(r"rank 1 on \S+ has been silent for \d+ s, since step \d+", said.read_text())
+    finally:
+        for process in ranks.processes:
+            process.kill()
+            process.join()
