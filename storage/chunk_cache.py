@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ class ChunkCache:
     def __init__(self, settings: CacheSettings) -> None:
         self.settings = settings
         self._root = os.path.join(os.path.abspath(os.path.expanduser(settings.dir)), FOLDER)
-        self._adding = True
+        self._adding, self._lock = True, threading.Lock()
 
     def read(self, name: ChunkName) -> bytes | None:
         """The bytes as they were once added, None when they are not there; to be verified."""
@@ -79,7 +80,13 @@ class ChunkCache:
                 self._make_room(usage, size)
                 _write_whole(os.path.join(self._root, name.path), data)
         except OSError as error:
-            self._adding = False
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        """Add no more, and say so once: several threads may fail at the same moment."""
+        with self._lock:
+            was_adding, self._adding = self._adding, False
+        if was_adding:
             reason = error.strerror or error
             log.warning("cache.dir %s: no further chunks are kept there (%s)", self.settings.dir, reason)
 
