@@ -77,29 +77,20 @@ def test_two_ranks_train_what_one_does(dataset: Dataset, tmp_path: Path) -> None
 
 
 def test_four_ranks_train_what_one_does(dataset: Dataset, tmp_path: Path) -> None:
-    names = (
-        "topk",
-        "batch_topk",
-        "jumprelu",
-        "mp",
-        "relaxed_archetypal",
-        "crosscoder",
-        "gated",
-        "matryoshka_batch_topk",
-    )
+    names = ["topk", "batch_topk", "jumprelu", "mp", "relaxed_archetypal", "crosscoder", "gated", "nmf"]
     tasks = [on(Task(name=name), OF_FOUR[i % 3], 3 - i % 4) for i, name in enumerate(names)]
     assert_all_equal_one_process(tasks, dataset, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("name", NAMES)
-def test_every_mesh_and_stage_trains_what_one_process_does(name: str, dataset: Dataset, tmp_path: Path) -> None:
-    for ranks, meshes in ((2, OF_TWO), (4, OF_FOUR)):
-        folder = tmp_path / str(ranks)
-        folder.mkdir()
-        tasks = [on(Task(name=name), mesh, stage) for mesh in meshes for stage in STAGES]
-        assert_all_equal_one_process(tasks, dataset, folder)
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("meshes", [OF_TWO, OF_FOUR], ids=["two ranks", "four ranks"])
+def test_every_architecture_on_every_mesh_trains_what_one_process_does(
+    meshes: tuple[tuple[int, int], ...], stage: int, dataset: Dataset, tmp_path: Path
+) -> None:
+    tasks = [on(Task(name=name), mesh, stage) for name in NAMES for mesh in meshes]
+    assert_all_equal_one_process(tasks, dataset, tmp_path)
 
 
 @pytest.mark.slow
