@@ -191,3 +191,51 @@ def test_a_mesh_that_cannot_be_is_refused(trials, changes, line):
     with pytest.raises(UserError) as refused:
         trials(**changes)
     assert line in str(refused.value)
+
+
+# Options of the engine --------------------------------------------------------------------------------------------
+
+
+def test_options_of_the_engine_reach_the_trials(trials):
+    resources = {"workers": 2, "offload_optimizer": True, "micro_batches": 4, "check_rows": True}
+    training = {"rows": 1280, "precision": "bf16", "lr_scale": {"b_dec": 2}}
+    (trial,) = trials(resources=resources, training=training)
+    mesh, optimizer = trial.config.mesh, trial.config.optimizer
+    assert (mesh.offload_optimizer, mesh.micro_batches, mesh.check_rows, mesh.stage) == (True, 4, True, 1)
+    assert (optimizer.precision, optimizer.lr_scale) == ("bf16", {"b_dec": 2.0})
+
+
+def test_rules_set_options_of_the_engine(trials):
+    rule = {
+        "when": {"architecture": "relu"},
+        "set": {"micro_batches": 2, "precision": "bf16", "lr_scale": {"b_enc": 3}},
+    }
+    found = {t.config.dictionary.architecture: t.config for t in trials(axes=axes("topk", "relu"), rules=[rule])}
+    assert (found["relu"].mesh.micro_batches, found["relu"].optimizer.precision) == (2, "bf16")
+    assert found["relu"].optimizer.lr_scale == {"b_enc": 3.0}
+    assert (found["topk"].mesh.micro_batches, found["topk"].optimizer.precision) == (1, "fp32")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"resources": {"offload_optimizer": True, "zero_stage": 0}},
+            "offload_optimizer: not possible with zero_stage 0",
+        ),
+        ({"resources": {"micro_batches": 2}, "axes": axes("pca", width=8)}, "but pca learns from whole batches"),
+        (
+            {"resources": {"micro_batches": 65, "workers": 2}},
+            "micro_batches: 65, but a worker has only 64 rows of a batch",
+        ),
+        (
+            {"resources": {"micro_batches": 41, "workers": 3}},
+            "micro_batches: 41, but a worker has only 40 rows of a batch",
+        ),
+        ({"training": {"rows": 1280, "lr_scale": {"b_dec": -1}}}, r"lr_scale\.b_dec: -1 is below 0"),
+        ({"training": {"rows": 1280, "precision": "fp8"}}, r"training\.precision"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(trials, changes, said):
+    with pytest.raises(UserError, match=said):
+        trials(**changes)
