@@ -23,6 +23,7 @@ from training.memory import PROCESS_BYTES, needs, rank_memory, shapes_of
 from training.mesh import connect
 from training.normalisers import Sites, SiteStatistics
 from training.start import make_engine, place_in
+from training.traffic import over_latents
 
 L0, MIDWAY = 4, (63, 100)
 QUICK = {
@@ -151,10 +152,12 @@ class Measured(NamedTuple):
     """In tensors after two steps."""
     peak: int
     """The same and what a third step took."""
+    given: int
+    """To the collectives of the axes, in a step."""
 
 
 SITE = 64
-WIDTHS = (2048, 4096, 8192)
+WIDTHS = (1024, 2048, 4096)
 SHARDED = [MeshConfig(data=2, zero_stage=3), MeshConfig(feature=2, zero_stage=0)]
 OTHERS = [
     *(MeshConfig(data=2, zero_stage=stage) for stage in (0, 1, 2)),
@@ -166,6 +169,7 @@ PLANS = [
     *(Plan(width, mesh) for mesh in SHARDED for width in WIDTHS),
     *(Plan(WIDTHS[1], mesh) for mesh in OTHERS),
     *(Plan(WIDTHS[1], mesh, "relu") for mesh in SHARDED),
+    *(Plan(WIDTHS[0], SHARDED[1], name) for name in ("batch_topk", "matryoshka_batch_topk", "hierarchical_topk", "mp")),
 ]
 
 
@@ -187,8 +191,9 @@ def measured(config: TrainingConfig, rank: int) -> Measured:
         engine.step(RawRows(x_BD, x_BD), 64, 1e-3)
     new = {where: size for where, size in live_storages().items() if where not in before}
     del new[x_BD.untyped_storage().data_ptr()]
-    held = sum(new.values())
-    return Measured(held, held + peak_bytes(lambda: engine.step(RawRows(x_BD, x_BD), 64, 1e-3)))
+    held, given = sum(new.values()), mesh.traffic.bytes
+    peak = peak_bytes(lambda: engine.step(RawRows(x_BD, x_BD), 64, 1e-3))
+    return Measured(held, held + peak, mesh.traffic.bytes - given)
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +222,16 @@ def test_what_a_rank_holds_and_its_peak_are_as_planned(on_two_ranks: dict[Plan, 
         for found in ranks:
             assert planned.held == pytest.approx(found.held, rel=0.05), plan
             assert planned.on_device + planned.on_host == pytest.approx(found.peak, rel=TOLERANCE), plan
+
+
+def test_ranks_give_to_the_feature_axis_what_is_planned(on_two_ranks: dict[Plan, list[Measured]]) -> None:
+    for plan, ranks in on_two_ranks.items():
+        if plan.mesh.feature == 2:
+            shapes = shapes_of(plan.config.dictionary, site(SITE), 2)
+            planned = over_latents(plan.config.dictionary, shapes, Rows(64, 64))
+            assert [planned.all_reduce + planned.all_gather] * 2 == pytest.approx([r.given for r in ranks], rel=0.03), (
+                plan
+            )
 
 
 def test_a_worker_process_takes_about_what_is_planned_for_it() -> None:
