@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import torch
 
 from storage.errors import UserError
-from training.config import MeshConfig, OptimizerConfig
+from training.config import MeshConfig, OptimizerConfig, TrainingConfig
+from training.dictionaries import architecture, make_dictionary
 from training.dictionaries.base import Dictionary
+from training.normalisers import Sites
 
 REDUCE_BUCKET = 50_000_000
 """Gradients that DeepSpeed reduces at once at most; it sets aside a buffer of this many."""
@@ -39,6 +41,14 @@ def parameter_groups(dictionary: Dictionary, lr_scale: Mapping[str, float]) -> l
         for scale, names in by_scale.items()
         if names
     ]
+
+
+def check_names(config: TrainingConfig, sites: Sites) -> None:
+    """Raise UserError when a learning rate is given to a parameter that there is not. Nothing is allocated."""
+    dictionary = config.dictionary
+    if config.optimizer.lr_scale and architecture(dictionary.architecture).learns_by == "gradient":
+        with torch.device("meta"):
+            parameter_groups(make_dictionary(dictionary, sites), config.optimizer.lr_scale)
 
 
 def check_groups(live: list[LiveGroup], wanted: list[LiveGroup]) -> None:

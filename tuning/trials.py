@@ -16,6 +16,7 @@ from storage.store import Store
 from training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
 from training.dictionaries import architecture, dictionary_config
 from training.dictionaries.base import DictionaryConfig
+from training.engine_settings import check_names
 from tuning.sweep_file import TRAINING_SETTINGS, ResourcesBlock, SweepFile
 
 ENGINE_SETTINGS = ("zero_stage", "offload_optimizer", "micro_batches", "check_rows")
@@ -117,6 +118,7 @@ def _trial(
         mesh=mesh,
         every=EveryConfig(**sweep.every.model_dump()),
     )
+    check_names(config, data.sites_in(manifest))
     return Trial(
         id=config.trial,
         name=_name(sweep, point, config),
