@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -157,27 +158,32 @@ class Measured(NamedTuple):
 
 
 SITE = 64
-WIDTHS = (1024, 2048, 4096)
+WIDTHS = (2048, 3072, 4096)
 SHARDED = [MeshConfig(data=2, zero_stage=3), MeshConfig(feature=2, zero_stage=0)]
-OTHERS = [
-    *(MeshConfig(data=2, zero_stage=stage) for stage in (0, 1, 2)),
-    MeshConfig(data=2, zero_stage=1, offload_optimizer=True),
-    MeshConfig(feature=2, zero_stage=3),
-    MeshConfig(data=2, micro_batches=2),
-]
 PLANS = [
     *(Plan(width, mesh) for mesh in SHARDED for width in WIDTHS),
-    *(Plan(WIDTHS[1], mesh) for mesh in OTHERS),
-    *(Plan(WIDTHS[1], mesh, "relu") for mesh in SHARDED),
-    *(Plan(WIDTHS[0], SHARDED[1], name) for name in ("batch_topk", "matryoshka_batch_topk", "hierarchical_topk", "mp")),
+    Plan(WIDTHS[0], MeshConfig(data=2, zero_stage=1)),
+    Plan(WIDTHS[0], MeshConfig(feature=2), "mp"),
+]
+MORE = [
+    *(Plan(WIDTHS[0], MeshConfig(data=2, zero_stage=stage)) for stage in (0, 2)),
+    Plan(WIDTHS[0], MeshConfig(data=2, zero_stage=1, offload_optimizer=True)),
+    Plan(WIDTHS[0], MeshConfig(data=2, zero_stage=3, offload_optimizer=True)),
+    Plan(WIDTHS[0], MeshConfig(feature=2, zero_stage=3)),
+    Plan(WIDTHS[0], MeshConfig(data=2, micro_batches=2)),
+    *(Plan(WIDTHS[0], mesh, "relu") for mesh in SHARDED),
+    *(
+        Plan(WIDTHS[0], SHARDED[1], name)
+        for name in ("batch_topk", "matryoshka_batch_topk", "hierarchical_topk", "gated")
+    ),
 ]
 
 
-def _measure(rank: int, folder: str) -> None:
+def _measure(rank: int, folder: str, plans: list[Plan]) -> None:
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = str(rank)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    torch.save([measured(plan.config, rank) for plan in PLANS], f"{folder}/{rank}.pt")
+    torch.save([measured(plan.config, rank) for plan in plans], f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -196,12 +202,15 @@ def measured(config: TrainingConfig, rank: int) -> Measured:
     return Measured(held, held + peak, mesh.traffic.bytes - given)
 
 
+def on_ranks(plans: list[Plan], folder: Path) -> dict[Plan, list[Measured]]:
+    torch.multiprocessing.spawn(_measure, args=(str(folder), plans), nprocs=2)
+    parts = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+    return {plan: [part[i] for part in parts] for i, plan in enumerate(plans)}
+
+
 @pytest.fixture(scope="module")
 def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[Plan, list[Measured]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(_measure, args=(str(folder),), nprocs=2)
-    parts = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
-    return {plan: [part[i] for part in parts] for i, plan in enumerate(PLANS)}
+    return on_ranks(PLANS, tmp_path_factory.mktemp("ranks"))
 
 
 def test_zero_3_and_the_feature_axis_hold_half_of_the_whole_on_each_of_two_ranks(
@@ -216,22 +225,28 @@ def test_zero_3_and_the_feature_axis_hold_half_of_the_whole_on_each_of_two_ranks
                 assert found.held == pytest.approx(total / 2, rel=0.1), (mesh, width)
 
 
-def test_what_a_rank_holds_and_its_peak_are_as_planned(on_two_ranks: dict[Plan, list[Measured]]) -> None:
+def assert_as_planned(plan: Plan, found: Measured) -> None:
+    planned, dictionary = rank_memory(plan.config, site(SITE)), plan.config.dictionary
+    assert planned.held == pytest.approx(found.held, rel=0.05), plan
+    assert planned.on_device + planned.on_host == pytest.approx(found.peak, rel=TOLERANCE), plan
+    if plan.mesh.feature > 1:
+        given = over_latents(dictionary, shapes_of(dictionary, site(SITE), plan.mesh.feature), Rows(64, 64))
+        assert sum(given) == pytest.approx(found.given, rel=0.03), plan
+
+
+def test_what_a_rank_holds_its_peak_and_what_it_gives_to_others_are_as_planned(
+    on_two_ranks: dict[Plan, list[Measured]],
+) -> None:
     for plan, ranks in on_two_ranks.items():
-        planned = rank_memory(plan.config, site(SITE))
         for found in ranks:
-            assert planned.held == pytest.approx(found.held, rel=0.05), plan
-            assert planned.on_device + planned.on_host == pytest.approx(found.peak, rel=TOLERANCE), plan
+            assert_as_planned(plan, found)
 
 
-def test_ranks_give_to_the_feature_axis_what_is_planned(on_two_ranks: dict[Plan, list[Measured]]) -> None:
-    for plan, ranks in on_two_ranks.items():
-        if plan.mesh.feature == 2:
-            shapes = shapes_of(plan.config.dictionary, site(SITE), 2)
-            planned = over_latents(plan.config.dictionary, shapes, Rows(64, 64))
-            assert [planned.all_reduce + planned.all_gather] * 2 == pytest.approx([r.given for r in ranks], rel=0.03), (
-                plan
-            )
+@pytest.mark.slow
+def test_the_same_holds_of_every_stage_and_way_to_a_code(tmp_path: Path) -> None:
+    for plan, ranks in on_ranks(MORE, tmp_path).items():
+        for found in ranks:
+            assert_as_planned(plan, found)
 
 
 def test_a_worker_process_takes_about_what_is_planned_for_it() -> None:
