@@ -12,8 +12,8 @@ import argparse
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import Any
 
@@ -57,15 +57,15 @@ def write_dataset(folder: str, rows: int, site_width: int) -> Store:
     return store
 
 
-def lexray_steps(config: TrainingConfig, source: Callable[[StreamSpec], WindowSource]) -> Iterator[object]:
+def lexray_steps(config: TrainingConfig, source: Callable[[StreamSpec], WindowSource]) -> Generator[object]:
     """lexray's own loop: one record a step."""
     spec = config.data.stream_spec("train")
     stream = BatchStream(spec=spec, source=source(spec), batch_rows=config.data.batch_rows, rank=0, num_ranks=1)
     dictionary = build_dictionary(config, stream.manifest)
-    return training_steps(config, stream, make_engine(dictionary, config, ONE_RANK), ALL_ROWS, start=0)
+    yield from training_steps(config, stream, make_engine(dictionary, config, ONE_RANK), ALL_ROWS, start=0)
 
 
-def plain_steps(config: TrainingConfig, rows_RD: torch.Tensor, sites: Sites) -> Iterator[object]:
+def plain_steps(config: TrainingConfig, rows_RD: torch.Tensor, sites: Sites) -> Generator[object]:
     """What one would write by hand: rows in memory, drawn at random; lexray's loss, torch's Adam, clipping."""
     dictionary = make_dictionary(config.dictionary, sites)
     adam = torch.optim.Adam(dictionary.parameters(), lr=LR, fused=True)
@@ -103,7 +103,11 @@ def read_here() -> Iterator[Callable[[StreamSpec], WindowSource]]:
 def compare_paths(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     ensure_process_group()
-    with tempfile.TemporaryDirectory() as folder, served_by_ray() if args.ray else read_here() as source:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        served_by_ray() if args.ray else read_here() as source,
+        ExitStack() as left,
+    ):
         store = write_dataset(folder, args.rows, args.site_width)
         spec = StreamSpec(store=store, sites=("site",))
         manifest = WindowReader(spec).describe().manifest
@@ -115,6 +119,8 @@ def compare_paths(args: argparse.Namespace) -> None:
             "plain loop, rows in memory": plain_steps(config, in_memory, config.data.sites_in(manifest)),
             "lexray, the whole path": lexray_steps(config, source),
         }
+        for loop in loops.values():  # before the server goes from which one of them reads
+            left.enter_context(closing(loop))
         turns = {name: partial(_some, loop, args.steps) for name, loop in loops.items()}
         take_turns(turns, rounds=1)  # warm
         seconds = take_turns(turns, args.rounds)

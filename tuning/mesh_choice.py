@@ -1,8 +1,8 @@
 """The mesh of a trial that leaves it open: the smallest whose workers fit the nodes at hand. Pure functions.
 
 Slices of the latents come first, since they shrink everything and, inside a node, talk over its fastest links; rows are
-split where a node has no more workers, with the lowest ZeRO stage that fits. The number of workers does not change what
-a dictionary becomes, so the choice is no part of a trial's identity.
+split where a node has no more workers. The ZeRO stage is the one given, or 1: stage 3 holds less between steps and more
+in them. The number of workers does not change what a dictionary becomes, so the choice is no part of its identity.
 """
 
 from __future__ import annotations
@@ -54,23 +54,20 @@ def meshes(config: TrainingConfig, rooms: Sequence[Room]) -> Iterator[MeshConfig
                 continue
             data = workers // feature
             if sum(room.workers // feature for room in rooms) >= data:
-                yield from _allowed(config, data, feature)
+                mesh = replace(config.mesh, data=data, feature=feature)
+                if _is_allowed(config, mesh):
+                    yield mesh
 
 
-def _allowed(config: TrainingConfig, data: int, feature: int) -> Iterator[MeshConfig]:
-    """The mesh at each ZeRO stage that may help, unless this dictionary or its rows cannot be split so."""
-    given = config.mesh
-    stages = (1, 3) if given.zero_stage == "auto" and data > 1 else (given.zero_stage,)
-    for stage in stages:
-        mesh = replace(given, data=data, feature=feature, zero_stage=stage)
-        try:
-            mesh.check(config.dictionary)
-            parts = mesh.row_parts(config.dictionary)
-            mesh.check_batch(config.data.batch_rows, parts, config.data.lanes)
-        except UserError:
-            continue
-        if parts <= config.data.lanes:
-            yield mesh
+def _is_allowed(config: TrainingConfig, mesh: MeshConfig) -> bool:
+    """Whether this dictionary and its rows can be split so."""
+    parts = mesh.row_parts(config.dictionary)
+    try:
+        mesh.check(config.dictionary)
+        mesh.check_batch(config.data.batch_rows, parts, config.data.lanes)
+    except UserError:
+        return False
+    return parts <= config.data.lanes
 
 
 def choose_mesh(config: TrainingConfig, rooms: Sequence[Room], estimate: Estimate, name: str) -> MeshConfig:

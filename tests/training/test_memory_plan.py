@@ -225,6 +225,14 @@ def test_zero_3_and_the_feature_axis_hold_half_of_the_whole_on_each_of_two_ranks
                 assert found.held == pytest.approx(total / 2, rel=0.1), (mesh, width)
 
 
+@pytest.mark.parametrize("width", [2**10, 2**14, 2**17])
+@pytest.mark.parametrize("data", [3, 8])
+def test_zero_3_holds_least_between_steps_but_not_in_them(width: int, data: int) -> None:
+    by_stage = [rank_memory(Plan(width, MeshConfig(data=data, zero_stage=s)).config, site(SITE)) for s in (1, 3)]
+    assert by_stage[1].held < by_stage[0].held
+    assert by_stage[1].on_device >= by_stage[0].on_device
+
+
 def assert_as_planned(plan: Plan, found: Measured) -> None:
     planned, dictionary = rank_memory(plan.config, site(SITE)), plan.config.dictionary
     assert planned.held == pytest.approx(found.held, rel=0.05), plan

@@ -42,36 +42,35 @@ def estimate_of(training: TrainingConfig, rooms: list[Room]) -> Any:
     return lambda mesh: needs(replace(training, mesh=mesh), SITES, on_gpu=on_gpu)
 
 
-def of_size(*fitting: tuple[int, int, int]) -> Any:
-    """An estimate by which only these meshes (data, feature, stage) fit, and others just do not."""
+def of_size(*fitting: tuple[int, int]) -> Any:
+    """An estimate by which only these meshes (data, feature) fit, and others just do not."""
 
     def estimate(mesh: MeshConfig) -> Needs:
-        fits = (mesh.data, mesh.feature, mesh.stage) in fitting
-        return Needs(0, int(USABLE * GIB) + (0 if fits else 1))
+        return Needs(0, int(USABLE * GIB) + ((mesh.data, mesh.feature) not in fitting))
 
     return estimate
 
 
-def choice(*fitting: tuple[int, int, int], nodes: tuple[int, ...] = (4, 4)) -> tuple[int, int, int]:
+def choice(*fitting: tuple[int, int], nodes: tuple[int, ...] = (4, 4)) -> tuple[int, int]:
     rooms = [Room(workers=workers, host_bytes=GIB) for workers in nodes]
     mesh = choose_mesh(config(2**14), rooms, of_size(*fitting), "trial")
-    return mesh.data, mesh.feature, mesh.stage
+    return mesh.data, mesh.feature
 
 
-def test_a_mesh_of_fewer_workers_comes_first_then_one_that_splits_the_latents_then_the_lower_stage() -> None:
-    assert choice((1, 1, 0), (1, 2, 0)) == (1, 1, 0)
-    assert choice((1, 2, 0), (2, 1, 1), (1, 4, 0)) == (1, 2, 0)
-    assert choice((2, 1, 1), (2, 1, 3), (1, 4, 0)) == (2, 1, 1)
-    assert choice((2, 1, 3), (1, 4, 0)) == (2, 1, 3)
+def test_a_mesh_of_fewer_workers_comes_first_then_one_that_splits_the_latents() -> None:
+    assert choice((1, 1), (1, 2)) == (1, 1)
+    assert choice((1, 2), (2, 1), (1, 4)) == (1, 2)
+    assert choice((2, 1), (1, 4)) == (2, 1)
+    assert choice((4, 1), (2, 2)) == (2, 2)
 
 
 def test_the_feature_axis_stays_inside_a_node() -> None:
-    assert choice((2, 4, 1), (1, 8, 0)) == (2, 4, 1)
+    assert choice((2, 4), (1, 8)) == (2, 4)
     with pytest.raises(UserError, match="leanest"):
-        choice((1, 8, 0))
+        choice((1, 8))
     with pytest.raises(UserError, match="leanest"):
-        choice((2, 3, 1), nodes=(3, 2, 2))  # seven workers, but of one node alone three
-    assert choice((1, 8, 0), nodes=(8,)) == (1, 8, 0)
+        choice((2, 3), nodes=(3, 2, 2))  # seven workers, but of one node alone three
+    assert choice((1, 8), nodes=(8,)) == (1, 8)
 
 
 @pytest.mark.parametrize("width", [2**14, 2**17, 2**18, 2**19, 2**20])
@@ -106,7 +105,7 @@ def test_what_fits_nowhere_is_refused_in_one_line_with_both_numbers_and_what_hel
 def test_the_poorest_node_decides_since_any_node_may_get_a_worker() -> None:
     rich, poor = Room(workers=4, host_bytes=GIB), Room(workers=4, host_bytes=GIB // 2)
     with pytest.raises(UserError, match=r"has 0\.4 GiB|has 0\.5 GiB"):
-        choose_mesh(config(2**14), [rich, poor], of_size((1, 1, 0)), "trial")
+        choose_mesh(config(2**14), [rich, poor], of_size((1, 1)), "trial")
 
 
 def test_the_width_the_groups_and_the_lanes_bound_what_is_tried() -> None:
