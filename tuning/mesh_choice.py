@@ -94,7 +94,10 @@ def _pressing(wanted: Needs, rooms: Sequence[Room]) -> float:
 
 def _refusal(leanest: Option | None, rooms: Sequence[Room], name: str) -> str:
     if leanest is None:
-        return f"auto, but no node has room for a worker of trial {name}; lower resources.cpus_per_worker"
+        return (
+            f"auto, but no node has the CPUs and GPUs of one worker of trial {name}; lower resources.cpus_per_worker "
+            "or resources.gpus_per_worker"
+        )
     mesh, wanted = leanest
     shape = f"{mesh.data} x {mesh.feature} workers (data x feature, ZeRO {mesh.stage})"
     gpu = min((room.gpu_bytes for room in rooms if room.gpu_bytes), default=0)

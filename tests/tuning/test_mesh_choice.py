@@ -166,6 +166,8 @@ def test_a_sweep_that_fits_no_worker_says_so_before_anything_starts(data: str, t
     made = plan(data, tmp_path, resources={"mesh": "auto"})
     with pytest.raises(UserError, match=r"resources.mesh: auto, but trial topk-w64-l4 needs .* of memory"):
         with_meshes(made, [Node(4, 0, 1 * GIB)])
+    with pytest.raises(UserError, match="no node has the CPUs and GPUs of one worker of trial topk-w64-l4"):
+        with_meshes(made, [Node(0.5, 0, 64 * GIB)])
     on_gpus = plan(data, tmp_path, resources={"mesh": "auto", "gpus_per_worker": 1, "gpu_memory_gib": 0.0001})
     with pytest.raises(UserError, match="of GPU memory for each of"):
         with_meshes(on_gpus, [Node(4, 1, 64 * GIB)])
