@@ -230,8 +230,10 @@ def test_what_the_data_cost_is_in_the_metrics_file(undisturbed):
     assert 0 < read[0] <= read[-1]
     assert read == sorted(read)
     assert all(record["data/bytes_served"] > 0 for record in records)
-    for name in ("hit_rate", "hit_rate_disk", "retries"):
+    for name in ("hit_rate_disk", "retries"):
         assert {record[f"data/{name}"] for record in records} == {0}, "one stream alone, on a disk that works"
+    # Windows on both sides of a cut between lanes may share a chunk that is just being read.
+    assert all(record["data/hit_rate"] < 0.1 for record in records)
 
 
 def test_every_evaluation_is_reported(undisturbed):
