@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from storage.harvest_plan import deal_pieces, row_places
+from storage.harvest.plan import deal_pieces, row_places
 from storage.order import EpochOrder, WindowKey
 
 

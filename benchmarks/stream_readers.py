@@ -14,10 +14,10 @@ from benchmarks.stream_data import ROW_BYTES, SITE, evict
 from storage.bench import chunk_ranges
 from storage.chunk_reads import PARALLEL_READS, ReadCost
 from storage.manifest import load_manifest
+from storage.objects.settings import StorageSettings
 from storage.order import WindowKey
 from storage.reader import DatasetReader
 from storage.selection import Selection
-from storage.settings import StorageSettings
 from storage.store import Store
 from storage.stream import BatchStream
 from storage.windows import LocalWindows, StreamSpec, Window, WindowReader, WindowSource

@@ -26,8 +26,8 @@ class OnRows(Protocol):
 
 def run_harvest(file: str, address: str | None, messages: Console, as_json: bool) -> None:
     """`lexray harvest`: the dataset's url, rows and size on stdout."""
-    from storage.harvest import harvest
-    from storage.harvest_file import HarvestFile
+    from storage.harvest.harvest import harvest
+    from storage.harvest.harvest_file import HarvestFile
 
     def connect() -> AbstractContextManager[None]:
         from cluster.connect import connected

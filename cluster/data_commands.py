@@ -106,10 +106,10 @@ def import_dataset(
     as_json: bool,
 ) -> None:
     """`lexray data import`: the dataset's url, rows and size on stdout, what had to be made up on stderr."""
-    from storage.import_rows import SiteNames, check_dtype, import_rows
-    from storage.import_sae_lens import SaeLensCache, is_sae_lens_cache
-    from storage.import_source import open_source
-    from storage.import_tensors import TensorFolder
+    from storage.imports.rows import SiteNames, check_dtype, import_rows
+    from storage.imports.sae_lens import SaeLensCache, is_sae_lens_cache
+    from storage.imports.source import open_source
+    from storage.imports.tensors import TensorFolder
 
     check_dtype(dtype)
     folder = open_source(source, url)

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
 from storage.errors import UserError
-from storage.settings import StorageSettings
+from storage.objects.settings import StorageSettings
 
 
 class FileModel(BaseModel):

@@ -10,7 +10,7 @@ import numpy as np
 
 from storage.errors import CorruptDataError
 from storage.manifest import ITEM_BYTES, Manifest, Shard, check_chunk, chunk_checksum
-from storage.retries import Retrier, StoreUnavailableError, Verdict
+from storage.objects.retries import Retrier, StoreUnavailableError, Verdict
 from storage.store import Store
 
 DAMAGED_READS = 3

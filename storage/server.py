@@ -22,8 +22,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from storage.chunk_cache import CacheSettings
 from storage.chunk_reads import NOTHING, ReadCost
+from storage.objects.retries import retried_calls
 from storage.order import WindowKey
-from storage.retries import retried_calls
 from storage.shelf import Block, Shelf
 from storage.stream_memory import WINDOWS_AT_ONCE, NodeMemory, node_memory
 from storage.windows import Described, StreamSpec, Window, WindowReader, local_chunks

@@ -2,7 +2,8 @@
 
 Only a `Store`'s settings ever cross a process boundary: the filesystem behind it is built on first use in each process,
 keyed by pid, because s3fs must not be used after a fork. Listing caches are off: a name is either read through a
-manifest or listed afresh. Every call goes through `storage.retries`, and a bounded number are in flight in a process.
+manifest or listed afresh. Every call goes through `storage.objects.retries`, and a process has a bounded number in
+flight.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from storage.connections import CLIENT, FILESYSTEM, call_slots, connection, forget, known_schemes
 from storage.errors import UserError
-from storage.files import info, list_entries, remove, write_beside, write_local
-from storage.multipart import PART_BYTES, upload_parts
-from storage.retries import Retrier, RetryPolicy, StoreUnavailableError, reason, s3_answer
-from storage.settings import REQUESTS_IN_FLIGHT, S3
-from storage.settings import StorageSettings as StorageSettings
+from storage.objects.connections import CLIENT, FILESYSTEM, call_slots, connection, forget, known_schemes
+from storage.objects.files import info, list_entries, remove, write_beside, write_local
+from storage.objects.multipart import PART_BYTES, upload_parts
+from storage.objects.retries import Retrier, RetryPolicy, StoreUnavailableError, reason, s3_answer
+from storage.objects.settings import REQUESTS_IN_FLIGHT, S3
+from storage.objects.settings import StorageSettings as StorageSettings
 
 T = TypeVar("T")
 

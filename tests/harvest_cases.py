@@ -20,8 +20,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AlbertConfig, AutoModel, BertConfig, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
 from storage.errors import UserError
-from storage.harvest import harvest
-from storage.harvest_file import HarvestFile
+from storage.harvest.harvest import harvest
+from storage.harvest.harvest_file import HarvestFile
 from storage.manifest import Manifest
 from storage.reader import DatasetReader
 from storage.store import Store

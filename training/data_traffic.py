@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from storage.retries import retried_calls
+from storage.objects.retries import retried_calls
 from storage.stream import BatchStream
 from training.axes import Pairs
 

@@ -6,7 +6,7 @@ import pytest
 import s3fs
 from synthetic import write_rows
 
-from storage.settings import StorageSettings
+from storage.objects.settings import StorageSettings
 from storage.store import Store
 
 QUICK = ("--seconds", "0.2", "--batch-rows", "64")

@@ -9,9 +9,9 @@ from cached_activations import write_cache
 from datasets import Array2D, Features, Sequence, Value
 from sae_lens.cache_activations_runner import CacheActivationsRunner
 
-from storage.import_rows import SiteNames, import_rows
-from storage.import_sae_lens import SaeLensCache
-from storage.import_source import SourceFolder
+from storage.imports.rows import SiteNames, import_rows
+from storage.imports.sae_lens import SaeLensCache
+from storage.imports.source import SourceFolder
 from storage.reader import DatasetReader
 from storage.store import Store
 

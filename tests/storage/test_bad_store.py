@@ -23,10 +23,10 @@ from synthetic import Written, write_rows
 import storage.store
 from storage.errors import CorruptDataError, UserError
 from storage.manifest import load_manifest
+from storage.objects.retries import RetryPolicy, StoreUnavailableError, retried_calls
+from storage.objects.settings import REQUESTS_IN_FLIGHT, StorageSettings
 from storage.reader import DatasetReader
-from storage.retries import RetryPolicy, StoreUnavailableError, retried_calls
 from storage.selection import Selection
-from storage.settings import REQUESTS_IN_FLIGHT, StorageSettings
 from storage.store import Store
 from storage.stream import local_stream
 from storage.windows import StreamSpec

@@ -8,9 +8,9 @@ from synthetic import write_rows
 
 from storage.bench import CoreSpeed, Feeding, chunk_ranges, core_speed, plain_reads, stream_speed
 from storage.errors import CorruptDataError, UserError
+from storage.objects.settings import StorageSettings
 from storage.reader import DatasetReader
 from storage.selection import Selection
-from storage.settings import StorageSettings
 from storage.store import Store
 from storage.windows import StreamSpec
 

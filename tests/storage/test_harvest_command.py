@@ -14,7 +14,7 @@ import pytest
 import yaml
 from harvest_cases import files_of, harvest_file, write_text
 
-from storage.harvest import harvest
+from storage.harvest.harvest import harvest
 
 DOCUMENTS = [" ".join(f"w{(i * (n + 3) + n) % 40}" for i in range(60)) for n in range(1500)]
 

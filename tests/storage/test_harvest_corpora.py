@@ -28,11 +28,11 @@ from hypothesis import strategies as st
 from transformers import AutoModel, AutoTokenizer
 
 from storage.config_file import StorageBlock
-from storage.harvest import harvest
-from storage.harvest_file import TextChoice
-from storage.pieces import PieceCutter, PiecesBuilder
+from storage.harvest.harvest import harvest
+from storage.harvest.harvest_file import TextChoice
+from storage.harvest.pieces import PieceCutter, PiecesBuilder
+from storage.harvest.text import read_documents
 from storage.store import Store
-from storage.text import read_documents
 
 
 def write_tables(folder: Path) -> None:

@@ -10,7 +10,7 @@ import yaml
 
 from storage.config_file import read_config_file
 from storage.errors import UserError
-from storage.harvest_file import HarvestFile
+from storage.harvest.harvest_file import HarvestFile
 
 
 @pytest.mark.parametrize(

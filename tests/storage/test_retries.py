@@ -10,8 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage import retries
-from storage.retries import Retrier, RetryPolicy, StoreUnavailableError, Verdict, judge, next_delay, retried_calls
+from storage.objects import retries
+from storage.objects.retries import (
+    Retrier,
+    RetryPolicy,
+    StoreUnavailableError,
+    Verdict,
+    judge,
+    next_delay,
+    retried_calls,
+)
 
 FRACTIONS = st.floats(0, 1, exclude_max=True)
 

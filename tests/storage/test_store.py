@@ -22,10 +22,10 @@ from synthetic import Written, write_rows
 from storage.config_file import StorageBlock
 from storage.errors import CorruptDataError, UserError
 from storage.manifest import load_manifest
+from storage.objects.retries import RetryPolicy
+from storage.objects.settings import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, REQUESTS_IN_FLIGHT, StorageSettings
 from storage.reader import DatasetReader
-from storage.retries import RetryPolicy
 from storage.selection import Selection
-from storage.settings import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, REQUESTS_IN_FLIGHT, StorageSettings
 from storage.store import Store
 from storage.stream import local_stream
 from storage.windows import StreamSpec

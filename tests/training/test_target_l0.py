@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from storage.config_file import read_config_file
-from storage.harvest import harvest
-from storage.harvest_file import HarvestFile
+from storage.harvest.harvest import harvest
+from storage.harvest.harvest_file import HarvestFile
 from storage.manifest import Manifest
 from storage.store import Store
 from training.config import DataConfig, EveryConfig, OptimizerConfig, TrainingConfig

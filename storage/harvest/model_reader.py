@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from storage.errors import UserError
-from storage.site_choice import Place, find_layers
+from storage.harvest.site_choice import Place, find_layers
 
 Inputs = Mapping[str, torch.Tensor]
 """Keyword arguments of a model: `input_ids` and `attention_mask` (B, T), or `pixel_values`."""

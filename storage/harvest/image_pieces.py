@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from storage.errors import UserError
-from storage.retries import reason
+from storage.objects.retries import reason
 
 PATCH, CLASS_TOKEN, REGISTER = -1, -2, -3
 """Token ids of rows of images; the last two are special."""

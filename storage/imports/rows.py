@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from storage.errors import UserError
-from storage.harvest_file import SITE_NAME
+from storage.harvest.harvest_file import SITE_NAME
 from storage.manifest import COLUMNS, MANIFEST, Manifest
 from storage.store import Store
 from storage.writer import TORCH_DTYPES, DatasetWriter

@@ -7,11 +7,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from storage.harvest_file import HarvestFile
-from storage.image_corpus import open_images
-from storage.language_model import ModelFacts
-from storage.replica import ReplicaFacts
-from storage.text_corpus import OnTokens, read_text
+from storage.harvest.harvest_file import HarvestFile
+from storage.harvest.image_corpus import open_images
+from storage.harvest.language_model import ModelFacts
+from storage.harvest.replica import ReplicaFacts
+from storage.harvest.text_corpus import OnTokens, read_text
 
 
 class Corpus(Protocol):

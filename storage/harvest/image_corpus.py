@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from storage.corpus_files import CorpusFile, find_files
 from storage.errors import UserError
-from storage.harvest_file import ImageChoice
-from storage.hub_datasets import open_dataset
-from storage.image_pieces import CLASS_TOKEN, REGISTER, ImagePieces
-from storage.replica import ReplicaFacts
+from storage.harvest.corpus_files import CorpusFile, find_files
+from storage.harvest.harvest_file import ImageChoice
+from storage.harvest.hub_datasets import open_dataset
+from storage.harvest.image_pieces import CLASS_TOKEN, REGISTER, ImagePieces
+from storage.harvest.replica import ReplicaFacts
 from storage.store import StorageSettings
 
 

@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 import torch
 
 from storage.errors import UserError
-from storage.import_rows import UNKNOWN_TOKEN, Block, SiteNames, block_rows
-from storage.import_source import SourceFile, SourceFolder
+from storage.imports.rows import UNKNOWN_TOKEN, Block, SiteNames, block_rows
+from storage.imports.source import SourceFile, SourceFolder
 
 STATE, INFO, SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
 PARQUET = ".parquet"

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from storage.errors import UserError
-from storage.import_source import SourceFile
+from storage.imports.source import SourceFile
 
 UNNAMED = ""
 """Name of the tensor of a file that holds one tensor without a name."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from storage.errors import UserError
-from storage.harvest_file import Context
+from storage.harvest.harvest_file import Context
 
 _DOCUMENTS_PER_CALL = 64  # A tokenizer works on the documents of one call in parallel.
 

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from storage.errors import UserError
-from storage.settings import REQUESTS_IN_FLIGHT
+from storage.objects.settings import REQUESTS_IN_FLIGHT
 from storage.store import Store
 from storage.writer import WrittenShard, shard_file
 

@@ -14,8 +14,8 @@ import botocore.session
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from storage.credentials import fetch_late
-from storage.settings import StorageSettings
+from storage.objects.credentials import fetch_late
+from storage.objects.settings import StorageSettings
 
 
 class S3Client:

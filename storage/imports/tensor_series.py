@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from storage.errors import UserError
-from storage.import_source import SourceFile, SourceFolder
-from storage.tensor_files import READERS, StoredTensor, TensorFacts, tensor_facts
+from storage.imports.source import SourceFile, SourceFolder
+from storage.imports.tensor_files import READERS, StoredTensor, TensorFacts, tensor_facts
 
 Opener = Callable[[SourceFile], dict[str, StoredTensor]]
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from storage.image_pieces import ImagePieces
+from storage.harvest.image_pieces import ImagePieces
+from storage.harvest.pieces import TokenPieces
 from storage.order import permutation
-from storage.pieces import TokenPieces
 
 _PIECES, _ROWS = 8, 9  # what a Philox key is used for; `storage.order` has the first ones
 _SEED = 0

@@ -16,21 +16,21 @@ from typing import Any
 
 import numpy as np
 
-from storage.corpus import Corpus, open_corpus
 from storage.errors import UserError
-from storage.harvest_file import HarvestFile
-from storage.harvest_identity import check_same, find_existing
-from storage.harvest_journal import Journal, close_journal, read_plan, remove_beginnings, remove_leftovers
-from storage.harvest_plan import ShardTask, cut_rows, deal_pieces
-from storage.harvest_pool import LocalPool, Pool, RayPool
-from storage.harvest_size import PoolSize, choose_size, resources_of_cluster, resources_of_machine
-from storage.language_model import ModelFacts, inspect_model
+from storage.harvest.corpus import Corpus, open_corpus
+from storage.harvest.harvest_file import HarvestFile
+from storage.harvest.identity import check_same, find_existing
+from storage.harvest.journal import Journal, close_journal, read_plan, remove_beginnings, remove_leftovers
+from storage.harvest.language_model import ModelFacts, inspect_model
+from storage.harvest.plan import ShardTask, cut_rows, deal_pieces
+from storage.harvest.pool import LocalPool, Pool, RayPool
+from storage.harvest.replica import ReplicaFacts, ReplicaSettings
+from storage.harvest.site_choice import check_numbers
+from storage.harvest.size import PoolSize, choose_size, resources_of_cluster, resources_of_machine
+from storage.harvest.text_corpus import OnTokens, too_long
 from storage.manifest import MANIFEST, Manifest
-from storage.replica import ReplicaFacts, ReplicaSettings
-from storage.retries import reason
-from storage.site_choice import check_numbers
+from storage.objects.retries import reason
 from storage.store import Store, reachable
-from storage.text_corpus import OnTokens, too_long
 from storage.writer import ShardFormat, WrittenShard, write_manifest
 
 Progress = Callable[[int, int], None]

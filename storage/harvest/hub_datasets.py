@@ -8,8 +8,8 @@ from typing import Any
 
 from storage.config_file import nearest
 from storage.errors import UserError
-from storage.harvest_file import ImageChoice, TextChoice
-from storage.retries import reason
+from storage.harvest.harvest_file import ImageChoice, TextChoice
+from storage.objects.retries import reason
 
 
 def open_dataset(

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from storage.errors import UserError
-from storage.harvest_plan import ShardTask
-from storage.image_pieces import CLASS_TOKEN, PATCH, REGISTER, ImagePieces, decode_image
-from storage.model_reader import Inputs
-from storage.retries import reason
-from storage.token_rows import RowLayout
+from storage.harvest.image_pieces import CLASS_TOKEN, PATCH, REGISTER, ImagePieces, decode_image
+from storage.harvest.model_reader import Inputs
+from storage.harvest.plan import ShardTask
+from storage.harvest.token_rows import RowLayout
+from storage.objects.retries import reason
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from storage.errors import UserError
-from storage.harvest_file import HarvestFile
-from storage.harvest_journal import close_journal
-from storage.image_corpus import open_images
+from storage.harvest.harvest_file import HarvestFile
+from storage.harvest.image_corpus import open_images
+from storage.harvest.journal import close_journal
+from storage.harvest.text_corpus import measure
 from storage.manifest import MANIFEST, Manifest, load_manifest
 from storage.store import Store, reachable
-from storage.text_corpus import measure
 
 
 def find_existing(store: Store, config: HarvestFile, source: dict[str, Any]) -> Manifest | None:

@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 import torch
 
-from storage.harvest_plan import ShardTask
-from storage.harvest_size import PoolSize
-from storage.replica import Replica, ReplicaFacts, ReplicaSettings
+from storage.harvest.plan import ShardTask
+from storage.harvest.replica import Replica, ReplicaFacts, ReplicaSettings
+from storage.harvest.size import PoolSize
 from storage.writer import WrittenShard
 
 TASKS_PER_REPLICA = 2

@@ -17,16 +17,16 @@ import numpy as np
 import torch
 
 from storage.errors import UserError
-from storage.harvest_file import HarvestFile
-from storage.harvest_plan import ShardTask, row_places
-from storage.image_pieces import ImagePieces
-from storage.image_rows import PatchRows
-from storage.language_model import ModelFacts, inspect_model, load_image_processor, load_model
-from storage.model_reader import ModelReader, choose_reader
-from storage.pieces import TokenPieces
-from storage.site_choice import find_place
+from storage.harvest.harvest_file import HarvestFile
+from storage.harvest.image_pieces import ImagePieces
+from storage.harvest.image_rows import PatchRows
+from storage.harvest.language_model import ModelFacts, inspect_model, load_image_processor, load_model
+from storage.harvest.model_reader import ModelReader, choose_reader
+from storage.harvest.pieces import TokenPieces
+from storage.harvest.plan import ShardTask, row_places
+from storage.harvest.site_choice import find_place
+from storage.harvest.token_rows import PooledRows, RowMaker, TokenRows
 from storage.store import Store
-from storage.token_rows import PooledRows, RowMaker, TokenRows
 from storage.writer import TORCH_DTYPES, ShardFormat, WrittenShard
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from storage.errors import UserError
-from storage.harvest_file import HarvestFile
-from storage.language_model import ModelFacts, load_tokenizer, special_token_ids
-from storage.pieces import PieceCutter, Pieces, PiecesBuilder, TokenPieces, encode
-from storage.replica import ReplicaFacts
-from storage.text import TextFacts, TextMeter, read_documents
+from storage.harvest.harvest_file import HarvestFile
+from storage.harvest.language_model import ModelFacts, load_tokenizer, special_token_ids
+from storage.harvest.pieces import PieceCutter, Pieces, PiecesBuilder, TokenPieces, encode
+from storage.harvest.replica import ReplicaFacts
+from storage.harvest.text import TextFacts, TextMeter, read_documents
 
 OnTokens = Callable[[int, int | None], None]
 """Called with the rows found so far and the most that are wanted, None for all."""

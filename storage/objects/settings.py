@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from storage.errors import UserError
-from storage.retries import RetryPolicy
+from storage.objects.retries import RetryPolicy
 
 REQUESTS_IN_FLIGHT = 32
 """Most calls that a process has in flight at once, over all stores."""

@@ -1,0 +1,1 @@
+"""Rows that other programs stored become datasets."""

@@ -1,0 +1,1 @@
+"""What lies behind `storage.store`: connections, credentials, retries, uploads in parts."""
