@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.stream_data import ROW_BYTES, SITE, evict
+from benchmarks.stream_data import ROW_BYTES, SITE, WIDTH, evict
 from storage.bench import chunk_ranges
-from storage.chunk_reads import PARALLEL_READS, ReadCost
+from storage.chunk_reads import NOTHING, PARALLEL_READS
 from storage.manifest import load_manifest
 from storage.objects.settings import StorageSettings
 from storage.order import WindowKey
@@ -120,8 +119,12 @@ class _Unpermuted(WindowReader):
         segments = self.order(key.epoch).windows(key.lane)[key.index]
         reading = [self.chunks.read(self.dataset, segment.chunk, SITE) for segment in segments]
         first_rows = [self.dataset.chunks[s.chunk].first_row + s.start for s in segments]
-        row_ids = [np.arange(first, first + s.stop - s.start) for first, s in zip(first_rows, segments, strict=True)]
-        chunks = [done.result() for done in reading]
-        rows = np.concatenate([chunk.rows[s.start : s.stop] for chunk, s in zip(chunks, segments, strict=True)])
-        costs = itertools.accumulate((chunk.cost for chunk in chunks), ReadCost.plus)
-        return Window(np.concatenate(row_ids), {SITE: rows}, list(costs)[-1])
+        ids = [np.arange(first, first + s.stop - s.start) for first, s in zip(first_rows, segments, strict=True)]
+        row_ids = np.concatenate(ids)
+        rows, end, read = np.empty((len(row_ids), WIDTH), np.uint16), 0, NOTHING
+        for segment in segments:
+            chunk, cost = reading.pop(0).result()
+            begin, end = end, end + segment.stop - segment.start
+            rows[begin:end] = chunk[segment.start : segment.stop]
+            read = read.plus(cost)
+        return Window(row_ids, {SITE: rows}, read)

@@ -51,8 +51,8 @@ def take_turns(readers: Mapping[str, OpenReader], rounds: int) -> dict[str, list
     failed: dict[str, Failed] = {}
     try:
         for number in range(rounds + 1):
-            for name, reader in running.items():
-                answer = failed.get(name) or reader.turn(number)
+            for name in _rotated(list(running), number):
+                answer = failed.get(name) or running[name].turn(number)
                 if isinstance(answer, Failed):
                     failed[name] = answer
                 elif number:
@@ -61,6 +61,13 @@ def take_turns(readers: Mapping[str, OpenReader], rounds: int) -> dict[str, list
         for reader in running.values():
             reader.stop()
     return {**turns, **failed}
+
+
+def _rotated(names: list[str], number: int) -> list[str]:
+    """Nobody always comes after the same one, nor first."""
+    shift = number % len(names)
+    ahead = [*names[shift:], *names[:shift]]
+    return ahead[::-1] if number % 2 else ahead
 
 
 def rows_per_s(turns: list[Turn]) -> float:

@@ -11,11 +11,11 @@ import torch
 from benchmarks.stream_readers import BATCH_ROWS, Place, local_stream
 from storage.stream import BatchStream
 from training.axes import ALL_ROWS
-from training.config import DataConfig, MeshConfig, TrainingConfig
+from training.config import DataConfig, TrainingConfig
 from training.dictionaries import dictionary_config
-from training.engine import Engine
 from training.loop import training_steps
-from training.trainer import build_dictionary, ensure_process_group
+from training.mesh import ONE_RANK
+from training.start import build_dictionary, ensure_process_group, make_engine
 
 
 def wait_of_a_gpu(place: Place, step_s: float, steps: int) -> float:
@@ -34,7 +34,7 @@ def wait_of_a_trainer(place: Place, width: int, steps: int) -> tuple[float, floa
         data=DataConfig(url=place.url, dataset_id=stream.manifest.id, inputs=(site,), batch_rows=BATCH_ROWS),
         rows=(steps + WARM_STEPS) * BATCH_ROWS,
     )
-    engine = Engine(build_dictionary(config, stream.manifest), config.optimizer, MeshConfig())
+    engine = make_engine(build_dictionary(config, stream.manifest), config, ONE_RANK)
     began = waited = 0.0
     for record in training_steps(config, stream, engine, ALL_ROWS, start=0):
         if record.step == WARM_STEPS:
