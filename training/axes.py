@@ -198,6 +198,10 @@ class Largest(NamedTuple):
     indices: Tensor
 
 
+TIED_ENTRIES = 2**20
+"""Entries of rows with ties that are looked at at once."""
+
+
 def largest(scores_BF: Tensor, k: int) -> Largest:
     """The k largest entries of every row, in the order of their columns; of equal ones the first.
 
@@ -210,8 +214,9 @@ def largest(scores_BF: Tensor, k: int) -> Largest:
         tied_U = (values[:, k - 1] == values[:, k]).nonzero().squeeze(1)
         values, indices = values[:, :k], indices[:, :k]
         if len(tied_U):
-            first_UK = _first_of_the_largest(scores_BF[tied_U], values[tied_U, k - 1], k)
-            indices = indices.index_copy(0, tied_U, first_UK)
+            few_rows = tied_U.split(max(1, TIED_ENTRIES // num_columns))  # without another matrix of that size
+            first = [_first_of_the_largest(scores_BF[some], values[some, k - 1], k) for some in few_rows]
+            indices = indices.index_copy(0, tied_U, torch.cat(first))
     indices = indices.sort(dim=1).values
     return Largest(scores_BF.gather(1, indices), indices)
 

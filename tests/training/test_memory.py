@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from training_cases import Case, find_case, named, random_rows, sites_of
 
-from training import selection
+from training import axes, selection
 from training.dictionaries import dictionary_config, make_dictionary
 from training.dictionaries.base import BatchSums, Dictionary
 
@@ -75,6 +75,7 @@ def dictionary_at_work(case: Case) -> tuple[Dictionary, Any]:
 @pytest.mark.parametrize("case", **named(FAMILY))
 def test_a_step_makes_one_matrix_of_batch_by_width_and_its_backward_pass_none(case, monkeypatch):
     monkeypatch.setattr(selection, "CHUNK_ENTRIES", 4 * WIDTH)
+    monkeypatch.setattr(axes, "TIED_ENTRIES", 4 * WIDTH)
     made, rows = dictionary_at_work(case)
     with Allocations() as forward:
         loss = made.loss(rows.x_BD, ROWS, rows.y_BO).loss
@@ -87,6 +88,7 @@ def test_a_step_makes_one_matrix_of_batch_by_width_and_its_backward_pass_none(ca
 @pytest.mark.parametrize("case", **named(FAMILY))
 def test_encoding_makes_one_matrix_of_batch_by_width(case, monkeypatch):
     monkeypatch.setattr(selection, "CHUNK_ENTRIES", 4 * WIDTH)
+    monkeypatch.setattr(axes, "TIED_ENTRIES", 4 * WIDTH)
     made, rows = dictionary_at_work(case)
     with torch.no_grad(), Allocations() as inference:
         made(rows.x_BD)
