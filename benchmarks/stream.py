@@ -63,7 +63,7 @@ def against_plain_gets(root: Path, endpoint: str, sizes: Sizes) -> float:
         "plain GETs, lexray's store": partial(plain_gets, place),
         "plain GETs, boto3": partial(plain_gets_by_boto3, place),
     }
-    found = take_turns(readers, sizes.rounds)
+    found = take_turns(readers, sizes.rounds, steady=True)
     print_turns("From S3, 8 reads at once", found, STREAM, ROW_BYTES)
     place = Place(url=str(root / "bucket" / "lexray"))
     readers = {
@@ -71,7 +71,7 @@ def against_plain_gets(root: Path, endpoint: str, sizes: Sizes) -> float:
         "the same without permuting": partial(unpermuted_stream, place),
         "plain reads": partial(plain_gets, place),
     }
-    local = take_turns(readers, sizes.rounds)
+    local = take_turns(readers, sizes.rounds, steady=True)
     print_turns("From a local disk, files in the system's memory", local, STREAM, ROW_BYTES)
     turns = found[STREAM]
     assert isinstance(turns, list), turns

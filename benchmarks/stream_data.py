@@ -74,6 +74,7 @@ def evict(folder: Path) -> None:
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         handle = os.open(file, os.O_RDONLY)
         try:
+            os.fsync(handle)  # what is not written yet is not forgotten
             os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(handle)

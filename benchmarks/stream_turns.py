@@ -44,9 +44,15 @@ OpenReader = Callable[[], Reader]
 """Called in the reader's process: picklable."""
 
 
-def take_turns(readers: Mapping[str, OpenReader], rounds: int) -> dict[str, list[Turn] | Failed]:
-    """So many epochs of each reader after one that does not count; every round has a turn of each."""
-    running = {name: _Running(open_reader) for name, open_reader in readers.items()}
+def take_turns(
+    readers: Mapping[str, OpenReader], rounds: int, *, steady: bool = False
+) -> dict[str, list[Turn] | Failed]:
+    """So many epochs of each reader after one that does not count; every round has a turn of each.
+
+    With `steady` each turn has an epoch ahead of the one that counts: a process that waited for its turn pays for
+    memory that the system took from it, which one that goes on does not.
+    """
+    running = {name: _Running(open_reader, steady) for name, open_reader in readers.items()}
     turns: dict[str, list[Turn]] = {name: [] for name in readers}
     failed: dict[str, Failed] = {}
     try:
@@ -98,11 +104,11 @@ def print_turns(title: str, found: Mapping[str, list[Turn] | Failed], base: str,
 class _Running:
     """A reader's process, and our end of the line to it."""
 
-    def __init__(self, open_reader: OpenReader) -> None:
+    def __init__(self, open_reader: OpenReader, steady: bool) -> None:
         context = multiprocessing.get_context("spawn")
         self._line, theirs = context.Pipe()
         os.environ.update(THREADS)
-        self._process = context.Process(target=_serve, args=(theirs, open_reader))
+        self._process = context.Process(target=_serve, args=(theirs, open_reader, steady))
         self._process.start()
         theirs.close()
 
@@ -125,15 +131,17 @@ class _Running:
             self._process.join()
 
 
-def _serve(line: Connection, open_reader: OpenReader) -> None:
+def _serve(line: Connection, open_reader: OpenReader, steady: bool) -> None:
     multiprocessing.set_start_method("fork", force=True)  # what loaders have on Linux, if we did not spawn this process
     try:
         reader = open_reader()
         while True:
             number = line.recv()
             reader.prepare()
+            if steady:
+                reader.epoch(2 * number)
             began, cpu_began = time.perf_counter(), time.process_time()
-            rows = reader.epoch(number)
+            rows = reader.epoch(2 * number + 1)
             line.send(Turn(rows, time.perf_counter() - began, time.process_time() - cpu_began))
     except EOFError:
         pass
