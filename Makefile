@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 PARITY_VENV := .venv-parity
 PARITY_INSTALLED := $(PARITY_VENV)/.installed
 
-.PHONY: install quickstart test lint parity slow benchmarks
+.PHONY: install quickstart test lint parity slow timeouts benchmarks
 
 install: $(INSTALLED)
 
@@ -38,6 +38,10 @@ $(PARITY_INSTALLED): tests/parity/requirements.txt tests/parity/constraints.txt
 	$(PARITY_VENV)/bin/python -c 'import torchvision' 2>/dev/null \
 		|| $(PARITY_VENV)/bin/python -m pip uninstall --quiet --yes torchvision
 	touch $@
+
+# For an idle machine: a busy one runs into the time-outs by itself.
+timeouts: $(INSTALLED)
+	$(BIN)/python -m pytest -m timeouts
 
 slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

@@ -18,7 +18,7 @@ from training.checkpoints import checkpoint_folders, step_of
 from tuning.orchestrate import SweepPlan, plan_sweep, run_sweep
 from tuning.sweep_file import SweepFile
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeouts, pytest.mark.timeout(900)]
 
 STEPS, SAVED_EVERY, TIMEOUT_S = 600, 20, 10
 
