@@ -11,9 +11,17 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """Most bytes that torch's allocator had given out at once, beyond those before, while `work` ran on a CPU."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        work()
+    """Most bytes that torch's allocator had given out at once, beyond those before, while `work` ran on a CPU.
+
+    What earlier work left behind in cycles is collected first: collected meanwhile, it would count as given back.
+    """
+    gc.collect()
+    gc.disable()
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            work()
+    finally:
+        gc.enable()
     now = most = 0
     for event in profiler.profiler.kineto_results.events():
         if event.name() == "[memory]":

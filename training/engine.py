@@ -1,8 +1,8 @@
-"""The only file that knows DeepSpeed: one optimizer step, and full tensors in and out.
+"""One optimizer step through DeepSpeed, and full tensors in and out.
 
-DeepSpeed shards optimizer state, gradients and parameters (ZeRO 1, 2, 3) over the data axis. It divides summed
-gradients by the number of ranks, so each rank's part of the global loss is multiplied by it first. Everything that
-`full_*` returns is gathered: call them on every rank, in the same order.
+Only this file and `adam_states` know DeepSpeed. It shards optimizer state, gradients and parameters (ZeRO 1, 2, 3) over
+the data axis. It divides summed gradients by the number of ranks, so each rank's part of the global loss is multiplied
+by it first. Everything that `full_*` returns is gathered: call them on every rank, in the same order.
 """
 
 from __future__ import annotations
@@ -20,13 +20,8 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read by DeepSpeed when it is imported
 
 import deepspeed
-from deepspeed.utils import (
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
-)
 
+from training.adam_states import ADAM_MOMENTS, AdamStates
 from training.checkpoint_parts import MOMENTS, WEIGHTS
 from training.checkpoints import Checkpoint
 from training.config import MeshConfig, OptimizerConfig, Precision
@@ -35,8 +30,6 @@ from training.engine_settings import LiveGroup, check_groups, deepspeed_config, 
 from training.mesh import ONE_RANK, Mesh
 from training.micro_batches import in_parts, parts_of
 from training.optimizer import Rewrite
-
-ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 # Asking DeepSpeed which of its ops could be compiled here runs compilers, and one of those ops would then be compiled
 # at first use. None is needed: torch's Adam and gloo do the same.
@@ -84,6 +77,7 @@ class Engine:
             mpu=mesh if mesh.place.size > 1 else None,
             dist_init_required=False,
         )
+        self._states = AdamStates(self._engine, self._adam, self.zero_stage, mesh.place)
         peak_lr = config.peak_lr(dictionary.config.width)
         self._set_lr(peak_lr)
         check_groups(self.live_groups(), [LiveGroup(names, peak_lr * scale) for names, scale in wanted])
@@ -147,18 +141,18 @@ class Engine:
 
     def full_parameters(self) -> dict[str, Tensor]:
         """fp32 masters of this rank's latents by name, copied to the host."""
-        return {name: _host_copy(self._master(p)) for name, p in self.dictionary.named_parameters()}
+        return {name: _host_copy(self._states.master(p)) for name, p in self.dictionary.named_parameters()}
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
         """fp32 masters, buffers and Adam's moments of this rank's latents, gathered one after another."""
         for name, parameter in self.dictionary.named_parameters():
-            yield WEIGHTS + name, self._master(parameter)
+            yield WEIGHTS + name, self._states.master(parameter)
         for name, buffer in self.dictionary.named_buffers():
             yield WEIGHTS + name, buffer
-        self._find_moments()
+        self._states.find()
         for name, parameter in self.dictionary.named_parameters():
             for moment in ADAM_MOMENTS:
-                yield f"{MOMENTS}{moment}.{name}", self._moment(parameter, moment)
+                yield f"{MOMENTS}{moment}.{name}", self._states.moment(parameter, moment)
 
     @torch.no_grad()
     def rewrite(self, changes: dict[str, Rewrite], *, reset_moments: bool = False) -> None:
@@ -169,12 +163,11 @@ class Engine:
         """
         for name, change in changes.items():
             parameter = self.dictionary.get_parameter(name)
-            before = parameter.data if self.zero_stage == 0 else safe_get_full_fp32_param(parameter)
+            before = self._states.master(parameter)
             after = change(before).contiguous()
             if reset_moments:
-                self._reset_moments(parameter, after != before)
-            if self.zero_stage:
-                safe_set_full_fp32_param(parameter, after)
+                self._states.reset_moments(parameter, after != before)
+            self._states.set_master(parameter, after)
             self._write_copy(parameter, after)
 
     def _write_copy(self, parameter: nn.Parameter, value: Tensor) -> None:
@@ -183,15 +176,6 @@ class Engine:
             return
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
             parameter.data.copy_(value)
-
-    def _reset_moments(self, parameter: nn.Parameter, where: Tensor) -> None:
-        self._find_moments()
-        for moment in ADAM_MOMENTS:
-            full = self._moment(parameter, moment).masked_fill(where, 0.0)
-            if self.zero_stage:
-                safe_set_full_optimizer_state(parameter, full, moment)
-            elif moment in self._adam.state[parameter]:
-                self._adam.state[parameter][moment].copy_(full)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint whose weights were in the dictionary when the engine was made."""
@@ -202,17 +186,10 @@ class Engine:
     def _restore_moments(self, moments: dict[str, Tensor], step: int) -> None:
         if self.zero_stage:
             self._make_moments_exist()
-        for name, p in self.dictionary.named_parameters():
+        for name, parameter in self.dictionary.named_parameters():
             for moment in ADAM_MOMENTS:
-                full = moments[f"{moment}.{name}"].to(self.device)
-                if self.zero_stage:
-                    safe_set_full_optimizer_state(p, full, moment)
-                else:
-                    self._adam.state[p][moment] = full.clone()
-            if not self.zero_stage:
-                self._adam.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=self.device)
-        for state in self._adam.state.values():
-            state["step"].fill_(step)
+                self._states.set_moment(parameter, moment, moments[f"{moment}.{name}"].to(self.device))
+        self._states.set_step(step)
 
     def _make_moments_exist(self) -> None:
         # DeepSpeed creates its fragments of the moments in the first step; with zero gradients it changes nothing else.
@@ -220,23 +197,7 @@ class Engine:
         for _ in range(self.micro_batches):
             self._engine.backward(self._engine(x_BD, self.mesh.place.data, y_BO) * 0.0)
             self._engine.step()
-        self._find_moments()
-
-    def _find_moments(self) -> None:
-        # DeepSpeed looks for the moments of all groups when it has stepped the first, and never again.
-        if self.zero_stage in (1, 2):
-            self._engine.optimizer._hp_optimizer_states_linked = False
-            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
-
-    def _master(self, parameter: nn.Parameter) -> Tensor:
-        master: Tensor = parameter.data if self.zero_stage == 0 else safe_get_full_fp32_param(parameter)
-        return master
-
-    def _moment(self, parameter: nn.Parameter, moment: str) -> Tensor:
-        if self.zero_stage:
-            return safe_get_full_optimizer_state(parameter, moment)
-        state = self._adam.state[parameter]
-        return state[moment] if moment in state else torch.zeros_like(parameter)
+        self._states.find()
 
 
 def _mark_split(dictionary: Dictionary) -> None:

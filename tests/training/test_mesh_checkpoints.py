@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from mesh_ranks import Run, Task, run_trainers
-from training_synthetic import Dataset, small_dataset
+from training_synthetic import Dataset, sparse_features, write_features
 
 from storage.store import Store
 from training.checkpoints import Checkpoint, newest_checkpoint
@@ -45,7 +45,8 @@ SLOW_NAMES = [
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return small_dataset(tmp_path_factory.mktemp("data"))
+    """Of an odd width, so that not every parameter divides evenly over the ranks."""
+    return write_features(tmp_path_factory.mktemp("data"), sparse_features(24, 13, active=3, rows=3200))
 
 
 def task_on(name: str, mesh: MeshAndStage) -> Task:
