@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -151,9 +151,17 @@ class BatchStream:
         ids = np.concatenate([self._held[key].row_ids[begin:end] for key, begin, end in pieces])
         vectors = {}
         for site in self.spec.sites:
-            rows = np.concatenate([self._held[key].vectors[site][begin:end] for key, begin, end in pieces])
-            vectors[site] = self._tensor(site, rows)
+            vectors[site] = self._tensor(site, self._gathered(site, pieces))
         return Batch(ids, vectors, (stop - start) * self.spec.lanes)
+
+    def _gathered(self, site: str, pieces: Sequence[tuple[WindowKey, int, int]]) -> np.ndarray:
+        """The pieces' rows one after another (b, width)."""
+        first = self._held[pieces[0][0]].vectors[site]
+        rows, at = np.empty((sum(end - begin for _, begin, end in pieces), first.shape[1]), first.dtype), 0
+        for key, begin, end in pieces:
+            self._held[key].take(site, begin, end, rows[at : at + end - begin])
+            at += end - begin
+        return rows
 
     def _pieces(self, epoch: int, lane: int, start: int, stop: int) -> Iterator[tuple[WindowKey, int, int]]:
         """The windows that hold rows start..stop of a lane, and which of their rows."""

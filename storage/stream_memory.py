@@ -27,6 +27,8 @@ WINDOWS_AT_ONCE = 4
 BATCHES_AT_ONCE = 3
 """Batches that a worker has: the one that trains, the one made ready for it, and its rows before they are copied."""
 ROW_ID_BYTES = 8
+PLACE_BYTES = 8
+"""A window tells of each row, besides, where it lies in it."""
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -69,7 +71,7 @@ class StreamShape:
     @property
     def window_bytes(self) -> int:
         """Bytes of a window from which no row was filtered."""
-        return self.chunks_per_window * self.chunk_rows * (self.row_bytes + ROW_ID_BYTES)
+        return self.chunks_per_window * self.chunk_rows * (self.row_bytes + ROW_ID_BYTES + PLACE_BYTES)
 
     @property
     def windows_per_lane(self) -> int:
@@ -159,7 +161,7 @@ def stream_memory(shapes: Sequence[StreamShape], *, consumers: int, object_store
     mapped_each = max(shape.mapped_bytes for shape in shapes)
     window = max(shape.window_bytes for shape in shapes)
     # Two epochs can be in use at once, and of each no more windows than it has.
-    everything = 2 * max(shape.dataset_rows * (shape.row_bytes + ROW_ID_BYTES) for shape in shapes)
+    everything = 2 * max(shape.dataset_rows * (shape.row_bytes + ROW_ID_BYTES + PLACE_BYTES) for shape in shapes)
     mapped = min(consumers * mapped_each, everything)
     left = int(WINDOWS_SHARE * object_store_bytes) - mapped
     kept = max(min(mapped_each, everything), min(left, int(KEPT_SHARE * object_store_bytes)))

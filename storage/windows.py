@@ -12,7 +12,7 @@ import numpy as np
 from storage.chunk_cache import CacheSettings, ChunkCache
 from storage.chunk_reads import ChunkReads, ReadCost
 from storage.manifest import Manifest, load_manifest
-from storage.order import EpochOrder, WindowKey
+from storage.order import EpochOrder, Segment, WindowKey
 from storage.reader import NUMPY_DTYPES, DatasetReader
 from storage.selection import SelectedRows, Selection, select_rows
 from storage.store import Store
@@ -32,18 +32,27 @@ class StreamSpec:
 
 
 class Window(NamedTuple):
-    """Permuted rows of one window."""
+    """The rows of one window: stored chunk after chunk, served in the order of `places`.
+
+    Permuting costs no pass over the vectors of its own: who makes a batch copies rows anyway, and picks them there.
+    """
 
     row_ids: np.ndarray
-    """Number of each row in the dataset (rows), int64."""
+    """Number in the dataset of each row, as served (rows), int64."""
+    places: np.ndarray
+    """Where each row, as served, lies among the stored ones (rows), int64."""
     vectors: dict[str, np.ndarray]
-    """Per site (rows, width); bfloat16 as uint16."""
+    """Per site (stored rows, width); bfloat16 as uint16. Rows that are not served may lie between."""
     cost: ReadCost
     """What was read for it; of a shared window, what whoever holds it here had to wait for."""
 
     @property
     def bytes(self) -> int:
-        return self.row_ids.nbytes + sum(v.nbytes for v in self.vectors.values())
+        return self.row_ids.nbytes + self.places.nbytes + sum(v.nbytes for v in self.vectors.values())
+
+    def take(self, site: str, begin: int, end: int, out: np.ndarray) -> None:
+        """Copy the rows `begin` to `end`, as served, into `out` (end - begin, width)."""
+        self.vectors[site].take(self.places[begin:end], axis=0, out=out, mode="clip")  # clip: without a buffer
 
 
 class Described(NamedTuple):
@@ -78,6 +87,30 @@ class WindowSource(Protocol):
         """Say that no window is wanted any more, until the next request."""
 
 
+WHOLE_FROM_SHARE = 0.75
+"""Share of a chunk's rows from which it is stored whole: then it is copied in one piece."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a window takes of one chunk."""
+
+    rows: np.ndarray
+    """Rows of the chunk that are served, ascending."""
+    row_ids: np.ndarray
+    chunk_rows: int
+    whole: bool
+
+    @property
+    def stored(self) -> int:
+        return self.chunk_rows if self.whole else len(self.rows)
+
+    @property
+    def places(self) -> np.ndarray:
+        """Where the served rows lie among the stored ones of this chunk."""
+        return self.rows if self.whole else np.arange(len(self.rows))
+
+
 @dataclass(frozen=True)
 class WindowReader:
     """Reads, verifies and permutes windows of one stream."""
@@ -108,27 +141,28 @@ class WindowReader:
         return Described(self.manifest, selected.counts, selected.special + selected.outlying)
 
     def read(self, key: WindowKey) -> Window:
-        """Fetch the window's chunks (in parallel), put the selected rows into their places as they come."""
+        """Fetch the window's chunks (in parallel), put them one after another as they come, and order their rows."""
         order = self.order(key.epoch)
         segments = order.windows(key.lane)[key.index]
         reading = {site: [self.chunks.read(self.dataset, s.chunk, site) for s in segments] for site in self.spec.sites}
-        kept = [np.flatnonzero(self.selected.masks[s.chunk])[s.start : s.stop] for s in segments]
-        ends = np.cumsum([len(rows) for rows in kept])
-        places = np.empty(ends[-1], dtype=np.int64)
-        places[order.window_permutation(key, len(places))] = np.arange(len(places))
-        places_of = np.split(places, ends[:-1])
-        row_ids = np.empty(len(places), dtype=np.int64)
-        for segment, rows, place in zip(segments, kept, places_of, strict=True):
-            row_ids[place] = self.dataset.chunks[segment.chunk].first_row + rows
+        parts = [self._part(segment) for segment in segments]
+        ends = np.cumsum([part.stored for part in parts])
+        places = np.concatenate([end - part.stored + part.places for part, end in zip(parts, ends, strict=True)])
+        permuted = order.window_permutation(key, len(places))
+        row_ids = np.concatenate([part.row_ids for part in parts])[permuted]
         vectors, costs = {}, []
         for site, chunks in reading.items():
-            vectors[site] = np.empty((len(places), self.manifest.sites[site].width), self._dtype(site))
-            for rows, place in zip(kept, places_of, strict=True):
+            vectors[site] = np.empty((int(ends[-1]), self.manifest.sites[site].width), self._dtype(site))
+            for part, end in zip(parts, ends, strict=True):
                 chunk, cost = chunks.pop(0).result()  # not kept: a chunk's memory is free once its rows are placed
-                # Most chunks are kept whole: their rows go to their places without a copy in between.
-                vectors[site][place] = chunk if len(rows) == len(chunk) else chunk.take(rows, 0)
+                vectors[site][end - part.stored : end] = chunk if part.whole else chunk.take(part.rows, 0)
                 costs.append(cost)
-        return Window(row_ids, vectors, reduce(ReadCost.plus, costs))
+        return Window(row_ids, places[permuted], vectors, reduce(ReadCost.plus, costs))
+
+    def _part(self, segment: Segment) -> _Part:
+        place = self.dataset.chunks[segment.chunk]
+        rows = np.flatnonzero(self.selected.masks[segment.chunk])[segment.start : segment.stop]
+        return _Part(rows, place.first_row + rows, place.rows, whole=len(rows) >= WHOLE_FROM_SHARE * place.rows)
 
     def _dtype(self, site: str) -> np.dtype:
         return np.dtype(NUMPY_DTYPES[self.manifest.sites[site].dtype])
