@@ -197,7 +197,7 @@ class MeshConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EveryConfig:
-    """How often the periodic things happen, in steps.
+    """How often the periodic things happen, in steps unless a name says seconds.
 
     Evaluations steer target L0s, so they belong to a trial's identity; logs and checkpoints do not.
     """
@@ -205,14 +205,18 @@ class EveryConfig:
     log: int = 50
     evaluate: int = 1000
     checkpoint: int = 1000
+    checkpoint_s: float | None = 600.0
+    """A checkpoint is saved, too, when the newest is so old, asked every `log` steps; None: by steps only."""
     eval_rows: int = 65_536
     """Held-out rows used by an evaluation (all of them when there are fewer)."""
     keep: int = 0
     """Checkpoints of steps that are multiples of this are kept for good; 0 keeps none once the training is done."""
 
     def __post_init__(self) -> None:
+        if self.checkpoint_s is not None and not self.checkpoint_s > 0:
+            raise UserError(f"every.checkpoint_s: {self.checkpoint_s:g} must be above 0")
         for name, value in asdict(self).items():
-            if value < (name != "keep"):
+            if name != "checkpoint_s" and value < (name != "keep"):
                 raise UserError(f"every.{name}: {value} must be at least {int(name != 'keep')}")
 
 
@@ -244,7 +248,7 @@ class TrainingConfig:
         """Hash of what decides the weights: not where data lies, how many workers there are, or how often we log."""
         content = self.to_dict()
         del content["mesh"]
-        for name in ("log", "checkpoint", "keep"):
+        for name in ("log", "checkpoint", "checkpoint_s", "keep"):
             del content["every"][name]
         for name in ("url", "storage"):
             del content["data"][name]

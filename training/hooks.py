@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
+
 from storage.stream import BatchStream
-from training.axes import Rows
+from training.axes import Pairs, Rows
 from training.batches import raw_rows
 from training.checkpoint_parts import Share
 from training.checkpoint_writer import CheckpointWriter
@@ -103,13 +106,23 @@ class CheckpointHook:
     writer: CheckpointWriter
     metrics_log: MetricsLog | None
     """None on ranks other than 0."""
+    clock: Callable[[], float] = time.monotonic
     _saved: int | None = None
     """Step of the last save."""
+    _saved_at_s: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._saved_at_s = self.clock()
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the last save began, or training did."""
+        return self.clock() - self._saved_at_s
 
     def __call__(self, record: StepRecord) -> None:
         if record.step == self._saved:
             return
-        self._saved = record.step
+        self._saved, self._saved_at_s = record.step, self.clock()
         mine = {
             key: part._replace(tensor=part.tensor.detach().to("cpu", copy=True))
             for key, part in self.share.to_write(self.engine.state())
@@ -117,6 +130,21 @@ class CheckpointHook:
         if self.metrics_log is not None:
             self.metrics_log.flush()
         self.writer.save(record.step, mine)
+
+
+@dataclass(kw_only=True)
+class TimedCheckpointHook:
+    """Saves when the newest checkpoint is old, however few steps that was: by the clock of rank 0, which tells all."""
+
+    every: int
+    after_s: float
+    checkpoint: CheckpointHook
+    ranks: Pairs
+
+    def __call__(self, record: StepRecord) -> None:
+        is_old = torch.tensor([float(self.checkpoint.age_s >= self.after_s)])
+        if self.ranks.gather(is_old)[0].item():
+            self.checkpoint(record)
 
 
 @dataclass(kw_only=True)

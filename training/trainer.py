@@ -17,8 +17,8 @@ from training.checkpoint_parts import Share
 from training.checkpoint_writer import CheckpointWriter
 from training.config import TrainingConfig
 from training.data_traffic import DataTraffic
-from training.hooks import CheckpointHook, Emit, EvaluateHook, LeaveHook, LogHook
-from training.loop import run_hooks, training_steps
+from training.hooks import CheckpointHook, Emit, EvaluateHook, LeaveHook, LogHook, TimedCheckpointHook
+from training.loop import Hook, run_hooks, training_steps
 from training.mesh import Mesh, connect
 from training.metrics import METRICS_VERSION
 from training.metrics_log import MetricsLog
@@ -144,12 +144,19 @@ class Trainer:
         checkpoint = CheckpointHook(
             every=every.checkpoint, engine=engine, share=share, writer=writer, metrics_log=metrics_log
         )
-        leave = LeaveHook(every=every.log, leaving=self.leaving, checkpoint=checkpoint)
+        hooks: list[Hook] = [log, evaluation, checkpoint]
+        if every.checkpoint_s is not None:
+            hooks.append(
+                TimedCheckpointHook(
+                    every=every.log, after_s=every.checkpoint_s, checkpoint=checkpoint, ranks=mesh.axes.pairs
+                )
+            )
+        hooks.append(LeaveHook(every=every.log, leaving=self.leaving, checkpoint=checkpoint))
         check = RowCheck(mesh, self._planned()) if config.mesh.check_rows else None
         try:
             for record in training_steps(config, stream, engine, mesh.axes.rows, start=start, check=check):
                 watch.step = record.step
-                run_hooks([log, evaluation, checkpoint, leave], record, config.num_steps)
+                run_hooks(hooks, record, config.num_steps)
             metrics = evaluation.last or evaluation.evaluate()  # resumed after the last step: nothing was evaluated yet
             curve = [{"k": float(k), **evaluation.evaluate(k)} for k in engine.dictionary.budgets()]
             self._save(engine, stream.manifest, metrics)

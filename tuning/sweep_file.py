@@ -94,11 +94,13 @@ class TrainingBlock(FileModel):
 
 
 class EveryBlock(FileModel):
-    """How often, in steps."""
+    """How often, in steps unless a name says seconds."""
 
     log: int = Field(default=50, gt=0)
     evaluate: int = Field(default=1000, gt=0)
     checkpoint: int = Field(default=1000, gt=0)
+    checkpoint_s: float | None = Field(default=600, gt=0)
+    """Save a checkpoint, too, when the newest is so many seconds old; null: by steps only."""
     eval_rows: int = Field(default=65_536, gt=0)
     """Held-out rows of an evaluation at most."""
     keep: int = Field(default=0, ge=0)

@@ -104,7 +104,7 @@ NOT_DECIDING = {
         "micro_batches": 2,
         "check_rows": True,
     },
-    "every": {"log": 7, "checkpoint": 7, "keep": 7},
+    "every": {"log": 7, "checkpoint": 7, "checkpoint_s": None, "keep": 7},
 }
 CASES = [(block, name, value) for block, named in DECIDING.items() for name, value in named.items()]
 OTHER_CASES = [(block, name, value) for block, named in NOT_DECIDING.items() for name, value in named.items()]
@@ -259,6 +259,8 @@ def test_the_automatic_zero_stage_is_0_for_one_worker_and_1_for_more(workers, st
         (lambda: EveryConfig(evaluate=0), "every.evaluate: 0"),
         (lambda: EveryConfig(checkpoint=-1), "every.checkpoint: -1"),
         (lambda: EveryConfig(eval_rows=0), "every.eval_rows: 0"),
+        (lambda: EveryConfig(checkpoint_s=0), "every.checkpoint_s: 0"),
+        (lambda: EveryConfig(checkpoint_s=float("nan")), "every.checkpoint_s: nan"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_in_one_line_that_names_it(made, field):
