@@ -13,9 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 def peak_bytes(work: Callable[[], object]) -> int:
     """Most bytes that torch's allocator had given out at once, beyond those before, while `work` ran on a CPU.
 
-    What earlier work left behind in cycles is collected first: collected meanwhile, it would count as given back.
+    What earlier work left behind in cycles would count as given back if it were collected meanwhile.
     """
-    gc.collect()
     gc.disable()
     try:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:

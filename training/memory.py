@@ -32,6 +32,9 @@ from training.split_axes import SplitLatents
 PROCESS_BYTES = 700 * 2**20
 """What a worker's process takes before it has a dictionary: Python, torch, DeepSpeed, Ray."""
 
+FILE_COPIES = 3
+"""A file of tensors: they themselves, and twice the file while it is made of them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RankMemory:
@@ -170,8 +173,8 @@ def needs(config: TrainingConfig, sites: Sites, *, on_gpu: bool) -> Needs:
     memory = rank_memory(config, sites)
     mine = shapes_of(config.dictionary, sites, config.mesh.feature).parameters * FLOAT_BYTES
     all_latents = shapes_of(config.dictionary, sites).parameters * FLOAT_BYTES
-    upload = 2 * (3 * mine // config.mesh.data + memory.buffers)  # the copy, and the file made of it
-    ending = mine + 2 * all_latents
+    upload = FILE_COPIES * (3 * mine // config.mesh.data + memory.buffers)
+    ending = mine + FILE_COPIES * all_latents
     held, training = (memory.on_host, memory.on_host) if on_gpu else (memory.held, memory.held + _in_step(memory))
     host = max(_starting(config, sites), training + upload, held + ending)
     return Needs(memory.on_device if on_gpu else 0, PROCESS_BYTES + host)

@@ -159,13 +159,13 @@ class Trainer:
                 run_hooks(hooks, record, config.num_steps)
             metrics = evaluation.last or evaluation.evaluate()  # resumed after the last step: nothing was evaluated yet
             curve = [{"k": float(k), **evaluation.evaluate(k)} for k in engine.dictionary.budgets()]
+            writer.close()  # before the dictionary is gathered: the memory of both is never needed at once
             self._save(engine, stream.manifest, metrics)
             if metrics_log is not None:
                 metrics_log.flush()
         except BaseException:
             writer.close(PATIENCE_S)  # the next attempt resumes from there; but ranks that hang write no part
             raise
-        writer.close()
         return TrainingResult(metrics, log.train_s, config.num_steps - start, curve)
 
     def _checkpoint_writer(self, engine: Optimizer, mesh: Mesh) -> CheckpointWriter:
