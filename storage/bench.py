@@ -241,7 +241,7 @@ class _HeldChunks(ChunkReads):
         super().__init__()
         self.rows = {(chunk, site): dataset.read_chunk(chunk, site) for chunk in chunks for site in sites}
 
-    def read(self, dataset: DatasetReader, chunk: int, site: str) -> Future[ReadChunk]:
+    def read(self, dataset: DatasetReader, chunk: int, site: str, out: np.ndarray | None = None) -> Future[ReadChunk]:
         done: Future[ReadChunk] = Future()
         done.set_result(ReadChunk(self.rows[chunk, site], NOTHING))
         return done

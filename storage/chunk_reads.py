@@ -10,7 +10,7 @@ import numpy as np
 
 from storage.chunk_cache import ChunkCache, ChunkName
 from storage.manifest import chunk_checksum
-from storage.reader import NUMPY_DTYPES, DatasetReader
+from storage.reader import NUMPY_DTYPES, DatasetReader, as_bytes
 
 PARALLEL_READS = 8
 """Chunks that a process reads at once."""
@@ -38,7 +38,7 @@ NOTHING = ReadCost()
 
 
 class ReadChunk(NamedTuple):
-    """A site's rows of one chunk (rows, width), read-only, and where they came from."""
+    """A site's rows of one chunk (rows, width), not to be written to, and where they came from."""
 
     rows: np.ndarray
     cost: ReadCost
@@ -53,13 +53,16 @@ class ChunkReads:
         self._under_way: dict[ChunkName, Future[ReadChunk]] = {}
         self._lock = threading.Lock()
 
-    def read(self, dataset: DatasetReader, chunk: int, site: str) -> Future[ReadChunk]:
-        """Begin to read one site's rows of a chunk. The result raises CorruptDataError naming the shard."""
+    def read(self, dataset: DatasetReader, chunk: int, site: str, out: np.ndarray | None = None) -> Future[ReadChunk]:
+        """Begin to read one site's rows of a chunk. The result raises CorruptDataError naming the shard.
+
+        Rows that are read for this call lie in `out` where that is given; rows that were there already do not.
+        """
         name = ChunkName(dataset.manifest.id, site, chunk)
         with self._lock:
             under_way = self._under_way.get(name)
             if under_way is None:
-                mine = self._under_way[name] = self._pool.submit(self._read, name, dataset)
+                mine = self._under_way[name] = self._pool.submit(self._read, name, dataset, out)
         if under_way is not None:
             return _shared(under_way)
         mine.add_done_callback(lambda _: self._forget(name))
@@ -69,13 +72,13 @@ class ChunkReads:
         with self._lock:
             del self._under_way[name]
 
-    def _read(self, name: ChunkName, dataset: DatasetReader) -> ReadChunk:
+    def _read(self, name: ChunkName, dataset: DatasetReader, out: np.ndarray | None) -> ReadChunk:
         cached = self._cached(name, dataset)
         if cached is not None:
             return ReadChunk(cached, ReadCost(disk_bytes=cached.nbytes))
-        rows = dataset.read_chunk(name.chunk, name.site)
+        rows = dataset.read_chunk(name.chunk, name.site, out)
         if self._cache is not None:
-            self._cache.add(name, rows.data.cast("B"))
+            self._cache.add(name, as_bytes(rows))
         return ReadChunk(rows, ReadCost(store_bytes=rows.nbytes))
 
     def _cached(self, name: ChunkName, dataset: DatasetReader) -> np.ndarray | None:

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from storage.errors import CorruptDataError
-from storage.manifest import ITEM_BYTES, Manifest, Shard, check_chunk, chunk_checksum
+from storage.manifest import Manifest, Shard, check_chunk, chunk_checksum
 from storage.objects.retries import Retrier, StoreUnavailableError, Verdict
 from storage.store import Store
 
@@ -47,13 +47,16 @@ class DatasetReader:
             first_row += shard.rows
         return places
 
-    def read_chunk(self, chunk: int, tensor: str) -> np.ndarray:
-        """One chunk of a site (rows, width) or a column (rows). Raises CorruptDataError naming the shard."""
+    def read_chunk(self, chunk: int, tensor: str, out: np.ndarray | None = None) -> np.ndarray:
+        """One chunk of a site (rows, width) or a column (rows), in `out` where that is given.
+
+        Raises CorruptDataError naming the shard.
+        """
         place = self.chunks[chunk]
-        row_bytes = self.manifest.row_bytes(tensor)
-        first_byte = place.index * self.manifest.chunk_rows * row_bytes
-        data = self._read(place.shard, tensor, range(place.index, place.index + 1), first_byte, place.rows * row_bytes)
-        return self._as_array(data, tensor)
+        first_byte = place.index * self.manifest.chunk_rows * self.manifest.row_bytes(tensor)
+        rows = self._empty(place.rows, tensor) if out is None else out
+        self._read(place.shard, tensor, range(place.index, place.index + 1), first_byte, as_bytes(rows))
+        return rows
 
     def read_column(self, column: str) -> list[np.ndarray]:
         """A whole column, one array per chunk."""
@@ -61,53 +64,54 @@ class DatasetReader:
 
     def column_parts(self, column: str) -> Iterator[np.ndarray]:
         """A whole column, one array per chunk, by one ranged read per shard."""
-        item_bytes = ITEM_BYTES[self.manifest.columns[column]]
-        chunk_bytes = self.manifest.chunk_rows * item_bytes
         for number, shard in enumerate(self.manifest.shards):
-            chunks = range(len(shard.checksums[column]))
-            data = memoryview(self._read(number, column, chunks, 0, shard.rows * item_bytes))
-            for index in chunks:
-                yield self._as_array(data[index * chunk_bytes : (index + 1) * chunk_bytes], column)
+            rows, chunks = self._empty(shard.rows, column), range(len(shard.checksums[column]))
+            self._read(number, column, chunks, 0, as_bytes(rows))
+            yield from (rows[i * self.manifest.chunk_rows :][: self.manifest.chunk_rows] for i in chunks)
 
-    def _read(self, number: int, tensor: str, chunks: range, first_byte: int, length: int) -> bytes:
+    def _empty(self, rows: int, tensor: str) -> np.ndarray:
+        if tensor in self.manifest.sites:
+            site = self.manifest.sites[tensor]
+            return np.empty((rows, site.width), NUMPY_DTYPES[site.dtype])
+        return np.empty(rows, NUMPY_DTYPES[self.manifest.columns[tensor]])
+
+    def _read(self, number: int, tensor: str, chunks: range, first_byte: int, out: memoryview) -> None:
         """Bytes of some chunks of a shard's tensor, read again where they are damaged: it may have been on the way."""
         shard = self.manifest.shards[number]
 
-        def once() -> bytes:
+        def once() -> None:
             try:
-                data = self.store.read_range(shard.file, shard.offsets[tensor] + first_byte, length)
+                count = self.store.read_range_into(shard.file, shard.offsets[tensor] + first_byte, out)
             except FileNotFoundError as error:
                 raise _MissingShardError(f"shard {shard.file}: is missing from {self.store.url}") from error
-            self._check(shard, tensor, chunks, data, length)
-            return data
+            self._check(shard, tensor, chunks, out, count)
 
         policy = replace(self.store.settings.policy, attempts=DAMAGED_READS)
         try:
-            return Retrier(policy=policy).call(f"{self.store.url}/{shard.file}", once, judge=_may_be_transit)
+            Retrier(policy=policy).call(f"{self.store.url}/{shard.file}", once, judge=_may_be_transit)
         except StoreUnavailableError as error:
             if isinstance(error.__cause__, CorruptDataError):
                 raise error.__cause__ from None
             raise
 
-    def _check(self, shard: Shard, tensor: str, chunks: range, data: bytes, length: int) -> None:
+    def _check(self, shard: Shard, tensor: str, chunks: range, data: memoryview, count: int) -> None:
         """Raise CorruptDataError for the first of these chunks that is short or not what its checksum promises."""
         chunk_bytes = self.manifest.chunk_rows * self.manifest.row_bytes(tensor)
-        view = memoryview(data)
         for position, chunk in enumerate(chunks):
-            part = view[position * chunk_bytes :][:chunk_bytes]
-            expected = min(chunk_bytes, length - position * chunk_bytes)
-            if len(part) != expected:
+            begin = position * chunk_bytes
+            part = data[begin:][:chunk_bytes]
+            found = min(count - begin, len(part)) if count <= len(data) else count
+            if found != len(part):
                 raise CorruptDataError(
-                    f"shard {shard.file}, {tensor}, chunk {chunk}: {len(part)} bytes, expected {expected}"
+                    f"shard {shard.file}, {tensor}, chunk {chunk}: {max(0, found)} bytes, expected {len(part)}"
                 )
             promised = shard.checksums[tensor][chunk]
             check_chunk(chunk_checksum(part), promised, file=shard.file, tensor=tensor, chunk=chunk)
 
-    def _as_array(self, data: bytes | memoryview, tensor: str) -> np.ndarray:
-        if tensor in self.manifest.sites:
-            site = self.manifest.sites[tensor]
-            return np.frombuffer(data, NUMPY_DTYPES[site.dtype]).reshape(-1, site.width)
-        return np.frombuffer(data, NUMPY_DTYPES[self.manifest.columns[tensor]])
+
+def as_bytes(array: np.ndarray) -> memoryview:
+    """The memory of an array, C-contiguous, to be written to."""
+    return array.reshape(-1).view(np.uint8).data
 
 
 class _MissingShardError(CorruptDataError):

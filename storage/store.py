@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from storage.errors import UserError
 from storage.objects.connections import CLIENT, FILESYSTEM, call_slots, connection, forget, known_schemes
-from storage.objects.files import info, list_entries, remove, write_beside, write_local
+from storage.objects.files import cat_into, info, list_entries, read_local_into, remove, write_beside, write_local
 from storage.objects.multipart import PART_BYTES, upload_parts
 from storage.objects.retries import Retrier, RetryPolicy, StoreUnavailableError, reason, s3_answer
 from storage.objects.settings import REQUESTS_IN_FLIGHT, S3
@@ -110,22 +110,43 @@ class Store:
         """`length` bytes from `start`, fewer at the end of the file."""
         if not length:
             return b""
+        full = self._full(path)
+        if self._has_client:
+            place = _bucket_and_key(full)
+            return self._ranged(path, start, b"", lambda client: client.get_range(*place, start, length))
+        return self._ranged(path, start, b"", lambda fs: fs.cat_file(full, start=start, end=start + length))
+
+    def read_range_into(self, path: str, start: int, out: memoryview) -> int:
+        """The same, without a copy in between, into `out`, as many as it has room for; how many bytes came.
+
+        More than `out` has room for means that the store ignores ranges.
+        """
+        if not len(out):
+            return 0
+        full = self._full(path)
+        if self._has_client:
+            place = _bucket_and_key(full)
+            return self._ranged(path, start, 0, lambda client: client.get_range_into(*place, start, out))
+        if self.local_path is not None:
+            return self._ranged(path, start, 0, lambda _: read_local_into(full, start, out))
+        return self._ranged(path, start, 0, lambda fs: cat_into(fs, full, start, out))
+
+    def _ranged(self, path: str, start: int, nothing: T, action: Callable[[Any], T]) -> T:
+        """`action` of the filesystem, or of the client for ranges; `nothing` for a range behind the end."""
         try:
-            return self._get_range(path, start, length)
+            return self._call(path, action, kind=CLIENT if self._has_client else FILESYSTEM)
         except (FileNotFoundError, PermissionError, StoreUnavailableError):
             raise
         except OSError as error:  # object stores refuse a range that begins behind the end
             if s3_answer(error)[0] not in (None, "InvalidRange", "416") or (self.size(path) or 0) > start:
                 raise
-            return b""
+            return nothing
 
-    def _get_range(self, path: str, start: int, length: int) -> bytes:
-        full = self._full(path)
-        bucket, _, key = full.split("://", 1)[-1].partition("/")
-        if self.scheme in S3 and self.settings.options == "{}" and not bucket.startswith("arn:"):
-            return self._call(path, lambda client: client.get_range(bucket, key, start, length), kind=CLIENT)
-        data: bytes = self._call(path, lambda fs: fs.cat_file(full, start=start, end=start + length))
-        return data
+    @property
+    def _has_client(self) -> bool:
+        """Whether ranges are read by a client of their own, see `storage.objects.s3_client`."""
+        bucket = self.url.split("://", 1)[-1]
+        return self.scheme in S3 and self.settings.options == "{}" and not bucket.startswith("arn:")
 
     def write(self, path: str, data: bytes) -> None:
         """The file appears whole or not at all."""
@@ -194,6 +215,11 @@ class Store:
         while path and not os.path.exists(path):
             missing, path = path, os.path.dirname(path)
         return missing
+
+
+def _bucket_and_key(full: str) -> tuple[str, str]:
+    bucket, _, key = full.split("://", 1)[-1].partition("/")
+    return bucket, key
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +20,9 @@ from storage.order import WindowKey, rank_lanes, steps_per_epoch
 from storage.windows import LocalWindows, OrderCache, StreamSpec, Window, WindowReader, WindowSource, local_chunks
 
 T = TypeVar("T")
+
+LATE_S = 0.005
+"""Longer than it takes to get hold of windows that are there."""
 
 
 class Batch(NamedTuple):
@@ -58,6 +61,7 @@ class BatchStream:
     rank: int = 0
     num_ranks: int = 1
     stats: StreamStats = field(default_factory=StreamStats)
+    _is_late: bool = False
     _held: dict[WindowKey, Window] = field(default_factory=dict)
     _requested: dict[WindowKey, object] = field(default_factory=dict)
 
@@ -141,18 +145,26 @@ class BatchStream:
         """Rows `start` to `stop` of each of this rank's lanes."""
         pieces = [piece for lane in self.lanes for piece in self._pieces(epoch, lane, start, stop)]
         used = {key for key, _, _ in pieces}
+        asked_before = used & self._requested.keys()
         for key in used - self._held.keys() - self._requested.keys():
             self._requested[key] = self.source.request(key)
-        for key in used - self._held.keys():
-            self._held[key] = window = self.source.fetch(self._requested.pop(key))
-            self.stats.read = self.stats.read.plus(window.cost)
-            self.stats.bytes_served += window.bytes
+        self._is_late = self._fetch(asked_before) > LATE_S
+        self._fetch(used & self._requested.keys())
         self._held = {key: self._held[key] for key in used}
         ids = np.concatenate([self._held[key].row_ids[begin:end] for key, begin, end in pieces])
         vectors = {}
         for site in self.spec.sites:
             vectors[site] = self._tensor(site, self._gathered(site, pieces))
         return Batch(ids, vectors, (stop - start) * self.spec.lanes)
+
+    def _fetch(self, keys: Set[WindowKey]) -> float:
+        """Hold these windows; the seconds that it took until they were there."""
+        began = time.perf_counter()
+        for key in keys:
+            self._held[key] = window = self.source.fetch(self._requested.pop(key))
+            self.stats.read = self.stats.read.plus(window.cost)
+            self.stats.bytes_served += window.bytes
+        return time.perf_counter() - began
 
     def _gathered(self, site: str, pieces: Sequence[tuple[WindowKey, int, int]]) -> np.ndarray:
         """The pieces' rows one after another (b, width)."""
@@ -189,8 +201,21 @@ class BatchStream:
                 following[self._following(held[-1], self.steps_per_epoch * share)] = held[0]
         following = {key: first for key, first in following.items() if end is None or self._first_step(key) < end}
         self._requested = {key: handle for key, handle in self._requested.items() if key in following}
-        for key in following.keys() - self._requested.keys():
+        for key in self._paced(following.keys() - self._requested.keys(), start):
             self._requested[key] = self.source.request(key, wanted_from=None if end is None else following[key])
+
+    def _paced(self, keys: Set[WindowKey], start: int) -> list[WindowKey]:
+        """Those of the wanted windows that are asked for now: all if one that was asked for came late.
+
+        Lanes come to their next windows at the same batch. Read all at once, these would leave little of the
+        processor's time to the next batches; there is time until the windows at hand are half served.
+        """
+        if self._is_late or not keys:
+            return sorted(keys)
+        held = self._held.keys()
+        left = min(self._order(key.epoch).window_ends(key.lane)[key.index] for key in held) - start
+        batches = int(left) * self.spec.lanes // self.batch_rows
+        return sorted(keys)[: -(-len(keys) // max(1, batches // 2))]
 
     def _following(self, key: WindowKey, served_rows: int) -> WindowKey:
         """Of each lane the first `served_rows` rows are served in an epoch; a window of none but later ones is not."""

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from storage.chunk_cache import CacheSettings, ChunkCache
-from storage.chunk_reads import ChunkReads, ReadCost
+from storage.chunk_reads import ChunkReads, ReadChunk, ReadCost
 from storage.manifest import Manifest, load_manifest
 from storage.order import EpochOrder, Segment, WindowKey
 from storage.reader import NUMPY_DTYPES, DatasetReader
@@ -144,19 +144,22 @@ class WindowReader:
         """Fetch the window's chunks (in parallel), put them one after another as they come, and order their rows."""
         order = self.order(key.epoch)
         segments = order.windows(key.lane)[key.index]
-        reading = {site: [self.chunks.read(self.dataset, s.chunk, site) for s in segments] for site in self.spec.sites}
         parts = [self._part(segment) for segment in segments]
         ends = np.cumsum([part.stored for part in parts])
-        places = np.concatenate([end - part.stored + part.places for part, end in zip(parts, ends, strict=True)])
+        spans = [slice(end - part.stored, end) for part, end in zip(parts, ends, strict=True)]
+        vectors = {
+            site: np.empty((int(ends[-1]), self.manifest.sites[site].width), self._dtype(site))
+            for site in self.spec.sites
+        }
+        reading = [
+            (part, rows[span], self.chunks.read(self.dataset, segment.chunk, site, rows[span] if part.whole else None))
+            for site, rows in vectors.items()
+            for segment, part, span in zip(segments, parts, spans, strict=True)
+        ]
+        costs = [_put(part, place, reading_one.result()) for part, place, reading_one in reading]
+        places = np.concatenate([span.start + part.places for part, span in zip(parts, spans, strict=True)])
         permuted = order.window_permutation(key, len(places))
         row_ids = np.concatenate([part.row_ids for part in parts])[permuted]
-        vectors, costs = {}, []
-        for site, chunks in reading.items():
-            vectors[site] = np.empty((int(ends[-1]), self.manifest.sites[site].width), self._dtype(site))
-            for part, end in zip(parts, ends, strict=True):
-                chunk, cost = chunks.pop(0).result()  # not kept: a chunk's memory is free once its rows are placed
-                vectors[site][end - part.stored : end] = chunk if part.whole else chunk.take(part.rows, 0)
-                costs.append(cost)
         return Window(row_ids, places[permuted], vectors, reduce(ReadCost.plus, costs))
 
     def _part(self, segment: Segment) -> _Part:
@@ -166,6 +169,15 @@ class WindowReader:
 
     def _dtype(self, site: str) -> np.dtype:
         return np.dtype(NUMPY_DTYPES[self.manifest.sites[site].dtype])
+
+
+def _put(part: _Part, place: np.ndarray, read: ReadChunk) -> ReadCost:
+    """The rows of a chunk into their place, if they were not read right there."""
+    if not part.whole:
+        np.take(read.rows, part.rows, axis=0, out=place, mode="clip")
+    elif not np.may_share_memory(read.rows, place):
+        place[:] = read.rows
+    return read.cost
 
 
 def epoch_order(spec: StreamSpec, manifest: Manifest, selected_rows: np.ndarray, epoch: int) -> EpochOrder:

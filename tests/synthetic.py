@@ -32,6 +32,12 @@ class Written:
         return self.manifest.rows
 
 
+def read_into(store: Store, path: str, start: int, length: int) -> bytes:
+    """What `Store.read_range_into` puts into room for so many bytes."""
+    out = memoryview(bytearray(length))
+    return bytes(out[: store.read_range_into(path, start, out)])
+
+
 def write_rows(
     place: Path | str | Store,
     rows: int | Sequence[int] = 200,

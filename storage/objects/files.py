@@ -40,6 +40,23 @@ def remove(filesystem: Any, full: str) -> None:
         raise OSError(errno.EBUSY, "is still there after its deletion")
 
 
+def read_local_into(full: str, start: int, out: memoryview) -> int:
+    """Fill `out` from a file; how many bytes there were."""
+    with open(full, "rb", buffering=0) as file:
+        file.seek(start)
+        end = 0
+        while end < len(out) and (count := file.readinto(out[end:])):
+            end += count
+    return end
+
+
+def cat_into(filesystem: Any, full: str, start: int, out: memoryview) -> int:
+    """The same from any filesystem."""
+    data: bytes = filesystem.cat_file(full, start=start, end=start + len(out))
+    out[: len(data)] = data[: len(out)]
+    return len(data)
+
+
 def write_local(full: str, data: bytes) -> None:
     os.makedirs(os.path.dirname(full), exist_ok=True)
     partial = f"{full}.{os.getpid()}.partial"

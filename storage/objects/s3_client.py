@@ -13,9 +13,13 @@ import botocore
 import botocore.session
 from botocore.config import Config
 from botocore.exceptions import ClientError
+from botocore.response import StreamingBody
 
 from storage.objects.credentials import fetch_late
 from storage.objects.settings import StorageSettings
+
+PIECE_BYTES = 2**20
+"""What is taken from a connection at once: it is still in the processor's cache when it is copied to its place."""
 
 
 class S3Client:
@@ -36,13 +40,28 @@ class S3Client:
 
     def get_range(self, bucket: str, key: str, start: int, length: int) -> bytes:
         """Bytes of an object. Raises FileNotFoundError, PermissionError, OSError, or botocore's errors of transport."""
+        with closing(self._body(bucket, key, start, length)) as body:
+            data: bytes = body.read()
+        return data
+
+    def get_range_into(self, bucket: str, key: str, start: int, out: memoryview) -> int:
+        """The same into `out`, which says how many bytes are asked for; how many came, more than asked if it is so."""
+        end = 0
+        with closing(self._body(bucket, key, start, len(out))) as body:
+            while piece := body.read(PIECE_BYTES):  # up to the empty one, with which botocore checks the whole's length
+                end += len(piece)
+                if end > len(out):
+                    break
+                out[end - len(piece) : end] = piece
+        return end
+
+    def _body(self, bucket: str, key: str, start: int, length: int) -> StreamingBody:
         try:
             answer = self._client.get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{start + length - 1}")
         except ClientError as error:
             raise _as_os_error(error) from error
-        with closing(answer["Body"]) as body:
-            data: bytes = body.read()
-        return data
+        body: StreamingBody = answer["Body"]
+        return body
 
 
 def _as_os_error(error: ClientError) -> OSError:

@@ -58,7 +58,11 @@ class Flip:
     """One bit of the answer is another."""
 
 
-Fault = Refusal | Reset | Cut | Lost | Flip | None
+class Whole:
+    """The wanted range is ignored: the whole object comes."""
+
+
+Fault = Refusal | Reset | Cut | Lost | Flip | Whole | None
 Decide = Callable[[Request], Fault]
 
 
@@ -169,7 +173,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _pass_on(self, body: bytes, fault: Fault) -> None:
         upstream = http.client.HTTPConnection(self.server.target, timeout=60)
-        upstream.request(self.command, self.path, body, dict(self.headers.items()))
+        headers = {
+            name: value for name, value in self.headers.items() if not (isinstance(fault, Whole) and name == "Range")
+        }
+        upstream.request(self.command, self.path, body, headers)
         answer = upstream.getresponse()
         data = answer.read()
         upstream.close()

@@ -17,8 +17,8 @@ from typing import Any
 import boto3
 import pytest
 import torch
-from faulty_server import Cut, Decide, Fault, Flip, Lost, Refusal, Request, Reset, faulty_server, first, unlucky
-from synthetic import Written, write_rows
+from faulty_server import Cut, Decide, Fault, Flip, Lost, Refusal, Request, Reset, Whole, faulty_server, first, unlucky
+from synthetic import Written, read_into, write_rows
 
 import storage.store
 from storage.errors import CorruptDataError, UserError
@@ -89,6 +89,8 @@ OPERATIONS: dict[str, tuple[Callable[[Store], Any], Any]] = {
     "read": (lambda store: store.read("folder/file"), b"0123456789"),
     "read_range": (lambda store: store.read_range("folder/file", 2, 3), b"234"),
     "read_range behind the end": (lambda store: store.read_range("folder/file", 20, 3), b""),
+    "read_range_into": (lambda store: read_into(store, "folder/file", 2, 3), b"234"),
+    "read_range_into behind the end": (lambda store: read_into(store, "folder/file", 20, 3), b""),
     "size": (lambda store: store.size("folder/file"), 10),
     "size of nothing": (lambda store: store.size("folder/none"), None),
     "exists": (lambda store: store.exists("folder/file"), True),
@@ -111,7 +113,10 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("quick_retries")
 @pytest.mark.parametrize(
     ("fault", "operations"),
-    [("slow down", list(OPERATIONS)), *((fault, ["read_range", "size", "write"]) for fault in PASSING)],
+    [
+        ("slow down", list(OPERATIONS)),
+        *((fault, ["read_range", "read_range_into", "size", "write"]) for fault in PASSING),
+    ],
 )
 def test_every_call_survives_a_fault_that_passes(
     fault: str, operations: list[str], healthy: Store, with_faults: WithFaults
@@ -130,7 +135,11 @@ def test_every_call_survives_a_fault_that_passes(
 @pytest.mark.usefixtures("quick_retries")
 def test_an_answer_cut_short_is_asked_for_again(healthy: Store, with_faults: WithFaults) -> None:
     healthy.write("file", b"0123456789" * 50)
-    for read in (lambda store: store.read("file"), lambda store: store.read_range("file", 0, 500)):
+    for read in (
+        lambda store: store.read("file"),
+        lambda store: store.read_range("file", 0, 500),
+        lambda store: read_into(store, "file", 0, 500),
+    ):
         store, before = with_faults(first(2, Cut())), retried_calls()
         assert read(store) == b"0123456789" * 50
         assert retried_calls() == before + 2
@@ -276,6 +285,14 @@ def test_an_object_replaced_by_another_of_equal_size_is_named_by_its_checksum(wr
     assert len(other) == shard.bytes
     written.store.write(shard.file, other)
     assert first_error(written).startswith(f"shard {shard.file}, x, chunk 0: checksum ")
+
+
+def test_a_store_that_sends_more_than_was_asked_for_is_told(written: Written, with_faults: WithFaults) -> None:
+    shard, reader = written.manifest.shards[0], DatasetReader(written.store, written.manifest)
+    store = with_faults(lambda request: Whole())
+    length = reader.read_chunk(0, "x").nbytes
+    with pytest.raises(CorruptDataError, match=rf"shard {shard.file}, x, chunk 0: \d+ bytes, expected {length}$"):
+        DatasetReader(store, written.manifest).read_chunk(0, "x")
 
 
 def test_a_byte_flipped_on_the_way_is_read_again(written: Written, with_faults: WithFaults) -> None:

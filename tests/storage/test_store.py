@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import random
 import subprocess
 import sys
 import uuid
@@ -17,7 +18,7 @@ import boto3
 import pytest
 import torch
 from moto.server import ThreadedMotoServer
-from synthetic import Written, write_rows
+from synthetic import Written, read_into, write_rows
 
 from storage.config_file import StorageBlock
 from storage.errors import CorruptDataError, UserError
@@ -94,6 +95,13 @@ def test_a_file_is_replaced_whole(store: Store) -> None:
 def test_a_range_is_read_up_to_the_end_of_the_file(store: Store, start: int, length: int, expected: bytes) -> None:
     store.write("file", b"0123456789")
     assert store.read_range("file", start, length) == expected
+    assert read_into(store, "file", start, length) == expected
+
+
+def test_a_large_range_is_read_into_its_place(store: Store) -> None:
+    data = random.Random(0).randbytes(3 * 2**20)
+    store.write("file", data)
+    assert read_into(store, "file", 5, len(data) - 9) == data[5:-4]
 
 
 def test_what_is_not_there(store: Store) -> None:
@@ -104,7 +112,11 @@ def test_what_is_not_there(store: Store) -> None:
     assert store.list_folders("none") == []
     assert store.list_folders("folder/file/below") == []
     store.delete("none")
-    for read in (lambda: store.read("none"), lambda: store.read_range("none", 3, 5)):
+    for read in (
+        lambda: store.read("none"),
+        lambda: store.read_range("none", 3, 5),
+        lambda: read_into(store, "none", 3, 5),
+    ):
         with pytest.raises(FileNotFoundError):
             read()
 

@@ -144,6 +144,7 @@ def kill_a_worker_after_a_checkpoint(out: Path, killed: list[int]) -> None:
             return
 
 
+@pytest.mark.slow
 def test_a_trial_whose_worker_is_killed_ends_with_the_same_weights(data, ray_session, tmp_path):
     changes = {
         "axes": {"architecture": ["batch_topk"], "width": [256], "target_l0": [4]},
@@ -185,6 +186,7 @@ def test_a_trial_that_cannot_train_fails_alone_and_says_why(data, ray_session, t
     assert [t.config.optimizer.lr for t in plan_sweep(made.sweep, made.text).unfinished] == [1e30]
 
 
+@pytest.mark.slow
 def test_the_command_joins_a_running_cluster(data, ray_session, tmp_path):
     content = sweep_content(data, str(tmp_path / "out"), axes={"architecture": "topk", "width": 64, "target_l0": 4})
     file = write_sweep(tmp_path / "sweep.yaml", content)
