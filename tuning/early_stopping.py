@@ -1,0 +1,208 @@
+"""Which trials of a sweep end before their time: pure functions of what trials measured at the same rung.
+
+A rung is an evaluation at a stated share of a training. At it a trial is held against the others that have reached it,
+by two rules, neither of which ever stops a trial that could still be on the frontier as far as the rung can tell:
+
+- `asha`, among trials that want the same: equal width, sites, rows and target L0. Only the best 1/eta of the
+  configurations that have reached the rung go on, once eta have (Li et al. 2020, arXiv:1810.05934, in the form that
+  stops and never resumes: whoever reaches a rung is judged there and then, by what is known).
+- `frontier`, among trials of equal width, sites and rows: one that is beaten by more than `margin` ends.
+
+Both stop a trial only if another one *beats* it: its L0 is no larger and its FVU is smaller, by more than `z` times the
+noise of the two. Seeds of one configuration are replicas that tell how stable it is: they do not compete, and none of
+them ends as long as one of them is not beaten.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+NOISE_EVALUATIONS = 5
+"""Newest evaluations whose spread is the noise of a rung."""
+MIN_EVALUATIONS = 3
+"""Of fewer nothing can be said about noise: two lie on a line always."""
+SETTLED = 0.1
+"""A trial whose L0 is further from its target than this share is still on its way: it is not judged, nor judges."""
+LAST_SHARE = 0.7
+"""No rung lies later: what remains is the fall of the learning rate, in which the FVU still drops."""
+L0_TOLERANCE = 0.02
+"""Share by which noise lets an L0 count as no larger, at most."""
+
+Rule = Literal["asha", "frontier"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopRules:
+    """What is asked of the trials of a sweep."""
+
+    rule: Literal["asha", "frontier", "both"]
+    eta: int = 3
+    """At each rung one of so many configurations goes on, and rungs lie at shares that grow by this factor."""
+    first_share: float = 0.1
+    """Share of a training at which the first rung lies."""
+    margin: float = 0.05
+    """Share of its FVU by which a trial has to be beaten for the rule `frontier`."""
+    z: float = 2.0
+    """How many times the noise of two FVUs their difference has to be."""
+    seeds_compete: bool = False
+    """Whether seeds are held against each other like any other setting."""
+
+    @property
+    def names(self) -> tuple[Rule, ...]:
+        return ("asha", "frontier") if self.rule == "both" else (self.rule,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """A trial as the rules see it."""
+
+    trial: str
+    configuration: str
+    """The same for trials that differ in nothing but their seed."""
+    target_l0: float
+    comparable: str
+    """The same for trials of equal width, sites and rows: the others answer another question."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """What a trial measured at a rung, on held-out rows."""
+
+    l0: float
+    fvu: float
+    l0_noise: float
+    """Standard deviation of one evaluation; infinite when it is not known."""
+    fvu_noise: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reached:
+    """A trial at a rung."""
+
+    contender: Contender
+    measure: Measure
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether its L0 is where it will stay, as far as one can tell."""
+        target = self.contender.target_l0
+        return math.isfinite(self.measure.l0) and abs(self.measure.l0 - target) <= SETTLED * target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Why a trial ends at a rung."""
+
+    rule: Rule
+    by: str
+    """The trial that beats it; of several the one with the smallest FVU."""
+
+
+def rung_steps(rules: StopRules, num_steps: int, evaluate: int) -> tuple[int, ...]:
+    """Steps of the rungs of a training evaluated every `evaluate` steps: the first evaluations at or after each share.
+
+    Shares are first_share * eta^i up to `LAST_SHARE`. Those at which there is no noise yet are left out.
+    """
+    steps, share = [], rules.first_share
+    while share <= LAST_SHARE:
+        step = math.ceil(share * num_steps / evaluate - 1e-9) * evaluate
+        if step >= MIN_EVALUATIONS * evaluate and step < num_steps:
+            steps.append(step)
+        share *= rules.eta
+    return tuple(dict.fromkeys(steps))
+
+
+def measured(evaluations: Sequence[Mapping[str, Any]]) -> Measure:
+    """The newest of a training's evaluations (`eval/l0`, `eval/fvu`, in order) and the noise of the newest few."""
+    newest = evaluations[-NOISE_EVALUATIONS:]
+    l0, fvu = ([float(record[name]) for record in newest] for name in ("eval/l0", "eval/fvu"))
+    return Measure(l0=l0[-1], fvu=fvu[-1], l0_noise=noise_of(l0), fvu_noise=noise_of(fvu))
+
+
+def noise_of(values: Sequence[float]) -> float:
+    """Standard deviation about the line through evenly spaced values, so that steady progress is no noise.
+
+    What bends counts as noise: a training that still improves fast is judged late rather than wrongly.
+    """
+    if len(values) < MIN_EVALUATIONS or not np.isfinite(values).all():
+        return math.inf
+    places = np.arange(len(values), dtype=np.float64)
+    fitted = np.polynomial.Polynomial.fit(places, values, 1)(places)
+    return float(np.sqrt(np.square(np.asarray(values) - fitted).sum() / (len(values) - 2)))
+
+
+def judge(rules: StopRules, me: Reached, others: Iterable[Reached]) -> Verdict | None:
+    """Why the trial ends at the rung that it and the others have reached; None to go on."""
+    if not me.is_settled or not math.isfinite(me.measure.fvu):
+        return None
+    rivals = [o for o in others if o.is_settled and o.contender.comparable == me.contender.comparable]
+    replicas = [me, *(r for r in rivals if _is_replica(rules, me, r))]
+    rivals = [r for r in rivals if not _is_replica(rules, me, r) and r.contender.trial != me.contender.trial]
+    for rule in rules.names:
+        verdict = RULES[rule](rules, replicas, rivals)
+        if verdict is not None:
+            return verdict
+    return None
+
+
+def _asha(rules: StopRules, replicas: list[Reached], rivals: list[Reached]) -> Verdict | None:
+    """Out of the best 1/eta of the configurations with this target, and beaten by one of them."""
+    rivals = [r for r in rivals if r.contender.target_l0 == replicas[0].contender.target_l0]
+    best: dict[str, float] = {}
+    for rival in rivals:
+        key = _key(rules, rival)
+        best[key] = min(best.get(key, math.inf), _worst_if_nan(rival.measure.fvu))
+    mine = min(_worst_if_nan(r.measure.fvu) for r in replicas)
+    number, ahead = len(best) + 1, sum(fvu < mine for fvu in best.values())
+    if number < rules.eta or ahead < number // rules.eta:
+        return None
+    return _all_beaten("asha", replicas, rivals, margin=0.0, z=rules.z)
+
+
+def _frontier(rules: StopRules, replicas: list[Reached], rivals: list[Reached]) -> Verdict | None:
+    """Beaten by more than the margin."""
+    return _all_beaten("frontier", replicas, rivals, margin=rules.margin, z=rules.z)
+
+
+RULES = {"asha": _asha, "frontier": _frontier}
+
+
+def _all_beaten(
+    rule: Rule, replicas: list[Reached], rivals: list[Reached], *, margin: float, z: float
+) -> Verdict | None:
+    """The verdict on the first of the replicas; None as long as one of them is not beaten."""
+    winners = [
+        [r for r in rivals if beats(r.measure, replica.measure, margin=margin, z=z)]
+        for replica in replicas
+        if math.isfinite(replica.measure.fvu)
+    ]
+    if not all(winners):
+        return None
+    best = min(winners[0], key=lambda r: (r.measure.fvu, r.contender.trial))
+    return Verdict(rule=rule, by=best.contender.trial)
+
+
+def beats(one: Measure, other: Measure, *, margin: float, z: float) -> bool:
+    """Whether `one` is no less sparse than `other` and more faithful, beyond the margin and the noise of both."""
+    tolerance = min(z * math.hypot(one.l0_noise, other.l0_noise), L0_TOLERANCE * other.l0)
+    gain = other.fvu - one.fvu
+    noise = z * math.hypot(one.fvu_noise, other.fvu_noise)
+    return one.l0 <= other.l0 + tolerance and gain > noise and gain > margin * other.fvu
+
+
+def _key(rules: StopRules, reached: Reached) -> str:
+    return reached.contender.trial if rules.seeds_compete else reached.contender.configuration
+
+
+def _is_replica(rules: StopRules, me: Reached, other: Reached) -> bool:
+    same_trial = me.contender.trial == other.contender.trial
+    return not same_trial and _key(rules, me) == _key(rules, other)
+
+
+def _worst_if_nan(fvu: float) -> float:
+    return math.inf if math.isnan(fvu) else fvu
