@@ -148,6 +148,25 @@ class TimedCheckpointHook:
 
 
 @dataclass(kw_only=True)
+class EndHook:
+    """Ends the training before its last step, at one step on all ranks, when rank 0 is given a reason to."""
+
+    every: int
+    num_steps: int
+    ask: Callable[[], str] | None
+    """Why the training ends here, empty to go on; asked on rank 0 alone, None on the others."""
+    ranks: Pairs
+    ended: bool = False
+    reason: str = ""
+    """Known on rank 0."""
+
+    def __call__(self, record: StepRecord) -> None:
+        if record.step < self.num_steps:
+            self.reason = self.ask() if self.ask is not None else ""
+            self.ended = self.ranks.count(int(bool(self.reason))) > 0
+
+
+@dataclass(kw_only=True)
 class LeaveHook:
     """Saves once when a rank's machine is about to go, so that whoever goes on elsewhere loses nothing."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from typing import NamedTuple, Protocol
 
@@ -67,7 +67,7 @@ def training_steps(
     *,
     start: int,
     check: RowCheck | None = None,
-) -> Iterator[StepRecord]:
+) -> Generator[StepRecord]:
     """Train from step `start` to the end. Raises TrainingFailedError when the loss is not finite."""
     dictionary, num_steps, train_s = engine.dictionary, config.num_steps, 0.0
     with closing(batches_on(engine.device, stream, config.data, range(start, num_steps))) as batches:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch.distributed as dist
 
@@ -17,7 +18,7 @@ from training.checkpoint_parts import Share
 from training.checkpoint_writer import CheckpointWriter
 from training.config import TrainingConfig
 from training.data_traffic import DataTraffic
-from training.hooks import CheckpointHook, Emit, EvaluateHook, LeaveHook, LogHook, TimedCheckpointHook
+from training.hooks import CheckpointHook, Emit, EndHook, EvaluateHook, LeaveHook, LogHook, TimedCheckpointHook
 from training.loop import Hook, run_hooks, training_steps
 from training.mesh import Mesh, connect
 from training.metrics import METRICS_VERSION
@@ -51,6 +52,10 @@ class TrainingResult(NamedTuple):
     """Steps done by this attempt: fewer than all after a resume."""
     curve: list[dict[str, float]]
     """Held-out metrics at other numbers of active latents, `k`, where the architecture offers them."""
+    ended: Literal["done", "stopped", "paused"] = "done"
+    """`stopped` for good by a verdict, with a dictionary; `paused` with a checkpoint from which another run goes on."""
+    reason: str = ""
+    """Why it ended before its last step; known on rank 0."""
 
 
 class Parts(NamedTuple):
@@ -79,6 +84,11 @@ class Trainer:
     """Called on every rank with the record of every evaluation."""
     leaving: Callable[[], bool] = lambda: False
     """Whether this machine, or another rank's, is about to go; asked on every rank, all are told the same."""
+    verdict: Callable[[Sequence[dict[str, Any]]], str] | None = None
+    """Given the records so far after an evaluation: why the training ends here for good, empty to go on. None on every
+    rank, or on none; asked on rank 0 alone."""
+    pause: Callable[[], str] | None = None
+    """The same, asked every `every.log` steps: why the training saves its state and ends, to be gone on with later."""
     may_share_device: bool = False
     """Whether ranks may compute on one GPU."""
     timeout_s: float = 600.0
@@ -87,7 +97,10 @@ class Trainer:
     num_ranks: int = field(default_factory=lambda: dist.get_world_size())
 
     def run(self) -> TrainingResult:
-        """Train to the end, from the newest valid checkpoint if there is one, and save the dictionary."""
+        """Train from the newest valid checkpoint, if there is one, to the end, and save the dictionary.
+
+        A verdict ends it sooner; a pause does without the dictionary.
+        """
         watch = self._watch() if self.num_ranks > 1 else Alone()
         with watch.watching():
             return self._train(self._build(), watch)
@@ -152,13 +165,24 @@ class Trainer:
                 )
             )
         hooks.append(LeaveHook(every=every.log, leaving=self.leaving, checkpoint=checkpoint))
+        stop, pause = self._ends(metrics_log, mesh)
+        hooks += [*([stop] if self.verdict is not None else []), *([pause] if self.pause is not None else [])]
         check = RowCheck(mesh, self._planned()) if config.mesh.check_rows else None
         try:
-            for record in training_steps(config, stream, engine, mesh.axes.rows, start=start, check=check):
-                watch.step = record.step
-                run_hooks(hooks, record, config.num_steps)
+            step = start
+            with closing(training_steps(config, stream, engine, mesh.axes.rows, start=start, check=check)) as records:
+                for record in records:
+                    watch.step = step = record.step
+                    run_hooks(hooks, record, config.num_steps)
+                    if stop.ended or pause.ended:
+                        break
+            if pause.ended and not stop.ended:
+                checkpoint(record)
+                writer.close()
+                return TrainingResult({}, log.train_s, step - start, [], "paused", pause.reason)
             metrics = evaluation.last or evaluation.evaluate()  # resumed after the last step: nothing was evaluated yet
-            curve = [{"k": float(k), **evaluation.evaluate(k)} for k in engine.dictionary.budgets()]
+            budgets = () if stop.ended else engine.dictionary.budgets()
+            curve = [{"k": float(k), **evaluation.evaluate(k)} for k in budgets]
             writer.close()  # before the dictionary is gathered: the memory of both is never needed at once
             self._save(engine, stream.manifest, metrics)
             if metrics_log is not None:
@@ -166,7 +190,26 @@ class Trainer:
         except BaseException:
             writer.close(PATIENCE_S)  # the next attempt resumes from there; but ranks that hang write no part
             raise
-        return TrainingResult(metrics, log.train_s, config.num_steps - start, curve)
+        return TrainingResult(
+            metrics, log.train_s, step - start, curve, "stopped" if stop.ended else "done", stop.reason
+        )
+
+    def _ends(self, metrics_log: MetricsLog | None, mesh: Mesh) -> tuple[EndHook, EndHook]:
+        """What may end the training before its last step: for good, and for now."""
+        config, verdict = self.config, self.verdict
+
+        def stop() -> str:
+            assert metrics_log is not None
+            assert verdict is not None
+            return verdict(metrics_log.records)
+
+        asks = (stop, self.pause) if metrics_log is not None else (None, None)
+        everies = (config.every.evaluate, config.every.log)
+        first, second = (
+            EndHook(every=every, num_steps=config.num_steps, ask=ask, ranks=mesh.axes.pairs)
+            for every, ask in zip(everies, asks, strict=True)
+        )
+        return first, second
 
     def _checkpoint_writer(self, engine: Optimizer, mesh: Mesh) -> CheckpointWriter:
         return CheckpointWriter(

@@ -11,9 +11,11 @@ from storage.chunk_cache import CacheSettings
 from storage.config_file import FileModel, StorageBlock, nearest
 from training.dictionaries import ARCHITECTURES, architecture
 from training.dictionaries.base import Kind
+from tuning.axes import SITE_AXES, TRIAL_AXES, Point, Range, Values, axis_values
+from tuning.resources import PricesBlock, ResourcesBlock
+from tuning.rules import Condition, Rule
+from tuning.search import SearchBlock
 
-TRIAL_AXES = ("architecture", "width", "target_l0", "seed", "lr")
-"""Axes that every architecture has."""
 TRAINING_SETTINGS = ("lr", "rows", "lr_scale", "precision")
 """What a rule may set of the training."""
 RULE_SETTINGS = (
@@ -107,62 +109,6 @@ class EveryBlock(FileModel):
     """Keep the checkpoints of steps that are multiples of this for good; 0 keeps none once a trial is done."""
 
 
-class MeshBlock(FileModel):
-    """The workers of one dictionary: data x feature of them."""
-
-    data: int = Field(default=1, gt=0)
-    """Parts into which the rows of a batch are split."""
-    feature: int = Field(default=1, gt=0)
-    """Parts into which the latents are split; the width must be a multiple."""
-
-
-class ResourcesBlock(FileModel):
-    """What one trial gets."""
-
-    workers: int | None = Field(default=None, gt=0)
-    """Workers that split the rows of a batch: short for `mesh: {data: ...}`."""
-    mesh: MeshBlock | Literal["auto"] | None = None
-    """Workers along both axes; `auto` takes the smallest mesh whose workers have room on the cluster's nodes."""
-    cpus_per_worker: float = Field(default=1, gt=0)
-    gpus_per_worker: float = Field(default=0, ge=0)
-    gpu_memory_gib: float | None = Field(default=None, gt=0)
-    """Memory of a GPU of the cluster, for `mesh: auto`; by default that of this machine's, where there is one."""
-    zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
-    offload_optimizer: bool = False
-    """Keep the optimizer's state in the host's memory and step there; for ZeRO stages 1 to 3."""
-    micro_batches: int = Field(default=1, gt=0)
-    """Parts in which each worker computes its rows of a batch, one after another: less memory, the same result."""
-    check_rows: bool = False
-    """For debugging: compare the rows that the workers have of every batch, each planned row once."""
-    timeout_s: float = Field(default=600.0, ge=1)
-    """How long the workers of a trial wait for each other before the silent ones are named and all start again."""
-
-    @model_validator(mode="after")
-    def _one_mesh(self) -> ResourcesBlock:
-        if self.workers is not None and self.mesh is not None:
-            raise ValueError(f"give `workers` ({self.workers}) or `mesh`, one of the two")
-        return self
-
-    @property
-    def axes(self) -> MeshBlock:
-        """The workers along both axes; one, as long as `auto` is undecided."""
-        return self.mesh if isinstance(self.mesh, MeshBlock) else MeshBlock(data=self.workers or 1)
-
-
-class Rule(FileModel):
-    """Trials that match `when` get `set` instead of the general values."""
-
-    when: dict[str, Any]
-    """Axis to value, or to a list of values."""
-    set: dict[str, Any]
-
-    def matches(self, point: dict[str, Any]) -> bool:
-        """Whether a point of the grid has all the values."""
-        return all(
-            point.get(axis) in (wanted if isinstance(wanted, list) else [wanted]) for axis, wanted in self.when.items()
-        )
-
-
 class CacheBlock(FileModel):
     """Chunks of the dataset kept on a local disk of each node, for this sweep and later ones. Off by default."""
 
@@ -192,8 +138,13 @@ class SweepFile(FileModel):
     """Folder of the sweep: a path, file:// or s3://."""
     data: DataBlock
     training: TrainingBlock
-    axes: dict[str, list[Any]]
-    """Values of each axis; the trials are their product."""
+    axes: dict[str, list[Any] | Range]
+    """Values of each axis, or a range to draw from; the trials are their product, or drawn from it by `search`."""
+    search: SearchBlock = SearchBlock()
+    exclude: list[Condition] = Field(default_factory=list)
+    """Points of the axes that meet one of these conditions are left out."""
+    include: list[Condition] = Field(default_factory=list)
+    """Points to train besides; an axis that an entry does not name has all its values."""
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Fixed options by architecture, which win over the axes; `all` goes to whichever architecture has them."""
     rules: list[Rule] = Field(default_factory=list)
@@ -203,6 +154,7 @@ class SweepFile(FileModel):
     """How often a trial whose worker died is continued from its newest checkpoint."""
     storage: StorageBlock = StorageBlock()
     cache: CacheBlock | None = None
+    prices: PricesBlock | None = None
     wandb: WandbBlock = WandbBlock()
 
     @field_validator("axes", mode="before")
@@ -210,26 +162,62 @@ class SweepFile(FileModel):
     def _lists(cls, axes: Any) -> Any:
         if not isinstance(axes, dict):
             return axes
-        for axis in ("architecture", "width", "target_l0"):
+        for axis in ("architecture", "target_l0"):
             if axis not in axes:
                 raise ValueError(f"the axis {axis!r} is missing")
-        return {axis: values if isinstance(values, list) else [values] for axis, values in axes.items()}
+        if ("width" in axes) == ("expansion" in axes):
+            both = "both `width` and `expansion` are given" if "width" in axes else "the axis 'width' is missing"
+            raise ValueError(f"{both}; give one of `width` and `expansion` (times the site's width)")
+        return {axis: axis_values(axis, values) for axis, values in axes.items()}
 
     @model_validator(mode="after")
-    def _known_names(self) -> SweepFile:
-        for values in self.axes.values():
+    def _consistent(self) -> SweepFile:
+        for axis, values in self.axes.items():
             if not values:
-                raise ValueError("axes: an axis has no values, so there is no trial")
-        classes = {name: architecture(name) for name in self.axes["architecture"]}
-        for name, made in classes.items():
-            self.data.sites_for(made.kind, name)
-        options = {f.name for made in classes.values() for f in fields(made.Config)}
-        known = [*TRIAL_AXES, *sorted(options - set(TRIAL_AXES))]
+                raise ValueError(f"axes.{axis}: has no values, so there is no trial")
+            if isinstance(values, Range) and self.search.kind == "grid":
+                raise ValueError(f"axes.{axis}: a range is for `search: {{kind: random}}`; list its values for a grid")
+        for name in self.architectures:
+            self.data_at({axis: _first(values) for axis, values in self.axes.items()}, name)
+        self._check_names()
+        return self
+
+    @property
+    def architectures(self) -> list[str]:
+        """Those of the axes and of `include`, each once."""
+        listed = [axis_values("architecture", entry.get("architecture", [])) for entry in self.include]
+        named = [name for values in (self.axes["architecture"], *listed) if isinstance(values, list) for name in values]
+        return [name for number, name in enumerate(named) if name not in named[:number]]
+
+    def data_at(self, point: Point, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Inputs and outputs of an architecture at a point of the axes. Raises ValueError naming the field."""
+        sites = {axis: point[axis] for axes in SITE_AXES.values() for axis in axes if axis in point}
+        if isinstance(sites.get("site"), dict):
+            sites |= _pair(sites["site"])
+        if not isinstance(sites.get("sites", []), list):
+            raise ValueError(f"axes.sites: {sites['sites']!r} is no list of sites")
+        data = self.data.model_copy(update=sites)
+        return data.sites_for(architecture(name).kind, name)
+
+    def _check_names(self) -> None:
+        """Refuse axes and options that no architecture of the sweep has."""
+        configs = {name: {f.name for f in fields(architecture(name).Config)} for name in self.architectures}
+        options = set().union(*configs.values()) - {"architecture"}
+        kinds = {architecture(name).kind for name in self.architectures}
+        sites = [axis for kind in sorted(kinds) for axis in SITE_AXES[kind]]
+        axes = list(dict.fromkeys((*TRIAL_AXES, *sites, *sorted(options))))
         for axis in self.axes:
-            _refuse_unknown("axes", axis, known)
+            _refuse_unknown("axes", axis, axes)
+        for entry in self.include:
+            for axis in entry:
+                _refuse_unknown("include", axis, axes)
+        for condition in self.exclude:
+            for axis in condition:
+                _refuse_unknown("exclude", axis, list(self.axes))
+        named = list(dict.fromkeys((*self.axes, *(axis for entry in self.include for axis in entry))))
         for rule in self.rules:
             for name in rule.when:
-                _refuse_unknown("rules.when", name, list(self.axes))
+                _refuse_unknown("rules.when", name, named)
             for name in rule.set:
                 _refuse_unknown("rules.set", name, [*RULE_SETTINGS, *sorted(options - set(TRIAL_AXES))])
         for name, given in self.options.items():
@@ -238,7 +226,17 @@ class SweepFile(FileModel):
                 having = options - {"width", "target_l0"}
                 having = having if name == "all" else {f.name for f in fields(architecture(name).Config)}
                 _refuse_unknown(f"options.{name}", option, sorted(having))
-        return self
+
+
+def _first(values: Values) -> Any:
+    return values.low if isinstance(values, Range) else values[0]
+
+
+def _pair(given: dict[str, Any]) -> dict[str, str]:
+    """The sites of `{input: a, output: b}`."""
+    if set(given) != {"input", "output"}:
+        raise ValueError(f"axes.site: {given} is neither the name of a site nor {{input: NAME, output: NAME}}")
+    return {"site": str(given["input"]), "output_site": str(given["output"])}
 
 
 def _refuse_unknown(where: str, name: str, known: list[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -17,7 +16,10 @@ from training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig
 from training.dictionaries import architecture, dictionary_config
 from training.dictionaries.base import DictionaryConfig
 from training.engine_settings import check_names
-from tuning.sweep_file import TRAINING_SETTINGS, ResourcesBlock, SweepFile
+from tuning.axes import Point, width_of
+from tuning.points import effective, key, points_of, shown
+from tuning.resources import ResourcesBlock
+from tuning.sweep_file import TRAINING_SETTINGS, SweepFile
 
 ENGINE_SETTINGS = ("zero_stage", "offload_optimizer", "micro_batches", "check_rows")
 """What of the resources the workers of a trial have to know."""
@@ -61,30 +63,19 @@ def expand(sweep: SweepFile, manifest: Manifest, training_rows: Callable[[DataCo
 
     Raises UserError naming the field when something does not fit, or two trials are the same.
     """
-    _check_sites_exist(sweep, manifest)
-    points = [dict(zip(sweep.axes, values, strict=True)) for values in itertools.product(*sweep.axes.values())]
-    for number, rule in enumerate(sweep.rules, start=1):
-        if not any(rule.matches(point) for point in points):
-            raise UserError(f"rules: `when` of rule {number} ({rule.when}) matches no trial")
     trials: dict[str, Trial] = {}
-    for point in points:
-        trial = _trial(sweep, manifest, training_rows, point)
-        if trial.id in trials and not _has_unused_axis(sweep, point):
+    points: dict[str, str] = {}
+    seen: set[str] = set()
+    for point in points_of(sweep):
+        trial, of_point = _trial(sweep, manifest, training_rows, point), key(effective(sweep, point))
+        if key(point) in seen or points.setdefault(trial.id, of_point) != of_point:
             raise UserError(f"axes: two trials are the same, {trial.name}; remove the repeated value")
+        seen.add(key(point))
         trials[trial.id] = trial
     return list(trials.values())
 
 
-def _check_sites_exist(sweep: SweepFile, manifest: Manifest) -> None:
-    data = sweep.data
-    for field, site in (("site", data.site), ("output_site", data.output_site), *(("sites", s) for s in data.sites)):
-        if site is not None:
-            manifest.site(site, field=f"data.{field}")
-
-
-def _trial(
-    sweep: SweepFile, manifest: Manifest, training_rows: Callable[[DataConfig], int], point: dict[str, Any]
-) -> Trial:
+def _trial(sweep: SweepFile, manifest: Manifest, training_rows: Callable[[DataConfig], int], point: Point) -> Trial:
     settings: dict[str, Any] = {}
     for rule in sweep.rules:
         if rule.matches(point):
@@ -97,8 +88,8 @@ def _trial(
         workers=axes.data * axes.feature,
         **_part(resources.model_dump(), ("cpus_per_worker", "gpus_per_worker", "timeout_s")),
     )
-    dictionary = dictionary_config(_dictionary_options(sweep, point, settings))
-    data = data_config(sweep, manifest, dictionary.architecture)
+    data = data_config(sweep, manifest, point)
+    dictionary = dictionary_config(_dictionary_options(sweep, manifest, data, point, settings))
     mesh = checked_config(
         MeshConfig, {"data": axes.data, "feature": axes.feature, **_part(resources.model_dump(), ENGINE_SETTINGS)}
     )
@@ -128,10 +119,17 @@ def _trial(
     )
 
 
-def data_config(sweep: SweepFile, manifest: Manifest, name: str) -> DataConfig:
-    """What a dictionary of the architecture `name` reads."""
+def data_config(sweep: SweepFile, manifest: Manifest, point: Point) -> DataConfig:
+    """What the dictionary at a point reads. Raises UserError naming the field of a site that is missing."""
     data = sweep.data.model_dump(exclude={"url", "site", "output_site", "sites"})
-    inputs, outputs = sweep.data.sites_for(architecture(name).kind, name)
+    try:
+        inputs, outputs = sweep.data_at(point, point["architecture"])
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    kind = architecture(point["architecture"]).kind
+    for axis, sites in (("sites" if kind == "crosscoder" else "site", inputs), ("output_site", outputs)):
+        for site in sites:
+            manifest.site(site, field=f"axes.{axis}" if axis in sweep.axes else f"data.{axis}")
     return DataConfig(
         url=Store.at(sweep.data.url).url,
         dataset_id=manifest.id,
@@ -157,33 +155,31 @@ def _check_fits(config: DictionaryConfig, data: DataConfig, manifest: Manifest, 
     config.check_rows(training_rows)
 
 
-def _name(sweep: SweepFile, point: dict[str, Any], config: TrainingConfig) -> str:
+def _name(sweep: SweepFile, point: Point, config: TrainingConfig) -> str:
     """Architecture, width, target L0 and whatever else varies in the sweep."""
-    others = [axis for axis in sweep.axes if axis not in ("architecture", "width", "target_l0")]
-    varying = [f"{axis}{point[axis]}" for axis in others if len(sweep.axes[axis]) > 1]
-    return "-".join([config.trial.rsplit("-", 1)[0], *varying])
+    return "-".join([config.trial.rsplit("-", 1)[0], *shown(sweep, point)])
 
 
-def _seed(point: dict[str, Any]) -> int:
+def _seed(point: Point) -> int:
     seed = point.get("seed", 0)
     if not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise UserError(f"axes.seed: {seed!r} is not a whole number from 0 to 2^63 - 1")
     return seed
 
 
-def _dictionary_options(sweep: SweepFile, point: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+def _dictionary_options(
+    sweep: SweepFile, manifest: Manifest, data: DataConfig, point: Point, settings: dict[str, Any]
+) -> dict[str, Any]:
     """Options of the point's architecture: from `options.all`, the axes, its own and the rules, the last one wins."""
     name = point["architecture"]
     known = {f.name for f in fields(architecture(name).Config)}
     given = {**sweep.options.get("all", {}), **point, **sweep.options.get(name, {}), **settings}
+    if "width" not in given:
+        try:
+            given["width"] = width_of(given["expansion"], manifest.sites[data.inputs[0]].width)
+        except ValueError as error:
+            raise UserError(f"axes.{error}") from error
     return {"architecture": name, **_part(given, known)}
-
-
-def _has_unused_axis(sweep: SweepFile, point: dict[str, Any]) -> bool:
-    """Whether an axis plays no part for this point's architecture: it has no such option, or fixes it."""
-    name = point["architecture"]
-    known = {f.name for f in fields(architecture(name).Config)} | {"architecture", "seed", "lr"}
-    return any(axis not in known or axis in sweep.options.get(name, {}) for axis in sweep.axes)
 
 
 def _part(values: dict[str, Any], names: Any) -> dict[str, Any]:
