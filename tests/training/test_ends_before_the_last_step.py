@@ -1,0 +1,83 @@
+"""A training that a verdict or a pause ends: what it leaves, and that a pause loses nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_synthetic import STEPS, Dataset, small_config, small_dataset
+
+from storage.store import Store
+from training.checkpoints import newest_checkpoint
+from training.saved import load_dictionary, read_dictionary_config
+from training.trainer import Trainer, TrainingResult
+
+pytestmark = pytest.mark.usefixtures("process_group")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Dataset:
+    return small_dataset(tmp_path_factory.mktemp("data"))
+
+
+def train(dataset: Dataset, folder: Path, **options: Any) -> TrainingResult:
+    config = small_config(dataset, "batch_topk")
+    return Trainer(config=config, store=Store.at(str(folder)), trial=config.trial, **options).run()
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_dictionary(str(folder / "dictionary")).state_dict()
+
+
+def steps_logged(folder: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_verdict_ends_a_training_at_its_evaluation_and_leaves_the_dictionary_of_that_step(dataset, tmp_path):
+    seen: list[list[int]] = []
+
+    def verdict(records) -> str:
+        seen.append([record["step"] for record in records if "eval/fvu" in record])
+        return "enough" if seen[-1][-1] >= STEPS // 2 else ""
+
+    result = train(dataset, tmp_path / "stopped", verdict=verdict)
+    assert (result.ended, result.reason) == ("stopped", "enough")
+    assert result.steps == seen[-1][-1] < STEPS
+    assert seen == [seen[-1][: i + 1] for i in range(len(seen))]  # asked once after each evaluation
+    about = read_dictionary_config(Store.at(str(tmp_path / "stopped" / "dictionary")))
+    assert about["held_out"]["fvu"] == result.metrics["fvu"]
+    assert steps_logged(tmp_path / "stopped")[-1] == result.steps
+
+
+def test_a_training_that_is_never_told_to_end_is_not_changed_by_being_asked(dataset, tmp_path):
+    train(dataset, tmp_path / "plain")
+    result = train(dataset, tmp_path / "asked", verdict=lambda records: "", pause=lambda: "")
+    assert (result.ended, result.steps) == ("done", STEPS)
+    plain, asked = weights(tmp_path / "plain"), weights(tmp_path / "asked")
+    assert all(torch.equal(plain[name], asked[name]) for name in plain)
+
+
+def test_a_pause_saves_the_state_of_its_step_and_the_training_goes_on_as_if_there_had_been_none(dataset, tmp_path):
+    train(dataset, tmp_path / "plain")
+    asked = iter(["", "", "night"])
+    result = train(dataset, tmp_path / "paused", pause=lambda: next(asked))
+    assert (result.ended, result.reason) == ("paused", "night")
+    newest = newest_checkpoint(Store.at(str(tmp_path / "paused" / "checkpoints")))
+    assert newest is not None
+    assert newest.step == result.steps < STEPS
+    assert steps_logged(tmp_path / "paused")[-1] == result.steps
+    assert not (tmp_path / "paused" / "dictionary").exists()
+    again = train(dataset, tmp_path / "paused")
+    assert (again.ended, again.steps) == ("done", STEPS - result.steps)
+    plain, paused = weights(tmp_path / "plain"), weights(tmp_path / "paused")
+    assert all(torch.equal(plain[name], paused[name]) for name in plain)
+    assert steps_logged(tmp_path / "paused") == steps_logged(tmp_path / "plain")
+
+
+def test_a_reason_that_comes_with_the_last_step_ends_nothing(dataset, tmp_path):
+    reasons = {STEPS: "too late"}
+    result = train(dataset, tmp_path / "done", verdict=lambda records: reasons.get(records[-1]["step"], ""))
+    assert (result.ended, result.steps) == ("done", STEPS)
