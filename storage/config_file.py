@@ -128,4 +128,4 @@ def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list
         if not nested:
             return []
         model = nested[0]
-    return list(model.model_fields)
+    return [found.alias or name for name, found in model.model_fields.items()]

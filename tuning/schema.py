@@ -22,13 +22,39 @@ def sweep_schema() -> dict[str, Any]:
         "properties": {**options, "all": {"type": "object", "properties": shared, "additionalProperties": False}},
         "additionalProperties": False,
     }
-    axes = {**{name: {} for name in TRIAL_AXES}, **every, "architecture": {"enum": list(ARCHITECTURES)}}
+    axes = {**{name: {} for name in TRIAL_AXES}, **every, **_SITE_AXES, "architecture": {"enum": list(ARCHITECTURES)}}
     schema["properties"]["axes"] |= {
-        "properties": {name: _one_or_more(found) for name, found in axes.items()},
-        "required": ["architecture", "width", "target_l0"],
+        "properties": {name: _one_or_more(found, ranges=name not in _NUMBERLESS) for name, found in axes.items()},
+        "required": ["architecture", "target_l0"],
+        "oneOf": [{"required": ["width"]}, {"required": ["expansion"]}],
         "additionalProperties": False,
     }
+    for block in ("include", "exclude"):
+        schema["properties"][block]["items"] |= {
+            "properties": {name: {} for name in axes},
+            "additionalProperties": False,
+        }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "lexray sweep", **schema}
+
+
+_NAME: dict[str, Any] = {"type": "string"}
+_SITE_AXES: dict[str, Any] = {
+    "site": {
+        "anyOf": [
+            _NAME,
+            {
+                "type": "object",
+                "properties": {"input": _NAME, "output": _NAME},
+                "required": ["input", "output"],
+                "additionalProperties": False,
+            },
+        ]
+    },
+    "output_site": _NAME,
+    "sites": {"type": "array", "items": _NAME},
+}
+_NUMBERLESS = ("architecture", *_SITE_AXES)
+"""Axes that have no ranges."""
 
 
 def _options_schema(name: str) -> dict[str, Any]:
@@ -42,8 +68,9 @@ def _options_schema(name: str) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
-def _one_or_more(schema: dict[str, Any]) -> dict[str, Any]:
-    """An axis is a list of values, or one value."""
+def _one_or_more(schema: dict[str, Any], *, ranges: bool) -> dict[str, Any]:
+    """An axis is a list of values, or one value, or a range to draw from."""
     value = {key: part for key, part in schema.items() if key not in ("default", "description")}
     described = {"description": schema["description"]} if "description" in schema else {}
-    return {"anyOf": [value, {"type": "array", "items": value, "minItems": 1}], **described}
+    drawn = [{"$ref": "#/$defs/Range"}] if ranges else []
+    return {"anyOf": [value, {"type": "array", "items": value, "minItems": 1}, *drawn], **described}

@@ -81,7 +81,7 @@ def _trial(sweep: SweepFile, manifest: Manifest, training_rows: Callable[[DataCo
         if rule.matches(point):
             settings |= rule.set
     resources = checked_block(sweep.resources, _mesh_settings(settings))
-    changes = _part(settings, TRAINING_SETTINGS) | _part(point, ("lr",))
+    changes = _part(point, ("lr",)) | _part(settings, TRAINING_SETTINGS)
     training = checked_block(sweep.training, changes | ({"epochs": None} if "rows" in settings else {}))
     axes = resources.axes
     footprint = Footprint(
