@@ -15,6 +15,7 @@ from tuning.axes import SITE_AXES, TRIAL_AXES, Point, Range, Values, axis_values
 from tuning.resources import PricesBlock, ResourcesBlock
 from tuning.rules import Condition, Rule
 from tuning.search import SearchBlock
+from tuning.stop_block import EndsBlock
 
 TRAINING_SETTINGS = ("lr", "rows", "lr_scale", "precision")
 """What a rule may set of the training."""
@@ -130,7 +131,7 @@ class WandbBlock(FileModel):
     """`auto` is online where an API key is configured, else offline."""
 
 
-class SweepFile(FileModel):
+class SweepFile(EndsBlock):
     """A sweep."""
 
     name: str

@@ -2,6 +2,8 @@
 
 sweep.yaml                     the sweep file as run
 trials/TRIAL/trial.json        configuration, status and result (TrialRecord)
+trials/TRIAL/rungs.json        where early stopping judged it, and how (tuning.verdicts)
+trials/TRIAL/spent.json        hours of its workers, all attempts together (tuning.ends)
 trials/TRIAL/metrics.jsonl     one JSON object per logged step (storage of `training.metrics_log`)
 trials/TRIAL/checkpoints/      see training.checkpoints
 trials/TRIAL/dictionary/       the trained dictionary: config.json, dictionary.safetensors
@@ -11,6 +13,7 @@ frontier.parquet, frontier.png, report.html
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,6 +24,10 @@ from training.saved import CONFIG as DICTIONARY_CONFIG
 DONE, TARGET_MISSED, FAILED, RUNNING, PENDING = "done", "target missed", "failed", "running", "pending"
 FINISHED = (DONE, TARGET_MISSED)
 """A trial with one of these statuses is never trained again."""
+STOPPED = "stopped early"
+"""Not trained again either, as long as the sweep file's `stop` stays as it is."""
+PAUSED = ("stopped: deadline", "stopped: gpu_hours", "stopped: cpu_hours")
+"""Goes on from its checkpoint when the sweep is run again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +48,8 @@ class TrialRecord:
     """Held-out metrics at the end: l0, fvu, explained_variance, dead_fraction."""
     curve: list[dict[str, float]] = field(default_factory=list)
     """The same metrics at other numbers of active latents, `k`, where the architecture offers them."""
+    stopped: dict[str, Any] = field(default_factory=dict)
+    """The verdict that ended it early: rule, rung, step, by which trial, both numbers, under which `rules`."""
     timing: dict[str, float] = field(default_factory=dict)
     """Seconds: `total_s` wall time of the trial, `train_s` spent in training steps; `rows_per_s`."""
 
@@ -71,12 +80,12 @@ class SweepFolder:
                 f"{file}: not a trial's record ({error}); remove it to train the trial again"
             ) from error
 
-    def is_finished(self, trial: str) -> bool:
-        """Whether the trial was trained to its end and its dictionary is there."""
+    def is_finished(self, trial: str, stop_rules: Mapping[str, Any] | None = None) -> bool:
+        """Whether the trial was trained to its end, or stopped under these very rules, and its dictionary is there."""
         record = self.read_trial(trial)
         return (
             record is not None
-            and record.status in FINISHED
+            and (record.status in FINISHED or _is_stopped_under(record, stop_rules))
             and self.trial_store(trial).exists(f"dictionary/{DICTIONARY_CONFIG}")
         )
 
@@ -87,6 +96,10 @@ class SweepFolder:
         except FileNotFoundError:
             return []
         return [_parsed(line, f"trials/{trial}/metrics.jsonl") for line in text.splitlines() if line]
+
+
+def _is_stopped_under(record: TrialRecord, stop_rules: Mapping[str, Any] | None) -> bool:
+    return record.status == STOPPED and stop_rules is not None and record.stopped.get("rules") == stop_rules
 
 
 def _parsed(text: str | bytes, file: str) -> Any:

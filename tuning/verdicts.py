@@ -1,0 +1,169 @@
+"""The verdicts of a running trial at its rungs, taken from what the trials of its sweep have written.
+
+Every trial keeps `trials/TRIAL/rungs.json`: what it measured at each rung and what was decided there. It writes its own
+measure before it reads those of the others, so of two that reach a rung together each sees the other; and a verdict is
+written before it is followed, so whoever trains the trial again after a fault decides the same without asking anew.
+Nothing but the sweep's folder is needed for it: no process has to live as long as the sweep.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from storage.errors import CorruptDataError, UserError
+from storage.store import Store
+from tuning.early_stopping import MIN_EVALUATIONS, Contender, Measure, Reached, StopRules, judge, measured, rung_steps
+from tuning.sweep_folder import SweepFolder
+from tuning.trials import Trial
+
+log = logging.getLogger("lexray")
+
+RUNGS = "rungs.json"
+_READERS = 16
+"""Small files read at once: from an object store each of them costs a round trip."""
+
+
+@dataclass(kw_only=True)
+class Rungs:
+    """What `rungs.json` holds; steps are text there, as JSON has it."""
+
+    measures: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Step to `Measure`."""
+    verdicts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Step to the record of a verdict; one without `rule` lets the trial go on."""
+    rules: dict[str, Any] = field(default_factory=dict)
+    """Under which the verdicts were given: under others they do not count."""
+
+
+def read_rungs(store: Store) -> Rungs:
+    """Those of the trial in this folder; empty when it reached none, or its file cannot be used."""
+    try:
+        return Rungs(**json.loads(store.read(RUNGS)))
+    except FileNotFoundError:
+        return Rungs()
+    except (ValueError, TypeError, CorruptDataError) as error:
+        log.warning("%s/%s cannot be read (%s): its rungs count as not reached", store.url, RUNGS, error)
+        return Rungs()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """Judges one trial; called on the trial's first worker after each evaluation."""
+
+    folder: SweepFolder
+    rules: StopRules
+    me: Contender
+    others: tuple[Contender, ...]
+    """The sweep's other trials that may be compared with it."""
+    rungs: tuple[int, ...]
+    """Steps at which it is judged."""
+
+    def __call__(self, records: Sequence[dict[str, Any]]) -> str:
+        """Why the trial ends here, empty to go on."""
+        step = int(records[-1]["step"])
+        if step not in self.rungs:
+            return ""
+        return reason_of_verdict(self.verdict_at(step, [r for r in records if "eval/fvu" in r]))
+
+    def verdict_at(self, step: int, evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The record of the verdict at the rung of `step`, the one that was given before if there is one."""
+        store, key, rules = self.folder.trial_store(self.me.trial), str(step), asdict(self.rules)
+        mine = read_rungs(store)
+        if mine.rules != rules:
+            mine.verdicts, mine.rules = {}, rules
+        if key not in mine.verdicts:
+            measure = measured(evaluations)
+            mine.measures[key] = asdict(measure)
+            self._write(store, mine)
+            mine.verdicts[key] = self._decide(step, measure)
+            self._write(store, mine)
+        return mine.verdicts[key]
+
+    def _decide(self, step: int, measure: Measure) -> dict[str, Any]:
+        others = list(self._reached(str(step)))
+        verdict = judge(self.rules, Reached(contender=self.me, measure=measure), others)
+        record = {"step": step, "rung": self.rungs.index(step) + 1, "reached": len(others) + 1, **asdict(measure)}
+        if verdict is None:
+            return record
+        winner = next(o.measure for o in others if o.contender.trial == verdict.by)
+        return {**record, **asdict(verdict), "by_l0": winner.l0, "by_fvu": winner.fvu, "rules": asdict(self.rules)}
+
+    def _reached(self, key: str) -> Iterable[Reached]:
+        """The others that have measured at this step."""
+        with ThreadPoolExecutor(_READERS) as readers:
+            stores = [self.folder.trial_store(other.trial) for other in self.others]
+            for other, rungs in zip(self.others, readers.map(read_rungs, stores), strict=True):
+                if key in rungs.measures:
+                    yield Reached(contender=other, measure=Measure(**rungs.measures[key]))
+
+    def _write(self, store: Store, rungs: Rungs) -> None:
+        store.write(RUNGS, json.dumps(asdict(rungs), indent=1).encode())
+
+
+def stopped_by(store: Store, rules: StopRules) -> dict[str, Any]:
+    """The record of the verdict that ended the trial in this folder; empty when there is none under these rules."""
+    rungs = read_rungs(store)
+    given = rungs.verdicts.values() if rungs.rules == asdict(rules) else ()
+    return next((verdict for verdict in given if "rule" in verdict), {})
+
+
+def reason_of_verdict(verdict: dict[str, Any]) -> str:
+    """A verdict in one line, empty for one that lets the trial go on."""
+    if "rule" not in verdict:
+        return ""
+    return (
+        f"{verdict['rule']}, rung {verdict['rung']} (step {verdict['step']:,}): FVU {verdict['fvu']:.4f} "
+        f"at L0 {verdict['l0']:.2f}, {verdict['by']} has {verdict['by_fvu']:.4f} at {verdict['by_l0']:.2f}"
+    )
+
+
+def judges(folder: SweepFolder, trials: Sequence[Trial], rules: StopRules) -> dict[str, Judge]:
+    """A judge for each trial, by its id."""
+    contenders = {trial.id: contender(trial) for trial in trials}
+    return {
+        trial.id: Judge(
+            folder=folder,
+            rules=rules,
+            me=(me := contenders[trial.id]),
+            others=tuple(o for o in contenders.values() if o.comparable == me.comparable and o.trial != me.trial),
+            rungs=rungs_of(rules, trial),
+        )
+        for trial in trials
+    }
+
+
+def rungs_of(rules: StopRules, trial: Trial) -> tuple[int, ...]:
+    """Steps at which a trial is judged."""
+    return rung_steps(rules, trial.config.num_steps, trial.config.every.evaluate)
+
+
+def check_rungs(rules: StopRules, trials: Sequence[Trial]) -> None:
+    """Raise UserError when a trial is evaluated too rarely to be judged at all."""
+    for trial in trials:
+        if not rungs_of(rules, trial):
+            steps, evaluate = trial.config.num_steps, trial.config.every.evaluate
+            enough = max(1, int(rules.first_share * steps) // MIN_EVALUATIONS)
+            raise UserError(
+                f"stop: {trial.name} is evaluated every {evaluate:,} of {steps:,} steps, too rarely for a rung with "
+                f"{MIN_EVALUATIONS} evaluations before it; set every.evaluate to {enough:,} or less"
+            )
+
+
+def contender(trial: Trial) -> Contender:
+    """A trial as the rules see it."""
+    config = trial.config.to_dict()
+    dictionary, data = config["dictionary"], config["data"]
+    comparable = [dictionary["width"], data["inputs"], data["outputs"], data["batch_rows"], config["rows"]]
+    del config["seed"], config["mesh"]
+    return Contender(
+        trial=trial.id,
+        configuration=hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16],
+        target_l0=float(dictionary["target_l0"]),
+        comparable=json.dumps(comparable),
+    )
