@@ -35,7 +35,7 @@ def evaluate(
 
     `k` encodes with another number of active latents than was trained. `sites` are the names of what is reconstructed.
     """
-    sums = _Sums(dictionary)
+    sums = Sums(dictionary)
     for batch in batches:
         other_k = {} if k is None else {"k": k}
         code = dictionary.encode(batch.x_BD, **other_k)
@@ -53,7 +53,7 @@ def evaluate(
     }
 
 
-class _Sums:
+class Sums:
     """What the metrics are made of, in one tensor that ranks add up at once. S sites, O their widths together."""
 
     def __init__(self, dictionary: Dictionary) -> None:
@@ -98,12 +98,16 @@ class _Sums:
         square_S += squares_SB.sum(1)
         shift_O += centred_BO.sum(0)
 
+    @property
+    def variance_S(self) -> Tensor:
+        """Sum of squared distances from the mean of the rows that were added, at each site (S)."""
+        num_rows, _, _, _, square_S, shift_O = self._parts
+        shift_S = torch.stack([part.square().sum() for part in shift_O.split(self.widths)])
+        return (square_S - shift_S / num_rows.clamp_min(1)).clamp_min(1e-12)
+
     def fvu(self) -> list[float]:
         """Of each site (S), about the mean of the rows that were added."""
-        num_rows, _, _, error_S, square_S, shift_O = self._parts
-        shift_S = torch.stack([part.square().sum() for part in shift_O.split(self.widths)])
-        variance_S = square_S - shift_S / num_rows.clamp_min(1)
-        fvu: list[float] = (error_S / variance_S.clamp_min(1e-12)).tolist()
+        fvu: list[float] = (self._parts[3] / self.variance_S).tolist()
         return fvu
 
     def _by_site(self, values_BO: Tensor) -> Tensor:

@@ -23,10 +23,13 @@ from storage.store import Store
 from storage.windows import LocalWindows, WindowReader, local_chunks
 from training.checkpoint_writer import delete_temporary
 from training.loop import TrainingFailedError
-from training.start import ensure_process_group
+from training.measures.held_out import measure_trial
+from training.start import ensure_process_group, training_device
 from training.trainer import OpenStream, Trainer, TrainingResult
-from tuning.sweep_folder import DONE, FAILED, RUNNING, TARGET_MISSED, SweepFolder, TrialRecord
+from tuning.ends import Meter, Pause, read_spent
+from tuning.sweep_folder import DONE, FAILED, FINISHED, RUNNING, STOPPED, TARGET_MISSED, SweepFolder, TrialRecord
 from tuning.trials import Trial
+from tuning.verdicts import Judge, stopped_by
 
 TARGET_TOLERANCE = 0.1
 """A trial whose L0 is further from its target than this share has missed it."""
@@ -46,6 +49,12 @@ class TrialRun:
     cache: CacheSettings | None = None
     """Chunks on the disk of each node."""
     retries: int = 3
+    judge: Judge | None = None
+    """Of early stopping; None: trained to the end."""
+    deadline_s: float | None = None
+    """Unix time at which the trial saves its state and ends."""
+    has_cap: bool = False
+    """Whether the hours of the sweep are capped."""
     ray_storage_path: str | None = None
     """Where Ray keeps files of its own; a cache."""
 
@@ -61,24 +70,29 @@ def run_trial(config: dict[str, Any]) -> None:
     """
     run: TrialRun = config["run"]
     began = time.time()
+    meter = Meter(store=run.store, footprint=run.trial.footprint, before=read_spent(run.store), began_s=began)
     record = new_record(run.trial, status=RUNNING)
     run.folder.write_trial(record)
     try:
-        torch_trainer(run, began, callbacks=[TuneReportCallback()]).fit()
+        torch_trainer(run, meter, callbacks=[TuneReportCallback()]).fit()
     except Exception as error:
         timing = {"total_s": time.time() - began}
         run.folder.write_trial(replace(record, status=FAILED, reason=reason_of(error), timing=timing))
         return
-    # They served to resume; the dictionary has the weights.
-    delete_temporary(run.store.at_path("checkpoints"), run.trial.config.every.keep)
+    finally:
+        meter.note(time.time())
+    ended = run.folder.read_trial(run.trial.id)
+    if ended is not None and ended.status in (*FINISHED, STOPPED):
+        # They served to resume; the dictionary has the weights.
+        delete_temporary(run.store.at_path("checkpoints"), run.trial.config.every.keep)
 
 
-def torch_trainer(run: TrialRun, began: float, *, callbacks: Sequence[Any] = ()) -> TorchTrainer:
-    """The Ray Train job of a trial that started at time `began`."""
+def torch_trainer(run: TrialRun, meter: Meter, *, callbacks: Sequence[Any] = ()) -> TorchTrainer:
+    """The Ray Train job of a trial whose attempt `meter` counts."""
     footprint = run.trial.footprint
     return TorchTrainer(
         train_worker,
-        train_loop_config={"run": run, "began": began},
+        train_loop_config={"run": run, "meter": meter},
         scaling_config=ScalingConfig(
             num_workers=footprint.workers,
             use_gpu=footprint.gpus_per_worker > 0,
@@ -117,6 +131,7 @@ class BoundedReports:
 def train_worker(config: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
     run: TrialRun = config["run"]
+    meter: Meter = config["meter"]
     if torch.cuda.is_available():
         torch.cuda.set_device(ray.train.torch.get_device())
     ensure_process_group()
@@ -130,17 +145,27 @@ def train_worker(config: dict[str, Any]) -> None:
         may_share_device=run.trial.footprint.gpus_per_worker < 1,
         open_stream=_nearest_stream(run, f"{run.trial.id}/{context.get_world_rank()}"),
         on_evaluation=BoundedReports(run.trial.config.num_steps),
+        verdict=run.judge,
+        pause=_pause(run, meter),
         rank=context.get_world_rank(),
         num_ranks=context.get_world_size(),
     )
     record = new_record(run.trial, status=RUNNING)
     try:
         result = trainer.run()
-        record = finished_record(record, result, time.time() - config["began"])
+        if context.get_world_rank() == 0:  # by one worker alone: the others have done their part
+            measure_trial(run.store, trainer.open_stream, run.trial.config.data, training_device())
+        record = ended_record(run, record, result, time.time() - meter.began_s)
     except (UserError, TrainingFailedError) as error:  # raised on every rank; another attempt would end the same way
         record = replace(record, status=FAILED, reason=str(error))
     if context.get_world_rank() == 0:
         run.folder.write_trial(record)
+
+
+def _pause(run: TrialRun, meter: Meter) -> Pause | None:
+    if run.deadline_s is None and not run.has_cap:
+        return None
+    return Pause(folder=run.folder, meter=meter, deadline_s=run.deadline_s, has_cap=run.has_cap)
 
 
 def _nearest_stream(run: TrialRun, consumer: str) -> OpenStream:
@@ -163,21 +188,30 @@ def new_record(trial: Trial, *, status: str) -> TrialRecord:
     )
 
 
-def finished_record(record: TrialRecord, result: TrainingResult, total_s: float) -> TrialRecord:
+def ended_record(run: TrialRun, record: TrialRecord, result: TrainingResult, total_s: float) -> TrialRecord:
+    """The record of a trial whose training ended: done, for good by a verdict, or for now."""
+    timing = {"total_s": total_s, "train_s": result.train_s}
+    if result.train_s:
+        timing["rows_per_s"] = result.steps * run.trial.config.data.batch_rows / result.train_s
+    record = replace(record, timing=timing)
+    if result.ended == "paused":
+        return replace(record, status=result.reason, reason="run the sweep again to go on from its checkpoint")
+    if result.ended == "done":
+        return finished_record(record, result)
+    stopped = {} if run.judge is None else stopped_by(run.store, run.judge.rules)
+    return replace(record, status=STOPPED, reason=result.reason, result=result.metrics, stopped=stopped)
+
+
+def finished_record(record: TrialRecord, result: TrainingResult) -> TrialRecord:
     """The record of a trial that trained to its end; `target missed` when its L0 is too far off."""
     target, l0 = record.config["dictionary"]["target_l0"], result.metrics["l0"]
     missed = abs(l0 - target) > TARGET_TOLERANCE * target
-    batch_rows = record.config["data"]["batch_rows"]
-    timing = {"total_s": total_s, "train_s": result.train_s}
-    if result.train_s:
-        timing["rows_per_s"] = result.steps * batch_rows / result.train_s
     return replace(
         record,
         status=TARGET_MISSED if missed else DONE,
         reason=f"L0 is {l0:.1f}, the target {target:g}" if missed else "",
         result=result.metrics,
         curve=result.curve,
-        timing=timing,
     )
 
 

@@ -1,0 +1,83 @@
+"""Measures of a saved dictionary on the held-out rows of its dataset, and where they are written."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from storage.store import Store
+from storage.stream import BatchStream
+from storage.windows import StreamSpec, WindowSource
+from training.batches import raw_rows
+from training.config import DataConfig
+from training.dictionaries.base import Dictionary, RawRows
+from training.measures.coherence import COMPARE_FLOP
+from training.measures.measure import MEASURES_VERSION, Measures, measure
+from training.saved import load_dictionary
+
+MEASURES_FILE, FIRED_FILE = "measures.json", "fired.npy"
+
+MEASURED_ROWS = 65_536
+"""Held-out rows that are measured at most."""
+
+OpenStream = Callable[[StreamSpec], WindowSource]
+"""How a stream's windows are reached."""
+
+log = logging.getLogger("lexray")
+
+
+def measure_held_out(
+    dictionary: Dictionary,
+    stream: BatchStream,
+    data: DataConfig,
+    *,
+    max_rows: int = MEASURED_ROWS,
+    device: torch.device | str = "cpu",
+    max_flop: float | None = COMPARE_FLOP,
+) -> Measures:
+    """Measure a dictionary on a stream of held-out rows, all of which this process reads."""
+
+    def batches() -> Iterator[RawRows]:
+        return (raw_rows(batch, data, device) for batch in stream.every_row(max_rows))
+
+    return measure(dictionary.to(device), batches, max_flop=max_flop)
+
+
+def write_measures(store: Store, measures: Measures) -> None:
+    """Write `measures.json` and `fired.npy` (rows in which each latent fired, int64) into a trial's folder."""
+    counts = io.BytesIO()
+    np.save(counts, measures.fired_F.numpy())
+    store.write(FIRED_FILE, counts.getvalue())
+    store.write(MEASURES_FILE, json.dumps(measures.document, indent=1, allow_nan=False).encode())
+
+
+def read_measures(store: Store) -> dict[str, Any] | None:
+    """The document in a trial's folder, None where there is none of this version or measuring failed."""
+    try:
+        document = json.loads(store.read(MEASURES_FILE))
+    except (FileNotFoundError, ValueError):
+        return None
+    is_known = isinstance(document, dict) and document.get("version") == MEASURES_VERSION and "error" not in document
+    return document if is_known else None
+
+
+def measure_trial(store: Store, open_stream: OpenStream, data: DataConfig, device: torch.device | str = "cpu") -> None:
+    """Measure the dictionary in a trial's folder. A failure is a warning and stands in `measures.json`: the trial is
+    no worse for it, and `lexray measure` can do it again."""
+    folder = store.at_path("dictionary")
+    try:
+        dictionary = load_dictionary(folder.url, folder.settings)
+        spec = data.stream_spec("held_out")
+        stream = BatchStream(spec=spec, source=open_stream(spec), batch_rows=data.batch_rows)
+        write_measures(store, measure_held_out(dictionary, stream, data, device=device))
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        log.warning("%s: not measured (%s)", store.url, reason)
+        failed = {"format": "lexray-measures", "version": MEASURES_VERSION, "error": reason}
+        store.write(MEASURES_FILE, json.dumps(failed, indent=1).encode())

@@ -1,0 +1,91 @@
+"""Everything that is measured of a finished dictionary, in two passes over held-out rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from storage.errors import UserError
+from training.dictionaries.base import Dictionary, RawRows
+from training.measures.coherence import COMPARE_FLOP, coherence
+from training.measures.firing import FiringCounts
+from training.measures.likeness import Likeness
+from training.measures.rate import Rates, contribution_norms
+from training.metrics import METRICS_VERSION, Sums
+
+MEASURES_VERSION = 1
+"""Of the definitions; those of `training.metrics` have a version of their own."""
+
+Batches = Callable[[], Iterable[RawRows]]
+"""Gives the same rows again at each call, in batches of any sizes."""
+
+
+class Measures(NamedTuple):
+    """What was found."""
+
+    document: dict[str, Any]
+    """Plain values, see `docs/metrics.md`."""
+    fired_F: Tensor
+    """Rows in which each latent is active (F), int64."""
+
+
+@torch.no_grad()
+def measure(dictionary: Dictionary, batches: Batches, *, max_flop: float | None = COMPARE_FLOP) -> Measures:
+    """Measure a whole dictionary (not a slice of one) on raw rows, on the device where they are.
+
+    It costs about as much as `1 + len(SHARES)` encodings of all rows, and the comparison of the atoms, which takes at
+    most `max_flop` operations (None: all atoms are compared). Raises UserError when there are no rows.
+    """
+    first = _First(dictionary)
+    for batch in batches():
+        first.add(batch)
+    if not first.firing.rows:
+        raise UserError("measure: there are no held-out rows; raise data.held_out")
+    rates = Rates(dictionary, first.firing.l0, first.contribution)
+    for batch in batches():
+        rates.add(batch)
+    atoms_FO: Tensor = dictionary.atoms_FD()  # type: ignore[operator]
+    variance_S, fvu = first.sums.variance_S, first.sums.fvu()
+    document = {
+        "format": "lexray-measures",
+        "version": MEASURES_VERSION,
+        "metrics_version": METRICS_VERSION,
+        "rows": first.firing.rows,
+        "fvu": sum(fvu) / len(fvu),
+        "firing": first.firing.document(),
+        "likeness": first.likeness.document(),
+        "curve": rates.curve(variance_S),
+        "description_length": rates.description_length(variance_S),
+        "coherence": coherence(atoms_FO, round(first.firing.l0), max_flop=max_flop),
+    }
+    return Measures(document, first.firing.counts_F.cpu())
+
+
+class _First:
+    """Sums of the first pass: over codes as they are at inference."""
+
+    def __init__(self, dictionary: Dictionary) -> None:
+        self.dictionary, self.norms_F = dictionary, contribution_norms(dictionary)
+        self.sums, self.likeness = Sums(dictionary), Likeness(dictionary)
+        self.firing = FiringCounts(dictionary.config.width, self.norms_F.device)
+        self.squares = 0.0
+        self.pairs = 0
+
+    def add(self, batch: RawRows) -> None:
+        code = self.dictionary.encode(batch.x_BD)
+        y_hat_BO = self.dictionary.decode(code, batch.x_BD)
+        self.sums.add(code, y_hat_BO, batch.y_BO)
+        self.likeness.add(y_hat_BO, batch.y_BO)
+        self.firing.add(code)
+        active_N = code.values != 0
+        contributions = code.values[active_N].double() * self.norms_F[code.indices[active_N]].double()
+        self.squares += float(contributions.square().sum())
+        self.pairs += int(active_N.sum())
+
+    @property
+    def contribution(self) -> float:
+        """Root mean square of |value| * ||atom|| over active pairs."""
+        return (self.squares / max(1, self.pairs)) ** 0.5

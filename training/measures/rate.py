@@ -1,0 +1,197 @@
+"""What a code costs and what it loses, at several numbers of active latents and precisions of their values.
+
+**Fewer or more latents.** Architectures whose `encode` takes `k` are asked for it (`encode`); of the others' codes the
+k largest contributions |value| * ||atom|| of a row are kept and the rest dropped (`truncate`), so k above the trained
+L0 changes little or nothing.
+
+**Description length** (Ayonrinde et al., Interpretability as compression, 2024, arXiv:2410.11179). Contributions are
+rounded to whole multiples of a step; what rounds to zero is not active. The bits of a row are
+
+    sum over latents j of H_b(p_j)  +  L0 * H(level)
+
+p_j: share of the rows in which latent j is active after rounding, H_b its binary entropy: which latents are active,
+each coded on its own. H(level): entropy of the non-zero multiples over all active latents together, so one table serves
+all of them, and few rows tell it well (a table for each latent would need many rows of each). Not counted: the
+dictionary itself, a row's own mean and scale under `layer_norm`, the input that a skip connection reads.
+
+**At equal distortion.** Dictionaries compare by the bits they need for the same FVU. The measured points (k, step) give
+(FVU, bits) each, predicting the mean gives (1, 0 bits), and using one code for a share of the rows and another for the
+rest gives every point on the line between two. `bits_at` is the least bits so reached.
+
+Shapes: B rows, O width of the output sites, F latents, S output sites, N active pairs.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from training.code import Code
+from training.dictionaries.base import Dictionary, RawRows
+from training.measures.firing import FiringCounts
+from training.selection import subset
+
+SHARES = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""Numbers of active latents that are measured, as shares of the trained one."""
+
+STEPS = (1.0, 0.5, 0.25, 0.125)
+"""Steps of rounding, as shares of the root mean square contribution. A step of 1 loses about 1/12 of the variance."""
+
+DISTORTIONS = (0.5, 0.3, 0.2, 0.1, 0.05, 0.02)
+"""FVU at which dictionaries are compared by their bits."""
+
+LARGEST_LEVEL = 2**13
+"""Values above so many steps are cut to it."""
+
+
+class RatePoint(NamedTuple):
+    """A code with rounded values."""
+
+    fvu: float
+    bits: float
+    """Per row."""
+
+
+def takes_k(dictionary: Dictionary) -> bool:
+    """Whether `encode` can be asked for a number of active latents."""
+    return "k" in inspect.signature(dictionary.encode).parameters
+
+
+def numbers_of_latents(dictionary: Dictionary, l0: float) -> list[int]:
+    """Values of k around the trained one, rising; `l0` is the one of codes whose k cannot be asked for."""
+    base = dictionary.config.target_l0 if takes_k(dictionary) else l0
+    return sorted({min(dictionary.config.width, max(1, round(base * share))) for share in SHARES})
+
+
+def contribution_norms(dictionary: Dictionary) -> Tensor:
+    """Length of each atom, in normalised units (F)."""
+    atoms_FO: Tensor = dictionary.atoms_FD()  # type: ignore[operator]
+    return atoms_FO.norm(dim=1)
+
+
+def truncated(code: Code, k: int, norms_F: Tensor) -> Code:
+    """The code with the k largest contributions of every row; of equal ones the first."""
+    rows_N = code.rows
+    order = (code.values.abs() * norms_F[code.indices]).argsort(descending=True, stable=True)
+    order = order[rows_N[order].argsort(stable=True)]  # row after row, the largest first
+    place_N = torch.empty_like(order)
+    place_N[order] = torch.arange(len(order), device=order.device) - code.chosen.offsets[rows_N[order]]
+    kept_N = place_N < k
+    return code._replace(values=code.values[kept_N], chosen=subset(code.chosen, kept_N))
+
+
+class Rounded(NamedTuple):
+    """A code whose contributions are whole multiples of a step."""
+
+    code: Code
+    levels_N: Tensor
+    """The multiples, int64."""
+
+
+def rounded(code: Code, norms_F: Tensor, step: float) -> Rounded:
+    """Contributions rounded to multiples of `step`; what becomes 0 is not active."""
+    norm_N = norms_F[code.indices]
+    levels_N = (code.values * norm_N / step).round().long().clamp(-LARGEST_LEVEL, LARGEST_LEVEL)
+    values_N = torch.where(norm_N > 0, levels_N * step / norm_N.clamp_min(1e-30), 0.0).to(code.values.dtype)
+    return Rounded(code._replace(values=values_N), levels_N)
+
+
+def entropy_bits(counts: Tensor) -> float:
+    """Entropy of the distribution that counts give, in bits."""
+    shares = counts[counts > 0].double() / counts.sum()
+    return -float((shares * shares.log2()).sum())
+
+
+def index_bits(frequency_F: Tensor) -> float:
+    """Bits of a row that say which latents are active: the sum of their binary entropies."""
+    p_F = frequency_F[(frequency_F > 0) & (frequency_F < 1)].double()
+    return -float((p_F * p_F.log2() + (1 - p_F) * (1 - p_F).log2()).sum())
+
+
+class _Point:
+    """Sums of one choice of k and step (0: values as they are)."""
+
+    def __init__(self, dictionary: Dictionary, step: float, norms_F: Tensor) -> None:
+        self.dictionary, self.step, self.norms_F = dictionary, step, norms_F
+        self.widths = [site.width for site in dictionary.sites.outputs]
+        self.firing = FiringCounts(dictionary.config.width, norms_F.device)
+        self.error_S = torch.zeros(len(self.widths), dtype=torch.float64, device=norms_F.device)
+        self.levels = torch.zeros(2 * LARGEST_LEVEL + 1, dtype=torch.int64, device=norms_F.device)
+
+    def add(self, code: Code, batch: RawRows) -> None:
+        if self.step:
+            code, levels_N = rounded(code, self.norms_F, self.step)
+            self.levels += torch.bincount(levels_N + LARGEST_LEVEL, minlength=len(self.levels))
+        self.firing.add(code)
+        error_BO = self.dictionary.decode(code, batch.x_BD) - batch.y_BO
+        self.error_S += torch.stack([part.square().sum(1).double().sum() for part in error_BO.split(self.widths, 1)])
+
+    def fvu(self, variance_S: Tensor) -> float:
+        return float((self.error_S / variance_S).mean())
+
+    def bits(self) -> float:
+        active = self.levels.clone()
+        active[LARGEST_LEVEL] = 0
+        return index_bits(self.firing.frequency_F) + self.firing.l0 * entropy_bits(active)
+
+
+class Rates:
+    """FVU and bits at several numbers of active latents and steps; None is the code as it is at inference."""
+
+    def __init__(self, dictionary: Dictionary, l0: float, contribution: float) -> None:
+        """`contribution`: root mean square of |value| * ||atom|| over the active pairs."""
+        self.dictionary, self.norms_F = dictionary, contribution_norms(dictionary)
+        self.ks: list[int | None] = [None, *numbers_of_latents(dictionary, l0)]
+        steps = [0.0, *(share * max(contribution, 1e-30) for share in STEPS)]
+        self.points = {(k, step): _Point(dictionary, step, self.norms_F) for k in self.ks for step in steps}
+
+    def add(self, batch: RawRows) -> None:
+        """A batch of raw rows."""
+        whole = self.dictionary.encode(batch.x_BD)
+        codes = {k: whole if k is None else self._code(batch.x_BD, k, whole) for k in self.ks}
+        for (k, _), point in self.points.items():
+            point.add(codes[k], batch)
+
+    def _code(self, x_BD: Tensor, k: int, whole: Code) -> Code:
+        if takes_k(self.dictionary):
+            return self.dictionary.encode(x_BD, k=k)  # type: ignore[call-arg]
+        return truncated(whole, k, self.norms_F)
+
+    def curve(self, variance_S: Tensor) -> dict[str, Any]:
+        """FVU and R2 = 1 - FVU against k; k None is the code as it is at inference."""
+        points = [
+            {"k": k, "l0": point.firing.l0, "fvu": point.fvu(variance_S), "r2": 1 - point.fvu(variance_S)}
+            for (k, step), point in self.points.items()
+            if not step
+        ]
+        return {"method": "encode" if takes_k(self.dictionary) else "truncate", "points": points}
+
+    def description_length(self, variance_S: Tensor) -> dict[str, Any]:
+        """Bits per row at each measured point and at the stated distortions (None: not reached)."""
+        measured = {
+            place: RatePoint(point.fvu(variance_S), point.bits()) for place, point in self.points.items() if place[1]
+        }
+        return {
+            "points": [{"k": k, "step": step, **point._asdict()} for (k, step), point in measured.items()],
+            "bits_at_fvu": {f"{fvu:g}": bits_at(fvu, list(measured.values())) for fvu in DISTORTIONS},
+        }
+
+
+def bits_at(fvu: float, points: Sequence[RatePoint]) -> float | None:
+    """The least bits per row at which this FVU is reached by one of the codes or by two for shares of the rows.
+
+    Predicting the mean costs nothing and has FVU 1. None where no code has so small an FVU.
+    """
+    points = [*points, RatePoint(1.0, 0.0)]
+    reached = [point for point in points if point.fvu <= fvu]
+    mixed = [
+        near.bits + (far.bits - near.bits) * (fvu - near.fvu) / (far.fvu - near.fvu)
+        for near in reached
+        for far in points
+        if far.fvu > fvu
+    ]
+    return min([point.bits for point in reached] + mixed, default=None)
