@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,17 @@ from storage.manifest import MANIFEST, Manifest, load_manifest
 from storage.store import Store
 from storage.stream import local_stream
 from storage.stream_memory import StreamShape
+from tuning.ends import Ends, check_ends, ends_of
 from tuning.follow import Follower, FollowThread
 from tuning.mesh_choice import Room, rooms_of, with_mesh
 from tuning.report import build_results
 from tuning.row_counts import RowCounts
 from tuning.sweep_file import SweepFile
-from tuning.sweep_folder import FAILED, FINISHED, SweepFolder
+from tuning.sweep_folder import FAILED, PENDING, RUNNING, SweepFolder
 from tuning.trial import TrialRun, new_record, run_trial
 from tuning.trial_queue import Node, TrialQueue, refuse_what_never_fits
 from tuning.trials import Footprint, Trial, expand
+from tuning.verdicts import check_rungs, judges
 from tuning.window_servers import shape_of, window_servers
 
 log = logging.getLogger("lexray")
@@ -52,6 +55,8 @@ class SweepPlan:
     """Those that no earlier run of this sweep finished."""
     counts: RowCounts
     """Rows that each choice of sites has."""
+    ends: Ends
+    """Deadline and caps, counted from the plan on."""
 
     @property
     def shapes(self) -> list[StreamShape]:
@@ -74,7 +79,15 @@ def plan_sweep(sweep: SweepFile, text: str) -> SweepPlan:
     if folder.store.exists(MANIFEST):
         raise UserError(f"output: {folder.store.url} holds a dataset; choose another folder for the sweep")
     folder.store.check_writable("output")
-    unfinished = [trial for trial in trials if not folder.is_finished(trial.id)]
+    rules = sweep.stop.rules if sweep.stop is not None else None
+    if rules is not None:
+        check_rungs(rules, trials)
+    stop_rules = asdict(rules) if rules is not None else None
+    unfinished = [trial for trial in trials if not folder.is_finished(trial.id, stop_rules)]
+    now_s = time.time()
+    ends = ends_of(sweep, folder, now_s)
+    if unfinished:
+        check_ends(sweep, ends, trials, now_s)
     return SweepPlan(
         sweep=sweep,
         text=text,
@@ -83,6 +96,7 @@ def plan_sweep(sweep: SweepFile, text: str) -> SweepPlan:
         trials=trials,
         unfinished=unfinished,
         counts=counts,
+        ends=ends,
     )
 
 
@@ -111,8 +125,9 @@ def run_sweep(plan: SweepPlan, followers: Sequence[Follower]) -> pd.DataFrame:
         with (
             window_servers(plan.unfinished, plan.shapes, nodes, cache) as servers,
             FollowThread(folder=plan.folder, followers=followers) as follow,
+            plan.ends as ends,
         ):
-            _tune(_runs(plan, servers, cache), list(nodes.values()), follow)
+            _tune(_runs(plan, servers, cache), list(nodes.values()), follow, ends)
             _close_unfinished(plan)
     return build_results(plan.folder, [trial.id for trial in plan.trials])
 
@@ -140,6 +155,8 @@ def this_machines_gpu_bytes() -> int | None:
 
 
 def _runs(plan: SweepPlan, servers: dict[str, Any], cache: CacheSettings | None) -> list[TrialRun]:
+    stop = plan.sweep.stop
+    judge_of = judges(plan.folder, plan.trials, stop.rules) if stop is not None else {}
     return [
         TrialRun(
             trial=trial,
@@ -147,19 +164,26 @@ def _runs(plan: SweepPlan, servers: dict[str, Any], cache: CacheSettings | None)
             servers=servers,
             cache=cache,
             retries=plan.sweep.retries,
+            judge=judge_of.get(trial.id),
+            deadline_s=plan.ends.deadline_s,
+            has_cap=plan.ends.has_cap,
             ray_storage_path=_ray_storage_path(plan.folder.store),
         )
         for trial in plan.unfinished
     ]
 
 
-def _tune(runs: list[TrialRun], nodes: list[Node], follow: FollowThread) -> None:
+def _tune(runs: list[TrialRun], nodes: list[Node], follow: FollowThread, ends: Ends) -> None:
+    def changed(run: TrialRun, started: bool) -> None:
+        ends.changed(run.trial, started)
+        follow.changed(run, started)
+
     # A trial's function only waits for its workers, whose CPUs the queue counts: all it takes itself is memory.
     trainable = tune.with_resources(run_trial, tune.PlacementGroupFactory([{"memory": DRIVER_BYTES}]))
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=TrialQueue(runs, nodes, follow.changed),
+            search_alg=TrialQueue(runs, nodes, changed, lambda: bool(ends.reached())),
             num_samples=len(runs),
             reuse_actors=True,
         ),
@@ -170,12 +194,16 @@ def _tune(runs: list[TrialRun], nodes: list[Node], follow: FollowThread) -> None
 
 
 def _close_unfinished(plan: SweepPlan) -> None:
-    """A trial whose process died without a word is written down as failed."""
+    """A trial whose process died without a word is written down as failed, and those that never started as pending."""
+    reached = plan.ends.reached()
     for trial in plan.unfinished:
-        record = plan.folder.read_trial(trial.id) or new_record(trial, status=FAILED)
-        if record.status not in (*FINISHED, FAILED):
+        record = plan.folder.read_trial(trial.id)
+        if record is None and reached:
+            reason = f"not started ({reached}); run the sweep again to train it"
+            plan.folder.write_trial(replace(new_record(trial, status=PENDING), reason=reason))
+        elif record is None or record.status == RUNNING:
             reason = "its process ended without a word; run the sweep again to continue it"
-            plan.folder.write_trial(replace(record, status=FAILED, reason=reason))
+            plan.folder.write_trial(replace(new_record(trial, status=FAILED), reason=reason))
 
 
 def cluster_nodes() -> dict[str, Node]:

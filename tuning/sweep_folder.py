@@ -7,6 +7,8 @@ trials/TRIAL/spent.json        hours of its workers, all attempts together (tuni
 trials/TRIAL/metrics.jsonl     one JSON object per logged step (storage of `training.metrics_log`)
 trials/TRIAL/checkpoints/      see training.checkpoints
 trials/TRIAL/dictionary/       the trained dictionary: config.json, dictionary.safetensors
+trials/TRIAL/measures.json     what was measured of it at the end, see training.measures; fired.npy: rows of each latent
+plan.json                      what was foreseen of all this (tuning.plan)
 frontier.parquet, frontier.png, report.html
 """
 
@@ -52,6 +54,8 @@ class TrialRecord:
     """The verdict that ended it early: rule, rung, step, by which trial, both numbers, under which `rules`."""
     timing: dict[str, float] = field(default_factory=dict)
     """Seconds: `total_s` wall time of the trial, `train_s` spent in training steps; `rows_per_s`."""
+    memory: dict[str, float] = field(default_factory=dict)
+    """`peak_bytes` of the first worker's process, with what it maps; of its last attempt."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class SweepFolder:
             return None
         file = f"trials/{trial}/trial.json"
         try:
-            return TrialRecord(**_parsed(content, file))
+            return TrialRecord(**parsed(content, file))
         except TypeError as error:
             raise CorruptDataError(
                 f"{file}: not a trial's record ({error}); remove it to train the trial again"
@@ -95,14 +99,15 @@ class SweepFolder:
             text = self.trial_store(trial).read("metrics.jsonl").decode()
         except FileNotFoundError:
             return []
-        return [_parsed(line, f"trials/{trial}/metrics.jsonl") for line in text.splitlines() if line]
+        return [parsed(line, f"trials/{trial}/metrics.jsonl") for line in text.splitlines() if line]
 
 
 def _is_stopped_under(record: TrialRecord, stop_rules: Mapping[str, Any] | None) -> bool:
     return record.status == STOPPED and stop_rules is not None and record.stopped.get("rules") == stop_rules
 
 
-def _parsed(text: str | bytes, file: str) -> Any:
+def parsed(text: str | bytes, file: str) -> Any:
+    """JSON that `file` holds. Raises CorruptDataError."""
     try:
         return json.loads(text)
     except ValueError as error:

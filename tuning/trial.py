@@ -30,6 +30,7 @@ from tuning.ends import Meter, Pause, read_spent
 from tuning.sweep_folder import DONE, FAILED, FINISHED, RUNNING, STOPPED, TARGET_MISSED, SweepFolder, TrialRecord
 from tuning.trials import Trial
 from tuning.verdicts import Judge, stopped_by
+from tuning.worker_memory import peak_resident_bytes
 
 TARGET_TOLERANCE = 0.1
 """A trial whose L0 is further from its target than this share has missed it."""
@@ -153,13 +154,13 @@ def train_worker(config: dict[str, Any]) -> None:
     record = new_record(run.trial, status=RUNNING)
     try:
         result = trainer.run()
-        if context.get_world_rank() == 0:  # by one worker alone: the others have done their part
+        if context.get_world_rank() == 0 and result.ended == "done":  # by one worker alone: the others did their part
             measure_trial(run.store, trainer.open_stream, run.trial.config.data, training_device())
         record = ended_record(run, record, result, time.time() - meter.began_s)
     except (UserError, TrainingFailedError) as error:  # raised on every rank; another attempt would end the same way
         record = replace(record, status=FAILED, reason=str(error))
     if context.get_world_rank() == 0:
-        run.folder.write_trial(record)
+        run.folder.write_trial(replace(record, memory={"peak_bytes": peak_resident_bytes()}))
 
 
 def _pause(run: TrialRun, meter: Meter) -> Pause | None:

@@ -49,19 +49,25 @@ def refuse_what_never_fits(trials: list[Trial], nodes: list[Node]) -> None:
 
 
 class TrialQueue(Searcher):
-    """Hands trials to Tune; `on_change` hears of every start and end."""
+    """Hands trials to Tune; `on_change` hears of every start and end. None starts once `is_over` says so."""
 
-    def __init__(self, runs: list[TrialRun], nodes: list[Node], on_change: Callable[[TrialRun, bool], None]) -> None:
+    def __init__(
+        self,
+        runs: list[TrialRun],
+        nodes: list[Node],
+        on_change: Callable[[TrialRun, bool], None],
+        is_over: Callable[[], bool] = lambda: False,
+    ) -> None:
         super().__init__(metric="eval/fvu", mode="min")
         self._waiting = list(reversed(runs))
         self._running: dict[str, TrialRun] = {}
         self._cpus = sum(node.cpus for node in nodes)
         self._gpus = sum(node.gpus for node in nodes)
-        self._on_change = on_change
+        self._on_change, self._is_over = on_change, is_over
 
     def suggest(self, trial_id: str) -> dict | None:
-        """The next trial, None while there is no room for it, FINISHED when all were handed out."""
-        if not self._waiting:
+        """The next trial, None while there is no room for it, FINISHED when all were handed out or none may start."""
+        if not self._waiting or self._is_over():
             return Searcher.FINISHED  # type: ignore[return-value]
         if not self._has_room(self._waiting[-1].trial.footprint):
             return None

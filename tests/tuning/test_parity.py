@@ -16,6 +16,7 @@ from storage.writer import DatasetWriter
 from training.checkpoints import newest_checkpoint
 from training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
 from training.dictionaries import ARCHITECTURES, dictionary_config
+from tuning.ends import Meter, Spent
 from tuning.orchestrate import cluster_nodes
 from tuning.row_counts import RowCounts
 from tuning.sweep_folder import SweepFolder
@@ -110,9 +111,10 @@ def train_all(dataset, wanted, workers: int, place) -> dict[tuple[str, int, int]
     with window_servers(trials, shapes, cluster_nodes(), None) as servers:
         storage_path = folder.store.local_path + "/ray"
         runs = [TrialRun(trial=t, folder=folder, servers=servers, ray_storage_path=storage_path) for t in trials]
-        trainer = torch_trainer(runs[0], time.time())
+        meter = Meter(store=folder.store, footprint=trials[0].footprint, before=Spent(), began_s=time.time())
+        trainer = torch_trainer(runs[0], meter)
         trainer.train_loop_per_worker = train_in_turn
-        trainer.train_loop_config = {"run": runs, "began": time.time()}
+        trainer.train_loop_config = {"run": runs, "meter": meter}
         trainer.fit()
     return {(run.trial.name, run.trial.config.num_steps, workers): run.store for run in runs}
 

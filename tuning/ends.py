@@ -1,0 +1,222 @@
+"""When a whole sweep ends before its trials do: at a deadline, or when its hours are spent.
+
+The hours of a trial are those of its workers from its start to its end, added up in `trials/TRIAL/spent.json` over all
+attempts; one whose process was killed counts up to its last note. The driver adds up the trials and leaves word in
+`ending.json`, which running trials look for; they save their state and end.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from storage.errors import UserError
+from storage.store import Store
+from tuning.stop_block import SECONDS_PER_HOUR, EndsBlock, in_utc
+from tuning.sweep_folder import PAUSED, SweepFolder, parsed
+from tuning.trials import Footprint, Trial
+
+DEADLINE, GPU_HOURS, CPU_HOURS = PAUSED
+SPENT, ENDING = "spent.json", "ending.json"
+NOTE_EVERY_S = 60.0
+"""How often a running trial writes down what it has spent."""
+LOOK_EVERY_S = 5.0
+"""How often a running trial looks for word from the driver."""
+_READERS = 16
+"""Small files read at once: from an object store each of them costs a round trip."""
+
+
+class Spent(NamedTuple):
+    """What workers took, in seconds of CPUs and of GPUs."""
+
+    cpu_s: float = 0.0
+    gpu_s: float = 0.0
+
+    def plus(self, footprint: Footprint, seconds: float) -> Spent:
+        return Spent(self.cpu_s + footprint.cpus * seconds, self.gpu_s + footprint.gpus * seconds)
+
+
+def read_spent(store: Store) -> Spent:
+    """What the trial in this folder has spent so far."""
+    try:
+        return Spent(**parsed(store.read(SPENT), f"{store.url}/{SPENT}"))
+    except FileNotFoundError:
+        return Spent()
+
+
+def sum_spent(parts: Iterable[Spent]) -> Spent:
+    parts = list(parts)
+    return Spent(sum(p.cpu_s for p in parts), sum(p.gpu_s for p in parts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meter:
+    """Counts one attempt at a trial on top of those before."""
+
+    store: Store
+    """Folder of the trial."""
+    footprint: Footprint
+    before: Spent
+    began_s: float
+    """Unix time."""
+
+    def note(self, now_s: float) -> None:
+        spent = self.before.plus(self.footprint, max(0.0, now_s - self.began_s))
+        self.store.write(SPENT, json.dumps(spent._asdict()).encode())
+
+
+@dataclass(kw_only=True)
+class Pause:
+    """Whether a running trial is to save its state and end; asked on its first worker. The answer is the status."""
+
+    folder: SweepFolder
+    meter: Meter
+    deadline_s: float | None
+    """Unix time."""
+    has_cap: bool
+    """Whether the driver may leave word."""
+    clock: Callable[[], float] = time.time
+    _noted_s: float = field(init=False)
+    _looked_s: float = -float("inf")
+
+    def __post_init__(self) -> None:
+        self._noted_s = self.clock()
+
+    def __call__(self) -> str:
+        now = self.clock()
+        if self.deadline_s is not None and now >= self.deadline_s:
+            return DEADLINE
+        if now - self._noted_s >= NOTE_EVERY_S:
+            self._noted_s = now
+            self.meter.note(now)
+        if self.has_cap and now - self._looked_s >= LOOK_EVERY_S:
+            self._looked_s = now
+            return read_ending(self.folder)
+        return ""
+
+
+def read_ending(folder: SweepFolder) -> str:
+    """The status that the driver gives to running trials; empty while they are to go on."""
+    try:
+        status: str = parsed(folder.store.read(ENDING), ENDING)["status"]
+    except FileNotFoundError:
+        return ""
+    return status
+
+
+@dataclass(kw_only=True)
+class Ends:
+    """The driver's watch over deadline and hours, beside the trials of one run of a sweep."""
+
+    folder: SweepFolder
+    deadline_s: float | None
+    """Unix time."""
+    cap: Spent
+    """Infinite where there is none."""
+    before: Spent
+    """Spent by earlier runs of the sweep."""
+    interval_s: float = 2.0
+    clock: Callable[[], float] = time.time
+    _done: Spent = field(default_factory=Spent)
+    _running: dict[str, tuple[Footprint, float]] = field(default_factory=dict)
+    _told: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def has_cap(self) -> bool:
+        return self.cap != NO_CAP
+
+    def __enter__(self) -> Ends:
+        self.folder.store.delete(ENDING)  # of an earlier run
+        self._thread = threading.Thread(target=self._loop, name="ends", daemon=True)
+        if self.has_cap:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self.has_cap:
+            self._thread.join()
+
+    def changed(self, trial: Trial, started: bool) -> None:
+        """A trial started, or ended."""
+        with self._lock:
+            if started:
+                self._running[trial.id] = (trial.footprint, self.clock())
+            elif trial.id in self._running:
+                footprint, began_s = self._running.pop(trial.id)
+                self._done = self._done.plus(footprint, self.clock() - began_s)
+
+    def reached(self) -> str:
+        """Which end was reached, as the status of a trial; empty while there is none."""
+        if self.deadline_s is not None and self.clock() >= self.deadline_s:
+            return DEADLINE
+        return reached_cap(self.spent(), self.cap)
+
+    def spent(self) -> Spent:
+        """By all trials in all runs until now."""
+        with self._lock:
+            now = self.clock()
+            running = [Spent().plus(footprint, now - began_s) for footprint, began_s in self._running.values()]
+            return sum_spent([self.before, self._done, *running])
+
+    def _loop(self) -> None:
+        while not self._stop.wait(self.interval_s) and not self._told:
+            self.tell()
+
+    def tell(self) -> None:
+        """Leave word for running trials when the hours are spent."""
+        status = reached_cap(self.spent(), self.cap)
+        if status:
+            self.folder.store.write(ENDING, json.dumps({"status": status}).encode())
+            self._told = True
+
+
+NO_CAP = Spent(float("inf"), float("inf"))
+
+
+def reached_cap(spent: Spent, cap: Spent) -> str:
+    """The status of trials when a cap is reached; empty while none is."""
+    if spent.gpu_s >= cap.gpu_s:
+        return GPU_HOURS
+    return CPU_HOURS if spent.cpu_s >= cap.cpu_s else ""
+
+
+def ends_of(sweep: EndsBlock, folder: SweepFolder, now_s: float) -> Ends:
+    """The ends of a run of a sweep that starts at `now_s`."""
+    hours = (sweep.cpu_hours, sweep.gpu_hours)
+    cap = Spent(*(float("inf") if cap is None else cap * SECONDS_PER_HOUR for cap in hours))
+    before = _spent_before(folder) if cap != NO_CAP else Spent()
+    return Ends(folder=folder, deadline_s=sweep.deadline_at_s(now_s), cap=cap, before=before)
+
+
+def check_ends(sweep: EndsBlock, ends: Ends, trials: Sequence[Trial], now_s: float) -> None:
+    """Raise UserError when no trial could start, or a cap could never be reached."""
+    if ends.deadline_s is not None and ends.deadline_s <= now_s:
+        passed, now = in_utc(ends.deadline_s), in_utc(now_s)
+        raise UserError(f"deadline: {passed} has passed, it is {now}; give a later one or leave it out")
+    if sweep.gpu_hours is not None and not any(trial.footprint.gpus for trial in trials):
+        raise UserError(
+            f"gpu_hours: {sweep.gpu_hours:g}, but no trial has a GPU (resources.gpus_per_worker is 0); use cpu_hours"
+        )
+    for name, hours, spent_s in (
+        ("gpu_hours", sweep.gpu_hours, ends.before.gpu_s),
+        ("cpu_hours", sweep.cpu_hours, ends.before.cpu_s),
+    ):
+        if hours is not None and spent_s >= hours * SECONDS_PER_HOUR:
+            raise UserError(
+                f"{name}: {spent_s / SECONDS_PER_HOUR:.3g} of {hours:g} are spent; raise it or leave it out"
+            )
+
+
+def _spent_before(folder: SweepFolder) -> Spent:
+    """By every trial that has a folder, also one that the sweep file no longer has."""
+    stores = [folder.trial_store(trial) for trial in folder.store.list_folders("trials")]
+    with ThreadPoolExecutor(_READERS) as readers:
+        return sum_spent(readers.map(read_spent, stores))
