@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 
+from cluster.wandb_commands import wandb_app
 from storage.errors import CorruptDataError, UserError
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
@@ -28,6 +29,8 @@ data_app = typer.Typer(no_args_is_help=True, help="Look at datasets of activatio
 app.add_typer(data_app, name="data")
 bench_app = typer.Typer(no_args_is_help=True, help="Measure lexray on problems with known answers.")
 app.add_typer(bench_app, name="bench")
+
+app.add_typer(wandb_app, name="wandb")
 
 messages = Console(stderr=True)
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
@@ -61,6 +64,22 @@ def sweep(
     from cluster.commands import run_sweep_file
 
     raise typer.Exit(run_sweep_file(str(file), address, messages, as_json))
+
+
+@app.command()
+def plan(
+    file: Annotated[Path, typer.Argument(help="Sweep file (YAML).")],
+    address: Annotated[str | None, typer.Option(help="Ray cluster to plan for; without it this machine.")] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Time some steps of each kind of trial here.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what a sweep would train, need of memory, read, take and cost, before anything starts.
+
+    Example: lexray plan examples/quickstart/sweep.yaml --measure
+    """
+    from cluster.plan_commands import run_plan
+
+    run_plan(str(file), address, measure, messages, as_json)
 
 
 @app.command()

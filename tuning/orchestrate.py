@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,8 +24,12 @@ from storage.stream import local_stream
 from storage.stream_memory import StreamShape
 from tuning.ends import Ends, check_ends, ends_of
 from tuning.follow import Follower, FollowThread
+from tuning.forecast import Speed
 from tuning.mesh_choice import Room, rooms_of, with_mesh
+from tuning.plan import Machines, Plan, make_plan
+from tuning.plan_record import known_speeds, write_plan
 from tuning.report import build_results
+from tuning.room import refuse_what_has_no_room
 from tuning.row_counts import RowCounts
 from tuning.sweep_file import SweepFile
 from tuning.sweep_folder import FAILED, PENDING, RUNNING, SweepFolder
@@ -57,6 +61,20 @@ class SweepPlan:
     """Rows that each choice of sites has."""
     ends: Ends
     """Deadline and caps, counted from the plan on."""
+
+    def make(self, machines: Machines, speeds: Mapping[str, Speed]) -> Plan:
+        """What it takes on these machines, once its meshes are chosen; `speeds` by kind of trial."""
+        decided = {trial.id: trial for trial in self.unfinished}
+        return make_plan(
+            [decided.get(trial.id, trial) for trial in self.trials],
+            list(decided),
+            self.manifest,
+            self.counts,
+            machines,
+            speeds=speeds,
+            prices=self.sweep.prices,
+            cache_bytes=self.sweep.cache.bytes if self.sweep.cache is not None else 0,
+        )
 
     @property
     def shapes(self) -> list[StreamShape]:
@@ -119,6 +137,11 @@ def run_sweep(plan: SweepPlan, followers: Sequence[Follower]) -> pd.DataFrame:
     nodes = cluster_nodes() if plan.unfinished else {}
     plan = with_meshes(plan, list(nodes.values()))
     refuse_what_never_fits(plan.unfinished, list(nodes.values()))
+    if plan.unfinished:
+        machines = connected_machines()
+        refuse_what_has_no_room(plan.unfinished, plan.manifest, machines.nodes, gpu_bytes_of(plan.sweep))
+        speeds = known_speeds(plan.folder, [trial.id for trial in plan.trials])
+        write_plan(plan.folder.store, plan.make(machines, speeds))
     plan.folder.store.write("sweep.yaml", plan.text.encode())
     if plan.unfinished:
         cache = plan.sweep.cache.settings if plan.sweep.cache is not None else None
@@ -134,8 +157,7 @@ def run_sweep(plan: SweepPlan, followers: Sequence[Follower]) -> pd.DataFrame:
 
 def with_meshes(plan: SweepPlan, nodes: Sequence[Node]) -> SweepPlan:
     """The plan with the meshes chosen that the sweep file leaves open. Raises UserError where none fits."""
-    gpu_memory_gib = plan.sweep.resources.gpu_memory_gib
-    gpu_bytes = this_machines_gpu_bytes() if gpu_memory_gib is None else round(gpu_memory_gib * 2**30)
+    gpu_bytes = gpu_bytes_of(plan.sweep)
 
     def rooms(footprint: Footprint) -> list[Room]:
         return rooms_of(nodes, footprint, gpu_bytes)
@@ -149,8 +171,10 @@ def with_meshes(plan: SweepPlan, nodes: Sequence[Node]) -> SweepPlan:
     return replace(plan, unfinished=decided)
 
 
-def this_machines_gpu_bytes() -> int | None:
-    """Memory of the first GPU here; Ray does not know that of others."""
+def gpu_bytes_of(sweep: SweepFile) -> int | None:
+    """Memory of a GPU as the file says, else of the first one here; Ray does not know that of others."""
+    if sweep.resources.gpu_memory_gib is not None:
+        return round(sweep.resources.gpu_memory_gib * 2**30)
     return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
 
 
@@ -213,6 +237,13 @@ def cluster_nodes() -> dict[str, Node]:
         for node in ray.nodes()
         if node["Alive"]
     }
+
+
+def connected_machines() -> Machines:
+    """What the connected cluster is made of."""
+    stores = {node["NodeID"]: int(node["Resources"].get("object_store_memory", 0)) for node in ray.nodes()}
+    nodes = cluster_nodes()
+    return Machines(nodes=list(nodes.values()), object_store_bytes=[stores[node_id] for node_id in nodes])
 
 
 def _ray_storage_path(store: Store) -> str:

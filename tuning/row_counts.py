@@ -40,6 +40,11 @@ class RowCounts:
             )
         return rows
 
+    def read_share(self, data: DataConfig, part: Part) -> float:
+        """Share of the dataset's rows that an epoch of a part reads: chunks are read whole."""
+        masks = self._select(data, part).masks
+        return sum(len(mask) for mask in masks if mask.any()) / sum(len(mask) for mask in masks)
+
     def _select(self, data: DataConfig, part: Part) -> SelectedRows:
         key = (data.sites, part)
         if key not in self._selected:

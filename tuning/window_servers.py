@@ -12,7 +12,7 @@ import ray
 from storage.chunk_cache import CacheSettings
 from storage.manifest import Manifest
 from storage.server import start_server
-from storage.stream_memory import StreamMemory, StreamShape, check_memory, stream_memory, stream_shape
+from storage.stream_memory import NodeMemory, StreamMemory, StreamShape, check_memory, stream_memory, stream_shape
 from tuning.row_counts import RowCounts
 from tuning.trial_queue import Node
 from tuning.trials import Trial
@@ -39,6 +39,17 @@ def most_workers(trials: Sequence[Trial], node: Node) -> int:
     """Workers that a node can have at once, at most."""
     fitting = max(node.workers(trial.footprint) for trial in trials)
     return max(1, min(fitting, sum(trial.footprint.workers for trial in trials)))
+
+
+def refuse_streams(
+    trials: Sequence[Trial], shapes: Sequence[StreamShape], nodes: Sequence[Node], object_store_bytes: Sequence[int]
+) -> None:
+    """Raise UserError when a node's object store has no room for the windows that its workers would hold."""
+    for node, store_bytes in zip(nodes, object_store_bytes, strict=True):
+        if trials:
+            wanted = stream_memory(shapes, consumers=most_workers(trials, node), object_store_bytes=store_bytes)
+            machine = NodeMemory(int(node.memory_bytes) + store_bytes, None)
+            check_memory(wanted, object_store_bytes=store_bytes, node=machine)
 
 
 @contextmanager

@@ -1,0 +1,238 @@
+"""What `lexray plan` does. Imports are late: `lexray --help` should not load torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cluster.commands import print_json
+from storage.config_file import read_config_file
+from storage.errors import UserError
+
+if TYPE_CHECKING:
+    from tuning.forecast import Speed
+    from tuning.orchestrate import SweepPlan
+    from tuning.plan import Machines, Plan, TrialPlan
+    from tuning.trials import Trial
+
+MEASURE_S = 2.0
+"""Seconds in which the steps of a kind of trial are timed."""
+OBJECT_STORE_SHARE, OBJECT_STORE_MAX_BYTES, SHM_SHARE = 0.3, 200 * 10**9, 0.95
+"""What Ray takes of a machine's free memory for its object store by default: a share, at most so much, and no more than
+a share of /dev/shm."""
+UNKNOWN = "unknown: run with --measure"
+
+
+def run_plan(file: str, address: str | None, measure: bool, messages: Console, as_json: bool) -> None:
+    """`lexray plan`: the plan on stdout. Raises UserError for what a sweep would refuse, and for a cap that is too low.
+
+    With `measure` the speeds are kept in the sweep's folder, as the plan that it begins with.
+    """
+    from tuning.orchestrate import plan_sweep
+    from tuning.plan_record import known_speeds, write_plan
+    from tuning.sweep_file import SweepFile
+
+    sweep = read_config_file(file, SweepFile)
+    plan = plan_sweep(sweep, Path(file).read_text())
+    machines = this_machine() if address is None else _cluster(address, messages)
+    plan = checked(plan, machines)
+    speeds = known_speeds(plan.folder, [trial.id for trial in plan.trials])
+    if measure:
+        speeds |= measured_speeds(plan, speeds, messages)
+    made = plan.make(machines, speeds)
+    _refuse_over_cap(plan, made)
+    if measure:
+        write_plan(plan.folder.store, made)
+        messages.print(f"kept {plan.folder.store.url}/plan.json", markup=False, highlight=False, soft_wrap=True)
+    if as_json:
+        print_json(made.to_dict())
+        return
+    print_plan(made)
+
+
+def checked(plan: SweepPlan, machines: Machines) -> SweepPlan:
+    """The plan with its meshes chosen. Raises UserError for what these machines have no room for."""
+    from tuning.orchestrate import gpu_bytes_of, with_meshes
+    from tuning.room import refuse_what_has_no_room
+    from tuning.trial_queue import refuse_what_never_fits
+    from tuning.window_servers import refuse_streams
+
+    plan = with_meshes(plan, machines.nodes)
+    refuse_what_never_fits(plan.unfinished, machines.nodes)
+    refuse_what_has_no_room(plan.unfinished, plan.manifest, machines.nodes, gpu_bytes_of(plan.sweep))
+    refuse_streams(plan.unfinished, plan.shapes, machines.nodes, machines.object_store_bytes)
+    return plan
+
+
+def this_machine() -> Machines:
+    """What Ray would find here, without starting it."""
+    import torch
+
+    from storage.stream_memory import node_memory
+    from tuning.plan import Machines
+    from tuning.trial_queue import Node
+
+    memory = node_memory()
+    free = min(memory.machine, _free_bytes())
+    store = min(int(OBJECT_STORE_SHARE * free), OBJECT_STORE_MAX_BYTES)
+    if memory.shared is not None:
+        store = min(store, int(SHM_SHARE * memory.shared))
+    node = Node(_cpus(), float(torch.cuda.device_count()), float(free - store))
+    return Machines(nodes=[node], object_store_bytes=[store])
+
+
+def _cpus() -> float:
+    """Of the machine, or of the container that we are in."""
+    cpus = float(os.cpu_count() or 1)
+    with suppress(OSError, ValueError):  # absent, or "max"
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cpus = min(cpus, float(max(1, int(quota) // int(period))))
+    return cpus
+
+
+def _free_bytes() -> int:
+    """Memory that processes may still take."""
+    with suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _cluster(address: str, messages: Console) -> Machines:
+    from cluster.connect import connected
+    from tuning.orchestrate import connected_machines
+
+    with messages.status(f"joining {address}"), connected(address):
+        return connected_machines()
+
+
+# Speeds --------------------------------------------------------------------------------------------------------------
+
+
+def measured_speeds(plan: SweepPlan, known: Mapping[str, Speed], messages: Console) -> dict[str, Speed]:
+    """Times some real steps of each kind of unfinished trial that has no finished one; a mesh is taken to scale."""
+    from tuning.forecast import Speed, kind_of
+
+    kinds = {kind_of(trial.config): trial for trial in plan.unfinished}
+    wanted = {kind: t for kind, t in kinds.items() if kind not in known or known[kind].source == "measured"}
+    found = {}
+    for number, (kind, trial) in enumerate(wanted.items(), start=1):
+        with messages.status(f"timing steps {number}/{len(wanted)}: {trial.name}"):
+            found[kind] = Speed(rows_per_s=_rows_per_s(plan, trial), source="measured")
+    return found
+
+
+def _rows_per_s(plan: SweepPlan, trial: Trial) -> float:
+    """Of the trial's whole mesh, from one worker with its share of this machine's cores."""
+    import torch
+
+    from cluster.data_bench_commands import training_rows_per_s
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, int(trial.footprint.cpus_per_worker)))  # as Ray lets a worker have them
+    try:
+        one = training_rows_per_s(trial.config.data, trial.config.dictionary, plan.manifest, MEASURE_S)
+    finally:
+        torch.set_num_threads(threads)
+    return one * trial.footprint.workers
+
+
+def _refuse_over_cap(plan: SweepPlan, made: Plan) -> None:
+    """A sweep with early stopping may take less than planned: its cap is left to the sweep itself."""
+    if plan.sweep.stop is not None:
+        return
+    for field, cap, hours in (
+        ("gpu_hours", plan.sweep.gpu_hours, made.gpu_hours),
+        ("cpu_hours", plan.sweep.cpu_hours, made.cpu_hours),
+    ):
+        if cap is not None and hours is not None and hours > cap:
+            raise UserError(
+                f"{field}: {cap:g} at most, but {len(made.to_do)} trials are estimated to take {hours:.3g}; "
+                f"raise it, or train fewer or smaller dictionaries"
+            )
+
+
+# What is printed -----------------------------------------------------------------------------------------------------
+
+
+def print_plan(plan: Plan) -> None:
+    """A table of the trials, and the sums below it."""
+    out = Console(highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("trial", overflow="ellipsis", max_width=34)
+    for column in ("", "mesh", "steps", "memory/worker", "GPU", "time"):
+        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
+    for trial in plan.trials:
+        table.add_row(*(Text(cell) for cell in _cells(trial)))
+    out.print(table)
+    for name, value in _sums(plan):
+        out.print(f"{name:<14}{value}", soft_wrap=True, markup=False)
+    for line in plan.warnings:
+        out.print(f"warning: {line}", soft_wrap=True, markup=False)
+
+
+def _cells(trial: TrialPlan) -> tuple[str, ...]:
+    if trial.reused:
+        return (trial.name, "reused", "", "", "", "", "")
+    memory = trial.memory
+    mesh = f"{trial.data} x {trial.feature} Z{trial.zero_stage}"
+    gpu = size(memory.device) if memory.device else ""
+    return (trial.name, "to do", mesh, f"{trial.steps:,}", size(memory.resident), gpu, _time(trial.seconds))
+
+
+def _sums(plan: Plan) -> list[tuple[str, str]]:
+    todo = plan.to_do
+    nodes = f"{sum(n.cpus for n in plan.nodes):g} CPU, {sum(n.gpus for n in plan.nodes):g} GPU"
+    memory = size(sum(n.memory_bytes for n in plan.nodes))
+    lines = [
+        ("trials", f"{len(todo)} to do, {len(plan.trials) - len(todo)} reused"),
+        ("nodes", f"{len(plan.nodes)} with {nodes}, {memory} for processes"),
+    ]
+    if not todo:
+        return lines
+    read = f"{size(plan.store_bytes)}, at most {size(plan.store_bytes_at_most)}"
+    if plan.store_bytes_at_most <= plan.store_bytes:
+        read = size(plan.store_bytes)
+    lines += [
+        ("at once", f"{plan.at_once} trials"),
+        ("memory", _made_of(max(todo, key=lambda trial: trial.memory.resident))),
+        ("store", f"{read} read"),
+        ("steps", f"{plan.steps:,}"),
+        ("time", UNKNOWN if plan.seconds is None else _time(plan.seconds)),
+    ]
+    if plan.cpu_hours is not None and plan.gpu_hours is not None:
+        lines += [("hours", f"{plan.cpu_hours:.3g} of CPUs, {plan.gpu_hours:.3g} of GPUs")]
+    if plan.currency:
+        lines += [("cost", UNKNOWN if plan.cost is None else f"{plan.cost:,.2f} {plan.currency}")]
+    return lines
+
+
+def _made_of(trial: TrialPlan) -> str:
+    """What the largest worker's memory is made of."""
+    parts = ("process", "weights", "masters", "moments", "gradients", "step", "buffers", "batches", "windows")
+    sizes = {name: getattr(trial.memory, name) for name in parts}
+    listed = ", ".join(f"{name} {size(value)}" for name, value in sizes.items() if value >= 2**20)
+    return f"{size(trial.memory.resident)} at most ({listed})"
+
+
+def _time(seconds: float | None) -> str:
+    from tuning.report import duration
+
+    return "unknown" if seconds is None else duration(seconds)
+
+
+def size(number: float) -> str:
+    """Bytes in the largest binary unit that leaves a number above 1."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024:
+            return f"{number:,.0f} {unit}" if unit == "B" or number >= 100 else f"{number:,.1f} {unit}"
+        number /= 1024
+    return f"{number:,.1f} TiB"

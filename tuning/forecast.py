@@ -1,0 +1,134 @@
+"""How long a sweep will take, how many of its trials run at once, and what it reads: simulated from its trials."""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from training.config import TrainingConfig
+from tuning.sweep_folder import FINISHED, TrialRecord
+from tuning.trial_queue import Node
+from tuning.trials import Footprint
+
+START_S = 9.0
+"""Seconds that a trial takes besides steps and evaluations: its processes start, import torch, save and end."""
+EVALUATED_ROW = 1 / 3
+"""Time of an evaluated row over that of a trained one: of three products of matrices it needs one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """How fast trials of one kind train."""
+
+    rows_per_s: float
+    """Of all workers of the trial, in training steps."""
+    overhead_s: float | None = None
+    """Seconds of a trial outside of its steps; None where it was not measured."""
+    source: Literal["measured", "finished trials"]
+
+
+def kind_of(config: TrainingConfig) -> str:
+    """What trials of the same speed have in common."""
+    dictionary, data, mesh = config.dictionary, config.data, config.mesh
+    return (
+        f"{dictionary.architecture} w{dictionary.width} l{dictionary.target_l0:g} b{data.batch_rows} "
+        f"{'+'.join(data.inputs)}>{'+'.join(data.reconstructed)} {mesh.data}x{mesh.feature} "
+        f"{config.optimizer.precision}"
+    )
+
+
+def finished_speeds(records: Sequence[TrialRecord | None]) -> dict[str, Speed]:
+    """Speeds by kind, from the records of trials that trained to their end; the mean of several."""
+    by_kind: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for record in records:
+        if record is not None and record.status in FINISHED and record.timing.get("rows_per_s"):
+            timing = record.timing
+            outside_s = max(0.0, timing["total_s"] - timing["train_s"])
+            by_kind[kind_of(TrainingConfig.from_dict(record.config))].append((timing["rows_per_s"], outside_s))
+    return {
+        kind: Speed(
+            rows_per_s=sum(speed for speed, _ in found) / len(found),
+            overhead_s=sum(outside_s for _, outside_s in found) / len(found),
+            source="finished trials",
+        )
+        for kind, found in by_kind.items()
+    }
+
+
+def trial_seconds(config: TrainingConfig, held_out_rows: int, speed: Speed) -> float:
+    """Wall time of one trial, from the start of its processes to their end."""
+    every, steps = config.every, config.num_steps
+    evaluations = -(-steps // every.evaluate)
+    evaluated = EVALUATED_ROW * evaluations * min(every.eval_rows, held_out_rows)
+    outside_s = START_S + evaluated / speed.rows_per_s if speed.overhead_s is None else speed.overhead_s
+    return outside_s + steps * config.data.batch_rows / speed.rows_per_s
+
+
+class Start(NamedTuple):
+    """A trial as it will run."""
+
+    trial: int
+    """Its place in the sequence of trials."""
+    at_s: float
+    end_s: float
+
+
+def timeline(footprints: Sequence[Footprint], seconds: Sequence[float], nodes: Sequence[Node]) -> list[Start]:
+    """When each trial starts and ends: in order, each as soon as there is room for it, as `TrialQueue` hands them out.
+
+    Every footprint has to fit when nothing runs.
+    """
+    free_cpus, free_gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    running: list[tuple[float, int]] = []
+    starts: list[Start] = []
+    now_s = 0.0
+    for number, footprint in enumerate(footprints):
+        while running and (footprint.cpus > free_cpus + 1e-6 or footprint.gpus > free_gpus + 1e-6):
+            now_s, ended = heapq.heappop(running)
+            free_cpus += footprints[ended].cpus
+            free_gpus += footprints[ended].gpus
+        free_cpus -= footprint.cpus
+        free_gpus -= footprint.gpus
+        heapq.heappush(running, (now_s + seconds[number], number))
+        starts.append(Start(number, now_s, now_s + seconds[number]))
+    return starts
+
+
+def most_at_once(starts: Sequence[Start]) -> int:
+    """Trials that run at the same time, at most."""
+    changes = sorted([(start.at_s, 1) for start in starts] + [(start.end_s, -1) for start in starts])
+    most = running = 0
+    for _, change in changes:
+        running += change
+        most = max(most, running)
+    return most
+
+
+class Reading(NamedTuple):
+    """Bytes of the object store that one trial would read by itself."""
+
+    sites: tuple[str, ...]
+    training: float
+    held_out: float
+    kept: bool
+    """Whether a node keeps all of it, in memory or on a disk, for trials that come later."""
+
+
+def store_bytes(readings: Sequence[Reading], starts: Sequence[Start], num_nodes: int) -> tuple[int, int]:
+    """Bytes that a sweep reads, and the most that it could: if no trial finds anything that another one has read.
+
+    Trials that start together stay together and read once on a node; those that start later read again, unless nodes
+    keep everything.
+    """
+    groups: Mapping[tuple[tuple[str, ...], float], list[Reading]] = defaultdict(list)
+    for start in starts:
+        reading = readings[start.trial]
+        groups[reading.sites, -1.0 if reading.kept else start.at_s].append(reading)
+    expected = 0.0
+    for group in groups.values():
+        copies = min(num_nodes, len(group))
+        expected += copies * (max(r.training for r in group) + max(r.held_out for r in group))
+    return int(expected), int(sum(r.training + r.held_out for r in readings))

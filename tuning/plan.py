@@ -1,0 +1,218 @@
+"""The plan of a sweep, as pure values: what each trial takes, what runs at once, how long, what it reads and costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from storage.manifest import Manifest
+from storage.stream_memory import StreamShape, stream_memory
+from tuning.forecast import Reading, Speed, kind_of, most_at_once, store_bytes, timeline, trial_seconds
+from tuning.mesh_choice import gib
+from tuning.resources import PricesBlock
+from tuning.row_counts import RowCounts
+from tuning.trial_queue import Node
+from tuning.trials import Trial
+from tuning.window_servers import most_workers, shape_of
+from tuning.worker_memory import WorkerMemory, worker_memory
+
+PLAN_FILE = "plan.json"
+HOUR_S = 3600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machines:
+    """What a sweep will run on."""
+
+    nodes: list[Node]
+    object_store_bytes: list[int]
+    """Of each node."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialPlan:
+    """One trial."""
+
+    id: str
+    name: str
+    reused: bool
+    """Whether an earlier run of this sweep finished it."""
+    data: int
+    """Parts of a batch's rows in its mesh."""
+    feature: int
+    """Parts of the latents."""
+    zero_stage: int
+    cpus: float
+    gpus: float
+    steps: int
+    memory: WorkerMemory
+    seconds: float | None
+    """Estimated wall time; None where no speed is known."""
+
+    @property
+    def workers(self) -> int:
+        return self.data * self.feature
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A sweep before it runs. Sums are over the trials that are to do."""
+
+    trials: list[TrialPlan]
+    nodes: list[Node]
+    at_once: int
+    """Trials that run at the same time, at most."""
+    steps: int
+    store_bytes: int
+    """Read from the object store of the dataset if trials that start together stay together."""
+    store_bytes_at_most: int
+    """Read if none does."""
+    seconds: float | None
+    """Estimated wall time of the sweep; None where the speed of some trial is not known."""
+    cpu_hours: float | None
+    gpu_hours: float | None
+    cost: float | None
+    """By the sweep file's prices; None without them or without a time."""
+    currency: str
+    speeds: dict[str, Speed]
+    """What the times were computed from, by kind of trial."""
+    warnings: list[str]
+
+    @property
+    def to_do(self) -> list[TrialPlan]:
+        return [trial for trial in self.trials if not trial.reused]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document of `--json` and `plan.json`."""
+        document = asdict(self)
+        for shown, trial in zip(document["trials"], self.trials, strict=True):
+            shown["workers"] = trial.workers
+            shown["memory"]["resident"] = trial.memory.resident
+        return document
+
+
+def make_plan(
+    trials: Sequence[Trial],
+    unfinished: Sequence[str],
+    manifest: Manifest,
+    counts: RowCounts,
+    machines: Machines,
+    *,
+    speeds: Mapping[str, Speed],
+    prices: PricesBlock | None = None,
+    cache_bytes: int = 0,
+) -> Plan:
+    """The plan of these trials, whose meshes are chosen; `unfinished` are the ids of those to do.
+
+    `speeds` by `kind_of`; `cache_bytes` of the cache on each node's disk.
+    """
+    shapes = {trial.id: shape_of(trial, manifest, counts) for trial in trials}
+    planned = [_trial_plan(t, manifest, counts, shapes[t.id], t.id not in unfinished, speeds) for t in trials]
+    todo = [trial for trial in trials if trial.id in unfinished]
+    done_in = [plan.seconds for plan in planned if not plan.reused]
+    seconds = [s for s in done_in if s is not None]
+    known = len(seconds) == len(todo)
+    guessed = seconds if known else [float(t.config.num_steps * t.config.dictionary.width) for t in todo]
+    starts = timeline([t.footprint for t in todo], guessed, machines.nodes)
+    kept = _kept_bytes(todo, [shapes[t.id] for t in todo], machines)
+    read = store_bytes(
+        [_reading(t, manifest, counts, max(kept, cache_bytes)) for t in todo], starts, len(machines.nodes)
+    )
+    wall_s = max((start.end_s for start in starts), default=0.0) if known else None
+    hours = _hours(todo, seconds) if known else (None, None)
+    return Plan(
+        trials=planned,
+        nodes=machines.nodes,
+        at_once=most_at_once(starts),
+        steps=sum(t.config.num_steps for t in todo),
+        store_bytes=read[0],
+        store_bytes_at_most=read[1],
+        seconds=wall_s,
+        cpu_hours=hours[0],
+        gpu_hours=hours[1],
+        cost=_cost(prices, hours, wall_s, len(machines.nodes)),
+        currency=prices.currency if prices is not None else "",
+        speeds={kind: speed for t in trials if (kind := kind_of(t.config)) and (speed := speeds.get(kind))},
+        warnings=_crowded(todo, {plan.id: plan.memory for plan in planned}, machines.nodes),
+    )
+
+
+def _trial_plan(
+    trial: Trial,
+    manifest: Manifest,
+    counts: RowCounts,
+    shape: StreamShape,
+    reused: bool,
+    speeds: Mapping[str, Speed],
+) -> TrialPlan:
+    config, speed = trial.config, speeds.get(kind_of(trial.config))
+    held_out = counts.held_out(config.data)
+    return TrialPlan(
+        id=trial.id,
+        name=trial.name,
+        reused=reused,
+        data=config.mesh.data,
+        feature=config.mesh.feature,
+        zero_stage=config.mesh.stage,
+        cpus=trial.footprint.cpus,
+        gpus=trial.footprint.gpus,
+        steps=config.num_steps,
+        memory=worker_memory(trial, manifest, shape),
+        seconds=trial_seconds(config, held_out, speed) if speed is not None else None,
+    )
+
+
+def _hours(todo: Sequence[Trial], seconds: Sequence[float]) -> tuple[float, float]:
+    """Hours of CPUs and of GPUs."""
+    timed = list(zip(todo, seconds, strict=True))
+    return (
+        sum(t.footprint.cpus * s for t, s in timed) / HOUR_S,
+        sum(t.footprint.gpus * s for t, s in timed) / HOUR_S,
+    )
+
+
+def _cost(
+    prices: PricesBlock | None, hours: tuple[float | None, float | None], wall_s: float | None, nodes: int
+) -> float | None:
+    cpu_hours, gpu_hours = hours
+    if prices is None or cpu_hours is None or gpu_hours is None or wall_s is None:
+        return None
+    return prices.cpu_hour * cpu_hours + prices.gpu_hour * gpu_hours + prices.node_hour * nodes * wall_s / HOUR_S
+
+
+def _reading(trial: Trial, manifest: Manifest, counts: RowCounts, kept_bytes: int) -> Reading:
+    config, data = trial.config, trial.config.data
+    whole = manifest.rows * sum(manifest.sites[site].row_bytes for site in data.sites)
+    per_epoch = counts.read_share(data, "train") * whole
+    epochs = config.num_steps * data.batch_rows / counts.training(data)
+    evaluated = min(1.0, config.every.eval_rows / counts.held_out(data))
+    held_out = evaluated * counts.read_share(data, "held_out") * whole
+    kept = per_epoch + held_out <= kept_bytes
+    return Reading(data.sites, per_epoch * (min(1.0, epochs) if kept else epochs), held_out, kept)
+
+
+def _kept_bytes(todo: Sequence[Trial], shapes: Sequence[StreamShape], machines: Machines) -> int:
+    """Bytes of windows that every node keeps for trials that come later."""
+    if not todo:
+        return 0
+    return min(
+        stream_memory(shapes, consumers=most_workers(todo, node), object_store_bytes=size).kept
+        for node, size in zip(machines.nodes, machines.object_store_bytes, strict=True)
+    )
+
+
+def _crowded(todo: Sequence[Trial], memory: Mapping[str, WorkerMemory], nodes: Sequence[Node]) -> list[str]:
+    """A line for each size of node that could get more workers at once than its memory holds."""
+    lines = []
+    for node in dict.fromkeys(nodes):
+        workers = most_workers(todo, node) if todo else 0
+        each = max((memory[t.id].host for t in todo), default=0)
+        if node.memory_bytes and workers * each > node.memory_bytes:
+            fitting = max(1, int(node.memory_bytes / each))
+            lines.append(
+                f"{workers} workers at once can need {gib(workers * each)} of memory, a node has "
+                f"{gib(int(node.memory_bytes))}; with resources.cpus_per_worker {node.cpus / fitting:g} "
+                f"{fitting} run at once"
+            )
+    return lines

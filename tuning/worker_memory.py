@@ -1,0 +1,68 @@
+"""The memory of a trial's worker, by what has it: formulas of `training.memory` and what the stream adds."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from dataclasses import dataclass
+
+from storage.manifest import Manifest
+from storage.stream_memory import StreamShape
+from training.memory import PROCESS_BYTES, needs, rank_memory
+from tuning.trials import Trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerMemory:
+    """Bytes of the worker of a trial that needs the most, at its worst moment, and what they are made of."""
+
+    process: int
+    """Python and the libraries."""
+    weights: int
+    masters: int
+    moments: int
+    gradients: int
+    """Gradients, and buffers for them, that stay between steps."""
+    step: int
+    """Activations, or gradients and what else the backward pass takes: the larger of the two."""
+    buffers: int
+    """Counters, thresholds, sums."""
+    batches: int
+    """Rows on their way to a step."""
+    windows: int
+    """Mapped from the node's object store; workers in step share them."""
+    host: int
+    """Peak in the host's memory, without windows: at the start, in a step with an upload, or at the end."""
+    device: int
+    """Peak on a GPU; 0 without one."""
+
+    @property
+    def resident(self) -> int:
+        """Peak of the process as the system counts it, with the windows that it maps."""
+        return self.host + self.windows
+
+
+def worker_memory(trial: Trial, manifest: Manifest, shape: StreamShape) -> WorkerMemory:
+    """What the worker of a trial takes that has the most."""
+    sites = trial.config.data.sites_in(manifest)
+    held = rank_memory(trial.config, sites)
+    wanted = needs(trial.config, sites, on_gpu=trial.footprint.gpus_per_worker > 0)
+    return WorkerMemory(
+        process=PROCESS_BYTES,
+        weights=held.weights + held.gathered,
+        masters=held.masters,
+        moments=held.moments,
+        gradients=held.gradient_parts + held.bucket,
+        step=held.step,
+        buffers=held.buffers,
+        batches=shape.batch_bytes,
+        windows=shape.mapped_bytes,
+        host=wanted.host + shape.batch_bytes,
+        device=wanted.device,
+    )
+
+
+def peak_resident_bytes() -> int:
+    """The most that this process has had resident so far, pages that it shares with others included."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
