@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from storage.store import Store
-from tuning.sweep_folder import DONE, FAILED, FINISHED, TARGET_MISSED, TrialRecord
+from tuning.sweep_folder import DONE, FAILED, FINISHED, PAUSED, STOPPED, TARGET_MISSED, TrialRecord
 
 FRONTIER_FILE = "frontier.parquet"
 
@@ -44,7 +44,7 @@ COLUMNS = {
 are in 0..1; width is missing only for a trial whose record was never written."""
 
 MEASURED = ("l0", "fvu", "explained_variance", "dead_fraction")
-"""Columns of the held-out result: NaN until the trial is finished."""
+"""Columns of the held-out result: NaN until the trial is finished, or stopped early."""
 
 HEADINGS = {
     "trial": "trial",
@@ -65,7 +65,13 @@ HEADINGS = {
     "on_frontier": "frontier",
 }
 MISSING = "-"
-_STATUS_STYLES = {DONE: "green", TARGET_MISSED: "yellow", FAILED: "red"}
+_STATUS_STYLES = {
+    DONE: "green",
+    TARGET_MISSED: "yellow",
+    FAILED: "red",
+    STOPPED: "cyan",
+    **dict.fromkeys(PAUSED, "yellow"),
+}
 _TERMINAL_COLUMNS = ("width", "target_l0", "l0", "fvu", "dead_fraction", "status", "on_frontier")
 
 
@@ -92,18 +98,18 @@ def frontier_table(records: list[TrialRecord]) -> pd.DataFrame:
 
     A trial whose dictionary works at several numbers of active latents has a further row for each, `NAME@K`.
     `on_frontier` compares finished trials of the same width and sites only: a wider dictionary is another price, and
-    the FVU of another site another question.
+    the FVU of another site another question. Trials that were stopped early have their numbers, and no part in it.
     """
     rows = [row for record in records for row in (_row(record), *_curve_rows(record))]
     table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
-    for _, group in table.groupby(["width", "sites"]):
+    for _, group in table[table["status"] != STOPPED].groupby(["width", "sites"]):
         table.loc[group.index, "on_frontier"] = non_dominated(group["l0"], group["fvu"])
     return table.sort_values(["width", "l0", "architecture", "name", "trial"], na_position="last", ignore_index=True)
 
 
 def _row(record: TrialRecord) -> dict[str, Any]:
     dictionary: Mapping[str, Any] = record.config.get("dictionary", {})
-    result: Mapping[str, float] = record.result if record.status in FINISHED else {}
+    result: Mapping[str, float] = record.result if record.status in (*FINISHED, STOPPED) else {}
     return {
         "trial": record.trial,
         "name": record.name,

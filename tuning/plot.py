@@ -22,7 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from tuning.frontier import non_dominated
-from tuning.sweep_folder import FINISHED, TARGET_MISSED
+from tuning.sweep_folder import FINISHED, STOPPED, TARGET_MISSED
 
 WIDE_IN, NARROW_IN = (12.0, 8.0), (4.2, 5.6)
 """Inches: for a page or a slide, and for a phone."""
@@ -33,6 +33,8 @@ _MARKERS = "osD^v<>phdH8PX*+x1234|_."
 # Every colour of the map has 3:1 contrast on white and on the report's dark ground.
 _WIDTH_COLOURS = LinearSegmentedColormap.from_list("widths", ["#0e8794", "#3f76e4", "#9460e6", "#cf3f9f", "#d4500f"])
 _LOG_FROM_RATIO = 30.0
+_FAINT = 0.4
+"""Opacity of trials that were stopped early."""
 _CROWD = 60
 """More points than this are drawn smaller."""
 
@@ -86,20 +88,26 @@ def _draw(table: pd.DataFrame, size_in: tuple[float, float]) -> Figure:
         first = group.iloc[0]
         _draw_group(axes, group, colours[int(first["width"])], markers[first["architecture"]], marker_size)
     _style(axes, points, narrow)
-    finished, all_trials = points["trial"].nunique(), table["trial"].nunique()
+    finished = points.loc[points["status"] != STOPPED, "trial"].nunique()
+    all_trials = table["trial"].nunique()
     title = f"{finished} of {all_trials} trials have a result"
     axes.set_title(title, loc="left", color=_INK, fontsize=10 if narrow else 13)
-    _add_legend(figure, colours, markers, bool((points["status"] == TARGET_MISSED).any()), narrow)
+    any_missed, any_stopped = (bool((points["status"] == status).any()) for status in (TARGET_MISSED, STOPPED))
+    _add_legend(figure, colours, markers, any_missed, any_stopped, narrow)
     return figure
 
 
 def _drawable(table: pd.DataFrame) -> pd.DataFrame:
-    finished = table[table["status"].isin(FINISHED) & table["width"].notna()]
+    having = table[table["status"].isin((*FINISHED, STOPPED)) & table["width"].notna()]
     # A dictionary without any active latent has no place on a logarithmic axis.
-    return finished[np.isfinite(finished["l0"]) & np.isfinite(finished["fvu"]) & (finished["l0"] > 0)]
+    return having[np.isfinite(having["l0"]) & np.isfinite(having["fvu"]) & (having["l0"] > 0)]
 
 
 def _draw_group(axes: Axes, group: pd.DataFrame, colour: str, marker: str, marker_size: float) -> None:
+    stopped = group[group["status"] == STOPPED]
+    faint: dict[str, Any] = {"color": colour, "markersize": marker_size * 0.7, "alpha": _FAINT, "linestyle": "none"}
+    axes.plot(stopped["l0"], stopped["fvu"], marker=marker, **faint)
+    group = group[group["status"] != STOPPED]
     best = group[non_dominated(group["l0"], group["fvu"])].sort_values("l0")
     axes.plot(best["l0"], best["fvu"], color=colour, linewidth=marker_size / 4.5, alpha=0.85)
     missed = group["status"] == TARGET_MISSED
@@ -139,7 +147,7 @@ def _style(axes: Axes, points: pd.DataFrame, narrow: bool) -> None:
 
 
 def _add_legend(
-    figure: Figure, colours: dict[int, str], markers: dict[str, str], any_missed: bool, narrow: bool
+    figure: Figure, colours: dict[int, str], markers: dict[str, str], any_missed: bool, any_stopped: bool, narrow: bool
 ) -> None:
     widths: list[Artist] = [_heading("width")]
     widths += [Line2D([], [], color=colour, linewidth=3, label=str(width)) for width, colour in colours.items()]
@@ -147,6 +155,8 @@ def _add_legend(
     shapes += [_shape(marker, name, _INK) for name, marker in markers.items()]
     if any_missed:
         shapes.append(_shape("o", "hollow: target missed", "none"))
+    if any_stopped:
+        shapes.append(_shape("o", "faint: stopped early", _INK, _FAINT))
     if narrow:
         # Two columns of one length: a legend fills its columns one after the other.
         length = max(len(widths), len(shapes))
@@ -170,5 +180,6 @@ def _heading(text: str) -> Line2D:
     return Line2D([], [], linestyle="none", label=text)
 
 
-def _shape(marker: str, label: str, face: str) -> Line2D:
-    return Line2D([], [], linestyle="none", marker=marker, color=_INK, markerfacecolor=face, markersize=8, label=label)
+def _shape(marker: str, label: str, face: str, alpha: float = 1.0) -> Line2D:
+    style: dict[str, Any] = {"color": _INK, "markerfacecolor": face, "markersize": 8, "alpha": alpha}
+    return Line2D([], [], linestyle="none", marker=marker, label=label, **style)

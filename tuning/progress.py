@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from tuning.sweep_folder import FAILED, TrialRecord
+from tuning.sweep_folder import FAILED, PAUSED, STOPPED, TrialRecord
 from tuning.trial import TrialRun
 
 
@@ -114,6 +114,8 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _end_line(run: TrialRun, record: TrialRecord | None) -> str:
+    if record is not None and record.status in (STOPPED, *PAUSED):
+        return f"[yellow]{record.status}[/yellow] {run.trial.name}: {escape(record.reason)}"
     if record is None or record.status == FAILED or not record.result:
         reason = record.reason if record is not None and record.reason else "ended without a word"
         return f"[red]failed[/red] {run.trial.name}: {escape(reason)}"

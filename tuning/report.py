@@ -19,7 +19,18 @@ from storage.store import Store
 from tuning.curves import CURVES, curve_svg, short_number
 from tuning.frontier import COLUMNS, HEADINGS, MEASURED, format_cell, frontier_table, write_frontier
 from tuning.plot import NARROW_IN, WIDE_IN, frontier_figure, frontier_svg
-from tuning.sweep_folder import DONE, FAILED, FINISHED, PENDING, RUNNING, TARGET_MISSED, SweepFolder, TrialRecord
+from tuning.sweep_folder import (
+    DONE,
+    FAILED,
+    FINISHED,
+    PAUSED,
+    PENDING,
+    RUNNING,
+    STOPPED,
+    TARGET_MISSED,
+    SweepFolder,
+    TrialRecord,
+)
 
 REPORT_FILE, FIGURE_FILE, SWEEP_FILE = "report.html", "frontier.png", "sweep.yaml"
 
@@ -27,7 +38,7 @@ Metrics = Mapping[str, Sequence[Mapping[str, Any]]]
 """Trial id to its logged records."""
 
 _TABLE_COLUMNS = [name for name in COLUMNS if name not in ("trial", "reason")]
-_STATUS_ORDER = (DONE, TARGET_MISSED, FAILED, RUNNING, PENDING)
+_STATUS_ORDER = (DONE, TARGET_MISSED, STOPPED, *PAUSED, FAILED, RUNNING, PENDING)
 _READERS = 16
 """Small files read at once: from an object store each of them costs a round trip."""
 
@@ -144,7 +155,7 @@ def _trial(
         target = dictionary.get("target_l0") if curve.title == "L0" else None
         svg = curve_svg(curve, logged, target)
         curves += [(curve.title, svg)] if svg else []
-    finished = record.status in FINISHED
+    finished = record.status in (*FINISHED, STOPPED)
     return {
         "record": record,
         "result": [(HEADINGS[name], format_cell(name, row[name])) for name in MEASURED] if finished else [],

@@ -25,7 +25,7 @@ from tuning.frontier import (
     read_frontier,
     write_frontier,
 )
-from tuning.sweep_folder import DONE, FAILED, PENDING, RUNNING, TARGET_MISSED, TrialRecord
+from tuning.sweep_folder import DONE, FAILED, PAUSED, PENDING, RUNNING, STOPPED, TARGET_MISSED, TrialRecord
 
 GRID = st.sampled_from([0.0, 0.5, 1.0, 2.0, 4.0, math.nan, math.inf])
 POINTS = st.lists(st.tuples(GRID, GRID), max_size=12)
@@ -187,3 +187,17 @@ def test_the_time_of_a_curve_is_counted_once() -> None:
 def test_an_unfinished_trial_has_no_curve(status: str) -> None:
     unfinished = record("a", 16.0, 0.2, status=status, curve=[curve_point(4, 0.5)])
     assert len(frontier_table([unfinished])) == 1
+
+
+def test_a_trial_that_was_stopped_early_has_its_numbers_and_no_part_in_the_frontier() -> None:
+    stopped = record("s", 8, 0.1, status=STOPPED, reason="asha, rung 1")
+    table = frontier_table([record("a", 16, 0.3), stopped]).set_index("trial")
+    assert (table.loc["s", "l0"], table.loc["s", "fvu"], table.loc["s", "status"]) == (8, 0.1, "stopped early")
+    assert table["on_frontier"].to_dict() == {"a": True, "s": False}
+
+
+@pytest.mark.parametrize("status", PAUSED)
+def test_a_trial_that_is_to_go_on_has_no_numbers_yet(status: str) -> None:
+    table = frontier_table([record("a", 16, 0.3), record("p", 8, 0.1, status=status)]).set_index("trial")
+    assert math.isnan(table.loc["p", "fvu"])
+    assert table["on_frontier"].to_dict() == {"a": True, "p": False}
