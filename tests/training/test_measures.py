@@ -255,7 +255,7 @@ def test_bits_of_a_small_dictionary_are_those_worked_out_by_hand() -> None:
     found = document_of(both_ways(rows, k=1), rows)["description_length"]["points"]
     index = 4 * (0.25 * 2 + 0.75 * math.log2(4 / 3))
     as_is = [point for point in found if point["k"] is None]
-    coarse, half = as_is[0], as_is[1]
+    _, coarse, half, _ = as_is
     assert coarse["bits"] == pytest.approx(index)
     assert half["bits"] == pytest.approx(index + 1)
     step = math.sqrt(10)

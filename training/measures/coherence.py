@@ -50,7 +50,7 @@ def coherence(atoms_FO: Tensor, p: int, *, max_flop: float | None = COMPARE_FLOP
     """
     unit_FO = unit_rows(atoms_FO)
     width, p = len(unit_FO), max(1, min(p, len(unit_FO) - 1))
-    chosen_Q = _compared(width, unit_FO.shape[1], max_flop).to(unit_FO.device)
+    chosen_Q = compared_atoms(width, 2 * unit_FO.numel(), max_flop).to(unit_FO.device)
     max_Q, babel, with_duplicate, pairs = [], 0.0, 0, 0
     for some, cos_QF in cosine_blocks(unit_FO[chosen_Q], unit_FO):
         cos_QF[torch.arange(len(cos_QF), device=cos_QF.device), chosen_Q[some]] = 0
@@ -73,9 +73,9 @@ def coherence(atoms_FO: Tensor, p: int, *, max_flop: float | None = COMPARE_FLOP
     }
 
 
-def _compared(width: int, dimensions: int, max_flop: float | None) -> Tensor:
-    """Which atoms are compared with all, rising (Q)."""
-    affordable = width if max_flop is None else int(max_flop / (2 * width * dimensions))
+def compared_atoms(width: int, flop_per_atom: float, max_flop: float | None) -> Tensor:
+    """Which atoms are compared with all others, rising (Q): all, or a random sample within `max_flop` operations."""
+    affordable = width if max_flop is None else int(max_flop / flop_per_atom)
     if affordable >= width:
         return torch.arange(width)
     drawn = torch.randperm(width, generator=torch.Generator().manual_seed(0))[: max(1, affordable)]

@@ -1,0 +1,194 @@
+"""What the dictionaries of a sweep have in common: across seeds, across widths, and the width that is found again.
+
+`stability.json` in the sweep's folder; every number that it holds of trials that are still there is kept, so that
+writing it again reads only new dictionaries. It holds
+
+    seeds    for trials that differ in nothing but the seed: `stability`, the mean over pairs of the mean |cos| of
+             matched atoms, beside the same `at_start` (two dictionaries that start alike prove little by ending alike),
+             the `floor` of random directions of that shape, how far atoms `moved` from where they began, and
+             `score` = (stability - floor) / (1 - floor)
+    widths   for trials that differ in nothing but the width: the share of the smaller dictionary's atoms `found` in the
+             next larger one, and the `floor` of random directions
+    chosen   where seeds and widths both vary: the widest dictionary whose score is within `TOLERANCE` of the best
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations, pairwise
+from typing import Any
+
+from storage.store import Store
+from training.measures.matching import (
+    FOUND_ABOVE,
+    found_share,
+    match,
+    moved,
+    random_found_share,
+    random_match,
+)
+from tuning.comparisons import Atoms, Comparisons, read_atoms
+from tuning.sweep_folder import FINISHED, SweepFolder, TrialRecord
+
+STABILITY_FILE = "stability.json"
+FORMAT, VERSION = "lexray-stability", 1
+
+TOLERANCE = 0.05
+"""Of the score: a wider dictionary that is less stable by no more than this is the better choice."""
+
+SEEDS = 6
+"""Seeds of a group that are compared at most, the first ones: 15 pairs."""
+
+
+def write_stability(folder: SweepFolder, records: Sequence[TrialRecord]) -> dict[str, Any] | None:
+    """Write `stability.json` of a sweep's finished trials; None, and nothing written, where none can be compared."""
+    finished = {record.trial: record for record in records if record.status in FINISHED}
+    known = (read_stability(folder.store) or {}).get("numbers", {})
+    comparisons = Comparisons(lambda trial: read_atoms(folder, finished[trial]), known)
+    found = stability(list(finished.values()), comparisons)
+    if not found["seeds"] and not found["widths"] and not comparisons.failed:
+        return None
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        **found,
+        "failed": comparisons.failed,
+        "numbers": comparisons.used,
+    }
+    folder.store.write(STABILITY_FILE, json.dumps(document, indent=1, allow_nan=False).encode())
+    return document
+
+
+def read_stability(store: Store) -> dict[str, Any] | None:
+    """The document in a sweep's folder, None where there is none of this version."""
+    try:
+        document = json.loads(store.read(STABILITY_FILE))
+    except (FileNotFoundError, ValueError):
+        return None
+    return document if isinstance(document, dict) and document.get("version") == VERSION else None
+
+
+def stability(records: Sequence[TrialRecord], comparisons: Comparisons) -> dict[str, Any]:
+    """`seeds`, `widths` and `chosen` of finished trials, see the top of this file."""
+    seeds = [_of_seeds(group, comparisons) for group in _groups(records, "seed") if len(group) > 1]
+    agreeing = [found for found in seeds if found is not None]
+    widths = [found for group in _groups(records, "width") for found in _of_widths(group, comparisons)]
+    by_trial = {record.trial: record for record in records}
+    return {
+        "found_above": FOUND_ABOVE,
+        "seeds": agreeing,
+        "widths": widths,
+        "chosen": list(_choices(agreeing, by_trial)),
+    }
+
+
+def choose_width(scores: Mapping[int, float]) -> int:
+    """The widest of several widths whose score is within `TOLERANCE` of the best."""
+    best = max(scores.values())
+    return max(width for width, score in scores.items() if score >= best - TOLERANCE)
+
+
+def _groups(records: Sequence[TrialRecord], *free: str) -> list[list[TrialRecord]]:
+    """Trials whose configurations differ in the `free` settings alone, in the order of these."""
+    groups: dict[str, list[TrialRecord]] = defaultdict(list)
+    for record in records:
+        groups[_key(record, free)].append(record)
+    return [sorted(group, key=lambda r: (_width(r), _seed(r))) for group in groups.values()]
+
+
+def _key(record: TrialRecord, free: Sequence[str]) -> str:
+    config = {name: part for name, part in record.config.items() if name not in ("mesh", "every", *free)}
+    config["dictionary"] = {name: part for name, part in config.get("dictionary", {}).items() if name not in free}
+    return json.dumps(config, sort_keys=True)
+
+
+def _of_seeds(group: list[TrialRecord], comparisons: Comparisons) -> dict[str, Any] | None:
+    """What trials of one configuration and several seeds have in common; None when too few can be read."""
+    trials = [record.trial for record in group][:SEEDS]
+    pairs = list(combinations(trials, 2))
+    ends = [comparisons.of("end", pair, lambda a, b: list(match(a.final, b.final))) for pair in pairs]
+    starts = [comparisons.of("start", pair, _at_start) for pair in pairs]
+    distances = [comparisons.of("moved", [trial], _moved) for trial in trials]
+    shape = next(filter(None, (comparisons.of("shape", [t], lambda a: list(a.final.shape)) for t in trials)), None)
+    comparisons.forget_atoms()
+    cosines = [end[0] for end in ends if end is not None]
+    if not cosines or shape is None:
+        return None
+    floor = comparisons.of(f"floor {shape[0]}x{shape[1]}", [], lambda: random_match(*shape))
+    average = sum(cosines) / len(cosines)
+    return {
+        "trials": trials,
+        **_about(group[0]),
+        "method": next(end[1] for end in ends if end is not None),
+        "stability": average,
+        "lowest": min(cosines),
+        "at_start": _mean(starts),
+        "moved": _mean(distances),
+        "floor": floor,
+        "score": (average - floor) / max(1e-12, 1 - floor),
+    }
+
+
+def _of_widths(group: list[TrialRecord], comparisons: Comparisons) -> Iterator[dict[str, Any]]:
+    """How much of each dictionary is found in the next wider one."""
+    for smaller, larger in pairwise(group):
+        pair = [smaller.trial, larger.trial]
+        found = comparisons.of("found", pair, lambda a, b: found_share(a.final, b.final))
+        shapes = [comparisons.of("shape", [trial], lambda a: list(a.final.shape)) for trial in pair]
+        if found is None or None in shapes:
+            continue
+        (narrow, dimensions), (wide, _) = shapes
+        sizes = (narrow, wide, dimensions)
+        floor = comparisons.of(f"found-floor {sizes}", [], lambda sizes=sizes: random_found_share(*sizes))
+        yield {
+            "smaller": smaller.trial,
+            "larger": larger.trial,
+            **_about(smaller),
+            "larger_width": wide,
+            "found": found,
+            "floor": floor,
+        }
+    comparisons.forget_atoms()
+
+
+def _choices(seeds: list[dict[str, Any]], records: Mapping[str, TrialRecord]) -> Iterator[dict[str, Any]]:
+    """The width that stability chooses, where several were trained with several seeds."""
+    alike: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for found in seeds:
+        alike[_key(records[found["trials"][0]], ("seed", "width"))].append(found)
+    for group in alike.values():
+        if len(group) > 1:
+            scores = {found["width"]: found["score"] for found in group}
+            chosen = next(found for found in group if found["width"] == choose_width(scores))
+            yield {name: chosen[name] for name in ("architecture", "target_l0", "width", "score", "trials")} | {
+                "scores": {str(width): score for width, score in sorted(scores.items())}
+            }
+
+
+def _at_start(a: Atoms, b: Atoms) -> float | None:
+    return None if a.initial is None or b.initial is None else match(a.initial, b.initial).cosine
+
+
+def _moved(a: Atoms) -> float | None:
+    return None if a.initial is None else moved(a.final, a.initial)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None unless all are known."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def _about(record: TrialRecord) -> dict[str, Any]:
+    dictionary = record.config["dictionary"]
+    return {name: dictionary[name] for name in ("architecture", "width", "target_l0")}
+
+
+def _seed(record: TrialRecord) -> int:
+    return int(record.config.get("seed", 0))
+
+
+def _width(record: TrialRecord) -> int:
+    return int(record.config.get("dictionary", {}).get("width", 0))
