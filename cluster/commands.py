@@ -69,14 +69,20 @@ def run_sweep_file(file: str, address: str | None, messages: Console, as_json: b
     )
     with ExitStack() as stack:
         followers: list[Any] = []
+        mirrors: list[Any] = []
         if plan.unfinished:
             from cluster.connect import connected
 
             with messages.status("starting Ray" if address is None else f"joining {address}"):
                 stack.enter_context(connected(address))
             view = TerminalView(console=messages, num_trials=len(plan.trials), num_reused=reused)
-            followers = [view, *_wandb(plan)]
+            mirrors = _wandb(plan)
+            for mirror in mirrors:
+                stack.callback(mirror.finish, plan.folder.store.url)
+            followers = [view, *mirrors]
         table = run_sweep(plan, followers)
+        for mirror in mirrors:
+            mirror.show_results(plan.folder, table)
     _print_frontier(table, plan.folder.store, messages, as_json)
     return FAILED if (table["status"] == "failed").any() else OK
 
@@ -124,12 +130,15 @@ def print_json(document: Any) -> None:
 
 
 def _wandb(plan: Any) -> list[Any]:
-    if plan.sweep.wandb.mode == "disabled":
+    block = plan.sweep.wandb
+    if block.mode == "disabled":
         return []
     from tuning.wandb_mirror import WandbMirror
+    from tuning.wandb_runs import WandbRuns, has_key
 
     local = plan.folder.store.local_path or str(Path.cwd() / "wandb-runs" / plan.sweep.name)
-    return [WandbMirror(block=plan.sweep.wandb, group=plan.sweep.name, folder=local)]
+    mode = block.mode if block.mode != "auto" else ("online" if has_key() else "offline")
+    return [WandbMirror(runs=WandbRuns(project=block.project, group=plan.sweep.name, folder=local, mode=mode))]
 
 
 def _print_frontier(table: Any, store: Store, messages: Console, as_json: bool) -> None:

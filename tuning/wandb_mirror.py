@@ -1,102 +1,98 @@
-"""The view in W&B: one run per dictionary, grouped by sweep, fed from what the trials wrote.
+"""The view of a sweep in W&B, fed from what the trials wrote. It runs in the sweep's driver, beside the trials.
 
-The only file that knows W&B. Without a key, or when the server does not answer, runs are written offline and can be
-sent later by `wandb sync`. Nothing here can stop or slow a trial: it runs in the sweep's driver, beside the trials.
+W&B may be slow or hang: a thread of its own makes all calls, nobody waits for it but the end of the sweep, and that not
+for long. What did not get there can be sent later from the sweep's folder alone (`send`).
 """
 
 from __future__ import annotations
 
 import logging
-import netrc
-import os
+import queue
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-import wandb
+import pandas as pd
 
-from tuning.sweep_file import WandbBlock
-from tuning.sweep_folder import TrialRecord
+from tuning.report import FIGURE_FILE
+from tuning.sweep_folder import SweepFolder, TrialRecord
 from tuning.trial import TrialRun
+from tuning.wandb_runs import Described, WandbRuns
 
 log = logging.getLogger("lexray")
 
-INIT_TIMEOUT_S = 30
+PATIENCE_S = 60.0
+"""How long the end of a sweep waits for W&B."""
 
 
 @dataclass(kw_only=True)
 class WandbMirror:
     """Follows a sweep, see `tuning.follow.Follower`."""
 
-    block: WandbBlock
-    group: str
-    """The sweep's name."""
-    folder: str
-    """Local folder below which W&B keeps its files."""
-    _runs: dict[str, Any] = field(default_factory=dict)
+    runs: WandbRuns
+    patience_s: float = PATIENCE_S
+    _calls: queue.SimpleQueue[Callable[[], None] | None] = field(default_factory=queue.SimpleQueue)
+    _thread: threading.Thread | None = None
 
     def started(self, run: TrialRun) -> None:
-        os.makedirs(self.folder, exist_ok=True)
-        mode = self.block.mode if self.block.mode != "auto" else ("online" if has_key() else "offline")
-        try:
-            self._runs[run.trial.id] = self._init(run, mode)
-        except Exception as error:
-            if mode != "online":
-                raise
-            log.warning("W&B does not answer (%s): trial %s is written offline", error, run.trial.id)
-            self._runs[run.trial.id] = self._init(run, "offline")
+        trial = run.trial
+        about = Described(trial.id, trial.name, trial.config.to_dict(), trial.footprint.workers)
+        self._later(lambda: self.runs.start(about))
 
     def logged(self, run: TrialRun, records: list[dict[str, Any]]) -> None:
-        wandb_run = self._runs.get(run.trial.id)
-        if wandb_run is not None:
-            for record in records:
-                wandb_run.log(record, step=record["step"])
+        self._later(lambda: self.runs.log(run.trial.id, records))
 
     def ended(self, run: TrialRun, record: TrialRecord | None) -> None:
-        wandb_run = self._runs.pop(run.trial.id, None)
-        if wandb_run is None:
-            return
-        if record is not None:
-            wandb_run.summary.update({f"result/{k}": v for k, v in record.result.items()} | {"status": record.status})
-        wandb_run.finish(exit_code=0 if record is not None and record.result else 1)
+        self._later(lambda: self.runs.finish(run.trial.id, record))
 
     def close(self) -> None:
-        for wandb_run in self._runs.values():
-            wandb_run.finish(exit_code=1)
-        self._runs.clear()
+        """Nothing: the sweep's results come after its trials."""
 
-    def _init(self, run: TrialRun, mode: Literal["online", "offline", "disabled"]) -> Any:
-        trial = run.trial
-        settings = wandb.Settings(
-            init_timeout=INIT_TIMEOUT_S,
-            console="off",
-            silent=True,
-            x_disable_stats=True,  # this process is the driver: its load says nothing of the trial
-            x_disable_meta=True,
-            disable_git=True,
-            disable_code=True,
-        )
-        wandb_run = wandb.init(
-            project=self.block.project,
-            group=self.group,
-            id=trial.id,
-            name=trial.name,
-            dir=self.folder,
-            config=trial.config.to_dict() | {"trial": trial.id, "workers": trial.footprint.workers},
-            resume="allow",
-            reinit="create_new",
-            mode=mode,
-            settings=settings,
-        )
-        wandb_run.define_metric("*", step_metric="rows")
-        return wandb_run
+    def show_results(self, folder: SweepFolder, table: pd.DataFrame) -> None:
+        """Show what came out, and wait until W&B has everything, for `patience_s` at most."""
+        if self._thread is None:
+            return
+        self._later(lambda: self.runs.show_sweep(folder.store.url, table, folder.store.read(FIGURE_FILE)))
+        self.finish(folder.store.url)
+
+    def finish(self, url: str) -> None:
+        """Wait for what is under way."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        self._calls.put(self.runs.finish_all)
+        self._calls.put(None)
+        thread.join(self.patience_s)
+        if thread.is_alive():
+            log.warning("W&B has not taken everything in %.0f s: `lexray wandb sync %s` sends it", self.patience_s, url)
+
+    def _later(self, call: Callable[[], None]) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="W&B", daemon=True)
+            self._thread.start()
+        self._calls.put(call)
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            try:
+                call()
+            except Exception as error:
+                log.warning("W&B: %s: %s", type(error).__name__, error)
 
 
-def has_key() -> bool:
-    """Whether this user is logged in to W&B."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        hosts = netrc.netrc().hosts
-    except (OSError, netrc.NetrcParseError):
-        return False
-    return any("wandb" in host for host in hosts)
+def send(folder: SweepFolder, runs: WandbRuns, table: pd.DataFrame, told: Callable[[str, int], None]) -> None:
+    """Make W&B's runs from the sweep's folder alone; `told` hears of each trial and how many records it has.
+
+    Runs that are there already get what they lack.
+    """
+    for trial in folder.store.list_folders("trials"):
+        record = folder.read_trial(trial)
+        if record is None:
+            continue
+        records = folder.read_metrics(trial)
+        runs.start(Described(trial, record.name, record.config, record.workers))
+        runs.log(trial, records)
+        runs.finish(trial, record)
+        told(record.name, len(records))
+    runs.show_sweep(folder.store.url, table, folder.store.read(FIGURE_FILE))

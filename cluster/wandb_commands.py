@@ -1,0 +1,75 @@
+"""`lexray wandb`: what was written offline, or did not get to W&B, is sent from the sweep's folder."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from storage.errors import UserError
+from storage.store import Store
+
+wandb_app = typer.Typer(no_args_is_help=True, help="Show sweeps in W&B.")
+messages = Console(stderr=True)
+
+
+@wandb_app.command()
+def sync(
+    url: Annotated[str, typer.Argument(help="Folder of a sweep: path or url.")],
+    project: Annotated[str | None, typer.Option(help="W&B project; by default that of the sweep file.")] = None,
+    offline: Annotated[str | None, typer.Option(help="Write W&B's offline files below this folder instead.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")] = False,
+) -> None:
+    """Send a sweep to W&B from its folder: one run per dictionary, and one with the frontier.
+
+    Runs that W&B has already get what they lack, so it may be called again, also while the sweep runs.
+
+    Example: lexray wandb sync runs/quickstart/sweep
+    """
+    from cluster.commands import print_json
+    from tuning.report import build_results
+    from tuning.sweep_folder import SweepFolder
+    from tuning.wandb_mirror import send
+    from tuning.wandb_runs import WandbRuns, has_key
+
+    store = Store.at(url)
+    block, name = _wandb_of(store)
+    if offline is None and not has_key():
+        raise UserError("W&B: no API key here; run `wandb login`, set WANDB_API_KEY, or give --offline FOLDER")
+    table = build_results(SweepFolder(store), store.list_folders("trials"))
+    runs = WandbRuns(
+        project=project or block.project,
+        group=name,
+        folder=offline or store.local_path or "wandb-runs",
+        mode="online" if offline is None else "offline",
+        falls_back=False,
+    )
+    sent: dict[str, int] = {}
+    with messages.status("W&B") as status:
+
+        def told(trial: str, records: int) -> None:
+            sent[trial] = records
+            status.update(f"W&B: {len(sent)} trials, {sum(sent.values()):,} records")
+
+        try:
+            send(SweepFolder(store), runs, table, told)
+        except Exception as error:
+            raise UserError(f"W&B: {type(error).__name__}: {error}") from error
+    if as_json:
+        print_json({"url": store.url, "project": runs.project, "records": sent})
+    else:
+        print(f"{store.url}: {len(sent)} runs and the sweep's own, {sum(sent.values()):,} records, {runs.mode}")
+
+
+def _wandb_of(store: Store) -> tuple[Any, str]:
+    """The W&B block and the name of the sweep file as run."""
+    import yaml
+
+    from tuning.sweep_file import WandbBlock
+
+    try:
+        content = yaml.safe_load(store.read("sweep.yaml"))
+    except FileNotFoundError:
+        raise UserError(f"{store.url}: no sweep there (it would hold sweep.yaml)") from None
+    return WandbBlock(**content.get("wandb", {})), content["name"]

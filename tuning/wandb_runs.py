@@ -1,0 +1,133 @@
+"""Runs in W&B: one for each dictionary, grouped by sweep, and one for the sweep. The only file that knows W&B."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import netrc
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pandas as pd
+import wandb
+
+from tuning.sweep_folder import TrialRecord
+
+log = logging.getLogger("lexray")
+
+INIT_TIMEOUT_S = 30
+SETTINGS: dict[str, Any] = {
+    "init_timeout": INIT_TIMEOUT_S,
+    "console": "off",
+    "silent": True,
+    "x_disable_stats": True,  # this process is the driver: its load says nothing of the trial
+    "x_disable_meta": True,
+    "disable_git": True,
+    "disable_code": True,
+}
+
+Mode = Literal["online", "offline"]
+
+
+class Described(NamedTuple):
+    """What a dictionary's run is about."""
+
+    trial: str
+    """Its id, and that of the run."""
+    name: str
+    config: dict[str, Any]
+    workers: int
+
+
+@dataclass(kw_only=True)
+class WandbRuns:
+    """Calls may take long, or raise. The first run that the server does not take turns everything offline."""
+
+    project: str
+    group: str
+    """The sweep's name."""
+    folder: str
+    """Local folder below which W&B keeps its files."""
+    mode: Mode
+    falls_back: bool = True
+    """Whether runs are written offline when the server does not answer."""
+    _open: dict[str, Any] = field(default_factory=dict)
+
+    def start(self, about: Described) -> None:
+        self._open[about.trial] = self._init(
+            id=about.trial,
+            name=about.name,
+            config={**about.config, "trial": about.trial, "workers": about.workers},
+        )
+
+    def log(self, trial: str, records: Sequence[Mapping[str, Any]]) -> None:
+        """Records with their `step`, in order; those that a resumed run has already are left out."""
+        run = self._open[trial]
+        for record in records:
+            if record["step"] >= run.step:
+                run.log(dict(record), step=record["step"])
+
+    def finish(self, trial: str, record: TrialRecord | None) -> None:
+        run = self._open.pop(trial)
+        if record is not None:
+            run.summary.update({f"result/{k}": v for k, v in record.result.items()} | {"status": record.status})
+        run.finish(exit_code=0 if record is not None and record.result else 1)
+
+    def finish_all(self) -> None:
+        for trial in list(self._open):
+            self.finish(trial, None)
+
+    def show_sweep(self, url: str, table: pd.DataFrame, picture: bytes) -> None:
+        """The frontier as a table and a picture (PNG), in one run of the sweep at `url`."""
+        name = hashlib.sha256(f"{self.group} {url}".encode()).hexdigest()[:8]
+        run = self._init(id=f"sweep-{name}", name=f"{self.group} (sweep)", config={"url": url}, job_type="sweep")
+        shown = table.astype(object).where(table.notna(), None)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "frontier.png"
+            file.write_bytes(picture)
+            run.log({"frontier": wandb.Table(dataframe=shown), "frontier_picture": wandb.Image(str(file))})
+        run.summary.update({f"trials/{status}": int(n) for status, n in table["status"].value_counts().items()})
+        run.finish(exit_code=0)
+
+    def _init(self, **about: Any) -> Any:
+        os.makedirs(self.folder, exist_ok=True)
+        try:
+            return self._try(about)
+        except Exception as error:
+            if self.mode != "online" or not self.falls_back:
+                raise
+            self.mode = "offline"
+            log.warning("W&B does not answer (%s): runs are written offline; `lexray wandb sync` sends them", error)
+            if self._open:
+                raise  # W&B's process holds the id now, and the runs that are open, too
+            wandb.teardown()
+            return self._try(about)
+
+    def _try(self, about: dict[str, Any]) -> Any:
+        run = wandb.init(
+            project=self.project,
+            group=self.group,
+            dir=self.folder,
+            resume="allow",
+            reinit="create_new",
+            mode=self.mode,
+            settings=wandb.Settings(**SETTINGS),
+            **about,
+        )
+        run.define_metric("*", step_metric="rows")
+        return run
+
+
+def has_key() -> bool:
+    """Whether this user is logged in to W&B."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        hosts = netrc.netrc().hosts
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return any("wandb" in host for host in hosts)
