@@ -137,7 +137,7 @@ def _wandb(plan: Any) -> list[Any]:
     from tuning.wandb_runs import WandbRuns, has_key
 
     local = plan.folder.store.local_path or str(Path.cwd() / "wandb-runs" / plan.sweep.name)
-    mode = block.mode if block.mode != "auto" else ("online" if has_key() else "offline")
+    mode: Any = block.mode if block.mode != "auto" else ("online" if has_key() else "offline")
     return [WandbMirror(runs=WandbRuns(project=block.project, group=plan.sweep.name, folder=local, mode=mode))]
 
 

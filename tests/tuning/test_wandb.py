@@ -90,6 +90,9 @@ class Hanging(WandbRuns):
     def start(self, about: Described) -> None:
         self.released.wait()
 
+    def show_sweep(self, url: str, table: Any, picture: bytes) -> None:
+        pass
+
 
 def run_of(trial: str) -> Any:
     config = SimpleNamespace(to_dict=dict)
@@ -116,6 +119,9 @@ def test_nobody_waits_for_a_server_that_hangs_but_the_end_and_not_for_long(
         f"W&B has not taken everything in 0 s: `lexray wandb sync {folder.store.url}` sends it"
     ]
     runs.released.set()
+    for thread in threading.enumerate():
+        if thread.name == "W&B":
+            thread.join()
 
 
 def test_what_fails_in_the_view_is_a_warning(folder: SweepFolder, tmp_path: Path, caplog: Any) -> None:
