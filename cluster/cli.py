@@ -96,6 +96,21 @@ def report(
     write_results(url, messages, as_json)
 
 
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="URL1", help="Folder of a sweep: path or url.")],
+    second: Annotated[str, typer.Argument(metavar="URL2", help="Folder of another.")],
+    as_json: Json = False,
+) -> None:
+    """Show two sweeps side by side: each dictionary's L0 and FVU, and which frontier beats which.
+
+    Example: lexray compare runs/monday/sweep runs/tuesday/sweep
+    """
+    from cluster.compare_commands import compare_sweeps
+
+    compare_sweeps(first, second, messages, as_json)
+
+
 @app.command("export")
 def export_(
     url: Annotated[str, typer.Argument(metavar="DICTIONARY", help="Folder of a saved dictionary: path or url.")],
@@ -142,6 +157,40 @@ def diagnose(
     from cluster.diagnose_commands import run_diagnose
 
     run_diagnose(url, data, rows, messages, as_json)
+
+
+@app.command()
+def measure(
+    url: Annotated[str, typer.Argument(metavar="DICTIONARY", help="Folder of a saved dictionary: path or url.")],
+    data: Annotated[str | None, typer.Option(help="Where its dataset lies now, if it was moved.")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Held-out rows to read at most.")] = 65_536,
+    every_atom: Annotated[bool, typer.Option("--every-atom", help="Compare all atoms, however many.")] = False,
+    save: Annotated[bool, typer.Option("--save", help="Write measures.json beside the dictionary.")] = False,
+    model: Annotated[str | None, typer.Option(help="Language model to put reconstructions into; with --texts.")] = None,
+    texts: Annotated[
+        str | None, typer.Option(help="Its texts: path, url or glob of files, .jsonl or .parquet.")
+    ] = None,
+    site: Annotated[str | None, typer.Option(help="'NAME: {hidden_state: 3}' if the dataset does not tell.")] = None,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens of the texts to read at most.")] = 16_384,
+    as_json: Json = False,
+) -> None:
+    """Measure a dictionary on held-out rows: firing, likeness, FVU against k, bits, coherence; and in its model.
+
+    Example: lexray measure runs/quickstart/sweep/trials/TRIAL/dictionary
+    """
+    from cluster.measure_commands import MeasureOptions, run_measure
+
+    options = MeasureOptions(
+        data=data,
+        max_rows=rows,
+        every_atom=every_atom,
+        save=save,
+        model=model,
+        texts=texts,
+        sites=site,
+        max_tokens=tokens,
+    )
+    run_measure(url, options, messages, as_json)
 
 
 @app.command()

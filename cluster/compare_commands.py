@@ -1,0 +1,72 @@
+"""`lexray compare`: two sweeps side by side."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from storage.errors import UserError
+from storage.store import Store
+
+
+def compare_sweeps(first: str, second: str, messages: Console, as_json: bool) -> None:
+    """Print their trials beside each other, and which frontier beats which."""
+    from cluster.commands import print_json
+    from tuning.compare import beaten_shares, differences_of_data, matched
+
+    folders = [_folder(url) for url in (first, second)]
+    tables = [_table(folder) for folder in folders]
+    trials, shares = matched(*tables), beaten_shares(*tables)
+    differences = differences_of_data(*folders)
+    if as_json:
+        trials_json, shares_json = (json.loads(table.to_json(orient="records")) for table in (trials, shares))
+        print_json({
+            "first": folders[0].store.url,
+            "second": folders[1].store.url,
+            "differences_of_data": differences,
+            "trials": trials_json,
+            "frontiers": shares_json,
+        })  # fmt: skip
+        return
+    for difference in differences:
+        messages.print(f"[yellow]not the same rows[/yellow]  {difference}", highlight=False, soft_wrap=True)
+    Console().print(_trials_table(trials))
+    for row in shares.itertuples():
+        print(
+            f"width {row.width}, {row.sites}: the second beats {row.beaten_1:.0%} of the first's {row.points_1} "
+            f"frontier points, the first {row.beaten_2:.0%} of the second's {row.points_2}"
+        )
+    if shares.empty:
+        print("no width and sites have finished dictionaries in both sweeps")
+
+
+def _folder(url: str) -> Any:
+    from tuning.sweep_folder import SweepFolder
+
+    store = Store.at(url)
+    if not store.exists("sweep.yaml"):
+        raise UserError(f"{store.url}: no sweep there (it would hold sweep.yaml)")
+    return SweepFolder(store)
+
+
+def _table(folder: Any) -> pd.DataFrame:
+    """The frontier of what lies in the folder now, which is not written to."""
+    from tuning.frontier import frontier_table
+
+    records = [folder.read_trial(trial) for trial in folder.store.list_folders("trials")]
+    return frontier_table([record for record in records if record is not None])
+
+
+def _trials_table(trials: pd.DataFrame) -> Table:
+    from tuning.frontier import format_cell
+
+    shown = Table("name", *("L0", "FVU", "L0", "FVU", "change of FVU"), box=None, pad_edge=False)
+    for row in trials.to_dict("records"):
+        cells = [format_cell(name, row[f"{name}_{which}"]) for which in (1, 2) for name in ("l0", "fvu")]
+        change = row["fvu_change"]
+        shown.add_row(row["name"], *cells, "" if pd.isna(change) else f"{change:+.1%}")
+    return shown
