@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from training_synthetic import STEPS, Dataset, small_config, small_dataset
+from training_synthetic import STEPS, Dataset, on_two_ranks, small_config, small_dataset
 
 from storage.store import Store
 from training.checkpoints import newest_checkpoint
+from training.dictionaries.base import BatchSums
+from training.hooks import EndHook
+from training.loop import StepRecord
 from training.saved import load_dictionary, read_dictionary_config
 from training.trainer import Trainer, TrainingResult
 
@@ -81,3 +84,15 @@ def test_a_reason_that_comes_with_the_last_step_ends_nothing(dataset, tmp_path):
     reasons = {STEPS: "too late"}
     result = train(dataset, tmp_path / "done", verdict=lambda records: reasons.get(records[-1]["step"], ""))
     assert (result.ended, result.steps) == ("done", STEPS)
+
+
+def test_all_ranks_end_at_the_step_at_which_the_first_is_given_a_reason():
+    def ends(rank, axes):
+        asked = iter(["", "", "late"])
+        hook = EndHook(every=10, num_steps=60, ask=(lambda: next(asked)) if rank == 0 else None, ranks=axes.pairs)
+        for step in (10, 20, 30):
+            assert not hook.ended
+            hook(StepRecord(step, BatchSums(1, {}, torch.zeros(1), {}), 0.0, 0.0))
+        return hook.ended, hook.reason
+
+    assert on_two_ranks(ends) == [(True, "late"), (True, "")]
