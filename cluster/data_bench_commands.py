@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +16,11 @@ from storage.store import Store, reachable
 if TYPE_CHECKING:
     from storage.bench import CoreSpeed, Feeding, ReadSpeed, StreamSpeed
     from storage.manifest import Manifest
-    from training.config import DataConfig, TrainingConfig
-    from training.dictionaries.base import DictionaryConfig, RawRows
+    from training.config import DataConfig
+    from training.dictionaries.base import DictionaryConfig
 
 CORE_SECONDS = 1.0
 """What one core does with a window is known after this long."""
-MANY_STEPS = 10**6
-"""Of the training whose beginning is measured; its schedules hardly move."""
-SAMPLE_BATCHES = 4
-"""Batches that a dictionary trains on in turn, when its step is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +78,7 @@ def bench_dataset(url: str, options: BenchOptions, messages: Console, as_json: b
 
 def measure(store: Store, options: BenchOptions, messages: Console) -> BenchResult:
     """Reads, stream and step, one after the other. Raises UserError for wrong options before anything is measured."""
+    from cluster.step_timer import StepTimer
     from storage.bench import Feeding, core_speed, plain_reads, stream_speed
     from storage.manifest import load_manifest
     from storage.reader import DatasetReader
@@ -102,7 +98,7 @@ def measure(store: Store, options: BenchOptions, messages: Console) -> BenchResu
     feeding = None
     if dictionary is not None:
         with messages.status("training on rows in memory"):
-            step_rows_per_s = training_rows_per_s(data, dictionary, manifest, options.seconds)
+            step_rows_per_s = StepTimer(data, dictionary, manifest).trained_rows_per_s(options.seconds)
         feeding = Feeding(stream_rows_per_s=stream.rows_per_s, step_rows_per_s=step_rows_per_s)
     return BenchResult(
         url=store.url,
@@ -150,46 +146,6 @@ def _data_config(
     translates = dictionary is not None and architecture(dictionary.architecture).kind == "transcoder"
     inputs, outputs = (sites[:1], sites[1:]) if translates else (sites, ())
     return DataConfig(url=store.url, dataset_id=manifest.id, inputs=inputs, outputs=outputs, batch_rows=batch_rows)
-
-
-def training_rows_per_s(data: DataConfig, dictionary: DictionaryConfig, manifest: Manifest, seconds: float) -> float:
-    """Rows that one worker trains in a second when they are in memory: whole steps, as the training loop makes them."""
-    from storage.bench import median_seconds
-    from storage.stream import local_stream
-    from training.batches import raw_rows
-    from training.config import TrainingConfig
-    from training.start import ensure_process_group, training_device
-
-    ensure_process_group()
-    config = TrainingConfig(dictionary=dictionary, data=data, rows=MANY_STEPS * data.batch_rows)
-    stream = local_stream(data.stream_spec("train"), batch_rows=data.batch_rows)
-    steps = range(min(SAMPLE_BATCHES, stream.steps_per_epoch))
-    batches = [raw_rows(stream.batch(step), data, training_device()) for step in steps]
-    return data.batch_rows / median_seconds(_stepper(config, manifest, batches), seconds)
-
-
-def _stepper(config: TrainingConfig, manifest: Manifest, batches: list[RawRows]) -> Callable[[], None]:
-    """One training step on these batches in turn."""
-    from itertools import count
-
-    from training.axes import ALL_ROWS
-    from training.loop import global_sums
-    from training.mesh import ONE_RANK
-    from training.start import build_dictionary, make_engine, training_device
-
-    dictionary = build_dictionary(config, manifest).to(training_device())
-    if dictionary.needs_sample:
-        dictionary.prepare(lambda: batches)
-    engine, rows, steps = make_engine(dictionary, config, ONE_RANK), config.data.batch_rows, count()
-
-    def step() -> None:
-        number = next(steps)
-        dictionary.at_step(number, config.num_steps)
-        lr = config.optimizer.lr_at(number, config.num_steps, config.dictionary.width)
-        terms = engine.step(batches[number % len(batches)], rows, lr)
-        dictionary.after_step(global_sums(terms, rows, ALL_ROWS))
-
-    return step
 
 
 def result_document(result: BenchResult) -> dict[str, Any]:

@@ -119,30 +119,33 @@ def _cluster(address: str, messages: Console) -> Machines:
 
 def measured_speeds(plan: SweepPlan, known: Mapping[str, Speed], messages: Console) -> dict[str, Speed]:
     """Times some real steps of each kind of unfinished trial that has no finished one; a mesh is taken to scale."""
-    from tuning.forecast import Speed, kind_of
+    from tuning.forecast import kind_of
 
     kinds = {kind_of(trial.config): trial for trial in plan.unfinished}
     wanted = {kind: t for kind, t in kinds.items() if kind not in known or known[kind].source == "measured"}
     found = {}
     for number, (kind, trial) in enumerate(wanted.items(), start=1):
         with messages.status(f"timing steps {number}/{len(wanted)}: {trial.name}"):
-            found[kind] = Speed(rows_per_s=_rows_per_s(plan, trial), source="measured")
+            found[kind] = _measured(plan, trial)
     return found
 
 
-def _rows_per_s(plan: SweepPlan, trial: Trial) -> float:
-    """Of the trial's whole mesh, from one worker with its share of this machine's cores."""
+def _measured(plan: SweepPlan, trial: Trial) -> Speed:
+    """Of the trial's whole mesh, from one worker with as many cores as it will have."""
     import torch
 
-    from cluster.data_bench_commands import training_rows_per_s
+    from cluster.step_timer import StepTimer
+    from tuning.forecast import Speed
 
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, int(trial.footprint.cpus_per_worker)))  # as Ray lets a worker have them
     try:
-        one = training_rows_per_s(trial.config.data, trial.config.dictionary, plan.manifest, MEASURE_S)
+        timer = StepTimer(trial.config.data, trial.config.dictionary, plan.manifest, trial.config.optimizer)
+        trained, evaluated = timer.trained_rows_per_s(MEASURE_S), timer.evaluated_rows_per_s(MEASURE_S / 4)
     finally:
         torch.set_num_threads(threads)
-    return one * trial.footprint.workers
+    workers = trial.footprint.workers
+    return Speed(rows_per_s=workers * trained, evaluated_rows_per_s=workers * evaluated, source="measured")
 
 
 def _refuse_over_cap(plan: SweepPlan, made: Plan) -> None:

@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from training.config import TrainingConfig
+from training.measures.held_out import MEASURED_ROWS
+from training.measures.rate import SHARES
 from tuning.sweep_folder import FINISHED, TrialRecord
 from tuning.trial_queue import Node
 from tuning.trials import Footprint
 
-START_S = 9.0
-"""Seconds that a trial takes besides steps and evaluations: its processes start, import torch, save and end."""
-EVALUATED_ROW = 1 / 3
-"""Time of an evaluated row over that of a trained one: of three products of matrices it needs one."""
+START_S = 10.0
+"""Seconds that a trial takes besides its rows: its processes start, import torch, save and end."""
+MEASURED_PASSES = 1 + len(SHARES)
+"""Evaluations of each held-out row that the measures of a finished dictionary take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,8 @@ class Speed:
 
     rows_per_s: float
     """Of all workers of the trial, in training steps."""
+    evaluated_rows_per_s: float | None = None
+    """Of all workers, in evaluations; None where it was not measured."""
     overhead_s: float | None = None
     """Seconds of a trial outside of its steps; None where it was not measured."""
     source: Literal["measured", "finished trials"]
@@ -60,11 +64,16 @@ def finished_speeds(records: Sequence[TrialRecord | None]) -> dict[str, Speed]:
 
 def trial_seconds(config: TrainingConfig, held_out_rows: int, speed: Speed) -> float:
     """Wall time of one trial, from the start of its processes to their end."""
-    every, steps = config.every, config.num_steps
-    evaluations = -(-steps // every.evaluate)
-    evaluated = EVALUATED_ROW * evaluations * min(every.eval_rows, held_out_rows)
-    outside_s = START_S + evaluated / speed.rows_per_s if speed.overhead_s is None else speed.overhead_s
-    return outside_s + steps * config.data.batch_rows / speed.rows_per_s
+    trained_s = config.num_steps * config.data.batch_rows / speed.rows_per_s
+    if speed.overhead_s is not None:
+        return trained_s + speed.overhead_s
+    evaluated_rows_per_s = speed.evaluated_rows_per_s or speed.rows_per_s
+    evaluations = -(-config.num_steps // config.every.evaluate)
+    evaluated = evaluations * min(config.every.eval_rows, held_out_rows) / evaluated_rows_per_s
+    workers = config.mesh.data * config.mesh.feature
+    # One worker alone measures the finished dictionary.
+    measured = MEASURED_PASSES * min(MEASURED_ROWS, held_out_rows) * workers / evaluated_rows_per_s
+    return START_S + trained_s + evaluated + measured
 
 
 class Start(NamedTuple):

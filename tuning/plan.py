@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from storage.stream_memory import StreamShape, stream_memory
 from tuning.forecast import Reading, Speed, kind_of, most_at_once, store_bytes, timeline, trial_seconds
 from tuning.mesh_choice import gib
 from tuning.resources import PricesBlock
-from tuning.row_counts import RowCounts
+from tuning.row_counts import Part, RowCounts
 from tuning.trial_queue import Node
 from tuning.trials import Trial
 from tuning.window_servers import most_workers, shape_of
@@ -147,7 +148,7 @@ def _trial_plan(
     speeds: Mapping[str, Speed],
 ) -> TrialPlan:
     config, speed = trial.config, speeds.get(kind_of(trial.config))
-    held_out = counts.held_out(config.data)
+    training, held_out = counts.training(config.data), counts.held_out(config.data)
     return TrialPlan(
         id=trial.id,
         name=trial.name,
@@ -158,7 +159,7 @@ def _trial_plan(
         cpus=trial.footprint.cpus,
         gpus=trial.footprint.gpus,
         steps=config.num_steps,
-        memory=worker_memory(trial, manifest, shape),
+        memory=worker_memory(trial, manifest, shape, epochs=config.num_steps * config.data.batch_rows / training),
         seconds=trial_seconds(config, held_out, speed) if speed is not None else None,
     )
 
@@ -183,13 +184,34 @@ def _cost(
 
 def _reading(trial: Trial, manifest: Manifest, counts: RowCounts, kept_bytes: int) -> Reading:
     config, data = trial.config, trial.config.data
-    whole = manifest.rows * sum(manifest.sites[site].row_bytes for site in data.sites)
-    per_epoch = counts.read_share(data, "train") * whole
-    epochs = config.num_steps * data.batch_rows / counts.training(data)
-    evaluated = min(1.0, config.every.eval_rows / counts.held_out(data))
-    held_out = evaluated * counts.read_share(data, "held_out") * whole
-    kept = per_epoch + held_out <= kept_bytes
-    return Reading(data.sites, per_epoch * (min(1.0, epochs) if kept else epochs), held_out, kept)
+    training, held_out = counts.training(data), counts.held_out(data)
+    epochs = config.num_steps * data.batch_rows / training
+    evaluated = min(1.0, config.every.eval_rows / held_out)
+    per_epoch = _part_bytes(trial, manifest, counts, "train")
+    of_held_out = _whole_windows(evaluated, held_out, trial, manifest) * _part_bytes(
+        trial, manifest, counts, "held_out"
+    )
+    kept = per_epoch + of_held_out <= kept_bytes
+    read_epochs = min(1.0, epochs) if kept else epochs
+    return Reading(data.sites, _whole_windows(read_epochs, training, trial, manifest) * per_epoch, of_held_out, kept)
+
+
+def _part_bytes(trial: Trial, manifest: Manifest, counts: RowCounts, part: Part) -> float:
+    """Bytes of all chunks with rows of a part, and of those that are read twice as the boundary of lanes cuts them."""
+    data = trial.config.data
+    row_bytes = sum(manifest.sites[site].row_bytes for site in data.sites)
+    return (counts.read_share(data, part) * manifest.rows + (data.lanes - 1) * manifest.chunk_rows) * row_bytes
+
+
+def _whole_windows(epochs: float, rows: int, trial: Trial, manifest: Manifest) -> float:
+    """So many epochs of so many rows, rounded up to whole windows of each lane."""
+    data = trial.config.data
+    widest = max(site.row_bytes for site in manifest.sites.values())
+    window_rows = (
+        max(1, data.window_bytes // (manifest.chunk_rows * widest)) * manifest.chunk_rows * rows / manifest.rows
+    )
+    windows = max(1, math.ceil(rows / data.lanes / window_rows))
+    return math.ceil(epochs * windows - 1e-9) / windows
 
 
 def _kept_bytes(todo: Sequence[Trial], shapes: Sequence[StreamShape], machines: Machines) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 from dataclasses import dataclass
 
 from storage.manifest import Manifest
-from storage.stream_memory import StreamShape
+from storage.stream_memory import PLACE_BYTES, ROW_ID_BYTES, StreamShape
 from training.memory import PROCESS_BYTES, needs, rank_memory
 from tuning.trials import Trial
 
@@ -42,8 +43,14 @@ class WorkerMemory:
         return self.host + self.windows
 
 
-def worker_memory(trial: Trial, manifest: Manifest, shape: StreamShape) -> WorkerMemory:
-    """What the worker of a trial takes that has the most."""
+def worker_memory(trial: Trial, manifest: Manifest, shape: StreamShape, *, epochs: float) -> WorkerMemory:
+    """What the worker of a trial over so many epochs takes that has the most."""
+    # A small dataset has fewer windows than a worker may hold: those of two epochs at most, as one follows the other.
+    lanes_share = shape.lanes / trial.config.data.lanes
+    whole = shape.dataset_rows * (shape.row_bytes + ROW_ID_BYTES + PLACE_BYTES) * lanes_share
+    windows = min(
+        shape.mapped_bytes, int(whole * (min(2, math.ceil(epochs)) * shape.train_share + shape.held_out_share))
+    )
     sites = trial.config.data.sites_in(manifest)
     held = rank_memory(trial.config, sites)
     wanted = needs(trial.config, sites, on_gpu=trial.footprint.gpus_per_worker > 0)
@@ -56,7 +63,7 @@ def worker_memory(trial: Trial, manifest: Manifest, shape: StreamShape) -> Worke
         step=held.step,
         buffers=held.buffers,
         batches=shape.batch_bytes,
-        windows=shape.mapped_bytes,
+        windows=windows,
         host=wanted.host + shape.batch_bytes,
         device=wanted.device,
     )

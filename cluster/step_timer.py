@@ -1,0 +1,83 @@
+"""How fast a dictionary trains and is evaluated here when its rows are in memory: for `data bench` and `plan`."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from itertools import count
+
+from storage.bench import median_seconds
+from storage.manifest import Manifest
+from storage.stream import local_stream
+from training.axes import ALL_ROWS
+from training.batches import raw_rows
+from training.config import DataConfig, OptimizerConfig, TrainingConfig
+from training.dictionaries.base import Dictionary, DictionaryConfig, RawRows
+from training.loop import global_sums
+from training.mesh import ONE_RANK
+from training.metrics import evaluate
+from training.optimizer import Optimizer
+from training.start import build_dictionary, ensure_process_group, make_engine, training_device
+
+MANY_STEPS = 10**6
+"""Of the training whose beginning is measured; its schedules hardly move."""
+SAMPLE_BATCHES = 4
+"""Batches that a dictionary trains on in turn."""
+
+
+class StepTimer:
+    """One worker that trains one dictionary on a few batches, as the training loop does."""
+
+    def __init__(
+        self,
+        data: DataConfig,
+        dictionary: DictionaryConfig,
+        manifest: Manifest,
+        optimizer: OptimizerConfig | None = None,
+    ) -> None:
+        ensure_process_group()
+        self.manifest = manifest
+        self.config = TrainingConfig(
+            dictionary=dictionary,
+            data=data,
+            rows=MANY_STEPS * data.batch_rows,
+            optimizer=optimizer or OptimizerConfig(),
+        )
+        self._steps = count()
+
+    @cached_property
+    def batches(self) -> list[RawRows]:
+        data = self.config.data
+        stream = local_stream(data.stream_spec("train"), batch_rows=data.batch_rows)
+        steps = range(min(SAMPLE_BATCHES, stream.steps_per_epoch))
+        return [raw_rows(stream.batch(step), data, training_device()) for step in steps]
+
+    @cached_property
+    def dictionary(self) -> Dictionary:
+        made = build_dictionary(self.config, self.manifest).to(training_device())
+        if made.needs_sample:
+            made.prepare(lambda: self.batches)
+        return made
+
+    @cached_property
+    def engine(self) -> Optimizer:
+        return make_engine(self.dictionary, self.config, ONE_RANK)
+
+    def trained_rows_per_s(self, seconds: float) -> float:
+        """Rows that one worker trains in a second: whole steps, measured for about so many seconds."""
+        return self.config.data.batch_rows / median_seconds(self._step, seconds)
+
+    def evaluated_rows_per_s(self, seconds: float) -> float:
+        """Rows that one worker evaluates in a second."""
+        return self.config.data.batch_rows / median_seconds(self._evaluate, seconds)
+
+    def _step(self) -> None:
+        config, number = self.config, next(self._steps)
+        rows = config.data.batch_rows
+        self.dictionary.at_step(number, config.num_steps)
+        lr = config.optimizer.lr_at(number, config.num_steps, config.dictionary.width)
+        terms = self.engine.step(self.batches[number % len(self.batches)], rows, lr)
+        self.dictionary.after_step(global_sums(terms, rows, ALL_ROWS))
+
+    def _evaluate(self) -> None:
+        with self.engine.whole_parameters():
+            evaluate(self.dictionary, self.batches[:1], ALL_ROWS, sites=self.config.data.reconstructed)
