@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import pandas as pd
 import wandb
 
-from tuning.sweep_folder import TrialRecord
+from tuning.sweep_folder import PAUSED, TrialRecord
 
 log = logging.getLogger("lexray")
 
@@ -75,7 +75,8 @@ class WandbRuns:
         run = self._open.pop(trial)
         if record is not None:
             run.summary.update({f"result/{k}": v for k, v in record.result.items()} | {"status": record.status})
-        run.finish(exit_code=0 if record is not None and record.result else 1)
+        is_well = record is not None and (bool(record.result) or record.status in PAUSED)
+        run.finish(exit_code=0 if is_well else 1)
 
     def finish_all(self) -> None:
         for trial in list(self._open):
