@@ -167,9 +167,7 @@ def measure(
     every_atom: Annotated[bool, typer.Option("--every-atom", help="Compare all atoms, however many.")] = False,
     save: Annotated[bool, typer.Option("--save", help="Write measures.json beside the dictionary.")] = False,
     model: Annotated[str | None, typer.Option(help="Language model to put reconstructions into; with --texts.")] = None,
-    texts: Annotated[
-        str | None, typer.Option(help="Its texts: path, url or glob of files, .jsonl or .parquet.")
-    ] = None,
+    texts: Annotated[str | None, typer.Option(help="Its texts: path or glob of files, .jsonl or .parquet.")] = None,
     site: Annotated[str | None, typer.Option(help="'NAME: {hidden_state: 3}' if the dataset does not tell.")] = None,
     tokens: Annotated[int, typer.Option(min=2, help="Tokens of the texts to read at most.")] = 16_384,
     as_json: Json = False,

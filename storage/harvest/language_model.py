@@ -106,6 +106,19 @@ def load_model(facts: ModelFacts, *, compute_dtype: str = "auto", attention: str
     return model.eval()
 
 
+def load_causal_model(facts: ModelFacts) -> Any:
+    """The model with the head that predicts next tokens, in evaluation mode, on the CPU. Raises UserError."""
+    transformers = require_transformers()
+    with _loading(facts.name, facts.field):
+        model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
+            facts.path, dtype="auto", trust_remote_code=False, output_loading_info=True
+        )
+    if loaded["missing_keys"]:
+        missing = min(loaded["missing_keys"])
+        raise UserError(f"{facts.field}: {facts.name!r} has no weights for {missing}; it is no whole language model")
+    return model.eval()
+
+
 def special_token_ids(tokenizer: Any) -> list[int]:
     """Ids of tokens that stand for no text. The unknown token stands for a word, unless it has another role too."""
     ids = set(tokenizer.all_special_ids)

@@ -77,7 +77,7 @@ def test_a_sample_of_atoms_stands_for_all_where_these_are_too_many() -> None:
     assert len(some) == 100
     whole = nearest(atoms, other)
     assert (some[:, None] - whole).abs().amin(1).max() < 1e-6
-    assert some.mean() == pytest.approx(whole.mean(), rel=0.05)
+    assert float(some.mean()) == pytest.approx(float(whole.mean()), rel=0.05)
 
 
 def test_random_directions_are_the_floor() -> None:

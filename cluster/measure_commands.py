@@ -1,0 +1,139 @@
+"""`lexray measure`: everything that is measured of a finished dictionary, for any saved one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from cluster.commands import print_json
+from storage.errors import UserError
+from storage.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureOptions:
+    """How `lexray measure` was called."""
+
+    data: str | None = None
+    """Where the dataset lies now, None where it was."""
+    max_rows: int
+    every_atom: bool = False
+    """Whether all atoms are compared with each other, however long it takes."""
+    save: bool = False
+    """Whether `measures.json` is written beside the dictionary."""
+    model: str | None = None
+    """Language model to put reconstructions into."""
+    texts: str | None = None
+    """Path, url or glob of its texts."""
+    sites: str | None = None
+    """Where in the model sites are read, as YAML, where the dataset does not tell."""
+    max_tokens: int = 16_384
+    """Of the texts."""
+
+
+def run_measure(url: str, options: MeasureOptions, messages: Console, as_json: bool) -> None:
+    """Measure a saved dictionary on held-out rows of its dataset, and in its language model if one is given."""
+    import torch
+
+    from storage.stream import local_stream
+    from training.config import TrainingConfig
+    from training.measures.coherence import COMPARE_FLOP
+    from training.measures.held_out import measure_held_out, write_measures
+    from training.saved import load_dictionary, read_dictionary_config
+
+    if (options.model is None) != (options.texts is None):
+        raise UserError("measure: --model and --texts go together")
+    store = Store.at(url)
+    content = read_dictionary_config(store)
+    dictionary = load_dictionary(url)
+    if "training" not in content:
+        raise UserError(f"dictionary {url}: it does not say what it was trained on, so there are no rows to read")
+    config = TrainingConfig.from_dict(content["training"]).data
+    if options.data is not None:
+        config = replace(config, url=Store.at(options.data).url)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with messages.status("reading held-out rows"):
+        stream = local_stream(config.stream_spec("held_out"), batch_rows=config.batch_rows)
+        if stream.manifest.id != config.dataset_id:
+            raise UserError(f"data: {config.url} holds dataset {stream.manifest.id}, trained on {config.dataset_id}")
+        max_flop = None if options.every_atom else COMPARE_FLOP
+        found = measure_held_out(
+            dictionary, stream, config, max_rows=options.max_rows, device=device, max_flop=max_flop
+        )
+    if options.model is not None:
+        with messages.status("running the language model"):
+            found.document["language_model"] = _in_model(dictionary, options, config, stream.manifest, device)
+    if options.save:
+        write_measures(_folder_of(store), found)
+    if as_json:
+        print_json(found.document)
+        return
+    Console(highlight=False).print(_table(found.document))
+
+
+def _in_model(dictionary: Any, options: MeasureOptions, config: Any, manifest: Any, device: str) -> dict[str, Any]:
+    """What the language model loses, on at most `max_tokens` tokens of the texts."""
+    from training.measures.splice import recovered
+    from training.measures.texts import HarvestFacts, load_spliced, piece_batches, text_choice
+
+    assert options.model is not None
+    assert options.texts is not None
+    facts = HarvestFacts.of(manifest.provenance, _given_sites(options.sites))
+    spliced = load_spliced(options.model, facts, config.inputs, config.reconstructed, device)
+    text = text_choice(options.texts)
+    batches = piece_batches(options.model, facts, text, max_tokens=options.max_tokens, device=device)
+    limits: tuple[float, ...] = ()
+    if config.max_norm_ratio is not None:
+        medians = [manifest.site(name).norm_quantiles["0.5"] for name in (*config.inputs, *config.reconstructed)]
+        limits = tuple(config.max_norm_ratio * median for median in medians)
+    found = recovered(spliced, dictionary, batches, max_norms=limits)
+    return {"model": options.model, "texts": options.texts, **found}
+
+
+def _given_sites(text: str | None) -> dict[str, Any]:
+    if text is None:
+        return {}
+    try:
+        given = yaml.safe_load(text)
+    except yaml.YAMLError:
+        given = None
+    if not isinstance(given, dict):
+        raise UserError(f"--site: {text!r} is not of the form 'NAME: {{hidden_state: 3}}'")
+    return given
+
+
+def _folder_of(store: Store) -> Store:
+    parent, _, name = store.url.rstrip("/").rpartition("/")
+    if name != "dictionary":
+        raise UserError(f"--save: writes beside a trial's folder `dictionary`, {store.url} is none")
+    return Store(parent, store.settings)
+
+
+def _table(document: dict[str, Any]) -> Table:
+    """The numbers that are read first."""
+    table = Table("measure", "value", box=None, pad_edge=False)
+    firing, coherence = document["firing"], document["coherence"]
+    rows: list[tuple[str, Any]] = [
+        ("rows", document["rows"]),
+        ("FVU", document["fvu"]),
+        ("L0", firing["l0"]),
+        ("dead latents", firing["dead_fraction"]),
+        (f"dense latents (in more than {firing['dense_above']:g} of the rows)", firing["dense_fraction"]),
+        *((name.replace("_", " "), value) for name, value in document["likeness"].items()),
+        *((f"FVU at k {point['k']}", point["fvu"]) for point in document["curve"]["points"] if point["k"] is not None),
+        *((f"bits per row at FVU {fvu}", b) for fvu, b in document["description_length"]["bits_at_fvu"].items()),
+        ("largest |cos| of atoms", coherence["max_cosine"]),
+        ("mean largest |cos|", coherence["mean_max_cosine"]),
+        (f"Babel function at {coherence['p']}", coherence["babel"]),
+        ("duplicate atoms", coherence["duplicate_fraction"]),
+    ]
+    model = document.get("language_model", {})
+    rows += [(f"CE {case}", value) for case, value in model.get("ce", {}).items()]
+    rows += [(name.replace("_", " "), value) for name, value in model.items() if "recovered" in name]
+    for name, value in rows:
+        table.add_row(name, "-" if value is None else f"{value:.6g}")
+    return table
