@@ -1,0 +1,87 @@
+"""What the report shows besides the frontier and the trials: what to look at first, stability, the data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from tuning.recommend import Recommendation, recommend
+from tuning.sweep_folder import TrialRecord
+
+SHOWN = 40
+"""Recommendations at most: a sweep over many sites has some for each of them."""
+
+
+class StableRow(NamedTuple):
+    """Seeds of one configuration: numbers as they are printed."""
+
+    name: str
+    seeds: int
+    cells: list[str]
+    """Stability, that at the start, the random floor, the score."""
+    chosen: bool
+    """Whether stability chooses this width."""
+
+
+class Sections(NamedTuple):
+    """What the template gets."""
+
+    recommended: list[Recommendation]
+    not_shown: int
+    stable: list[StableRow]
+    widths: list[tuple[str, str, str]]
+    """Which dictionary in which, the share found, the random floor."""
+    data: list[tuple[str, str]]
+
+
+def sections(table: pd.DataFrame, records: Sequence[TrialRecord], stability: Mapping[str, Any] | None) -> Sections:
+    """From the frontier table, the trials' records and the document of `tuning.stability`, if there is one."""
+    found = recommend(table)
+    return Sections(
+        recommended=found[:SHOWN],
+        not_shown=max(0, len(found) - SHOWN),
+        stable=_stable(stability or {}),
+        widths=[
+            (f"{_about(row)} in {row['larger_width']}", f"{row['found']:.0%}", f"{row['floor']:.0%}")
+            for row in (stability or {}).get("widths", [])
+        ],
+        data=_data(records),
+    )
+
+
+def _stable(document: Mapping[str, Any]) -> list[StableRow]:
+    chosen = {tuple(choice["trials"]) for choice in document.get("chosen", [])}
+    return [
+        StableRow(
+            _about(row),
+            len(row["trials"]),
+            [_number(row[name]) for name in ("stability", "at_start", "floor", "score")],
+            tuple(row["trials"]) in chosen,
+        )
+        for row in document.get("seeds", [])
+    ]
+
+
+def _about(row: Mapping[str, Any]) -> str:
+    return f"{row['architecture']}, width {row['width']}, L0 {row['target_l0']:g}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _data(records: Sequence[TrialRecord]) -> list[tuple[str, str]]:
+    """Where the trials' rows lie, which they are, and which were kept for evaluation."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        data = record.config.get("data", {})
+        for name in ("url", "dataset_id", "held_out", "drop_special", "max_norm_ratio", "seed", "batch_rows"):
+            if name in data:
+                value = data[name] if isinstance(data[name], str) else json.dumps(data[name])
+                found.setdefault(name, [])
+                if value not in found[name]:
+                    found[name].append(value)
+    return [(name, ", ".join(values)) for name, values in found.items()]
