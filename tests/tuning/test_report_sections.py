@@ -1,0 +1,72 @@
+"""The report shows what a sweep recommends, how stable it is, and on which data."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from storage.store import Store
+from tuning.frontier import frontier_table
+from tuning.report import REPORT_FILE, write_report
+from tuning.report_sections import SHOWN, sections
+from tuning.stability import STABILITY_FILE, VERSION
+from tuning.sweep_folder import DONE, TrialRecord
+
+
+def record(width: int = 64, target: int = 8, *, fvu: float = 0.4, site: str = "layer3") -> TrialRecord:
+    name = f"topk-w{width}-l{target}-{site}"
+    data = {"inputs": [site], "url": "s3://bucket/rows", "dataset_id": "abc", "held_out": 0.1, "max_norm_ratio": None}
+    config = {"dictionary": {"architecture": "topk", "width": width, "target_l0": target}, "data": data}
+    result = {"l0": float(target), "fvu": fvu, "explained_variance": 1 - fvu, "dead_fraction": 0.2}
+    return TrialRecord(trial=name, name=name, config=config, status=DONE, result=result)
+
+
+def stable(width: int, score: float, trials: list[str]) -> dict[str, Any]:
+    numbers = {"stability": 0.8, "at_start": None, "floor": 0.3, "score": score}
+    return {"architecture": "topk", "width": width, "target_l0": 8, "trials": trials, **numbers}
+
+
+STABILITY = {
+    "version": VERSION,
+    "seeds": [stable(64, 0.7, ["a", "b"]), stable(128, 0.5, ["c", "d"])],
+    "widths": [{**stable(64, 0.7, []), "larger_width": 128, "found": 0.75, "floor": 0.01}],
+    "chosen": [{"trials": ["a", "b"]}],
+}
+
+
+def test_stability_is_told_with_its_floor_and_its_choice() -> None:
+    shown = sections(frontier_table([record()]), [record()], STABILITY)
+    assert [(row.name, row.seeds, row.cells, row.chosen) for row in shown.stable] == [
+        ("topk, width 64, L0 8", 2, ["0.80", "-", "0.30", "0.70"], True),
+        ("topk, width 128, L0 8", 2, ["0.80", "-", "0.30", "0.50"], False),
+    ]
+    assert shown.widths == [("topk, width 64, L0 8 in 128", "75%", "1%")]
+
+
+def test_data_are_named_once_and_every_value_of_them() -> None:
+    records = [record(), record(site="layer6"), record(width=128)]
+    other = TrialRecord(trial="x", name="x", config={"data": {"dataset_id": "def"}})
+    shown = dict(sections(frontier_table(records), [*records, other], None).data)
+    assert shown == {"url": "s3://bucket/rows", "dataset_id": "abc, def", "held_out": "0.1", "max_norm_ratio": "null"}
+
+
+def test_a_sweep_over_many_sites_says_how_many_recommendations_it_leaves_out() -> None:
+    records = [record(site=f"layer{i}") for i in range(SHOWN + 3)]
+    shown = sections(frontier_table(records), records, None)
+    assert (len(shown.recommended), shown.not_shown) == (SHOWN, 3)
+
+
+@pytest.mark.parametrize("with_stability", [False, True])
+def test_the_page_has_them_and_nothing_empty(with_stability: bool, tmp_path: Any) -> None:
+    store = Store.at(str(tmp_path))
+    if with_stability:
+        store.write(STABILITY_FILE, json.dumps(STABILITY).encode())
+    write_report(store, [record(), record(fvu=0.3, target=16)], {}, "name: small")
+    page = store.read(REPORT_FILE).decode()
+    assert page.count("least FVU of 1 at L0") == 2
+    assert "But 20% of its latents are dead" in page
+    assert ("<h2>Stability</h2>" in page, "chosen</span>" in page) == (with_stability, with_stability)
+    write_report(store, [], {}, "")
+    assert "What to look at first" not in store.read(REPORT_FILE).decode()
