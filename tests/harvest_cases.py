@@ -17,7 +17,15 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
-from transformers import AlbertConfig, AutoModel, BertConfig, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
+from transformers import (
+    AlbertConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    BertConfig,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
 
 from storage.errors import UserError
 from storage.harvest.harvest import harvest
@@ -82,6 +90,20 @@ def temporary_folder() -> Path:
 def tiny_model(name: str) -> Path:
     """Folder of a model with its tokenizer."""
     return save_model(temporary_folder() / name, CONFIGS[name], TEMPLATES[name])
+
+
+@cache
+def causal_model(name: str) -> str:
+    """Folder of a model with the head that predicts next tokens, and its tokenizer."""
+    folder = temporary_folder() / f"{name}-with-head"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(CONFIGS[name])
+    for parameter in model.parameters():  # as they are made, all tokens are nearly as likely
+        parameter.data.mul_(4)
+    model.save_pretrained(folder)
+    save_tokenizer(folder, TEMPLATES[name])
+    return str(folder)
 
 
 def write_text(folder: Path, documents: list[str] = DOCUMENTS) -> str:

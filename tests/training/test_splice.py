@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from harvest_cases import BERT, DOCUMENTS, GPT2, LLAMA, WORDS, save_tokenizer, temporary_folder, tiny_model, write_text
+from harvest_cases import DOCUMENTS, WORDS, causal_model, tiny_model, write_text
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from storage.errors import UserError
 from storage.harvest.site_choice import SiteChoice
@@ -21,22 +20,6 @@ from training.measures.texts import HarvestFacts, load_spliced, piece_batches, t
 from training.normalisers import Sites, SiteStatistics
 
 WIDTH = 16
-CONFIGS = {"gpt2": (GPT2, "$A"), "llama": (LLAMA, "[CLS] $A"), "bert": (BERT, "[CLS] $A [SEP]")}
-
-
-def causal_model(name: str) -> str:
-    """Folder of a tiny random model with its head and tokenizer."""
-    folder = temporary_folder() / f"{name}-with-head"
-    if not folder.exists():
-        config, template = CONFIGS[name]
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(config)
-            for parameter in model.parameters():  # as they are made, all tokens are nearly as likely
-                parameter.data.mul_(4)
-        model.save_pretrained(folder)
-        save_tokenizer(folder, template)
-    return str(folder)
 
 
 def facts_of(**sites: dict[str, Any]) -> HarvestFacts:
