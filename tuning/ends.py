@@ -8,6 +8,7 @@ attempts; one whose process was killed counts up to its last note. The driver ad
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +21,8 @@ from storage.store import Store
 from tuning.stop_block import SECONDS_PER_HOUR, EndsBlock, in_utc
 from tuning.sweep_folder import PAUSED, SweepFolder, parsed
 from tuning.trials import Footprint, Trial
+
+log = logging.getLogger("lexray")
 
 DEADLINE, GPU_HOURS, CPU_HOURS = PAUSED
 SPENT, ENDING = "spent.json", "ending.json"
@@ -66,8 +69,12 @@ class Meter:
     """Unix time."""
 
     def note(self, now_s: float) -> None:
+        """Write down what was spent until now. Hours that are not counted end no trial: a failure is a warning."""
         spent = self.before.plus(self.footprint, max(0.0, now_s - self.began_s))
-        self.store.write(SPENT, json.dumps(spent._asdict()).encode())
+        try:
+            self.store.write(SPENT, json.dumps(spent._asdict()).encode())
+        except Exception as error:
+            log.warning("%s/%s: the hours of this trial are not noted (%s)", self.store.url, SPENT, error)
 
 
 @dataclass(kw_only=True)
@@ -168,7 +175,10 @@ class Ends:
 
     def _loop(self) -> None:
         while not self._stop.wait(self.interval_s) and not self._told:
-            self.tell()
+            try:
+                self.tell()
+            except Exception as error:
+                log.warning("%s: running trials cannot be told just now (%s)", ENDING, error)
 
     def tell(self) -> None:
         """Leave word for running trials when the hours are spent."""

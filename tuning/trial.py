@@ -27,7 +27,7 @@ from training.measures.held_out import measure_trial
 from training.start import ensure_process_group, training_device
 from training.trainer import OpenStream, Trainer, TrainingResult
 from tuning.ends import Meter, Pause, read_spent
-from tuning.sweep_folder import DONE, FAILED, FINISHED, RUNNING, STOPPED, TARGET_MISSED, SweepFolder, TrialRecord
+from tuning.sweep_folder import DONE, FAILED, PAUSED, RUNNING, STOPPED, TARGET_MISSED, SweepFolder, TrialRecord
 from tuning.trials import Trial
 from tuning.verdicts import Judge, stopped_by
 from tuning.worker_memory import peak_resident_bytes
@@ -71,21 +71,27 @@ def run_trial(config: dict[str, Any]) -> None:
     """
     run: TrialRun = config["run"]
     began = time.time()
-    meter = Meter(store=run.store, footprint=run.trial.footprint, before=read_spent(run.store), began_s=began)
     record = new_record(run.trial, status=RUNNING)
     run.folder.write_trial(record)
     try:
-        torch_trainer(run, meter, callbacks=[TuneReportCallback()]).fit()
+        _fit(run, began)
     except Exception as error:
         timing = {"total_s": time.time() - began}
         run.folder.write_trial(replace(record, status=FAILED, reason=reason_of(error), timing=timing))
         return
-    finally:
-        meter.note(time.time())
     ended = run.folder.read_trial(run.trial.id)
-    if ended is not None and ended.status in (*FINISHED, STOPPED):
+    if ended is None or ended.status not in PAUSED:
         # They served to resume; the dictionary has the weights.
         delete_temporary(run.store.at_path("checkpoints"), run.trial.config.every.keep)
+
+
+def _fit(run: TrialRun, began: float) -> None:
+    """Run the trial's workers to their end and count their hours."""
+    meter = Meter(store=run.store, footprint=run.trial.footprint, before=read_spent(run.store), began_s=began)
+    try:
+        torch_trainer(run, meter, callbacks=[TuneReportCallback()]).fit()
+    finally:
+        meter.note(time.time())
 
 
 def torch_trainer(run: TrialRun, meter: Meter, *, callbacks: Sequence[Any] = ()) -> TorchTrainer:
