@@ -158,7 +158,7 @@ def _refuse_over_cap(plan: SweepPlan, made: Plan) -> None:
     ):
         if cap is not None and hours is not None and hours > cap:
             raise UserError(
-                f"{field}: {cap:g} at most, but {len(made.to_do)} trials are estimated to take {hours:.3g}; "
+                f"{field}: {cap:g} at most, but {len(made.to_do)} trial(s) are estimated to take {hours:.3g}; "
                 f"raise it, or train fewer or smaller dictionaries"
             )
 

@@ -18,7 +18,6 @@ from tuning.trials import Trial
 from tuning.window_servers import most_workers, shape_of
 from tuning.worker_memory import WorkerMemory, worker_memory
 
-PLAN_FILE = "plan.json"
 HOUR_S = 3600.0
 
 
@@ -233,8 +232,8 @@ def _crowded(todo: Sequence[Trial], memory: Mapping[str, WorkerMemory], nodes: S
         if node.memory_bytes and workers * each > node.memory_bytes:
             fitting = max(1, int(node.memory_bytes / each))
             lines.append(
-                f"{workers} workers at once can need {gib(workers * each)} of memory, a node has "
-                f"{gib(int(node.memory_bytes))}; with resources.cpus_per_worker {node.cpus / fitting:g} "
-                f"{fitting} run at once"
+                f"{workers} worker(s) at once can need {gib(workers * each)} of memory, a node has "
+                f"{gib(int(node.memory_bytes))}; resources.cpus_per_worker: {node.cpus / fitting:g} would leave "
+                f"{fitting} worker(s) at once"
             )
     return lines

@@ -1,0 +1,126 @@
+"""`lexray plan`: what a sweep will take, told before anything starts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sweeps import sweep_content, write_dataset, write_sweep
+
+from cluster import plan_commands
+from storage.config_file import read_config_file
+from training.saved import CONFIG
+from tuning.orchestrate import plan_sweep
+from tuning.sweep_file import SweepFile
+from tuning.sweep_folder import DONE
+from tuning.trial import new_record
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    return write_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def sweep_file(data, tmp_path):
+    def write(**changes: Any) -> str:
+        return write_sweep(tmp_path / "sweep.yaml", sweep_content(data, str(tmp_path / "out"), **changes))
+
+    return write
+
+
+@pytest.fixture
+def planned(lexray, sweep_file):
+    """The document of `lexray plan --json`."""
+
+    def run(*options: str, **changes: Any) -> dict[str, Any]:
+        code, out, err = lexray("plan", sweep_file(**changes), "--json", *options)
+        assert code == 0, err
+        return json.loads(out)
+
+    return run
+
+
+def finish_first_trial(file: str) -> None:
+    """As if a sweep had been run so far."""
+    plan = plan_sweep(read_config_file(file, SweepFile), Path(file).read_text())
+    trial = plan.trials[0]
+    timing = {"total_s": 50.0, "train_s": 20.0, "rows_per_s": 128 * 60 / 20}
+    plan.folder.write_trial(replace(new_record(trial, status=DONE), timing=timing))
+    plan.folder.trial_store(trial.id).write(f"dictionary/{CONFIG}", b"{}")
+
+
+def test_a_plan_lists_trials_memory_bytes_and_steps_and_leaves_nothing_behind(lexray, sweep_file, tmp_path):
+    code, out, err = lexray("plan", sweep_file(prices={"cpu_hour": 1}))
+    assert (code, err) == (0, "")
+    lines = {line.split("  ")[0]: line for line in out.splitlines()}
+    assert "2 to do, 0 reused" in lines["trials"]
+    assert "120" in lines["steps"]
+    assert "unknown: run with --measure" in lines["time"]
+    assert "unknown: run with --measure" in lines["cost"]
+    assert any(line.startswith(" topk-w64-l4") and "1 x 1 Z0" in line for line in out.splitlines())
+    assert "process 700 MiB" in lines["memory"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_measured_steps_tell_time_and_money_and_are_kept_for_the_sweep(planned, monkeypatch, tmp_path):
+    monkeypatch.setattr(plan_commands, "MEASURE_S", 0.05)
+    document = planned("--measure", prices={"cpu_hour": 2.0})
+    assert all(trial["seconds"] > 0 for trial in document["trials"])
+    assert document["cost"] == pytest.approx(2 * document["cpu_hours"])
+    assert {speed["source"] for speed in document["speeds"].values()} == {"measured"}
+    assert json.loads((tmp_path / "out" / "plan.json").read_text()) == document
+    again = planned(prices={"cpu_hour": 2.0})
+    assert again["seconds"] == document["seconds"], "known without measuring again"
+
+
+def test_finished_trials_are_reused_and_tell_how_long_others_take(planned, sweep_file):
+    axes = {"architecture": ["topk"], "width": [64], "target_l0": [4], "seed": [0, 1]}
+    finish_first_trial(sweep_file(axes=axes))
+    document = planned(axes=axes)
+    assert [trial["reused"] for trial in document["trials"]] == [True, False]
+    assert document["steps"] == 60
+    assert document["seconds"] == pytest.approx(50), "20 s for its rows, 30 s for all else"
+
+
+def test_a_sweep_that_is_done_has_nothing_to_do(lexray, sweep_file):
+    file = sweep_file(axes={"architecture": ["topk"], "width": [64], "target_l0": [4]})
+    finish_first_trial(file)
+    code, out, _ = lexray("plan", file)
+    assert code == 0
+    assert "0 to do, 1 reused" in out
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"resources": {"workers": 2, "cpus_per_worker": 4000}}, "wants 2 workers of 4000 CPU, but the cluster"),
+        ({"axes": {"architecture": "topk", "width": 2**34, "target_l0": 4}}, "no mesh on these nodes would fit"),
+        ({"axes": {"architecture": "topk", "width": [], "target_l0": 4}}, "has no values"),
+        ({"exclude": [{"width": 64}]}, "exclude: removes all 2 points"),
+        ({"pricse": {}}, "pricse: unknown key; did you mean 'prices'?"),
+    ],
+)
+def test_what_a_sweep_would_refuse_is_refused_in_one_line(lexray, sweep_file, tmp_path, changes, line):
+    code, out, err = lexray("plan", sweep_file(**changes))
+    assert (code, out) == (2, "")
+    assert line in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_over_the_cap_is_refused(lexray, sweep_file):
+    axes = {"architecture": ["topk"], "width": [64], "target_l0": [4], "seed": [0, 1]}
+    finish_first_trial(sweep_file(axes=axes))
+    code, _, err = lexray("plan", sweep_file(axes=axes, cpu_hours=0.01))
+    assert code == 2
+    assert "cpu_hours: 0.01 at most, but 1 trial(s) are estimated to take 0.0139" in err
+
+
+def test_a_cluster_that_does_not_answer_is_named(lexray, sweep_file):
+    code, _, err = lexray("plan", sweep_file(), "--address", "127.0.0.1:1")
+    assert code == 2
+    assert "--address 127.0.0.1:1: nobody answers there" in err
