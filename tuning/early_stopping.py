@@ -67,6 +67,9 @@ class Contender:
     target_l0: float
     comparable: str
     """The same for trials of equal width, sites and rows: the others answer another question."""
+    family: str = ""
+    """Named where one dictionary has points at several sparsities: it is beaten by its own kind alone, since the point
+    that is measured here may be dominated while others of it are not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +143,7 @@ def judge(rules: StopRules, me: Reached, others: Iterable[Reached]) -> Verdict |
     """Why the trial ends at the rung that it and the others have reached; None to go on."""
     if not me.is_settled or not math.isfinite(me.measure.fvu):
         return None
-    rivals = [o for o in others if o.is_settled and o.contender.comparable == me.contender.comparable]
+    rivals = [o for o in others if o.is_settled and _may_compare(me.contender, o.contender)]
     replicas = [me, *(r for r in rivals if _is_replica(rules, me, r))]
     rivals = [r for r in rivals if not _is_replica(rules, me, r) and r.contender.trial != me.contender.trial]
     for rule in rules.names:
@@ -193,6 +196,10 @@ def beats(one: Measure, other: Measure, *, margin: float, z: float) -> bool:
     gain = other.fvu - one.fvu
     noise = z * math.hypot(one.fvu_noise, other.fvu_noise)
     return one.l0 <= other.l0 + tolerance and gain > noise and gain > margin * other.fvu
+
+
+def _may_compare(me: Contender, other: Contender) -> bool:
+    return me.comparable == other.comparable and me.family in ("", other.family)
 
 
 def _key(rules: StopRules, reached: Reached) -> str:

@@ -18,6 +18,8 @@ from typing import Any
 
 from storage.errors import CorruptDataError, UserError
 from storage.store import Store
+from training.dictionaries import architecture
+from training.dictionaries.base import Dictionary
 from tuning.early_stopping import MIN_EVALUATIONS, Contender, Measure, Reached, StopRules, judge, measured, rung_steps
 from tuning.sweep_folder import SweepFolder
 from tuning.trials import Trial
@@ -159,6 +161,7 @@ def contender(trial: Trial) -> Contender:
     """A trial as the rules see it."""
     config = trial.config.to_dict()
     dictionary, data = config["dictionary"], config["data"]
+    made = architecture(dictionary["architecture"])
     comparable = [dictionary["width"], data["inputs"], data["outputs"], data["batch_rows"], config["rows"]]
     del config["seed"], config["mesh"]
     return Contender(
@@ -166,4 +169,5 @@ def contender(trial: Trial) -> Contender:
         configuration=hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16],
         target_l0=float(dictionary["target_l0"]),
         comparable=json.dumps(comparable),
+        family=made.__name__ if made.budgets is not Dictionary.budgets else "",
     )

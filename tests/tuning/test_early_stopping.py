@@ -174,6 +174,16 @@ def test_across_targets_only_the_frontier_rule_judges_and_only_beyond_the_margin
     assert stopped(StopRules(rule="asha", eta=2), [sparse, dense]) == set()
 
 
+def test_a_dictionary_of_several_sparsities_is_beaten_by_its_own_kind_alone():
+    rules, good = StopRules(rule="both", eta=2), topk("good", 0.1)
+    several, better = (
+        replace(r, contender=replace(r.contender, family="HierarchicalTopK")) for r in (topk("a", 0.3), topk("b", 0.2))
+    )
+    assert stopped(rules, [good, several]) == set()
+    assert stopped(rules, [good, several, better]) == {"a"}
+    assert stopped(rules, [topk("plain", 0.5), several]) == {"plain"}
+
+
 def test_noise_protects():
     rules = StopRules(rule="both", eta=2, margin=0.0)
     assert stopped(rules, [topk("a", 0.30), topk("b", 0.33)]) == {"b"}

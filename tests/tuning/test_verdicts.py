@@ -17,7 +17,7 @@ from tuning.orchestrate import SweepPlan, plan_sweep
 from tuning.sweep_file import SweepFile
 from tuning.sweep_folder import STOPPED, TrialRecord
 from tuning.trial import TrialRun, ended_record, new_record
-from tuning.verdicts import RUNGS, judges, read_rungs
+from tuning.verdicts import RUNGS, contender, judges, read_rungs
 
 LRS = [0.01, 0.003, 0.001, 0.0003, 0.0001, 0.00003, 0.00001, 0.000003]
 """From learning well to not at all."""
@@ -157,6 +157,16 @@ def test_trials_of_other_sites_rows_or_widths_are_no_rivals(data, tmp_path):
         assert len(theirs) == (7 if mine[0] == 64 else 3)
     replicas = {j.me.configuration for j in judges(made.folder, made.trials, made.sweep.stop.rules).values()}
     assert len(replicas) == 12  # of 16: eight configurations, of which four have other rows for seed 1
+
+
+def test_only_architectures_with_points_at_several_sparsities_are_a_family(data, tmp_path):
+    made = plan(
+        tmp_path,
+        data,
+        axes={"architecture": ["topk", "relu", "hierarchical_topk"], "width": [64], "target_l0": [4]},
+    )
+    families = {t.config.dictionary.architecture: contender(t).family for t in made.trials}
+    assert families == {"topk": "", "relu": "", "hierarchical_topk": "HierarchicalTopK"}
 
 
 @pytest.mark.parametrize(
