@@ -14,6 +14,7 @@ from storage.store import Store
 from training.config import DataConfig, TrainingConfig
 from training.dictionaries import dictionary_config, make_dictionary
 from training.measures.held_out import read_measures
+from training.normalisers import Sites
 from training.saved import save_dictionary
 
 TEXTS = [" ".join(f"w{(7 * document + step * step) % 40}" for step in range(20)) for document in range(30)]
@@ -23,6 +24,7 @@ TEXTS = [" ".join(f"w{(7 * document + step * step) % 40}" for step in range(20))
 def trial(tmp_path_factory) -> Path:
     """A trial's folder with an untrained dictionary on the activations of a tiny Llama."""
     folder = tmp_path_factory.mktemp("measured")
+    causal_model("bert"), tiny_model("llama")  # making them writes to stderr
     config = harvest_file(
         folder,
         model=causal_model("llama"),
@@ -93,7 +95,8 @@ def test_a_wrong_call_is_one_line_and_exit_code_2(arguments, said, lexray, trial
 
 
 def test_a_dictionary_of_unknown_origin_and_a_folder_of_another_name_are_refused(lexray, tmp_path):
-    made = make_dictionary(dictionary_config({"architecture": "topk", "width": 8, "target_l0": 2}), _sites(4), seed=0)
+    sites = Sites.of_widths({"inputs": [4], "outputs": [4]}, reconstructs_its_input=True)
+    made = make_dictionary(dictionary_config({"architecture": "topk", "width": 8, "target_l0": 2}), sites)
     save_dictionary(Store.at(str(tmp_path / "found")), made)
     code, _, err = lexray("measure", tmp_path / "found")
     assert code == 2

@@ -35,7 +35,7 @@ class FiringCounts:
     @property
     def l0(self) -> float:
         """Mean number of active latents per row."""
-        return float(self.frequency_F.sum())
+        return int(self.counts_F.sum()) / max(1, self.rows)
 
     def document(self) -> dict[str, Any]:
         """Plain values: shares of latents in 0..1, and the histogram of log10 of the frequency of those that fired.

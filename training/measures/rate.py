@@ -41,7 +41,7 @@ SHARES = (0.25, 0.5, 1.0, 2.0, 4.0)
 STEPS = (2.0, 1.0, 0.5, 0.25)
 """Steps of rounding over the root mean square contribution. One of 1 loses about 1/12 of the variance, of 1/4 0.5 %."""
 
-DISTORTIONS = (0.5, 0.3, 0.2, 0.1, 0.05, 0.02)
+DISTORTIONS = (0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05, 0.02)
 """FVU at which dictionaries are compared by their bits."""
 
 LARGEST_LEVEL = 2**13
