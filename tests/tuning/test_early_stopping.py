@@ -73,7 +73,7 @@ def topk(trial: str, fvu: float, *, l0: float = 8.0, noise: float = 0.0, configu
 
 
 @given(RULES, rungs(st.just(0.0)))
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_a_trial_that_no_other_dominates_never_ends(rules, rung):
     for name in {r.contender.comparable for r in rung}:
         group = [r for r in rung if r.contender.comparable == name]
@@ -83,6 +83,7 @@ def test_a_trial_that_no_other_dominates_never_ends(rules, rung):
 
 
 @given(RULES, rungs())
+@settings(deadline=None)
 def test_the_best_of_a_width_never_ends_whatever_the_noise(rules, rung):
     for name in {r.contender.comparable for r in rung}:
         group = [r for r in rung if r.contender.comparable == name and not math.isnan(r.measure.fvu)]
@@ -91,6 +92,7 @@ def test_the_best_of_a_width_never_ends_whatever_the_noise(rules, rung):
 
 
 @given(RULES, rungs())
+@settings(deadline=None)
 def test_whoever_ends_was_beaten_by_the_one_that_is_named_beyond_the_noise(rules, rung):
     by_trial = {r.contender.trial: r for r in rung}
     for me in rung:
@@ -108,6 +110,7 @@ def test_whoever_ends_was_beaten_by_the_one_that_is_named_beyond_the_noise(rules
 
 
 @given(RULES, st.data())
+@settings(deadline=None)
 def test_the_order_in_which_others_came_does_not_matter(rules, data):
     rung = data.draw(rungs())
     shuffled = data.draw(st.permutations(rung[1:]))
@@ -115,12 +118,14 @@ def test_the_order_in_which_others_came_does_not_matter(rules, data):
 
 
 @given(RULES, rungs(), st.floats(0.0, 0.5))
+@settings(deadline=None)
 def test_a_larger_margin_or_z_stops_no_more(rules, rung, more):
     assert stopped(replace(rules, margin=rules.margin + more), rung) <= stopped(rules, rung)
     assert stopped(replace(rules, z=rules.z + 10 * more), rung) <= stopped(rules, rung)
 
 
 @given(RULES, rungs())
+@settings(deadline=None)
 def test_alone_in_its_group_none_ends(rules, rung):
     me = rung[0]
     strangers = [o for o in rung[1:] if o.contender.comparable != me.contender.comparable]
@@ -129,6 +134,7 @@ def test_alone_in_its_group_none_ends(rules, rung):
 
 
 @given(RULES, rungs())
+@settings(deadline=None)
 def test_who_is_not_settled_or_not_finite_neither_ends_nor_beats(rules, rung):
     absent = {r.contender.trial for r in rung if not r.is_settled or math.isnan(r.measure.fvu)}
     assert not stopped(rules, rung) & absent
@@ -206,6 +212,7 @@ def test_a_measure_is_the_newest_evaluation_and_the_spread_of_the_newest_five():
 
 
 @given(st.integers(1, 10_000), st.integers(1, 500), st.integers(2, 5), st.floats(0.01, 0.7))
+@settings(deadline=None)
 def test_rungs_are_evaluations_with_a_noise_before_the_end(num_steps, evaluate, eta, first_share):
     steps = rung_steps(StopRules(rule="asha", eta=eta, first_share=first_share), num_steps, evaluate)
     assert list(steps) == sorted(set(steps))

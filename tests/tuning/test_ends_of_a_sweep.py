@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.tune.search import Searcher
 from sweeps import sweep_content, write_dataset, write_sweep
@@ -95,6 +95,7 @@ def test_a_deadline_is_a_time_or_hours_from_now():
 
 
 @given(st.floats(0, 10), st.floats(0, 10), st.floats(0, 10), st.floats(0, 10))
+@settings(deadline=None)
 def test_a_cap_is_reached_exactly_when_as_much_is_spent(cpu_s, gpu_s, cpu_cap_s, gpu_cap_s):
     found = reached_cap(Spent(cpu_s, gpu_s), Spent(cpu_cap_s, gpu_cap_s))
     assert (found == GPU_HOURS) == (gpu_s >= gpu_cap_s)
