@@ -122,6 +122,7 @@ def test_a_sweep_whose_hours_are_spent_saves_its_state_and_goes_on_with_more(dat
     long = {
         "axes": {"architecture": ["topk"], "width": [64], "target_l0": [4], "seed": [0, 1]},
         "training": {"rows": 128 * steps, "lr": 0.003},
+        "rules": [{"when": {"seed": 1}, "set": {"rows": 128 * 40}}],
         "every": {"log": 20, "evaluate": steps, "checkpoint": steps},
         "resources": one_after_another(),
     }
