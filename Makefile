@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 PARITY_VENV := .venv-parity
 PARITY_INSTALLED := $(PARITY_VENV)/.installed
 
-.PHONY: install quickstart test lint parity slow timeouts benchmarks
+.PHONY: install quickstart test lint parity slow timeouts long benchmarks
 
 install: $(INSTALLED)
 
@@ -42,6 +42,10 @@ $(PARITY_INSTALLED): tests/parity/requirements.txt tests/parity/constraints.txt
 # For an idle machine: a busy one runs into the time-outs by itself.
 timeouts: $(INSTALLED)
 	$(BIN)/python -m pytest -m timeouts
+
+# More seeds of what the slow tests do with few.
+long: $(INSTALLED)
+	$(BIN)/python -m pytest -m long
 
 slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
