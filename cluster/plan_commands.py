@@ -118,14 +118,26 @@ def _cluster(address: str, messages: Console) -> Machines:
 
 
 def measured_speeds(plan: SweepPlan, known: Mapping[str, Speed], messages: Console) -> dict[str, Speed]:
-    """Times some real steps of each kind of unfinished trial that has no finished one; a mesh is taken to scale."""
+    """Times real steps of each kind of unfinished trial that has no finished one, beside as much work as there will be.
+
+    A mesh is taken to scale evenly.
+    """
+    import torch
+
+    from cluster.company import company
     from tuning.forecast import kind_of
 
     kinds = {kind_of(trial.config): trial for trial in plan.unfinished}
     wanted = {kind: t for kind, t in kinds.items() if kind not in known or known[kind].source == "measured"}
-    found = {}
-    for number, (kind, trial) in enumerate(wanted.items(), start=1):
-        with messages.status(f"timing steps {number}/{len(wanted)}: {trial.name}"):
+    found: dict[str, Speed] = {}
+    if not wanted:
+        return found
+    threads = max(1, int(min(trial.footprint.cpus_per_worker for trial in wanted.values())))
+    together = min(sum(t.footprint.workers for t in plan.unfinished), int(_cpus() // threads))
+    others = 0 if torch.cuda.is_available() else max(0, together - 1)
+    width = max(site.width for site in plan.manifest.sites.values())
+    with messages.status("timing steps"), company(others, threads=threads, site_width=width):
+        for kind, trial in wanted.items():
             found[kind] = _measured(plan, trial)
     return found
 

@@ -187,10 +187,9 @@ def _reading(trial: Trial, manifest: Manifest, counts: RowCounts, kept_bytes: in
     epochs = config.num_steps * data.batch_rows / training
     evaluated = min(1.0, config.every.eval_rows / held_out)
     per_epoch = _part_bytes(trial, manifest, counts, "train")
-    of_held_out = _whole_windows(evaluated, held_out, trial, manifest) * _part_bytes(
-        trial, manifest, counts, "held_out"
-    )
-    kept = per_epoch + of_held_out <= kept_bytes
+    of_held_out = _part_bytes(trial, manifest, counts, "held_out")
+    of_held_out *= _whole_windows(evaluated, held_out, trial, manifest)
+    kept = manifest.rows * sum(manifest.sites[site].row_bytes for site in data.sites) <= kept_bytes
     read_epochs = min(1.0, epochs) if kept else epochs
     return Reading(data.sites, _whole_windows(read_epochs, training, trial, manifest) * per_epoch, of_held_out, kept)
 
@@ -206,9 +205,8 @@ def _whole_windows(epochs: float, rows: int, trial: Trial, manifest: Manifest) -
     """So many epochs of so many rows, rounded up to whole windows of each lane."""
     data = trial.config.data
     widest = max(site.row_bytes for site in manifest.sites.values())
-    window_rows = (
-        max(1, data.window_bytes // (manifest.chunk_rows * widest)) * manifest.chunk_rows * rows / manifest.rows
-    )
+    window_chunks = max(1, data.window_bytes // (manifest.chunk_rows * widest))
+    window_rows = window_chunks * manifest.chunk_rows * rows / manifest.rows
     windows = max(1, math.ceil(rows / data.lanes / window_rows))
     return math.ceil(epochs * windows - 1e-9) / windows
 

@@ -117,6 +117,9 @@ def test_a_dataset_that_a_node_keeps_is_read_once_whatever_the_epochs(planned) -
     assert few.store_bytes == many.store_bytes
     whole = ROWS * planned().manifest.sites["site"].row_bytes
     assert whole <= few.store_bytes <= 2 * whole, "less than a chunk is read twice for each lane and part"
+    one_by_one = replace(ROOMY, nodes=[Node(1, 0, 8 * GIB)])
+    assert planned(training={"epochs": 7}).make(one_by_one, {}).store_bytes == few.store_bytes
+    assert few.store_bytes_at_most == 2 * few.store_bytes
     poor = replace(ROOMY, object_store_bytes=[0])
     assert planned(training={"epochs": 7}).make(poor, {}).store_bytes >= few.store_bytes
 
