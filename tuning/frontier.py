@@ -159,8 +159,9 @@ def _number(value: float | None) -> float:
 
 
 def write_frontier(store: Store, table: pd.DataFrame) -> None:
-    """Write the table as `frontier.parquet`."""
+    """Write the table as `frontier.parquet`, and as `frontier.csv` for programs that do not read that."""
     store.write(FRONTIER_FILE, table.to_parquet(index=False))
+    store.write("frontier.csv", table.to_csv(index=False).encode())
 
 
 def read_frontier(store: Store) -> pd.DataFrame:

@@ -46,6 +46,14 @@ def frontier_figure(table: pd.DataFrame, *, size_in: tuple[float, float] = WIDE_
     return buffer.getvalue()
 
 
+def frontier_vectors(table: pd.DataFrame) -> bytes:
+    """The picture as a file of vectors (SVG), for papers and slides; its text stays text."""
+    buffer = BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "frontier"}):
+        _draw(table, WIDE_IN).savefig(buffer, format="svg", facecolor=_PAPER, metadata={"Date": None})
+    return buffer.getvalue()
+
+
 def frontier_svg(table: pd.DataFrame, *, size_in: tuple[float, float] = WIDE_IN, prefix: str = "frontier") -> str:
     """The picture as an `<svg>` element for an HTML page: transparent, its ink the page's text colour.
 

@@ -17,8 +17,11 @@ import yaml
 
 from storage.store import Store
 from tuning.curves import CURVES, curve_svg, short_number
-from tuning.frontier import COLUMNS, HEADINGS, MEASURED, format_cell, frontier_table, write_frontier
-from tuning.plot import NARROW_IN, WIDE_IN, frontier_figure, frontier_svg
+from tuning.foreseen import Outcome, outcomes, read_plan
+from tuning.frontier import COLUMNS, HEADINGS, MEASURED, MISSING, format_cell, frontier_table, write_frontier
+from tuning.plot import NARROW_IN, WIDE_IN, frontier_figure, frontier_svg, frontier_vectors
+from tuning.report_sections import sections
+from tuning.stability import read_stability, write_stability
 from tuning.sweep_folder import (
     DONE,
     FAILED,
@@ -44,7 +47,7 @@ _READERS = 16
 
 
 def build_results(folder: SweepFolder, trials: list[str]) -> pd.DataFrame:
-    """Read what lies in the folder, write `frontier.parquet`, `frontier.png` and `report.html`; the table.
+    """Read what lies in the folder, write `frontier.*`, `stability.json` and `report.html`; the frontier's table.
 
     A trial of `trials` without a record yet is a pending row.
     """
@@ -55,7 +58,9 @@ def build_results(folder: SweepFolder, trials: list[str]) -> pd.DataFrame:
     records = [record or TrialRecord(trial=trial, name=trial, config={}, status=PENDING) for trial, record in pairs]
     table = frontier_table(records)
     write_frontier(folder.store, table)
+    write_stability(folder, records)
     folder.store.write(FIGURE_FILE, frontier_figure(table))
+    folder.store.write("frontier.svg", frontier_vectors(table))
     write_report(folder.store, records, metrics, _sweep_yaml(folder.store))
     return table
 
@@ -71,6 +76,7 @@ def write_report(
         title=title or _title(store, sweep_yaml),
         place=_place(store),
         summary=_summary(records, metrics),
+        foreseen=[_outcome(found) for found in outcomes(read_plan(store), records, metrics)],
         wide=frontier_svg(table, size_in=WIDE_IN, prefix="wide"),
         narrow=frontier_svg(table, size_in=NARROW_IN, prefix="narrow"),
         columns=[(name, HEADINGS[name], COLUMNS[name] not in ("str", "bool")) for name in _TABLE_COLUMNS],
@@ -80,6 +86,7 @@ def write_report(
             for row in rows
             if row["name"] == by_trial[row["trial"]].name  # not the further points of its curve
         ],
+        sections=sections(table, records, read_stability(store)),
         sweep_yaml=sweep_yaml,
     )
     store.write(REPORT_FILE, page.encode())
@@ -125,6 +132,13 @@ def _summary(records: list[TrialRecord], metrics: Metrics) -> list[tuple[str, st
         summary += [("wall time, all trials", duration(total_s))]
         summary += [("of it in training steps", f"{train_s / total_s:.0%}")] if math.isfinite(train_s) else []
     return summary
+
+
+def _outcome(found: Outcome) -> tuple[str, str, str, str]:
+    """What the template shows of a number that was foreseen: name, predicted, real, their ratio."""
+    text = duration if found.unit == "seconds" else lambda size: f"{size / 2**20:,.0f} MiB"
+    ratio = f"{found.ratio:.2f}" if math.isfinite(found.ratio) else MISSING
+    return found.name, text(found.predicted), text(found.real), ratio
 
 
 def duration(seconds: float) -> str:

@@ -9,7 +9,7 @@ trials/TRIAL/checkpoints/      see training.checkpoints
 trials/TRIAL/dictionary/       the trained dictionary: config.json, dictionary.safetensors
 trials/TRIAL/measures.json     what was measured of it at the end, see training.measures; fired.npy: rows of each latent
 plan.json                      what was foreseen of all this (tuning.plan)
-frontier.parquet, frontier.png, report.html
+frontier.parquet, .csv, .png, .svg; stability.json; plan.json; report.html
 """
 
 from __future__ import annotations
