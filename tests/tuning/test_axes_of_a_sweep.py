@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
 import yaml
@@ -16,6 +19,8 @@ from storage.errors import UserError
 from storage.manifest import load_manifest
 from storage.store import Store
 from tuning.axes import Range, width_of
+from tuning.points import points_of
+from tuning.schema import sweep_schema
 from tuning.search import draws
 from tuning.sweep_file import SweepFile
 from tuning.trials import Trial, expand
@@ -268,3 +273,24 @@ def test_excluded_points_are_not_drawn_and_rules_hold_for_drawn_ones(trials):
 )
 def test_searches_that_make_no_sense_are_refused(trials, axes, blocks, line):
     assert line in refusal(trials, {"width": 24, **axes}, **blocks)
+
+
+# The page ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_examples_of_the_page_are_sweep_files_and_so_says_the_schema() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "sweeps.md").read_text()
+    whole, search = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL))
+    for content in (whole, {**whole, **search, "exclude": [], "include": [], "rules": []}):
+        jsonschema.validate(content, sweep_schema())
+    content = {
+        **whole,
+        **search,
+        "exclude": [],
+        "include": [],
+        "rules": [],
+        "data": {**whole["data"], "site": "layer6"},
+    }
+    assert len(points_of(SweepFile.model_validate(content))) == 40
+    relu, others = 2 * 3 * 2 * 2, 2 * 3 * 3 * 2 * 2
+    assert len(points_of(SweepFile.model_validate(whole))) == relu + others + 2 * 2
