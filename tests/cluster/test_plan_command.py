@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,22 @@ def test_finished_trials_are_reused_and_tell_how_long_others_take(planned, sweep
     assert [trial["reused"] for trial in document["trials"]] == [True, False]
     assert document["steps"] == 60
     assert document["seconds"] == pytest.approx(50), "20 s for its rows, 30 s for all else"
+
+
+def test_a_mesh_that_is_left_open_is_chosen(planned):
+    document = planned(resources={"mesh": "auto"})
+    assert [(trial["data"], trial["feature"]) for trial in document["trials"]] == [(1, 1), (1, 1)]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_nodes_of_a_cluster_are_planned_for(ray_session, sweep_file):
+    command = [sys.executable, "-m", "cluster", "plan", sweep_file(), "--address", ray_session, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert [node["cpus"] for node in document["nodes"]] == [4]
+    assert document["at_once"] == 2
 
 
 def test_a_sweep_that_is_done_has_nothing_to_do(lexray, sweep_file):

@@ -31,6 +31,7 @@ from tuning.foreseen import outcomes, read_plan
 from tuning.orchestrate import SweepPlan, plan_sweep
 from tuning.plan import Machines, Plan
 from tuning.plan_record import known_speeds, write_plan
+from tuning.report import build_results
 from tuning.resources import PricesBlock
 from tuning.room import refuse_what_has_no_room
 from tuning.sweep_file import SweepFile
@@ -257,6 +258,19 @@ def test_outcomes_are_of_trials_that_were_foreseen_and_measured(planned) -> None
     assert time.ratio == pytest.approx(time.predicted / 40)
     assert outcomes(None, records, metrics) == []
     assert [found.name for found in outcomes(document, records[:1], metrics)] == [memory.name, time.name]
+
+
+def test_the_report_shows_what_was_foreseen_beside_what_came(planned) -> None:
+    sweep = planned()
+    write_plan(sweep.folder.store, sweep.make(ROOMY, speeds_of(sweep, 1000)))
+    for number in range(2):
+        record = replace(finished(sweep, number), memory={"peak_bytes": 512.0 * MIB})
+        sweep.folder.write_trial(record)
+    build_results(sweep.folder, [trial.id for trial in sweep.trials])
+    page = sweep.folder.store.read("report.html").decode()
+    assert "Plan and outcome" in page
+    assert "512 MiB" in page
+    assert "1 min" in page, "two trials of 30 s"
 
 
 def test_a_damaged_plan_is_named(planned, tmp_path: Path) -> None:
