@@ -19,7 +19,7 @@ from ray import tune
 from storage.chunk_cache import CacheSettings
 from storage.errors import UserError
 from storage.manifest import MANIFEST, Manifest, load_manifest
-from storage.store import Store
+from storage.store import Store, reachable
 from storage.stream import local_stream
 from storage.stream_memory import StreamShape
 from tuning.ends import Ends, check_ends, ends_of
@@ -94,7 +94,9 @@ def plan_sweep(sweep: SweepFile, text: str) -> SweepPlan:
         counts.held_out(trial.config.data)
     _check_nonnegative(trials)
     folder = SweepFolder(Store.at(sweep.output, settings))
-    if folder.store.exists(MANIFEST):
+    with reachable("output", folder.store.url):
+        holds_dataset = folder.store.exists(MANIFEST)
+    if holds_dataset:
         raise UserError(f"output: {folder.store.url} holds a dataset; choose another folder for the sweep")
     folder.store.check_writable("output")
     rules = sweep.stop.rules if sweep.stop is not None else None

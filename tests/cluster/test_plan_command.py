@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from sweeps import sweep_content, write_dataset, write_sweep
 
 from cluster import plan_commands
@@ -128,6 +129,21 @@ def test_what_a_sweep_would_refuse_is_refused_in_one_line(lexray, sweep_file, tm
     assert line in err
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("field", ["output", "data"])
+def test_a_store_that_cannot_be_reached_is_named(lexray, sweep_file, data, field):
+    changes: dict[str, Any] = {"storage": {"endpoint_url": "http://127.0.0.1:1", "retry_budget_s": 0}}
+    if field == "output":
+        changes["output"] = "s3://nowhere/out"
+    else:
+        changes["data"] = {"url": "s3://nowhere/data", "site": "site"}
+    file = sweep_file()
+    Path(file).write_text(yaml.safe_dump({**yaml.safe_load(Path(file).read_text()), **changes}))
+    code, out, err = lexray("plan", file)
+    assert (code, out) == (2, "")
+    assert f"{'output' if field == 'output' else 'dataset'}: cannot read s3://nowhere/" in err
+    assert "Traceback" not in err
 
 
 def test_a_plan_over_the_cap_is_refused(lexray, sweep_file):
