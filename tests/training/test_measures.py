@@ -158,6 +158,16 @@ def test_the_bias_tells_a_reconstruction_that_is_too_short() -> None:
     assert (found["cosine"], found["relative_norm"]) == pytest.approx((1, 0.5), rel=1e-5)
 
 
+def test_a_reconstruction_that_points_away_has_a_negative_bias_and_zeros_have_none() -> None:
+    rows = torch.randn(100, 3, generator=torch.Generator().manual_seed(1))
+    made = both_ways(rows, k=3)
+    made.input.mean_D.zero_(), made.input.shift_D.zero_()
+    made.load_state_dict({**made.state_dict(), "W_enc": -made.W_enc})
+    assert document_of(made, rows)["likeness"]["relative_reconstruction_bias"] == pytest.approx(-1, rel=1e-5)
+    made.load_state_dict({**made.state_dict(), "W_enc": torch.zeros_like(made.W_enc)})
+    assert document_of(made, rows)["likeness"]["relative_reconstruction_bias"] is None
+
+
 # Firing ------------------------------------------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ class Likeness:
         relative_norm                 mean over rows of ||y'|| / ||y||, the field's L2 ratio
         relative_norm_centred         mean over rows of ||y' - m|| / ||y - m||: below 1 where a dictionary shrinks
         relative_reconstruction_bias  sum of ||y'||^2 / sum of <y, y'> (Rajamanoharan et al., 2024, appendix): 1 where
-                                      no rescaling of y' would bring it nearer to y
+                                      no rescaling of y' would bring it nearer to y; None where y' is 0
 
     A row or reconstruction of length 0 has cosine 0.
     """
@@ -43,16 +43,16 @@ class Likeness:
         self._sums_6S[4] += raw[2].square().sum(1)
         self._sums_6S[5] += raw[3].sum(1)
 
-    def document(self) -> dict[str, float]:
+    def document(self) -> dict[str, float | None]:
         """Plain values."""
         cosine, ratio, centred, ratio_centred = (self._sums_6S[:4] / max(1, self._rows)).mean(1).tolist()
-        bias = self._sums_6S[4] / self._sums_6S[5].clamp_min(_TINY)
+        squares_S, inner_S = self._sums_6S[4:]
         return {
             "cosine": cosine,
             "cosine_centred": centred,
             "relative_norm": ratio,
             "relative_norm_centred": ratio_centred,
-            "relative_reconstruction_bias": float(bias.mean()),
+            "relative_reconstruction_bias": float((squares_S / inner_S).mean()) if inner_S.all() else None,
         }
 
     def _per_row(self, y_BO: Tensor, y_hat_BO: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
