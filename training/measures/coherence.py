@@ -15,9 +15,9 @@ DUPLICATE_ABOVE = 0.99
 BLOCK_ENTRIES = 2**24
 """Cosines that are held at once."""
 
-COMPARE_FLOP = 4e11
+COMPARE_FLOP = 5e11
 """Of comparing atoms with each other, unless all are asked for: seconds of one core. A width of 16,384 at 768
-dimensions is just within it; of wider dictionaries a sample of atoms is compared with all others."""
+dimensions is within it; of wider dictionaries a sample of atoms is compared with all others."""
 
 
 def unit_rows(atoms_FO: Tensor) -> Tensor:
