@@ -21,6 +21,7 @@ from tuning.frontier import read_frontier
 from tuning.orchestrate import SweepPlan, plan_sweep, run_sweep
 from tuning.sweep_file import SweepFile, WandbBlock
 from tuning.wandb_mirror import WandbMirror
+from tuning.wandb_runs import WandbRuns
 
 pytestmark = pytest.mark.ray
 
@@ -46,8 +47,9 @@ def swept(data, ray_session, tmp_path_factory):
         rules=[{"when": {"architecture": "topk"}, "set": {"workers": 2}}],
     )
     made = plan(folder, content)
-    mirror = WandbMirror(block=WandbBlock(mode="offline"), group="small", folder=str(folder / "out"))
+    mirror = WandbMirror(runs=WandbRuns(project="lexray", group="small", folder=str(folder / "out"), mode="offline"))
     table = run_sweep(made, [mirror])
+    mirror.show_results(made.folder, table)
     return made, table, folder / "out"
 
 
@@ -58,7 +60,10 @@ def test_every_trial_has_a_result_and_its_files(swept):
     assert table.set_index("architecture").loc["topk", "workers"] == 2
     for trial in made.trials:
         folder = out / "trials" / trial.id
-        assert {p.name for p in folder.iterdir()} == {"trial.json", "metrics.jsonl", "dictionary"}
+        files = {"trial.json", "metrics.jsonl", "spent.json", "dictionary", "measures.json", "fired.npy"}
+        assert {p.name for p in folder.iterdir()} == files
+        measured, result = (json.loads((folder / name).read_text()) for name in ("measures.json", "trial.json"))
+        assert measured["fvu"] == pytest.approx(result["result"]["fvu"], rel=1e-4)  # the whole, by one worker alone
         steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert steps == [10, 20, 30, 40, 50, 60]
     for name in ("sweep.yaml", "frontier.parquet", "frontier.png", "report.html"):
@@ -82,7 +87,9 @@ def test_wandb_holds_what_the_metrics_files_hold(swept):
     for folder in (out / "wandb").glob("offline-run-*"):
         run, history = read_offline(folder)
         runs[run["id"]] = run, history
-    assert set(runs) == {trial.id for trial in made.trials}
+    (of_the_sweep,) = set(runs) - {trial.id for trial in made.trials}
+    assert of_the_sweep.startswith("sweep-")
+    assert runs[of_the_sweep][1][0]["frontier.nrows"] == 3
     for trial in made.trials:
         run, history = runs[trial.id]
         assert run["group"] == "small"
