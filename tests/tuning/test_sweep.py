@@ -19,7 +19,7 @@ from wandb_offline import read_offline
 from storage.config_file import read_config_file
 from tuning.frontier import read_frontier
 from tuning.orchestrate import SweepPlan, plan_sweep, run_sweep
-from tuning.sweep_file import SweepFile, WandbBlock
+from tuning.sweep_file import SweepFile
 from tuning.wandb_mirror import WandbMirror
 from tuning.wandb_runs import WandbRuns
 
