@@ -111,6 +111,7 @@ def test_the_same_mesh_twice_is_the_same_bit_for_bit(dataset: Dataset, tmp_path:
             assert all(torch.equal(a.state[name], b.state[name]) for name in a.state)
 
 
+@pytest.mark.slow
 def test_all_ranks_of_a_mesh_end_equal(dataset: Dataset, tmp_path: Path) -> None:
     task = Task(name="batch_topk", data=2, feature=2, zero_stage=1, steps=10)
     (outcomes,) = on_processes([task], dataset, tmp_path).values()

@@ -31,16 +31,8 @@ MESHES: list[MeshAndStage] = [
 ]
 """Data ranks, feature ranks, ZeRO stage."""
 STEPS, SAVED_AT, STOPPED_AT = 30, 15, 20
-SLOW_NAMES = [
-    "relu",
-    "jumprelu",
-    "mp",
-    "relaxed_archetypal",
-    "skip_transcoder",
-    "crosscoder_batch_topk",
-    "gated",
-    "nmf",
-]
+SLOW_NAMES = ["mp", "relaxed_archetypal", "skip_transcoder", "crosscoder_batch_topk", "nmf"]
+LONG_NAMES = ["relu", "jumprelu", "gated"]
 
 
 @pytest.fixture(scope="module")
@@ -122,13 +114,19 @@ def test_a_checkpoint_of_each_mesh_goes_on_on_each_other(dataset: Dataset, tmp_p
     check_moves("batch_topk", [(a, b) for a in MESHES for b in MESHES], dataset, tmp_path)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", SLOW_NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_NAMES),
+        *(pytest.param(name, marks=pytest.mark.long) for name in LONG_NAMES),
+    ],
+)
 def test_other_architectures_move_too(name: str, dataset: Dataset, tmp_path: Path) -> None:
     check_moves(name, [((2, 2, 1), (1, 1, 0)), ((1, 1, 0), (2, 2, 3)), ((4, 1, 3), (1, 4, 2))], dataset, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_and_the_final_dictionary_of_a_mesh_are_plain_dictionaries(
     dataset: Dataset, tmp_path: Path
 ) -> None:

@@ -76,7 +76,7 @@ def undisturbed(data: str, ray_session: str, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.mark.parametrize(
-    "seed", [pytest.param(seed, marks=pytest.mark.slow if seed < 2 else pytest.mark.long) for seed in range(10)]
+    "seed", [pytest.param(seed, marks=pytest.mark.slow if seed < 1 else pytest.mark.long) for seed in range(10)]
 )
 def test_a_killed_driver_costs_nothing_that_was_finished(
     seed: int, undisturbed: Any, data: str, ray_session: str, tmp_path: Path

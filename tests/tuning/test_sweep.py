@@ -179,6 +179,7 @@ def test_a_trial_whose_worker_is_killed_ends_with_the_same_weights(data, ray_ses
     assert all(weights[0][key].equal(weights[1][key]) for key in weights[0])
 
 
+@pytest.mark.slow
 def test_a_trial_that_cannot_train_fails_alone_and_says_why(data, ray_session, tmp_path):
     changes = {
         "axes": {"architecture": ["topk"], "width": [64], "target_l0": [4], "lr": [0.003, 1e30]},
