@@ -89,15 +89,12 @@ def run_sweep_file(file: str, address: str | None, messages: Console, as_json: b
 
 def write_results(url: str, messages: Console, as_json: bool) -> None:
     """`lexray report`: the same results from the sweep's folder alone."""
-    from storage.errors import UserError
     from tuning.report import build_results
     from tuning.sweep_folder import SweepFolder
 
-    store = Store.at(url)
-    if not store.exists("sweep.yaml"):
-        raise UserError(f"{store.url}: no sweep there (it would hold sweep.yaml)")
-    trials = store.list_folders("trials")
-    _print_frontier(build_results(SweepFolder(store), trials), store, messages, as_json)
+    folder = SweepFolder.existing(url)
+    table = build_results(folder, folder.store.list_folders("trials"))
+    _print_frontier(table, folder.store, messages, as_json)
 
 
 @contextmanager

@@ -9,16 +9,14 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from storage.errors import UserError
-from storage.store import Store
-
 
 def compare_sweeps(first: str, second: str, messages: Console, as_json: bool) -> None:
     """Print their trials beside each other, and which frontier beats which."""
     from cluster.commands import print_json
     from tuning.compare import beaten_shares, differences_of_data, matched
+    from tuning.sweep_folder import SweepFolder
 
-    folders = [_folder(url) for url in (first, second)]
+    folders = [SweepFolder.existing(url) for url in (first, second)]
     tables = [_table(folder) for folder in folders]
     trials, shares = matched(*tables), beaten_shares(*tables)
     differences = differences_of_data(*folders)
@@ -42,15 +40,6 @@ def compare_sweeps(first: str, second: str, messages: Console, as_json: bool) ->
         )
     if shares.empty:
         print("no width and sites have finished dictionaries in both sweeps")
-
-
-def _folder(url: str) -> Any:
-    from tuning.sweep_folder import SweepFolder
-
-    store = Store.at(url)
-    if not store.exists("sweep.yaml"):
-        raise UserError(f"{store.url}: no sweep there (it would hold sweep.yaml)")
-    return SweepFolder(store)
 
 
 def _table(folder: Any) -> pd.DataFrame:

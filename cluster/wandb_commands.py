@@ -23,7 +23,7 @@ def sync(
 ) -> None:
     """Send a sweep to W&B from its folder: one run per dictionary, and one with the frontier.
 
-    Runs that W&B has already get what they lack, so it may be called again, also while the sweep runs.
+    Runs that W&B has already get what they lack, so it may be called again.
 
     Example: lexray wandb sync runs/quickstart/sweep
     """
@@ -33,11 +33,12 @@ def sync(
     from tuning.wandb_mirror import send
     from tuning.wandb_runs import WandbRuns, has_key
 
-    store = Store.at(url)
+    folder = SweepFolder.existing(url)
+    store = folder.store
     block, name = _wandb_of(store)
     if offline is None and not has_key():
         raise UserError("W&B: no API key here; run `wandb login`, set WANDB_API_KEY, or give --offline FOLDER")
-    table = build_results(SweepFolder(store), store.list_folders("trials"))
+    table = build_results(folder, store.list_folders("trials"))
     runs = WandbRuns(
         project=project or block.project,
         group=name,
@@ -53,7 +54,7 @@ def sync(
             status.update(f"W&B: {len(sent)} trials, {sum(sent.values()):,} records")
 
         try:
-            send(SweepFolder(store), runs, table, told)
+            send(folder, runs, table, told)
         except Exception as error:
             raise UserError(f"W&B: {type(error).__name__}: {error}") from error
     if as_json:
@@ -68,8 +69,5 @@ def _wandb_of(store: Store) -> tuple[Any, str]:
 
     from tuning.sweep_file import WandbBlock
 
-    try:
-        content = yaml.safe_load(store.read("sweep.yaml"))
-    except FileNotFoundError:
-        raise UserError(f"{store.url}: no sweep there (it would hold sweep.yaml)") from None
+    content = yaml.safe_load(store.read("sweep.yaml"))
     return WandbBlock(**content.get("wandb", {})), content["name"]

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from storage.errors import CorruptDataError
+from storage.errors import CorruptDataError, UserError
 from storage.store import Store
 from training.saved import CONFIG as DICTIONARY_CONFIG
 
@@ -63,6 +63,14 @@ class SweepFolder:
     """Reads and writes the folder of one sweep."""
 
     store: Store
+
+    @staticmethod
+    def existing(url: str) -> SweepFolder:
+        """That of a sweep that was run. Raises UserError when there is none."""
+        store = Store.at(url)
+        if not store.exists("sweep.yaml"):
+            raise UserError(f"{store.url}: no sweep there (it would hold sweep.yaml)")
+        return SweepFolder(store)
 
     def trial_store(self, trial: str) -> Store:
         return self.store.at_path(f"trials/{trial}")
