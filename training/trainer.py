@@ -70,6 +70,18 @@ class Parts(NamedTuple):
     """Finished steps."""
 
 
+class Hooks(NamedTuple):
+    """What happens now and then, and what the end of a training asks of it."""
+
+    due: list[Hook]
+    """In the order in which they are called."""
+    log: LogHook
+    evaluation: EvaluateHook
+    checkpoint: CheckpointHook
+    stop: EndHook
+    pause: EndHook
+
+
 @dataclass(kw_only=True)
 class Trainer:
     """One rank of one dictionary's training. The process group must exist already."""
@@ -130,24 +142,55 @@ class Trainer:
         return Parts(mesh, stream, held_out, engine, share, start)
 
     def _train(self, parts: Parts, watch: Watch | Alone) -> TrainingResult:
-        config, every = self.config, self.config.every
-        mesh, stream, held_out, engine, share, start = parts
-        writer = self._checkpoint_writer(engine, mesh)
+        config, start, engine = self.config, parts.start, parts.engine
+        writer = self._checkpoint_writer(engine, parts.mesh)
         metrics_log = MetricsLog(store=self.store) if self.rank == 0 else None
         if metrics_log is not None:
             metrics_log.resume(start)
+        hooks = self._hooks(parts, writer, metrics_log)
+        stop, pause, evaluation = hooks.stop, hooks.pause, hooks.evaluation
+        check = RowCheck(parts.mesh, self._planned()) if config.mesh.check_rows else None
+        steps = training_steps(config, parts.stream, engine, parts.mesh.axes.rows, start=start, check=check)
+        try:
+            step = start
+            with closing(steps) as records:
+                for record in records:
+                    watch.step = step = record.step
+                    run_hooks(hooks.due, record, config.num_steps)
+                    if stop.ended or pause.ended:
+                        break
+            if pause.ended and not stop.ended:
+                hooks.checkpoint(record)
+                writer.close()
+                return TrainingResult({}, hooks.log.train_s, step - start, [], "paused", pause.reason)
+            metrics = evaluation.last or evaluation.evaluate()  # resumed after the last step: nothing was evaluated yet
+            budgets = () if stop.ended else engine.dictionary.budgets()
+            curve = [{"k": float(k), **evaluation.evaluate(k)} for k in budgets]
+            writer.close()  # before the dictionary is gathered: the memory of both is never needed at once
+            self._save(engine, parts.stream.manifest, metrics)
+            if metrics_log is not None:
+                metrics_log.flush()
+        except BaseException:
+            writer.close(PATIENCE_S)  # the next attempt resumes from there; but ranks that hang write no part
+            raise
+        return TrainingResult(
+            metrics, hooks.log.train_s, step - start, curve, "stopped" if stop.ended else "done", stop.reason
+        )
+
+    def _hooks(self, parts: Parts, writer: CheckpointWriter, metrics_log: MetricsLog | None) -> Hooks:
+        config, every, mesh = self.config, self.config.every, parts.mesh
         emit: Emit = metrics_log.add if metrics_log is not None else lambda record: None
 
         def emit_evaluation(record: dict[str, float]) -> None:
             emit(record)
             self.on_evaluation(record)
 
-        traffic = DataTraffic(train=stream, held_out=held_out, ranks=mesh.axes.pairs)
-        log = LogHook(every=every.log, traffic=traffic, mesh=mesh, emit=emit, step=start)
+        traffic = DataTraffic(train=parts.stream, held_out=parts.held_out, ranks=mesh.axes.pairs)
+        log = LogHook(every=every.log, traffic=traffic, mesh=mesh, emit=emit, step=parts.start)
         evaluation = EvaluateHook(
             every=every.evaluate,
-            engine=engine,
-            stream=held_out,
+            engine=parts.engine,
+            stream=parts.held_out,
             data=config.data,
             max_rows=every.eval_rows,
             rows=mesh.axes.rows,
@@ -155,44 +198,16 @@ class Trainer:
             micro_batches=config.mesh.micro_batches,
         )
         checkpoint = CheckpointHook(
-            every=every.checkpoint, engine=engine, share=share, writer=writer, metrics_log=metrics_log
+            every=every.checkpoint, engine=parts.engine, share=parts.share, writer=writer, metrics_log=metrics_log
         )
-        hooks: list[Hook] = [log, evaluation, checkpoint]
+        due: list[Hook] = [log, evaluation, checkpoint]
         if every.checkpoint_s is not None:
-            hooks.append(
-                TimedCheckpointHook(
-                    every=every.log, after_s=every.checkpoint_s, checkpoint=checkpoint, ranks=mesh.axes.pairs
-                )
-            )
-        hooks.append(LeaveHook(every=every.log, leaving=self.leaving, checkpoint=checkpoint))
+            after_s, ranks = every.checkpoint_s, mesh.axes.pairs
+            due.append(TimedCheckpointHook(every=every.log, after_s=after_s, checkpoint=checkpoint, ranks=ranks))
+        due.append(LeaveHook(every=every.log, leaving=self.leaving, checkpoint=checkpoint))
         stop, pause = self._ends(metrics_log, mesh)
-        hooks += [*([stop] if self.verdict is not None else []), *([pause] if self.pause is not None else [])]
-        check = RowCheck(mesh, self._planned()) if config.mesh.check_rows else None
-        try:
-            step = start
-            with closing(training_steps(config, stream, engine, mesh.axes.rows, start=start, check=check)) as records:
-                for record in records:
-                    watch.step = step = record.step
-                    run_hooks(hooks, record, config.num_steps)
-                    if stop.ended or pause.ended:
-                        break
-            if pause.ended and not stop.ended:
-                checkpoint(record)
-                writer.close()
-                return TrainingResult({}, log.train_s, step - start, [], "paused", pause.reason)
-            metrics = evaluation.last or evaluation.evaluate()  # resumed after the last step: nothing was evaluated yet
-            budgets = () if stop.ended else engine.dictionary.budgets()
-            curve = [{"k": float(k), **evaluation.evaluate(k)} for k in budgets]
-            writer.close()  # before the dictionary is gathered: the memory of both is never needed at once
-            self._save(engine, stream.manifest, metrics)
-            if metrics_log is not None:
-                metrics_log.flush()
-        except BaseException:
-            writer.close(PATIENCE_S)  # the next attempt resumes from there; but ranks that hang write no part
-            raise
-        return TrainingResult(
-            metrics, log.train_s, step - start, curve, "stopped" if stop.ended else "done", stop.reason
-        )
+        due += [*([stop] if self.verdict is not None else []), *([pause] if self.pause is not None else [])]
+        return Hooks(due, log, evaluation, checkpoint, stop, pause)
 
     def _ends(self, metrics_log: MetricsLog | None, mesh: Mesh) -> tuple[EndHook, EndHook]:
         """What may end the training before its last step: for good, and for now."""
