@@ -76,6 +76,7 @@ def check_kills(seed: int, times: int, tmp_path: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
+@pytest.mark.slow
 def test_two_actors_of_which_one_is_killed_give_the_bytes_of_one_process(tmp_path: Path) -> None:
     check_kills(0, 1, tmp_path)
 

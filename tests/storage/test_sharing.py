@@ -131,6 +131,7 @@ def test_a_trial_three_times_slower_reads_what_the_others_left_on_disk(data: Dat
     assert sum(epoch.stats.read.disk_bytes for epoch in epochs) > 0
 
 
+@pytest.mark.slow
 def test_trials_that_start_when_the_first_have_ended_read_nothing_from_the_store(
     data: Data, serve: Any, tmp_path: Path
 ) -> None:

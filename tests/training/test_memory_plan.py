@@ -222,6 +222,7 @@ def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[Plan, list[Me
     return on_ranks(PLANS, tmp_path_factory.mktemp("ranks"))
 
 
+@pytest.mark.slow
 def test_zero_3_and_the_feature_axis_hold_half_of_the_whole_on_each_of_two_ranks(
     on_two_ranks: dict[Plan, list[Measured]],
 ) -> None:
@@ -251,6 +252,7 @@ def assert_as_planned(plan: Plan, found: Measured) -> None:
         assert sum(given) == pytest.approx(found.given, rel=0.03), plan
 
 
+@pytest.mark.slow
 def test_what_a_rank_holds_its_peak_and_what_it_gives_to_others_are_as_planned(
     on_two_ranks: dict[Plan, list[Measured]],
 ) -> None:
