@@ -72,11 +72,14 @@ def first(count: int, fault: Fault) -> Decide:
 
 
 def unlucky(fault: Fault, *, share: float, times: int = 2) -> Decide:
-    """The fault for this share of all different requests, each of them the first `times` that it comes."""
+    """The fault for this share of all different requests, each of them the first `times` that it comes.
+
+    Which ones is told by the object's own name and range alone: a folder of another name has the same luck.
+    """
     seen: Counter[str] = Counter()
 
     def decide(request: Request) -> Fault:
-        name = f"{request.method} {request.path} {request.headers.get('range')}"
+        name = f"{request.method} {request.path.rsplit('/', 1)[-1]} {request.headers.get('range')}"
         seen[name] += 1
         return fault if zlib.crc32(name.encode()) % 1000 < share * 1000 and seen[name] <= times else None
 
