@@ -224,7 +224,7 @@ def test_a_stream_over_a_store_where_requests_fail_gives_the_same_rows(
     fault: Fault, healthy: Store, with_faults: WithFaults
 ) -> None:
     write_rows(healthy, [1200, 999], sites={"x": 16}, chunk_rows=32)
-    store, before = with_faults(unlucky(fault, share=0.05, times=3)), retried_calls()
+    store, before = with_faults(unlucky(fault, share=0.1, times=3)), retried_calls()
     assert_equal_streams(read_stream(store, 99), read_stream(healthy, 99))
     assert proxy_of(store).faults >= 3
     assert len(proxy_of(store).requests) > 50
