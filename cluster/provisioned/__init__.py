@@ -1,0 +1,1 @@
+"""A cluster that the templates of `infra/` made: what it is, how to reach it, what runs on it."""

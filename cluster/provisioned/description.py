@@ -1,0 +1,159 @@
+"""The `cluster` object: what `infra/` prints and `lexray` reads. Terraform, manifests and Python agree on it.
+
+`terraform output -json cluster > cluster.json` of either root gives it; for a cluster of your own write one by hand,
+JSON or YAML. It holds no secret: only where the token lies.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from storage.config_file import FileModel
+
+SCHEMA = 1
+"""Raised when a field changes its meaning; a `lexray` reads the descriptions of its own schema alone."""
+DASHBOARD_PORT = 8265
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{1,30}$")]
+
+
+class Direct(FileModel):
+    """A dashboard that can be reached as it is."""
+
+    kind: Literal["direct"] = "direct"
+    address: str
+    """`http://HOST:PORT` of the dashboard, where jobs are submitted."""
+
+
+class Ssm(FileModel):
+    """A head on EC2 without a public address: a tunnel by AWS Systems Manager."""
+
+    kind: Literal["ssm"] = "ssm"
+    autoscaling_group: str
+    """The group of one that keeps the head; its instance is looked up when the tunnel opens."""
+    port: int = DASHBOARD_PORT
+
+
+class Kubectl(FileModel):
+    """A head in Kubernetes: a tunnel by `kubectl port-forward`."""
+
+    kind: Literal["kubectl"] = "kubectl"
+    namespace: str
+    service: str
+    """Service of the head that KubeRay made."""
+    port: int = DASHBOARD_PORT
+    context: str | None = None
+    """Of the kubeconfig; None is its current one."""
+    eks_cluster: str | None = None
+    """Its credentials are fetched by `aws eks update-kubeconfig` into a file that lasts as long as the tunnel."""
+
+
+Access = Annotated[Direct | Ssm | Kubectl, Field(discriminator="kind")]
+
+
+class TokenFile(FileModel):
+    kind: Literal["file"] = "file"
+    path: str
+
+
+class SecretsManager(FileModel):
+    kind: Literal["secrets_manager"] = "secrets_manager"
+    arn: str
+
+
+class KubernetesSecret(FileModel):
+    """The secret that KubeRay makes with `authOptions.mode: token`, or another in the head's namespace."""
+
+    kind: Literal["kubernetes_secret"] = "kubernetes_secret"
+    name: str
+    key: str = "auth_token"
+
+
+Token = Annotated[TokenFile | SecretsManager | KubernetesSecret, Field(discriminator="kind")]
+
+
+class Pool(FileModel):
+    """Nodes of one kind, from `min_nodes` to `max_nodes` of them."""
+
+    name: Name
+    instance_types: tuple[str, ...] = ()
+    """In the order of preference; empty where the provider does not tell."""
+    cpus: float = Field(gt=0)
+    """Cores of a node that Ray may use."""
+    memory_gib: float = Field(gt=0)
+    """Memory of a node that Ray may use."""
+    gpus: int = Field(default=0, ge=0)
+    gpu_memory_gib: float | None = Field(default=None, gt=0)
+    """Of one GPU."""
+    capacity: Literal["SPOT", "ON_DEMAND", "RESERVED"] = "SPOT"
+    min_nodes: int = Field(default=0, ge=0)
+    max_nodes: int = Field(ge=1)
+    zone: str | None = None
+    price_usd_hour: float | None = Field(default=None, ge=0)
+    """Of a node, as the operator states it; None where it is not known."""
+
+    @model_validator(mode="after")
+    def _min_is_not_above_max(self) -> Pool:
+        if self.min_nodes > self.max_nodes:
+            raise ValueError(f"min_nodes ({self.min_nodes}) must be at most max_nodes ({self.max_nodes})")
+        return self
+
+
+class Liveness(FileModel):
+    """After how long a node that vanished without a word counts as lost. Ray's own defaults take minutes."""
+
+    keepalive_s: float = Field(default=10.0, gt=0)
+    """Silence after which a connection is asked, and how long an answer may take."""
+    health_check_period_s: float = Field(default=5.0, gt=0)
+    health_check_timeout_s: float = Field(default=10.0, gt=0)
+    health_check_failures: int = Field(default=5, ge=1)
+    """Checks that fail in a row before a node is dead."""
+
+    @property
+    def ray_env(self) -> dict[str, str]:
+        """Variables of every Ray process on every node, with Ray's names and units (milliseconds)."""
+        keepalive_ms = _ms(self.keepalive_s)
+        return {
+            "RAY_grpc_client_keepalive_time_ms": keepalive_ms,
+            "RAY_grpc_client_keepalive_timeout_ms": keepalive_ms,
+            "RAY_grpc_keepalive_time_ms": keepalive_ms,
+            "RAY_grpc_keepalive_timeout_ms": keepalive_ms,
+            "RAY_health_check_initial_delay_ms": _ms(self.health_check_period_s),
+            "RAY_health_check_period_ms": _ms(self.health_check_period_s),
+            "RAY_health_check_timeout_ms": _ms(self.health_check_timeout_s),
+            "RAY_health_check_failure_threshold": str(self.health_check_failures),
+        }
+
+
+class ClusterDescription(FileModel):
+    """One cluster, whoever made it."""
+
+    schema_: Literal[1] = Field(alias="schema")
+    name: Name
+    provider: Literal["aws-ec2", "aws-eks", "kubernetes", "ray"]
+    region: str | None = None
+    access: Access
+    token: Token | None = None
+    """None: the cluster has no token. `lexray doctor` calls that a failure unless only this machine can reach it."""
+    ray_version: str | None = None
+    image: str | None = None
+    """Container image, or machine image, that has lexray; None: the code is sent with each job."""
+    data_url: str | None = None
+    """Prefix that its workers may read."""
+    runs_url: str | None = None
+    """Prefix that its workers may write."""
+    wandb_secret_arn: str | None = None
+    pools: tuple[Pool, ...] = ()
+    liveness: Liveness = Liveness()
+    idle_timeout_minutes: float | None = Field(default=None, gt=0)
+    """After which a node without work is given back."""
+    max_cluster_hours: float | None = Field(default=None, gt=0)
+    max_hourly_cost_usd: float | None = Field(default=None, ge=0)
+    """Of the whole cluster with every pool at its largest, as Terraform adds it up."""
+    tags: dict[str, str] = {}
+    """On everything that the templates made; what is left after a destroy is found by them."""
+
+
+def _ms(seconds: float) -> str:
+    return str(round(1000 * seconds))
