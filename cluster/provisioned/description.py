@@ -151,7 +151,7 @@ class ClusterDescription(FileModel):
     max_cluster_hours: float | None = Field(default=None, gt=0)
     max_hourly_cost_usd: float | None = Field(default=None, ge=0)
     """Of the whole cluster with every pool at its largest, as Terraform adds it up."""
-    tags: dict[str, str] = {}
+    tags: dict[str, str] = Field(default_factory=dict)
     """On everything that the templates made; what is left after a destroy is found by them."""
 
 
