@@ -40,7 +40,7 @@ def list_architectures(name: str | None, as_json: bool, as_markdown: bool) -> No
 
 def print_schema() -> None:
     """The JSON schema of a sweep file."""
-    from tuning.schema import sweep_schema
+    from tuning.file.schema import sweep_schema
 
     print_json(sweep_schema())
 

@@ -53,9 +53,9 @@ def run_harvest(file: str, address: str | None, messages: Console, as_json: bool
 
 def run_sweep_file(file: str, address: str | None, messages: Console, as_json: bool) -> int:
     """`lexray sweep`: check, train what is unfinished, print the frontier. Exit code 1 when a trial failed."""
+    from tuning.file.sweep_file import SweepFile
     from tuning.orchestrate import plan_sweep, run_sweep
-    from tuning.progress import TerminalView
-    from tuning.sweep_file import SweepFile
+    from tuning.views.progress import TerminalView
 
     sweep = read_config_file(file, SweepFile)
     plan = plan_sweep(sweep, Path(file).read_text())
@@ -89,7 +89,7 @@ def run_sweep_file(file: str, address: str | None, messages: Console, as_json: b
 
 def write_results(url: str, messages: Console, as_json: bool) -> None:
     """`lexray report`: the same results from the sweep's folder alone."""
-    from tuning.report import build_results
+    from tuning.results.report import build_results
     from tuning.sweep_folder import SweepFolder
 
     folder = SweepFolder.existing(url)
@@ -130,8 +130,8 @@ def _wandb(plan: Any) -> list[Any]:
     block = plan.sweep.wandb
     if block.mode == "disabled":
         return []
-    from tuning.wandb_mirror import WandbMirror
-    from tuning.wandb_runs import WandbRuns, has_key
+    from tuning.views.wandb_mirror import WandbMirror
+    from tuning.views.wandb_runs import WandbRuns, has_key
 
     local = plan.folder.store.local_path or str(Path.cwd() / "wandb-runs" / plan.sweep.name)
     mode: Any = block.mode if block.mode != "auto" else ("online" if has_key() else "offline")
@@ -139,7 +139,7 @@ def _wandb(plan: Any) -> list[Any]:
 
 
 def _print_frontier(table: Any, store: Store, messages: Console, as_json: bool) -> None:
-    from tuning.frontier import frontier_rich_table
+    from tuning.results.frontier import frontier_rich_table
 
     if as_json:
         print_json({"url": store.url, "trials": json.loads(table.to_json(orient="records"))})

@@ -13,7 +13,7 @@ from rich.table import Table
 def compare_sweeps(first: str, second: str, messages: Console, as_json: bool) -> None:
     """Print their trials beside each other, and which frontier beats which."""
     from cluster.commands import print_json
-    from tuning.compare import beaten_shares, differences_of_data, matched
+    from tuning.results.compare import beaten_shares, differences_of_data, matched
     from tuning.sweep_folder import SweepFolder
 
     folders = [SweepFolder.existing(url) for url in (first, second)]
@@ -44,14 +44,14 @@ def compare_sweeps(first: str, second: str, messages: Console, as_json: bool) ->
 
 def _table(folder: Any) -> pd.DataFrame:
     """The frontier of what lies in the folder now, which is not written to."""
-    from tuning.frontier import frontier_table
+    from tuning.results.frontier import frontier_table
 
     records = [folder.read_trial(trial) for trial in folder.store.list_folders("trials")]
     return frontier_table([record for record in records if record is not None])
 
 
 def _trials_table(trials: pd.DataFrame) -> Table:
-    from tuning.frontier import format_cell
+    from tuning.results.frontier import format_cell
 
     shown = Table("name", *("L0", "FVU", "L0", "FVU", "change of FVU"), box=None, pad_edge=False)
     for row in trials.to_dict("records"):

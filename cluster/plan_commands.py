@@ -18,9 +18,9 @@ from storage.config_file import read_config_file
 from storage.errors import UserError
 
 if TYPE_CHECKING:
-    from tuning.forecast import Speed
     from tuning.orchestrate import SweepPlan
-    from tuning.plan import Machines, Plan, TrialPlan
+    from tuning.planning.forecast import Speed
+    from tuning.planning.plan import Machines, Plan, TrialPlan
     from tuning.trials import Trial
 
 MEASURE_S = 1.0
@@ -38,9 +38,9 @@ def run_plan(file: str, address: str | None, measure: bool, messages: Console, a
 
     With `measure` the speeds are kept in the sweep's folder, as the plan that it begins with.
     """
+    from tuning.file.sweep_file import SweepFile
     from tuning.orchestrate import plan_sweep
-    from tuning.plan_record import known_speeds, write_plan
-    from tuning.sweep_file import SweepFile
+    from tuning.planning.plan_record import known_speeds, write_plan
 
     sweep = read_config_file(file, SweepFile)
     plan = plan_sweep(sweep, Path(file).read_text())
@@ -63,7 +63,7 @@ def run_plan(file: str, address: str | None, measure: bool, messages: Console, a
 def checked(plan: SweepPlan, machines: Machines) -> SweepPlan:
     """The plan with its meshes chosen. Raises UserError for what these machines have no room for."""
     from tuning.orchestrate import gpu_bytes_of, with_meshes
-    from tuning.room import refuse_what_has_no_room
+    from tuning.planning.room import refuse_what_has_no_room
     from tuning.trial_queue import refuse_what_never_fits
     from tuning.window_servers import refuse_streams
 
@@ -79,7 +79,7 @@ def this_machine() -> Machines:
     import torch
 
     from storage.stream_memory import node_memory
-    from tuning.plan import Machines
+    from tuning.planning.plan import Machines
     from tuning.trial_queue import Node
 
     memory = node_memory()
@@ -127,7 +127,7 @@ def measured_speeds(plan: SweepPlan, known: Mapping[str, Speed], messages: Conso
     import torch
 
     from cluster.company import company
-    from tuning.forecast import kind_of
+    from tuning.planning.forecast import kind_of
 
     kinds = {kind_of(trial.config): trial for trial in plan.unfinished}
     wanted = {kind: t for kind, t in kinds.items() if kind not in known or known[kind].source == "measured"}
@@ -151,7 +151,7 @@ def _measured(plan: SweepPlan, trial: Trial) -> Speed:
     import torch
 
     from cluster.step_timer import StepTimer
-    from tuning.forecast import Speed
+    from tuning.planning.forecast import Speed
 
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, int(trial.footprint.cpus_per_worker)))  # as Ray lets a worker have them
@@ -243,7 +243,7 @@ def _made_of(trial: TrialPlan) -> str:
 
 
 def _time(seconds: float | None) -> str:
-    from tuning.report import duration
+    from tuning.results.report import duration
 
     return "unknown" if seconds is None else duration(seconds)
 

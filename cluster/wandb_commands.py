@@ -28,10 +28,10 @@ def sync(
     Example: lexray wandb sync runs/quickstart/sweep
     """
     from cluster.commands import print_json
-    from tuning.report import build_results
+    from tuning.results.report import build_results
     from tuning.sweep_folder import SweepFolder
-    from tuning.wandb_mirror import send
-    from tuning.wandb_runs import WandbRuns, has_key
+    from tuning.views.wandb_mirror import send
+    from tuning.views.wandb_runs import WandbRuns, has_key
 
     folder = SweepFolder.existing(url)
     store = folder.store
@@ -67,7 +67,7 @@ def _wandb_of(store: Store) -> tuple[Any, str]:
     """The W&B block and the name of the sweep file as run."""
     import yaml
 
-    from tuning.sweep_file import WandbBlock
+    from tuning.file.sweep_file import WandbBlock
 
     content = yaml.safe_load(store.read("sweep.yaml"))
     return WandbBlock(**content.get("wandb", {})), content["name"]

@@ -22,21 +22,21 @@ from storage.manifest import MANIFEST, Manifest, load_manifest
 from storage.store import Store, reachable
 from storage.stream import local_stream
 from storage.stream_memory import StreamShape
-from tuning.ends import Ends, check_ends, ends_of
-from tuning.follow import Follower, FollowThread
-from tuning.forecast import Speed
-from tuning.mesh_choice import Room, rooms_of, with_mesh
-from tuning.plan import Machines, Plan, make_plan
-from tuning.plan_record import known_speeds, write_plan
-from tuning.report import build_results
-from tuning.room import refuse_what_has_no_room
-from tuning.row_counts import RowCounts
-from tuning.sweep_file import SweepFile
+from tuning.endings.ends import Ends, check_ends, ends_of
+from tuning.endings.verdicts import check_rungs, judges
+from tuning.file.sweep_file import SweepFile
+from tuning.planning.forecast import Speed
+from tuning.planning.mesh_choice import Room, rooms_of, with_mesh
+from tuning.planning.plan import Machines, Plan, make_plan
+from tuning.planning.plan_record import known_speeds, write_plan
+from tuning.planning.room import refuse_what_has_no_room
+from tuning.planning.row_counts import RowCounts
+from tuning.results.report import build_results
 from tuning.sweep_folder import FAILED, PENDING, RUNNING, SweepFolder
 from tuning.trial import TrialRun, new_record, run_trial
 from tuning.trial_queue import Node, TrialQueue, refuse_what_never_fits
 from tuning.trials import Footprint, Trial, expand
-from tuning.verdicts import check_rungs, judges
+from tuning.views.follow import Follower, FollowThread
 from tuning.window_servers import shape_of, window_servers
 
 log = logging.getLogger("lexray")

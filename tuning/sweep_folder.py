@@ -2,13 +2,13 @@
 
 sweep.yaml                     the sweep file as run
 trials/TRIAL/trial.json        configuration, status and result (TrialRecord)
-trials/TRIAL/rungs.json        where early stopping judged it, and how (tuning.verdicts)
-trials/TRIAL/spent.json        hours of its workers, all attempts together (tuning.ends)
+trials/TRIAL/rungs.json        where early stopping judged it, and how (tuning.endings.verdicts)
+trials/TRIAL/spent.json        hours of its workers, all attempts together (tuning.endings.ends)
 trials/TRIAL/metrics.jsonl     one JSON object per logged step (storage of `training.metrics_log`)
 trials/TRIAL/checkpoints/      see training.checkpoints
 trials/TRIAL/dictionary/       the trained dictionary: config.json, dictionary.safetensors
 trials/TRIAL/measures.json     what was measured of it at the end, see training.measures; fired.npy: rows of each latent
-plan.json                      what was foreseen of all this (tuning.plan)
+plan.json                      what was foreseen of all this (tuning.planning.plan)
 frontier.parquet, .csv, .png, .svg; stability.json; plan.json; report.html
 """
 

@@ -26,11 +26,11 @@ from training.loop import TrainingFailedError
 from training.measures.held_out import measure_trial
 from training.start import ensure_process_group, training_device
 from training.trainer import OpenStream, Trainer, TrainingResult
-from tuning.ends import Meter, Pause, read_spent
+from tuning.endings.ends import Meter, Pause, read_spent
+from tuning.endings.verdicts import Judge, stopped_by
+from tuning.planning.worker_memory import peak_resident_bytes
 from tuning.sweep_folder import DONE, FAILED, PAUSED, RUNNING, STOPPED, TARGET_MISSED, SweepFolder, TrialRecord
 from tuning.trials import Trial
-from tuning.verdicts import Judge, stopped_by
-from tuning.worker_memory import peak_resident_bytes
 
 TARGET_TOLERANCE = 0.1
 """A trial whose L0 is further from its target than this share has missed it."""

@@ -16,10 +16,10 @@ from training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig
 from training.dictionaries import architecture, dictionary_config
 from training.dictionaries.base import DictionaryConfig
 from training.engine_settings import check_names
-from tuning.axes import Point, width_of
-from tuning.points import effective, key, points_of, shown
-from tuning.resources import ResourcesBlock
-from tuning.sweep_file import TRAINING_SETTINGS, SweepFile
+from tuning.file.axes import Point, width_of
+from tuning.file.points import effective, key, points_of, shown
+from tuning.file.resources import ResourcesBlock
+from tuning.file.sweep_file import TRAINING_SETTINGS, SweepFile
 
 ENGINE_SETTINGS = ("zero_stage", "offload_optimizer", "micro_batches", "check_rows")
 """What of the resources the workers of a trial have to know."""
@@ -55,7 +55,7 @@ class Trial:
     config: TrainingConfig
     footprint: Footprint
     auto_mesh: bool = False
-    """Whether its mesh is still to be chosen, from what the nodes have (`tuning.mesh_choice`)."""
+    """Whether its mesh is still to be chosen, from what the nodes have (`tuning.planning.mesh_choice`)."""
 
 
 def expand(sweep: SweepFile, manifest: Manifest, training_rows: Callable[[DataConfig], int]) -> list[Trial]:

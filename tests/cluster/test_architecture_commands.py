@@ -12,7 +12,7 @@ import yaml
 
 from training.dictionaries import ARCHITECTURES
 from training.dictionaries.describe import describe_all
-from tuning.schema import sweep_schema
+from tuning.file.schema import sweep_schema
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -18,11 +18,11 @@ from storage.config_file import read_config_file
 from storage.errors import UserError
 from storage.manifest import load_manifest
 from storage.store import Store
-from tuning.axes import Range, width_of
-from tuning.points import points_of
-from tuning.schema import sweep_schema
-from tuning.search import draws
-from tuning.sweep_file import SweepFile
+from tuning.file.axes import Range, width_of
+from tuning.file.points import points_of
+from tuning.file.schema import sweep_schema
+from tuning.file.search import draws
+from tuning.file.sweep_file import SweepFile
 from tuning.trials import Trial, expand
 
 ROWS, EARLY, LATE = 1000, 12, 8

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from cluster.cli import app
 from storage.errors import UserError
 from storage.store import Store
-from tuning.compare import beaten_shares, matched
-from tuning.frontier import frontier_table
+from tuning.results.compare import beaten_shares, matched
+from tuning.results.frontier import frontier_table
 from tuning.sweep_folder import DONE, FAILED, SweepFolder, TrialRecord
 
 

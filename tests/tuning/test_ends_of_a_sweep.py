@@ -13,9 +13,20 @@ from storage.config_file import read_config_file
 from storage.errors import CorruptDataError, UserError
 from training.start import ensure_process_group
 from training.trainer import Trainer
-from tuning.ends import CPU_HOURS, DEADLINE, GPU_HOURS, NO_CAP, Ends, Meter, Pause, Spent, reached_cap, read_spent
+from tuning.endings.ends import (
+    CPU_HOURS,
+    DEADLINE,
+    GPU_HOURS,
+    NO_CAP,
+    Ends,
+    Meter,
+    Pause,
+    Spent,
+    reached_cap,
+    read_spent,
+)
+from tuning.file.sweep_file import SweepFile
 from tuning.orchestrate import SweepPlan, plan_sweep
-from tuning.sweep_file import SweepFile
 from tuning.trial import TrialRun, ended_record, new_record
 from tuning.trial_queue import Node, TrialQueue
 from tuning.trials import Footprint

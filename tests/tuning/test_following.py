@@ -11,13 +11,13 @@ from sweeps import sweep_content, write_dataset, write_sweep
 from storage.config_file import read_config_file
 from storage.errors import UserError
 from training.metrics_log import MetricsLog
-from tuning.follow import FollowThread
+from tuning.file.sweep_file import SweepFile
 from tuning.orchestrate import plan_sweep
-from tuning.progress import TerminalView
-from tuning.sweep_file import SweepFile
 from tuning.sweep_folder import DONE, FAILED
 from tuning.trial import TrialRun, new_record
 from tuning.trial_queue import Node, TrialQueue, refuse_what_never_fits
+from tuning.views.follow import FollowThread
+from tuning.views.progress import TerminalView
 
 
 @pytest.fixture

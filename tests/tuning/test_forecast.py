@@ -16,7 +16,10 @@ from sweeps import ROWS, WIDTH, sweep_content, write_dataset
 
 from storage.config_file import read_config_file
 from storage.errors import CorruptDataError, UserError
-from tuning.forecast import (
+from tuning.file.resources import PricesBlock
+from tuning.file.sweep_file import SweepFile
+from tuning.orchestrate import SweepPlan, plan_sweep
+from tuning.planning.forecast import (
     START_S,
     Reading,
     Speed,
@@ -27,19 +30,16 @@ from tuning.forecast import (
     timeline,
     trial_seconds,
 )
-from tuning.foreseen import outcomes, read_plan
-from tuning.orchestrate import SweepPlan, plan_sweep
-from tuning.plan import Machines, Plan
-from tuning.plan_record import known_speeds, write_plan
-from tuning.report import build_results
-from tuning.resources import PricesBlock
-from tuning.room import refuse_what_has_no_room
-from tuning.sweep_file import SweepFile
+from tuning.planning.foreseen import outcomes, read_plan
+from tuning.planning.plan import Machines, Plan
+from tuning.planning.plan_record import known_speeds, write_plan
+from tuning.planning.room import refuse_what_has_no_room
+from tuning.planning.worker_memory import peak_resident_bytes
+from tuning.results.report import build_results
 from tuning.sweep_folder import DONE, TrialRecord
 from tuning.trial import new_record
 from tuning.trial_queue import Node
 from tuning.trials import Footprint
-from tuning.worker_memory import peak_resident_bytes
 
 MIB, GIB = 2**20, 2**30
 ROOMY = Machines(nodes=[Node(2, 0, 8 * GIB)], object_store_bytes=[2 * GIB])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from storage.store import Store
-from tuning.frontier import (
+from tuning.results.frontier import (
     COLUMNS,
     MEASURED,
     format_cell,

@@ -15,8 +15,8 @@ from sweeps import sweep_content, write_dataset, write_sweep
 from storage.config_file import read_config_file
 from storage.store import Store
 from training.checkpoints import checkpoint_folders, step_of
+from tuning.file.sweep_file import SweepFile
 from tuning.orchestrate import SweepPlan, plan_sweep, run_sweep
-from tuning.sweep_file import SweepFile
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeouts, pytest.mark.timeout(900)]
 

@@ -16,9 +16,9 @@ from training.config import DataConfig, MeshConfig, TrainingConfig
 from training.dictionaries import dictionary_config
 from training.memory import Needs, needs
 from training.normalisers import Sites, SiteStatistics
-from tuning.mesh_choice import USABLE, Room, choose_mesh, meshes, rooms_of
+from tuning.file.sweep_file import SweepFile
 from tuning.orchestrate import SweepPlan, cluster_nodes, plan_sweep, with_meshes
-from tuning.sweep_file import SweepFile
+from tuning.planning.mesh_choice import USABLE, Room, choose_mesh, meshes, rooms_of
 from tuning.trial_queue import Node
 from tuning.trials import Footprint
 

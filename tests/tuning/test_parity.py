@@ -16,9 +16,9 @@ from storage.writer import DatasetWriter
 from training.checkpoints import newest_checkpoint
 from training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
 from training.dictionaries import ARCHITECTURES, dictionary_config
-from tuning.ends import Meter, Spent
+from tuning.endings.ends import Meter, Spent
 from tuning.orchestrate import cluster_nodes
-from tuning.row_counts import RowCounts
+from tuning.planning.row_counts import RowCounts
 from tuning.sweep_folder import SweepFolder
 from tuning.trial import TrialRun, torch_trainer, train_worker
 from tuning.trials import Footprint, Trial

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tuning.frontier import frontier_table
-from tuning.recommend import Recommendation, recommend
+from tuning.results.frontier import frontier_table
+from tuning.results.recommend import Recommendation, recommend
 from tuning.sweep_folder import DONE, FAILED, STOPPED, TARGET_MISSED, TrialRecord
 
 

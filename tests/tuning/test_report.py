@@ -15,9 +15,9 @@ import pytest
 from matplotlib.image import imread
 
 from storage.store import Store
-from tuning.frontier import COLUMNS, format_cell, frontier_table, read_frontier
-from tuning.plot import NARROW_IN, frontier_figure, frontier_svg, width_colours
-from tuning.report import build_results, duration, flatten, write_report
+from tuning.results.frontier import COLUMNS, format_cell, frontier_table, read_frontier
+from tuning.results.plot import NARROW_IN, frontier_figure, frontier_svg, width_colours
+from tuning.results.report import build_results, duration, flatten, write_report
 from tuning.sweep_folder import DONE, FAILED, PENDING, TARGET_MISSED, SweepFolder, TrialRecord
 
 EVIL = "<script>alert('&\"')</script><img src=x>"

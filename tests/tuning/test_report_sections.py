@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from storage.store import Store
-from tuning.frontier import frontier_table
-from tuning.report import REPORT_FILE, write_report
-from tuning.report_sections import SHOWN, sections
-from tuning.stability import STABILITY_FILE, VERSION
+from tuning.results.frontier import frontier_table
+from tuning.results.report import REPORT_FILE, write_report
+from tuning.results.report_sections import SHOWN, sections
+from tuning.results.stability import STABILITY_FILE, VERSION
 from tuning.sweep_folder import DONE, TrialRecord
 
 

@@ -17,9 +17,9 @@ from training.measures import matching
 from training.measures.matching import found_share, initial_atoms, match, moved, nearest, random_atoms, random_match
 from training.normalisers import Sites
 from training.saved import load_dictionary, save_dictionary
-from tuning import comparisons
-from tuning.report import build_results
-from tuning.stability import choose_width, read_stability, write_stability
+from tuning.results import comparisons
+from tuning.results.report import build_results
+from tuning.results.stability import choose_width, read_stability, write_stability
 from tuning.sweep_folder import DONE, FAILED, SweepFolder, TrialRecord
 
 DIMENSIONS = 6

@@ -15,8 +15,8 @@ from storage.config_file import read_config_file
 from storage.errors import UserError
 from storage.manifest import load_manifest
 from storage.store import Store
+from tuning.file.sweep_file import SweepFile
 from tuning.orchestrate import SweepPlan, cluster_nodes, plan_sweep, run_sweep
-from tuning.sweep_file import SweepFile
 from tuning.trial_queue import Node
 from tuning.window_servers import most_workers, window_servers
 

@@ -17,11 +17,11 @@ from sweeps import sweep_content, write_dataset, write_sweep
 from wandb_offline import read_offline
 
 from storage.config_file import read_config_file
-from tuning.frontier import read_frontier
+from tuning.file.sweep_file import SweepFile
 from tuning.orchestrate import SweepPlan, plan_sweep, run_sweep
-from tuning.sweep_file import SweepFile
-from tuning.wandb_mirror import WandbMirror
-from tuning.wandb_runs import WandbRuns
+from tuning.results.frontier import read_frontier
+from tuning.views.wandb_mirror import WandbMirror
+from tuning.views.wandb_runs import WandbRuns
 
 pytestmark = pytest.mark.ray
 

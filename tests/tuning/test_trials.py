@@ -11,8 +11,8 @@ from synthetic import write_rows
 
 from storage.config_file import read_config_file
 from storage.errors import UserError
+from tuning.file.sweep_file import SweepFile
 from tuning.orchestrate import plan_sweep
-from tuning.sweep_file import SweepFile
 from tuning.trials import Trial
 
 ROWS, WIDTH = 2000, 12

@@ -12,12 +12,12 @@ from storage.errors import UserError
 from training.saved import load_dictionary
 from training.start import ensure_process_group
 from training.trainer import Trainer, TrainingResult
-from tuning.frontier import frontier_table
+from tuning.endings.verdicts import RUNGS, contender, judges, read_rungs
+from tuning.file.sweep_file import SweepFile
 from tuning.orchestrate import SweepPlan, plan_sweep
-from tuning.sweep_file import SweepFile
+from tuning.results.frontier import frontier_table
 from tuning.sweep_folder import STOPPED, TrialRecord
 from tuning.trial import TrialRun, ended_record, new_record
-from tuning.verdicts import RUNGS, contender, judges, read_rungs
 
 LRS = [0.01, 0.003, 0.001, 0.0003, 0.0001, 0.00003, 0.00001, 0.000003]
 """From learning well to not at all."""

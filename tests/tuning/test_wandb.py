@@ -17,10 +17,10 @@ from wandb_offline import read_offline
 from cluster.cli import app
 from storage.store import Store
 from training.metrics_log import MetricsLog
-from tuning.report import build_results
+from tuning.results.report import build_results
 from tuning.sweep_folder import DONE, FAILED, SweepFolder, TrialRecord
-from tuning.wandb_mirror import WandbMirror
-from tuning.wandb_runs import Described, WandbRuns
+from tuning.views.wandb_mirror import WandbMirror
+from tuning.views.wandb_runs import Described, WandbRuns
 
 RESULT = {"l0": 4.0, "fvu": 0.25, "explained_variance": 0.7, "dead_fraction": 0.0}
 
@@ -63,7 +63,7 @@ def test_a_sweep_is_sent_from_its_folder_alone(folder: SweepFolder, tmp_path: Pa
 
 
 def test_without_a_key_nothing_is_sent_and_one_line_says_why(folder: SweepFolder, monkeypatch: Any) -> None:
-    monkeypatch.setattr("tuning.wandb_runs.has_key", lambda: False)
+    monkeypatch.setattr("tuning.views.wandb_runs.has_key", lambda: False)
     refused = CliRunner().invoke(app, ["wandb", "sync", str(folder.store.local_path)])
     assert "no API key here; run `wandb login`" in str(refused.exception)
 
@@ -138,7 +138,7 @@ def test_a_server_that_refuses_turns_the_sweep_offline_once(
 ) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
-    monkeypatch.setitem(__import__("tuning.wandb_runs", fromlist=["SETTINGS"]).SETTINGS, "init_timeout", 5)
+    monkeypatch.setitem(__import__("tuning.views.wandb_runs", fromlist=["SETTINGS"]).SETTINGS, "init_timeout", 5)
     runs = WandbRuns(project="p", group="g", folder=str(tmp_path / "view"), mode="online")
     for trial in ("a", "b"):
         runs.start(Described(trial, trial, {}, 1))

@@ -21,7 +21,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from tuning.frontier import non_dominated
+from tuning.results.frontier import non_dominated
 from tuning.sweep_folder import FINISHED, STOPPED, TARGET_MISSED
 
 WIDE_IN, NARROW_IN = (12.0, 8.0), (4.2, 5.6)

@@ -8,8 +8,8 @@ from pydantic import TypeAdapter
 
 from training.dictionaries import ARCHITECTURES
 from training.dictionaries.describe import options_of
-from tuning.axes import TRIAL_AXES
-from tuning.sweep_file import SweepFile
+from tuning.file.axes import TRIAL_AXES
+from tuning.file.sweep_file import SweepFile
 
 
 def sweep_schema() -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from tuning.recommend import Recommendation, recommend
+from tuning.results.recommend import Recommendation, recommend
 from tuning.sweep_folder import TrialRecord
 
 SHOWN = 40
@@ -38,7 +38,7 @@ class Sections(NamedTuple):
 
 
 def sections(table: pd.DataFrame, records: Sequence[TrialRecord], stability: Mapping[str, Any] | None) -> Sections:
-    """From the frontier table, the trials' records and the document of `tuning.stability`, if there is one."""
+    """From the frontier table, the trials' records and the document of `tuning.results.stability`, if there is one."""
     found = recommend(table)
     return Sections(
         recommended=found[:SHOWN],

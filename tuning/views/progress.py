@@ -27,7 +27,7 @@ class _Running:
 
 @dataclass(kw_only=True)
 class TerminalView:
-    """Follows a sweep, see `tuning.follow.Follower`: trials, step, rows/s, L0 and FVU."""
+    """Follows a sweep, see `tuning.views.follow.Follower`: trials, step, rows/s, L0 and FVU."""
 
     console: Console
     num_trials: int

@@ -9,10 +9,10 @@ from typing import Any
 
 from storage.errors import UserError
 from training.dictionaries import architecture
-from tuning.axes import SITE_AXES, Point, grid
-from tuning.rules import can_be_met, included, meets
-from tuning.search import draws
-from tuning.sweep_file import SweepFile
+from tuning.file.axes import SITE_AXES, Point, grid
+from tuning.file.rules import can_be_met, included, meets
+from tuning.file.search import draws
+from tuning.file.sweep_file import SweepFile
 
 DRAWS_PER_TRIAL = 200
 """Draws in search of points that were not drawn before, until the axes are taken to have no more."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from storage.config_file import FileModel
-from tuning.axes import Point, Range, Values, axis_values, grid
+from tuning.file.axes import Point, Range, Values, axis_values, grid
 
 Condition = dict[str, Any]
 """Axis to value, or to a list of values: met by points that have one of each."""

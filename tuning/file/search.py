@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from storage.config_file import FileModel
-from tuning.axes import Point, Range, Values
+from tuning.file.axes import Point, Range, Values
 
 
 class SearchBlock(FileModel):

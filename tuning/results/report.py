@@ -16,12 +16,12 @@ import pandas as pd
 import yaml
 
 from storage.store import Store
-from tuning.curves import CURVES, curve_svg, short_number
-from tuning.foreseen import Outcome, outcomes, read_plan
-from tuning.frontier import COLUMNS, HEADINGS, MEASURED, MISSING, format_cell, frontier_table, write_frontier
-from tuning.plot import NARROW_IN, WIDE_IN, frontier_figure, frontier_svg, frontier_vectors
-from tuning.report_sections import sections
-from tuning.stability import read_stability, write_stability
+from tuning.planning.foreseen import Outcome, outcomes, read_plan
+from tuning.results.curves import CURVES, curve_svg, short_number
+from tuning.results.frontier import COLUMNS, HEADINGS, MEASURED, MISSING, format_cell, frontier_table, write_frontier
+from tuning.results.plot import NARROW_IN, WIDE_IN, frontier_figure, frontier_svg, frontier_vectors
+from tuning.results.report_sections import sections
+from tuning.results.stability import read_stability, write_stability
 from tuning.sweep_folder import (
     DONE,
     FAILED,

@@ -20,7 +20,16 @@ from storage.errors import CorruptDataError, UserError
 from storage.store import Store
 from training.dictionaries import architecture
 from training.dictionaries.base import Dictionary
-from tuning.early_stopping import MIN_EVALUATIONS, Contender, Measure, Reached, StopRules, judge, measured, rung_steps
+from tuning.endings.early_stopping import (
+    MIN_EVALUATIONS,
+    Contender,
+    Measure,
+    Reached,
+    StopRules,
+    judge,
+    measured,
+    rung_steps,
+)
 from tuning.sweep_folder import SweepFolder
 from tuning.trials import Trial
 

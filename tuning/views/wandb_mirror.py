@@ -15,10 +15,10 @@ from typing import Any
 
 import pandas as pd
 
-from tuning.report import FIGURE_FILE
+from tuning.results.report import FIGURE_FILE
 from tuning.sweep_folder import SweepFolder, TrialRecord
 from tuning.trial import TrialRun
-from tuning.wandb_runs import Described, WandbRuns
+from tuning.views.wandb_runs import Described, WandbRuns
 
 log = logging.getLogger("lexray")
 
@@ -28,7 +28,7 @@ PATIENCE_S = 60.0
 
 @dataclass(kw_only=True)
 class WandbMirror:
-    """Follows a sweep, see `tuning.follow.Follower`."""
+    """Follows a sweep, see `tuning.views.follow.Follower`."""
 
     runs: WandbRuns
     patience_s: float = PATIENCE_S

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from storage.errors import UserError
 from storage.store import Store
-from tuning.stop_block import SECONDS_PER_HOUR, EndsBlock, in_utc
+from tuning.file.stop_block import SECONDS_PER_HOUR, EndsBlock, in_utc
 from tuning.sweep_folder import PAUSED, SweepFolder, parsed
 from tuning.trials import Footprint, Trial
 

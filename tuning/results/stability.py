@@ -29,7 +29,7 @@ from training.measures.matching import (
     random_found_share,
     random_match,
 )
-from tuning.comparisons import Atoms, Comparisons, read_atoms
+from tuning.results.comparisons import Atoms, Comparisons, read_atoms
 from tuning.sweep_folder import FINISHED, SweepFolder, TrialRecord
 
 STABILITY_FILE = "stability.json"

@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 
 from storage.store import Store
-from tuning.forecast import Speed, finished_speeds
-from tuning.foreseen import PLAN_FILE, read_plan
-from tuning.plan import Plan
+from tuning.planning.forecast import Speed, finished_speeds
+from tuning.planning.foreseen import PLAN_FILE, read_plan
+from tuning.planning.plan import Plan
 from tuning.sweep_folder import SweepFolder
 
 

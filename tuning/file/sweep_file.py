@@ -11,11 +11,11 @@ from storage.chunk_cache import CacheSettings
 from storage.config_file import FileModel, StorageBlock, nearest
 from training.dictionaries import ARCHITECTURES, architecture
 from training.dictionaries.base import Kind
-from tuning.axes import SITE_AXES, TRIAL_AXES, Point, Range, Values, axis_values
-from tuning.resources import PricesBlock, ResourcesBlock
-from tuning.rules import Condition, Rule
-from tuning.search import SearchBlock
-from tuning.stop_block import EndsBlock
+from tuning.file.axes import SITE_AXES, TRIAL_AXES, Point, Range, Values, axis_values
+from tuning.file.resources import PricesBlock, ResourcesBlock
+from tuning.file.rules import Condition, Rule
+from tuning.file.search import SearchBlock
+from tuning.file.stop_block import EndsBlock
 
 TRAINING_SETTINGS = ("lr", "rows", "lr_scale", "precision")
 """What a rule may set of the training."""

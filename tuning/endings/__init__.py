@@ -1,0 +1,1 @@
+"""Why a trial ends before its last step: early stopping, deadlines, spent hours."""

@@ -1,0 +1,1 @@
+"""From a sweep file's YAML to the points of its axes."""

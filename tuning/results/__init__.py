@@ -1,0 +1,1 @@
+"""What a sweep found: frontier, stability, comparisons, the report."""
