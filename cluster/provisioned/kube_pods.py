@@ -1,0 +1,191 @@
+"""Pods of a Ray cluster in Kubernetes: the head, and the workers of a pool."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cluster.provisioned.description import DASHBOARD_PORT, ClusterDescription, Pool
+
+Manifest = dict[str, Any]
+
+GCS_PORT, METRICS_PORT = 6379, 8080
+POOL_LABEL = "lexray.io/pool"
+"""On every node of an EKS node group: the name of its pool, or CORE_POOL. Terraform sets it."""
+CORE_POOL = "core"
+"""Nodes that always run; the head lives there."""
+SPOT_TAINTS = ("lexray.io/spot", "cloud.google.com/gke-spot", "kubernetes.azure.com/scalesetpriority")
+GPU_RESOURCE = "nvidia.com/gpu"
+STORAGE_SECRET = "lexray-storage"
+"""AWS_ACCESS_KEY_ID and the like, where pods have no identity of their own."""
+WANDB_SECRET = "lexray-wandb"
+
+HEAD_CPUS, HEAD_GIB = 2, 8.0
+HEAD_FUNCTIONS_GIB = 2.0
+"""Of the head's memory, for functions that take no core: each trial has one that waits for its workers."""
+STORE_SHARE, SHM_SHARE = 0.30, 0.35
+"""Of a worker's memory: Ray's object store, and /dev/shm around it, where NCCL and torch put their own blocks too."""
+GRACE_S, DRAIN_S = 120, 100
+"""What a spot node gets between the notice and its end, and what of it workers may use to save and leave."""
+
+# Draining tells Ray Train, and through it each trial, that the node goes: workers save a checkpoint and end. A pod that
+# runs no worker is let go at once.
+DRAIN_SCRIPT = f"""\
+ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION --reason-message 'the pod is ending' \\
+  --deadline-remaining-seconds {DRAIN_S}
+end=$((SECONDS + {DRAIN_S}))
+while [ $SECONDS -lt $end ] && grep -aqs '^ray::RayTrainWorker' /proc/[0-9]*/cmdline; do sleep 1; done
+"""
+
+
+def head_pod(cluster: ClusterDescription) -> Manifest:
+    """Template of the head: it keeps the cluster together and runs drivers, but none of the work."""
+    container = {
+        **_container("ray-head", cluster),
+        "resources": _resources(HEAD_CPUS, HEAD_GIB),
+        "ports": [
+            {"containerPort": GCS_PORT, "name": "gcs"},
+            {"containerPort": DASHBOARD_PORT, "name": "dashboard"},
+            {"containerPort": METRICS_PORT, "name": "metrics"},
+        ],
+    }
+    spec = _pod_spec(container, shm_bytes=_share(HEAD_GIB, SHM_SHARE))
+    if cluster.provider == "aws-eks":
+        spec["nodeSelector"] = {POOL_LABEL: CORE_POOL}
+    return _template(spec)
+
+
+def head_start_params() -> dict[str, str]:
+    """Of `ray start --head`. Without cores it gets no task, actor or worker that asks for one."""
+    return {
+        "dashboard-host": "0.0.0.0",
+        "num-cpus": "0",
+        "num-gpus": "0",
+        "memory": str(round(HEAD_FUNCTIONS_GIB * 2**30)),
+        "object-store-memory": str(_share(HEAD_GIB, STORE_SHARE)),
+    }
+
+
+def worker_pod(cluster: ClusterDescription, pool: Pool) -> Manifest:
+    """Template of a pool's workers: one fills one node."""
+    container = {
+        **_container("ray-worker", cluster),
+        "resources": _resources(pool.cpus, pool.memory_gib, pool.gpus),
+        "ports": [{"containerPort": METRICS_PORT, "name": "metrics"}],
+        "lifecycle": {"preStop": {"exec": {"command": ["/bin/bash", "-c", DRAIN_SCRIPT]}}},
+    }
+    spec = _pod_spec(container, shm_bytes=_share(pool.memory_gib, SHM_SHARE))
+    spec["automountServiceAccountToken"] = False  # only the head's autoscaler talks to Kubernetes
+    spec |= _placement(cluster, pool)
+    return _template(spec)
+
+
+def worker_start_params(pool: Pool) -> dict[str, str]:
+    """Of `ray start`: told, since nobody can ask the nodes of a pool that has none yet. Bytes for memory."""
+    memory_bytes = _share(pool.memory_gib, 1.0) - _share(pool.memory_gib, SHM_SHARE)
+    return {
+        "num-cpus": str(int(pool.cpus)),
+        "num-gpus": str(pool.gpus),
+        "memory": str(memory_bytes),
+        "object-store-memory": str(_share(pool.memory_gib, STORE_SHARE)),
+    }
+
+
+def ray_env(cluster: ClusterDescription) -> list[Manifest]:
+    """Variables of every container with a Ray process; KubeRay adds the token's."""
+    region = {} if cluster.region is None else dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), cluster.region)
+    return [{"name": name, "value": value} for name, value in (cluster.liveness.ray_env | region).items()]
+
+
+def quantity(cpus: float) -> str:
+    """Cores as Kubernetes writes them."""
+    return str(int(cpus)) if cpus == int(cpus) else f"{int(1000 * cpus)}m"
+
+
+def container_security() -> Manifest:
+    return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+
+def _container(name: str, cluster: ClusterDescription) -> Manifest:
+    wandb_key = {"name": WANDB_SECRET, "key": "WANDB_API_KEY", "optional": True}
+    container: Manifest = {
+        "name": name,
+        "image": cluster.image,
+        "imagePullPolicy": "IfNotPresent",
+        "env": [*ray_env(cluster), {"name": "WANDB_API_KEY", "valueFrom": {"secretKeyRef": wandb_key}}],
+        "volumeMounts": [
+            {"name": "shared-mem", "mountPath": "/dev/shm"},
+            {"name": "scratch", "mountPath": "/scratch"},
+        ],
+        "securityContext": container_security(),
+    }
+    if cluster.provider == "kubernetes":
+        container["envFrom"] = [{"secretRef": {"name": STORAGE_SECRET, "optional": True}}]
+    return container
+
+
+def _pod_spec(container: Manifest, *, shm_bytes: int) -> Manifest:
+    return {
+        "serviceAccountName": "lexray",
+        "restartPolicy": "Never",  # the autoscaler takes a pod that comes back for another node
+        "terminationGracePeriodSeconds": GRACE_S,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": 1000,
+            "runAsGroup": 1000,
+            "fsGroup": 1000,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [container],
+        "volumes": [
+            {"name": "shared-mem", "emptyDir": {"medium": "Memory", "sizeLimit": f"{shm_bytes // 2**20}Mi"}},
+            {"name": "scratch", "emptyDir": {}},
+        ],
+    }
+
+
+def _template(spec: Manifest) -> Manifest:
+    annotations = {
+        "prometheus.io/scrape": "true",
+        "prometheus.io/port": str(METRICS_PORT),
+        "prometheus.io/path": "/metrics",
+    }
+    return {"metadata": {"annotations": annotations}, "spec": spec}
+
+
+def _resources(cpus: float, memory_gib: float, gpus: int = 0) -> Manifest:
+    """Requests are limits: a pod is not slowed or killed for what its neighbours do."""
+    wanted = {"cpu": quantity(cpus), "memory": f"{_share(memory_gib, 1.0) // 2**20}Mi"}
+    if gpus:
+        wanted[GPU_RESOURCE] = str(gpus)
+    return {"requests": wanted, "limits": dict(wanted)}
+
+
+def _placement(cluster: ClusterDescription, pool: Pool) -> Manifest:
+    selector = {}
+    if cluster.provider == "aws-eks":
+        selector[POOL_LABEL] = pool.name
+    if pool.zone is not None:
+        selector["topology.kubernetes.io/zone"] = pool.zone
+    tainted = [GPU_RESOURCE] if pool.gpus else []
+    if pool.capacity == "SPOT":
+        tainted += SPOT_TAINTS
+    placement: Manifest = {}
+    if selector:
+        placement["nodeSelector"] = selector
+    if tainted:
+        placement["tolerations"] = [{"key": key, "operator": "Exists", "effect": "NoSchedule"} for key in tainted]
+    if pool.instance_types and cluster.provider == "kubernetes":
+        placement["affinity"] = _on_instances(pool.instance_types)
+    return placement
+
+
+def _on_instances(types: tuple[str, ...]) -> Manifest:
+    term = {
+        "matchExpressions": [{"key": "node.kubernetes.io/instance-type", "operator": "In", "values": list(types)}]
+    }
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}}
+
+
+def _share(gib: float, share: float) -> int:
+    """Bytes, in whole MiB."""
+    return int(gib * share * 2**10) * 2**20
