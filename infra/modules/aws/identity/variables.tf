@@ -1,0 +1,29 @@
+variable "name" {
+  description = "Name of the role."
+  type        = string
+}
+
+variable "service" {
+  description = "Who takes the role: `ec2` (an instance) or `pods.eks` (a service account, by Pod Identity)."
+  type        = string
+
+  validation {
+    condition     = contains(["ec2", "pods.eks"], var.service)
+    error_message = "service must be ec2 or pods.eks."
+  }
+}
+
+variable "bucket_arn" {
+  description = "Bucket of data/, runs/ and scratch/."
+  type        = string
+}
+
+variable "data_writable" {
+  description = "Let the role write data/ too, to harvest on the cluster."
+  type        = bool
+}
+
+variable "readable_secret_arns" {
+  description = "Secrets that the role may read, by a name that is known before they exist."
+  type        = map(string)
+}

@@ -1,0 +1,124 @@
+# What the nodes run: Ray's own cluster file, and the scripts of the first boot.
+
+locals {
+  # The same names and values as cluster/provisioned/description.py gives; a test holds them together.
+  liveness_env = {
+    RAY_grpc_client_keepalive_time_ms    = 1000 * var.liveness.keepalive_s
+    RAY_grpc_client_keepalive_timeout_ms = 1000 * var.liveness.keepalive_s
+    RAY_grpc_keepalive_time_ms           = 1000 * var.liveness.keepalive_s
+    RAY_grpc_keepalive_timeout_ms        = 1000 * var.liveness.keepalive_s
+    RAY_health_check_initial_delay_ms    = 1000 * var.liveness.health_check_period_s
+    RAY_health_check_period_ms           = 1000 * var.liveness.health_check_period_s
+    RAY_health_check_timeout_ms          = 1000 * var.liveness.health_check_timeout_s
+    RAY_health_check_failure_threshold   = var.liveness.health_check_failures
+  }
+
+  pool_subnet_ids = {
+    for name, pool in var.pools : name => pool.zone == null ? var.subnet_ids : lookup(var.subnet_ids_by_zone, pool.zone, [])
+  }
+
+  # Card 0 has the primary interface; further cards have theirs at device 1.
+  efa_interfaces = {
+    for name, pool in local.efa_pools : name => {
+      NetworkInterfaces = [for card in range(pool.efa_interfaces) : {
+        DeviceIndex         = card == 0 ? 0 : 1
+        NetworkCardIndex    = card
+        InterfaceType       = "efa"
+        SubnetId            = local.pool_subnet_ids[name][0]
+        Groups              = [aws_security_group.nodes.id]
+        DeleteOnTermination = true
+      }]
+    }
+  }
+
+  pool_node_types = {
+    for name, pool in var.pools : name => {
+      min_workers = pool.min
+      max_workers = pool.max
+      # Ray adds up memory in bytes.
+      resources = merge(
+        { CPU = pool.cpus, memory = floor(pool.memory_gib * 1024 * 1024 * 1024) },
+        pool.gpus > 0 ? { GPU = pool.gpus } : {},
+      )
+      node_config = merge(
+        {
+          InstanceType = pool.instance_types[0]
+          SubnetIds    = local.pool_subnet_ids[name]
+          LaunchTemplate = {
+            LaunchTemplateId = aws_launch_template.pool[name].id
+            Version          = tostring(aws_launch_template.pool[name].latest_version)
+          }
+          TagSpecifications = [{
+            ResourceType = "instance"
+            Tags         = [for key, value in local.node_tags : { Key = key, Value = value }]
+          }]
+        },
+        lookup(local.efa_interfaces, name, {}),
+      )
+    }
+  }
+
+  ray_cluster = {
+    cluster_name         = var.name
+    max_workers          = sum(concat([0], [for pool in var.pools : pool.max]))
+    idle_timeout_minutes = var.idle_timeout_minutes
+    head_node_type       = "head"
+    provider = {
+      type                        = "aws"
+      region                      = var.region
+      use_internal_ips            = true
+      cache_stopped_nodes         = false
+      disable_node_updaters       = true
+      disable_launch_config_check = true
+    }
+    auth = { ssh_user = "nobody" }
+    available_node_types = merge(local.pool_node_types, {
+      head = {
+        min_workers = 0
+        max_workers = 0
+        resources   = { CPU = 0 }
+        node_config = { InstanceType = var.head_instance_type, SubnetIds = var.subnet_ids }
+      }
+    })
+    # Nodes set themselves up: Ray has nothing to copy or to run there.
+    file_mounts               = {}
+    cluster_synced_files      = []
+    initialization_commands   = []
+    setup_commands            = []
+    head_setup_commands       = []
+    worker_setup_commands     = []
+    head_start_ray_commands   = []
+    worker_start_ray_commands = []
+  }
+
+  ray_cluster_yaml = yamlencode(local.ray_cluster)
+
+  node_values = {
+    region            = var.region
+    container_image   = var.container_image
+    liveness_env      = local.liveness_env
+    token_secret_arn  = aws_secretsmanager_secret.token.arn
+    address_parameter = aws_ssm_parameter.head_address.name
+    log_group         = aws_cloudwatch_log_group.nodes.name
+    max_cluster_hours = var.max_cluster_hours
+  }
+
+  head_user_data = templatefile("${path.module}/templates/head.sh.tftpl", merge(local.node_values, {
+    prelude          = templatefile("${path.module}/templates/node.sh.tftpl", merge(local.node_values, { gpus = 0, efa = false, on_failure = "true" }))
+    ray_cluster_yaml = local.ray_cluster_yaml
+    wandb_secret_arn = var.wandb_secret_arn
+    group            = "${var.name}-head"
+  }))
+
+  worker_user_data = {
+    for name, pool in var.pools : name => templatefile("${path.module}/templates/worker.sh.tftpl", merge(local.node_values, {
+      prelude = templatefile("${path.module}/templates/node.sh.tftpl", merge(local.node_values, {
+        gpus = pool.gpus, efa = pool.efa_interfaces > 0, on_failure = "shutdown -h now"
+      }))
+      pool       = name
+      cpus       = pool.cpus
+      gpus       = pool.gpus
+      memory_gib = pool.memory_gib
+    }))
+  }
+}

@@ -1,0 +1,95 @@
+# One launch template for each pool, from which Ray's autoscaler on the head launches nodes.
+
+locals {
+  efa_pools = { for name, pool in var.pools : name => pool if pool.efa_interfaces > 0 }
+}
+
+# Nodes that speak EFA stand close together.
+resource "aws_placement_group" "pool" {
+  for_each = local.efa_pools
+  name     = "${var.name}-${each.key}"
+  strategy = "cluster"
+}
+
+resource "aws_launch_template" "pool" {
+  for_each      = var.pools
+  name          = "${var.name}-pool-${each.key}"
+  image_id      = var.ami_id
+  instance_type = each.value.instance_types[0]
+  user_data     = base64encode(local.worker_user_data[each.key])
+  # Interfaces of an EFA pool are named in Ray's configuration, and bring their groups themselves.
+  vpc_security_group_ids = each.value.efa_interfaces > 0 ? null : [aws_security_group.nodes.id]
+  # A node ends itself when its Ray ends; stopped instead, its volume would be billed for good.
+  instance_initiated_shutdown_behavior = "terminate"
+  update_default_version               = true
+
+  iam_instance_profile {
+    arn = module.worker_identity.instance_profile_arn
+  }
+
+  metadata_options {
+    http_endpoint               = "enabled"
+    http_tokens                 = "required"
+    http_put_response_hop_limit = 1
+  }
+
+  block_device_mappings {
+    device_name = "/dev/sda1"
+
+    ebs {
+      volume_size           = var.root_volume_gib
+      volume_type           = "gp3"
+      encrypted             = true
+      delete_on_termination = true
+    }
+  }
+
+  dynamic "instance_market_options" {
+    for_each = each.value.capacity == "SPOT" ? [1] : []
+
+    content {
+      market_type = "spot"
+
+      spot_options {
+        spot_instance_type             = "one-time"
+        instance_interruption_behavior = "terminate"
+      }
+    }
+  }
+
+  dynamic "capacity_reservation_specification" {
+    for_each = each.value.capacity == "RESERVED" ? [1] : []
+
+    content {
+      capacity_reservation_target {
+        capacity_reservation_id = each.value.reservation_id
+      }
+    }
+  }
+
+  dynamic "placement" {
+    for_each = each.value.efa_interfaces > 0 ? [1] : []
+
+    content {
+      group_name        = aws_placement_group.pool[each.key].name
+      availability_zone = each.value.zone
+    }
+  }
+
+  tag_specifications {
+    resource_type = "instance"
+    tags          = local.node_tags
+  }
+
+  tag_specifications {
+    resource_type = "volume"
+    tags          = local.node_tags
+  }
+
+  lifecycle {
+    precondition {
+      condition     = each.value.zone == null ? true : contains(keys(var.subnet_ids_by_zone), each.value.zone)
+      error_message = "pools.${each.key}.zone is ${coalesce(each.value.zone, "unset")}, and the network has private subnets in ${join(", ", keys(var.subnet_ids_by_zone))}."
+    }
+  }
+}

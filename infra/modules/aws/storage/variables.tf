@@ -1,0 +1,24 @@
+variable "name" {
+  description = "Prefix of the bucket's name."
+  type        = string
+}
+
+variable "bucket_suffix" {
+  description = "What makes the bucket's name unique in the world: account and region."
+  type        = string
+}
+
+variable "existing_bucket" {
+  description = "Use this bucket and make none; null makes one."
+  type        = string
+}
+
+variable "scratch_retention_days" {
+  description = "After how many days objects under scratch/ go."
+  type        = number
+}
+
+variable "force_destroy" {
+  description = "Destroy the bucket with everything in it."
+  type        = bool
+}
