@@ -29,7 +29,10 @@ def run_manifests(file: str, output: Path | None, messages: Console, as_json: bo
     if output is not None:
         written = write(files, output)
         messages.print(
-            f"{len(written)} files in {output}; kubectl apply -k {output}", markup=False, highlight=False, soft_wrap=True
+            f"{len(written)} files in {output}; kubectl apply -k {output}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
         )
     elif not as_json:
         sys.stdout.write(to_yaml(applied(files)))

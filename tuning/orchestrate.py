@@ -22,7 +22,8 @@ from storage.manifest import MANIFEST, Manifest, load_manifest
 from storage.store import Store, reachable
 from storage.stream import local_stream
 from storage.stream_memory import StreamShape
-from tuning.endings.ends import Ends, check_ends, ends_of
+from tuning.driver import Driver
+from tuning.endings.ends import Ends, check_ends, clear_ending, ends_of
 from tuning.endings.verdicts import check_rungs, judges
 from tuning.file.sweep_file import SweepFile
 from tuning.planning.forecast import Speed
@@ -134,8 +135,11 @@ def _check_nonnegative(trials: list[Trial]) -> None:
                 )
 
 
-def run_sweep(plan: SweepPlan, followers: Sequence[Follower]) -> pd.DataFrame:
-    """Train what is unfinished on the connected Ray cluster; write and return the frontier table."""
+def run_sweep(plan: SweepPlan, followers: Sequence[Follower], driver: Driver | None = None) -> pd.DataFrame:
+    """Train what is unfinished on the connected Ray cluster; write and return the frontier table.
+
+    `driver` claims the sweep's folder once nothing is refused any more; None: nobody is told of this run.
+    """
     nodes = cluster_nodes() if plan.unfinished else {}
     plan = with_meshes(plan, list(nodes.values()))
     refuse_what_never_fits(plan.unfinished, list(nodes.values()))
@@ -192,7 +196,6 @@ def _runs(plan: SweepPlan, servers: dict[str, Any], cache: CacheSettings | None)
             retries=plan.sweep.retries,
             judge=judge_of.get(trial.id),
             deadline_s=plan.ends.deadline_s,
-            has_cap=plan.ends.has_cap,
             ray_storage_path=_ray_storage_path(plan.folder.store),
         )
         for trial in plan.unfinished

@@ -9,6 +9,8 @@ trials/TRIAL/checkpoints/      see training.checkpoints
 trials/TRIAL/dictionary/       the trained dictionary: config.json, dictionary.safetensors
 trials/TRIAL/measures.json     what was measured of it at the end, see training.measures; fired.npy: rows of each latent
 plan.json                      what was foreseen of all this (tuning.planning.plan)
+driver.json, log.txt           who runs it and what that one says (tuning.driver_record, tuning.driver)
+ending.json                    word for whoever runs it to end, see tuning.endings.ends
 frontier.parquet, .csv, .png, .svg; stability.json; plan.json; report.html
 """
 
@@ -28,7 +30,7 @@ FINISHED = (DONE, TARGET_MISSED)
 """A trial with one of these statuses is never trained again."""
 STOPPED = "stopped early"
 """Not trained again either, as long as the sweep file's `stop` stays as it is."""
-PAUSED = ("stopped: deadline", "stopped: gpu_hours", "stopped: cpu_hours")
+PAUSED = ("stopped: deadline", "stopped: gpu_hours", "stopped: cpu_hours", "stopped: by hand")
 """Goes on from its checkpoint when the sweep is run again."""
 
 

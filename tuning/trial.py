@@ -54,8 +54,6 @@ class TrialRun:
     """Of early stopping; None: trained to the end."""
     deadline_s: float | None = None
     """Unix time at which the trial saves its state and ends."""
-    has_cap: bool = False
-    """Whether the hours of the sweep are capped."""
     ray_storage_path: str | None = None
     """Where Ray keeps files of its own; a cache."""
 
@@ -153,7 +151,7 @@ def train_worker(config: dict[str, Any]) -> None:
         open_stream=_nearest_stream(run, f"{run.trial.id}/{context.get_world_rank()}"),
         on_evaluation=BoundedReports(run.trial.config.num_steps),
         verdict=run.judge,
-        pause=_pause(run, meter),
+        pause=Pause(folder=run.folder, meter=meter, deadline_s=run.deadline_s),
         rank=context.get_world_rank(),
         num_ranks=context.get_world_size(),
     )
@@ -167,12 +165,6 @@ def train_worker(config: dict[str, Any]) -> None:
         record = replace(record, status=FAILED, reason=str(error))
     if context.get_world_rank() == 0:
         run.folder.write_trial(replace(record, memory={"peak_bytes": peak_resident_bytes()}))
-
-
-def _pause(run: TrialRun, meter: Meter) -> Pause | None:
-    if run.deadline_s is None and not run.has_cap:
-        return None
-    return Pause(folder=run.folder, meter=meter, deadline_s=run.deadline_s, has_cap=run.has_cap)
 
 
 def _nearest_stream(run: TrialRun, consumer: str) -> OpenStream:

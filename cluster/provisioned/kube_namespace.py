@@ -89,7 +89,7 @@ def _of_the_head() -> Manifest:
         "podSelector": {"matchLabels": dict(HEAD_PODS)},
         "policyTypes": ["Ingress", "Egress"],
         "ingress": [{"from": [operator], "ports": [_port(DASHBOARD_PORT)]}],
-        # The autoscaler's way to Kubernetes: many networks judge the packet by the server's own port, not the service's.
+        # The autoscaler's way to Kubernetes, which many networks judge by the server's own port, not the service's.
         "egress": [{"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}], "ports": [_port(6443)]}],
     }
 

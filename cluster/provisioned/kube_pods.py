@@ -180,9 +180,7 @@ def _placement(cluster: ClusterDescription, pool: Pool) -> Manifest:
 
 
 def _on_instances(types: tuple[str, ...]) -> Manifest:
-    term = {
-        "matchExpressions": [{"key": "node.kubernetes.io/instance-type", "operator": "In", "values": list(types)}]
-    }
+    term = {"matchExpressions": [{"key": "node.kubernetes.io/instance-type", "operator": "In", "values": list(types)}]}
     return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}}
 
 

@@ -13,7 +13,9 @@ from cluster.provisioned.kube_namespace import namespace, network_policies, quot
 from cluster.provisioned.kube_pods import Manifest
 from storage.errors import UserError
 
-RENDERED = "# Rendered by `lexray manifests`; change the description of the cluster, or an overlay, and render it again.\n"
+RENDERED = (
+    "# Rendered by `lexray manifests`; change the description of the cluster, or an overlay, and render it again.\n"
+)
 KUSTOMIZATION = "kustomization.yaml"
 JOB_FOLDER = "job"
 

@@ -14,16 +14,20 @@ from storage.errors import CorruptDataError, UserError
 from training.start import ensure_process_group
 from training.trainer import Trainer
 from tuning.endings.ends import (
+    BY_HAND,
     CPU_HOURS,
     DEADLINE,
     GPU_HOURS,
+    LOOK_EVERY_S,
     NO_CAP,
     Ends,
     Meter,
     Pause,
     Spent,
+    clear_ending,
     reached_cap,
     read_spent,
+    write_ending,
 )
 from tuning.file.sweep_file import SweepFile
 from tuning.orchestrate import SweepPlan, plan_sweep
@@ -40,6 +44,10 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+def at_once(look) -> None:
+    look()
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +129,7 @@ def test_running_and_ended_trials_count_and_running_ones_are_told(data, tmp_path
         folder=made.folder, deadline_s=None, cap=Spent(100.0, float("inf")), before=Spent(cpu_s=10.0), clock=clock
     )
     running = meter(made)
-    pause = Pause(folder=made.folder, meter=running, deadline_s=None, has_cap=True, clock=clock)
+    pause = Pause(folder=made.folder, meter=running, deadline_s=None, clock=clock, beside=at_once)
     ends.changed(first, True)
     clock.now += 30
     ends.changed(second, True)
@@ -134,15 +142,48 @@ def test_running_and_ended_trials_count_and_running_ones_are_told(data, tmp_path
     ends.tell()
     assert (ends.reached(), pause()) == (CPU_HOURS, CPU_HOURS)
     assert read_spent(running.store) == Spent(cpu_s=480.0, gpu_s=80.0)  # noted when it was asked after 80 s
-    with ends:  # the next run
-        clock.now += 10
+    clear_ending(made.folder.store)  # as the next run does
+    clock.now += 10
+    assert pause() == ""
+
+
+def test_word_left_by_hand_ends_running_trials_and_starts_no_other(data, tmp_path):
+    made, clock = plan(tmp_path, data), Clock()
+    ends = Ends(folder=made.folder, deadline_s=None, cap=NO_CAP, before=Spent(), clock=clock)
+    pause = Pause(folder=made.folder, meter=meter(made), deadline_s=None, clock=clock, beside=at_once)
+    runs = [TrialRun(trial=trial, folder=made.folder) for trial in made.trials]
+    queue = TrialQueue(runs, [Node(8, 0)], lambda run, started: None, lambda: bool(ends.reached()))
+    assert queue.suggest("a")["run"] is runs[0]
+    ends.look()
+    assert (ends.reached(), pause()) == ("", "")
+    write_ending(made.folder.store, BY_HAND)
+    clock.now += LOOK_EVERY_S
+    ends.look()
+    assert queue.suggest("b") == Searcher.FINISHED
+    assert pause() == BY_HAND
+
+
+def test_a_training_waits_for_no_store_that_hangs_or_fails(data, tmp_path):
+    made, clock, looks = plan(tmp_path, data), Clock(), []
+    pause = Pause(folder=made.folder, meter=meter(made), deadline_s=None, clock=clock, beside=looks.append)
+    write_ending(made.folder.store, BY_HAND)
+    for _ in range(3):
+        clock.now += LOOK_EVERY_S
         assert pause() == ""
+    assert len(looks) == 1, "one look at a time"
+    made.folder.store.write("ending.json", b"{")
+    looks.pop()()
+    clock.now += LOOK_EVERY_S
+    assert pause() == "", "what cannot be read ends nothing"
+    write_ending(made.folder.store, BY_HAND)
+    looks.pop()()
+    assert pause() == BY_HAND
 
 
 def test_nothing_starts_after_the_deadline_and_what_runs_is_told(data, tmp_path):
     made, clock = plan(tmp_path, data), Clock()
     ends = Ends(folder=made.folder, deadline_s=clock.now + 5, cap=NO_CAP, before=Spent(), clock=clock)
-    pause = Pause(folder=made.folder, meter=meter(made), deadline_s=ends.deadline_s, has_cap=False, clock=clock)
+    pause = Pause(folder=made.folder, meter=meter(made), deadline_s=ends.deadline_s, clock=clock, beside=at_once)
     runs = [TrialRun(trial=trial, folder=made.folder) for trial in made.trials]
     queue = TrialQueue(runs, [Node(8, 0)], lambda run, started: None, lambda: bool(ends.reached()))
     assert queue.suggest("a")["run"] is runs[0]

@@ -1,8 +1,9 @@
-"""When a whole sweep ends before its trials do: at a deadline, or when its hours are spent.
+"""When a whole sweep ends before its trials do: at a deadline, when its hours are spent, or by hand.
 
 The hours of a trial are those of its workers from its start to its end, added up in `trials/TRIAL/spent.json` over all
 attempts; one whose process was killed counts up to its last note. The driver adds up the trials and leaves word in
-`ending.json`, which running trials look for; they save their state and end.
+`ending.json`, which running trials look for; they save their state and end. `lexray stop` leaves the same word from
+anywhere, and the driver, which looks for it too, starts no trial any more.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from threading import Thread
 from typing import NamedTuple
 
 from storage.errors import UserError
@@ -24,12 +26,12 @@ from tuning.trials import Footprint, Trial
 
 log = logging.getLogger("lexray")
 
-DEADLINE, GPU_HOURS, CPU_HOURS = PAUSED
+DEADLINE, GPU_HOURS, CPU_HOURS, BY_HAND = PAUSED
 SPENT, ENDING = "spent.json", "ending.json"
 NOTE_EVERY_S = 60.0
 """How often a running trial writes down what it has spent."""
 LOOK_EVERY_S = 5.0
-"""How often a running trial looks for word from the driver."""
+"""How often a running trial, and the driver, look for word."""
 _READERS = 16
 """Small files read at once: from an object store each of them costs a round trip."""
 
@@ -85,11 +87,13 @@ class Pause:
     meter: Meter
     deadline_s: float | None
     """Unix time."""
-    has_cap: bool
-    """Whether the driver may leave word."""
     clock: Callable[[], float] = time.time
+    beside: Callable[[Callable[[], None]], None] = lambda look: Thread(target=look, daemon=True).start()
+    """Runs a look beside the training, which waits for no store."""
     _noted_s: float = field(init=False)
     _looked_s: float = -float("inf")
+    _word: str = ""
+    _is_looking: bool = False
 
     def __post_init__(self) -> None:
         self._noted_s = self.clock()
@@ -101,14 +105,25 @@ class Pause:
         if now - self._noted_s >= NOTE_EVERY_S:
             self._noted_s = now
             self.meter.note(now)
-        if self.has_cap and now - self._looked_s >= LOOK_EVERY_S:
-            self._looked_s = now
-            return read_ending(self.folder)
-        return ""
+        self._look_beside(now)
+        return self._word
+
+    def _look_beside(self, now_s: float) -> None:
+        if not self._is_looking and now_s - self._looked_s >= LOOK_EVERY_S:
+            self._looked_s, self._is_looking = now_s, True
+            self.beside(self._look)
+
+    def _look(self) -> None:
+        try:
+            self._word = read_ending(self.folder)
+        except Exception as error:
+            log.warning("%s: cannot be read just now (%s)", ENDING, error)
+        finally:
+            self._is_looking = False
 
 
 def read_ending(folder: SweepFolder) -> str:
-    """The status that the driver gives to running trials; empty while they are to go on."""
+    """The status that running trials are to end with; empty while they are to go on."""
     try:
         status: str = parsed(folder.store.read(ENDING), ENDING)["status"]
     except FileNotFoundError:
@@ -116,9 +131,19 @@ def read_ending(folder: SweepFolder) -> str:
     return status
 
 
+def write_ending(store: Store, status: str) -> None:
+    """Leave word in a sweep's folder."""
+    store.write(ENDING, json.dumps({"status": status}).encode())
+
+
+def clear_ending(store: Store) -> None:
+    """Word that was left for an earlier run is none for the next."""
+    store.delete(ENDING)
+
+
 @dataclass(kw_only=True)
 class Ends:
-    """The driver's watch over deadline and hours, beside the trials of one run of a sweep."""
+    """The driver's watch over deadline, hours and word from others, beside the trials of one run of a sweep."""
 
     folder: SweepFolder
     deadline_s: float | None
@@ -131,25 +156,20 @@ class Ends:
     clock: Callable[[], float] = time.time
     _done: Spent = field(default_factory=Spent)
     _running: dict[str, tuple[Footprint, float]] = field(default_factory=dict)
-    _told: bool = False
+    _word: str = ""
+    """Left in the folder, by this watch or by hand."""
+    _looked_s: float = -float("inf")
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _stop: threading.Event = field(default_factory=threading.Event)
 
-    @property
-    def has_cap(self) -> bool:
-        return self.cap != NO_CAP
-
     def __enter__(self) -> Ends:
-        self.folder.store.delete(ENDING)  # of an earlier run
-        self._thread = threading.Thread(target=self._loop, name="ends", daemon=True)
-        if self.has_cap:
-            self._thread.start()
+        self._thread = Thread(target=self._loop, name="ends", daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        if self.has_cap:
-            self._thread.join()
+        self._thread.join()
 
     def changed(self, trial: Trial, started: bool) -> None:
         """A trial started, or ended."""
@@ -164,7 +184,7 @@ class Ends:
         """Which end was reached, as the status of a trial; empty while there is none."""
         if self.deadline_s is not None and self.clock() >= self.deadline_s:
             return DEADLINE
-        return reached_cap(self.spent(), self.cap)
+        return self._word or reached_cap(self.spent(), self.cap)
 
     def spent(self) -> Spent:
         """By all trials in all runs until now."""
@@ -174,18 +194,27 @@ class Ends:
             return sum_spent([self.before, self._done, *running])
 
     def _loop(self) -> None:
-        while not self._stop.wait(self.interval_s) and not self._told:
+        while not self._stop.wait(self.interval_s) and not self._word:
             try:
+                self.look()
                 self.tell()
             except Exception as error:
-                log.warning("%s: running trials cannot be told just now (%s)", ENDING, error)
+                log.warning("%s: cannot be read or written just now (%s)", ENDING, error)
+
+    def look(self) -> None:
+        """Take word that was left by hand."""
+        if self.clock() - self._looked_s >= LOOK_EVERY_S:
+            self._looked_s = self.clock()
+            self._word = read_ending(self.folder)
+            if self._word:
+                log.info("%s: running trials save their state and end", self._word)
 
     def tell(self) -> None:
         """Leave word for running trials when the hours are spent."""
         status = reached_cap(self.spent(), self.cap)
-        if status:
-            self.folder.store.write(ENDING, json.dumps({"status": status}).encode())
-            self._told = True
+        if status and not self._word:
+            write_ending(self.folder.store, status)
+            self._word = status
 
 
 NO_CAP = Spent(float("inf"), float("inf"))

@@ -10,7 +10,7 @@ import html
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,19 @@ import numpy.typing as npt
 MAX_POINTS = 200
 """A longer curve keeps its ends and the extremes between them."""
 
-_WIDTH, _HEIGHT = 320, 170
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 312, 8, 148
+
+class Box(NamedTuple):
+    """Size of a small picture, and the sides of its axes in it; pixels at its own size."""
+
+    width: int = 320
+    height: int = 170
+    left: int = 46
+    right: int = 312
+    top: int = 8
+    bottom: int = 148
+
+
+BOX = Box()
 _LOG_FROM_RATIO = 20.0
 _FLAT_BELOW = 0.02
 _ABSURD = 1e30
@@ -110,38 +121,38 @@ def curve_svg(curve: Curve, records: Sequence[Mapping[str, Any]], target: float 
         target = 0.0
     rows = np.concatenate([points[0] for points in lines.values()])
     values = np.concatenate([points[1] for points in lines.values()] + ([[target]] if target is not None else []))
-    across = Axis(0.0, max(float(rows.max()), 1.0), _LEFT, _RIGHT)
+    across = Axis(0.0, max(float(rows.max()), 1.0), BOX.left, BOX.right)
     up = _value_axis(values)
     parts = [*_grid(across, up, curve.percent)]
     if target is not None:
         y = up.place([target])[0]
-        parts.append(f'<path class="target" d="M{_LEFT} {y:.1f}H{_RIGHT}"/>')
+        parts.append(f'<path class="target" d="M{BOX.left} {y:.1f}H{BOX.right}"/>')
     parts += [_line(name, across.place(points[0]), up.place(points[1])) for name, points in lines.items()]
     label = html.escape(f"{curve.title} over rows" + (", logarithmic" if up.log else ""))
-    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    return f'<svg viewBox="0 0 {BOX.width} {BOX.height}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
 def _value_axis(values: npt.NDArray[np.float64]) -> Axis:
     low, high = float(values.min()), float(values.max())
     if low > 0 and high / low > _LOG_FROM_RATIO:
-        return Axis(low / 1.1, high * 1.1, _BOTTOM, _TOP, log=True)
+        return Axis(low / 1.1, high * 1.1, BOX.bottom, BOX.top, log=True)
     # A flat line stands inside an axis whose three-digit numbers still differ.
     margin = 0.06 * (high - low) if high - low > _FLAT_BELOW * abs(high) else 0.1 * abs(high) or 1.0
-    return Axis(low - margin if low < 0 or low > margin else 0.0, high + margin, _BOTTOM, _TOP)
+    return Axis(low - margin if low < 0 or low > margin else 0.0, high + margin, BOX.bottom, BOX.top)
 
 
 def _grid(across: Axis, up: Axis, percent: bool) -> Iterator[str]:
     for value in up.ticks():
         y = up.place([value])[0]
         text = f"{value * 100:.3g}%" if percent else short_number(value)
-        yield f'<path class="grid" d="M{_LEFT} {y:.1f}H{_RIGHT}"/>'
-        yield f'<text x="{_LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
-    yield f'<path class="axis" d="M{_LEFT} {_BOTTOM}H{_RIGHT}"/>'
+        yield f'<path class="grid" d="M{BOX.left} {y:.1f}H{BOX.right}"/>'
+        yield f'<text x="{BOX.left - 5}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
+    yield f'<path class="axis" d="M{BOX.left} {BOX.bottom}H{BOX.right}"/>'
     for value in across.ticks():
         x = across.place([value])[0]
         # The last number would be cut at the edge if it stood centred.
-        anchor = "end" if x > _RIGHT - 14 else "middle"
-        yield f'<text x="{x:.1f}" y="{_HEIGHT - 5}" text-anchor="{anchor}">{short_number(value)}</text>'
+        anchor = "end" if x > BOX.right - 14 else "middle"
+        yield f'<text x="{x:.1f}" y="{BOX.height - 5}" text-anchor="{anchor}">{short_number(value)}</text>'
 
 
 def _line(name: str, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> str:

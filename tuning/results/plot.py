@@ -22,6 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from tuning.results.frontier import non_dominated
+from tuning.results.hover import hover_links
 from tuning.sweep_folder import FINISHED, STOPPED, TARGET_MISSED
 
 WIDE_IN, NARROW_IN = (12.0, 8.0), (4.2, 5.6)
@@ -37,6 +38,8 @@ _FAINT = 0.4
 """Opacity of trials that were stopped early."""
 _CROWD = 60
 """More points than this are drawn smaller."""
+_REACH, _CROWDED_REACH = 8.0, 5.0
+"""How near a pointer must come to a point, in points of the picture."""
 
 
 def frontier_figure(table: pd.DataFrame, *, size_in: tuple[float, float] = WIDE_IN) -> bytes:
@@ -55,20 +58,25 @@ def frontier_vectors(table: pd.DataFrame) -> bytes:
 
 
 def frontier_svg(table: pd.DataFrame, *, size_in: tuple[float, float] = WIDE_IN, prefix: str = "frontier") -> str:
-    """The picture as an `<svg>` element for an HTML page: transparent, its ink the page's text colour.
+    """The picture as an `<svg>` element for an HTML page: transparent, its ink the page's text colour, its points links
+    to the rows `#row-N` of a table in the order of `table`.
 
     `prefix` is the class of the element, and keeps the ids of several pictures in one page apart.
     """
-    buffer = BytesIO()
+    buffer, figure = BytesIO(), _draw(table, size_in)
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": prefix}):
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        _draw(table, size_in).savefig(buffer, format="svg", transparent=True, metadata=nothing)
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     svg = buffer.getvalue().decode()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
     # A style element inside the page would apply to the whole page.
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.S)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
-    label = 'role="img" aria-label="FVU against L0 of the finished trials"'
+    points = _drawable(table)
+    if not points.empty:
+        links = hover_links(figure, points, _REACH if len(points) <= _CROWD else _CROWDED_REACH)
+        svg = f"{svg[: svg.rindex('</svg>')]}{links}</svg>"
+    label = 'role="group" aria-label="FVU against L0 of the finished trials"'
     return svg.replace("<svg", f'<svg class="{prefix}" style="stroke-linejoin: round" {label}', 1)
 
 

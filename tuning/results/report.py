@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -16,16 +16,28 @@ import pandas as pd
 import yaml
 
 from storage.store import Store
-from tuning.planning.foreseen import Outcome, outcomes, read_plan
-from tuning.results.curves import CURVES, curve_svg, short_number
-from tuning.results.frontier import COLUMNS, HEADINGS, MEASURED, MISSING, format_cell, frontier_table, write_frontier
+from training.measures.held_out import read_measures
+from tuning.endings.ends import Spent, read_spent
+from tuning.file.resources import PricesBlock
+from tuning.planning.foreseen import PLAN_FILE, Outcome, outcomes, read_plan
+from tuning.results.costs import Cost, costs
+from tuning.results.curves import short_number
+from tuning.results.frontier import (
+    COLUMNS,
+    FRONTIER_FILE,
+    HEADINGS,
+    MISSING,
+    format_cell,
+    frontier_table,
+    write_frontier,
+)
 from tuning.results.plot import NARROW_IN, WIDE_IN, frontier_figure, frontier_svg, frontier_vectors
 from tuning.results.report_sections import sections
-from tuning.results.stability import read_stability, write_stability
+from tuning.results.stability import STABILITY_FILE, read_stability, write_stability
+from tuning.results.trial_section import trial_section
 from tuning.sweep_folder import (
     DONE,
     FAILED,
-    FINISHED,
     PAUSED,
     PENDING,
     RUNNING,
@@ -35,12 +47,13 @@ from tuning.sweep_folder import (
     TrialRecord,
 )
 
-REPORT_FILE, FIGURE_FILE, SWEEP_FILE = "report.html", "frontier.png", "sweep.yaml"
+REPORT_FILE, FIGURE_FILE, VECTORS_FILE, SWEEP_FILE = "report.html", "frontier.png", "frontier.svg", "sweep.yaml"
 
 Metrics = Mapping[str, Sequence[Mapping[str, Any]]]
 """Trial id to its logged records."""
 
 _TABLE_COLUMNS = [name for name in COLUMNS if name not in ("trial", "reason")]
+_FRONTIER_FILES = (FRONTIER_FILE, "frontier.csv", FIGURE_FILE, VECTORS_FILE)
 _STATUS_ORDER = (DONE, TARGET_MISSED, STOPPED, *PAUSED, FAILED, RUNNING, PENDING)
 _READERS = 16
 """Small files read at once: from an object store each of them costs a round trip."""
@@ -54,39 +67,78 @@ def build_results(folder: SweepFolder, trials: list[str]) -> pd.DataFrame:
     with ThreadPoolExecutor(_READERS) as readers:
         found = list(readers.map(folder.read_trial, trials))
         metrics = dict(zip(trials, readers.map(folder.read_metrics, trials), strict=True))
+        stores = [folder.trial_store(trial) for trial in trials]
+        measures = dict(zip(trials, readers.map(read_measures, stores), strict=True))
+        spent = dict(zip(trials, readers.map(read_spent, stores), strict=True))
     pairs = zip(trials, found, strict=True)
     records = [record or TrialRecord(trial=trial, name=trial, config={}, status=PENDING) for trial, record in pairs]
     table = frontier_table(records)
     write_frontier(folder.store, table)
     write_stability(folder, records)
     folder.store.write(FIGURE_FILE, frontier_figure(table))
-    folder.store.write("frontier.svg", frontier_vectors(table))
-    write_report(folder.store, records, metrics, _sweep_yaml(folder.store))
+    folder.store.write(VECTORS_FILE, frontier_vectors(table))
+    write_report(
+        folder.store,
+        records,
+        metrics,
+        _sweep_yaml(folder.store),
+        firing={trial: document["firing"] for trial, document in measures.items() if document is not None},
+        spent={trial: hours for trial, hours in spent.items() if hours != Spent()},
+    )
     return table
 
 
 def write_report(
-    store: Store, records: list[TrialRecord], metrics: Metrics, sweep_yaml: str, *, title: str | None = None
+    store: Store,
+    records: list[TrialRecord],
+    metrics: Metrics,
+    sweep_yaml: str,
+    *,
+    title: str | None = None,
+    firing: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    spent: Mapping[str, Spent] = MappingProxyType({}),
 ) -> None:
-    """Write `report.html`. `title` is by default the `name` in the sweep file, else the name of the folder."""
+    """Write `report.html`.
+
+    `title` is by default the `name` in the sweep file, else the name of the folder; `firing` that section of
+    `measures.json` by trial, where it was measured; `spent` what a trial's workers took, where that is known.
+    """
     table = frontier_table(records)
+    content = _parsed(sweep_yaml)
     by_trial = {record.trial: record for record in records}
     rows = table.to_dict("records")
+    plan, stability = read_plan(store), read_stability(store)
+    prices = content.get("prices")
+    prices = PricesBlock(**prices) if isinstance(prices, dict) else None
     page = _template().render(
-        title=title or _title(store, sweep_yaml),
+        title=title or str(content.get("name") or _place(store).rstrip("/").rsplit("/", 1)[-1]),
         place=_place(store),
         summary=_summary(records, metrics),
-        foreseen=[_outcome(found) for found in outcomes(read_plan(store), records, metrics)],
+        foreseen=[_outcome(found) for found in outcomes(plan, records, metrics)],
         wide=frontier_svg(table, size_in=WIDE_IN, prefix="wide"),
         narrow=frontier_svg(table, size_in=NARROW_IN, prefix="narrow"),
         columns=[(name, HEADINGS[name], COLUMNS[name] not in ("str", "bool")) for name in _TABLE_COLUMNS],
         rows=[_table_row(row) for row in rows],
         trials=[
-            _trial(store, by_trial[row["trial"]], row, metrics.get(row["trial"], ()))
+            trial_section(
+                _place(store),
+                by_trial[row["trial"]],
+                row,
+                metrics.get(row["trial"], ()),
+                firing.get(row["trial"]),
+            )
             for row in rows
             if row["name"] == by_trial[row["trial"]].name  # not the further points of its curve
         ],
-        sections=sections(table, records, read_stability(store)),
+        sections=sections(table, records, stability),
+        costs=[_cost(cost, prices) for cost in costs(records, spent, prices)],
+        prices=prices,
+        files=[
+            *([SWEEP_FILE] if sweep_yaml else []),
+            *_FRONTIER_FILES,
+            *([STABILITY_FILE] if stability is not None else []),
+            *([PLAN_FILE] if plan is not None else []),
+        ],
         sweep_yaml=sweep_yaml,
     )
     store.write(REPORT_FILE, page.encode())
@@ -110,13 +162,13 @@ def _place(store: Store) -> str:
     return store.local_path if store.local_path is not None else store.url
 
 
-def _title(store: Store, sweep_yaml: str) -> str:
+def _parsed(sweep_yaml: str) -> dict[str, Any]:
+    """What the sweep file says; nothing, when someone broke it since."""
     try:
         content = yaml.safe_load(sweep_yaml)
     except yaml.YAMLError:
-        content = None
-    name = content.get("name") if isinstance(content, dict) else None
-    return str(name or _place(store).rstrip("/").rsplit("/", 1)[-1])
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _summary(records: list[TrialRecord], metrics: Metrics) -> list[tuple[str, str]]:
@@ -141,6 +193,16 @@ def _outcome(found: Outcome) -> tuple[str, str, str, str]:
     return found.name, text(found.predicted), text(found.real), ratio
 
 
+def _cost(cost: Cost, prices: PricesBlock | None) -> tuple[str, list[str]]:
+    """What the template shows of what trials took."""
+    share = cost.train_s / cost.wall_s if cost.wall_s else math.nan
+    cells = [str(cost.trials), duration(cost.wall_s), f"{share:.0%}" if math.isfinite(share) else MISSING]
+    cells += [f"{cost.cpu_hours:.2f}", f"{cost.gpu_hours:.2f}"]
+    if prices is not None and cost.money is not None:
+        cells.append(f"{cost.money:,.2f} {prices.currency}")
+    return cost.name, cells
+
+
 def duration(seconds: float) -> str:
     """`4000` as `1 h 06 min`."""
     if seconds < 60:
@@ -157,34 +219,3 @@ def _table_row(row: dict[Any, Any]) -> dict[str, Any]:
 
 def _sort_value(value: Any) -> str:
     return "" if pd.isna(value) else str(value)
-
-
-def _trial(
-    store: Store, record: TrialRecord, row: dict[Any, Any], logged: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """What the template shows of a trial below the table."""
-    dictionary = record.config.get("dictionary", {})
-    curves = []
-    for curve in CURVES:
-        target = dictionary.get("target_l0") if curve.title == "L0" else None
-        svg = curve_svg(curve, logged, target)
-        curves += [(curve.title, svg)] if svg else []
-    finished = record.status in (*FINISHED, STOPPED)
-    return {
-        "record": record,
-        "result": [(HEADINGS[name], format_cell(name, row[name])) for name in MEASURED] if finished else [],
-        "config": list(flatten(record.config).items()),
-        "curves": curves,
-        "path": repr(f"{_place(store)}/trials/{record.trial}/dictionary") if finished else None,
-    }
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested values under dotted names, as text: `{"optimizer": {"lr": 0.1}}` as `{"optimizer.lr": "0.1"}`."""
-    flat: dict[str, str] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value if isinstance(value, str) else json.dumps(value)
-    return flat

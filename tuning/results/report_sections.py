@@ -26,12 +26,23 @@ class StableRow(NamedTuple):
     """Whether stability chooses this width."""
 
 
+class SeedMatrix(NamedTuple):
+    """How alike the dictionaries of one configuration are, seed by seed."""
+
+    name: str
+    seeds: list[str]
+    rows: list[list[str]]
+    """Mean cosine of matched atoms; "" on the diagonal, "-" where it could not be computed."""
+
+
 class Sections(NamedTuple):
     """What the template gets."""
 
     recommended: list[Recommendation]
     not_shown: int
     stable: list[StableRow]
+    matrices: list[SeedMatrix]
+    """For more than two seeds: of two, the only pair is the stability itself."""
     widths: list[tuple[str, str, str]]
     """Which dictionary in which, the share found, the random floor."""
     data: list[tuple[str, str]]
@@ -44,6 +55,7 @@ def sections(table: pd.DataFrame, records: Sequence[TrialRecord], stability: Map
         recommended=found[:SHOWN],
         not_shown=max(0, len(found) - SHOWN),
         stable=_stable(stability or {}),
+        matrices=_matrices(stability or {}, records),
         widths=[
             (f"{_about(row)} in {row['larger_width']}", f"{row['found']:.0%}", f"{row['floor']:.0%}")
             for row in (stability or {}).get("widths", [])
@@ -62,6 +74,25 @@ def _stable(document: Mapping[str, Any]) -> list[StableRow]:
             tuple(row["trials"]) in chosen,
         )
         for row in document.get("seeds", [])
+    ]
+
+
+def _matrices(document: Mapping[str, Any], records: Sequence[TrialRecord]) -> list[SeedMatrix]:
+    seed_of = {record.trial: str(record.config.get("seed", 0)) for record in records}
+    numbers = document.get("numbers", {})
+
+    def cell(one: str, other: str) -> str:
+        if one == other:
+            return ""
+        found = numbers.get(f"end {one} {other}", numbers.get(f"end {other} {one}"))
+        return _number(None if found is None else found[0])
+
+    groups = [(_about(row), row["trials"]) for row in document.get("seeds", []) if len(row["trials"]) > 2]
+    return [
+        SeedMatrix(
+            name, [seed_of.get(trial, trial) for trial in trials], [[cell(a, b) for b in trials] for a in trials]
+        )
+        for name, trials in groups
     ]
 
 
