@@ -1,0 +1,109 @@
+"""The Dockerfile: pinned as the tests are, whole, without root and without a compiler. It is read, not built."""
+
+import re
+import tomllib
+
+import pytest
+from kubernetes_kinds import ROOT
+
+FOLDER = ROOT / "infra" / "image"
+COMPILERS = r"build-essential|\bgcc\b|g\+\+|\bcmake\b|nvcc|-devel\b|cuda-toolkit|clang"
+
+
+@pytest.fixture(scope="module")
+def stages():
+    """Instructions of each stage: (word, rest), lines joined, comments left out."""
+    text = re.sub(r"(?m)^\s*#.*\n", "", (FOLDER / "Dockerfile").read_text()).replace("\\\n", " ")
+    found: list[list[tuple[str, str]]] = []
+    for line in filter(None, map(str.strip, text.splitlines())):
+        word, _, rest = line.partition(" ")
+        if word == "FROM":
+            found.append([])
+        found[-1].append((word, rest.strip()))
+    return found
+
+
+@pytest.fixture(scope="module")
+def instructions(stages):
+    return [instruction for stage in stages for instruction in stage]
+
+
+@pytest.fixture(scope="module")
+def copied(instructions):
+    """What is copied from the repository."""
+    rests = [rest.split() for word, rest in instructions if word == "COPY" and "--from" not in rest]
+    return [source.rstrip("/") for sources in rests for source in sources[:-1]]
+
+
+@pytest.fixture(scope="module")
+def pins():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return {_name(line.split("==")[0]): line.split("==")[1] for line in lines if "==" in line}
+
+
+def _name(package: str) -> str:
+    return re.sub(r"[-_.]+", "-", package).lower()
+
+
+def test_every_install_is_under_the_constraints_and_no_version_is_another(instructions, pins):
+    installs = [rest for word, rest in instructions if word == "RUN" and "pip install" in rest]
+    assert installs
+    for line in installs:
+        assert "-c constraints.txt" in line
+        assert "--upgrade" not in line
+    named = re.findall(r"([\w.-]+)(?:\[[\w,]+\])?==([\w.+]+)", "\n".join(rest for _, rest in instructions))
+    for package, version in named:
+        assert pins[_name(package)] == version
+
+
+def test_what_lexray_needs_is_pinned(pins):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for requirement in project["dependencies"] + project["optional-dependencies"]["harvest"]:
+        assert _name(re.match(r"[\w.-]+", requirement)[0]) in pins, requirement
+
+
+def test_everything_copied_exists_and_is_let_in_and_nothing_else_is(copied):
+    lines = (FOLDER / "Dockerfile.dockerignore").read_text().splitlines()
+    rules = [line for line in lines if line and not line.startswith("#")]
+    assert rules[0] == "*"
+    let_in = [rule.removeprefix("!") for rule in rules if rule.startswith("!")]
+    assert sorted(let_in) == sorted(copied)
+    for source in copied:
+        assert (ROOT / source).exists(), source
+    assert rules[-1] == "**/__pycache__"  # the last rule that fits decides
+
+
+def test_all_that_the_wheel_is_made_of_is_copied(copied):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert {*packages, project["project"]["readme"], *project["project"]["license-files"], "pyproject.toml"} <= {
+        *copied
+    }
+
+
+def test_both_stages_start_from_one_version_of_a_python_that_lexray_supports(stages):
+    bases = [stage[0][1].split()[0] for stage in stages]
+    assert len(set(bases)) == 1
+    version = re.fullmatch(r"python:(\d+\.\d+)-slim-\w+", bases[0])[1]
+    requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert tuple(map(int, version.split("."))) >= tuple(map(int, requires.removeprefix(">=").split(".")))
+
+
+def test_it_runs_as_a_user_that_is_not_root_and_is_that_of_the_pods(stages):
+    users = [rest for word, rest in stages[-1] if word == "USER"]
+    assert users == ["1000:1000"]
+    after = [word for word, _ in stages[-1]][[word for word, _ in stages[-1]].index("USER") :]
+    assert "RUN" not in after
+
+
+def test_there_is_no_compiler_and_deepspeed_builds_nothing(stages, instructions):
+    for _, rest in instructions:
+        assert not re.search(COMPILERS, rest), rest
+    for stage in stages:
+        assert any(word == "ENV" and "DS_BUILD_OPS=0" in rest for word, rest in stage)
+
+
+def test_no_secret_is_baked_in(instructions):
+    for word, rest in instructions:
+        if word in ("ENV", "ARG"):
+            assert not re.search(r"(?i)token|secret|password|api_key|access_key", rest), rest
