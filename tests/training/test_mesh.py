@@ -76,6 +76,7 @@ def test_two_ranks_train_what_one_does(dataset: Dataset, tmp_path: Path) -> None
     assert_all_equal_one_process(covering(OF_TWO), dataset, tmp_path)
 
 
+@pytest.mark.slow
 def test_four_ranks_train_what_one_does(dataset: Dataset, tmp_path: Path) -> None:
     names = ["topk", "batch_topk", "jumprelu", "mp", "relaxed_archetypal", "crosscoder", "gated", "nmf"]
     tasks = [on(Task(name=name), OF_FOUR[i % 3], 3 - i % 4) for i, name in enumerate(names)]
