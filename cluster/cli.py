@@ -57,15 +57,18 @@ def harvest(
 def sweep(
     file: Annotated[Path, typer.Argument(help="Sweep file (YAML).")],
     address: Annotated[str | None, typer.Option(help="Ray cluster to join; without it one is started here.")] = None,
+    job: Annotated[str, typer.Option(hidden=True, help="Id of the job that this command is.")] = "",
+    cluster_name: Annotated[str, typer.Option(hidden=True, help="What people call the cluster.")] = "",
     as_json: Json = False,
 ) -> None:
     """Train the dictionaries of a sweep file and draw their frontier. Run it again to continue.
 
     Example: lexray sweep examples/quickstart/sweep.yaml
     """
-    from cluster.commands import run_sweep_file
+    from cluster.sweep_commands import Where, run_sweep_file
 
-    raise typer.Exit(run_sweep_file(str(file), address, messages, as_json))
+    where = Where(address=address, cluster=cluster_name, job=job)
+    raise typer.Exit(run_sweep_file(str(file), where, messages, as_json))
 
 
 @app.command()

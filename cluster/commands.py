@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -51,42 +50,6 @@ def run_harvest(file: str, address: str | None, messages: Console, as_json: bool
     print(f"{url}: {manifest.rows:,} rows, {manifest.bytes / 1e6:,.1f} MB, {said}")
 
 
-def run_sweep_file(file: str, address: str | None, messages: Console, as_json: bool) -> int:
-    """`lexray sweep`: check, train what is unfinished, print the frontier. Exit code 1 when a trial failed."""
-    from tuning.file.sweep_file import SweepFile
-    from tuning.orchestrate import plan_sweep, run_sweep
-    from tuning.views.progress import TerminalView
-
-    sweep = read_config_file(file, SweepFile)
-    plan = plan_sweep(sweep, Path(file).read_text())
-    reused = len(plan.trials) - len(plan.unfinished)
-    messages.print(
-        f"sweep {sweep.name}: {len(plan.trials)} trials"
-        + (f", {reused} finished before" if reused else "")
-        + f", {sum(t.config.num_steps for t in plan.unfinished):,} steps to do",
-        markup=False,
-        highlight=False,
-    )
-    with ExitStack() as stack:
-        followers: list[Any] = []
-        mirrors: list[Any] = []
-        if plan.unfinished:
-            from cluster.connect import connected
-
-            with messages.status("starting Ray" if address is None else f"joining {address}"):
-                stack.enter_context(connected(address))
-            view = TerminalView(console=messages, num_trials=len(plan.trials), num_reused=reused)
-            mirrors = _wandb(plan)
-            for mirror in mirrors:
-                stack.callback(mirror.finish, plan.folder.store.url)
-            followers = [view, *mirrors]
-        table = run_sweep(plan, followers)
-        for mirror in mirrors:
-            mirror.show_results(plan.folder, table)
-    _print_frontier(table, plan.folder.store, messages, as_json)
-    return FAILED if (table["status"] == "failed").any() else OK
-
-
 def write_results(url: str, messages: Console, as_json: bool) -> None:
     """`lexray report`: the same results from the sweep's folder alone."""
     from tuning.results.report import build_results
@@ -94,7 +57,7 @@ def write_results(url: str, messages: Console, as_json: bool) -> None:
 
     folder = SweepFolder.existing(url)
     table = build_results(folder, folder.store.list_folders("trials"))
-    _print_frontier(table, folder.store, messages, as_json)
+    print_frontier(table, folder.store, messages, as_json)
 
 
 @contextmanager
@@ -126,19 +89,8 @@ def print_json(document: Any) -> None:
     sys.stdout.write(json.dumps(document, indent=1, default=str) + "\n")
 
 
-def _wandb(plan: Any) -> list[Any]:
-    block = plan.sweep.wandb
-    if block.mode == "disabled":
-        return []
-    from tuning.views.wandb_mirror import WandbMirror
-    from tuning.views.wandb_runs import WandbRuns, has_key
-
-    local = plan.folder.store.local_path or str(Path.cwd() / "wandb-runs" / plan.sweep.name)
-    mode: Any = block.mode if block.mode != "auto" else ("online" if has_key() else "offline")
-    return [WandbMirror(runs=WandbRuns(project=block.project, group=plan.sweep.name, folder=local, mode=mode))]
-
-
-def _print_frontier(table: Any, store: Store, messages: Console, as_json: bool) -> None:
+def print_frontier(table: Any, store: Store, messages: Console, as_json: bool) -> None:
+    """What came out of a sweep, and where it lies."""
     from tuning.results.frontier import frontier_rich_table
 
     if as_json:

@@ -22,10 +22,11 @@ from storage.manifest import MANIFEST, Manifest, load_manifest
 from storage.store import Store, reachable
 from storage.stream import local_stream
 from storage.stream_memory import StreamShape
-from tuning.driver import Driver
-from tuning.endings.ends import Ends, check_ends, clear_ending, ends_of
+from tuning.driver import Driver, unclaimed
+from tuning.endings.ends import Ends, check_ends, ends_of
 from tuning.endings.verdicts import check_rungs, judges
 from tuning.file.sweep_file import SweepFile
+from tuning.placement.nodes import Node, refuse_what_never_fits
 from tuning.planning.forecast import Speed
 from tuning.planning.mesh_choice import Room, rooms_of, with_mesh
 from tuning.planning.plan import Machines, Plan, make_plan
@@ -35,7 +36,7 @@ from tuning.planning.row_counts import RowCounts
 from tuning.results.report import build_results
 from tuning.sweep_folder import FAILED, PENDING, RUNNING, SweepFolder
 from tuning.trial import TrialRun, new_record, run_trial
-from tuning.trial_queue import Node, TrialQueue, refuse_what_never_fits
+from tuning.trial_queue import TrialQueue
 from tuning.trials import Footprint, Trial, expand
 from tuning.views.follow import Follower, FollowThread
 from tuning.window_servers import shape_of, window_servers
@@ -143,22 +144,28 @@ def run_sweep(plan: SweepPlan, followers: Sequence[Follower], driver: Driver | N
     nodes = cluster_nodes() if plan.unfinished else {}
     plan = with_meshes(plan, list(nodes.values()))
     refuse_what_never_fits(plan.unfinished, list(nodes.values()))
-    if plan.unfinished:
-        machines = connected_machines()
+    machines = connected_machines() if plan.unfinished else None
+    if machines is not None:
         refuse_what_has_no_room(plan.unfinished, plan.manifest, machines.nodes, gpu_bytes_of(plan.sweep))
-        speeds = known_speeds(plan.folder, [trial.id for trial in plan.trials])
-        write_plan(plan.folder.store, plan.make(machines, speeds))
-    plan.folder.store.write("sweep.yaml", plan.text.encode())
-    if plan.unfinished:
-        cache = plan.sweep.cache.settings if plan.sweep.cache is not None else None
-        with (
-            window_servers(plan.unfinished, plan.shapes, nodes, cache) as servers,
-            FollowThread(folder=plan.folder, followers=followers) as follow,
-            plan.ends as ends,
-        ):
-            _tune(_runs(plan, servers, cache), list(nodes.values()), follow, ends)
-            _close_unfinished(plan)
-    return build_results(plan.folder, [trial.id for trial in plan.trials])
+    with driver if driver is not None else unclaimed(plan.folder.store):
+        if machines is not None:
+            speeds = known_speeds(plan.folder, [trial.id for trial in plan.trials])
+            write_plan(plan.folder.store, plan.make(machines, speeds))
+        plan.folder.store.write("sweep.yaml", plan.text.encode())
+        if plan.unfinished:
+            _train(plan, nodes, followers)
+        return build_results(plan.folder, [trial.id for trial in plan.trials])
+
+
+def _train(plan: SweepPlan, nodes: dict[str, Node], followers: Sequence[Follower]) -> None:
+    cache = plan.sweep.cache.settings if plan.sweep.cache is not None else None
+    with (
+        window_servers(plan.unfinished, plan.shapes, nodes, cache) as servers,
+        FollowThread(folder=plan.folder, followers=followers) as follow,
+        plan.ends as ends,
+    ):
+        _tune(_runs(plan, servers, cache), list(nodes.values()), follow, ends)
+        _close_unfinished(plan)
 
 
 def with_meshes(plan: SweepPlan, nodes: Sequence[Node]) -> SweepPlan:

@@ -44,6 +44,10 @@ class TrialRecord:
     """For people: `topk-1536-l0-16`."""
     config: dict[str, Any]
     """Plain nested values: `dictionary` (architecture, width, target_l0, ...), `data`, `optimizer`, ..."""
+    point: dict[str, Any] = field(default_factory=dict)
+    """Of the sweep's axes."""
+    number: int | None = None
+    """Its place in a search that chose points while the sweep ran."""
     status: str = PENDING
     reason: str = ""
     """Why it failed, or which L0 was reached instead of the target."""

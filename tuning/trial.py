@@ -182,6 +182,8 @@ def new_record(trial: Trial, *, status: str) -> TrialRecord:
         trial=trial.id,
         name=trial.name,
         config=trial.config.to_dict(),
+        point=trial.point,
+        number=trial.number,
         status=status,
         workers=trial.footprint.workers,
     )

@@ -31,8 +31,9 @@ from tuning.endings.ends import (
 )
 from tuning.file.sweep_file import SweepFile
 from tuning.orchestrate import SweepPlan, plan_sweep
+from tuning.placement.nodes import Node
 from tuning.trial import TrialRun, ended_record, new_record
-from tuning.trial_queue import Node, TrialQueue
+from tuning.trial_queue import TrialQueue
 from tuning.trials import Footprint
 
 

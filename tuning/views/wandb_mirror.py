@@ -35,6 +35,11 @@ class WandbMirror:
     _calls: queue.SimpleQueue[Callable[[], None] | None] = field(default_factory=queue.SimpleQueue)
     _thread: threading.Thread | None = None
 
+    @property
+    def links(self) -> dict[str, str]:
+        """Pages of the trials' runs that are online, by id of trial."""
+        return self.runs.links
+
     def started(self, run: TrialRun) -> None:
         trial = run.trial
         about = Described(trial.id, trial.name, trial.config.to_dict(), trial.footprint.workers)

@@ -55,14 +55,18 @@ class WandbRuns:
     mode: Mode
     falls_back: bool = True
     """Whether runs are written offline when the server does not answer."""
+    links: dict[str, str] = field(default_factory=dict)
+    """Pages of the trials' runs that are online, by id of trial."""
     _open: dict[str, Any] = field(default_factory=dict)
 
     def start(self, about: Described) -> None:
-        self._open[about.trial] = self._init(
+        run = self._open[about.trial] = self._init(
             id=about.trial,
             name=about.name,
             config={**about.config, "trial": about.trial, "workers": about.workers},
         )
+        if run.url:  # None offline
+            self.links = {**self.links, about.trial: run.url}
 
     def log(self, trial: str, records: Sequence[Mapping[str, Any]]) -> None:
         """Records with their `step`, in order; those that a resumed run has already are left out."""

@@ -1,0 +1,124 @@
+"""What `lexray sweep` does. Imports are late: `lexray --help` should not load torch."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from cluster.commands import FAILED, OK, print_frontier
+from storage.config_file import read_config_file
+
+if TYPE_CHECKING:
+    from tuning.driver import Driver
+    from tuning.orchestrate import SweepPlan
+
+LOG_WIDTH = 200
+"""Characters of a line in the driver's log before it is broken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """Where a sweep is run."""
+
+    address: str | None
+    """Ray cluster to join; None: one is started here."""
+    cluster: str = ""
+    """What people call it."""
+    job: str = ""
+    """Id of the job that this command is, empty if it is none."""
+
+
+def run_sweep_file(file: str, where: Where, messages: Console, as_json: bool) -> int:
+    """`lexray sweep`: check, train what is unfinished, print the frontier. Exit code 1 when a trial failed."""
+    from tuning.file.sweep_file import SweepFile
+    from tuning.orchestrate import plan_sweep, run_sweep
+
+    sweep = read_config_file(file, SweepFile)
+    plan = plan_sweep(sweep, Path(file).read_text())
+    messages.print(_todo(plan), markup=False, highlight=False)
+    with ExitStack() as stack:
+        mirrors: list[Any] = []
+        driver, followers = None, []
+        if plan.unfinished:
+            from cluster.connect import connected
+
+            mirrors = _wandb(plan)
+            driver = _driver(plan, where, mirrors)
+            driver.check()
+            stack.enter_context(_terminable(driver))
+            with messages.status("starting Ray" if where.address is None else f"joining {where.address}"):
+                stack.enter_context(connected(where.address))
+            for mirror in mirrors:
+                stack.callback(mirror.finish, plan.folder.store.url)
+            followers = [*_views(plan, messages, driver), *mirrors]
+        table = run_sweep(plan, followers, driver)
+        for mirror in mirrors:
+            mirror.show_results(plan.folder, table)
+    print_frontier(table, plan.folder.store, messages, as_json)
+    return FAILED if (table["status"] == "failed").any() else OK
+
+
+def _todo(plan: SweepPlan) -> str:
+    reused = len(plan.trials) - len(plan.unfinished)
+    return (
+        f"sweep {plan.sweep.name}: {len(plan.trials)} trials"
+        + (f", {reused} finished before" if reused else "")
+        + f", {sum(t.config.num_steps for t in plan.unfinished):,} steps to do"
+    )
+
+
+def _driver(plan: SweepPlan, where: Where, mirrors: list[Any]) -> Driver:
+    from tuning.driver import Driver
+    from tuning.driver_record import this_place
+
+    def links() -> dict[str, str]:
+        return {trial: page for mirror in mirrors for trial, page in mirror.links.items()}
+
+    place = this_place(where.cluster or where.address or "", where.job)
+    driver = Driver(store=plan.folder.store, place=place, links=links)
+    driver.log.write(f"{_todo(plan)}, on {driver.place.host}\n")
+    return driver
+
+
+def _views(plan: SweepPlan, messages: Console, driver: Driver) -> list[Any]:
+    """On the terminal, and as lines in the sweep's folder."""
+    from tuning.views.progress import TerminalView
+
+    kept = Console(file=driver.log, width=LOG_WIDTH, no_color=True, force_terminal=False)  # type: ignore[arg-type]
+    reused = len(plan.trials) - len(plan.unfinished)
+    return [
+        TerminalView(console=console, num_trials=len(plan.trials), num_reused=reused) for console in (messages, kept)
+    ]
+
+
+@contextmanager
+def _terminable(driver: Driver) -> Iterator[None]:
+    """A job that is stopped gets SIGTERM, and seconds: the sweep says so in its folder and ends as by Ctrl-C."""
+
+    def leave(*_: object) -> None:
+        driver.interrupt()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _wandb(plan: SweepPlan) -> list[Any]:
+    block = plan.sweep.wandb
+    if block.mode == "disabled":
+        return []
+    from tuning.views.wandb_mirror import WandbMirror
+    from tuning.views.wandb_runs import WandbRuns, has_key
+
+    local = plan.folder.store.local_path or str(Path.cwd() / "wandb-runs" / plan.sweep.name)
+    mode: Any = block.mode if block.mode != "auto" else ("online" if has_key() else "offline")
+    return [WandbMirror(runs=WandbRuns(project=block.project, group=plan.sweep.name, folder=local, mode=mode))]

@@ -1,0 +1,201 @@
+"""The driver of a sweep, as others see it: a heartbeat and a log that are written behind."""
+
+from __future__ import annotations
+
+import _thread
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TextIO
+
+from storage.errors import UserError
+from storage.store import Store
+from tuning.driver_record import (
+    BEAT_S,
+    ENDED,
+    FAILED,
+    INTERRUPTED,
+    RUNNING,
+    DriverRecord,
+    Place,
+    beat,
+    check_free,
+    claim,
+    this_place,
+)
+from tuning.endings.ends import clear_ending
+
+log = logging.getLogger("lexray")
+
+LOG_FILE = "log.txt"
+LOG_BYTES = 10**6
+"""The newest of a log; what is older is dropped."""
+
+
+@dataclass(kw_only=True)
+class DriverLog:
+    """What the driver says, a time before each line; written to the folder when `flush` is called. A text file."""
+
+    store: Store
+    max_bytes: int = LOG_BYTES
+    clock: Callable[[], float] = time.time
+    _text: str = ""
+    _partial: str = ""
+    _is_written: bool = True
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def resume(self) -> None:
+        """Go on behind what an earlier driver said."""
+        try:
+            earlier = self.store.read(LOG_FILE).decode(errors="replace")
+        except FileNotFoundError:
+            return
+        with self._lock:
+            self._text = newest(earlier + self._text, self.max_bytes)
+
+    def write(self, text: str) -> int:
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(self.clock()))
+        with self._lock:
+            *lines, self._partial = (self._partial + text).split("\n")
+            self._text = newest(self._text + "".join(f"{stamp} {line}\n" for line in lines), self.max_bytes)
+            self._is_written = self._is_written and not lines
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing: a printer flushes after every line; see `save`."""
+
+    def save(self) -> None:
+        """Write the file if there is something new."""
+        with self._lock:
+            text, self._is_written = (None if self._is_written else self._text), True
+        if text is not None:
+            self.store.write(LOG_FILE, text.encode())
+
+
+def newest(text: str, max_bytes: int) -> str:
+    """The last whole lines of a text that fit; half of it when it does not, so that not every line cuts."""
+    content = text.encode()
+    if len(content) <= max_bytes:
+        return text
+    return content[-max_bytes // 2 :].split(b"\n", 1)[-1].decode(errors="replace")
+
+
+@dataclass(kw_only=True)
+class Driver:
+    """Inside `with` the sweep's folder is claimed, and every `beat_s` the driver says that it is alive.
+
+    See `tuning.driver_record`.
+    """
+
+    store: Store
+    """Folder of the sweep."""
+    place: Place = field(default_factory=this_place)
+    waiting: Callable[[], list[str]] = list
+    """What trials wait for, one line each; set by whoever places them."""
+    links: Callable[[], dict[str, str]] = dict
+    """Pages in W&B, by id of trial."""
+    beat_s: float = BEAT_S
+    clock: Callable[[], float] = time.time
+    on_displaced: Callable[[], None] = _thread.interrupt_main
+    """Called when another driver has the folder: this one must end."""
+    log: DriverLog = field(init=False)
+    _record: DriverRecord = field(init=False)
+    _state: str = RUNNING
+    _reason: str = ""
+    _is_displaced: bool = False
+    _wake: threading.Event = field(default_factory=threading.Event)
+    _over: bool = False
+
+    def __post_init__(self) -> None:
+        self.log = DriverLog(store=self.store, clock=self.clock)
+
+    def check(self) -> None:
+        """Raise UserError while another driver is alive; nothing is written."""
+        check_free(self.store, self.place, clock=self.clock)
+
+    def __enter__(self) -> Driver:
+        """Word to stop that was left for an earlier driver is gone."""
+        self._record = claim(self.store, self.place, uuid.uuid4().hex, self.clock())
+        clear_ending(self.store)
+        self.log.resume()
+        self._handler = _LogHandler(self.log)
+        logging.getLogger("lexray").addHandler(self._handler)
+        self._thread = threading.Thread(target=self._loop, name="driver", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if isinstance(error, Exception):
+            self.fail(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+        elif error is not None:
+            self.interrupt()
+        elif self._state == RUNNING:
+            self._state = ENDED
+        self._over = True
+        self._wake.set()
+        self._thread.join()
+        logging.getLogger("lexray").removeHandler(self._handler)
+
+    def fail(self, reason: str) -> None:
+        """What the record says at the end."""
+        self._state, self._reason = FAILED, " ".join(reason.split())
+        self.log.write(f"failed: {self._reason}\n")
+
+    def interrupt(self) -> None:
+        """Say so at once: who is told to go may have seconds."""
+        if self._state == RUNNING:
+            self._state, self._reason = INTERRUPTED, "" if not self._is_displaced else "another driver took over"
+            self.log.write("interrupted\n")
+            self._wake.set()
+
+    def _loop(self) -> None:
+        while not self._is_displaced:
+            over = self._over
+            self._beat()
+            if over:
+                return
+            self._wake.wait(self.beat_s)
+            self._wake.clear()
+
+    def _beat(self) -> None:
+        state = {"state": self._state, "reason": self._reason}
+        try:
+            waiting = self.waiting() if self._state == RUNNING else []
+            written = beat(self.store, self._record, self.clock(), waiting=waiting, links=self.links(), **state)
+            if written is None:
+                self._displaced()
+                return
+            self._record = written
+            self.log.save()
+        except Exception as error:
+            log.warning("the driver's record cannot be written just now (%s)", error)
+
+    def _displaced(self) -> None:
+        self._is_displaced = True
+        if not self._over:
+            log.error("another driver runs this sweep now: this one was silent for too long, and ends")
+            self.on_displaced()
+
+
+@contextmanager
+def unclaimed(store: Store) -> Iterator[None]:
+    """Run a sweep without telling anybody."""
+    clear_ending(store)
+    yield
+
+
+class _LogHandler(logging.Handler):
+    """Messages of lexray, into the driver's log."""
+
+    def __init__(self, out: DriverLog | TextIO) -> None:
+        super().__init__(logging.INFO)
+        self._out = out
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        self._out.write(f"{level}{record.getMessage()}\n")

@@ -1,0 +1,178 @@
+"""What the driver of a sweep writes of itself: `driver.json` and `log.txt` in the sweep's folder.
+
+Whoever has the folder knows from it whether somebody runs the sweep, where, and what that one said last, also when the
+machine is gone. The record is also the claim on the folder: a second driver is refused while the first is alive, and
+one that was taken for dead ends itself when it finds that another has taken over.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from storage.errors import UserError
+from storage.store import Store
+from tuning.sweep_folder import parsed
+
+log = logging.getLogger("lexray")
+
+DRIVER_FILE = "driver.json"
+RUNNING, ENDED, FAILED, INTERRUPTED = "running", "ended", "failed", "interrupted"
+BEAT_S = 10.0
+"""How often a driver says that it is there."""
+STALE_S = 60.0
+"""Silence after which a driver is taken for dead."""
+WATCH_S = 2.5 * BEAT_S
+"""How long a newcomer watches a record that may be of a dead driver: the clocks of two machines may differ."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriverRecord:
+    """What `driver.json` holds. Times are Unix times of the driver's machine."""
+
+    claim: str
+    """Drawn by each driver when it starts."""
+    host: str
+    machine: str = ""
+    """Tells machines, and containers, of equal host names apart."""
+    process: str = ""
+    """Pid and start of the process, where the system tells."""
+    cluster: str = ""
+    """Name or address of the Ray cluster; empty for a Ray that the driver started itself."""
+    job: str = ""
+    """Id of the job that the driver is, empty if it is none."""
+    started_s: float
+    seen_s: float
+    """When it was last written."""
+    state: str = RUNNING
+    reason: str = ""
+    """Why it failed or was interrupted."""
+    waiting: list[str] = field(default_factory=list)
+    """What trials wait for, one line each."""
+    links: dict[str, str] = field(default_factory=dict)
+    """Pages in W&B, by id of trial."""
+
+    @property
+    def where(self) -> str:
+        """For people."""
+        parts = [self.host, f"job {self.job}" if self.job else "", f"cluster {self.cluster}" if self.cluster else ""]
+        return ", ".join(part for part in parts if part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a driver runs."""
+
+    host: str
+    machine: str
+    process: str
+    cluster: str = ""
+    job: str = ""
+
+
+def this_place(cluster: str = "", job: str = "") -> Place:
+    """That of this process."""
+    host = socket.gethostname()
+    return Place(host=host, machine=_machine(), process=process_of(os.getpid()), cluster=cluster, job=job)
+
+
+def read_driver(store: Store) -> DriverRecord | None:
+    """The record in a sweep's folder, None where no driver left one. Raises CorruptDataError."""
+    try:
+        content = store.read(DRIVER_FILE)
+    except FileNotFoundError:
+        return None
+    found = parsed(content, DRIVER_FILE)
+    known = DriverRecord.__dataclass_fields__
+    return DriverRecord(**{name: value for name, value in found.items() if name in known})
+
+
+def write_driver(store: Store, record: DriverRecord) -> None:
+    store.write(DRIVER_FILE, json.dumps(asdict(record), indent=1).encode())
+
+
+def is_alive(record: DriverRecord | None, now_s: float) -> bool:
+    """Whether the driver runs, as far as its record tells."""
+    return record is not None and record.state == RUNNING and now_s - record.seen_s < STALE_S
+
+
+def is_dead_here(record: DriverRecord, place: Place) -> bool:
+    """Whether it ran on this very machine and its process is gone."""
+    if not record.machine or record.machine != place.machine or not record.process:
+        return False
+    return process_of(int(record.process.split(":")[0])) != record.process
+
+
+def check_free(
+    store: Store,
+    place: Place,
+    *,
+    clock: Callable[[], float] = time.time,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Raise UserError while another driver runs the sweep in this folder. It may take `WATCH_S` to know."""
+    other = read_driver(store)
+    if other is not None and other.state == RUNNING and not is_dead_here(other, place):
+        _refuse_if_alive(store, other, clock, sleep)
+
+
+def claim(store: Store, place: Place, token: str, now_s: float) -> DriverRecord:
+    """Write the record of a new driver, whose name is `token`; see `check_free`."""
+    record = DriverRecord(claim=token, started_s=now_s, seen_s=now_s, **asdict(place))
+    write_driver(store, record)
+    return record
+
+
+def _refuse_if_alive(
+    store: Store, other: DriverRecord, clock: Callable[[], float], sleep: Callable[[float], None]
+) -> None:
+    """A driver whose record is old is dead; one whose record is young is alive if it goes on writing."""
+    if clock() - other.seen_s >= STALE_S:
+        return
+    log.info("%s: a driver was seen here %.0f s ago; looking whether it lives", store.url, clock() - other.seen_s)
+    until_s = clock() + WATCH_S
+    while clock() < until_s:
+        sleep(1.0)
+        now = read_driver(store)
+        if now is None or now.state != RUNNING:
+            return
+        if (now.seen_s, now.claim) != (other.seen_s, other.claim):
+            raise UserError(
+                f"output: {store.url} is being run by {now.where}; follow it by `lexray status {store.url}`, "
+                f"end it by `lexray stop {store.url}`, or give this sweep another output"
+            )
+
+
+def beat(store: Store, record: DriverRecord, now_s: float, **changes: object) -> DriverRecord | None:
+    """Write the record anew; None, and nothing is written, when the folder is another driver's by now."""
+    found = read_driver(store)
+    if found is not None and found.claim != record.claim:
+        return None
+    record = replace(record, seen_s=now_s, **changes)  # type: ignore[arg-type]
+    write_driver(store, record)
+    return record
+
+
+def process_of(pid: int) -> str:
+    """`PID:START` of a living process; a pid alone may be another process's by now. Empty for one that is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    state, *fields = stat.rsplit(")", 1)[1].split()
+    return "" if state in "ZX" else f"{pid}:{fields[18]}"
+
+
+def _machine() -> str:
+    """Differs between machines and between containers; empty where the system does not tell."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')} {socket.gethostname()}"
+    except OSError:
+        return ""
