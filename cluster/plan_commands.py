@@ -63,8 +63,8 @@ def run_plan(file: str, address: str | None, measure: bool, messages: Console, a
 def checked(plan: SweepPlan, machines: Machines) -> SweepPlan:
     """The plan with its meshes chosen. Raises UserError for what these machines have no room for."""
     from tuning.orchestrate import gpu_bytes_of, with_meshes
+    from tuning.placement.nodes import refuse_what_never_fits
     from tuning.planning.room import refuse_what_has_no_room
-    from tuning.trial_queue import refuse_what_never_fits
     from tuning.window_servers import refuse_streams
 
     plan = with_meshes(plan, machines.nodes)
@@ -79,8 +79,8 @@ def this_machine() -> Machines:
     import torch
 
     from storage.stream_memory import node_memory
+    from tuning.placement.nodes import Node
     from tuning.planning.plan import Machines
-    from tuning.trial_queue import Node
 
     memory = node_memory()
     free = min(memory.machine, _free_bytes())

@@ -7,45 +7,12 @@ whole trials. The first trial in line waits until it fits; none overtakes it, so
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ray.tune.search import Searcher
 
-from storage.errors import UserError
+from tuning.placement.nodes import Node
 from tuning.trial import TrialRun
-from tuning.trials import Footprint, Trial
-
-
-@dataclass(frozen=True)
-class Node:
-    """What one node of the cluster offers to workers."""
-
-    cpus: float
-    gpus: float
-    memory_bytes: float = 0.0
-    """Of processes; Ray's object store is not among it."""
-
-    def workers(self, footprint: Footprint) -> int:
-        """How many workers of a trial fit on this node when it is empty."""
-        by_cpu = self.cpus // footprint.cpus_per_worker
-        by_gpu = self.gpus // footprint.gpus_per_worker if footprint.gpus_per_worker else by_cpu
-        return int(min(by_cpu, by_gpu))
-
-
-def refuse_what_never_fits(trials: list[Trial], nodes: list[Node]) -> None:
-    """Raise UserError for the first trial that the cluster has no room for even when it is empty."""
-    for trial in trials:
-        footprint = trial.footprint
-        fitting = sum(node.workers(footprint) for node in nodes)
-        if fitting < footprint.workers:
-            wants = f"{footprint.workers} workers of {footprint.cpus_per_worker:g} CPU"
-            if footprint.gpus_per_worker:
-                wants += f" and {footprint.gpus_per_worker:g} GPU"
-            has = f"{sum(n.cpus for n in nodes):g} CPU, {sum(n.gpus for n in nodes):g} GPU on {len(nodes)} node(s)"
-            raise UserError(
-                f"resources.workers: trial {trial.name} wants {wants}, but the cluster ({has}) has room for {fitting}; "
-                "lower resources.workers or resources.cpus_per_worker"
-            )
+from tuning.trials import Footprint
 
 
 class TrialQueue(Searcher):

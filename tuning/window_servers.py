@@ -13,8 +13,8 @@ from storage.chunk_cache import CacheSettings
 from storage.manifest import Manifest
 from storage.server import start_server
 from storage.stream_memory import NodeMemory, StreamMemory, StreamShape, check_memory, stream_memory, stream_shape
+from tuning.placement.nodes import Node
 from tuning.planning.row_counts import RowCounts
-from tuning.trial_queue import Node
 from tuning.trials import Trial
 
 log = logging.getLogger("lexray")

@@ -13,9 +13,10 @@ from storage.errors import UserError
 from training.metrics_log import MetricsLog
 from tuning.file.sweep_file import SweepFile
 from tuning.orchestrate import plan_sweep
+from tuning.placement.nodes import Node, refuse_what_never_fits
 from tuning.sweep_folder import DONE, FAILED
 from tuning.trial import TrialRun, new_record
-from tuning.trial_queue import Node, TrialQueue, refuse_what_never_fits
+from tuning.trial_queue import TrialQueue
 from tuning.views.follow import FollowThread
 from tuning.views.progress import TerminalView
 

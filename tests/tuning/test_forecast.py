@@ -19,6 +19,7 @@ from storage.errors import CorruptDataError, UserError
 from tuning.file.resources import PricesBlock
 from tuning.file.sweep_file import SweepFile
 from tuning.orchestrate import SweepPlan, plan_sweep
+from tuning.placement.nodes import Node
 from tuning.planning.forecast import (
     START_S,
     Reading,
@@ -38,7 +39,6 @@ from tuning.planning.worker_memory import peak_resident_bytes
 from tuning.results.report import build_results
 from tuning.sweep_folder import DONE, TrialRecord
 from tuning.trial import new_record
-from tuning.trial_queue import Node
 from tuning.trials import Footprint
 
 MIB, GIB = 2**20, 2**30

@@ -17,7 +17,7 @@ from storage.manifest import load_manifest
 from storage.store import Store
 from tuning.file.sweep_file import SweepFile
 from tuning.orchestrate import SweepPlan, cluster_nodes, plan_sweep, run_sweep
-from tuning.trial_queue import Node
+from tuning.placement.nodes import Node
 from tuning.window_servers import most_workers, window_servers
 
 pytestmark = pytest.mark.ray

@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple
 from training.config import TrainingConfig
 from training.measures.held_out import MEASURED_ROWS
 from training.measures.rate import SHARES
+from tuning.placement.nodes import Node
 from tuning.sweep_folder import FINISHED, TrialRecord
-from tuning.trial_queue import Node
 from tuning.trials import Footprint
 
 START_S = 10.0

@@ -15,7 +15,7 @@ from storage.errors import UserError
 from storage.manifest import Manifest
 from training.config import MeshConfig, TrainingConfig
 from training.memory import Needs, needs
-from tuning.trial_queue import Node
+from tuning.placement.nodes import Node
 from tuning.trials import Footprint, Trial
 
 USABLE = 0.9

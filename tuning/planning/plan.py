@@ -10,11 +10,11 @@ from typing import Any
 from storage.manifest import Manifest
 from storage.stream_memory import StreamShape, stream_memory
 from tuning.file.resources import PricesBlock
+from tuning.placement.nodes import Node
 from tuning.planning.forecast import Reading, Speed, kind_of, most_at_once, store_bytes, timeline, trial_seconds
 from tuning.planning.mesh_choice import gib
 from tuning.planning.row_counts import Part, RowCounts
 from tuning.planning.worker_memory import WorkerMemory, worker_memory
-from tuning.trial_queue import Node
 from tuning.trials import Trial
 from tuning.window_servers import most_workers, shape_of
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 from storage.errors import UserError
 from storage.manifest import Manifest
 from training.memory import needs
+from tuning.placement.nodes import Node
 from tuning.planning.mesh_choice import USABLE, gib, rooms_of, with_mesh
-from tuning.trial_queue import Node
 from tuning.trials import Footprint, Trial
 
 

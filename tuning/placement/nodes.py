@@ -1,0 +1,78 @@
+"""The nodes of a cluster as plain values, and which of them the workers of a trial get. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from storage.errors import UserError
+from tuning.trials import Footprint, Trial
+
+_ROUNDING = 1e-6
+"""Ray counts in ten thousandths: sums of thirds are not exact."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one node of the cluster offers to workers."""
+
+    cpus: float
+    gpus: float
+    memory_bytes: float = 0.0
+    """Of processes; Ray's object store is not among it."""
+
+    def workers(self, footprint: Footprint) -> int:
+        """How many workers of a trial fit on this node when it is empty."""
+        by_cpu = (self.cpus + _ROUNDING) // footprint.cpus_per_worker
+        by_gpu = (self.gpus + _ROUNDING) // footprint.gpus_per_worker if footprint.gpus_per_worker else by_cpu
+        return int(min(by_cpu, by_gpu))
+
+    def less(self, footprint: Footprint, workers: int) -> Node:
+        """What is left when so many workers have their share; never below nothing."""
+        return Node(
+            max(0.0, self.cpus - workers * footprint.cpus_per_worker),
+            max(0.0, self.gpus - workers * footprint.gpus_per_worker),
+            self.memory_bytes,
+        )
+
+
+def place(footprint: Footprint, group: int, free: Mapping[str, Node]) -> tuple[str, ...] | None:
+    """The node of each worker in the order of ranks, None when not all of them have room.
+
+    `group` workers in a row are on one node. As few nodes as possible: the roomiest first, and for the rest the
+    tightest that holds it, so that large holes stay large.
+    """
+    groups = {node_id: node.workers(footprint) // group for node_id, node in free.items()}
+    left, places = footprint.workers // group, list[str]()
+    while left > 0:
+        enough = [node_id for node_id, room in groups.items() if room >= left]
+        if enough:
+            chosen = min(enough, key=lambda node_id: (groups[node_id], node_id))
+        else:
+            chosen = min(groups, key=lambda node_id: (-groups[node_id], node_id), default="")
+        taken = min(left, groups.pop(chosen, 0))
+        if not taken:
+            return None
+        places += [chosen] * (taken * group)
+        left -= taken
+    return tuple(places)
+
+
+def refuse_what_never_fits(trials: Sequence[Trial], nodes: Sequence[Node]) -> None:
+    """Raise UserError for the first trial that the cluster has no room for even when it is empty."""
+    empty = {str(number): node for number, node in enumerate(nodes)}
+    for trial in trials:
+        footprint, group = trial.footprint, trial.config.mesh.feature
+        if place(footprint, group, empty) is not None:
+            continue
+        wants = f"{footprint.workers} workers of {footprint.cpus_per_worker:g} CPU"
+        if footprint.gpus_per_worker:
+            wants += f" and {footprint.gpus_per_worker:g} GPU"
+        if group > 1:
+            wants += f", {group} at a time on one node (mesh.feature)"
+        has = f"{sum(n.cpus for n in nodes):g} CPU, {sum(n.gpus for n in nodes):g} GPU on {len(nodes)} node(s)"
+        fitting = group * sum(node.workers(footprint) // group for node in nodes)
+        raise UserError(
+            f"resources.workers: trial {trial.name} wants {wants}, but the cluster ({has}) has room for {fitting}; "
+            "lower resources.workers or resources.cpus_per_worker"
+        )
