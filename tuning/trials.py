@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from storage.config_file import checked_block, checked_config
@@ -54,6 +54,10 @@ class Trial:
     """For people; unique in its sweep."""
     config: TrainingConfig
     footprint: Footprint
+    point: Point = field(default_factory=dict)
+    """Of the sweep's axes."""
+    number: int | None = None
+    """Its place in a search that chooses points while the sweep runs."""
     auto_mesh: bool = False
     """Whether its mesh is still to be chosen, from what the nodes have (`tuning.planning.mesh_choice`)."""
 
@@ -67,7 +71,7 @@ def expand(sweep: SweepFile, manifest: Manifest, training_rows: Callable[[DataCo
     points: dict[str, str] = {}
     seen: set[str] = set()
     for point in points_of(sweep):
-        trial, of_point = _trial(sweep, manifest, training_rows, point), key(effective(sweep, point))
+        trial, of_point = trial_at(sweep, manifest, training_rows, point), key(effective(sweep, point))
         if key(point) in seen or points.setdefault(trial.id, of_point) != of_point:
             raise UserError(f"axes: two trials are the same, {trial.name}; remove the repeated value")
         seen.add(key(point))
@@ -75,7 +79,8 @@ def expand(sweep: SweepFile, manifest: Manifest, training_rows: Callable[[DataCo
     return list(trials.values())
 
 
-def _trial(sweep: SweepFile, manifest: Manifest, training_rows: Callable[[DataConfig], int], point: Point) -> Trial:
+def trial_at(sweep: SweepFile, manifest: Manifest, training_rows: Callable[[DataConfig], int], point: Point) -> Trial:
+    """The trial at a point. Raises UserError naming the field when something does not fit."""
     settings: dict[str, Any] = {}
     for rule in sweep.rules:
         if rule.matches(point):
@@ -115,6 +120,7 @@ def _trial(sweep: SweepFile, manifest: Manifest, training_rows: Callable[[DataCo
         name=_name(sweep, point, config),
         config=config,
         footprint=footprint,
+        point=point,
         auto_mesh=resources.mesh == "auto",
     )
 

@@ -266,7 +266,7 @@ def test_excluded_points_are_not_drawn_and_rules_hold_for_drawn_ones(trials):
         ({"architecture": {"from": 0, "to": 1}}, {}, "architecture: has no range of numbers"),
         ({}, {"search": {"kind": "random"}}, "kind random needs `trials`"),
         ({}, {"search": {"trials": 3}}, "trials (3) is for kind random"),
-        ({}, {"search": {"kind": "randon"}}, "search.kind: input should be 'grid' or 'random'"),
+        ({}, {"search": {"kind": "randon"}}, "search.kind: input should be 'grid', 'random' or 'optuna'"),
         ({"lr": LR}, {"include": [{"width": 48}], **random_search(1)}, "entry 1: give lr a value; a range has none"),
         ({"width": {"from": 4.5, "to": 8, "whole": True}}, random_search(2), "must be whole numbers"),
     ],

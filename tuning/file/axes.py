@@ -50,6 +50,10 @@ class Range(FileModel):
             number = self.low * (self.high / self.low) ** share
         else:
             number = self.low + share * (self.high - self.low)
+        return self.rounded(number)
+
+    def rounded(self, number: float) -> float:
+        """A number as it is trained with."""
         number = round(number) if self.whole else float(f"{number:.{DIGITS}g}")
         return min(max(number, int(self.low) if self.whole else self.low), int(self.high) if self.whole else self.high)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from storage.errors import UserError
 from training.dictionaries import architecture
-from tuning.file.axes import SITE_AXES, Point, grid
+from tuning.file.axes import SITE_AXES, Point, Range, Values, grid
 from tuning.file.rules import can_be_met, included, meets
 from tuning.file.search import draws
 from tuning.file.sweep_file import SweepFile
@@ -19,17 +19,20 @@ DRAWS_PER_TRIAL = 200
 
 
 def points_of(sweep: SweepFile) -> list[Point]:
-    """Every point to train, in order: those of the axes, less those excluded, then those included.
+    """Every point that the file names, in order: those of the axes, less those excluded, then those included.
 
-    Raises UserError when there is none, one stands twice, or a condition plays no part.
+    Of a search by Optuna these are the included ones alone: the others are chosen while the sweep runs. Raises
+    UserError when there is none, one stands twice, or a condition plays no part.
     """
     for number, condition in enumerate(sweep.exclude, start=1):
         if not can_be_met(condition, sweep.axes):
             raise UserError(f"exclude: condition {number} ({condition}) matches no trial")
-    points = _drawn(sweep) if sweep.search.kind == "random" else _grid(sweep)
+    points = _grid(sweep) if sweep.search.kind == "grid" else _drawn(sweep)
+    if sweep.search.kind == "optuna":
+        points = []  # the draws only showed that the axes have as many
     points += _included(sweep, points)
     for number, rule in enumerate(sweep.rules, start=1):
-        possible = sweep.search.kind == "random" and can_be_met(rule.when, sweep.axes)
+        possible = sweep.search.kind != "grid" and can_be_met(rule.when, sweep.axes)
         if not possible and not any(rule.matches(point) for point in points):
             raise UserError(f"rules: `when` of rule {number} ({rule.when}) matches no trial")
     return points
@@ -37,7 +40,7 @@ def points_of(sweep: SweepFile) -> list[Point]:
 
 def _grid(sweep: SweepFile) -> list[Point]:
     points = grid({axis: values for axis, values in sweep.axes.items() if isinstance(values, list)})
-    kept = [point for point in points if not _is_excluded(sweep, point)]
+    kept = [point for point in points if not is_excluded(sweep, point)]
     if not kept:
         raise UserError(f"exclude: removes all {len(points)} points of the axes, so there is no trial")
     return kept
@@ -47,7 +50,7 @@ def _drawn(sweep: SweepFile) -> list[Point]:
     wanted = sweep.search.trials or 0
     found: dict[str, Point] = {}
     for point in itertools.islice(draws(sweep.axes, sweep.search.seed), DRAWS_PER_TRIAL * wanted):
-        if not _is_excluded(sweep, point):
+        if not is_excluded(sweep, point):
             found.setdefault(key(effective(sweep, point)), point)
         if len(found) == wanted:
             return list(found.values())
@@ -57,7 +60,27 @@ def _drawn(sweep: SweepFile) -> list[Point]:
     )
 
 
-def _is_excluded(sweep: SweepFile, point: Point) -> bool:
+def corners(sweep: SweepFile) -> list[Point]:
+    """The points of the axes with a smallest or a largest number on each, less those excluded; each dictionary once."""
+    axes = {axis: _extremes(values) for axis, values in sweep.axes.items()}
+    found: dict[str, Point] = {}
+    for point in grid(axes):
+        if not is_excluded(sweep, point):
+            found.setdefault(key(effective(sweep, point)), point)
+    return list(found.values()) or _drawn(sweep)[:1]
+
+
+def _extremes(values: Values) -> list[Any]:
+    """Both ends of a range or of listed numbers; everything else that is listed."""
+    if isinstance(values, Range):
+        return [values.at(0.0), values.at(1.0)]
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        return list(dict.fromkeys((min(values), max(values))))
+    return list(values)
+
+
+def is_excluded(sweep: SweepFile, point: Point) -> bool:
+    """Whether a point of the axes is left out."""
     return any(meets(point, condition) for condition in sweep.exclude)
 
 

@@ -177,7 +177,9 @@ class SweepFile(EndsBlock):
             if not values:
                 raise ValueError(f"axes.{axis}: has no values, so there is no trial")
             if isinstance(values, Range) and self.search.kind == "grid":
-                raise ValueError(f"axes.{axis}: a range is for `search: {{kind: random}}`; list its values for a grid")
+                raise ValueError(
+                    f"axes.{axis}: a range is for `search: {{kind: random}}` or optuna; list its values for a grid"
+                )
         for name in self.architectures:
             self.data_at({axis: _first(values) for axis, values in self.axes.items()}, name)
         self._check_names()

@@ -1,0 +1,1 @@
+"""Points that are chosen while a sweep runs, from what its trials measured so far."""

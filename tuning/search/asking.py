@@ -1,0 +1,189 @@
+"""The search of a sweep whose points are chosen while it runs. What it knows lies in the records of the trials.
+
+A trial that ended is told with its held-out L0 and FVU, and with its width where that varies: a small dictionary that
+is beaten by a wide one alone is worth having. One that was stopped early counts as far as it came, since it was beaten
+there; of one that failed nothing is known. A trial that runs, or was interrupted and goes on, is one to stay away from.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
+from typing import Any
+
+from storage.errors import UserError
+from tuning.file.axes import Point
+from tuning.file.points import DRAWS_PER_TRIAL, corners, effective, is_excluded, key
+from tuning.file.search import draws
+from tuning.file.sweep_file import SweepFile
+from tuning.search.questions import Axes, has_widths, questions
+from tuning.search.study import Known, fits, proposals, seed_of
+from tuning.sweep_folder import FINISHED, PENDING, STOPPED, SweepFolder, TrialRecord
+from tuning.trial import new_record
+from tuning.trials import Trial
+
+log = logging.getLogger("lexray")
+
+PROPOSALS = 100
+"""Proposals of the sampler in search of a point that can be trained and was not; then such points are drawn."""
+_READERS = 16
+"""Small files read at once: from an object store each of them costs a round trip."""
+
+Make = Callable[[Point], Trial]
+"""The trial at a point. Raises UserError where there can be none."""
+
+
+@dataclass(kw_only=True)
+class Search:
+    """What was asked so far, and what comes next."""
+
+    sweep: SweepFile
+    folder: SweepFolder
+    make: Make
+    bounds: list[Trial]
+    """At the corners of the axes: what every trial lies between."""
+    included: list[Trial]
+    """Trained besides."""
+    asked: list[Trial]
+    """In order; those of earlier runs are the first."""
+    stop_rules: dict[str, Any] | None
+    """Those under which trials that stopped early are not trained again."""
+    fit: Callable[[Trial], Trial] | None = None
+    """Chooses the mesh of a trial. Raises UserError for one that has no room."""
+    _ended: dict[str, TrialRecord] = field(default_factory=dict)
+    """Records by id of the trials that are not to be trained any more in this run."""
+    _exhausted: list[Axes] = field(default_factory=list)
+    _refusal: str = ""
+    """Why a point could not be trained, the last one."""
+
+    @property
+    def num_left(self) -> int:
+        """Trials that are still to be asked."""
+        if len(self._exhausted) == len(self._questions):
+            return 0
+        return max(0, (self.sweep.search.trials or 0) - len(self.asked))
+
+    def __post_init__(self) -> None:
+        self._questions = questions(self.sweep)
+
+    def told(self, *trials: Trial) -> None:
+        """These trials ended, however they did."""
+        with ThreadPoolExecutor(_READERS) as readers:
+            records = readers.map(self.folder.read_trial, [trial.id for trial in trials])
+            for trial, record in zip(trials, records, strict=True):
+                self._ended[trial.id] = record or new_record(trial, status=PENDING)
+
+    def ask(self) -> Trial | None:
+        """The next trial, written down as pending; None when there are enough, or no further point was found."""
+        while self.num_left:
+            trial = self._next()
+            if trial is None:
+                break
+            self.asked.append(trial)
+            record = self.folder.read_trial(trial.id)
+            if record is None or not self.folder.is_finished(trial.id, self.stop_rules):
+                self.folder.write_trial(new_record(trial, status=PENDING))
+                return trial
+            self.folder.write_trial(replace(record, point=trial.point, number=trial.number))
+            self.told(trial)
+        return None
+
+    def _next(self) -> Trial | None:
+        number = max((trial.number for trial in self.asked if trial.number is not None), default=-1) + 1
+        left = [axes for axes in self._questions if axes not in self._exhausted]
+        for axes in sorted(left, key=lambda axes: sum(fits(axes, trial.point) for trial in self.asked)):
+            trial = self._first_new(self._points(axes, number))
+            if trial is not None:
+                return replace(trial, number=number)
+            self._exhausted.append(axes)
+        reason = f" (one that could not be: {self._refusal})" if self._refusal else ""
+        wanted, found = self.sweep.search.trials, len(self.asked)
+        log.warning("search.trials: %d, but only %d different dictionaries were found%s", wanted, found, reason)
+        return None
+
+    def _points(self, axes: Axes, number: int) -> Iterator[Point]:
+        block, seed = self.sweep.search, seed_of(self.sweep.search.seed, number)
+        known = [self._known(axes, trial) for trial in (*self.included, *self.asked) if fits(axes, trial.point)]
+        asked = proposals(axes, known, sampler=block.sampler, seed=seed, num_values=3 if has_widths(axes) else 2)
+        return chain(islice(asked, PROPOSALS), islice(draws(axes, seed), DRAWS_PER_TRIAL))
+
+    def _known(self, axes: Axes, trial: Trial) -> Known:
+        deciding = {axis: trial.point[axis] for axis in effective(self.sweep, trial.point) if axis in axes}
+        number = -1 if trial.number is None else trial.number
+        record = self._ended.get(trial.id)
+        if record is None:
+            return Known(number=number, point=deciding, running=True)
+        return Known(number=number, point=deciding, values=values_of(record, with_width=has_widths(axes)))
+
+    def _first_new(self, points: Iterator[Point]) -> Trial | None:
+        """The trial at the first point that is not left out, repeats no other one, and can be."""
+        before = (*self.included, *self.asked)
+        ids, names = {t.id for t in before}, {key(effective(self.sweep, t.point)) for t in before}
+        for point in points:
+            if is_excluded(self.sweep, point) or key(effective(self.sweep, point)) in names:
+                continue
+            try:
+                trial = self.make(point)
+                trial = trial if self.fit is None else self.fit(trial)
+            except UserError as error:
+                self._refusal = str(error)
+                continue
+            if trial.id not in ids:
+                return trial
+        return None
+
+
+def values_of(record: TrialRecord, *, with_width: bool) -> tuple[float, ...] | None:
+    """What is to be small of a trial that ended; None for one that failed."""
+    result = record.result if record.status in (*FINISHED, STOPPED) else {}
+    values = [float(result.get(name, math.nan)) for name in ("l0", "fvu")]
+    values += [float(record.config["dictionary"]["width"])] if with_width else []
+    return tuple(values) if all(map(math.isfinite, values)) else None
+
+
+def search_of(
+    sweep: SweepFile,
+    folder: SweepFolder,
+    make: Make,
+    included: Sequence[Trial],
+    stop_rules: dict[str, Any] | None = None,
+) -> Search:
+    """The search as far as the sweep's folder knows it; every trial counts as running until `told`.
+
+    Records of points that the axes no longer have, or of other settings, are left out. Raises UserError when a trial at
+    a corner of the axes cannot be.
+    """
+    bounds = [make(point) for point in corners(sweep)]
+    with ThreadPoolExecutor(_READERS) as readers:
+        records = list(readers.map(folder.read_trial, folder.store.list_folders("trials")))
+    apart = {trial.id for trial in included}
+    found = [_of_record(sweep, make, record) for record in records if record is not None and record.trial not in apart]
+    asked = sorted((trial for trial in found if trial is not None), key=_place)
+    return Search(
+        sweep=sweep,
+        folder=folder,
+        make=make,
+        bounds=bounds,
+        included=list(included),
+        asked=asked[: sweep.search.trials],
+        stop_rules=stop_rules,
+    )
+
+
+def _place(trial: Trial) -> tuple[int, str]:
+    return (-1 if trial.number is None else trial.number, trial.id)
+
+
+def _of_record(sweep: SweepFile, make: Make, record: TrialRecord) -> Trial | None:
+    """The trial of a record; None where the sweep has no such trial."""
+    if not any(fits(axes, record.point) for axes in questions(sweep)) or is_excluded(sweep, record.point):
+        return None
+    try:
+        trial = make(record.point)
+    except UserError:
+        return None
+    return replace(trial, number=record.number) if trial.id == record.trial else None
