@@ -1,0 +1,61 @@
+"""What the trials of a sweep took: time, hours of machines, and money where the sweep file has prices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tuning.endings.ends import Spent, sum_spent
+from tuning.file.resources import PricesBlock
+from tuning.file.stop_block import SECONDS_PER_HOUR
+from tuning.sweep_folder import TrialRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Of trials of one architecture and width, or of all."""
+
+    name: str
+    trials: int
+    """Those that have begun."""
+    wall_s: float
+    """Seconds from start to end, added up over trials; of the last attempt of each."""
+    train_s: float
+    """Of these, in training steps; NaN where a trial does not tell."""
+    cpu_hours: float
+    """Of all attempts, like `gpu_hours`."""
+    gpu_hours: float
+    money: float | None
+    """Of CPUs and GPUs by the sweep file's prices; None without them. Nodes are paid by the sweep's time, not here."""
+
+
+def costs(records: Sequence[TrialRecord], spent: Mapping[str, Spent], prices: PricesBlock | None = None) -> list[Cost]:
+    """A line for each architecture and width, and one for all of them; none when no trial has begun."""
+    begun = [record for record in records if record.timing or record.trial in spent]
+    groups: dict[str, list[TrialRecord]] = {}
+    for record in sorted(begun, key=_kind):
+        architecture, width = _kind(record)
+        groups.setdefault(f"{architecture}, width {width}", []).append(record)
+    found = [_cost(name, group, spent, prices) for name, group in groups.items()]
+    return [*found, _cost("all", begun, spent, prices)] if begun else []
+
+
+def _kind(record: TrialRecord) -> tuple[str, int]:
+    dictionary = record.config.get("dictionary", {})
+    return str(dictionary.get("architecture", "")), int(dictionary.get("width", 0))
+
+
+def _cost(name: str, records: Sequence[TrialRecord], spent: Mapping[str, Spent], prices: PricesBlock | None) -> Cost:
+    total = sum_spent(spent.get(record.trial, Spent()) for record in records)
+    cpu_hours, gpu_hours = total.cpu_s / SECONDS_PER_HOUR, total.gpu_s / SECONDS_PER_HOUR
+    timed = [record.timing for record in records if record.timing.get("total_s")]
+    return Cost(
+        name=name,
+        trials=len(records),
+        wall_s=sum(timing["total_s"] for timing in timed),
+        train_s=sum(timing.get("train_s", math.nan) for timing in timed),
+        cpu_hours=cpu_hours,
+        gpu_hours=gpu_hours,
+        money=None if prices is None else prices.cpu_hour * cpu_hours + prices.gpu_hour * gpu_hours,
+    )

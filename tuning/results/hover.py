@@ -1,0 +1,47 @@
+"""What lies over the picture of a frontier in a page: for each point a link to its row in the table, which tells of it.
+
+The points are placed where matplotlib drew them. Without scripts the browser shows their `<title>`; the page's script
+shows the same text at once, on focus and on a tap too.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from tuning.results.frontier import HEADINGS, format_cell
+
+_POINTS_PER_INCH = 72
+"""Units of an SVG that matplotlib writes."""
+
+
+def hover_links(figure: Figure, points: pd.DataFrame, radius_pt: float) -> str:
+    """An SVG group of links to `#row-N`, N being the label of the row in `points`, of an already drawn figure; by L0.
+
+    `points` are rows of the frontier table that the figure shows; `radius_pt` is how near a pointer must come.
+    """
+    points = points.sort_values(["l0", "fvu"])
+    places = figure.axes[0].transData.transform(points[["l0", "fvu"]].to_numpy(dtype="float64"))
+    places = places / figure.dpi * _POINTS_PER_INCH
+    height_pt = figure.get_figheight() * _POINTS_PER_INCH
+    links = (
+        f'<a href="#row-{index}"><title>{html.escape(told(row))}</title>'
+        f'<circle cx="{x:.1f}" cy="{height_pt - y:.1f}" r="{radius_pt:g}"/></a>'
+        for (index, row), (x, y) in zip(points.iterrows(), places.tolist(), strict=True)
+    )
+    return f'<g class="points">{"".join(links)}</g>'
+
+
+def told(row: pd.Series) -> str:
+    """A trial in three lines: its name; L0 and FVU; dead latents and status."""
+    return "\n".join(_lines(row))
+
+
+def _lines(row: pd.Series) -> Iterator[str]:
+    text = {name: format_cell(name, row[name]) for name in ("name", "l0", "fvu", "dead_fraction", "status")}
+    yield text["name"]
+    yield ", ".join(f"{HEADINGS[name]} {text[name]}" for name in ("l0", "fvu"))
+    yield f"{HEADINGS['dead_fraction']} {text['dead_fraction']}, {text['status']}"

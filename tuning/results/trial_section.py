@@ -1,0 +1,77 @@
+"""What the report shows of one trial below the table: curves, how often latents fire, files, configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from training.measures.held_out import FIRED_FILE, MEASURES_FILE
+from training.saved import CONFIG, TENSORS
+from tuning.results.curves import CURVES, curve_svg
+from tuning.results.frontier import HEADINGS, MEASURED, format_cell
+from tuning.results.histograms import caption, firing_svg
+from tuning.sweep_folder import FINISHED, STOPPED, TrialRecord
+
+
+class TrialSection(NamedTuple):
+    """What the template gets of a trial."""
+
+    record: TrialRecord
+    result: list[tuple[str, str]]
+    config: list[tuple[str, str]]
+    curves: list[tuple[str, str]]
+    """Title and `<svg>`."""
+    firing: tuple[str, str] | None
+    """Caption and `<svg>`."""
+    files: list[str]
+    """Paths below the sweep's folder."""
+    path: str | None
+    """Of the dictionary, as Python writes it; None when there is none yet."""
+
+
+def trial_section(
+    place: str,
+    record: TrialRecord,
+    row: Mapping[Any, Any],
+    logged: Sequence[Mapping[str, Any]],
+    firing: Mapping[str, Any] | None,
+) -> TrialSection:
+    """Of a trial in the sweep folder `place`, its row in the frontier table, its log, and `firing` of its measures."""
+    has_result = record.status in (*FINISHED, STOPPED)
+    histogram = firing_svg(firing) if firing is not None else ""
+    return TrialSection(
+        record=record,
+        result=[(HEADINGS[name], format_cell(name, row[name])) for name in MEASURED] if has_result else [],
+        config=list(flatten(record.config).items()),
+        curves=_curves(record, logged),
+        firing=(caption(firing), histogram) if firing is not None and histogram else None,
+        files=_files(record, bool(logged), firing is not None),
+        path=repr(f"{place}/trials/{record.trial}/dictionary") if has_result else None,
+    )
+
+
+def _curves(record: TrialRecord, logged: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    target = record.config.get("dictionary", {}).get("target_l0")
+    drawn = [(curve.title, curve_svg(curve, logged, target if curve.title == "L0" else None)) for curve in CURVES]
+    return [(title, svg) for title, svg in drawn if svg]
+
+
+def _files(record: TrialRecord, has_log: bool, is_measured: bool) -> list[str]:
+    names = ["trial.json"] if record.config else []
+    names += ["metrics.jsonl"] if has_log else []
+    names += [MEASURES_FILE, FIRED_FILE] if is_measured else []
+    if record.status in (*FINISHED, STOPPED):
+        names += [f"dictionary/{CONFIG}", f"dictionary/{TENSORS}"]
+    return [f"trials/{record.trial}/{name}" for name in names]
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested values under dotted names, as text: `{"optimizer": {"lr": 0.1}}` as `{"optimizer.lr": "0.1"}`."""
+    flat: dict[str, str] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value if isinstance(value, str) else json.dumps(value)
+    return flat
