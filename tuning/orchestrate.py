@@ -33,7 +33,6 @@ from tuning.planning.plan import Machines, Plan, make_plan
 from tuning.planning.plan_record import known_speeds, write_plan
 from tuning.planning.room import refuse_what_has_no_room
 from tuning.planning.row_counts import RowCounts
-from tuning.placement.nodes import Node, refuse_what_never_fits
 from tuning.results.report import build_results
 from tuning.sweep_folder import FAILED, PENDING, RUNNING, SweepFolder
 from tuning.trial import TrialRun, new_record, run_trial
