@@ -42,6 +42,11 @@ Model = TypeVar("Model", bound=FileModel)
 
 def read_config_file(path: str, model: type[Model]) -> Model:
     """The file as `model`. Raises UserError naming the file and the first wrong field."""
+    return checked_content(path, read_mapping(path), model)
+
+
+def read_mapping(path: str) -> dict[Any, Any]:
+    """What a YAML or JSON file of keys and values holds. Raises UserError naming the file."""
     try:
         content = yaml.load(Path(path).read_text(), _UniqueKeys)
     except FileNotFoundError as error:
@@ -52,6 +57,11 @@ def read_config_file(path: str, model: type[Model]) -> Model:
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no settings; expected `key: value` lines")
+    return content
+
+
+def checked_content(path: str, content: dict[Any, Any], model: type[Model]) -> Model:
+    """The content of a file as `model`. Raises UserError naming the file and the first wrong field."""
     try:
         return model.model_validate(content)
     except ValidationError as error:

@@ -1,0 +1,55 @@
+"""What is asked of AWS itself: which instance is the head now, and what a secret holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from storage.errors import UserError
+
+SERVING = "InService"
+
+
+def head_instance(group: str, region: str | None) -> str:
+    """Id of the instance that an autoscaling group of one keeps. Raises UserError where none serves."""
+    with _told(f"autoscaling group {group}"):
+        answer = _client("autoscaling", region).describe_auto_scaling_groups(AutoScalingGroupNames=[group])
+    groups = answer["AutoScalingGroups"]
+    if not groups:
+        raise UserError(f"autoscaling group {group}: none of that name in {region or 'this region'}")
+    serving = [instance["InstanceId"] for instance in groups[0]["Instances"] if instance["LifecycleState"] == SERVING]
+    if not serving:
+        size = groups[0]["DesiredCapacity"]
+        raise UserError(f"autoscaling group {group}: 0 of {size} head(s) in service; wait for it to start, or raise it")
+    return str(serving[0])
+
+
+def secret(arn: str, region: str | None) -> str:
+    """The text of a secret in Secrets Manager."""
+    with _told(f"token: secret {arn}"):
+        answer = _client("secretsmanager", region).get_secret_value(SecretId=arn)
+    text: str | None = answer.get("SecretString")
+    if text is None:
+        raise UserError(f"token: secret {arn}: holds bytes instead of text")
+    return text
+
+
+def _client(service: str, region: str | None) -> Any:
+    from botocore.session import Session
+
+    return Session().create_client(service, region_name=region)
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """No credentials, no permission, no such thing: one line."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        answer = error.response.get("Error", {})
+        raise UserError(f"{what}: AWS says {answer.get('Code')}: {answer.get('Message')}") from error
+    except BotoCoreError as error:
+        raise UserError(f"{what}: AWS cannot be asked ({error})") from error

@@ -1,0 +1,169 @@
+"""A way to the head of a cluster: its address and token resolved, a tunnel where it needs one, closed at the end."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from cluster.provisioned import aws
+from cluster.provisioned.description import DASHBOARD_PORT, ClusterDescription, Direct, Kubectl, Ssm
+from cluster.provisioned.http import Dashboard
+from cluster.provisioned.kubernetes import KubectlCall, kubectl_call
+from cluster.provisioned.tokens import Secret, token_of, token_of_file
+from cluster.provisioned.tunnel import Tunnel, opened
+from storage.config_file import checked_content, read_mapping
+from storage.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """How the user named a cluster."""
+
+    address: str | None = None
+    """`http://HOST:PORT` of a dashboard, or `HOST:PORT`."""
+    cluster: str | None = None
+    """File that holds a ClusterDescription."""
+    token_file: str | None = None
+    """Goes before what the description says."""
+
+    def __bool__(self) -> bool:
+        return self.address is not None or self.cluster is not None
+
+    @property
+    def options(self) -> str:
+        """The same on a command line."""
+        given = {"--address": self.address, "--cluster": self.cluster, "--token-file": self.token_file}
+        return " ".join(f"{option} {value}" for option, value in given.items() if value is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Connection:
+    """A cluster that answers."""
+
+    dashboard: Dashboard
+    target: Target
+    description: ClusterDescription | None
+    """None where only an address was given."""
+    is_tunnelled: bool
+    ray_version: str
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self.description.name if self.description is not None else self.dashboard.what
+
+
+def read_description(path: str) -> ClusterDescription:
+    """A cluster's file: the object itself, or what `terraform output -json` prints around it.
+
+    Raises UserError naming the file and the field.
+    """
+    content = read_mapping(path)
+    printed = content.get("cluster")
+    if isinstance(printed, dict) and "value" in printed:
+        content = printed["value"]
+        if not isinstance(content, dict):
+            raise UserError(f"{path}: cluster.value: no object; was `terraform apply` run?")
+    return checked_content(path, content, ClusterDescription)
+
+
+@contextmanager
+def connect(target: Target) -> Iterator[Connection]:
+    """Inside, the cluster answers. Raises UserError in one line when it cannot be reached, or wants another token."""
+    if target.address is not None and target.cluster is not None:
+        raise UserError("--address and --cluster: both name a cluster; give one of the two")
+    if not target:
+        raise UserError("which cluster? give --address http://HOST:8265, or --cluster FILE")
+    with ExitStack() as stack:
+        stack.enter_context(_ended_by_signals())
+        dashboard, description, tunnel = _reach(target, stack)
+        version = dashboard.check()["ray_version"]
+        yield Connection(
+            dashboard=dashboard,
+            target=target,
+            description=description,
+            is_tunnelled=tunnel is not None,
+            ray_version=version,
+        )
+
+
+def _reach(target: Target, stack: ExitStack) -> tuple[Dashboard, ClusterDescription | None, Tunnel | None]:
+    given = token_of_file(target.token_file) if target.token_file is not None else None
+    if target.address is not None:
+        url = dashboard_url(target.address, "--address")
+        return Dashboard(url=url, what=f"--address {target.address}", token=given), None, None
+    assert target.cluster is not None
+    description = read_description(target.cluster)
+    access = description.access
+    kubectl = None
+    if isinstance(access, Kubectl):
+        kubectl = stack.enter_context(kubectl_call(access, description.region))
+    token = given or token_of(description, kubectl)
+    what = f"cluster {description.name}"
+    if isinstance(access, Direct):
+        return Dashboard(url=dashboard_url(access.address, "access.address"), what=what, token=token), description, None
+    tunnel = stack.enter_context(opened(_tunnel(description, kubectl)))
+    return _through(tunnel, what, token), description, tunnel
+
+
+def _through(tunnel: Tunnel, what: str, token: Secret | None) -> Dashboard:
+    return Dashboard(url=f"http://127.0.0.1:{tunnel.port}", what=what, token=token, renew=tunnel.renew)
+
+
+def _tunnel(description: ClusterDescription, kubectl: KubectlCall | None) -> Tunnel:
+    access = description.access
+
+    def command(local_port: int) -> list[str]:
+        if isinstance(access, Ssm):
+            return _ssm(aws.head_instance(access.autoscaling_group, description.region), access.port, local_port,
+                        description.region)  # fmt: skip
+        assert isinstance(access, Kubectl)
+        assert kubectl is not None
+        return kubectl.forward(access.service, access.port, local_port)
+
+    return Tunnel(command=command, what=f"cluster {description.name}")
+
+
+def _ssm(instance: str, port: int, local_port: int, region: str | None) -> list[str]:
+    place = ["--region", region] if region is not None else []
+    ports = f"portNumber={port},localPortNumber={local_port}"
+    document = "AWS-StartPortForwardingSession"
+    session = ["--target", instance, "--document-name", document, "--parameters", ports]
+    return ["aws", "ssm", "start-session", *place, *session]
+
+
+def dashboard_url(address: str, field: str) -> str:
+    """`http://HOST:PORT` of what a user wrote. Raises UserError naming the field."""
+    written = address if "://" in address else f"http://{address}"
+    try:
+        parts = urlsplit(written)
+        port = parts.port or (DASHBOARD_PORT if parts.scheme == "http" else None)
+    except ValueError as error:
+        raise UserError(f"{field} {address}: {error}") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+        raise UserError(f"{field} {address}: jobs are submitted to a dashboard, as in http://HOST:{DASHBOARD_PORT}")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}" + (f":{port}" if port is not None else "") + parts.path.rstrip("/")
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Who is told to go, or whose terminal closes, closes the tunnel first."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,132 @@
+"""Requests to a head's dashboard: with the token, with a limit on time, and every failure told in one line."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from cluster.provisioned.errors import ClusterLostError
+from cluster.provisioned.programs import last_line
+from cluster.provisioned.tokens import Secret
+from storage.errors import UserError
+
+TIMEOUT_S = 20.0
+PATIENCE_S = 20.0
+"""How long a question is asked again of a dashboard that answered before: a tunnel may have to be opened anew."""
+PAUSE_S = 1.0
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+UNAUTHORIZED, FORBIDDEN, NOT_FOUND, SERVER_ERROR = 401, 403, 404, 500
+
+
+class NotFoundError(RuntimeError):
+    """The dashboard knows no such thing."""
+
+
+class RefusedError(RuntimeError):
+    """The dashboard did not do what was asked; one line of what it says."""
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect would carry the token elsewhere."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+@dataclass(kw_only=True)
+class Dashboard:
+    """The dashboard of a head at `url`, as `http://HOST:PORT`."""
+
+    url: str
+    what: str
+    """For people: how the user named it."""
+    token: Secret | None = None
+    renew: Callable[[], None] = lambda: None
+    """Called when nothing comes back: a tunnel may be dead inside."""
+    timeout_s: float = TIMEOUT_S
+    patience_s: float = PATIENCE_S
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+    def check(self) -> dict[str, Any]:
+        """The versions that it tells. Raises UserError when nothing answers, something else does, or not to us."""
+        try:
+            status, body = self._once("GET", "/api/version", None)
+        except OSError as error:
+            raise UserError(f"{self.what}: nothing answers there ({_why(error)})") from error
+        self._refuse_token(status)
+        try:
+            found = json.loads(body)
+            return {"ray_version": found["ray_version"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.what}: what answers there is no dashboard of Ray (HTTP {status})") from error
+
+    def get(self, path: str) -> Any:
+        """JSON. Asked again for a while where nothing comes back. Raises NotFoundError, ClusterLostError."""
+        until_s = self.clock() + self.patience_s
+        while True:
+            try:
+                return self.ask("GET", path)
+            except (ClusterLostError, RefusedError) as error:
+                if self.clock() >= until_s:
+                    raise
+                if isinstance(error, ClusterLostError):
+                    self.renew()
+                self.sleep(PAUSE_S)
+
+    def ask(self, method: str, path: str, *, document: Any = None, content: bytes | None = None) -> Any:
+        """JSON, None for an empty answer; asked once. Raises NotFoundError, RefusedError, ClusterLostError."""
+        body = json.dumps(document).encode() if document is not None else content
+        try:
+            status, answer = self._once(method, path, body)
+        except OSError as error:
+            raise ClusterLostError(f"{self.what} does not answer any more ({_why(error)})") from error
+        self._refuse_token(status)
+        text = answer.decode(errors="replace")
+        if status == NOT_FOUND:
+            raise NotFoundError(last_line(text))
+        if status >= http.client.BAD_REQUEST:
+            raise RefusedError(f"{self.what} refused (HTTP {status}): {last_line(text)}")
+        try:
+            return json.loads(text) if text.strip() else None
+        except ValueError:
+            return None
+
+    def _refuse_token(self, status: int) -> None:
+        if status == UNAUTHORIZED:
+            raise UserError(
+                f"{self.what}: the cluster wants a token; give --token-file FILE, or say in the file of --cluster "
+                "where it lies"
+            )
+        if status == FORBIDDEN:
+            raise UserError(f"{self.what}: the cluster refuses this token; give the one that its head was started with")
+
+    def _once(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
+        """Status and body. Raises OSError when there is no answer."""
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        headers |= self.token.headers if self.token is not None else {}
+        request = urllib.request.Request(self.url + path, data=body, method=method, headers=headers)
+        try:
+            with self._opener().open(request, timeout=self.timeout_s) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read()
+        except http.client.HTTPException as error:
+            raise ConnectionError(f"{type(error).__name__}: an answer broke off") from error
+
+    def _opener(self) -> urllib.request.OpenerDirector:
+        proxies = urllib.request.ProxyHandler({} if urlsplit(self.url).hostname in LOOPBACK else None)
+        return urllib.request.build_opener(proxies, _NoRedirect)
+
+
+def _why(error: OSError) -> str:
+    reason = getattr(error, "reason", None) or error
+    return str(getattr(reason, "strerror", None) or reason)

@@ -1,0 +1,73 @@
+"""The token of a cluster: read where its description says, and never written or printed anywhere."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cluster.provisioned import aws
+from cluster.provisioned.description import ClusterDescription, Kubectl, KubernetesSecret, SecretsManager, TokenFile
+from cluster.provisioned.kubernetes import KubectlCall
+from cluster.provisioned.programs import output_of
+from storage.errors import UserError
+
+
+@dataclass(frozen=True)
+class Secret:
+    """A token. What prints it prints stars."""
+
+    value: str = field(repr=False)
+
+    def __str__(self) -> str:
+        return "***"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of a request to the dashboard."""
+        return {"Authorization": f"Bearer {self.value}"}
+
+
+def token_of_file(path: str) -> Secret:
+    """The first and only line of a file."""
+    try:
+        text = Path(path).expanduser().read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"token file {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    return _checked(text, f"token file {path}")
+
+
+def token_of(description: ClusterDescription, kubectl: KubectlCall | None) -> Secret | None:
+    """The token of a described cluster, None if it has none; `kubectl` as the tunnel calls it."""
+    where = description.token
+    if where is None:
+        return None
+    if isinstance(where, TokenFile):
+        return token_of_file(where.path)
+    if isinstance(where, SecretsManager):
+        return _checked(aws.secret(where.arn, description.region), f"secret {where.arn}")
+    assert isinstance(where, KubernetesSecret)
+    if kubectl is None:
+        raise UserError("token: a kubernetes_secret is read by kubectl, but access.kind is not kubectl")
+    return _of_kubernetes(where, description.access, kubectl)
+
+
+def _of_kubernetes(where: KubernetesSecret, access: object, kubectl: KubectlCall) -> Secret:
+    assert isinstance(access, Kubectl)
+    path = where.key.replace(".", "\\.")
+    coded = output_of(kubectl.command("get", "secret", where.name, "-o", f"jsonpath={{.data.{path}}}"))
+    try:
+        text = base64.b64decode(coded, validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError) as error:
+        raise UserError(f"token: secret {where.name}, key {where.key}: not base64 text") from error
+    return _checked(text, f"secret {where.name}, key {where.key}")
+
+
+def _checked(text: str, where: str) -> Secret:
+    token = text.strip()
+    if not token:
+        raise UserError(f"{where}: empty; it must hold the cluster's token")
+    if len(token.split()) > 1 or not token.isascii() or not token.isprintable():
+        raise UserError(f"{where}: more than one word; it must hold the cluster's token and nothing else")
+    return Secret(token)

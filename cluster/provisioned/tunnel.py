@@ -1,0 +1,152 @@
+"""A tunnel: a program of others that forwards a port of loopback to a cluster's head for as long as it is open."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import IO
+
+from cluster.provisioned.programs import last_line, missing
+from storage.errors import UserError
+
+log = logging.getLogger("lexray")
+
+READY_S = 30.0
+"""How long a tunnel may take to open."""
+LOOK_S = 0.1
+RESTARTS_S = (0.5, 1.0, 2.0, 5.0, 10.0)
+"""Pauses between attempts to open a tunnel that died anew; the last one again and again."""
+GRACE_S = 3.0
+"""Between asking the program to end and killing it."""
+
+
+@dataclass(kw_only=True)
+class Tunnel:
+    """One program at a time, in a process group of its own; started anew when it dies until `close`."""
+
+    command: Callable[[int], list[str]]
+    """From the local port to what is run. Asked for each start: the head may be another machine by then."""
+    what: str
+    """For people: what it leads to."""
+    ready_s: float = READY_S
+    port: int = field(init=False)
+    """Of 127.0.0.1."""
+    _process: subprocess.Popen[bytes] | None = None
+    _complaints: IO[bytes] = field(default_factory=tempfile.TemporaryFile)
+    _closed: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _thread: threading.Thread | None = None
+
+    def open(self) -> None:
+        """Start the program and wait until the port answers. Raises UserError with what it complains of."""
+        self.port = free_port()
+        self._start()
+        self._await_port()
+        self._thread = threading.Thread(target=self._watch, name="tunnel", daemon=True)
+        self._thread.start()
+
+    def renew(self) -> None:
+        """Drop a tunnel through which nothing comes; a new one is opened behind."""
+        with self._lock:
+            _end(self._process)
+
+    def close(self) -> None:
+        """End the program and everything that it started."""
+        self._closed.set()
+        with self._lock:
+            _end(self._process)
+        if self._thread is not None:
+            self._thread.join()
+        self._complaints.close()
+
+    def _start(self) -> None:
+        command = self.command(self.port)
+        with self._lock:
+            if self._closed.is_set():
+                return
+            self._complaints.seek(0)
+            self._complaints.truncate()
+            try:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=self._complaints,
+                    start_new_session=True,
+                )
+            except FileNotFoundError as error:
+                raise missing(command[0]) from error
+
+    def _await_port(self) -> None:
+        assert self._process is not None
+        until_s = time.monotonic() + self.ready_s
+        while not answers(self.port):
+            if self._process.poll() is not None:
+                raise UserError(f"tunnel to {self.what}: {self._complaint()}")
+            if time.monotonic() >= until_s:
+                raise UserError(f"tunnel to {self.what}: not open after {self.ready_s:.0f} s ({self._complaint()})")
+            time.sleep(LOOK_S)
+
+    def _complaint(self) -> str:
+        self._complaints.seek(0)
+        said = last_line(self._complaints.read().decode(errors="replace"))
+        code = self._process.poll() if self._process is not None else None
+        return said or ("it says nothing" if code is None else f"it ended with exit code {code} and without a word")
+
+    def _watch(self) -> None:
+        attempt = 0
+        while not self._closed.wait(LOOK_S):
+            assert self._process is not None
+            if self._process.poll() is None:
+                continue
+            log.warning("the tunnel to %s broke (%s); opening it anew", self.what, self._complaint())
+            if self._closed.wait(RESTARTS_S[min(attempt, len(RESTARTS_S) - 1)]):
+                return
+            attempt += 1
+            with suppress(UserError):  # said by the warning of the next round
+                self._start()
+                self._await_port()
+                attempt = 0
+
+
+@contextmanager
+def opened(tunnel: Tunnel) -> Iterator[Tunnel]:
+    """Inside, the tunnel is open."""
+    try:
+        tunnel.open()
+        yield tunnel
+    finally:
+        tunnel.close()
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens at just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(port: int) -> bool:
+    """Whether somebody listens at a port of loopback."""
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _end(process: subprocess.Popen[bytes] | None) -> None:
+    if process is None:
+        return
+    for number in (signal.SIGTERM, signal.SIGKILL):  # the second is for children that are deaf to the first
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_S)
