@@ -7,12 +7,24 @@ whole trials. The first trial in line waits until it fits; none overtakes it, so
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from ray.tune.search import Searcher
 
 from tuning.placement.nodes import Node
 from tuning.trial import TrialRun
 from tuning.trials import Footprint
+
+
+class Source(Protocol):
+    """Where trials come from that are chosen late, by what earlier ones measured."""
+
+    @property
+    def smallest(self) -> Footprint:
+        """What the next one takes at least: it is not chosen before there is room for that."""
+
+    def ask(self) -> list[TrialRun]:
+        """The next one, or none if that was all."""
 
 
 class TrialQueue(Searcher):
@@ -24,17 +36,24 @@ class TrialQueue(Searcher):
         nodes: list[Node],
         on_change: Callable[[TrialRun, bool], None],
         is_over: Callable[[], bool] = lambda: False,
+        source: Source | None = None,
     ) -> None:
         super().__init__(metric="eval/fvu", mode="min")
         self._waiting = list(reversed(runs))
         self._running: dict[str, TrialRun] = {}
         self._cpus = sum(node.cpus for node in nodes)
         self._gpus = sum(node.gpus for node in nodes)
-        self._on_change, self._is_over = on_change, is_over
+        self._on_change, self._is_over, self._source = on_change, is_over, source
 
     def suggest(self, trial_id: str) -> dict | None:
         """The next trial, None while there is no room for it, FINISHED when all were handed out or none may start."""
-        if not self._waiting or self._is_over():
+        if self._is_over():
+            return Searcher.FINISHED  # type: ignore[return-value]
+        if not self._waiting and self._source is not None:
+            if not self._has_room(self._source.smallest):
+                return None
+            self._waiting += self._source.ask()
+        if not self._waiting:
             return Searcher.FINISHED  # type: ignore[return-value]
         if not self._has_room(self._waiting[-1].trial.footprint):
             return None

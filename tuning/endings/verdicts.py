@@ -36,6 +36,8 @@ from tuning.trials import Trial
 log = logging.getLogger("lexray")
 
 RUNGS = "rungs.json"
+_ROWS = ("dataset_id", "inputs", "outputs", "batch_rows", "seed", "held_out", "drop_special", "max_norm_ratio")
+"""What of the data has to be equal for FVUs to be compared."""
 _READERS = 16
 """Small files read at once: from an object store each of them costs a round trip."""
 
@@ -70,8 +72,8 @@ class Judge:
     folder: SweepFolder
     rules: StopRules
     me: Contender
-    others: tuple[Contender, ...]
-    """The sweep's other trials that may be compared with it."""
+    others: tuple[Contender, ...] | None
+    """The sweep's other trials that may be compared with it; None: those that the folder knows of when it judges."""
     rungs: tuple[int, ...]
     """Steps at which it is judged."""
 
@@ -107,9 +109,10 @@ class Judge:
 
     def _reached(self, key: str) -> Iterable[Reached]:
         """The others that have measured at this step."""
+        others = self.others if self.others is not None else contenders_in(self.folder, self.me)
         with ThreadPoolExecutor(_READERS) as readers:
-            stores = [self.folder.trial_store(other.trial) for other in self.others]
-            for other, rungs in zip(self.others, readers.map(read_rungs, stores), strict=True):
+            stores = [self.folder.trial_store(other.trial) for other in others]
+            for other, rungs in zip(others, readers.map(read_rungs, stores), strict=True):
                 if key in rungs.measures:
                     yield Reached(contender=other, measure=Measure(**rungs.measures[key]))
 
@@ -149,6 +152,27 @@ def judges(folder: SweepFolder, trials: Sequence[Trial], rules: StopRules) -> di
     }
 
 
+def judge_of_all(folder: SweepFolder, trial: Trial, rules: StopRules) -> Judge:
+    """The judge of a trial in a sweep that chooses its trials while it runs."""
+    return Judge(folder=folder, rules=rules, me=contender(trial), others=None, rungs=rungs_of(rules, trial))
+
+
+def contenders_in(folder: SweepFolder, me: Contender) -> tuple[Contender, ...]:
+    """The trials with a record in the folder that may be compared with this one."""
+    with ThreadPoolExecutor(_READERS) as readers:
+        found = list(readers.map(lambda trial: _recorded(folder, trial), folder.store.list_folders("trials")))
+    return tuple(o for o in found if o is not None and o.comparable == me.comparable and o.trial != me.trial)
+
+
+def _recorded(folder: SweepFolder, trial: str) -> Contender | None:
+    try:
+        record = folder.read_trial(trial)
+        return None if record is None else _contender(trial, dict(record.config))
+    except (CorruptDataError, UserError, KeyError) as error:
+        log.warning("%s/trials/%s is not judged by: %s", folder.store.url, trial, error)
+        return None
+
+
 def rungs_of(rules: StopRules, trial: Trial) -> tuple[int, ...]:
     """Steps at which a trial is judged."""
     return rung_steps(rules, trial.config.num_steps, trial.config.every.evaluate)
@@ -168,13 +192,16 @@ def check_rungs(rules: StopRules, trials: Sequence[Trial]) -> None:
 
 def contender(trial: Trial) -> Contender:
     """A trial as the rules see it."""
-    config = trial.config.to_dict()
+    return _contender(trial.id, trial.config.to_dict())
+
+
+def _contender(trial: str, config: dict[str, Any]) -> Contender:
     dictionary, data = config["dictionary"], config["data"]
     made = architecture(dictionary["architecture"])
-    comparable = [dictionary["width"], data["inputs"], data["outputs"], data["batch_rows"], config["rows"]]
+    comparable = [dictionary["width"], config["rows"], *(data[name] for name in _ROWS)]
     del config["seed"], config["mesh"]
     return Contender(
-        trial=trial.id,
+        trial=trial,
         configuration=hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16],
         target_l0=float(dictionary["target_l0"]),
         comparable=json.dumps(comparable),

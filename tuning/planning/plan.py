@@ -78,6 +78,9 @@ class Plan:
     speeds: dict[str, Speed]
     """What the times were computed from, by kind of trial."""
     warnings: list[str]
+    chosen_later: int = 0
+    """Trials that a search chooses while the sweep runs. Every number is then an upper bound, and `trials` has the
+    largest that it could choose of each architecture."""
 
     @property
     def to_do(self) -> list[TrialPlan]:

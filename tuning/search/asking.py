@@ -70,6 +70,10 @@ class Search:
     def __post_init__(self) -> None:
         self._questions = questions(self.sweep)
 
+    def fitted(self, fit: Callable[[Trial], Trial]) -> Search:
+        """The same with a choice of meshes. Raises UserError for a corner of the axes that has no room."""
+        return replace(self, fit=fit, bounds=[fit(trial) for trial in self.bounds])
+
     def told(self, *trials: Trial) -> None:
         """These trials ended, however they did."""
         with ThreadPoolExecutor(_READERS) as readers:
