@@ -1,23 +1,36 @@
-"""The window servers of a sweep: one on each node, within the memory that the node has for streams."""
+"""The window servers of a sweep: one on each node that has workers, within the memory that the node has for streams."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from storage.chunk_cache import CacheSettings
 from storage.manifest import Manifest
 from storage.server import start_server
-from storage.stream_memory import NodeMemory, StreamMemory, StreamShape, check_memory, stream_memory, stream_shape
+from storage.stream_memory import (
+    NodeMemory,
+    StreamMemory,
+    StreamShape,
+    check_memory,
+    node_memory,
+    stream_memory,
+    stream_shape,
+)
 from tuning.placement.nodes import Node
 from tuning.planning.row_counts import RowCounts
 from tuning.trials import Trial
 
 log = logging.getLogger("lexray")
+
+IDLE_S = 30.0
+"""How long a server stays on a node without workers: the next trial may come at once, and finds its windows."""
 
 
 def shape_of(trial: Trial, manifest: Manifest, counts: RowCounts) -> StreamShape:
@@ -52,26 +65,79 @@ def refuse_streams(
             check_memory(wanted, object_store_bytes=store_bytes, node=machine)
 
 
+@dataclass(kw_only=True)
+class WindowServers:
+    """Starts a server where workers are about to come, and ends it when they are gone. They end with this process."""
+
+    trials: Sequence[Trial]
+    """Those that may run, and with `shapes` what decides how much a server keeps."""
+    shapes: Sequence[StreamShape]
+    cache: CacheSettings | None
+    _servers: dict[str, Any] = field(default_factory=dict)
+    _used_s: dict[str, float] = field(default_factory=dict)
+
+    def check(self, nodes: Mapping[str, Node]) -> None:
+        """Raise UserError when a living node has no room for what its server would hold; say what that is."""
+        needed = {node_id: self._memory(node_id, node) for node_id, node in nodes.items()}
+        for line in sorted({str(memory) for memory, _ in needed.values()}):
+            log.info(line)
+        found = _memory_of_nodes(list(nodes))
+        for node_id, (memory, store_bytes) in needed.items():
+            check_memory(memory, object_store_bytes=store_bytes, node=found[node_id])
+
+    def on(self, nodes: Mapping[str, Node]) -> dict[str, Any]:
+        """The servers of these nodes, by node id; started where there is none."""
+        for node_id in [node_id for node_id in nodes if node_id not in self._servers]:
+            memory, _ = self._memory(node_id, nodes[node_id])
+            self._servers[node_id] = start_server(node_id, keep_bytes=memory.kept, cache=self.cache)
+        return {node_id: self._servers[node_id] for node_id in nodes}
+
+    def keep_only(self, used: Collection[str], alive: Collection[str], now_s: float) -> None:
+        """End the servers of nodes that have been without workers for a while, or are gone."""
+        self._used_s |= dict.fromkeys(used, now_s)
+        for node_id in list(self._servers):
+            idle_s = now_s - self._used_s.setdefault(node_id, now_s)
+            if node_id not in alive or (node_id not in used and idle_s >= IDLE_S):
+                self._end(node_id)
+
+    def close(self) -> None:
+        for node_id in list(self._servers):
+            self._end(node_id)
+
+    def _end(self, node_id: str) -> None:
+        ray.kill(self._servers.pop(node_id))
+        self._used_s.pop(node_id, None)
+
+    def _memory(self, node_id: str, node: Node) -> tuple[StreamMemory, int]:
+        """What a node's streams take, and the size of its object store."""
+        stores = {node["NodeID"]: int(node["Resources"].get("object_store_memory", 0)) for node in ray.nodes()}
+        consumers = most_workers(self.trials, node)
+        store_bytes = stores.get(node_id, 0)
+        return stream_memory(self.shapes, consumers=consumers, object_store_bytes=store_bytes), store_bytes
+
+
+def _memory_of_nodes(node_ids: Sequence[str]) -> dict[str, NodeMemory]:
+    """What each node says of its own memory."""
+    own = ray.get_runtime_context().get_node_id()
+    asked = {
+        node_id: ray.remote(node_memory)
+        .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False))
+        .remote()
+        for node_id in node_ids
+        if node_id != own
+    }
+    found = dict(zip(asked, ray.get(list(asked.values())), strict=True))
+    return found | ({own: node_memory()} if own in node_ids else {})
+
+
 @contextmanager
 def window_servers(
     trials: Sequence[Trial], shapes: Sequence[StreamShape], nodes: dict[str, Node], cache: CacheSettings | None
 ) -> Iterator[dict[str, Any]]:
     """A window server on each node, by node id. Raises UserError when a node has no room for what they will hold."""
-    store_bytes = {node["NodeID"]: int(node["Resources"].get("object_store_memory", 0)) for node in ray.nodes()}
-    memory: dict[str, StreamMemory] = {}
-    servers: dict[str, Any] = {}
+    servers = WindowServers(trials=trials, shapes=shapes, cache=cache)
     try:
-        for node_id, node in nodes.items():
-            memory[node_id] = stream_memory(
-                shapes, consumers=most_workers(trials, node), object_store_bytes=store_bytes[node_id]
-            )
-            servers[node_id] = start_server(node_id, keep_bytes=memory[node_id].kept, cache=cache)
-        for line in sorted({str(of_node) for of_node in memory.values()}):
-            log.info(line)
-        for node_id, server in servers.items():
-            found = ray.get(server.memory.remote())
-            check_memory(memory[node_id], object_store_bytes=store_bytes[node_id], node=found)
-        yield servers
+        servers.check(nodes)
+        yield servers.on(nodes)
     finally:
-        for server in servers.values():
-            ray.kill(server)
+        servers.close()

@@ -18,6 +18,19 @@ class MeshBlock(FileModel):
     """Parts into which the latents are split; the width must be a multiple."""
 
 
+class ElasticBlock(FileModel):
+    """How the mesh of a running trial follows the nodes that there are. The trial it becomes is the same."""
+
+    min_data: int = Field(default=1, gt=0)
+    """Workers over which rows are split when nodes are lost and the mesh asked for cannot be had; at least so many."""
+    max_data: int | None = Field(default=None, gt=0)
+    """The most workers over which rows are split when nodes join a running sweep; by default those asked for."""
+    shrink_after_s: float = Field(default=300.0, ge=0)
+    """How long a trial waits for nodes that an autoscaler may still add before it goes on with what is left."""
+    grow_after_s: float = Field(default=60.0, ge=0)
+    """How long there must have been room for more workers before a running trial takes them."""
+
+
 class ResourcesBlock(FileModel):
     """What one trial gets."""
 
@@ -38,6 +51,9 @@ class ResourcesBlock(FileModel):
     """For debugging: compare the rows that the workers have of every batch, each planned row once."""
     timeout_s: float = Field(default=600.0, ge=1)
     """How long the workers of a trial wait for each other before the silent ones are named and all start again."""
+
+    elastic: ElasticBlock = ElasticBlock()
+    """What happens when nodes are lost or join."""
 
     @model_validator(mode="after")
     def _one_mesh(self) -> ResourcesBlock:

@@ -55,11 +55,11 @@ def meshes(config: TrainingConfig, rooms: Sequence[Room]) -> Iterator[MeshConfig
             data = workers // feature
             if sum(room.workers // feature for room in rooms) >= data:
                 mesh = replace(config.mesh, data=data, feature=feature)
-                if _is_allowed(config, mesh):
+                if is_allowed(config, mesh):
                     yield mesh
 
 
-def _is_allowed(config: TrainingConfig, mesh: MeshConfig) -> bool:
+def is_allowed(config: TrainingConfig, mesh: MeshConfig) -> bool:
     """Whether this dictionary and its rows can be split so."""
     parts = mesh.row_parts(config.dictionary)
     try:

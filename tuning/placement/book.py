@@ -1,0 +1,203 @@
+"""The book of who has which nodes, kept for one sweep. Plain values in, plain values out: no Ray."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from training.config import MeshConfig
+from tuning.placement.nodes import Node, place
+from tuning.trials import Footprint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """A mesh on which a trial can run, and what its workers take."""
+
+    mesh: MeshConfig
+    footprint: Footprint
+
+    def on(self, nodes: Mapping[str, Node]) -> tuple[str, ...] | None:
+        """The node of each worker; None when they have no room."""
+        return place(self.footprint, self.mesh.feature, nodes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """The meshes of a trial, the largest first."""
+
+    all: tuple[Wish, ...]
+    preferred: int = 0
+    """Which of them the sweep file asks for: the trial starts on it; those before it are for growing."""
+    shrink_after_s: float = 300.0
+    """How long the preferred mesh is waited for when nodes for it may still come."""
+    grow_after_s: float = 60.0
+    """How long a larger mesh must have had room before a running trial moves to it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeState:
+    """A living node."""
+
+    total: Node
+    available: Node
+    """What nobody has, as Ray counts: neither this sweep nor others."""
+    is_leaving: bool = False
+    """It was told that it will be taken away."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """The cluster at one moment."""
+
+    nodes: Mapping[str, NodeState]
+    """The living nodes by their ids."""
+    to_come: Mapping[str, Node] = field(default_factory=dict)
+    """Nodes that an autoscaler could still add, under names of their own."""
+
+
+@dataclass(kw_only=True)
+class Claim:
+    """The nodes that a trial has."""
+
+    wish: Wish
+    nodes: tuple[str, ...]
+    """Node of each worker in the order of ranks."""
+    is_taken: bool = False
+    """Whether its attempt has begun."""
+    larger_since_s: float | None = None
+    """Since when a larger mesh would have room."""
+
+
+@dataclass(kw_only=True)
+class Waiting:
+    """A trial without nodes."""
+
+    name: str
+    wish: Wish
+    since_s: float
+
+
+@dataclass(kw_only=True)
+class Book:
+    """Claims of running trials, and who waits."""
+
+    claims: dict[str, Claim] = field(default_factory=dict)
+    waiting: dict[str, Waiting] = field(default_factory=dict)
+
+    def claim(self, trial: str, name: str, wishes: Wishes, view: View, now_s: float) -> Claim | None:
+        """Nodes for the trial, which gives back those it had; None while it has to wait."""
+        self.claims.pop(trial, None)
+        since_s = self.waiting[trial].since_s if trial in self.waiting else now_s
+        free = self.free(view)
+        for wish in _acceptable(wishes, view, waited_s=now_s - since_s):
+            nodes = wish.on(free)
+            if nodes is not None:
+                self.waiting.pop(trial, None)
+                self.claims[trial] = Claim(wish=wish, nodes=nodes)
+                return self.claims[trial]
+        self.waiting[trial] = Waiting(name=name, wish=wishes.all[wishes.preferred], since_s=since_s)
+        return None
+
+    def release(self, trial: str) -> None:
+        """The trial needs no nodes any more, and waits for none."""
+        self.claims.pop(trial, None)
+        self.waiting.pop(trial, None)
+
+    def free(self, view: View) -> dict[str, Node]:
+        """What this sweep may still take of each node that stays."""
+        taken = self._taken()
+        left = {node_id: _less_others(state, taken[node_id]) for node_id, state in view.nodes.items()}
+        return {node_id: left[node_id] for node_id, state in view.nodes.items() if not state.is_leaving}
+
+    def should_move(self, trial: str, wishes: Wishes, view: View, now_s: float) -> bool:
+        """Whether a running trial should save its state and be placed anew: a node of it leaves, or it can grow."""
+        claim = self.claims.get(trial)
+        if claim is None:
+            return False
+        if any(view.nodes[node_id].is_leaving for node_id in claim.nodes if node_id in view.nodes):
+            return True
+        if self.waiting or not self._can_grow(trial, claim, wishes, view):
+            claim.larger_since_s = None
+            return False
+        claim.larger_since_s = now_s if claim.larger_since_s is None else claim.larger_since_s
+        return now_s - claim.larger_since_s >= wishes.grow_after_s
+
+    def _can_grow(self, trial: str, claim: Claim, wishes: Wishes, view: View) -> bool:
+        larger = [wish for wish in wishes.all if wish.footprint.workers > claim.wish.footprint.workers]
+        alone = Book(claims={other: c for other, c in self.claims.items() if other != trial})
+        free = alone.free(_with_room_back(view, claim))
+        return any(wish.on(free) is not None for wish in larger)
+
+    def _taken(self) -> dict[str, tuple[float, float]]:
+        """CPUs and GPUs that this sweep has on each node."""
+        taken: dict[str, tuple[float, float]] = {}
+        for claim in self.claims.values():
+            for node_id, workers in Counter(claim.nodes).items():
+                cpus, gpus = taken.get(node_id, (0.0, 0.0))
+                footprint = claim.wish.footprint
+                taken[node_id] = cpus + workers * footprint.cpus_per_worker, gpus + workers * footprint.gpus_per_worker
+        return _Zero(taken)
+
+    def used_nodes(self) -> set[str]:
+        """Nodes on which some worker is, or is about to be."""
+        return {node_id for claim in self.claims.values() for node_id in claim.nodes}
+
+    def lines(self, now_s: float) -> list[str]:
+        """Who waits for what and for how long, one line each."""
+        return [f"{w.name} waits for {_said(w.wish)}, {_duration(now_s - w.since_s)}" for w in self.waiting.values()]
+
+
+class _Zero(dict[str, tuple[float, float]]):
+    def __missing__(self, node_id: str) -> tuple[float, float]:
+        return 0.0, 0.0
+
+
+def _less_others(state: NodeState, own: tuple[float, float]) -> Node:
+    """What a node has besides what this sweep claimed and what others use: all that is in use and not its own."""
+    cpus, gpus = own
+    total, available = state.total, state.available
+    others_cpus = max(0.0, total.cpus - available.cpus - cpus)
+    others_gpus = max(0.0, total.gpus - available.gpus - gpus)
+    return replace(total, cpus=total.cpus - cpus - others_cpus, gpus=total.gpus - gpus - others_gpus)
+
+
+def _with_room_back(view: View, claim: Claim) -> View:
+    """The cluster as it would be without the trial that has this claim."""
+    nodes = dict(view.nodes)
+    footprint = claim.wish.footprint
+    for node_id in claim.nodes:
+        if node_id in nodes:
+            state = nodes[node_id]
+            available = replace(
+                state.available,
+                cpus=min(state.total.cpus, state.available.cpus + footprint.cpus_per_worker),
+                gpus=min(state.total.gpus, state.available.gpus + footprint.gpus_per_worker),
+            )
+            nodes[node_id] = replace(state, available=available)
+    return replace(view, nodes=nodes)
+
+
+def _acceptable(wishes: Wishes, view: View, *, waited_s: float) -> Sequence[Wish]:
+    """The meshes that a trial takes now: the preferred one as long as it can be had, then what is left."""
+    smaller = wishes.all[wishes.preferred :]
+    staying = {node_id: state.total for node_id, state in view.nodes.items() if not state.is_leaving}
+    possible = next((i for i, wish in enumerate(smaller) if wish.on(staying) is not None), len(smaller))
+    if possible == 0:
+        return smaller[:1]
+    if smaller[0].on({**staying, **view.to_come}) is not None and waited_s < wishes.shrink_after_s:
+        return smaller[:1]
+    return smaller[possible:]
+
+
+def _said(wish: Wish) -> str:
+    footprint, group = wish.footprint, wish.mesh.feature
+    per_worker = f"{footprint.cpus_per_worker:g} CPU"
+    if footprint.gpus_per_worker:
+        per_worker += f" and {footprint.gpus_per_worker:g} GPU"
+    return f"{footprint.workers} workers of {per_worker}" + (f", {group} on one node" if group > 1 else "")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,45 @@
+"""What the connected Ray cluster has at the moment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ray
+from ray._private.state import available_resources_per_node, state
+
+from tuning.placement.book import NodeState, View
+from tuning.placement.nodes import Node
+
+MAX_TO_COME = 64
+"""Nodes to come that are looked at, of each kind: no trial is wider."""
+
+
+def cluster_view() -> View:
+    """Living nodes, what is free on them, which are told to leave, and what an autoscaler could add."""
+    available = available_resources_per_node()
+    leaving = state.get_draining_nodes()
+    alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+    nodes = {
+        node_id: NodeState(
+            total=_node(node["Resources"]),
+            available=_node(available.get(node_id, node["Resources"])),
+            is_leaving=node_id in leaving,
+        )
+        for node_id, node in alive.items()
+    }
+    return View(nodes=nodes, to_come=dict(_to_come(list(alive.values()))))
+
+
+def _node(resources: Mapping[str, float]) -> Node:
+    return Node(*(float(resources.get(name, 0.0)) for name in ("CPU", "GPU", "memory")))
+
+
+def _to_come(alive: list[dict[str, Any]]) -> Iterator[tuple[str, Node]]:
+    """Nodes that are not there yet: of each group of the autoscaler as many as it may still start."""
+    config = state.get_cluster_config()
+    for group in config.node_group_configs if config is not None else ():
+        there = sum(node.get("Labels", {}).get("ray.io/node-group") == group.name for node in alive)
+        most = group.max_count if group.max_count >= 0 else MAX_TO_COME
+        for number in range(min(most - there, MAX_TO_COME)):
+            yield f"{group.name}/{number}", _node(dict(group.resources))
