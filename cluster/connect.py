@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 
+from cluster.provisioned.description import Liveness
 from storage.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,6 +50,7 @@ def connected(address: str | None) -> Iterator[None]:
 
 
 def _start_local() -> None:
+    os.environ.update({name: value for name, value in Liveness().ray_env.items() if name not in os.environ})
     ray.init(
         address="local",
         include_dashboard=True,  # Ray Train frees the workers of stopped trials through it

@@ -1,0 +1,71 @@
+"""Asking many nodes at once, each question with a time limit: who does not answer is told so, and holds up nobody."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from cluster.doctor.findings import Unknown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deadline:
+    """The end of the whole run."""
+
+    ends_s: float
+    """By `clock`."""
+    clock: Callable[[], float] = time.monotonic
+    """Seconds."""
+
+    @staticmethod
+    def after(seconds: float, clock: Callable[[], float] = time.monotonic) -> Deadline:
+        return Deadline(ends_s=clock() + seconds, clock=clock)
+
+    @property
+    def left_s(self) -> float:
+        return max(0.0, self.ends_s - self.clock())
+
+    def until(self, limit_s: float) -> float:
+        """When a question that may take `limit_s` is given up."""
+        return min(self.ends_s, self.clock() + limit_s)
+
+
+class Asked(NamedTuple):
+    """One question to several nodes."""
+
+    refs: Mapping[str, Any]
+    """By name of the node."""
+    asked_s: float
+    until_s: float
+
+
+def answers(asked: Asked, deadline: Deadline) -> dict[str, Any]:
+    """What each node said, or `Unknown` with the reason why it said nothing."""
+    names = {ref: name for name, ref in asked.refs.items()}
+    if not names:
+        return {}
+    timeout_s = max(0.0, asked.until_s - deadline.clock())
+    done, _ = ray.wait(list(names), num_returns=len(names), timeout=timeout_s)
+    waited_s = max(0.0, asked.until_s - asked.asked_s)
+    silent = {name: Unknown(f"no answer in {waited_s:.0f} s") for name in names.values()}
+    return silent | {names[ref]: _answer(ref) for ref in done}
+
+
+def _answer(ref: Any) -> Any:
+    try:
+        return ray.get(ref)
+    except RayTaskError as error:
+        cause = error.cause or error
+        return Unknown(f"{type(cause).__name__}: {first_line(cause)}")
+    except RayError as error:
+        return Unknown(f"{type(error).__name__}: {first_line(error)}")
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,124 @@
+"""The doors of a cluster's head: whether its dashboard answers, with and without a token, and where it listens."""
+
+from __future__ import annotations
+
+import fcntl
+import ipaddress
+import socket
+import struct
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import ray
+from ray._private import ray_constants
+from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
+from ray.experimental.internal_kv import _internal_kv_get
+
+from cluster.doctor.findings import DashboardFacts, Listening, Unknown
+
+ASK_TIMEOUT_S = 4
+_LISTEN, _GET_ADDRESS = "0A", 0x8915
+_PATH = "/api/version"
+
+
+def dashboard_url() -> str | Unknown:
+    """Where the dashboard of the connected cluster says it is."""
+    found = _internal_kv_get(ray_constants.DASHBOARD_ADDRESS, namespace=ray_constants.KV_NAMESPACE_DASHBOARD)
+    if not found:
+        return Unknown("this Ray runs without its dashboard")
+    address = found.decode()
+    return address if "://" in address else f"http://{address}"
+
+
+def look_at_dashboard() -> DashboardFacts | Unknown:
+    """On the head: ask with and without a token, and see who else may."""
+    url = dashboard_url()
+    if isinstance(url, Unknown):
+        return url
+    gcs_port = int(ray.get_runtime_context().gcs_address.rpartition(":")[2])
+    return DashboardFacts(
+        url=url,
+        with_token=ask_dashboard(url),
+        without_token=http_status(url + _PATH, {}),
+        listening=_listening(urlsplit(url).port or 80, gcs_port),
+    )
+
+
+def ask_dashboard(url: str) -> int | Unknown:
+    """HTTP status of a request as Ray's own clients make it."""
+    return http_status(url + _PATH, get_auth_headers_if_auth_enabled({}))
+
+
+def http_status(url: str, headers: Mapping[str, str], data: bytes | None = None) -> int | Unknown:
+    """Status of a request that goes through no proxy for addresses of the cluster."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    return status_of(opener, urllib.request.Request(url, data=data, headers=dict(headers)))
+
+
+def status_of(opener: urllib.request.OpenerDirector, request: urllib.request.Request) -> int | Unknown:
+    """The answer's status, whatever it is; unknown when none comes."""
+    try:
+        with opener.open(request, timeout=ASK_TIMEOUT_S) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except (OSError, ValueError) as error:
+        return Unknown(f"no answer ({getattr(error, 'reason', error)})")
+
+
+def _listening(dashboard_port: int, gcs_port: int) -> Listening | Unknown:
+    rows: list[str] = []
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            rows += Path(table).read_text().splitlines()[1:]
+        except OSError as error:
+            if table.endswith("tcp"):
+                return Unknown(f"listening ports cannot be read on this system ({error.strerror})")
+    return Listening(
+        dashboard=listening_addresses(rows, dashboard_port),
+        gcs=listening_addresses(rows, gcs_port),
+        public=public_addresses(_interface_addresses()),
+    )
+
+
+def listening_addresses(rows: Iterable[str], port: int) -> tuple[str, ...]:
+    """Addresses at which a port is open, from rows of /proc/net/tcp and tcp6."""
+    found = set()
+    for row in rows:
+        _, local, _, state = row.split()[:4]
+        address, _, local_port = local.partition(":")
+        if state == _LISTEN and int(local_port, 16) == port:
+            found.add(_address(address))
+    return tuple(sorted(found))
+
+
+def _address(text: str) -> str:
+    """The kernel writes addresses as words of 32 bits in the machine's order."""
+    words = b"".join(struct.pack("=I", int(text[i : i + 8], 16)) for i in range(0, len(text), 8))
+    address = ipaddress.ip_address(words)
+    mapped = getattr(address, "ipv4_mapped", None)
+    return str(mapped or address)
+
+
+def public_addresses(addresses: Iterable[str]) -> tuple[str, ...]:
+    """Those that the internet can route to."""
+    return tuple(sorted(address for address in addresses if ipaddress.ip_address(address).is_global))
+
+
+def _interface_addresses() -> list[str]:
+    """Addresses (IPv4, and IPv6 where the kernel lists them) of this machine's interfaces."""
+    found = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        for _, name in socket.if_nameindex():
+            try:
+                answer = fcntl.ioctl(asked.fileno(), _GET_ADDRESS, struct.pack("256s", name.encode()[:15]))
+            except OSError:  # an interface without an address
+                continue
+            found.append(socket.inet_ntoa(answer[20:24]))
+    ipv6 = Path("/proc/net/if_inet6")
+    if ipv6.exists():
+        found += [str(ipaddress.ip_address(bytes.fromhex(row.split()[0]))) for row in ipv6.read_text().splitlines()]
+    return found

@@ -1,0 +1,168 @@
+"""Gathers the findings from the connected cluster: a probe on each node, questions side by side, one deadline."""
+
+from __future__ import annotations
+
+import functools
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from cluster.doctor.asking import Asked, Deadline
+from cluster.doctor.findings import (
+    NOT_ASKED,
+    AllReduce,
+    BucketRegion,
+    DashboardFacts,
+    Findings,
+    MachineFacts,
+    NodeReport,
+    Unknown,
+)
+from cluster.doctor.machine import versions
+from cluster.doctor.probe import Clock
+from cluster.doctor.rounds import STORE_S, read_clocks, shared_by_all, sum_over, unreached
+from cluster.doctor.scene import SHORT_ID, Living, Scene, nodes_of, probed
+from cluster.doctor.store_checks import is_s3
+from cluster.doctor.wandb_host import look_at_wandb
+from storage.objects.settings import StorageSettings
+from storage.store import Store
+
+LOOK_S = 6.0
+"""Longest that a node may take to look at itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the doctor is asked to look at, besides the cluster itself."""
+
+    data_url: str | None = None
+    output_url: str | None = None
+    storage: StorageSettings = field(default_factory=StorageSettings)
+    cache_dir: str | None = None
+    cache_bytes: int = 0
+    wandb_mode: str = "auto"
+    region: str | None = None
+    """Where the nodes run, as the cluster's description says."""
+
+
+def gather(request: Request, deadline: Deadline, clock_of: Callable[[str], Clock] = lambda name: time.time) -> Findings:
+    """Everything about the connected cluster, in the time there is. `clock_of` gives a node's clock by its name."""
+    living, dead = nodes_of(ray.nodes())
+    with ThreadPoolExecutor(1) as here, probed(living, deadline, clock_of) as scene:
+        wandb = here.submit(look_at_wandb, request.wandb_mode)
+        stores = _Stores(scene=scene, request=request)
+        asked = stores.ask()
+        machines = scene.answers(scene.ask(LOOK_S, lambda node, probe: _look(node, probe, request)))
+        dashboard = scene.of_head(scene.ask(LOOK_S, lambda node, probe: probe.dashboard.remote(), only_head=True))
+        told: dict[str, dict[str, Any]] = {
+            "dashboard": _reach_dashboard(scene, dashboard),
+            "clock": read_clocks(scene),
+            "unreached": unreached(scene),
+        }
+        gloo, nccl = _sums(scene, machines, is_cut=bool(told["unreached"]))
+        told |= stores.answers(asked)
+        return Findings(
+            client_versions=versions(),
+            nodes=tuple(_report(node, machines.get(node.name) or scene.silent[node.name], told) for node in living),
+            dead=tuple(dead),
+            dashboard=dashboard,
+            regions=stores.regions(),
+            data_url=request.data_url,
+            output_url=request.output_url,
+            storage=request.storage,
+            cache_bytes=request.cache_bytes,
+            gloo=gloo,
+            nccl=nccl,
+            wandb=wandb.result(),
+        )
+
+
+def _look(node: Living, probe: Any, request: Request) -> Any:
+    return probe.machine.remote(node.is_head, request.cache_dir)
+
+
+def _report(node: Living, machine: MachineFacts | Unknown, told: Mapping[str, Mapping[str, Any]]) -> NodeReport:
+    """What is known of a node: its fields that somebody asked for."""
+    return NodeReport(
+        name=node.name,
+        is_head=node.is_head,
+        gpus=node.resources.get("GPU", 0.0),
+        object_store_bytes=int(node.resources.get("object_store_memory", 0)),
+        machine=machine,
+        **{field_: answers[node.name] for field_, answers in told.items() if node.name in answers},
+    )
+
+
+def _reach_dashboard(scene: Scene, dashboard: DashboardFacts | Unknown) -> dict[str, int | Unknown]:
+    if isinstance(dashboard, Unknown):
+        return {}
+    return scene.answers(scene.ask(LOOK_S, lambda node, probe: probe.ask_dashboard.remote(dashboard.url)))
+
+
+def _sums(
+    scene: Scene, machines: Mapping[str, Any], *, is_cut: bool
+) -> tuple[AllReduce | Unknown, AllReduce | Unknown]:
+    """All-reduces over all nodes, and over those with GPUs; none where nodes cannot reach each other anyway."""
+    if is_cut:
+        return NOT_ASKED, NOT_ASKED
+    with_gpus = [name for name, found in machines.items() if isinstance(found, MachineFacts) and found.has_devices]
+    return sum_over(scene, "gloo", list(machines)), sum_over(scene, "nccl", with_gpus)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stores:
+    """What nodes can do with the data and the output; asked first, since a store may take its time."""
+
+    scene: Scene
+    request: Request
+
+    def ask(self) -> dict[str, Asked]:
+        """Questions under way, by the field that their answers go to."""
+        request, settings = self.request, self.request.storage
+        numbers = {node.name: number for number, node in enumerate(self.scene.nodes)}
+        asked = {}
+        if request.data_url is not None:
+            asked["data"] = self._each(lambda n, p: p.data.remote(request.data_url, settings, numbers[n.name]))
+        if request.output_url is not None:
+            asked["output"] = self._each(lambda n, p: p.output.remote(request.output_url, settings, _key(n.id)))
+        if is_s3(request.data_url) or is_s3(request.output_url):
+            asked["identity"] = self._each(lambda n, p: p.identity.remote(settings))
+        return asked
+
+    def answers(self, asked: Mapping[str, Asked]) -> dict[str, dict[str, Any]]:
+        """By field and name of the node. Nothing that the probes wrote is left behind."""
+        told = {field_: self.scene.answers(question) for field_, question in asked.items()}
+        url = self.request.output_url
+        if url is not None:
+            if len(self.scene.nodes) > 1 and Store.at(url).local_path is not None:
+                told["output"] |= shared_by_all(self.scene, url, self.request.storage, _key("shared"))
+            self.scene.answers(self._each(lambda node, probe: probe.tidy.remote()))
+        return told
+
+    def regions(self) -> tuple[BucketRegion, ...]:
+        """Of the buckets of the data and the output, as the head is told."""
+        urls = [url for url in (self.request.data_url, self.request.output_url) if url is not None and is_s3(url)]
+        of_buckets = {url.split("://", 1)[1].split("/", 1)[0]: url for url in reversed(urls)}
+        told = []
+        for url in of_buckets.values():
+            asked = self.scene.ask(STORE_S, functools.partial(self._region, url), only_head=True)
+            answer = self.scene.of_head(asked)
+            is_told = isinstance(answer, BucketRegion)
+            told.append(answer if is_told else BucketRegion(url=url, bucket=answer, asked=None, nodes=None))
+        return tuple(told)
+
+    def _region(self, url: str, node: Living, probe: Any) -> Any:
+        return probe.region.remote(url, self.request.storage, self.request.region)
+
+    def _each(self, question: Callable[[Living, Any], Any]) -> Asked:
+        return self.scene.ask(STORE_S, question)
+
+
+def _key(name: str) -> str:
+    """A key that no other run of the doctor uses."""
+    return f".lexray-doctor-{name[:SHORT_ID]}-{uuid.uuid4().hex[:8]}"

@@ -1,0 +1,177 @@
+"""Looks at the node that it runs on. Linux tells; elsewhere findings are unknown, with the reason."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from cluster.doctor.findings import NOT_ASKED, Device, Disk, MachineFacts, Unknown
+from cluster.doctor.machine_checks import CODE
+from storage.stream_memory import node_memory
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PACKAGES = ("cluster", "tuning", "training", "storage")
+LIBRARIES = ("ray", "torch", "deepspeed")
+SHARED_MEMORY, FABRICS = "/dev/shm", "/sys/class/infiniband"
+_CGROUP_USE = (
+    ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
+    ("/sys/fs/cgroup/memory/memory.usage_in_bytes", "/sys/fs/cgroup/memory/memory.stat"),
+)
+NVIDIA_SMI_TIMEOUT_S = 5
+LIVENESS_PREFIXES = ("RAY_grpc_", "RAY_health_check_")
+
+
+def look_at_machine(*, is_head: bool, cache_dir: str | None) -> MachineFacts:
+    """What this node has and runs."""
+    raylet = Path("/proc") / str(os.getppid())
+    arguments = command_line(raylet)
+    gcs = _gcs_of(arguments.get("session-name")) if is_head else None
+    shared = _disk(SHARED_MEMORY)
+    memory_bytes = node_memory().machine
+    return MachineFacts(
+        versions=versions(),
+        devices=_devices(),
+        fabrics=tuple(sorted(os.listdir(FABRICS))) if os.path.isdir(FABRICS) else (),
+        shared=shared,
+        plasma_dir=arguments.get("plasma_directory"),
+        temp=_disk(arguments["temp_dir"]) if "temp_dir" in arguments else Unknown("Ray's command line cannot be read"),
+        cache=NOT_ASKED if cache_dir is None else _cache(cache_dir),
+        memory_bytes=memory_bytes,
+        used_bytes=_used_bytes(memory_bytes),
+        liveness=_settings(raylet),
+        gcs_liveness=NOT_ASKED if gcs is None else _settings(gcs),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Of this process: Python, the libraries, and the hash of our own files."""
+    found = {"python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            found[library] = "missing"
+    return {**found, CODE: code_hash(ROOT)}
+
+
+def code_hash(root: Path) -> str:
+    """Hash of the names and contents of the four packages' files below `root`."""
+    total = hashlib.sha256()
+    for file in _files(root):
+        total.update(f"{file.relative_to(root).as_posix()}\0".encode())
+        total.update(hashlib.sha256(file.read_bytes()).digest())
+    return total.hexdigest()[:12]
+
+
+def _files(root: Path) -> Iterator[Path]:
+    for package in PACKAGES:
+        for file in sorted((root / package).rglob("*")):
+            parts = file.relative_to(root).parts
+            if file.is_file() and "__pycache__" not in parts and not any(part.startswith(".") for part in parts):
+                yield file
+
+
+def command_line(process: Path) -> dict[str, str]:
+    """`--name=value` arguments of a process by name; empty where it cannot be read."""
+    try:
+        parts = (process / "cmdline").read_text().split("\0")
+    except OSError:
+        return {}
+    pairs = (part.removeprefix("--").partition("=")[::2] for part in parts if part.startswith("--") and "=" in part)
+    return dict(pairs)
+
+
+def _gcs_of(session: str | None) -> Path | None:
+    """The GCS of this session, among those that run here."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            is_gcs = (process / "comm").read_text().startswith("gcs_server")
+        except OSError:  # it ended meanwhile
+            continue
+        if is_gcs and command_line(process).get("session-name") == session:
+            return process
+    return None
+
+
+def _settings(process: Path) -> Mapping[str, str] | Unknown:
+    """What decides when a lost node counts as lost, from the process's environment and its `--config_list`."""
+    try:
+        entries = (process / "environ").read_text().split("\0")
+    except OSError as error:
+        return Unknown(f"the environment of Ray's processes cannot be read ({error.strerror})")
+    found = dict(entry.split("=", 1) for entry in entries if entry.startswith(LIVENESS_PREFIXES) and "=" in entry)
+    return found | system_config(command_line(process).get("config_list", ""))
+
+
+def system_config(config_list: str) -> dict[str, str]:
+    """Settings of lost nodes in a `--config_list` (JSON in base64), by the names of their variables."""
+    if not config_list:
+        return {}
+    named = {f"RAY_{name}": str(value) for name, value in json.loads(base64.b64decode(config_list)).items()}
+    return {name: value for name, value in named.items() if name.startswith(LIVENESS_PREFIXES)}
+
+
+def _disk(path: str) -> Disk | Unknown:
+    try:
+        usage = shutil.disk_usage(path)
+    except OSError as error:
+        return Unknown(f"{path}: {error.strerror}")
+    return Disk(path=path, total_bytes=usage.total, free_bytes=usage.free)
+
+
+def _cache(path: str) -> Disk | Unknown:
+    """The disk below a folder that need not exist yet, and what lies in it."""
+    there = Path(path).absolute()
+    while not there.exists():
+        there = there.parent
+    if not os.access(there, os.W_OK | os.X_OK):
+        return Unknown(f"{there} is not writable")
+    disk = _disk(str(there))
+    if isinstance(disk, Unknown):
+        return disk
+    held = sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file()) if os.path.isdir(path) else 0
+    return Disk(path=path, total_bytes=disk.total_bytes, free_bytes=disk.free_bytes, held_bytes=held)
+
+
+def _used_bytes(memory_bytes: int) -> int:
+    """Memory in use, files that the system could drop at once left out: of the container if that is the limit."""
+    total, available = _meminfo()
+    if memory_bytes >= total:
+        return total - available
+    for use, stat in _CGROUP_USE:
+        if os.path.exists(use):
+            inactive = dict(line.split() for line in Path(stat).read_text().splitlines()).get("inactive_file", "0")
+            return int(Path(use).read_text()) - int(inactive)
+    return total - available
+
+
+def _meminfo() -> tuple[int, int]:
+    """Bytes of memory of this machine, and those that may still be had."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return node_memory().machine, node_memory().machine
+    found = {name: int(rest.split()[0]) * 1024 for name, rest in (line.split(":", 1) for line in lines)}
+    return found["MemTotal"], found["MemAvailable"]
+
+
+def _devices() -> tuple[Device, ...] | Unknown:
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    if shutil.which(query[0]) is None:
+        return Unknown("nvidia-smi is not installed")
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return Unknown(f"nvidia-smi gave no answer in {NVIDIA_SMI_TIMEOUT_S} s")
+    if answer.returncode:
+        return Unknown(f"nvidia-smi failed ({(answer.stderr or answer.stdout).strip().splitlines()[-1:]})")
+    rows = [[cell.strip() for cell in line.split(",")] for line in answer.stdout.splitlines() if "," in line]
+    return tuple(Device(name=name, driver=driver) for name, driver in rows)

@@ -1,0 +1,102 @@
+"""Questions that take more than one round: clocks, connections between all nodes, sums over them, a shared folder."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from cluster.doctor.asking import first_line
+from cluster.doctor.findings import NOT_ASKED, AllReduce, ClockReading, StoreFinding, StoreSpeed, Unknown
+from cluster.doctor.scene import Living, Scene
+from cluster.doctor.traffic import SUM_TIMEOUT_S, Ring
+from storage.objects.settings import StorageSettings
+
+CLOCK_S, KNOCK_S, STORE_S = 2.0, 5.0, 12.0
+"""Longest that a node may take to tell the time, to connect to all others, to use a store."""
+SUM_S = SUM_TIMEOUT_S + 4.0
+LEAST_SUM_S = 3.0
+CLOCK_READINGS = 3
+_ASKERS = 16
+
+
+def read_clocks(scene: Scene) -> dict[str, ClockReading | Unknown]:
+    """Each node's clock against ours, by the fastest of a few readings."""
+
+    def read(node: Living) -> ClockReading | Unknown:
+        try:
+            readings = [_read_clock(scene.probes[node.name], scene.deadline.left_s) for _ in range(CLOCK_READINGS)]
+        except RayError as error:
+            return Unknown(first_line(error))
+        return min(readings, key=lambda reading: reading.error_s)
+
+    with ThreadPoolExecutor(_ASKERS) as pool:
+        return dict(zip((node.name for node in scene.nodes), pool.map(read, scene.nodes), strict=True))
+
+
+def _read_clock(probe: Any, left_s: float) -> ClockReading:
+    before_s, began = time.time(), time.perf_counter()
+    there_s = ray.get(probe.now.remote(), timeout=min(CLOCK_S, left_s))
+    half_s = (time.perf_counter() - began) / 2
+    return ClockReading(ahead_s=there_s - before_s - half_s, error_s=half_s)
+
+
+def unreached(scene: Scene) -> dict[str, dict[str, str]]:
+    """By name of a node, the nodes that it cannot connect to, and why."""
+    if len(scene.nodes) < 2:
+        return {}
+    opened = scene.answers(scene.ask(KNOCK_S, lambda node, probe: probe.door.remote()))
+    doors = {name: door for name, door in opened.items() if not isinstance(door, Unknown)}
+    closed = {name: f"cannot listen: {door.reason}" for name, door in opened.items() if isinstance(door, Unknown)}
+
+    def knock(node: Living, probe: Any) -> Any:
+        return probe.knock.remote({name: door for name, door in doors.items() if name != node.name})
+
+    told = scene.answers(scene.ask(KNOCK_S, knock))
+    return {
+        name: {"the others": found.reason} if isinstance(found, Unknown) else found
+        for name, found in told.items()
+        if found
+    } | {name: {"anybody": why} for name, why in closed.items()}
+
+
+def sum_over(scene: Scene, backend: str, names: list[str]) -> AllReduce | Unknown:
+    """One all-reduce over these nodes, as the slowest of them saw it."""
+    if len(names) < 2:
+        return NOT_ASKED
+    if scene.deadline.left_s < LEAST_SUM_S:
+        return Unknown("no time was left", is_asked=False)
+    first = scene.probes[names[0]]
+    try:
+        meeting = ray.get(first.meeting.remote(), timeout=min(CLOCK_S, scene.deadline.left_s))
+    except RayError as error:
+        return Unknown(f"{names[0]}: {first_line(error)}")
+
+    def join(node: Living, probe: Any) -> Any:
+        if node.name not in names:
+            return None
+        return probe.sum.remote(Ring(names.index(node.name), len(names), meeting, backend))
+
+    told = scene.answers(scene.ask(SUM_S, join))
+    broken = [f"{name}: {answer.reason}" for name, answer in told.items() if isinstance(answer, Unknown)]
+    if broken:
+        return Unknown("; ".join(broken))
+    slowest: AllReduce = max(told.values(), key=lambda sum_: sum_.seconds)
+    return slowest
+
+
+def shared_by_all(scene: Scene, url: str, settings: StorageSettings, name: str) -> dict[str, StoreFinding]:
+    """Nodes that do not see what the head writes at a path."""
+    left = scene.of_head(
+        scene.ask(STORE_S, lambda node, probe: probe.leave_marker.remote(url, settings, name), only_head=True)
+    )
+    if isinstance(left, Unknown):
+        return {}  # the head's own write has told why
+    seen = scene.answers(scene.ask(STORE_S, lambda node, probe: probe.sees_marker.remote(url, settings, name)))
+    scene.of_head(
+        scene.ask(STORE_S, lambda node, probe: probe.remove_marker.remote(url, settings, name), only_head=True)
+    )
+    return {name: found for name, found in seen.items() if found is not None and not isinstance(found, StoreSpeed)}

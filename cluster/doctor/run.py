@@ -1,0 +1,41 @@
+"""One run of the doctor on a cluster that this process joins, or starts here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cluster.connect import connected
+from cluster.doctor.asking import Deadline
+from cluster.doctor.examine import examine
+from cluster.doctor.gather import Request, gather
+from cluster.doctor.probe import Clock
+from cluster.doctor.verdict import Check, Limits
+
+TOTAL_S = 26.0
+"""From the call on, all questions together; what they leave undone is told as such."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """What the doctor says."""
+
+    address: str
+    """`this machine` where Ray was started for it."""
+    checks: Sequence[Check]
+    took_s: float
+
+
+def diagnose(
+    request: Request,
+    address: str | None,
+    limits: Limits,
+    clock_of: Callable[[str], Clock] = lambda name: time.time,
+) -> Diagnosis:
+    """Look at the cluster at `address`, None is this machine. Raises UserError when nobody answers there."""
+    began, deadline = time.monotonic(), Deadline.after(TOTAL_S)
+    with connected(address):
+        found = gather(request, deadline, clock_of)
+    checks = examine(found, limits)
+    return Diagnosis(address=address or "this machine", checks=checks, took_s=time.monotonic() - began)

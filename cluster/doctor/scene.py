@@ -1,0 +1,111 @@
+"""The nodes of the connected cluster, and a probe on each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cluster.doctor.asking import Asked, Deadline, answers
+from cluster.doctor.findings import DeadNode, Unknown
+from cluster.doctor.probe import CALLS_AT_ONCE, Clock, Probe
+
+READY_S = 12.0
+"""Longest that a node may take to start a process of ours."""
+SHORT_ID = 6
+_UNEXPECTED = 2
+"""Ray's number for a node that died without having been told to."""
+
+
+class Living(NamedTuple):
+    """A node that Ray believes alive."""
+
+    id: str
+    name: str
+    """Its address, with the start of its id where several nodes share one."""
+    host: str
+    resources: Mapping[str, float]
+
+    @property
+    def is_head(self) -> bool:
+        return "node:__internal_head__" in self.resources
+
+
+def nodes_of(listed: Sequence[Mapping[str, Any]]) -> tuple[list[Living], list[DeadNode]]:
+    """Ray's list of nodes, as those that live, the head first, and those that died without having been told to."""
+    alive = [node for node in listed if node["Alive"]]
+    hosts = Counter(node["NodeManagerAddress"] for node in alive)
+    living = []
+    for node in alive:
+        host = node["NodeManagerAddress"]
+        name = host if hosts[host] == 1 else f"{host} ({node['NodeID'][:SHORT_ID]})"
+        living.append(Living(node["NodeID"], name, host, node["Resources"]))
+    dead = [
+        DeadNode(
+            name=node["NodeManagerAddress"], reason=_one_line(node["DeathReasonMessage"]) or "Ray does not say why"
+        )
+        for node in listed
+        if not node["Alive"] and node["DeathReason"] == _UNEXPECTED
+    ]
+    return sorted(living, key=lambda node: (not node.is_head, node.name)), dead
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """Whom to ask, and for how long."""
+
+    nodes: Sequence[Living]
+    """Those that answer, the head first."""
+    probes: Mapping[str, Any]
+    """By name of the node."""
+    silent: Mapping[str, Unknown]
+    """Living nodes that did not answer, by name."""
+    deadline: Deadline
+
+    def ask(self, limit_s: float, question: Callable[[Living, Any], Any], *, only_head: bool = False) -> Asked:
+        """Put a question to each node, or to the head; None is no question."""
+        asked = [node for node in self.nodes if node.is_head or not only_head]
+        refs = {node.name: question(node, self.probes[node.name]) for node in asked}
+        return Asked(
+            {name: ref for name, ref in refs.items() if ref is not None},
+            self.deadline.clock(),
+            self.deadline.until(limit_s),
+        )
+
+    def answers(self, asked: Asked) -> dict[str, Any]:
+        """By name of the node."""
+        return answers(asked, self.deadline)
+
+    def of_head(self, asked: Asked) -> Any:
+        """The head's answer."""
+        return next(iter(self.answers(asked).values()), Unknown("the head did not answer"))
+
+
+@contextmanager
+def probed(living: Sequence[Living], deadline: Deadline, clock_of: Callable[[str], Clock]) -> Iterator[Scene]:
+    """Probes on all nodes that start one in time; gone at the end, whatever they hang in."""
+    probes: dict[str, Any] = {}
+    try:
+        for node in living:
+            place = NodeAffinitySchedulingStrategy(node.id, soft=False)
+            options = ray.remote(Probe).options(
+                num_cpus=0, max_concurrency=CALLS_AT_ONCE, scheduling_strategy=place, enable_task_events=False
+            )
+            probes[node.name] = options.remote(node.host, clock_of(node.name))
+        whole = Scene(nodes=living, probes=probes, silent={}, deadline=deadline)
+        ready = whole.answers(whole.ask(READY_S, lambda node, probe: probe.ready.remote()))
+        silent = {name: answer for name, answer in ready.items() if isinstance(answer, Unknown)}
+        there = [node for node in living if node.name not in silent]
+        yield Scene(nodes=there, probes=probes, silent=silent, deadline=deadline)
+    finally:
+        for probe in probes.values():
+            ray.kill(probe)

@@ -1,0 +1,161 @@
+"""What a node can do with the sweep's data and output."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from typing import Any
+
+from cluster.doctor.findings import NOT_ASKED, BucketRegion, StoreFault, StoreFinding, StoreSpeed, Unknown
+from cluster.doctor.store_checks import is_s3
+from storage.errors import CorruptDataError, UserError
+from storage.manifest import load_manifest
+from storage.objects.retries import reason, s3_answer
+from storage.objects.settings import StorageSettings
+from storage.reader import DatasetReader
+from storage.store import Store
+
+RETRY_BUDGET_S = 2.0
+"""A store that throttles for a moment is well; one that goes on is not."""
+_CONTENT = b"written by lexray doctor; may be deleted"
+STS_TIMEOUT_S = 3
+
+
+def settings_for_probes(settings: StorageSettings) -> StorageSettings:
+    """The same store, given up sooner."""
+    return replace(settings, retry_budget_s=min(RETRY_BUDGET_S, settings.policy.budget_s))
+
+
+def read_one_chunk(url: str, settings: StorageSettings, number: int) -> StoreFinding:
+    """Read a chunk of the dataset's first site, another on each node, and check its checksum."""
+    began, step = time.monotonic(), "manifest"
+    try:
+        store = Store.at(url, settings_for_probes(settings))
+        reader = DatasetReader(store, load_manifest(store))
+        step = "read"
+        rows = reader.read_chunk(number % len(reader.chunks), next(iter(reader.manifest.sites)))
+    except Exception as error:
+        return _fault(step, error)
+    return StoreSpeed(bytes=rows.nbytes, seconds=time.monotonic() - began)
+
+
+def write_one_key(url: str, settings: StorageSettings, name: str) -> StoreFinding:
+    """Write a key below the output, read it back, delete it."""
+    began, step = time.monotonic(), "write"
+    try:
+        store = Store.at(url, settings_for_probes(settings))
+        store.write(name, _CONTENT)
+        step = "read back"
+        found = store.read(name)
+        if found != _CONTENT:
+            raise CorruptDataError(f"{len(found)} bytes came back that are not those written")
+        step = "delete"
+        store.delete(name)
+        if store.exists(name):
+            raise CorruptDataError("the key is still there")
+    except Exception as error:
+        return _fault(step, error)
+    return StoreSpeed(bytes=len(_CONTENT), seconds=time.monotonic() - began)
+
+
+def leave_marker(url: str, settings: StorageSettings, name: str) -> None:
+    """Write what the other nodes shall see."""
+    Store.at(url, settings_for_probes(settings)).write(name, _CONTENT)
+
+
+def sees_marker(url: str, settings: StorageSettings, name: str) -> StoreFault | None:
+    """Whether what another node wrote is here, too: a path may name a folder of each machine, or a shared one."""
+    if Store.at(url, settings_for_probes(settings)).exists(name):
+        return None
+    return StoreFault(step="share", reason="what the head wrote there is not seen here")
+
+
+def remove_marker(url: str, settings: StorageSettings, name: str) -> None:
+    Store.at(url, settings_for_probes(settings)).delete(name)
+
+
+def missing_folders(url: str) -> list[str]:
+    """Folders that a first write at a path would make, the deepest first; none for an object store."""
+    path, missing = Store.at(url).local_path, []
+    while path and not os.path.exists(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    return missing
+
+
+def remove_empty(folders: list[str]) -> None:
+    """Leave nothing behind of what the probes made."""
+    for folder in folders:
+        if os.path.isdir(folder) and not os.listdir(folder):
+            os.rmdir(folder)
+
+
+def region_of(url: str, settings: StorageSettings, nodes: str | None) -> BucketRegion:
+    """Where the bucket of an S3 url lies; `nodes` is the region that the cluster's description tells."""
+    environment = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    return BucketRegion(
+        url=url, bucket=_bucket_region(url, settings), asked=settings.region or environment, nodes=nodes or environment
+    )
+
+
+def _bucket_region(url: str, settings: StorageSettings) -> str | Unknown:
+    store = Store.at(url, settings_for_probes(settings))
+    bucket = url.split("://", 1)[1].split("/", 1)[0]
+    try:
+        headers = _headers_of_bucket(store, bucket)
+    except Exception as error:
+        told = _headers_of_refusal(error)
+        if told is None:
+            return Unknown(reason(error))
+        headers = told
+    region = headers.get("x-amz-bucket-region")
+    return str(region) if region else Unknown("this server does not tell where its buckets lie")
+
+
+def _headers_of_bucket(store: Store, bucket: str) -> dict[str, Any]:
+    answer = store.filesystem.call_s3("head_bucket", Bucket=bucket)
+    headers: dict[str, Any] = answer["ResponseMetadata"]["HTTPHeaders"]
+    return headers
+
+
+def _headers_of_refusal(error: BaseException | None) -> dict[str, Any] | None:
+    """S3 tells a bucket's region even to those whom it refuses the bucket."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if isinstance(response, dict):
+            headers: dict[str, Any] = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+            return headers
+        error = error.__cause__
+    return None
+
+
+def who_am_i(settings: StorageSettings) -> str | Unknown:
+    """The identity that AWS sees behind this node's credentials."""
+    import botocore.session
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    own = os.environ.get("AWS_ENDPOINT_URL_STS")
+    if settings.anonymous or (settings.endpoint_url is not None and own is None):
+        return NOT_ASKED
+    try:
+        session = botocore.session.Session(profile=settings.profile)
+        if session.get_credentials() is None:
+            return Unknown("has no credentials")
+        config = Config(connect_timeout=STS_TIMEOUT_S, read_timeout=STS_TIMEOUT_S, retries={"total_max_attempts": 1})
+        region = settings.region or session.get_config_variable("region") or "us-east-1"
+        answer = session.create_client("sts", config=config, region_name=region).get_caller_identity()
+    except (BotoCoreError, ClientError) as error:
+        return Unknown(f"STS does not tell ({reason(error)})")
+    return str(answer["Arn"])
+
+
+def needs_identity(*urls: str | None) -> bool:
+    """Whether any of these lies where AWS asks who we are."""
+    return any(map(is_s3, urls))
+
+
+def _fault(step: str, error: Exception) -> StoreFault:
+    text = str(error) if isinstance(error, UserError | CorruptDataError) else reason(error)
+    return StoreFault(step=step, reason=" ".join(text.split()), code=s3_answer(error)[0])

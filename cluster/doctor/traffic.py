@@ -1,0 +1,128 @@
+"""What crosses between nodes: a connection from each to each, then a sum over all of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cluster.doctor.findings import AllReduce
+
+CONNECT_TIMEOUT_S = 2.0
+SUM_TIMEOUT_S = 8.0
+"""For meeting, and for each sum."""
+TENSOR_BYTES = 8 * 2**20
+REPEATS = 3
+_MOST_AT_ONCE = 32
+
+
+class Door(NamedTuple):
+    """Where a node listens."""
+
+    host: str
+    port: int
+
+
+class Ring(NamedTuple):
+    """Who sums together."""
+
+    rank: int
+    size: int
+    meeting: Door
+    """Port of rank 0 where all meet."""
+    backend: str
+    """`gloo` or `nccl`."""
+
+
+def open_door(host: str) -> Door:
+    """Listen at this node's address until the process ends."""
+    listener = socket.create_server((host, 0), backlog=1024)
+    threading.Thread(target=_greet, args=(listener,), daemon=True).start()
+    return Door(host, listener.getsockname()[1])
+
+
+def _greet(listener: socket.socket) -> None:
+    while True:
+        listener.accept()[0].close()
+
+
+def knock(doors: Mapping[str, Door]) -> dict[str, str]:
+    """Connect to every node; those that did not open, and why."""
+
+    def one(door: Door) -> str:
+        try:
+            socket.create_connection(door, timeout=CONNECT_TIMEOUT_S).close()
+        except OSError as error:
+            return f"{door.host}:{door.port}: {error.strerror or error}"
+        return ""
+
+    with ThreadPoolExecutor(_MOST_AT_ONCE) as pool:
+        answers = dict(zip(doors, pool.map(one, doors.values()), strict=True))
+    return {name: why for name, why in answers.items() if why}
+
+
+def free_port(host: str) -> Door:
+    """A port that nobody listens at just now."""
+    with socket.create_server((host, 0)) as listener:
+        return Door(host, listener.getsockname()[1])
+
+
+def sum_over_nodes(ring: Ring) -> AllReduce:
+    """The fastest of a few all-reduces, as this rank sees it. Raises RuntimeError when the others do not come."""
+    if ring.backend != "nccl":
+        return AllReduce(backend=ring.backend, nodes=ring.size, bytes=TENSOR_BYTES, seconds=_fastest(ring, "cpu"))
+    with tempfile.TemporaryDirectory(prefix="lexray-doctor-") as folder:
+        log = Path(folder) / "nccl.log"
+        os.environ.update(NCCL_DEBUG="INFO", NCCL_DEBUG_SUBSYS="INIT,NET", NCCL_DEBUG_FILE=str(log))
+        seconds = _fastest(ring, "cuda:0")
+        transport = transport_of(log.read_text().splitlines() if log.exists() else [])
+    return AllReduce(backend="nccl", nodes=ring.size, bytes=TENSOR_BYTES, seconds=seconds, transport=transport)
+
+
+def _fastest(ring: Ring, device: str) -> float:
+    """Seconds of the fastest all-reduce."""
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group(
+        ring.backend,
+        init_method=f"tcp://{ring.meeting.host}:{ring.meeting.port}",
+        rank=ring.rank,
+        world_size=ring.size,
+        timeout=timedelta(seconds=SUM_TIMEOUT_S),
+    )
+    try:
+        tensor = torch.ones(TENSOR_BYTES // 4, device=device)
+        return min([_timed(tensor) for _ in range(1 + REPEATS)][1:])
+    finally:
+        dist.destroy_process_group()
+
+
+def _timed(tensor: Any) -> float:
+    """Seconds of one all-reduce; the values stay those of one rank, so that none overflows."""
+    import torch
+    import torch.distributed as dist
+
+    dist.barrier()
+    began = time.perf_counter()
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    if tensor.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def transport_of(lines: Iterable[str]) -> str | None:
+    """What NCCL's log says that it uses between nodes: `Socket`, `IB`, `AWS Libfabric`..."""
+    for line in lines:
+        found = re.search(r"Using network (.+?)\s*$", line)
+        if found:
+            return found[1]
+    return None
