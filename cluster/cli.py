@@ -13,6 +13,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from cluster.data_cli import data_app
+from cluster.doctor_cli import doctor_app
 from cluster.provisioned_cli import provisioned_app
 from cluster.wandb_commands import wandb_app
 from storage.errors import CorruptDataError, UserError
@@ -33,6 +34,7 @@ app.add_typer(bench_app, name="bench")
 
 app.add_typer(wandb_app, name="wandb")
 app.add_typer(provisioned_app)  # no name: its commands stand beside the others
+app.add_typer(doctor_app)
 
 messages = Console(stderr=True)
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
