@@ -70,7 +70,7 @@ def checked(plan: SweepPlan, machines: Machines) -> SweepPlan:
     plan = with_meshes(plan, machines.nodes)
     refuse_what_never_fits(plan.unfinished, machines.nodes)
     refuse_what_has_no_room(plan.unfinished, plan.manifest, machines.nodes, gpu_bytes_of(plan.sweep))
-    refuse_streams(plan.unfinished, plan.shapes, machines.nodes, machines.object_store_bytes)
+    refuse_streams(plan.expected, plan.shapes, machines.nodes, machines.object_store_bytes)
     return plan
 
 
@@ -128,14 +128,16 @@ def measured_speeds(plan: SweepPlan, known: Mapping[str, Speed], messages: Conso
 
     from cluster.company import company
     from tuning.planning.forecast import kind_of
+    from tuning.search.bounds import largest
 
-    kinds = {kind_of(trial.config): trial for trial in plan.unfinished}
+    bounds = largest(plan.search.bounds) if plan.search is not None and plan.to_ask else []
+    kinds = {kind_of(trial.config): trial for trial in (*plan.unfinished, *bounds)}
     wanted = {kind: t for kind, t in kinds.items() if kind not in known or known[kind].source == "measured"}
     found: dict[str, Speed] = {}
     if not wanted:
         return found
     threads = max(1, int(min(trial.footprint.cpus_per_worker for trial in wanted.values())))
-    together = min(sum(t.footprint.workers for t in plan.unfinished), int(_cpus() // threads))
+    together = min(sum(t.footprint.workers for t in plan.expected), int(_cpus() // threads))
     others = 0 if torch.cuda.is_available() else max(0, together - 1)
     width = max(site.width for site in plan.manifest.sites.values())
     with messages.status("timing steps"), company(others, threads=threads, site_width=width):
@@ -165,8 +167,8 @@ def _measured(plan: SweepPlan, trial: Trial) -> Speed:
 
 
 def _refuse_over_cap(plan: SweepPlan, made: Plan) -> None:
-    """A sweep with early stopping may take less than planned: its cap is left to the sweep itself."""
-    if plan.sweep.stop is not None:
+    """A sweep that stops trials early, or chooses smaller ones, may take less: its cap is left to the sweep itself."""
+    if plan.sweep.stop is not None or made.chosen_later:
         return
     for field, cap, hours in (
         ("gpu_hours", plan.sweep.gpu_hours, made.gpu_hours),
@@ -192,6 +194,12 @@ def print_plan(plan: Plan) -> None:
     for trial in plan.trials:
         table.add_row(*(Text(cell) for cell in _cells(trial)))
     out.print(table)
+    if plan.chosen_later:
+        out.print(
+            f"{plan.chosen_later} trials are chosen while the sweep runs: the numbers are upper bounds, as if each was "
+            "the largest that the axes allow",
+            soft_wrap=True,
+        )
     for name, value in _sums(plan):
         out.print(f"{name:<14}{value}", soft_wrap=True, markup=False)
     for line in plan.warnings:
@@ -204,7 +212,8 @@ def _cells(trial: TrialPlan) -> tuple[str, ...]:
     memory = trial.memory
     mesh = f"{trial.data} x {trial.feature} Z{trial.zero_stage}"
     gpu = size(memory.device) if memory.device else ""
-    return (trial.name, "to do", mesh, f"{trial.steps:,}", size(memory.resident), gpu, _time(trial.seconds))
+    what = "at most" if trial.is_bound else "to do"
+    return (trial.name, what, mesh, f"{trial.steps:,}", size(memory.resident), gpu, _time(trial.seconds))
 
 
 def _sums(plan: Plan) -> list[tuple[str, str]]:
@@ -212,7 +221,7 @@ def _sums(plan: Plan) -> list[tuple[str, str]]:
     nodes = f"{sum(n.cpus for n in plan.nodes):g} CPU, {sum(n.gpus for n in plan.nodes):g} GPU"
     memory = size(sum(n.memory_bytes for n in plan.nodes))
     lines = [
-        ("trials", f"{len(todo)} to do, {len(plan.trials) - len(todo)} reused"),
+        ("trials", f"{plan.num_to_do} to do, {len(plan.trials) - len(todo)} reused"),
         ("nodes", f"{len(plan.nodes)} with {nodes}, {memory} for processes"),
     ]
     if not todo:

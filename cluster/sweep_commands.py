@@ -45,7 +45,7 @@ def run_sweep_file(file: str, where: Where, messages: Console, as_json: bool) ->
     with ExitStack() as stack:
         mirrors: list[Any] = []
         driver, followers = None, []
-        if plan.unfinished:
+        if plan.expected:
             from cluster.connect import connected
 
             mirrors = _wandb(plan)
@@ -66,10 +66,12 @@ def run_sweep_file(file: str, where: Where, messages: Console, as_json: bool) ->
 
 def _todo(plan: SweepPlan) -> str:
     reused = len(plan.trials) - len(plan.unfinished)
+    steps = sum(t.config.num_steps for t in plan.unfinished)
     return (
-        f"sweep {plan.sweep.name}: {len(plan.trials)} trials"
+        f"sweep {plan.sweep.name}: {plan.num_trials} trials"
         + (f", {reused} finished before" if reused else "")
-        + f", {sum(t.config.num_steps for t in plan.unfinished):,} steps to do"
+        + (f", {plan.to_ask} to be chosen as it runs" if plan.to_ask else "")
+        + (f", {steps:,} steps to do" if steps or not plan.to_ask else "")
     )
 
 
@@ -93,7 +95,7 @@ def _views(plan: SweepPlan, messages: Console, driver: Driver) -> list[Any]:
     kept = Console(file=driver.log, width=LOG_WIDTH, no_color=True, force_terminal=False)  # type: ignore[arg-type]
     reused = len(plan.trials) - len(plan.unfinished)
     return [
-        TerminalView(console=console, num_trials=len(plan.trials), num_reused=reused) for console in (messages, kept)
+        TerminalView(console=console, num_trials=plan.num_trials, num_reused=reused) for console in (messages, kept)
     ]
 
 

@@ -49,6 +49,8 @@ class TrialPlan:
     memory: WorkerMemory
     seconds: float | None
     """Estimated wall time; None where no speed is known."""
+    is_bound: bool = False
+    """Whether it stands for trials that are chosen later, as the largest that they can be."""
 
     @property
     def workers(self) -> int:
@@ -85,6 +87,11 @@ class Plan:
     @property
     def to_do(self) -> list[TrialPlan]:
         return [trial for trial in self.trials if not trial.reused]
+
+    @property
+    def num_to_do(self) -> int:
+        """With those that are chosen later."""
+        return sum(not trial.is_bound for trial in self.to_do) + self.chosen_later
 
     def to_dict(self) -> dict[str, Any]:
         """The document of `--json` and `plan.json`."""

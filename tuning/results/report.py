@@ -19,6 +19,7 @@ from storage.store import Store
 from training.measures.held_out import read_measures
 from tuning.endings.ends import Spent, read_spent
 from tuning.file.resources import PricesBlock
+from tuning.file.search import SearchBlock
 from tuning.planning.foreseen import PLAN_FILE, Outcome, outcomes, read_plan
 from tuning.results.costs import Cost, costs
 from tuning.results.curves import short_number
@@ -113,7 +114,7 @@ def write_report(
     page = _template().render(
         title=title or str(content.get("name") or _place(store).rstrip("/").rsplit("/", 1)[-1]),
         place=_place(store),
-        summary=_summary(records, metrics),
+        summary=[*_summary(records, metrics), *_chosen(content)],
         foreseen=[_outcome(found) for found in outcomes(plan, records, metrics)],
         wide=frontier_svg(table, size_in=WIDE_IN, prefix="wide"),
         narrow=frontier_svg(table, size_in=NARROW_IN, prefix="narrow"),
@@ -184,6 +185,11 @@ def _summary(records: list[TrialRecord], metrics: Metrics) -> list[tuple[str, st
         summary += [("wall time, all trials", duration(total_s))]
         summary += [("of it in training steps", f"{train_s / total_s:.0%}")] if math.isfinite(train_s) else []
     return summary
+
+
+def _chosen(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How the points of the axes were chosen."""
+    return [("points", str(SearchBlock(**(content.get("search") or {}))))] if "axes" in content else []
 
 
 def _outcome(found: Outcome) -> tuple[str, str, str, str]:

@@ -30,12 +30,11 @@ def upper_bound(plan_of: Callable[[Sequence[Trial]], Plan], bounds: Iterable[Tri
 
     `plan_of` makes the plan in which the trials given come besides.
     """
-    each = [[replace(t, id=f"{t.id}/{n}", name=f"at most {t.name}") for n in range(count)] for t in largest(bounds)]
-    plans = [plan_of(copies) for copies in each]
+    plans = [plan_of([replace(t, id=f"{t.id}/{n}") for n in range(count)]) for t in largest(bounds)]
     known = plans[0].trials[:-count]
     return replace(
         plans[0],
-        trials=[*known, *(plan.trials[-1] for plan in plans)],
+        trials=[*known, *(replace(plan.trials[-1], is_bound=True) for plan in plans)],
         chosen_later=count,
         at_once=max(plan.at_once for plan in plans),
         steps=max(plan.steps for plan in plans),
