@@ -30,7 +30,7 @@ def service_account(namespace: str) -> Manifest:
 def network_policies(cluster: ClusterDescription, namespace: str) -> list[Manifest]:
     """Nothing in or out, then what Ray, storage and the operator need.
 
-    KubeRay could make policies, but only behind a feature gate that is off as it comes, and without a word when it is.
+    KubeRay could make policies, but behind a feature gate that is off as it comes: it then refuses a cluster that asks.
     """
     everything: Manifest = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     return [
