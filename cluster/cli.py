@@ -14,6 +14,8 @@ from rich.markup import escape
 
 from cluster.data_cli import data_app
 from cluster.doctor_cli import doctor_app
+from cluster.jobs_cli import jobs_app
+from cluster.provisioned.errors import ClusterLostError, RefusedError
 from cluster.provisioned_cli import provisioned_app
 from cluster.wandb_commands import wandb_app
 from storage.errors import CorruptDataError, UserError
@@ -33,6 +35,7 @@ bench_app = typer.Typer(no_args_is_help=True, help="Measure lexray on problems w
 app.add_typer(bench_app, name="bench")
 
 app.add_typer(wandb_app, name="wandb")
+app.add_typer(jobs_app)
 app.add_typer(provisioned_app)  # no name: its commands stand beside the others
 app.add_typer(doctor_app)
 
@@ -253,7 +256,7 @@ def main() -> None:
         raise KeyboardInterrupt
     except UserError as error:
         _fail(str(error), WRONG_INPUT)
-    except CorruptDataError as error:
+    except (CorruptDataError, ClusterLostError, RefusedError) as error:
         _fail(str(error), FAILED)
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted; run the same command again to continue", INTERRUPTED)

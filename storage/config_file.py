@@ -48,11 +48,18 @@ def read_config_file(path: str, model: type[Model]) -> Model:
 def read_mapping(path: str) -> dict[Any, Any]:
     """What a YAML or JSON file of keys and values holds. Raises UserError naming the file."""
     try:
-        content = yaml.load(Path(path).read_text(), _UniqueKeys)
+        text = Path(path).read_text()
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
+    return mapping_of(text, path)
+
+
+def mapping_of(text: str, path: str) -> dict[Any, Any]:
+    """The same of text that was read from `path`."""
+    try:
+        content = yaml.load(text, _UniqueKeys)
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):

@@ -5,5 +5,9 @@ class UserError(ValueError):
     """The user's input is wrong. One line: the field or file, both numbers, what to change. Exit code 2."""
 
 
+class UnreachableError(UserError):
+    """From here a store cannot be read or written; from another machine it may."""
+
+
 class CorruptDataError(RuntimeError):
     """Stored bytes are not what the manifest promises. Names the shard or file."""

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from storage.errors import UserError
+from storage.errors import UnreachableError, UserError
 from storage.objects.connections import CLIENT, FILESYSTEM, call_slots, connection, forget, known_schemes
 from storage.objects.files import cat_into, info, list_entries, read_local_into, remove, write_beside, write_local
 from storage.objects.multipart import PART_BYTES, upload_parts
@@ -205,7 +205,7 @@ class Store:
             self.write(probe, b"")
             self.delete(probe)
         except Exception as error:
-            raise UserError(f"{what}: cannot write to {self.url} ({reason(error)}); choose another place") from error
+            raise UnreachableError(f"{what}: cannot write to {self.url} ({reason(error)}); choose another place") from error
         finally:
             if created is not None and os.path.isdir(created):
                 _remove_empty_folders(self.local_path, created)
@@ -232,7 +232,7 @@ def reachable(what: str, url: str) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, OSError | ImportError) and not _is_of_botocore(error):
             raise
-        raise UserError(f"{what}: cannot read {url} ({reason(error)})") from error
+        raise UnreachableError(f"{what}: cannot read {url} ({reason(error)})") from error
 
 
 def _is_of_botocore(error: Exception) -> bool:

@@ -55,7 +55,7 @@ class Connection:
     @property
     def name(self) -> str:
         """For people."""
-        return self.description.name if self.description is not None else self.dashboard.what
+        return self.description.name if self.description is not None else self.dashboard.url
 
 
 def read_description(path: str) -> ClusterDescription:

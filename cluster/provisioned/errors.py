@@ -1,7 +1,15 @@
-"""What goes wrong with a cluster that answered before."""
+"""What goes wrong with a cluster."""
 
 from __future__ import annotations
 
 
 class ClusterLostError(RuntimeError):
     """A cluster that was there does not answer any more. One line, that says how to go on. Exit code 1."""
+
+
+class RefusedError(RuntimeError):
+    """A cluster did not do what was asked. One line of what it says. Exit code 1."""
+
+
+class NotFoundError(RuntimeError):
+    """A cluster knows no such thing."""

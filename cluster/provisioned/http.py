@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from cluster.provisioned.errors import ClusterLostError
+from cluster.provisioned.errors import ClusterLostError, NotFoundError, RefusedError
 from cluster.provisioned.programs import last_line
 from cluster.provisioned.tokens import Secret
 from storage.errors import UserError
@@ -23,14 +23,6 @@ PATIENCE_S = 20.0
 PAUSE_S = 1.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 UNAUTHORIZED, FORBIDDEN, NOT_FOUND, SERVER_ERROR = 401, 403, 404, 500
-
-
-class NotFoundError(RuntimeError):
-    """The dashboard knows no such thing."""
-
-
-class RefusedError(RuntimeError):
-    """The dashboard did not do what was asked; one line of what it says."""
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

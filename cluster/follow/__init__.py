@@ -1,0 +1,1 @@
+"""Follow, stop and resume sweeps by what lies in their folders: the cluster may be gone."""

@@ -1,0 +1,101 @@
+"""What `lexray list` does: the sweeps below a folder, or those that a cluster was given."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cluster.commands import print_json
+from cluster.follow.sweep_status import READERS, state_of
+from cluster.follow.words import moment
+from cluster.jobs.job_client import JobClient
+from cluster.provisioned.connection import Target, connect
+from storage.errors import UserError
+from storage.store import Store, reachable
+from tuning.driver_record import read_driver
+from tuning.sweep_folder import SweepFolder
+
+DEPTH = 2
+"""Folders are looked into so far below the one that was named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """A sweep below a folder."""
+
+    url: str
+    state: str
+    seen_s: float | None
+    """When its driver was last seen, Unix time."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """Trials by status."""
+
+
+def run_list(prefix: str | None, target: Target, messages: Console, as_json: bool) -> None:
+    """A table on stdout."""
+    if (prefix is None) == (not target):
+        raise UserError(
+            "what to list? give the url of a folder, or a cluster by --address or --cluster; one of the two"
+        )
+    if prefix is not None:
+        _show([vars(sweep) for sweep in sweeps_below(Store.at(prefix), time.time())], as_json)
+        return
+    with connect(target) as connection:
+        jobs = JobClient(connection.dashboard).jobs()
+    _show([vars(job) for job in jobs], as_json)
+
+
+def sweeps_below(store: Store, now_s: float) -> list[Listed]:
+    """Sweeps in this folder or at most `DEPTH` below it, sorted by url."""
+    with reachable("list", store.url), ThreadPoolExecutor(READERS) as readers:
+        found: list[Store] = []
+        level = [store]
+        for _ in range(DEPTH + 1):
+            holds = list(readers.map(lambda place: place.exists("sweep.yaml"), level))
+            found += [place for place, is_sweep in zip(level, holds, strict=True) if is_sweep]
+            others = [place for place, is_sweep in zip(level, holds, strict=True) if not is_sweep]
+            level = [place.at_path(name) for place, names in zip(others, readers.map(_folders, others), strict=True)
+                     for name in names]  # fmt: skip
+        return [_listed(SweepFolder(place), now_s, readers) for place in sorted(found, key=lambda place: place.url)]
+
+
+def _folders(store: Store) -> list[str]:
+    return [name for name in store.list_folders() if not name.startswith(".")]
+
+
+def _listed(folder: SweepFolder, now_s: float, readers: ThreadPoolExecutor) -> Listed:
+    driver = read_driver(folder.store)
+    records = list(readers.map(folder.read_trial, folder.store.list_folders("trials")))
+    counts = Counter(record.status for record in records if record is not None)
+    seen_s = None if driver is None else driver.seen_s
+    return Listed(url=folder.store.url, state=state_of(driver, now_s), seen_s=seen_s, counts=dict(counts))
+
+
+def _show(found: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+        return
+    if not found:
+        print("no sweeps")
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in found[0]:
+        table.add_column(column.removesuffix("_s"), overflow="fold")
+    for row in found:
+        table.add_row(*(Text(_cell(name, value)) for name, value in row.items()))
+    Console(highlight=False).print(table)
+
+
+def _cell(name: str, value: Any) -> str:
+    if name.endswith("_s"):
+        return moment(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{count} {key}" for key, count in value.items())
+    return str(value)

@@ -1,0 +1,108 @@
+"""What `lexray status` does: from the sweep's folder, whether its cluster lives or not."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cluster.commands import print_json
+from cluster.follow.sweep_status import LEFT, LOST, UNKNOWN, SweepStatus, TrialStatus, sweep_status
+from cluster.follow.which import connected_if_told, meant
+from cluster.follow.words import moment, resume_command, span
+from cluster.jobs.job_client import Job
+from cluster.provisioned.connection import Target
+from storage.errors import UserError
+from tuning.driver_record import RUNNING
+
+SHOWN = 40
+"""Trials that are listed one by one; of more, those that run or failed, and how many others."""
+
+
+def run_status(text: str, target: Target, messages: Console, as_json: bool) -> None:
+    """The state on stdout. Raises UserError where no sweep lies and no job is known."""
+    with connected_if_told(target) as connection:
+        found = meant(text, connection)
+    try:
+        status = sweep_status(found.folder, time.time())
+    except UserError:
+        if found.job is None:
+            raise
+        _print_job(found.job, as_json)  # it has not begun, or its folder cannot be read from here
+        return
+    if as_json:
+        print_json(status.to_dict() | {"job": None if found.job is None else vars(found.job)})
+        return
+    print_status(status, found.job)
+
+
+def print_status(status: SweepStatus, job: Job | None) -> None:
+    """Few lines about the sweep, then its trials."""
+    out = Console(highlight=False)
+    for name, value in [*_lines(status), *([("job", f"{job.id}: {job.status}")] if job is not None else [])]:
+        out.print(f"{name:<10}{value}", markup=False, soft_wrap=True)
+    listed = status.trials
+    if len(listed) > SHOWN:
+        listed = [trial for trial in listed if trial.status in ("running", "failed", LEFT)][:SHOWN]
+    if listed:
+        out.print(_table(listed))
+    others = Counter(trial.status for trial in status.trials if trial not in listed)
+    if others:
+        out.print("and " + ", ".join(f"{count} {name}" for name, count in others.items()), markup=False)
+
+
+def _lines(status: SweepStatus) -> list[tuple[str, str]]:
+    done, steps = status.steps
+    lines = [("sweep", status.url), ("state", state_line(status))]
+    lines += [("trials", ", ".join(f"{n} {name}" for name, n in status.counts.items()) or "none yet")]
+    lines += [("steps", f"{done:,} of {steps:,}")]
+    if status.rows_per_s:
+        wait = f", {status.data_wait:.0%} waiting for data" if status.data_wait is not None else ""
+        lines += [("speed", f"{status.rows_per_s:,.0f} rows/s{wait}")]
+    if status.left_s is not None:
+        lines += [("left", f"{span(status.left_s)} at this speed")]
+    driver = status.driver
+    if driver is not None and status.state == RUNNING:
+        lines += [("waiting", line) for line in driver.waiting]
+    if driver is not None and driver.links:
+        lines += [("W&B", page) for page in sorted({link.split("/runs/")[0] for link in driver.links.values()})]
+    return [*lines, ("report", f"{status.url}/report.html")]
+
+
+def state_line(status: SweepStatus) -> str:
+    """What the sweep does, and what to do if it does nothing."""
+    driver = status.driver
+    if driver is None or status.state == UNKNOWN:
+        return f"nobody runs it; `{resume_command(status.url)}` does"
+    seen = f"{span(status.silent_s or 0.0)} ago"
+    if status.state == RUNNING:
+        return f"running on {driver.where}, since {moment(driver.started_s)} UTC, last seen {seen}"
+    if status.state == LOST:
+        return f"its driver ({driver.where}) was last seen {seen}; `{resume_command(status.url)}` goes on"
+    unfinished = any(not trial.is_over for trial in status.trials)
+    reason = f": {driver.reason}" if driver.reason else ""
+    how = f"; `{resume_command(status.url)}` goes on" if unfinished else ""
+    return f"{status.state} {seen}{reason}{how}"
+
+
+def _table(trials: list[TrialStatus]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in ("trial", "status", "step", "rows/s", "data wait", ""):
+        table.add_column(column, justify="right" if column in ("step", "rows/s", "data wait") else "left")
+    for trial in trials:
+        speed = "" if trial.rows_per_s is None else f"{trial.rows_per_s:,.0f}"
+        wait = "" if trial.data_wait is None else f"{trial.data_wait:.0%}"
+        cells = (trial.name, trial.status, f"{trial.step:,}/{trial.steps:,}", speed, wait, trial.reason)
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+def _print_job(job: Job, as_json: bool) -> None:
+    if as_json:
+        print_json({"url": job.output, "state": job.status.lower(), "job": vars(job)})
+        return
+    print(f"job {job.id}: {job.status}, {job.message}")
+    print(f"nothing can be read at {job.output} yet; what the job says: `lexray logs {job.id} --address URL`")

@@ -1,0 +1,114 @@
+"""What `lexray stop` does: leave word in the sweep's folder, wait until its driver has ended, then end its job."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from cluster.commands import FAILED, OK, print_json
+from cluster.follow.which import Meant, connected_if_told, meant
+from cluster.follow.words import span
+from cluster.jobs.job_client import JobClient
+from cluster.provisioned.connection import Connection, Target
+from storage.errors import UserError
+from storage.store import Store
+from tuning.driver_record import RUNNING, DriverRecord, is_alive, read_driver
+from tuning.endings.ends import BY_HAND, write_ending
+
+PATIENCE_S = 60.0
+"""How long the driver may take to save what runs and end."""
+JOB_PATIENCE_S = 30.0
+LOOK_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopped:
+    """What came of it."""
+
+    url: str
+    state: str
+    """Of the driver: ended, failed, interrupted, running (it has not ended yet), lost or unknown."""
+    job: str = ""
+    """That was ended by the job server."""
+    seconds: float = 0.0
+
+
+def run_stop(text: str, force: bool, target: Target, messages: Console, as_json: bool) -> int:
+    """Exit code 0 when nothing of the sweep runs any more, 1 when it still does."""
+    if force and not target:
+        raise UserError("--force ends the sweep's job, which its cluster knows: give --address or --cluster, too")
+    with connected_if_told(target) as connection:
+        found = meant(text, connection)
+        stopped = stop(found, connection, force=force, messages=messages)
+    if as_json:
+        print_json(vars(stopped))
+    else:
+        print(_line(stopped))
+    return FAILED if stopped.state == RUNNING else OK
+
+
+def stop(
+    found: Meant,
+    connection: Connection | None,
+    *,
+    force: bool,
+    messages: Console,
+    clock: Callable[[], float] = time.time,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Stopped:
+    """Ask, wait, and end the job if there is a connection; `force` does not wait."""
+    began_s = clock()
+    store = Store.at(found.url)
+    driver = read_driver(store)
+    if is_alive(driver, began_s):
+        write_ending(store, BY_HAND)
+        if not force:
+            messages.print(f"asked {found.url} to save and end; waiting up to {PATIENCE_S:.0f} s", markup=False)
+            driver = _awaited(store, clock, sleep)
+    job = ""
+    if connection is not None and found.job is not None:
+        job = _end_job(JobClient(connection.dashboard), found.job.id, clock, sleep)
+        driver = read_driver(store)
+    state = "unknown" if driver is None else driver.state
+    if driver is not None and driver.state == RUNNING and (job or not is_alive(driver, clock())):
+        state = "lost"
+    return Stopped(url=found.url, state=state, job=job, seconds=clock() - began_s)
+
+
+def _awaited(store: Store, clock: Callable[[], float], sleep: Callable[[float], None]) -> DriverRecord | None:
+    until_s = clock() + PATIENCE_S
+    while True:
+        driver = read_driver(store)
+        if not is_alive(driver, clock()) or clock() >= until_s:
+            return driver
+        sleep(LOOK_S)
+
+
+def _end_job(client: JobClient, job_id: str, clock: Callable[[], float], sleep: Callable[[float], None]) -> str:
+    """The id of a job that had to be ended, empty if it was over."""
+    job = client.job(job_id)
+    if job is None or not job.is_running:
+        return ""
+    until_s = clock() + JOB_PATIENCE_S
+    client.stop(job_id)
+    while job is not None and job.is_running and clock() < until_s:
+        sleep(LOOK_S)
+        job = client.job(job_id)
+    return job_id
+
+
+def _line(stopped: Stopped) -> str:
+    after = f"after {span(stopped.seconds)}"
+    ended = f"; job {stopped.job} was ended" if stopped.job else ""
+    if stopped.state == RUNNING:
+        return (
+            f"{stopped.url}: asked to end, but still running {after}; its trials end at their next look, "
+            "or at once with --force and --address or --cluster"
+        )
+    if stopped.state == "unknown":
+        hint = ended or "; a job that was submitted just now is ended with --address or --cluster"
+        return f"{stopped.url}: nobody runs it{hint}"
+    return f"{stopped.url}: {stopped.state} {after}{ended}; `lexray resume {stopped.url}` goes on"

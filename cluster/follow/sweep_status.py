@@ -1,0 +1,159 @@
+"""What a sweep's folder tells of it: who runs it, how far each trial is, how fast, and why nothing happens."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from storage.store import Store
+from tuning.driver_record import RUNNING as DRIVEN
+from tuning.driver_record import DriverRecord, is_alive, read_driver
+from tuning.planning.foreseen import read_plan
+from tuning.sweep_folder import FINISHED, PENDING, RUNNING, SweepFolder, TrialRecord
+
+TAIL_BYTES = 64 * 1024
+"""Of metrics.jsonl: its newest records."""
+READERS = 16
+LOST, UNKNOWN = "lost", "unknown"
+"""States of a sweep besides those of its driver: it says nothing any more; there never was one."""
+LEFT = "left"
+"""State of a trial that was running when its driver was lost, and goes on when the sweep is resumed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialStatus:
+    """One trial."""
+
+    id: str
+    name: str
+    status: str
+    reason: str = ""
+    step: int = 0
+    """Steps done."""
+    steps: int = 0
+    batch_rows: int = 0
+    rows_per_s: float | None = None
+    """Lately; None for one that does not run."""
+    data_wait: float | None = None
+    """Share of its time that it lately waited for data."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has no steps left to do."""
+        return self.status in FINISHED or self.status == "stopped early"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepStatus:
+    """A sweep at one moment."""
+
+    url: str
+    state: str
+    """running, ended, failed, interrupted, lost or unknown."""
+    driver: DriverRecord | None
+    silent_s: float | None
+    """Since the driver was last seen."""
+    trials: list[TrialStatus] = field(default_factory=list)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Trials by status."""
+        return dict(Counter(trial.status for trial in self.trials))
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Done, and in all; a trial that was stopped early has no more."""
+        return sum(t.step for t in self.trials), sum(t.step if t.is_over else t.steps for t in self.trials)
+
+    @property
+    def rows_per_s(self) -> float:
+        """Of all running trials."""
+        return sum(trial.rows_per_s or 0.0 for trial in self.trials)
+
+    @property
+    def data_wait(self) -> float | None:
+        """The largest of a running trial."""
+        return max((trial.data_wait for trial in self.trials if trial.data_wait is not None), default=None)
+
+    @property
+    def left_s(self) -> float | None:
+        """Until the end, if all goes on as fast as now; None where nothing runs."""
+        done, steps = self.steps
+        batch_rows = max((trial.batch_rows for trial in self.trials), default=0)
+        return (steps - done) * batch_rows / self.rows_per_s if self.rows_per_s else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document of `--json`."""
+        done, steps = self.steps
+        sums = {"counts": self.counts, "steps_done": done, "steps": steps, "rows_per_s": self.rows_per_s}
+        waits = {"data_wait": self.data_wait, "left_s": self.left_s, "report": f"{self.url}/report.html"}
+        return asdict(self) | sums | waits
+
+
+def sweep_status(folder: SweepFolder, now_s: float) -> SweepStatus:
+    """What the folder tells at Unix time `now_s`."""
+    driver = read_driver(folder.store)
+    state = state_of(driver, now_s)
+    planned = {trial["id"]: trial for trial in (read_plan(folder.store) or {}).get("trials", [])}
+    ids = list(dict.fromkeys([*planned, *folder.store.list_folders("trials")]))
+    with ThreadPoolExecutor(READERS) as readers:
+        trials = list(readers.map(lambda trial: _trial(folder, trial, planned.get(trial, {}), state), ids))
+    silent_s = None if driver is None else max(0.0, now_s - driver.seen_s)
+    return SweepStatus(url=folder.store.url, state=state, driver=driver, silent_s=silent_s, trials=trials)
+
+
+def state_of(driver: DriverRecord | None, now_s: float) -> str:
+    """Of a sweep whose driver left this record."""
+    if driver is None:
+        return UNKNOWN
+    return LOST if driver.state == DRIVEN and not is_alive(driver, now_s) else driver.state
+
+
+def _trial(folder: SweepFolder, trial: str, planned: Mapping[str, Any], state: str) -> TrialStatus:
+    record = folder.read_trial(trial)
+    if record is None:
+        name, steps = str(planned.get("name", trial)), int(planned.get("steps", 0))
+        return TrialStatus(id=trial, name=name, status=PENDING, steps=steps)
+    newest = newest_records(folder.trial_store(trial))
+    return _told(record, newest, int(planned.get("steps", 0)), is_driven=state == DRIVEN)
+
+
+def _told(record: TrialRecord, newest: Sequence[dict[str, Any]], steps: int, *, is_driven: bool) -> TrialStatus:
+    is_running = record.status == RUNNING
+    values = {name: value for line in newest for name, value in line.items()} if is_running and is_driven else {}
+    data = record.config.get("data", {})
+    step = int(newest[-1]["step"]) if newest else 0
+    batch_rows = int(data.get("batch_rows", 0))
+    steps = steps or _steps(record.config, batch_rows)
+    return TrialStatus(
+        id=record.trial,
+        name=record.name,
+        status=LEFT if is_running and not is_driven else record.status,
+        reason=record.reason,
+        step=steps if record.status in FINISHED else step,
+        steps=steps,
+        batch_rows=batch_rows,
+        rows_per_s=values.get("perf/rows_per_s"),
+        data_wait=values.get("data/wait"),
+    )
+
+
+def _steps(config: Mapping[str, Any], batch_rows: int) -> int:
+    return -(-int(config.get("rows", 0)) // batch_rows) if batch_rows else 0
+
+
+def newest_records(store: Store) -> list[dict[str, Any]]:
+    """The last logged records of the trial in this folder, in order of step; empty when there are none."""
+    size = store.size("metrics.jsonl")
+    if not size:
+        return []
+    start = max(0, size - TAIL_BYTES)
+    try:
+        lines = store.read_range("metrics.jsonl", start, size - start).split(b"\n")
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines[bool(start) :] if line.endswith(b"}")]

@@ -1,0 +1,54 @@
+"""Which sweep is meant: by the url of its folder, or by the id of a job that a cluster knows."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+from cluster.jobs.job_client import Job, JobClient
+from cluster.jobs.naming import PREFIX
+from cluster.provisioned.connection import Connection, Target, connect
+from storage.errors import UserError
+from storage.store import Store, reachable
+from tuning.sweep_folder import SweepFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meant:
+    """A sweep."""
+
+    url: str
+    job: Job | None = None
+    """Its newest job on the connected cluster."""
+
+    @property
+    def folder(self) -> SweepFolder:
+        """Raises UserError where no sweep lies."""
+        with reachable("sweep", self.url):
+            return SweepFolder.existing(self.url)
+
+
+def connected_if_told(target: Target) -> AbstractContextManager[Connection | None]:
+    """A connection where the user named a cluster."""
+    return connect(target) if target else nullcontext()
+
+
+def is_job(text: str) -> bool:
+    """Whether a user's word is a job's id, and no folder."""
+    return text.startswith(PREFIX) and "/" not in text
+
+
+def meant(text: str, connection: Connection | None) -> Meant:
+    """What the user's word means. Raises UserError for a job that nobody knows."""
+    client = JobClient(connection.dashboard) if connection is not None else None
+    if is_job(text):
+        if client is None:
+            raise UserError(f"{text}: a job is known to its cluster; give --address or --cluster, or the sweep's url")
+        job = client.job(text)
+        if job is None or not job.output:
+            known = ", ".join(other.id for other in client.jobs()[-5:]) or "none of lexray's"
+            raise UserError(f"{text}: no such job on this cluster; its jobs: {known}")
+        return Meant(url=job.output, job=job)
+    url = Store.at(text).url
+    jobs = [job for job in client.jobs() if job.output == url] if client is not None else []
+    return Meant(url=url, job=jobs[-1] if jobs else None)

@@ -1,0 +1,109 @@
+"""The job server of a cluster, by its documented requests. Nothing that it says reaches the user raw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from cluster.jobs.naming import PREFIX, attempt_of
+from cluster.jobs.package import Package
+from cluster.provisioned.errors import NotFoundError
+from cluster.provisioned.http import Dashboard
+
+RUNNING = ("PENDING", "RUNNING")
+STOPPED, FAILED, SUCCEEDED = "STOPPED", "FAILED", "SUCCEEDED"
+OUTPUT, SWEEP = "lexray_output", "lexray_sweep"
+"""Keys of a job's metadata."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A sweep that was submitted."""
+
+    id: str
+    status: str
+    """PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
+    message: str = ""
+    output: str = ""
+    """Url of the sweep's folder."""
+    sweep: str = ""
+    started_s: float | None = None
+    """Unix time."""
+    ended_s: float | None = None
+
+    @property
+    def is_running(self) -> bool:
+        return self.status in RUNNING
+
+
+@dataclass(frozen=True)
+class JobClient:
+    """Asks the job server. Raises ClusterLostError where it does not answer, RefusedError where it refuses."""
+
+    dashboard: Dashboard
+
+    def jobs(self) -> list[Job]:
+        """Those that lexray submitted, oldest first."""
+        listed = [_job(found) for found in self.dashboard.get("/api/jobs/") if found.get("submission_id")]
+        return sorted((job for job in listed if job.id.startswith(PREFIX)), key=lambda job: job.started_s or 0.0)
+
+    def job(self, job_id: str) -> Job | None:
+        """One of them, None where there is none."""
+        try:
+            return _job(self.dashboard.get(f"/api/jobs/{quote(job_id, safe='')}"))
+        except NotFoundError:
+            return None
+
+    def attempts(self, base: str) -> list[Job]:
+        """At one sweep, oldest first."""
+        return [job for job in self.jobs() if attempt_of(job.id, base) is not None]
+
+    def upload(self, package: Package) -> None:
+        """Give the cluster a package that it does not have."""
+        path = f"/api/packages/gcs/{package.name}"
+        try:
+            self.dashboard.get(path)
+        except NotFoundError:
+            self.dashboard.ask("PUT", path, content=package.content)
+
+    def submit(self, job_id: str, entrypoint: str, package: Package, metadata: dict[str, str]) -> None:
+        """Start a job, on the head, that has the package as its folder."""
+        request = {
+            "submission_id": job_id,
+            "entrypoint": entrypoint,
+            "runtime_env": {"working_dir": package.uri},
+            "metadata": metadata,
+        }
+        self.dashboard.ask("POST", "/api/jobs/", document=request)
+
+    def stop(self, job_id: str) -> None:
+        """End a job: it is asked to, and killed seconds later."""
+        self.dashboard.ask("POST", f"/api/jobs/{quote(job_id, safe='')}/stop")
+
+    def logs(self, job_id: str) -> str:
+        """All that it said, as far as the cluster keeps it."""
+        answer = self.dashboard.get(f"/api/jobs/{quote(job_id, safe='')}/logs") or {}
+        return str(answer.get("logs") or "")
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """The living nodes as the cluster tells them: `node_ip`, `resources_total` (CPU, GPU, bytes of memory)."""
+        answer = self.dashboard.get("/api/v0/nodes?detail=1&limit=10000")
+        return [node for node in answer["data"]["result"]["result"] if node["state"] == "ALIVE"]
+
+
+def _job(found: dict[str, Any]) -> Job:
+    metadata = found.get("metadata") or {}
+    return Job(
+        id=found["submission_id"],
+        status=found["status"],
+        message=" ".join((found.get("message") or "").split()),
+        output=metadata.get(OUTPUT, ""),
+        sweep=metadata.get(SWEEP, ""),
+        started_s=_seconds(found.get("start_time")),
+        ended_s=_seconds(found.get("end_time")),
+    )
+
+
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000

@@ -1,0 +1,63 @@
+"""What a sweep that is submitted may count on: the nodes of a cluster as they are, or as they may become."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from cluster.provisioned.description import ClusterDescription, Pool
+
+if TYPE_CHECKING:
+    from tuning.planning.plan import Machines
+
+GIB = 2**30
+STORE_SHARE = 0.3
+"""Of a node's memory that Ray keeps for its object store."""
+
+
+def machines_of(description: ClusterDescription | None, nodes: Sequence[dict[str, Any]]) -> Machines:
+    """The pools at their largest where they are described, else the nodes that are there."""
+    from tuning.placement.nodes import Node
+    from tuning.planning.plan import Machines
+
+    if description is not None and description.pools:
+        pools = [pool for pool in description.pools for _ in range(pool.max_nodes)]
+        return Machines(nodes=[_node(pool) for pool in pools], object_store_bytes=[_store(pool) for pool in pools])
+    totals = [node["resources_total"] for node in nodes]
+    return Machines(
+        nodes=[Node(*(float(total.get(kind, 0.0)) for kind in ("CPU", "GPU", "memory"))) for total in totals],
+        object_store_bytes=[int(total.get("object_store_memory", 0)) for total in totals],
+    )
+
+
+def gpu_memory_gib(description: ClusterDescription | None) -> float | None:
+    """Of the smallest GPU that the pools have; None where no pool tells."""
+    pools = description.pools if description is not None else ()
+    return min((pool.gpu_memory_gib for pool in pools if pool.gpus and pool.gpu_memory_gib), default=None)
+
+
+def all_are_here(nodes: Sequence[dict[str, Any]]) -> bool:
+    """Whether every node is this machine: then its folders are theirs."""
+    return bool(nodes) and all(_is_own_address(str(node["node_ip"])) for node in nodes)
+
+
+def _node(pool: Pool) -> Any:
+    from tuning.placement.nodes import Node
+
+    return Node(pool.cpus, float(pool.gpus), pool.memory_gib * GIB - _store(pool))
+
+
+def _store(pool: Pool) -> int:
+    return int(STORE_SHARE * pool.memory_gib * GIB)
+
+
+def _is_own_address(address: str) -> bool:
+    """Only an address of its own can be listened at."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.bind((address, 0))
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,158 @@
+"""Submit a sweep: check it, show its plan, send it, unless it runs already."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from cluster.jobs.job_client import OUTPUT, SWEEP, Job, JobClient
+from cluster.jobs.naming import base_id, next_id
+from cluster.jobs.nodes import all_are_here, gpu_memory_gib, machines_of
+from cluster.jobs.package import SWEEP_FILE, package
+from cluster.provisioned.connection import Connection
+from cluster.provisioned.errors import RefusedError
+from storage.config_file import checked_content, mapping_of
+from storage.errors import UnreachableError, UserError
+from storage.store import Store, reachable
+
+if TYPE_CHECKING:
+    from tuning.file.sweep_file import SweepFile
+    from tuning.planning.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """What became of a submission."""
+
+    job: str
+    """Id; empty when there was nothing to do."""
+    url: str
+    """Folder of the sweep."""
+    is_new: bool
+    """False: this very sweep was running already, or is finished."""
+    bytes: int = 0
+    """Uploaded at most."""
+    plan: Plan | None = None
+    """None where it cannot be made here."""
+    unplanned: str = ""
+    """Why not."""
+
+
+def sweep_of(text: str, where: str) -> SweepFile:
+    """A sweep file's text, checked. Raises UserError naming `where` it was read and the field."""
+    from tuning.file.sweep_file import SweepFile
+
+    return checked_content(where, mapping_of(text, where), SweepFile)
+
+
+def submit(
+    connection: Connection, sweep: SweepFile, text: str, *, with_code: bool, on_plan: Callable[[Plan], None]
+) -> Submission:
+    """Start the sweep as a job, or find that it runs; `on_plan` sees the plan before anything is sent.
+
+    Raises UserError for what the job would refuse.
+    """
+    client = JobClient(connection.dashboard)
+    nodes = client.nodes()
+    _refuse_local(sweep, connection, nodes)
+    output = Store.at(sweep.output, sweep.storage.settings)
+    base = base_id(sweep.name, output.url)
+    attempts = client.attempts(base)
+    if attempts and attempts[-1].is_running:
+        return Submission(job=attempts[-1].id, url=output.url, is_new=False)
+    made, unplanned = _planned(connection, sweep, text, nodes)
+    if made is not None:
+        on_plan(made)
+        if not made.to_do:
+            return Submission(job="", url=output.url, is_new=False, plan=made)
+    _refuse_driven(output)
+    job, size = _start(connection, client, sweep, text, output.url, base, attempts, with_code=with_code)
+    return Submission(job=job, url=output.url, is_new=True, bytes=size, plan=made, unplanned=unplanned)
+
+
+def _start(
+    connection: Connection,
+    client: JobClient,
+    sweep: SweepFile,
+    text: str,
+    url: str,
+    base: str,
+    attempts: Sequence[Job],
+    *,
+    with_code: bool,
+) -> tuple[str, int]:
+    """The id of the new job, and what it has to be sent."""
+    made = package(text, with_code=with_code)
+    client.upload(made)
+    job = next_id(base, [attempt.id for attempt in attempts])
+    try:
+        client.submit(job, entrypoint(job, connection.name), made, {OUTPUT: url, SWEEP: sweep.name})
+    except RefusedError:
+        if client.job(job) is None:
+            raise
+        raise UserError(
+            f"job {job}: submitted by somebody else just now; follow it by `lexray logs {job} -f`"
+        ) from None
+    return job, len(made.content)
+
+
+def entrypoint(job: str, cluster: str) -> str:
+    """What the head runs, in the folder of the package."""
+    sweep = ["python", "-m", "cluster", "sweep", SWEEP_FILE, "--address", "auto", "--job", job]
+    return shlex.join([*sweep, "--cluster-name", cluster])
+
+
+def _refuse_local(sweep: SweepFile, connection: Connection, nodes: Sequence[dict[str, Any]]) -> None:
+    """Folders of this machine are no good on others."""
+    description = connection.description
+    urls = {"output": sweep.output, "data.url": sweep.data.url}
+    local = {field: url for field, url in urls.items() if Store.at(url).local_path is not None}
+    shared = [url for url in (description.runs_url, description.data_url) if url] if description is not None else []
+    local = {field: url for field, url in local.items() if not any(url.startswith(prefix) for prefix in shared)}
+    if local and (connection.is_tunnelled or not all_are_here(nodes)):
+        field, url = next(iter(local.items()))
+        raise UserError(
+            f"{field}: {url} is a folder of this machine, which the {len(nodes)} node(s) of {connection.name} do not "
+            "have; give a url that they can reach, like s3://BUCKET/FOLDER"
+        )
+    for field, url in local.items():
+        if not url.startswith(("file://", "/")):
+            raise UserError(f"{field}: {url} is relative, and the job runs elsewhere; give {Store.at(url).local_path}")
+
+
+def _planned(
+    connection: Connection, sweep: SweepFile, text: str, nodes: Sequence[dict[str, Any]]
+) -> tuple[Plan | None, str]:
+    """The plan for the cluster's nodes; why there is none where dataset or folder cannot be reached from here."""
+    from cluster.plan_commands import checked
+    from tuning.orchestrate import plan_sweep
+    from tuning.planning.plan_record import known_speeds
+
+    machines = machines_of(connection.description, nodes)
+    try:
+        plan = plan_sweep(sweep, text)
+    except UnreachableError as error:
+        return None, str(error)
+    gpu_gib = sweep.resources.gpu_memory_gib or gpu_memory_gib(connection.description)
+    resources = sweep.resources.model_copy(update={"gpu_memory_gib": gpu_gib})
+    plan = checked(replace(plan, sweep=sweep.model_copy(update={"resources": resources})), machines)
+    return plan.make(machines, known_speeds(plan.folder, [trial.id for trial in plan.trials])), ""
+
+
+def _refuse_driven(output: Store) -> None:
+    """Another cluster, or a machine without one, may run this sweep; the job would only find out later."""
+    from tuning.driver_record import is_alive, is_dead_here, read_driver, this_place
+
+    try:
+        with reachable("output", output.url):
+            record = read_driver(output)
+    except UnreachableError:
+        return
+    if record is not None and is_alive(record, time.time()) and not is_dead_here(record, this_place()):
+        raise UserError(
+            f"output: {output.url} is being run by {record.where}; follow it by `lexray status {output.url}`, "
+            f"end it by `lexray stop {output.url}`, or wait a minute if you know that it is dead"
+        )
