@@ -170,8 +170,8 @@ variable "pools" {
   }
 
   validation {
-    condition     = alltrue([for name in keys(var.pools) : can(regex("^[a-z][a-z0-9-]{1,30}$", name)) && name != "head"])
-    error_message = "pools has ${join(", ", keys(var.pools))}: names are 2 to 31 lower-case letters, digits and dashes, a letter first, and not head."
+    condition     = alltrue([for name in keys(var.pools) : can(regex("^[a-z][a-z0-9-]{1,30}$", name)) && !contains(["head", "core"], name)])
+    error_message = "pools has ${join(", ", keys(var.pools))}: names are 2 to 31 lower-case letters, digits and dashes, a letter first, and neither head nor core."
   }
 
   validation {
@@ -277,7 +277,7 @@ variable "idle_timeout_minutes" {
 }
 
 variable "max_cluster_hours" {
-  description = "Whole hours after its boot at which every node ends itself, the head too, whatever it does; 0 is never."
+  description = "Whole hours after which the cluster ends its work whatever it does; 0 is never. On EC2 every node ends itself, the head too; on Kubernetes it is the deadline of jobs."
   type        = number
   default     = 0
 

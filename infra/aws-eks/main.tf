@@ -1,0 +1,123 @@
+# EKS with one managed node group for each pool. What runs in it is infra/kubernetes, applied afterwards.
+
+provider "aws" {
+  region = var.region
+
+  default_tags {
+    tags = local.tags
+  }
+}
+
+data "aws_caller_identity" "current" {}
+
+data "aws_partition" "current" {}
+
+data "aws_availability_zones" "available" {
+  state = "available"
+
+  # Local zones have neither GPUs to speak of nor every service.
+  filter {
+    name   = "opt-in-status"
+    values = ["opt-in-not-required"]
+  }
+}
+
+locals {
+  # What a control plane costs in an hour while its version is supported, anywhere.
+  eks_price_usd   = 0.1
+  namespace       = "lexray"
+  service_account = "lexray"
+
+  tag_key    = "lexray-cluster"
+  tags       = merge(var.tags, { (local.tag_key) = var.name })
+  account_id = data.aws_caller_identity.current.account_id
+  zones      = var.zones == null ? slice(data.aws_availability_zones.available.names, 0, 2) : var.zones
+
+  pools_price_usd     = sum(concat([0], [for pool in var.pools : pool.max * pool.price_usd_hour]))
+  standing_price_usd  = local.eks_price_usd + 2 * var.core_price_usd_hour + module.network.hourly_price_usd
+  max_hourly_cost_usd = local.pools_price_usd + local.standing_price_usd
+}
+
+module "network" {
+  source              = "../modules/aws/network"
+  name                = var.name
+  region              = var.region
+  zones               = local.zones
+  cidr                = var.vpc_cidr
+  existing_vpc_id     = var.existing_vpc_id
+  existing_subnet_ids = var.existing_subnet_ids
+  enable_nat          = var.enable_nat
+  enable_flow_logs    = var.enable_flow_logs
+  log_retention_days  = var.log_retention_days
+  private_subnet_tags = { "kubernetes.io/role/internal-elb" = "1" }
+  endpoint_services = [
+    "autoscaling", "ec2", "ecr.api", "ecr.dkr", "eks", "eks-auth", "logs", "secretsmanager", "sts",
+  ]
+}
+
+module "storage" {
+  source                 = "../modules/aws/storage"
+  name                   = var.name
+  bucket_suffix          = "${local.account_id}-${var.region}"
+  existing_bucket        = var.existing_bucket
+  scratch_retention_days = var.scratch_retention_days
+  force_destroy          = var.force_destroy_bucket
+}
+
+# A container without content: put your key in with `aws secretsmanager put-secret-value`, and no state ever holds it.
+resource "aws_secretsmanager_secret" "wandb" {
+  name                    = "/lexray/${var.name}/wandb-api-key"
+  description             = "W&B key of the cluster, put in by its operator"
+  recovery_window_in_days = 0
+}
+
+module "identity" {
+  source               = "../modules/aws/identity"
+  name                 = "${var.name}-ray"
+  service              = "pods.eks"
+  bucket_arn           = module.storage.bucket_arn
+  data_writable        = var.data_writable
+  readable_secret_arns = { wandb = aws_secretsmanager_secret.wandb.arn }
+}
+
+module "eks" {
+  source             = "../modules/aws/eks"
+  name               = var.name
+  region             = var.region
+  account_id         = local.account_id
+  partition          = data.aws_partition.current.partition
+  tags               = local.tags
+  kubernetes_version = var.kubernetes_version
+  vpc_id             = module.network.vpc_id
+  subnet_ids         = module.network.private_subnet_ids
+  subnet_ids_by_zone = module.network.subnet_ids_by_zone
+  allowed_cidrs      = var.allowed_cidrs
+  admin_arns         = var.admin_arns
+  core_instance_type = var.core_instance_type
+  root_volume_gib    = var.root_volume_gib
+  pools              = var.pools
+  namespace          = local.namespace
+  service_account    = local.service_account
+  workload_role_arn  = module.identity.role_arn
+  log_retention_days = var.log_retention_days
+}
+
+module "budget" {
+  source             = "../modules/aws/budget"
+  name               = var.name
+  tag_key            = local.tag_key
+  monthly_budget_usd = var.monthly_budget_usd
+  emails             = var.budget_emails
+}
+
+# Checked in the plan, before anything exists.
+resource "terraform_data" "cost_limit" {
+  input = local.max_hourly_cost_usd
+
+  lifecycle {
+    precondition {
+      condition     = local.max_hourly_cost_usd <= var.hourly_cost_limit_usd
+      error_message = "Everything at its largest costs ${format("%.2f", local.max_hourly_cost_usd)} USD an hour, above hourly_cost_limit_usd = ${var.hourly_cost_limit_usd}: lower max of a pool, or raise the limit."
+    }
+  }
+}

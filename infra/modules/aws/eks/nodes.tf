@@ -1,0 +1,261 @@
+# A small group that is always there, and one group for each pool, from zero by cluster-autoscaler.
+
+locals {
+  group_tags = {
+    for name, pool in var.pools : name => merge(
+      { "k8s.io/cluster-autoscaler/node-template/label/lexray.io/pool" = name },
+      pool.gpus > 0 ? {
+        "k8s.io/cluster-autoscaler/node-template/taint/nvidia.com/gpu"     = "true:NoSchedule"
+        "k8s.io/cluster-autoscaler/node-template/resources/nvidia.com/gpu" = tostring(pool.gpus)
+      } : {},
+      pool.capacity == "SPOT" ? { "k8s.io/cluster-autoscaler/node-template/taint/lexray.io/spot" = "true:NoSchedule" } : {},
+    )
+  }
+  # Flat, since a resource loops over one map: by "pool tag".
+  autoscaler_tags = merge([for pool, tags in local.group_tags : { for key, value in tags : "${pool} ${key}" => { pool = pool, key = key, value = value } }]...)
+
+  # Instance disks of a node as one RAID 0, under what pods call emptyDir: Ray's spilled objects and the cache of chunks.
+  node_config = yamlencode({
+    apiVersion = "node.eks.aws/v1alpha1"
+    kind       = "NodeConfig"
+    spec       = { instance = { localStorage = { strategy = "RAID0" } } }
+  })
+  user_data = join("\n", [
+    "MIME-Version: 1.0",
+    "Content-Type: multipart/mixed; boundary=lexray",
+    "",
+    "--lexray",
+    "Content-Type: application/node.eks.aws",
+    "",
+    local.node_config,
+    "--lexray--",
+    "",
+  ])
+}
+
+resource "aws_security_group" "efa" {
+  count       = anytrue([for pool in var.pools : pool.efa_interfaces > 0]) ? 1 : 0
+  name        = "${var.name}-efa"
+  description = "EFA asks for a rule to and from its own group"
+  vpc_id      = var.vpc_id
+  tags        = { Name = "${var.name}-efa" }
+}
+
+resource "aws_vpc_security_group_ingress_rule" "efa" {
+  count                        = length(aws_security_group.efa)
+  security_group_id            = aws_security_group.efa[0].id
+  description                  = "From EFA nodes of this cluster"
+  referenced_security_group_id = aws_security_group.efa[0].id
+  ip_protocol                  = "-1"
+}
+
+resource "aws_vpc_security_group_egress_rule" "efa" {
+  count                        = length(aws_security_group.efa)
+  security_group_id            = aws_security_group.efa[0].id
+  description                  = "To EFA nodes of this cluster"
+  referenced_security_group_id = aws_security_group.efa[0].id
+  ip_protocol                  = "-1"
+}
+
+resource "aws_placement_group" "pool" {
+  for_each = { for name, pool in var.pools : name => pool if pool.efa_interfaces > 0 }
+  name     = "${var.name}-${each.key}"
+  strategy = "cluster"
+}
+
+resource "aws_launch_template" "core" {
+  name                   = "${var.name}-core"
+  update_default_version = true
+
+  metadata_options {
+    http_endpoint               = "enabled"
+    http_tokens                 = "required"
+    http_put_response_hop_limit = 1
+  }
+
+  block_device_mappings {
+    device_name = "/dev/xvda"
+
+    ebs {
+      volume_size           = 50
+      volume_type           = "gp3"
+      encrypted             = true
+      delete_on_termination = true
+    }
+  }
+
+  dynamic "tag_specifications" {
+    for_each = toset(["instance", "volume"])
+
+    content {
+      resource_type = tag_specifications.value
+      tags          = merge(var.tags, { Name = "${var.name}-core" })
+    }
+  }
+}
+
+resource "aws_launch_template" "pool" {
+  for_each               = var.pools
+  name                   = "${var.name}-pool-${each.key}"
+  user_data              = base64encode(local.user_data)
+  update_default_version = true
+
+  metadata_options {
+    http_endpoint               = "enabled"
+    http_tokens                 = "required"
+    http_put_response_hop_limit = 1
+  }
+
+  block_device_mappings {
+    device_name = "/dev/xvda"
+
+    ebs {
+      volume_size           = var.root_volume_gib
+      volume_type           = "gp3"
+      encrypted             = true
+      delete_on_termination = true
+    }
+  }
+
+  # Card 0 has the primary interface; further cards have theirs at device 1.
+  dynamic "network_interfaces" {
+    for_each = range(each.value.efa_interfaces)
+
+    content {
+      device_index          = network_interfaces.value == 0 ? 0 : 1
+      network_card_index    = network_interfaces.value
+      interface_type        = "efa"
+      delete_on_termination = true
+      security_groups = [
+        aws_security_group.efa[0].id,
+        aws_eks_cluster.this.vpc_config[0].cluster_security_group_id,
+      ]
+    }
+  }
+
+  dynamic "capacity_reservation_specification" {
+    for_each = each.value.capacity == "RESERVED" ? [1] : []
+
+    content {
+      capacity_reservation_target {
+        capacity_reservation_id = each.value.reservation_id
+      }
+    }
+  }
+
+  dynamic "placement" {
+    for_each = each.value.efa_interfaces > 0 ? [1] : []
+
+    content {
+      group_name = aws_placement_group.pool[each.key].name
+    }
+  }
+
+  dynamic "tag_specifications" {
+    for_each = toset(["instance", "volume"])
+
+    content {
+      resource_type = tag_specifications.value
+      tags          = merge(var.tags, { Name = "${var.name}-${each.key}" })
+    }
+  }
+}
+
+resource "aws_eks_node_group" "core" {
+  cluster_name    = aws_eks_cluster.this.name
+  node_group_name = "core"
+  node_role_arn   = aws_iam_role.node.arn
+  subnet_ids      = var.subnet_ids
+  ami_type        = "AL2023_x86_64_STANDARD"
+  capacity_type   = "ON_DEMAND"
+  instance_types  = [var.core_instance_type]
+  labels          = { "lexray.io/pool" = "core" }
+
+  scaling_config {
+    min_size     = 2
+    max_size     = 2
+    desired_size = 2
+  }
+
+  update_config {
+    max_unavailable = 1
+  }
+
+  launch_template {
+    id      = aws_launch_template.core.id
+    version = aws_launch_template.core.latest_version
+  }
+
+  depends_on = [aws_eks_addon.first, aws_iam_role_policy_attachment.node]
+}
+
+resource "aws_eks_node_group" "pool" {
+  for_each        = var.pools
+  cluster_name    = aws_eks_cluster.this.name
+  node_group_name = each.key
+  node_role_arn   = aws_iam_role.node.arn
+  subnet_ids      = each.value.zone == null ? var.subnet_ids : lookup(var.subnet_ids_by_zone, each.value.zone, [])
+  ami_type        = each.value.gpus > 0 ? "AL2023_x86_64_NVIDIA" : "AL2023_x86_64_STANDARD"
+  capacity_type   = each.value.capacity == "SPOT" ? "SPOT" : "ON_DEMAND"
+  instance_types  = each.value.instance_types
+  labels          = { "lexray.io/pool" = each.key }
+
+  scaling_config {
+    min_size     = each.value.min
+    max_size     = each.value.max
+    desired_size = each.value.min
+  }
+
+  update_config {
+    max_unavailable = 1
+  }
+
+  launch_template {
+    id      = aws_launch_template.pool[each.key].id
+    version = aws_launch_template.pool[each.key].latest_version
+  }
+
+  dynamic "taint" {
+    for_each = each.value.gpus > 0 ? [1] : []
+
+    content {
+      key    = "nvidia.com/gpu"
+      value  = "true"
+      effect = "NO_SCHEDULE"
+    }
+  }
+
+  dynamic "taint" {
+    for_each = each.value.capacity == "SPOT" ? [1] : []
+
+    content {
+      key    = "lexray.io/spot"
+      value  = "true"
+      effect = "NO_SCHEDULE"
+    }
+  }
+
+  lifecycle {
+    # cluster-autoscaler's.
+    ignore_changes = [scaling_config[0].desired_size]
+
+    precondition {
+      condition     = each.value.zone == null ? true : contains(keys(var.subnet_ids_by_zone), each.value.zone)
+      error_message = "pools.${each.key}.zone is ${coalesce(each.value.zone, "unset")}, and the network has private subnets in ${join(", ", keys(var.subnet_ids_by_zone))}."
+    }
+  }
+
+  depends_on = [aws_eks_addon.first, aws_iam_role_policy_attachment.node]
+}
+
+# What a node of an empty group would have: cluster-autoscaler starts from zero by these.
+resource "aws_autoscaling_group_tag" "pool" {
+  for_each               = local.autoscaler_tags
+  autoscaling_group_name = aws_eks_node_group.pool[each.value.pool].resources[0].autoscaling_groups[0].name
+
+  tag {
+    key                 = each.value.key
+    value               = each.value.value
+    propagate_at_launch = false
+  }
+}
