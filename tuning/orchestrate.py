@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import ray
@@ -29,6 +28,9 @@ from tuning.endings.ends import Ends, check_ends, ends_of
 from tuning.endings.verdicts import Judge, check_rungs, judge_of_all, judges
 from tuning.file.sweep_file import SweepFile
 from tuning.placement.nodes import Node, refuse_what_never_fits
+from tuning.placement.placer import ON_HEAD
+from tuning.placement.rooms import Rooms, placing
+from tuning.placement.wishes import wishes_of
 from tuning.planning.forecast import Speed
 from tuning.planning.mesh_choice import Room, rooms_of, with_mesh
 from tuning.planning.plan import Machines, Plan, make_plan
@@ -43,7 +45,7 @@ from tuning.trial import TrialRun, new_record, run_trial
 from tuning.trial_queue import TrialQueue
 from tuning.trials import Footprint, Trial, expand, trial_at
 from tuning.views.follow import Follower, FollowThread
-from tuning.window_servers import shape_of, window_servers
+from tuning.window_servers import WindowServers, shape_of
 
 log = logging.getLogger("lexray")
 
@@ -199,7 +201,7 @@ def run_sweep(plan: SweepPlan, followers: Sequence[Follower], driver: Driver | N
             write_plan(plan.folder.store, plan.make(machines, speeds))
         plan.folder.store.write("sweep.yaml", plan.text.encode())
         if plan.expected:
-            _train(plan, nodes, followers)
+            _train(plan, nodes, followers, driver)
         if plan.search is not None:
             plan = plan.with_asked()
             if machines is not None:
@@ -207,14 +209,18 @@ def run_sweep(plan: SweepPlan, followers: Sequence[Follower], driver: Driver | N
         return build_results(plan.folder, [trial.id for trial in plan.trials])
 
 
-def _train(plan: SweepPlan, nodes: dict[str, Node], followers: Sequence[Follower]) -> None:
+def _train(plan: SweepPlan, nodes: dict[str, Node], followers: Sequence[Follower], driver: Driver | None) -> None:
     cache = plan.sweep.cache.settings if plan.sweep.cache is not None else None
+    servers = WindowServers(trials=plan.expected, shapes=plan.shapes, cache=cache)
+    servers.check(nodes)
     with (
-        window_servers(plan.expected, plan.shapes, nodes, cache) as servers,
+        placing(servers) as rooms,
         FollowThread(folder=plan.folder, followers=followers) as follow,
         plan.ends as ends,
     ):
-        _tune(plan, _runs(plan, servers, cache), list(nodes.values()), follow, ends)
+        if driver is not None:
+            driver.waiting = rooms.waiting
+        _tune(plan, _runs(plan, rooms, list(nodes.values()), cache), rooms, follow, ends)
         _close_unfinished(plan.with_asked())
 
 
@@ -248,15 +254,24 @@ def gpu_bytes_of(sweep: SweepFile) -> int | None:
     return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
 
 
-def _runs(plan: SweepPlan, servers: dict[str, Any], cache: CacheSettings | None) -> Callable[[Trial], TrialRun]:
+def _runs(plan: SweepPlan, rooms: Rooms, nodes: list[Node], cache: CacheSettings | None) -> Callable[[Trial], TrialRun]:
     """What runs a trial of the sweep."""
     judge_of = _judge_of(plan)
+    gpu_bytes = gpu_bytes_of(plan.sweep)
+
+    def has_room(trial: Trial) -> bool:
+        try:
+            refuse_what_has_no_room([trial], plan.manifest, nodes, gpu_bytes)
+        except UserError:
+            return False
+        return True
 
     def run_of(trial: Trial) -> TrialRun:
         return TrialRun(
             trial=trial,
             folder=plan.folder,
-            servers=servers,
+            rooms=rooms,
+            wishes=wishes_of(trial, plan.sweep.resources.elastic, has_room),
             cache=cache,
             retries=plan.sweep.retries,
             judge=judge_of(trial),
@@ -293,9 +308,7 @@ class _Asked:
         return [] if trial is None else [self.run_of(trial)]
 
 
-def _tune(
-    plan: SweepPlan, run_of: Callable[[Trial], TrialRun], nodes: list[Node], follow: FollowThread, ends: Ends
-) -> None:
+def _tune(plan: SweepPlan, run_of: Callable[[Trial], TrialRun], rooms: Rooms, follow: FollowThread, ends: Ends) -> None:
     def changed(run: TrialRun, started: bool) -> None:
         ends.changed(run.trial, started)
         if plan.search is not None and not started:
@@ -305,16 +318,22 @@ def _tune(
     runs = [run_of(trial) for trial in plan.unfinished]
     source = _Asked(plan.search, run_of) if plan.search is not None else None
 
-    # A trial's function only waits for its workers, whose CPUs the queue counts: all it takes itself is memory.
-    trainable = tune.with_resources(run_trial, tune.PlacementGroupFactory([{"memory": DRIVER_BYTES}]))
+    # A trial's function only waits for its workers, whose CPUs the placer counts: all it takes itself is memory, of the
+    # node that stays as long as the cluster.
+    trainable = tune.with_resources(run_trial, tune.PlacementGroupFactory([{"memory": DRIVER_BYTES, **ON_HEAD}]))
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=TrialQueue(runs, nodes, changed, lambda: bool(ends.reached()), source),
+            search_alg=TrialQueue(runs, rooms, changed, lambda: bool(ends.reached()), source),
             num_samples=len(runs) + plan.to_ask,
             reuse_actors=True,
         ),
-        run_config=tune.RunConfig(name="tune", storage_path=_ray_storage_path(plan.folder.store), verbose=0),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=_ray_storage_path(plan.folder.store),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=plan.sweep.retries),
+        ),
     )
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # Tune prints even when told not to
         tuner.fit()

@@ -28,6 +28,8 @@ from training.saved import CONFIG as DICTIONARY_CONFIG
 DONE, TARGET_MISSED, FAILED, RUNNING, PENDING = "done", "target missed", "failed", "running", "pending"
 FINISHED = (DONE, TARGET_MISSED)
 """A trial with one of these statuses is never trained again."""
+MOVING = "moving"
+"""Between two attempts: its state is saved, and it goes on at once on other nodes."""
 STOPPED = "stopped early"
 """Not trained again either, as long as the sweep file's `stop` stays as it is."""
 PAUSED = ("stopped: deadline", "stopped: gpu_hours", "stopped: cpu_hours", "stopped: by hand")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,10 +26,24 @@ from training.loop import TrainingFailedError
 from training.measures.held_out import measure_trial
 from training.start import ensure_process_group, training_device
 from training.trainer import OpenStream, Trainer, TrainingResult
+from tuning.attempts import Attempts, Look, on_placement, sweep_is_over
 from tuning.endings.ends import Meter, Pause, read_spent
 from tuning.endings.verdicts import Judge, stopped_by
+from tuning.placement.book import Wish, Wishes
+from tuning.placement.placer import Placement
+from tuning.placement.rooms import Rooms
 from tuning.planning.worker_memory import peak_resident_bytes
-from tuning.sweep_folder import DONE, FAILED, PAUSED, RUNNING, STOPPED, TARGET_MISSED, SweepFolder, TrialRecord
+from tuning.sweep_folder import (
+    DONE,
+    FAILED,
+    MOVING,
+    PAUSED,
+    RUNNING,
+    STOPPED,
+    TARGET_MISSED,
+    SweepFolder,
+    TrialRecord,
+)
 from tuning.trials import Trial
 
 TARGET_TOLERANCE = 0.1
@@ -45,8 +59,14 @@ class TrialRun:
 
     trial: Trial
     folder: SweepFolder
+    rooms: Rooms | None = None
+    """Where it gets its nodes; None: nobody chooses them, and there is one attempt."""
+    wishes: Wishes | None = None
+    """The meshes that it may have; None: its own alone."""
+    nodes: tuple[str, ...] = ()
+    """Node of each worker of this attempt; empty: any."""
     servers: dict[str, ActorHandle] = field(default_factory=dict)
-    """Window server of each node, by node id."""
+    """Window server of each of its nodes, by node id."""
     cache: CacheSettings | None = None
     """Chunks on the disk of each node."""
     retries: int = 3
@@ -61,6 +81,17 @@ class TrialRun:
     def store(self) -> Store:
         return self.folder.trial_store(self.trial.id)
 
+    @property
+    def meshes(self) -> Wishes:
+        """Those on which it may run."""
+        wish = Wish(mesh=self.trial.config.mesh, footprint=self.trial.footprint)
+        return self.wishes if self.wishes is not None else Wishes(all=(wish,))
+
+    def placed(self, placement: Placement) -> TrialRun:
+        """One attempt at it, on the mesh and the nodes that it has this time."""
+        trial = on_placement(self.trial, placement)
+        return replace(self, trial=trial, nodes=placement.nodes, servers=placement.servers)
+
 
 def run_trial(config: dict[str, Any]) -> None:
     """The Tune trainable: train `config["run"]` to its end.
@@ -72,36 +103,72 @@ def run_trial(config: dict[str, Any]) -> None:
     record = new_record(run.trial, status=RUNNING)
     run.folder.write_trial(record)
     try:
-        _fit(run, began)
+        _train(run, began)
     except Exception as error:
         timing = {"total_s": time.time() - began}
         run.folder.write_trial(replace(record, status=FAILED, reason=reason_of(error), timing=timing))
         return
+    finally:
+        if run.rooms is not None:
+            run.rooms.release(run.trial.id)
     ended = run.folder.read_trial(run.trial.id)
     if ended is None or ended.status not in PAUSED:
         # They served to resume; the dictionary has the weights.
         delete_temporary(run.store.at_path("checkpoints"), run.trial.config.every.keep)
 
 
-def _fit(run: TrialRun, began: float) -> None:
-    """Run the trial's workers to their end and count their hours."""
-    meter = Meter(store=run.store, footprint=run.trial.footprint, before=read_spent(run.store), began_s=began)
+def _train(run: TrialRun, began: float) -> None:
+    """Attempts at the trial until its training ends, or the sweep does."""
+    if run.rooms is None:
+        _attempt(run, began)
+        return
+
+    def attempt(placement: Placement) -> str:
+        return _attempt(run.placed(placement), began)
+
+    attempts = Attempts(
+        trial=run.trial,
+        wishes=run.meshes,
+        rooms=run.rooms,
+        retries=run.retries,
+        is_over=lambda: bool(sweep_is_over(run.folder, run.deadline_s)),
+    )
+    if not attempts.run(attempt):
+        status = sweep_is_over(run.folder, run.deadline_s)
+        reason = "waited for nodes; run the sweep again to go on"
+        run.folder.write_trial(replace(new_record(run.trial, status=status), reason=reason))
+
+
+def _attempt(run: TrialRun, began: float) -> str:
+    """Run the trial's workers to their end and count their hours; the status that they leave it with."""
+    run.folder.write_trial(new_record(run.trial, status=RUNNING))
+    meter = Meter(store=run.store, footprint=run.trial.footprint, before=read_spent(run.store), began_s=time.time())
     try:
-        torch_trainer(run, meter, callbacks=[TuneReportCallback()]).fit()
+        torch_trainer(run, meter, callbacks=[TuneReportCallback()], began_s=began).fit()
     finally:
         meter.note(time.time())
+    ended = run.folder.read_trial(run.trial.id)
+    return ended.status if ended is not None else RUNNING
 
 
-def torch_trainer(run: TrialRun, meter: Meter, *, callbacks: Sequence[Any] = ()) -> TorchTrainer:
-    """The Ray Train job of a trial whose attempt `meter` counts."""
+def torch_trainer(
+    run: TrialRun, meter: Meter, *, callbacks: Sequence[Any] = (), began_s: float | None = None
+) -> TorchTrainer:
+    """The Ray Train job of a trial whose attempt `meter` counts; its first attempt began at `began_s`, Unix time.
+
+    Ray Train starts nothing again where the attempts do: they have other nodes, and another mesh if need be.
+    """
     footprint = run.trial.footprint
+    began_s = meter.began_s if began_s is None else began_s
+    again = run.retries if run.rooms is None else 0
     return TorchTrainer(
         train_worker,
-        train_loop_config={"run": run, "meter": meter},
-        scaling_config=ScalingConfig(
+        train_loop_config={"run": run, "meter": meter, "began_s": began_s},
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]
             num_workers=footprint.workers,
             use_gpu=footprint.gpus_per_worker > 0,
             resources_per_worker={"CPU": footprint.cpus_per_worker, "GPU": footprint.gpus_per_worker},
+            label_selector=[{"ray.io/node-id": node_id} for node_id in run.nodes] or None,
         ),
         torch_config=TorchConfig(
             backend="nccl" if footprint.gpus_per_worker else "gloo", timeout_s=round(footprint.timeout_s)
@@ -110,7 +177,9 @@ def torch_trainer(run: TrialRun, meter: Meter, *, callbacks: Sequence[Any] = ())
             name=run.trial.id,
             storage_path=run.ray_storage_path,
             callbacks=list(callbacks),
-            failure_config=FailureConfig(max_failures=run.retries),
+            failure_config=FailureConfig(  # type: ignore[call-arg]
+                max_failures=again, controller_failure_limit=again, max_preemption_failures=again
+            ),
         ),
     )
 
@@ -151,7 +220,7 @@ def train_worker(config: dict[str, Any]) -> None:
         open_stream=_nearest_stream(run, f"{run.trial.id}/{context.get_world_rank()}"),
         on_evaluation=BoundedReports(run.trial.config.num_steps),
         verdict=run.judge,
-        pause=Pause(folder=run.folder, meter=meter, deadline_s=run.deadline_s),
+        pause=_pause(run, meter),
         rank=context.get_world_rank(),
         num_ranks=context.get_world_size(),
     )
@@ -160,11 +229,20 @@ def train_worker(config: dict[str, Any]) -> None:
         result = trainer.run()
         if context.get_world_rank() == 0 and result.ended == "done":  # by one worker alone: the others did their part
             measure_trial(run.store, trainer.open_stream, run.trial.config.data, training_device())
-        record = ended_record(run, record, result, time.time() - meter.began_s)
+        record = ended_record(run, record, result, time.time() - config["began_s"])
     except (UserError, TrainingFailedError) as error:  # raised on every rank; another attempt would end the same way
         record = replace(record, status=FAILED, reason=str(error))
     if context.get_world_rank() == 0:
         run.folder.write_trial(replace(record, memory={"peak_bytes": peak_resident_bytes()}))
+
+
+def _pause(run: TrialRun, meter: Meter) -> Callable[[], str]:
+    """Why the training is to save its state and end; asked on its first worker."""
+    pause, rooms = Pause(folder=run.folder, meter=meter, deadline_s=run.deadline_s), run.rooms
+    if rooms is None:
+        return pause
+    move = Look(find=lambda: MOVING if rooms.should_move(run.trial.id, run.meshes) else "")
+    return lambda: pause() or move()
 
 
 def _nearest_stream(run: TrialRun, consumer: str) -> OpenStream:
@@ -195,6 +273,8 @@ def ended_record(run: TrialRun, record: TrialRecord, result: TrainingResult, tot
     if result.train_s:
         timing["rows_per_s"] = result.steps * run.trial.config.data.batch_rows / result.train_s
     record = replace(record, timing=timing)
+    if result.ended == "paused" and result.reason == MOVING:
+        return replace(record, status=MOVING)
     if result.ended == "paused":
         return replace(record, status=result.reason, reason="run the sweep again to go on from its checkpoint")
     if result.ended == "done":

@@ -1,7 +1,7 @@
 """Which trial starts next: in the order of the sweep, as many at once as the cluster has room for.
 
-Ray Train makes its placement groups outside of Tune's accounting, so the room is counted here from the footprint of
-whole trials. The first trial in line waits until it fits; none overtakes it, so a wide one is not starved.
+Ray Train makes its placement groups outside of Tune's accounting, so nodes are claimed here for whole trials. The first
+trial in line waits until it fits; none overtakes it, so a wide one is not starved.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Protocol
 
 from ray.tune.search import Searcher
 
-from tuning.placement.nodes import Node
+from tuning.placement.rooms import Rooms
 from tuning.trial import TrialRun
 from tuning.trials import Footprint
 
@@ -33,7 +33,7 @@ class TrialQueue(Searcher):
     def __init__(
         self,
         runs: list[TrialRun],
-        nodes: list[Node],
+        rooms: Rooms,
         on_change: Callable[[TrialRun, bool], None],
         is_over: Callable[[], bool] = lambda: False,
         source: Source | None = None,
@@ -41,8 +41,7 @@ class TrialQueue(Searcher):
         super().__init__(metric="eval/fvu", mode="min")
         self._waiting = list(reversed(runs))
         self._running: dict[str, TrialRun] = {}
-        self._cpus = sum(node.cpus for node in nodes)
-        self._gpus = sum(node.gpus for node in nodes)
+        self._rooms = rooms
         self._on_change, self._is_over, self._source = on_change, is_over, source
 
     def suggest(self, trial_id: str) -> dict | None:
@@ -50,12 +49,13 @@ class TrialQueue(Searcher):
         if self._is_over():
             return Searcher.FINISHED  # type: ignore[return-value]
         if not self._waiting and self._source is not None:
-            if not self._has_room(self._source.smallest):
+            if not self._rooms.has_room(self._source.smallest):
                 return None
             self._waiting += self._source.ask()
         if not self._waiting:
             return Searcher.FINISHED  # type: ignore[return-value]
-        if not self._has_room(self._waiting[-1].trial.footprint):
+        first = self._waiting[-1]
+        if not self._rooms.claim(first.trial.id, first.trial.name, first.meshes):
             return None
         run = self._running[trial_id] = self._waiting.pop()
         self._on_change(run, True)
@@ -64,13 +64,8 @@ class TrialQueue(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         run = self._running.pop(trial_id, None)
         if run is not None:
+            self._rooms.release(run.trial.id)
             self._on_change(run, False)
-
-    def _has_room(self, footprint: Footprint) -> bool:
-        running = [run.trial.footprint for run in self._running.values()]
-        cpus = footprint.cpus + sum(other.cpus for other in running)
-        gpus = footprint.gpus + sum(other.gpus for other in running)
-        return cpus <= self._cpus + 1e-6 and gpus <= self._gpus + 1e-6
 
     # Tune wants to keep searchers for its own way of resuming, which lexray does not use: the sweep's folder knows
     # which trials are finished.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,16 +127,3 @@ def _memory_of_nodes(node_ids: Sequence[str]) -> dict[str, NodeMemory]:
     }
     found = dict(zip(asked, ray.get(list(asked.values())), strict=True))
     return found | ({own: node_memory()} if own in node_ids else {})
-
-
-@contextmanager
-def window_servers(
-    trials: Sequence[Trial], shapes: Sequence[StreamShape], nodes: dict[str, Node], cache: CacheSettings | None
-) -> Iterator[dict[str, Any]]:
-    """A window server on each node, by node id. Raises UserError when a node has no room for what they will hold."""
-    servers = WindowServers(trials=trials, shapes=shapes, cache=cache)
-    try:
-        servers.check(nodes)
-        yield servers.on(nodes)
-    finally:
-        servers.close()

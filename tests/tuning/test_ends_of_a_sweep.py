@@ -32,6 +32,7 @@ from tuning.endings.ends import (
 from tuning.file.sweep_file import SweepFile
 from tuning.orchestrate import SweepPlan, plan_sweep
 from tuning.placement.nodes import Node
+from tuning.placement.rooms import fixed_rooms
 from tuning.trial import TrialRun, ended_record, new_record
 from tuning.trial_queue import TrialQueue
 from tuning.trials import Footprint
@@ -153,7 +154,7 @@ def test_word_left_by_hand_ends_running_trials_and_starts_no_other(data, tmp_pat
     ends = Ends(folder=made.folder, deadline_s=None, cap=NO_CAP, before=Spent(), clock=clock)
     pause = Pause(folder=made.folder, meter=meter(made), deadline_s=None, clock=clock, beside=at_once)
     runs = [TrialRun(trial=trial, folder=made.folder) for trial in made.trials]
-    queue = TrialQueue(runs, [Node(8, 0)], lambda run, started: None, lambda: bool(ends.reached()))
+    queue = TrialQueue(runs, fixed_rooms({"a": Node(8, 0)}), lambda run, started: None, lambda: bool(ends.reached()))
     assert queue.suggest("a")["run"] is runs[0]
     ends.look()
     assert (ends.reached(), pause()) == ("", "")
@@ -186,7 +187,7 @@ def test_nothing_starts_after_the_deadline_and_what_runs_is_told(data, tmp_path)
     ends = Ends(folder=made.folder, deadline_s=clock.now + 5, cap=NO_CAP, before=Spent(), clock=clock)
     pause = Pause(folder=made.folder, meter=meter(made), deadline_s=ends.deadline_s, clock=clock, beside=at_once)
     runs = [TrialRun(trial=trial, folder=made.folder) for trial in made.trials]
-    queue = TrialQueue(runs, [Node(8, 0)], lambda run, started: None, lambda: bool(ends.reached()))
+    queue = TrialQueue(runs, fixed_rooms({"a": Node(8, 0)}), lambda run, started: None, lambda: bool(ends.reached()))
     assert queue.suggest("a")["run"] is runs[0]
     assert pause() == ""
     clock.now += 5

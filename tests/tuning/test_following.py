@@ -14,6 +14,7 @@ from training.metrics_log import MetricsLog
 from tuning.file.sweep_file import SweepFile
 from tuning.orchestrate import plan_sweep
 from tuning.placement.nodes import Node, refuse_what_never_fits
+from tuning.placement.rooms import fixed_rooms
 from tuning.sweep_folder import DONE, FAILED
 from tuning.trial import TrialRun, new_record
 from tuning.trial_queue import TrialQueue
@@ -37,7 +38,9 @@ def runs(tmp_path: Path) -> list[TrialRun]:
 
 def test_a_wide_trial_waits_for_room_and_none_overtakes_it(runs):
     changes = []
-    queue = TrialQueue(runs, [Node(2, 0)], lambda run, started: changes.append((run.trial.name, started)))
+    queue = TrialQueue(
+        runs, fixed_rooms({"a": Node(2, 0)}), lambda run, started: changes.append((run.trial.name, started))
+    )
     assert queue.suggest("a")["run"] is runs[0]
     assert queue.suggest("b") is None  # two workers do not fit beside one on two CPUs, and the third must not overtake
     queue.on_trial_complete("a")

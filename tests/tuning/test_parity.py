@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from tuning.planning.row_counts import RowCounts
 from tuning.sweep_folder import SweepFolder
 from tuning.trial import TrialRun, torch_trainer, train_worker
 from tuning.trials import Footprint, Trial
-from tuning.window_servers import shape_of, window_servers
+from tuning.window_servers import WindowServers, shape_of
 
 pytestmark = pytest.mark.ray
 
@@ -108,13 +109,14 @@ def train_all(dataset, wanted, workers: int, place) -> dict[tuple[str, int, int]
     ]
     counts = RowCounts()
     shapes = [shape_of(trial, dataset[1], counts) for trial in trials]
-    with window_servers(trials, shapes, cluster_nodes(), None) as servers:
+    with closing(WindowServers(trials=trials, shapes=shapes, cache=None)) as window_servers:
+        servers = window_servers.on(cluster_nodes())
         storage_path = folder.store.local_path + "/ray"
         runs = [TrialRun(trial=t, folder=folder, servers=servers, ray_storage_path=storage_path) for t in trials]
         meter = Meter(store=folder.store, footprint=trials[0].footprint, before=Spent(), began_s=time.time())
         trainer = torch_trainer(runs[0], meter)
         trainer.train_loop_per_worker = train_in_turn
-        trainer.train_loop_config = {"run": runs, "meter": meter}
+        trainer.train_loop_config = {**trainer.train_loop_config, "run": runs}
         trainer.fit()
     return {(run.trial.name, run.trial.config.num_steps, workers): run.store for run in runs}
 

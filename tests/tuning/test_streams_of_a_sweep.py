@@ -18,7 +18,7 @@ from storage.store import Store
 from tuning.file.sweep_file import SweepFile
 from tuning.orchestrate import SweepPlan, cluster_nodes, plan_sweep, run_sweep
 from tuning.placement.nodes import Node
-from tuning.window_servers import most_workers, window_servers
+from tuning.window_servers import WindowServers, most_workers
 
 pytestmark = pytest.mark.ray
 
@@ -81,8 +81,8 @@ def test_windows_that_do_not_fit_are_refused_before_anything_is_trained(
     made = plan(tmp_path, sweep_content(data, str(tmp_path / "out")))
     shapes = [replace(shape, dataset_rows=10**12, chunk_rows=10**6, chunks_per_window=10**3) for shape in made.shapes]
     line = r"^data.window_bytes: 2 worker\(s\) on a node hold windows of up to .* GiB, Ray's object store has room for "
-    with pytest.raises(UserError, match=line), window_servers(made.unfinished, shapes, cluster_nodes(), None):
-        raise AssertionError("unreachable")
+    with pytest.raises(UserError, match=line):
+        WindowServers(trials=made.unfinished, shapes=shapes, cache=None).check(cluster_nodes())
 
 
 def test_workers_at_once_are_those_that_fit_and_no_more_than_there_are(data: str, tmp_path: Path) -> None:

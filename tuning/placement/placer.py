@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import ray
 from ray.autoscaler.sdk import request_resources
 
 from tuning.placement.book import Book, View, Wish, Wishes
 from tuning.placement.cluster_view import cluster_view
-from tuning.placement.nodes import Node
+from tuning.placement.nodes import place
+from tuning.trials import Footprint
 from tuning.window_servers import WindowServers
-
-log = logging.getLogger("lexray")
 
 ON_HEAD = {"node:__internal_head__": 0.0001}
 """A little of what only the head has: nobody takes that node away while the cluster lives."""
@@ -33,16 +31,17 @@ class Placement:
 
 
 class Placer:
-    """Runs as a Ray actor; see `start_placer`. Its decisions are those of `Book`."""
+    """Runs as a Ray actor; see `tuning.placement.rooms.placing`. Its decisions are those of `Book`."""
 
-    def __init__(self, servers: WindowServers) -> None:
+    def __init__(self, servers: WindowServers | None, view: Callable[[], View] = cluster_view) -> None:
         self._book = Book()
         self._servers = servers
+        self._view = view
         self._asked: list[dict[str, float]] = []
 
     def claim(self, trial: str, name: str, wishes: Wishes) -> bool:
         """Whether the trial got nodes. Those it had before are given back."""
-        view = cluster_view()
+        view = self._view()
         claim = self._book.claim(trial, name, wishes, view, time.time())
         self._settle(view)
         return claim is not None
@@ -52,46 +51,49 @@ class Placer:
         claim = self._book.claims.get(trial)
         if (claim is None or claim.is_taken) and not self.claim(trial, name, wishes):
             return None
-        view = cluster_view()
+        view = self._view()
         claim = self._book.claims[trial]
         if any(node_id not in view.nodes for node_id in claim.nodes):
             self._book.release(trial)  # one was lost just now
             return None
         claim.is_taken = True
-        servers = self._servers.on({node_id: view.nodes[node_id].total for node_id in claim.nodes})
+        nodes = {node_id: view.nodes[node_id].total for node_id in claim.nodes}
+        servers = self._servers.on(nodes) if self._servers is not None else {}
         return Placement(wish=claim.wish, nodes=claim.nodes, servers=servers)
 
     def release(self, trial: str) -> None:
         self._book.release(trial)
-        self._settle(cluster_view())
+        self._settle(self._view())
 
     def lost(self, trial: str) -> list[str]:
         """The nodes of the trial's attempt that are gone, or about to go."""
-        view = cluster_view()
+        view = self._view()
         claim = self._book.claims.get(trial)
         nodes = dict.fromkeys(claim.nodes) if claim is not None else {}
         return [node_id for node_id in nodes if node_id not in view.nodes or view.nodes[node_id].is_leaving]
 
     def should_move(self, trial: str, wishes: Wishes) -> bool:
         """Whether the running trial should save its state and take other nodes."""
-        return self._book.should_move(trial, wishes, cluster_view(), time.time())
+        return self._book.should_move(trial, wishes, self._view(), time.time())
 
     def waiting(self) -> list[str]:
         """Who waits for what, one line each."""
-        self._settle(cluster_view())
+        self._settle(self._view())
         return self._book.lines(time.time())
 
-    def check(self, nodes: dict[str, Node]) -> None:
-        """Raise UserError when a node has no room for its server."""
-        self._servers.check(nodes)
+    def has_room(self, footprint: Footprint) -> bool:
+        """Whether workers like these would fit now."""
+        return place(footprint, 1, self._book.free(self._view())) is not None
 
     def close(self) -> None:
         self._ask_for([])
-        self._servers.close()
+        if self._servers is not None:
+            self._servers.close()
 
     def _settle(self, view: View) -> None:
         """End servers that nobody uses, and ask the autoscaler for what is waited for."""
-        self._servers.keep_only(self._book.used_nodes(), view.nodes, time.time())
+        if self._servers is not None:
+            self._servers.keep_only(self._book.used_nodes(), view.nodes, time.time())
         if view.to_come or self._asked:
             held = [wish for claim in self._book.claims.values() for wish in [claim.wish]]
             waited = [waiting.wish for waiting in self._book.waiting.values()]
@@ -109,8 +111,3 @@ def _bundles(wish: Wish) -> list[dict[str, float]]:
     footprint, group = wish.footprint, wish.mesh.feature
     bundle = {"CPU": footprint.cpus_per_worker * group, "GPU": footprint.gpus_per_worker * group}
     return [{name: amount for name, amount in bundle.items() if amount}] * (footprint.workers // group)
-
-
-def start_placer(servers: WindowServers) -> Any:
-    """A placer on the head of the connected cluster. Owned by the caller: it ends with the caller's process."""
-    return ray.remote(Placer).options(num_cpus=0, resources=ON_HEAD).remote(servers)

@@ -82,11 +82,14 @@ def _has(values: Values, value: Any) -> bool:
 
 
 def _tell(study: Study, axes: Mapping[str, Values], distributions: Mapping[str, BaseDistribution], one: Known) -> None:
-    """Let the study have asked this point, too: its sampler counts generations by what it was asked."""
+    """Let the study have asked this point, too."""
+    from optuna.samplers import NSGAIISampler
     from optuna.trial import TrialState
 
     study.enqueue_trial({axis: _choice(axes[axis], value) for axis, value in one.point.items()})
     asked = study.ask({axis: distributions[axis] for axis in axes if axis in one.point})
+    if isinstance(study.sampler, NSGAIISampler):  # it numbers the generations of its own proposals alone
+        study.sampler.get_trial_generation(study, study.get_trials(deepcopy=False)[asked.number])
     if one.values is not None:
         study.tell(asked, one.values)
     elif not one.running:

@@ -18,12 +18,13 @@ import pandas as pd
 from tuning.results.report import FIGURE_FILE
 from tuning.sweep_folder import SweepFolder, TrialRecord
 from tuning.trial import TrialRun
-from tuning.views.wandb_runs import Described, WandbRuns
+from tuning.views.wandb_runs import Described, WandbRuns, reason_of
 
 log = logging.getLogger("lexray")
 
-PATIENCE_S = 60.0
-"""How long the end of a sweep waits for W&B."""
+PATIENCE_S = 30.0
+"""How long the end of a sweep waits for W&B. What is then under way holds up the end of the process for
+`FINISH_TIMEOUT_S` more at most."""
 
 
 @dataclass(kw_only=True)
@@ -34,6 +35,7 @@ class WandbMirror:
     patience_s: float = PATIENCE_S
     _calls: queue.SimpleQueue[Callable[[], None] | None] = field(default_factory=queue.SimpleQueue)
     _thread: threading.Thread | None = None
+    _given_up: threading.Event = field(default_factory=threading.Event)
 
     @property
     def links(self) -> dict[str, str]:
@@ -70,6 +72,8 @@ class WandbMirror:
         self._calls.put(None)
         thread.join(self.patience_s)
         if thread.is_alive():
+            self._given_up.set()
+            self.runs.falls_back = False
             log.warning("W&B has not taken everything in %.0f s: `lexray wandb sync %s` sends it", self.patience_s, url)
 
     def _later(self, call: Callable[[], None]) -> None:
@@ -79,11 +83,12 @@ class WandbMirror:
         self._calls.put(call)
 
     def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
+        while (call := self._calls.get()) is not None and not self._given_up.is_set():
             try:
                 call()
             except Exception as error:
-                log.warning("W&B: %s: %s", type(error).__name__, error)
+                if not self._given_up.is_set():
+                    log.warning("W&B: %s (`lexray wandb sync` sends what it lacks)", reason_of(error))
 
 
 def send(folder: SweepFolder, runs: WandbRuns, table: pd.DataFrame, told: Callable[[str, int], None]) -> None:

@@ -20,6 +20,9 @@ from tuning.sweep_folder import PAUSED, TrialRecord
 log = logging.getLogger("lexray")
 
 INIT_TIMEOUT_S = 30
+FINISH_TIMEOUT_S = 20
+"""How long a run of a running sweep, or the end of its process, waits for what is not sent yet. W&B's own default is
+for ever: a server that dies would keep the process from ending."""
 SETTINGS: dict[str, Any] = {
     "init_timeout": INIT_TIMEOUT_S,
     "console": "off",
@@ -57,6 +60,8 @@ class WandbRuns:
     """Whether runs are written offline when the server does not answer."""
     links: dict[str, str] = field(default_factory=dict)
     """Pages of the trials' runs that are online, by id of trial."""
+    finish_timeout_s: float = FINISH_TIMEOUT_S
+    """After this the end of a run raises TimeoutError."""
     _open: dict[str, Any] = field(default_factory=dict)
 
     def start(self, about: Described) -> None:
@@ -69,14 +74,21 @@ class WandbRuns:
             self.links = {**self.links, about.trial: run.url}
 
     def log(self, trial: str, records: Sequence[Mapping[str, Any]]) -> None:
-        """Records with their `step`, in order; those that a resumed run has already are left out."""
-        run = self._open[trial]
+        """Records with their `step`, in order; those that a resumed run has already are left out.
+
+        Nothing, like `finish`, for a trial whose start has failed: that was told, and `send` can make up for it.
+        """
+        run = self._open.get(trial)
+        if run is None:
+            return
         for record in records:
             if record["step"] >= run.step:
                 run.log(dict(record), step=record["step"])
 
     def finish(self, trial: str, record: TrialRecord | None) -> None:
-        run = self._open.pop(trial)
+        run = self._open.pop(trial, None)
+        if run is None:
+            return
         if record is not None:
             run.summary.update({f"result/{k}": v for k, v in record.result.items()} | {"status": record.status})
         is_well = record is not None and (bool(record.result) or record.status in PAUSED)
@@ -106,7 +118,9 @@ class WandbRuns:
             if self.mode != "online" or not self.falls_back:
                 raise
             self.mode = "offline"
-            log.warning("W&B does not answer (%s): runs are written offline; `lexray wandb sync` sends them", error)
+            log.warning(
+                "W&B does not answer (%s): runs are written offline; `lexray wandb sync` sends them", reason_of(error)
+            )
             if self._open:
                 raise  # W&B's process holds the id now, and the runs that are open, too
             wandb.teardown()
@@ -120,11 +134,18 @@ class WandbRuns:
             resume="allow",
             reinit="create_new",
             mode=self.mode,
-            settings=wandb.Settings(**SETTINGS),
+            settings=wandb.Settings(
+                **SETTINGS, finish_timeout=self.finish_timeout_s, finish_timeout_raises=self.finish_timeout_s > 0
+            ),
             **about,
         )
         run.define_metric("*", step_metric="rows")
         return run
+
+
+def reason_of(error: Exception) -> str:
+    """In one line; some of W&B's errors say nothing but their name."""
+    return f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
 
 
 def has_key() -> bool:

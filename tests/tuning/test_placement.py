@@ -1,0 +1,253 @@
+"""Which nodes the workers of a trial get: whole trials or nothing, feature groups on one node, others left alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.config import MeshConfig
+from tuning.attempts import Attempts
+from tuning.placement.book import Book, NodeState, View, Wish, Wishes
+from tuning.placement.nodes import Node, place
+from tuning.placement.placer import Placement
+from tuning.placement.rooms import fixed_rooms
+from tuning.sweep_folder import DONE, MOVING
+from tuning.trials import Footprint
+
+
+def footprint(workers: int, gpus: float = 0) -> Footprint:
+    return Footprint(workers=workers, cpus_per_worker=1, gpus_per_worker=gpus)
+
+
+def wish(data: int, feature: int = 1) -> Wish:
+    return Wish(mesh=MeshConfig(data=data, feature=feature), footprint=footprint(data * feature))
+
+
+def wishes(*data: int, preferred: int = 0, feature: int = 1, **settings: float) -> Wishes:
+    return Wishes(all=tuple(wish(d, feature) for d in data), preferred=preferred, **settings)
+
+
+def view(leaving: tuple[str, ...] = (), used: dict[str, float] | None = None, **cpus: float) -> View:
+    """Nodes by name with so many CPUs, of which others or this sweep use some."""
+    return View(
+        nodes={
+            name: NodeState(
+                total=Node(total, 0), available=Node(total - (used or {}).get(name, 0), 0), is_leaving=name in leaving
+            )
+            for name, total in cpus.items()
+        }
+    )
+
+
+# Places ------------------------------------------------------------------------------------------------------------
+
+
+@given(
+    sizes=st.lists(st.integers(0, 9), max_size=6),
+    groups=st.integers(1, 5),
+    group=st.sampled_from([1, 2, 4]),
+)
+def test_a_trial_is_placed_whole_within_the_nodes_and_its_groups_are_together(
+    sizes: list[int], groups: int, group: int
+) -> None:
+    free = {str(number): Node(size, 0) for number, size in enumerate(sizes)}
+    places = place(footprint(groups * group), group, free)
+    if places is None:
+        assert sum(size // group for size in sizes) < groups
+        return
+    assert len(places) == groups * group
+    assert all(places.count(node) <= free[node].cpus for node in places)
+    assert all(len(set(places[i : i + group])) == 1 for i in range(0, len(places), group))
+
+
+def test_as_few_nodes_as_possible_and_of_these_the_tightest() -> None:
+    free = {"a": Node(8, 0), "b": Node(4, 0), "c": Node(2, 0)}
+    assert place(footprint(2), 1, free) == ("c",) * 2
+    assert place(footprint(3), 1, free) == ("b",) * 3
+    assert place(footprint(10), 1, free) == ("a",) * 8 + ("c",) * 2
+
+
+def test_gpus_decide_where_there_are_any() -> None:
+    free = {"cpu": Node(64, 0), "gpu": Node(8, 2)}
+    assert place(footprint(2, gpus=1), 1, free) == ("gpu", "gpu")
+    assert place(footprint(3, gpus=1), 1, free) is None
+    assert place(footprint(4, gpus=0.5), 1, free) == ("gpu",) * 4
+
+
+# Claims ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_one_trial_has_no_other_gets_until_it_is_released() -> None:
+    book, nodes = Book(), view(a=4)
+    assert book.claim("one", "one", wishes(3), nodes, 0.0) is not None
+    assert book.claim("two", "two", wishes(2), nodes, 0.0) is None
+    assert book.lines(120.0) == ["two waits for 2 workers of 1 CPU, 2 min"]
+    book.release("one")
+    claim = book.claim("two", "two", wishes(2), nodes, 5.0)
+    assert claim is not None
+    assert (claim.nodes, book.lines(9.0)) == (("a", "a"), [])
+
+
+def test_what_others_use_is_not_given_and_what_the_sweep_itself_uses_is_not_counted_twice() -> None:
+    book = Book()
+    assert book.claim("one", "one", wishes(2), view(a=4), 0.0) is not None
+    running = view(a=4, used={"a": 2})  # its own workers have started
+    assert book.free(running)["a"].cpus == 2
+    assert book.free(view(a=4, used={"a": 3}))["a"].cpus == 1
+
+
+def test_nodes_that_are_about_to_leave_get_nothing_new() -> None:
+    book = Book()
+    claim = book.claim("one", "one", wishes(1), view(a=4, b=1, leaving=("a",)), 0.0)
+    assert claim is not None
+    assert claim.nodes == ("b",)
+
+
+def test_a_trial_takes_a_smaller_mesh_only_where_its_own_cannot_be_had_any_more() -> None:
+    book = Book()
+    assert book.claim("other", "other", wishes(1), view(a=2, b=2), 0.0) is not None
+    busy = view(a=2, b=2, used={"a": 1})
+    assert book.claim("wide", "wide", wishes(4, 3, 2, 1), busy, 0.0) is None  # it fits once the other has ended
+    claim = book.claim("wide", "wide", wishes(4, 3, 2, 1), view(a=3, used={"a": 1}), 1.0)
+    assert claim is not None
+    assert claim.wish.mesh.data == 2, "what is free now; it grows when there is more"
+
+
+def test_nodes_that_may_still_come_are_waited_for_but_not_for_ever() -> None:
+    book, nodes = Book(), replace(view(a=2), to_come={"pool/0": Node(4, 0)})
+    asked = wishes(4, 2, 1, shrink_after_s=60.0)
+    assert book.claim("wide", "wide", asked, nodes, 0.0) is None
+    assert book.claim("wide", "wide", asked, nodes, 59.0) is None
+    claim = book.claim("wide", "wide", asked, nodes, 60.0)
+    assert claim is not None
+    assert claim.wish.mesh.data == 2
+
+
+def test_feature_groups_need_a_node_each() -> None:
+    book = Book()
+    assert book.claim("split", "split", wishes(2, feature=2), view(a=3, b=1), 0.0) is None
+    claim = book.claim("split", "split", wishes(2, feature=2), view(a=3, b=2), 0.0)
+    assert claim is not None
+    assert sorted(claim.nodes) == ["a", "a", "b", "b"]
+
+
+# Moves -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_trial_moves_when_a_node_of_it_is_about_to_leave() -> None:
+    book = Book()
+    book.claim("one", "one", wishes(2), view(a=2, b=2), 0.0)
+    (node,) = set(book.claims["one"].nodes)
+    other = "b" if node == "a" else "a"
+    assert not book.should_move("one", wishes(2), view(a=2, b=2, leaving=(other,)), 1.0)
+    assert book.should_move("one", wishes(2), view(a=2, b=2, leaving=(node,)), 1.0)
+
+
+def test_a_trial_grows_when_there_was_room_for_a_while_and_nobody_waits() -> None:
+    book, asked = Book(), wishes(4, 2, grow_after_s=30.0)
+    assert book.claim("one", "one", asked, view(a=2), 0.0) is not None
+    assert book.claims["one"].wish.mesh.data == 2
+    grown = view(a=2, b=2, used={"a": 2})
+    assert not book.should_move("one", asked, view(a=2, used={"a": 2}), 1.0)
+    assert not book.should_move("one", asked, grown, 10.0)
+    assert not book.should_move("one", asked, grown, 39.0)
+    assert book.should_move("one", asked, grown, 40.0)
+    book.claim("two", "two", wishes(3), grown, 41.0)  # waits
+    assert not book.should_move("one", asked, grown, 90.0)
+
+
+def test_growth_beyond_what_was_asked_for_needs_leave() -> None:
+    book = Book()
+    asked = wishes(4, 2, 1, preferred=1, grow_after_s=0.0)
+    assert book.claim("one", "one", asked, view(a=8), 0.0) is not None
+    assert book.claims["one"].wish.mesh.data == 2, "a trial starts as it was asked for"
+    assert book.should_move("one", asked, view(a=8, used={"a": 2}), 1.0)
+    assert not book.should_move("one", wishes(2, 1), view(a=8, used={"a": 2}), 1.0)
+
+
+# Attempts ----------------------------------------------------------------------------------------------------------
+
+
+class Rooms:
+    """A placer whose nodes are lost when a test says so."""
+
+    def __init__(self, *takes: Placement | None) -> None:
+        self.takes, self.lost_nodes, self.released = list(takes), list[str](), list[str]()
+
+    def take(self, trial: str, name: str, asked: Wishes) -> Placement | None:
+        return self.takes.pop(0)
+
+    def release(self, trial: str) -> None:
+        self.released.append(trial)
+
+    def lost(self, trial: str) -> list[str]:
+        return self.lost_nodes
+
+
+@pytest.fixture
+def attempts_with(tmp_path):  # type: ignore[no-untyped-def]
+    from ray.train import WorkerGroupError
+
+    class Trial:
+        id, name = "t", "topk"
+
+    def run(outcomes: list[str | None], rooms: Rooms, retries: int = 1, over: bool = False) -> bool:
+        """`None` among the outcomes is an attempt whose worker dies."""
+
+        def attempt(placement: Placement) -> str:
+            outcome = outcomes.pop(0)
+            if outcome is None:
+                raise WorkerGroupError("a worker died", {0: RuntimeError("died")})
+            return outcome
+
+        made = Attempts(
+            trial=Trial(),  # type: ignore[arg-type]
+            wishes=wishes(1),
+            rooms=rooms,  # type: ignore[arg-type]
+            retries=retries,
+            is_over=lambda: over,
+            sleep=lambda seconds: None,
+        )
+        return made.run(attempt)
+
+    return run
+
+
+PLACED = Placement(wish=wish(1), nodes=("a",))
+
+
+def test_a_trial_that_moves_goes_on_until_it_ends(attempts_with) -> None:  # type: ignore[no-untyped-def]
+    assert attempts_with([MOVING, MOVING, DONE], Rooms(PLACED, None, PLACED, PLACED))
+
+
+def test_failures_of_its_own_are_counted_and_those_of_nodes_are_not(attempts_with) -> None:  # type: ignore[no-untyped-def]
+    from ray.train import WorkerGroupError
+
+    with pytest.raises(WorkerGroupError):
+        attempts_with([None, None], Rooms(PLACED, PLACED), retries=1)
+    rooms = Rooms(*[PLACED] * 6)
+    rooms.lost_nodes = ["a"]
+    assert attempts_with([None] * 5 + [DONE], rooms, retries=1)
+
+
+def test_a_trial_that_waits_when_the_sweep_ends_is_over(attempts_with) -> None:  # type: ignore[no-untyped-def]
+    rooms = Rooms(None)
+    assert not attempts_with([], rooms, over=True)
+    assert rooms.released == ["t"]
+
+
+def test_a_placer_hands_out_what_it_claimed_and_claims_anew_for_the_next_attempt() -> None:
+    rooms = fixed_rooms({"a": Node(2, 0), "b": Node(1, 0)})
+    assert rooms.claim("t", "t", wishes(1))
+    first = rooms.take("t", "t", wishes(1))
+    assert first is not None
+    assert first.nodes == ("b",)
+    assert rooms.take("t", "t", wishes(1)) == first, "the same place is free again for it"
+    assert rooms.has_room(footprint(2))
+    assert not rooms.has_room(footprint(3))
+    assert rooms.lost("t") == []
+    rooms.release("t")
+    assert rooms.has_room(footprint(3))

@@ -1,0 +1,119 @@
+"""Attempts at one trial: each on nodes that are chosen then, until the training ends or fails for a reason of its own.
+
+An attempt whose node is lost, or whose workers found no room after all, is no failure of the trial; neither is one that
+saved its state to go on elsewhere. Whatever ends an attempt, the next goes on from the newest valid checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from threading import Thread
+
+from ray.train import TrainingFailedError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+from tuning.endings.ends import DEADLINE, LOOK_EVERY_S, read_ending
+from tuning.placement.book import Wishes
+from tuning.placement.placer import Placement
+from tuning.placement.rooms import Rooms
+from tuning.sweep_folder import MOVING, SweepFolder
+from tuning.trials import Trial
+
+log = logging.getLogger("lexray")
+
+ASK_EVERY_S = 1.0
+"""How often a trial without nodes asks for some."""
+NOTICE_S = 3.0
+"""How long after a worker's death the cluster may need to know that its node is gone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempts:
+    """What decides about the attempts at a trial."""
+
+    trial: Trial
+    wishes: Wishes
+    rooms: Rooms
+    retries: int
+    """Failures of its own after which the trial is given up."""
+    is_over: Callable[[], bool]
+    """Whether the sweep ends while the trial waits for nodes."""
+    sleep: Callable[[float], None] = time.sleep
+
+    def run(self, attempt: Callable[[Placement], str]) -> bool:
+        """Call `attempt` until it says something else than that the trial moves; False: the sweep was over before.
+
+        Raises the attempt's error once it failed too often for reasons of its own.
+        """
+        failures = 0
+        while (placement := self._nodes()) is not None:
+            try:
+                if attempt(placement) != MOVING:
+                    return True
+            except TrainingFailedError as error:
+                self.sleep(NOTICE_S)
+                if is_of_the_trial(error, self.rooms.lost(self.trial.id)):
+                    failures += 1
+                if failures > self.retries:
+                    raise
+                log.warning("%s is started again: %s", self.trial.name, error)
+        return False
+
+    def _nodes(self) -> Placement | None:
+        """Where the next attempt runs, once there is room; None when the sweep is over."""
+        while True:
+            placement = self.rooms.take(self.trial.id, self.trial.name, self.wishes)
+            if placement is not None:
+                return placement
+            if self.is_over():
+                self.rooms.release(self.trial.id)
+                return None
+            self.sleep(ASK_EVERY_S)
+
+
+def is_of_the_trial(error: Exception, lost_nodes: list[str]) -> bool:
+    """Whether the failure of an attempt is the trial's own, and not that of nodes that are gone or were taken."""
+    no_room = isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)
+    return not lost_nodes and not no_room
+
+
+def on_placement(trial: Trial, placement: Placement) -> Trial:
+    """The trial with the mesh that it has this time."""
+    config = replace(trial.config, mesh=placement.wish.mesh)
+    return replace(trial, config=config, footprint=placement.wish.footprint)
+
+
+@dataclass(kw_only=True)
+class Look:
+    """Answers at once with what was found the last time, and looks again beside the training now and then."""
+
+    find: Callable[[], str]
+    every_s: float = LOOK_EVERY_S
+    clock: Callable[[], float] = time.monotonic
+    beside: Callable[[Callable[[], None]], None] = lambda look: Thread(target=look, daemon=True).start()
+    _found: str = ""
+    _looked_s: float = -float("inf")
+    _is_looking: bool = field(default=False)
+
+    def __call__(self) -> str:
+        now = self.clock()
+        if not self._is_looking and now - self._looked_s >= self.every_s:
+            self._looked_s, self._is_looking = now, True
+            self.beside(self._look)
+        return self._found
+
+    def _look(self) -> None:
+        try:
+            self._found = self.find()
+        except Exception as error:
+            log.warning("whether the trial should move cannot be asked just now (%s)", error)
+        finally:
+            self._is_looking = False
+
+
+def sweep_is_over(folder: SweepFolder, deadline_s: float | None, clock: Callable[[], float] = time.time) -> str:
+    """The status of a trial that waits for nodes when the sweep ends; empty while it goes on."""
+    return DEADLINE if deadline_s is not None and clock() >= deadline_s else read_ending(folder)

@@ -1,0 +1,75 @@
+"""How the driver's queue and a trial's process ask for nodes: through the placer's actor, or one in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import ray
+
+from tuning.placement.book import NodeState, View, Wishes
+from tuning.placement.nodes import Node
+from tuning.placement.placer import ON_HEAD, Placement, Placer
+from tuning.trials import Footprint
+from tuning.window_servers import WindowServers
+
+
+class Rooms(Protocol):
+    """Nodes for the trials of a sweep; see `tuning.placement.placer.Placer` for what each call does."""
+
+    def claim(self, trial: str, name: str, wishes: Wishes) -> bool: ...
+    def take(self, trial: str, name: str, wishes: Wishes) -> Placement | None: ...
+    def release(self, trial: str) -> None: ...
+    def lost(self, trial: str) -> list[str]: ...
+    def should_move(self, trial: str, wishes: Wishes) -> bool: ...
+    def has_room(self, footprint: Footprint) -> bool: ...
+
+
+@dataclass(frozen=True)
+class RemoteRooms:
+    """Those of a placer's actor, from any process of the cluster."""
+
+    placer: Any
+    """Handle of the actor."""
+
+    def claim(self, trial: str, name: str, wishes: Wishes) -> bool:
+        return bool(ray.get(self.placer.claim.remote(trial, name, wishes)))
+
+    def take(self, trial: str, name: str, wishes: Wishes) -> Placement | None:
+        placement: Placement | None = ray.get(self.placer.take.remote(trial, name, wishes))
+        return placement
+
+    def release(self, trial: str) -> None:
+        ray.get(self.placer.release.remote(trial))
+
+    def lost(self, trial: str) -> list[str]:
+        return list(ray.get(self.placer.lost.remote(trial)))
+
+    def should_move(self, trial: str, wishes: Wishes) -> bool:
+        return bool(ray.get(self.placer.should_move.remote(trial, wishes)))
+
+    def has_room(self, footprint: Footprint) -> bool:
+        return bool(ray.get(self.placer.has_room.remote(footprint)))
+
+    def waiting(self) -> list[str]:
+        """Who waits for what, one line each."""
+        return list(ray.get(self.placer.waiting.remote()))
+
+
+@contextmanager
+def placing(servers: WindowServers) -> Iterator[RemoteRooms]:
+    """A placer on the head of the connected cluster, and window servers where its trials run, as long as the block."""
+    placer: Any = ray.remote(Placer).options(num_cpus=0, resources=ON_HEAD).remote(servers)
+    try:
+        yield RemoteRooms(placer)
+    finally:
+        ray.get(placer.close.remote())
+        ray.kill(placer)
+
+
+def fixed_rooms(nodes: Mapping[str, Node]) -> Placer:
+    """Nodes that nobody else uses, that stay, and that have no window servers."""
+    states = {node_id: NodeState(total=node, available=node) for node_id, node in nodes.items()}
+    return Placer(None, lambda: View(nodes=states))
