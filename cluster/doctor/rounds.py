@@ -15,7 +15,7 @@ from cluster.doctor.scene import Living, Scene
 from cluster.doctor.traffic import SUM_TIMEOUT_S, Ring
 from storage.objects.settings import StorageSettings
 
-CLOCK_S, KNOCK_S, STORE_S = 2.0, 5.0, 12.0
+CLOCK_S, KNOCK_S, STORE_S = 2.0, 5.0, 10.0
 """Longest that a node may take to tell the time, to connect to all others, to use a store."""
 SUM_S = SUM_TIMEOUT_S + 4.0
 LEAST_SUM_S = 3.0

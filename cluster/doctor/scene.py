@@ -15,7 +15,7 @@ from cluster.doctor.asking import Asked, Deadline, answers
 from cluster.doctor.findings import DeadNode, Unknown
 from cluster.doctor.probe import CALLS_AT_ONCE, Clock, Probe
 
-READY_S = 12.0
+READY_S = 10.0
 """Longest that a node may take to start a process of ours."""
 SHORT_ID = 6
 _UNEXPECTED = 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.doctor.findings import AllReduce, Findings, Unknown
+from cluster.doctor.findings import NOT_ASKED, AllReduce, Findings, Unknown
 from cluster.doctor.verdict import Check, Limits, fail, listed, of_nodes, ok, skipped, warn
 
 _PORTS = "open all TCP ports between the nodes (a security group that allows itself, a NetworkPolicy among the pods)"
@@ -30,8 +30,13 @@ def check_network(found: Findings, limits: Limits) -> Check:
             "network", listed([f"all-reduce with {line}" for line in broken] + [_told(s) for s in done]), advice
         )
     if not done:
-        return skipped("network", found.gloo.reason if isinstance(found.gloo, Unknown) else "not measured")
+        few = len(found.answering) < 2 or found.gloo is NOT_ASKED
+        return skipped("network", "fewer than two nodes answered" if few else _reason(found.gloo))
     return _fast_enough(found, done, limits)
+
+
+def _reason(sum_: AllReduce | Unknown) -> str:
+    return sum_.reason if isinstance(sum_, Unknown) else ""
 
 
 def _fast_enough(found: Findings, done: list[AllReduce], limits: Limits) -> Check:

@@ -13,7 +13,7 @@ from cluster.doctor.doors import status_of
 from cluster.doctor.findings import Unknown, WandbFacts
 
 PUBLIC_HOST = "https://api.wandb.ai"
-_QUERY = json.dumps({"query": "query { viewer { username } }"}).encode()
+_QUERY = json.dumps({"query": "query Viewer { viewer { username } }"}).encode()
 
 
 def look_at_wandb(mode: str) -> WandbFacts:
