@@ -15,7 +15,7 @@ def violations(manifest: Manifest) -> list[str]:
     if manifest["kind"] in ("RayCluster", "RayJob"):
         found += _of_a_cluster(cluster_spec(manifest))
         for template in pod_templates(manifest):
-            found += _of_a_pod(template["spec"])
+            found += [*_of_annotations(template["metadata"]["annotations"]), *_of_a_pod(template["spec"])]
     if manifest["kind"] == "NetworkPolicy":
         found += _of_a_policy(manifest["spec"])
     return found
@@ -57,6 +57,13 @@ def _of_a_group(group: Manifest, *, scales: bool) -> Iterator[str]:
     tolerated = {each["key"] for each in group["template"]["spec"].get("tolerations", [])}
     if GPU_RESOURCE not in tolerated:
         yield f"{name}: no node with GPUs takes its pods"
+
+
+def _of_annotations(annotations: dict[str, str]) -> Iterator[str]:
+    if annotations.get("cluster-autoscaler.kubernetes.io/safe-to-evict") != "false":
+        yield "moved to another node in the middle of a training"
+    if annotations.get("prometheus.io/scrape") != "true":
+        yield "nobody reads its metrics"
 
 
 def _of_a_pod(pod: Manifest) -> Iterator[str]:

@@ -148,6 +148,9 @@ def _template(spec: Manifest) -> Manifest:
         "prometheus.io/scrape": "true",
         "prometheus.io/port": str(METRICS_PORT),
         "prometheus.io/path": "/metrics",
+        # Node autoscalers would empty a node that looks half used; Ray gives its own back.
+        "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+        "karpenter.sh/do-not-disrupt": "true",
     }
     return {"metadata": {"annotations": annotations}, "spec": spec}
 

@@ -66,6 +66,12 @@ def test_in_the_namespace_nothing_is_let_through_that_no_rule_names():
         ((*WORKER, "terminationGracePeriodSeconds"), 30, "no time"),
         ((*WORKER, "containers", 0, "lifecycle"), {}, "without a word"),
         ((*WORKER, "volumes", 0), {"name": "shared-mem", "emptyDir": {"medium": "Memory"}}, "no size"),
+        (
+            (*WORKER[:-1], "metadata", "annotations", "cluster-autoscaler.kubernetes.io/safe-to-evict"),
+            "true",
+            "moved to another node",
+        ),
+        ((*HEAD[:-1], "metadata", "annotations", "prometheus.io/scrape"), "false", "nobody reads"),
         ((*HEAD, "securityContext", "runAsNonRoot"), False, "as root"),
         ((*HEAD, "restartPolicy"), "Always", "Never"),
         ((*HEAD, "containers", 0, "securityContext", "privileged"), True, "privileged"),
