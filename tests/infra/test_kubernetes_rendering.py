@@ -1,6 +1,7 @@
 """One description, one cluster: the files, the overlays and what the command renders are the same."""
 
 import copy
+import re
 import shutil
 import subprocess
 
@@ -9,7 +10,7 @@ import yaml
 from kubernetes_kinds import FOLDER, ROOT, by_name, example, kustomized, needs_kubectl, pod_templates
 
 from cluster.provisioned.kube_cluster import SWEEP_CONFIG_MAP, SWEEP_FOLDER
-from cluster.provisioned.kube_pods import DRAIN_SCRIPT, GPU_RESOURCE
+from cluster.provisioned.kube_pods import CORE_POOL, DRAIN_SCRIPT, GPU_RESOURCE, POOL_LABEL, SPOT_TAINTS
 from cluster.provisioned.manifests import applied, render, to_yaml
 from storage.errors import UserError
 
@@ -157,6 +158,16 @@ def test_pods_go_where_their_pool_is():
     on_eks = ray_cluster(pools=pools, provider="aws-eks")["spec"]["workerGroupSpecs"][0]["template"]["spec"]
     assert on_eks["nodeSelector"]["lexray.io/pool"] == "gpu"
     assert "affinity" not in on_eks  # the node group has these instances and no others
+
+
+def test_terraform_labels_and_taints_its_nodes_as_the_pods_look_for():
+    nodes = " ".join((ROOT / "infra" / "modules" / "aws" / "eks" / "nodes.tf").read_text().split())
+    assert f'labels = {{ "{POOL_LABEL}" = each.key }}' in nodes
+    assert f'labels = {{ "{POOL_LABEL}" = "{CORE_POOL}" }}' in nodes
+    assert set(re.findall(r'taint" {.*?key = "([^"]+)"', nodes)) == {GPU_RESOURCE, SPOT_TAINTS[0]}
+    on_eks = render_example(provider="aws-eks")
+    root = " ".join((ROOT / "infra" / "aws-eks" / "main.tf").read_text().split())
+    assert f'service_account = "{on_eks["service-account.yaml"][0]["metadata"]["name"]}"' in root
 
 
 def test_the_quota_is_the_pools_at_their_largest():
