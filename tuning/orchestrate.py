@@ -149,10 +149,10 @@ def plan_sweep(sweep: SweepFile, text: str) -> SweepPlan:
     _check_nonnegative(possible)
     if rules is not None:
         check_rungs(rules, possible)
-    finished = [trial for trial in trials if folder.is_finished(trial.id, stop_rules)]
-    unfinished = [trial for trial in trials if trial not in finished]
+    unfinished = [trial for trial in trials if not folder.is_finished(trial.id, stop_rules)]
     if search is not None:
-        search.told(*finished)
+        to_do = {trial.id for trial in unfinished}
+        search.told(*(trial for trial in trials if trial.id not in to_do))
     now_s = time.time()
     ends = ends_of(sweep, folder, now_s)
     if unfinished or (search is not None and search.num_left):
