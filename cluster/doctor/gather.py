@@ -52,6 +52,7 @@ class Request:
 
 def gather(request: Request, deadline: Deadline, clock_of: Callable[[str], Clock] = lambda name: time.time) -> Findings:
     """Everything about the connected cluster, in the time there is. `clock_of` gives a node's clock by its name."""
+    mine = versions()  # at once: the code that was sent along is the code of now
     living, dead = nodes_of(ray.nodes())
     with ThreadPoolExecutor(1) as here, probed(living, deadline, clock_of) as scene:
         wandb = here.submit(look_at_wandb, request.wandb_mode)
@@ -67,7 +68,7 @@ def gather(request: Request, deadline: Deadline, clock_of: Callable[[str], Clock
         gloo, nccl = _sums(scene, machines, is_cut=bool(told["unreached"]))
         told |= stores.answers(asked)
         return Findings(
-            client_versions=versions(),
+            client_versions=mine,
             nodes=tuple(_report(node, machines.get(node.name) or scene.silent[node.name], told) for node in living),
             dead=tuple(dead),
             dashboard=dashboard,

@@ -16,7 +16,9 @@ from cluster.doctor.findings import DeadNode, Unknown
 from cluster.doctor.probe import CALLS_AT_ONCE, Clock, Probe
 
 READY_S = 10.0
-"""Longest that a node may take to start a process of ours."""
+"""Longest that a node may take to start a process of ours when another had one at once."""
+SLOWEST = 2.0
+"""How many times longer than the first one any other may take, if that is more."""
 SHORT_ID = 6
 _UNEXPECTED = 2
 """Ray's number for a node that died without having been told to."""
@@ -101,11 +103,18 @@ def probed(living: Sequence[Living], deadline: Deadline, clock_of: Callable[[str
                 num_cpus=0, max_concurrency=CALLS_AT_ONCE, scheduling_strategy=place, enable_task_events=False
             )
             probes[node.name] = options.remote(node.host, clock_of(node.name))
-        whole = Scene(nodes=living, probes=probes, silent={}, deadline=deadline)
-        ready = whole.answers(whole.ask(READY_S, lambda node, probe: probe.ready.remote()))
+        ready = _wait_until_ready(probes, deadline)
         silent = {name: answer for name, answer in ready.items() if isinstance(answer, Unknown)}
         there = [node for node in living if node.name not in silent]
         yield Scene(nodes=there, probes=probes, silent=silent, deadline=deadline)
     finally:
         for probe in probes.values():
             ray.kill(probe)
+
+
+def _wait_until_ready(probes: Mapping[str, Any], deadline: Deadline) -> dict[str, Any]:
+    """How long is too long is told by the fastest: a busy machine starts every process late."""
+    refs, asked_s = {name: probe.ready.remote() for name, probe in probes.items()}, deadline.clock()
+    ray.wait(list(refs.values()), num_returns=1, timeout=deadline.left_s)
+    limit_s = max(READY_S, SLOWEST * (deadline.clock() - asked_s))
+    return answers(Asked(refs, asked_s, min(deadline.ends_s, asked_s + limit_s)), deadline)
