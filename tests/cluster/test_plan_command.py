@@ -69,6 +69,29 @@ def test_a_plan_lists_trials_memory_bytes_and_steps_and_leaves_nothing_behind(le
     assert not (tmp_path / "out").exists()
 
 
+def test_the_plan_of_a_search_that_chooses_later_is_an_upper_bound_and_says_so(lexray, sweep_file, planned):
+    axes = {"architecture": ["topk", "relu"], "width": [32, 64], "target_l0": [4], "lr": {"from": 0.001, "to": 0.01}}
+    search = {"kind": "optuna", "trials": 5}
+    code, out, err = lexray("plan", sweep_file(axes=axes, search=search, cpu_hours=1e-9))
+    assert (code, err) == (0, "")
+    assert "5 trials are chosen while the sweep runs: the numbers are upper bounds" in out
+    lines = {line.split("  ")[0]: line for line in out.splitlines()}
+    assert "5 to do, 0 reused" in lines["trials"]
+    assert "300" in lines["steps"]
+    document = planned(axes=axes, search=search, include=[{"width": 64, "architecture": "topk", "lr": 0.001}])
+    assert document["chosen_later"] == 5
+    assert [(trial["name"], trial["is_bound"]) for trial in document["trials"]] == [
+        ("topk-w64-l4-lr0.001", False),
+        ("topk-w64-l4-lr0.001", True),
+        ("relu-w64-l4-lr0.001", True),
+    ]
+    assert document["steps"] == 6 * 60
+    code, _, err = lexray(
+        "plan", sweep_file(axes=axes, search=search, resources={"workers": 4096, "cpus_per_worker": 1})
+    )
+    assert (code, err.count("\n")) == (2, 1)
+
+
 def test_measured_steps_tell_time_and_money_and_are_kept_for_the_sweep(planned, monkeypatch, tmp_path):
     monkeypatch.setattr(plan_commands, "MEASURE_S", 0.05)
     document = planned("--measure", prices={"cpu_hour": 2.0})

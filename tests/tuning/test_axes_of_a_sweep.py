@@ -269,6 +269,14 @@ def test_excluded_points_are_not_drawn_and_rules_hold_for_drawn_ones(trials):
         ({}, {"search": {"kind": "randon"}}, "search.kind: input should be 'grid', 'random' or 'optuna'"),
         ({"lr": LR}, {"include": [{"width": 48}], **random_search(1)}, "entry 1: give lr a value; a range has none"),
         ({"width": {"from": 4.5, "to": 8, "whole": True}}, random_search(2), "must be whole numbers"),
+        ({}, {"search": {"kind": "optuna"}}, "kind optuna needs `trials`, the number of dictionaries to train"),
+        (
+            {},
+            {"search": {"kind": "optuna", "trials": 2, "sampler": "tpee"}},
+            "sampler: input should be 'tpe' or 'nsga2'",
+        ),
+        ({}, {"search": {"kind": "random", "trials": 2, "sampler": "tpe"}}, "sampler (tpe) is for kind optuna"),
+        ({}, {"search": {"kind": "optuna", "trials": 2}}, "search.trials: 2, but only 1 different dictionaries"),
     ],
 )
 def test_searches_that_make_no_sense_are_refused(trials, axes, blocks, line):
@@ -280,9 +288,14 @@ def test_searches_that_make_no_sense_are_refused(trials, axes, blocks, line):
 
 def test_the_examples_of_the_page_are_sweep_files_and_so_says_the_schema() -> None:
     page = (Path(__file__).parents[2] / "docs" / "sweeps.md").read_text()
-    whole, search = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL))
-    for content in (whole, {**whole, **search, "exclude": [], "include": [], "rules": []}):
+    whole, search, by_optuna = (
+        yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    )
+    no_rules: dict[str, Any] = {"exclude": [], "include": [], "rules": []}
+    for content in (whole, {**whole, **search, **no_rules}, {**whole, **by_optuna, **no_rules}):
         jsonschema.validate(content, sweep_schema())
+    site = {"data": {**whole["data"], "site": "layer6"}}
+    assert points_of(SweepFile.model_validate({**whole, **by_optuna, **no_rules, **site})) == []
     content = {
         **whole,
         **search,
