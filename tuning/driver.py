@@ -163,17 +163,24 @@ class Driver:
             self._wake.clear()
 
     def _beat(self) -> None:
-        state = {"state": self._state, "reason": self._reason}
+        told = {"state": self._state, "reason": self._reason, "waiting": self._waiting(), "links": self.links()}
         try:
-            waiting = self.waiting() if self._state == RUNNING else []
-            written = beat(self.store, self._record, self.clock(), waiting=waiting, links=self.links(), **state)
+            written = beat(self.store, self._record, self.clock(), **told)
             if written is None:
                 self._displaced()
                 return
             self._record = written
             self.log.save()
         except Exception as error:
-            log.warning("the driver's record cannot be written just now (%s)", error)
+            log.warning("the driver's record cannot be written just now (%s)", " ".join(str(error).split()))
+
+    def _waiting(self) -> list[str]:
+        """Nothing where who places the trials cannot say: that we are alive matters more."""
+        try:
+            return self.waiting() if self._state == RUNNING else []
+        except Exception as error:
+            log.debug("what trials wait for is not known just now (%s)", error)
+            return []
 
     def _displaced(self) -> None:
         self._is_displaced = True

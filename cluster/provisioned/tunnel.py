@@ -40,6 +40,7 @@ class Tunnel:
     ready_s: float = READY_S
     port: int = field(init=False)
     """Of 127.0.0.1."""
+    _is_open: bool = False
     _process: subprocess.Popen[bytes] | None = None
     _complaints: IO[bytes] = field(default_factory=tempfile.TemporaryFile)
     _closed: threading.Event = field(default_factory=threading.Event)
@@ -55,9 +56,11 @@ class Tunnel:
         self._thread.start()
 
     def renew(self) -> None:
-        """Drop a tunnel through which nothing comes; a new one is opened behind."""
+        """Drop a tunnel through which nothing comes; a new one is opened behind. One that is opening is left alone."""
         with self._lock:
-            _end(self._process)
+            if self._is_open:
+                self._is_open = False
+                _end(self._process)
 
     def close(self) -> None:
         """End the program and everything that it started."""
@@ -95,6 +98,7 @@ class Tunnel:
             if time.monotonic() >= until_s:
                 raise UserError(f"tunnel to {self.what}: not open after {self.ready_s:.0f} s ({self._complaint()})")
             time.sleep(LOOK_S)
+        self._is_open = True
 
     def _complaint(self) -> str:
         self._complaints.seek(0)
@@ -150,3 +154,8 @@ def _end(process: subprocess.Popen[bytes] | None) -> None:
             os.killpg(process.pid, number)
         with suppress(subprocess.TimeoutExpired):
             process.wait(GRACE_S)
+    until_s = time.monotonic() + GRACE_S
+    with suppress(ProcessLookupError):
+        while time.monotonic() < until_s:
+            os.killpg(process.pid, 0)
+            time.sleep(LOOK_S / 10)
