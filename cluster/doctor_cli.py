@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from rich.console import Console
 
+from cluster.jobs_cli import Cluster, Json, NoCode, TokenFile
+from cluster.provisioned.connection import Target
 from storage.config_file import read_config_file
 from storage.errors import UserError
 
 if TYPE_CHECKING:
     from cluster.doctor.gather import Request
+    from cluster.doctor.verdict import Check
 
 HEALTHY, UNHEALTHY = 0, 1
 messages = Console(stderr=True)
@@ -23,35 +27,83 @@ doctor_app = typer.Typer()
 @doctor_app.command()
 def doctor(
     file: Annotated[Path | None, typer.Argument(metavar="[SWEEP_FILE]", help="Sweep file (YAML).")] = None,
-    address: Annotated[str | None, typer.Option(help="Ray cluster to look at; without it this machine.")] = None,
-    token_file: Annotated[Path | None, typer.Option(help="File with the cluster's token.")] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="http://HOST:8265 of a dashboard, or HOST:6379 of a Ray to join; else this machine."),
+    ] = None,
+    cluster: Cluster = None,
+    token_file: TokenFile = None,
     data: Annotated[str | None, typer.Option(help="Dataset to read a chunk of, instead of the file's.")] = None,
     output: Annotated[str | None, typer.Option(help="Folder to write a key to, instead of the file's.")] = None,
+    region: Annotated[str | None, typer.Option(help="Where the nodes run, if nothing else tells.")] = None,
     min_free_gib: Annotated[float, typer.Option(min=0, help="Free disk that Ray's folder needs on a node.")] = 10.0,
     min_gb_s: Annotated[float, typer.Option(min=0, help="All-reduce between nodes, at least, in GB/s.")] = 0.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")] = False,
+    no_code: NoCode = False,
+    as_json: Json = False,
 ) -> None:
     """Look at a cluster from inside before a sweep runs there: one line for each check, and what to do.
 
     Exit code 1 when a check failed.
 
-    Example: lexray doctor examples/quickstart/sweep.yaml
+    Example: lexray doctor sweep.yaml --cluster cluster.json
     """
-    use_token(token_file)
-    request = request_of(file, data, output)
+    asked = Asked(file, data, output, region, min_free_gib, min_gb_s)
+    began = time.monotonic()
+    if cluster is not None or (address or "").startswith(("http://", "https://")):
+        named = [None if path is None else str(path) for path in (cluster, token_file)]
+        target = Target(address=address, cluster=named[0], token_file=named[1])
+        where, checks = _by_job(asked, target, with_code=not no_code)
+    else:
+        where, checks = _joined(asked, address, token_file)
     from cluster.commands import print_json
-    from cluster.doctor.run import diagnose
     from cluster.doctor.show import as_document, as_table, is_healthy
+
+    if as_json:
+        print_json(as_document(checks, where, time.monotonic() - began))
+    else:
+        Console().print(as_table(checks))
+    raise typer.Exit(HEALTHY if is_healthy(checks) else UNHEALTHY)
+
+
+class Asked(NamedTuple):
+    """What the command was told, besides where."""
+
+    file: Path | None
+    data: str | None
+    output: str | None
+    region: str | None
+    min_free_gib: float
+    min_gb_s: float
+
+
+def _joined(asked: Asked, address: str | None, token_file: Path | None) -> tuple[str, list[Check]]:
+    """On a Ray that this process joins, or starts here."""
+    use_token(token_file)
+    request = request_of(asked)
+    from cluster.doctor.run import diagnose
     from cluster.doctor.verdict import GIB, Limits
 
-    limits = Limits(free_disk_bytes=round(min_free_gib * GIB), all_reduce_gb_s=min_gb_s)
+    limits = Limits(free_disk_bytes=round(asked.min_free_gib * GIB), all_reduce_gb_s=asked.min_gb_s)
     with messages.status("starting Ray here" if address is None else f"asking the nodes of {address}"):
-        found = diagnose(request, address, limits)
-    if as_json:
-        print_json(as_document(found.checks, found.address, found.took_s))
-    else:
-        Console().print(as_table(found.checks))
-    raise typer.Exit(HEALTHY if is_healthy(found.checks) else UNHEALTHY)
+        return address or "this machine", diagnose(request, address, limits)
+
+
+def _by_job(asked: Asked, target: Target, *, with_code: bool) -> tuple[str, list[Check]]:
+    """On a cluster whose dashboard we reach."""
+    from cluster.doctor.outside import Errand, diagnose_by_job
+
+    text = asked.file.read_text() if asked.file is not None else None
+    request = request_of(asked)  # refuses a wrong file here, not there
+    given = {
+        "--data": request.data_url,
+        "--output": request.output_url,
+        "--region": asked.region,
+        "--min-free-gib": str(asked.min_free_gib),
+        "--min-gb-s": str(asked.min_gb_s),
+    }
+    arguments = [word for option, value in given.items() if value is not None for word in (option, value)]
+    with messages.status(f"asking the nodes of {target.options}"):
+        return diagnose_by_job(target, Errand(sweep_text=text, arguments=arguments, with_code=with_code))
 
 
 def use_token(file: Path | None) -> None:
@@ -63,22 +115,23 @@ def use_token(file: Path | None) -> None:
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(file.absolute()))
 
 
-def request_of(file: Path | None, data: str | None, output: str | None) -> Request:
+def request_of(asked: Asked) -> Request:
     """What to look at: the sweep file's places, or those given instead. Raises UserError."""
     from cluster.doctor.gather import Request
     from storage.store import Store
 
-    if file is None:
-        urls = [None if url is None else Store.at(url).url for url in (data, output)]
-        return Request(data_url=urls[0], output_url=urls[1])
+    if asked.file is None:
+        data, output = (None if url is None else Store.at(url).url for url in (asked.data, asked.output))
+        return Request(data_url=data, output_url=output, region=asked.region)
     from tuning.file.sweep_file import SweepFile
 
-    sweep = read_config_file(str(file), SweepFile)
+    sweep = read_config_file(str(asked.file), SweepFile)
     return Request(
-        data_url=Store.at(data or sweep.data.url).url,
-        output_url=Store.at(output or sweep.output).url,
+        data_url=Store.at(asked.data or sweep.data.url).url,
+        output_url=Store.at(asked.output or sweep.output).url,
         storage=sweep.storage.settings,
         cache_dir=sweep.cache.dir if sweep.cache is not None else None,
         cache_bytes=sweep.cache.bytes if sweep.cache is not None else 0,
         wandb_mode=sweep.wandb.mode,
+        region=asked.region,
     )

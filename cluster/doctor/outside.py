@@ -1,0 +1,101 @@
+"""The doctor on a cluster whose dashboard alone is reached: a job on its head looks, and tells in its log."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.doctor.show import checks_of
+from cluster.doctor.verdict import Check, fail
+from cluster.jobs.job_client import Job, JobClient
+from cluster.jobs.package import SWEEP_FILE, package
+from cluster.provisioned.connection import Connection, Target, connect
+
+PREFIX = "doctor-"
+LONGEST_S = 60.0
+"""That a job may take; the doctor itself ends sooner, so that the rest is for starting it."""
+PAUSE_S = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Errand:
+    """What the job is told."""
+
+    sweep_text: str | None
+    """The sweep file, None for no file."""
+    arguments: Sequence[str]
+    """Options of `lexray doctor` besides, with values as they hold on the cluster."""
+    with_code: bool
+    """Send the code along, unless the cluster's description names an image that has it."""
+
+
+def diagnose_by_job(
+    target: Target,
+    errand: Errand,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> tuple[str, list[Check]]:
+    """Name of the cluster, and what the doctor says of it. Raises UserError, ClusterLostError, RefusedError."""
+    with connect(target) as connection:
+        client, job_id = JobClient(connection.dashboard), f"{PREFIX}{uuid.uuid4().hex[:12]}"
+        made = package(errand.sweep_text or "", with_code=errand.with_code and not _has_image(connection))
+        client.upload(made)
+        client.submit(job_id, entrypoint(errand, connection), made, {})
+        job = _awaited(client, job_id, clock() + LONGEST_S, clock, sleep)
+        document = document_in(client.logs(job_id))
+        name = connection.name
+    return name, checks_of(document) if document is not None else [_no_answer(job)]
+
+
+def entrypoint(errand: Errand, connection: Connection) -> str:
+    """What the head runs, in the folder of the package."""
+    command = ["python", "-m", "cluster", "doctor", "--address", "auto", "--json", *errand.arguments]
+    if errand.sweep_text is not None:
+        command.append(SWEEP_FILE)
+    region = connection.description.region if connection.description is not None else None
+    return shlex.join([*command, *(["--region", region] if region is not None else [])])
+
+
+def document_in(log: str) -> dict[str, Any] | None:
+    """The document that the job printed between what else it said; None where there is none."""
+    lines = log.splitlines()
+    for begin in (number for number, line in enumerate(lines) if line == "{"):
+        end = next((number for number in range(begin, len(lines)) if lines[number] == "}"), begin)
+        try:
+            found = json.loads("\n".join(lines[begin : end + 1]))
+        except ValueError:
+            continue
+        if "checks" in found:
+            return dict(found)
+    return None
+
+
+def _has_image(connection: Connection) -> bool:
+    return connection.description is not None and connection.description.image is not None
+
+
+def _awaited(
+    client: JobClient, job_id: str, until_s: float, clock: Callable[[], float], sleep: Callable[[float], None]
+) -> Job | None:
+    """The job when it has ended, or its time is over; it is stopped then."""
+    while True:
+        job = client.job(job_id)
+        if job is None or not job.is_running:
+            return job
+        if clock() >= until_s:
+            client.stop(job_id)
+            return job
+        sleep(PAUSE_S)
+
+
+def _no_answer(job: Job | None) -> Check:
+    why = (
+        "the cluster knows its job no more" if job is None else f"its job is {job.status} ({job.message or 'no word'})"
+    )
+    advice = "look at the job's log in the dashboard; the head needs lexray's packages and room for one process"
+    return fail("job", f"the doctor did not answer: {why}", advice)
