@@ -18,9 +18,9 @@ from storage.config_file import read_config_file
 from storage.errors import UserError
 
 if TYPE_CHECKING:
-    from tuning.orchestrate import SweepPlan
     from tuning.planning.forecast import Speed
     from tuning.planning.plan import Machines, Plan, TrialPlan
+    from tuning.sweep_plan import SweepPlan
     from tuning.trials import Trial
 
 MEASURE_S = 1.0
@@ -39,8 +39,8 @@ def run_plan(file: str, address: str | None, measure: bool, messages: Console, a
     With `measure` the speeds are kept in the sweep's folder, as the plan that it begins with.
     """
     from tuning.file.sweep_file import SweepFile
-    from tuning.orchestrate import plan_sweep
     from tuning.planning.plan_record import known_speeds, write_plan
+    from tuning.sweep_plan import plan_sweep
 
     sweep = read_config_file(file, SweepFile)
     plan = plan_sweep(sweep, Path(file).read_text())
@@ -62,9 +62,9 @@ def run_plan(file: str, address: str | None, measure: bool, messages: Console, a
 
 def checked(plan: SweepPlan, machines: Machines) -> SweepPlan:
     """The plan with its meshes chosen. Raises UserError for what these machines have no room for."""
-    from tuning.orchestrate import gpu_bytes_of, with_meshes
     from tuning.placement.nodes import refuse_what_never_fits
     from tuning.planning.room import refuse_what_has_no_room
+    from tuning.sweep_plan import gpu_bytes_of, with_meshes
     from tuning.window_servers import refuse_streams
 
     plan = with_meshes(plan, machines.nodes)

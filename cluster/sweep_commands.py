@@ -16,7 +16,7 @@ from storage.config_file import read_config_file
 
 if TYPE_CHECKING:
     from tuning.driver import Driver
-    from tuning.orchestrate import SweepPlan
+    from tuning.sweep_plan import SweepPlan
 
 LOG_WIDTH = 200
 """Characters of a line in the driver's log before it is broken."""
@@ -37,7 +37,8 @@ class Where:
 def run_sweep_file(file: str, where: Where, messages: Console, as_json: bool) -> int:
     """`lexray sweep`: check, train what is unfinished, print the frontier. Exit code 1 when a trial failed."""
     from tuning.file.sweep_file import SweepFile
-    from tuning.orchestrate import plan_sweep, run_sweep
+    from tuning.orchestrate import run_sweep
+    from tuning.sweep_plan import plan_sweep
 
     sweep = read_config_file(file, SweepFile)
     plan = plan_sweep(sweep, Path(file).read_text())

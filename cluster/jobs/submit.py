@@ -128,8 +128,8 @@ def _planned(
 ) -> tuple[Plan | None, str]:
     """The plan for the cluster's nodes; why there is none where dataset or folder cannot be reached from here."""
     from cluster.plan_commands import checked
-    from tuning.orchestrate import plan_sweep
     from tuning.planning.plan_record import known_speeds
+    from tuning.sweep_plan import plan_sweep
 
     machines = machines_of(connection.description, nodes)
     try:

@@ -30,9 +30,9 @@ from tuning.endings.ends import (
     write_ending,
 )
 from tuning.file.sweep_file import SweepFile
-from tuning.orchestrate import SweepPlan, plan_sweep
 from tuning.placement.nodes import Node
 from tuning.placement.rooms import fixed_rooms
+from tuning.sweep_plan import SweepPlan, plan_sweep
 from tuning.trial import TrialRun, ended_record, new_record
 from tuning.trial_queue import TrialQueue
 from tuning.trials import Footprint

@@ -12,10 +12,10 @@ from storage.config_file import read_config_file
 from storage.errors import UserError
 from training.metrics_log import MetricsLog
 from tuning.file.sweep_file import SweepFile
-from tuning.orchestrate import plan_sweep
 from tuning.placement.nodes import Node, refuse_what_never_fits
 from tuning.placement.rooms import fixed_rooms
 from tuning.sweep_folder import DONE, FAILED
+from tuning.sweep_plan import plan_sweep
 from tuning.trial import TrialRun, new_record
 from tuning.trial_queue import TrialQueue
 from tuning.views.follow import FollowThread

@@ -18,7 +18,6 @@ from storage.config_file import read_config_file
 from storage.errors import CorruptDataError, UserError
 from tuning.file.resources import PricesBlock
 from tuning.file.sweep_file import SweepFile
-from tuning.orchestrate import SweepPlan, plan_sweep
 from tuning.placement.nodes import Node
 from tuning.planning.forecast import (
     START_S,
@@ -38,6 +37,7 @@ from tuning.planning.room import refuse_what_has_no_room
 from tuning.planning.worker_memory import peak_resident_bytes
 from tuning.results.report import build_results
 from tuning.sweep_folder import DONE, TrialRecord
+from tuning.sweep_plan import SweepPlan, plan_sweep
 from tuning.trial import new_record
 from tuning.trials import Footprint
 

@@ -16,7 +16,8 @@ from storage.config_file import read_config_file
 from storage.store import Store
 from training.checkpoints import checkpoint_folders, step_of
 from tuning.file.sweep_file import SweepFile
-from tuning.orchestrate import SweepPlan, plan_sweep, run_sweep
+from tuning.orchestrate import run_sweep
+from tuning.sweep_plan import SweepPlan, plan_sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeouts, pytest.mark.timeout(900)]
 

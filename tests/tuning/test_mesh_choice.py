@@ -17,9 +17,10 @@ from training.dictionaries import dictionary_config
 from training.memory import Needs, needs
 from training.normalisers import Sites, SiteStatistics
 from tuning.file.sweep_file import SweepFile
-from tuning.orchestrate import SweepPlan, cluster_nodes, plan_sweep, with_meshes
+from tuning.orchestrate import cluster_nodes
 from tuning.placement.nodes import Node
 from tuning.planning.mesh_choice import USABLE, Room, choose_mesh, meshes, rooms_of
+from tuning.sweep_plan import SweepPlan, plan_sweep, with_meshes
 from tuning.trials import Footprint
 
 GIB = 2**30

@@ -9,8 +9,9 @@ from sweeps import sweep_content, write_dataset, write_sweep
 
 from storage.config_file import read_config_file
 from tuning.file.sweep_file import SweepFile
-from tuning.orchestrate import SweepPlan, plan_sweep, run_sweep
+from tuning.orchestrate import run_sweep
 from tuning.sweep_folder import STOPPED, TrialRecord
+from tuning.sweep_plan import SweepPlan, plan_sweep
 from tuning.trial import TrialRun
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

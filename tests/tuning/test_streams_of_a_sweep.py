@@ -16,8 +16,9 @@ from storage.errors import UserError
 from storage.manifest import load_manifest
 from storage.store import Store
 from tuning.file.sweep_file import SweepFile
-from tuning.orchestrate import SweepPlan, cluster_nodes, plan_sweep, run_sweep
+from tuning.orchestrate import cluster_nodes, run_sweep
 from tuning.placement.nodes import Node
+from tuning.sweep_plan import SweepPlan, plan_sweep
 from tuning.window_servers import WindowServers, most_workers
 
 pytestmark = pytest.mark.ray

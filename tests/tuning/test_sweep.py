@@ -18,8 +18,9 @@ from wandb_offline import read_offline
 
 from storage.config_file import read_config_file
 from tuning.file.sweep_file import SweepFile
-from tuning.orchestrate import SweepPlan, plan_sweep, run_sweep
+from tuning.orchestrate import run_sweep
 from tuning.results.frontier import read_frontier
+from tuning.sweep_plan import SweepPlan, plan_sweep
 from tuning.views.wandb_mirror import WandbMirror
 from tuning.views.wandb_runs import WandbRuns
 

@@ -12,7 +12,7 @@ from synthetic import write_rows
 from storage.config_file import read_config_file
 from storage.errors import UserError
 from tuning.file.sweep_file import SweepFile
-from tuning.orchestrate import plan_sweep
+from tuning.sweep_plan import plan_sweep
 from tuning.trials import Trial
 
 ROWS, WIDTH = 2000, 12
