@@ -82,7 +82,7 @@ def newest(text: str, max_bytes: int) -> str:
     content = text.encode()
     if len(content) <= max_bytes:
         return text
-    return content[-max_bytes // 2 :].split(b"\n", 1)[-1].decode(errors="replace")
+    return content[-(max_bytes // 2) - 1 :].split(b"\n", 1)[-1].decode(errors="replace")
 
 
 @dataclass(kw_only=True)
