@@ -28,6 +28,14 @@ def read_offline(folder: Path) -> tuple[dict, list[dict]]:
     return run, history
 
 
+def axes_of(folder: Path) -> dict[str, str]:
+    """Over which metric the metrics of a run are drawn, by name or pattern of names."""
+    (file,) = folder.glob("*.wandb")
+    records = [wandb_internal_pb2.Record.FromString(payload) for payload in _payloads(file.read_bytes())]
+    metrics = [record.metric for record in records if record.HasField("metric")]
+    return {metric.name or metric.glob_name: metric.step_metric for metric in metrics}
+
+
 def _key(item) -> str:
     return item.key or ".".join(item.nested_key)
 

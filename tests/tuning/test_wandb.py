@@ -73,14 +73,6 @@ def test_a_folder_without_a_sweep_is_refused(tmp_path: Path) -> None:
     assert "no sweep there" in str(refused.exception)
 
 
-def test_a_run_that_goes_on_gets_what_it_lacks(tmp_path: Path) -> None:
-    told: list[int] = []
-    runs = WandbRuns(project="p", group="g", folder=str(tmp_path), mode="offline")
-    runs._open["a"] = SimpleNamespace(step=30, log=lambda record, step: told.append(step))  # as after an online resume
-    runs.log("a", [{"step": step} for step in (10, 20, 30, 40)])
-    assert told == [30, 40]
-
-
 @dataclass(kw_only=True)
 class Hanging(WandbRuns):
     """A server that never answers, for those who cannot wait for a real time-out."""
@@ -126,9 +118,20 @@ def test_nobody_waits_for_a_server_that_hangs_but_the_end_and_not_for_long(
 
 def test_what_fails_in_the_view_is_a_warning(folder: SweepFolder, tmp_path: Path, caplog: Any) -> None:
     mirror = WandbMirror(runs=WandbRuns(project="p", group="g", folder=str(tmp_path), mode="offline"))
-    mirror.logged(run_of("never started"), [{"step": 1}])
+    mirror.started(run_of("a"))
+    mirror.logged(run_of("a"), [{"rows": 128}])  # no step
     mirror.finish(folder.store.url)
-    assert "W&B: KeyError" in caplog.text
+    assert "W&B: KeyError: 'step' (`lexray wandb sync` sends what it lacks)" in caplog.text
+
+
+def test_records_of_a_trial_that_was_not_started_are_no_further_failure(
+    folder: SweepFolder, tmp_path: Path, caplog: Any
+) -> None:
+    mirror = WandbMirror(runs=WandbRuns(project="p", group="g", folder=str(tmp_path), mode="offline"))
+    mirror.logged(run_of("a"), [{"step": 1}])
+    mirror.ended(run_of("a"), None)
+    mirror.finish(folder.store.url)
+    assert "W&B" not in caplog.text
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import netrc
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ INIT_TIMEOUT_S = 30
 FINISH_TIMEOUT_S = 20
 """How long a run of a running sweep, or the end of its process, waits for what is not sent yet. W&B's own default is
 for ever: a server that dies would keep the process from ending."""
+WORKERS_SHOWN = 32
+"""W&B slows down with the number of names in a project: metrics that each worker has are told of so many."""
 SETTINGS: dict[str, Any] = {
     "init_timeout": INIT_TIMEOUT_S,
     "console": "off",
@@ -82,8 +85,8 @@ class WandbRuns:
         if run is None:
             return
         for record in records:
-            if record["step"] >= run.step:
-                run.log(dict(record), step=record["step"])
+            if record["step"] >= run.starting_step:
+                run.log(shown(record), step=record["step"])
 
     def finish(self, trial: str, record: TrialRecord | None) -> None:
         run = self._open.pop(trial, None)
@@ -141,6 +144,12 @@ class WandbRuns:
         )
         run.define_metric("*", step_metric="rows")
         return run
+
+
+def shown(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What W&B is told of a record: all but what single workers above the first `WORKERS_SHOWN` have to say."""
+    numbers = {name: re.search(r"_worker(\d+)$", name) for name in record}
+    return {name: record[name] for name, found in numbers.items() if found is None or int(found[1]) < WORKERS_SHOWN}
 
 
 def reason_of(error: Exception) -> str:
