@@ -42,7 +42,7 @@ def run_sweep_file(file: str, where: Where, messages: Console, as_json: bool) ->
 
     sweep = read_config_file(file, SweepFile)
     plan = plan_sweep(sweep, Path(file).read_text())
-    messages.print(_todo(plan), markup=False, highlight=False)
+    messages.print(_todo(plan), markup=False, highlight=False, soft_wrap=True)
     with ExitStack() as stack:
         mirrors: list[Any] = []
         driver, followers = None, []

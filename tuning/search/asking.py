@@ -161,11 +161,16 @@ def search_of(
     Records of points that the axes no longer have, or of other settings, are left out. Raises UserError when a trial at
     a corner of the axes cannot be.
     """
-    bounds = [make(point) for point in corners(sweep)]
+    bounds, asked_for = [make(point) for point in corners(sweep)], questions(sweep)
     with ThreadPoolExecutor(_READERS) as readers:
         records = list(readers.map(folder.read_trial, folder.store.list_folders("trials")))
     apart = {trial.id for trial in included}
-    found = [_of_record(sweep, make, record) for record in records if record is not None and record.trial not in apart]
+    of_axes = [
+        record
+        for record in records
+        if record is not None and record.trial not in apart and _is_asked_for(sweep, asked_for, record.point)
+    ]
+    found = [_of_record(make, record) for record in of_axes]
     asked = sorted((trial for trial in found if trial is not None), key=_place)
     return Search(
         sweep=sweep,
@@ -182,10 +187,12 @@ def _place(trial: Trial) -> tuple[int, str]:
     return (-1 if trial.number is None else trial.number, trial.id)
 
 
-def _of_record(sweep: SweepFile, make: Make, record: TrialRecord) -> Trial | None:
-    """The trial of a record; None where the sweep has no such trial."""
-    if not any(fits(axes, record.point) for axes in questions(sweep)) or is_excluded(sweep, record.point):
-        return None
+def _is_asked_for(sweep: SweepFile, asked_for: Sequence[Axes], point: Point) -> bool:
+    return any(fits(axes, point) for axes in asked_for) and not is_excluded(sweep, point)
+
+
+def _of_record(make: Make, record: TrialRecord) -> Trial | None:
+    """The trial of a record; None where its point makes another dictionary by now, or none."""
     try:
         trial = make(record.point)
     except UserError:
