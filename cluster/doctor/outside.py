@@ -47,9 +47,10 @@ def diagnose_by_job(
         client.upload(made)
         client.submit(job_id, entrypoint(errand, connection), made, {})
         job = _awaited(client, job_id, clock() + LONGEST_S, clock, sleep)
-        document = document_in(client.logs(job_id))
+        log = client.logs(job_id)
+        document = document_in(log)
         name = connection.name
-    return name, checks_of(document) if document is not None else [_no_answer(job)]
+    return name, checks_of(document) if document is not None else [_no_answer(job, log)]
 
 
 def entrypoint(errand: Errand, connection: Connection) -> str:
@@ -93,9 +94,8 @@ def _awaited(
         sleep(PAUSE_S)
 
 
-def _no_answer(job: Job | None) -> Check:
-    why = (
-        "the cluster knows its job no more" if job is None else f"its job is {job.status} ({job.message or 'no word'})"
-    )
+def _no_answer(job: Job | None, log: str) -> Check:
+    last = (log.strip().splitlines() or ["without a word"])[-1]
+    why = "the cluster knows its job no more" if job is None else f"its job is {job.status} ({last})"
     advice = "look at the job's log in the dashboard; the head needs lexray's packages and room for one process"
     return fail("job", f"the doctor did not answer: {why}", advice)
