@@ -22,6 +22,8 @@ from storage.store import Store, reachable
 from tuning.driver_record import read_driver
 from tuning.sweep_folder import SweepFolder
 
+WIDE = 400
+"""Characters of a line that nobody looks at on a terminal."""
 DEPTH = 2
 """Folders are looked into so far below the one that was named."""
 
@@ -90,7 +92,10 @@ def _show(found: list[dict[str, Any]], as_json: bool) -> None:
         table.add_column(column.removesuffix("_s"), overflow="fold")
     for row in found:
         table.add_row(*(Text(_cell(name, value)) for name, value in row.items()))
-    Console(highlight=False).print(table)
+    out = Console(highlight=False)
+    if not out.is_terminal:  # for other programs: a line for each
+        out = Console(highlight=False, width=WIDE)
+    out.print(table)
 
 
 def _cell(name: str, value: Any) -> str:

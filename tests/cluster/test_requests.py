@@ -1,0 +1,185 @@
+"""Requests to a dashboard and what is sent with a job: bounded, told in one line, found again under one id."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import socket
+import zipfile
+from pathlib import Path
+
+import pytest
+from fake_programs import ADashboard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.jobs.job_client import JobClient
+from cluster.jobs.naming import attempt_of, base_id, next_id
+from cluster.jobs.package import MAX_BYTES, package
+from cluster.jobs.submit import entrypoint
+from cluster.jobs.watch import LONGEST_PAUSE_S, PAUSE_S, follow_job, pause_s
+from cluster.provisioned.errors import ClusterLostError, NotFoundError, RefusedError
+from cluster.provisioned.http import Dashboard
+from cluster.provisioned.tokens import Secret
+from storage.errors import UserError
+
+
+@pytest.fixture
+def server():
+    made = ADashboard()
+    yield made
+    made.close()
+
+
+class Clock:
+    """Seconds that only sleeping moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def dashboard(server) -> Dashboard:
+    clock = Clock()
+    return Dashboard(url=server.url, what="cluster sae", clock=clock, sleep=clock.sleep)
+
+
+def test_errors_of_the_server_are_one_line_of_what_it_says_last(server, dashboard):
+    server.routes["/api/jobs/"] = lambda: (500, "Traceback (most recent call last):\n  File\nValueError: no room\n")
+    with pytest.raises(RefusedError, match=r"^cluster sae refused \(HTTP 500\): ValueError: no room$"):
+        dashboard.get("/api/jobs/")
+    with pytest.raises(NotFoundError):
+        dashboard.get("/api/jobs/none")
+
+
+def test_a_question_is_asked_again_and_an_order_is_given_once(server, dashboard):
+    answers = iter([(500, "busy"), (503, "busy"), (200, "[1]")])
+    server.routes["/api/jobs/"] = lambda: next(answers)
+    assert dashboard.get("/api/jobs/") == [1]
+    server.routes["/api/order"] = lambda: (500, "busy")
+    with pytest.raises(RefusedError):
+        dashboard.ask("POST", "/api/order")
+    assert [path for _, path, _ in server.seen].count("/api/order") == 1
+
+
+def test_a_head_that_hangs_is_given_up_in_bounded_time():
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and says nothing
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        renewed = []
+        clock = Clock()
+        hanging = Dashboard(
+            url=url, what="cluster sae", timeout_s=0.1, patience_s=2, clock=clock, sleep=clock.sleep,
+            renew=lambda: renewed.append(1),
+        )  # fmt: skip
+        with pytest.raises(UserError, match="cluster sae: nothing answers there"):
+            hanging.check()
+        with pytest.raises(ClusterLostError, match="does not answer any more"):
+            hanging.get("/api/jobs/")
+        assert len(renewed) == 2
+
+
+def test_no_proxy_stands_between_us_and_a_tunnel(server, dashboard, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    assert dashboard.check()["ray_version"] == "2.60.0"
+
+
+def test_the_token_goes_to_the_server_as_a_header_alone(server):
+    Dashboard(url=server.url, what="c", token=Secret("s3cret")).check()
+    ((_, path, headers),) = server.seen
+    assert headers["Authorization"] == "Bearer s3cret"
+    assert "s3cret" not in path
+
+
+@given(st.text(min_size=1), st.text(), st.integers(1, 30))
+def test_attempts_at_one_sweep_are_found_again_and_never_repeat_an_id(name, url, count):
+    base = base_id(name, url)
+    ids: list[str] = []
+    for _ in range(count):
+        ids.append(next_id(base, [*ids, "lexray-other-00000000", f"{base}-x", f"{base}-0"]))
+    assert [attempt_of(job, base) for job in ids] == list(range(1, count + 1))
+    assert len(set(ids)) == count
+    assert all(part.isascii() and part.isalnum() for part in base.split("-"))
+
+
+def test_sweeps_into_other_folders_have_other_ids():
+    ids = {base_id(name, url) for name, url in itertools.product(("a b", "c"), ("s3://x", "s3://y"))}
+    assert len(ids) == 4
+    assert base_id("A  b!", "s3://x").startswith("lexray-a-b-")
+
+
+def test_the_package_is_the_code_and_the_file_and_equal_for_equal_content():
+    made = package("name: x\n", with_code=True)
+    assert made.name == package("name: x\n", with_code=True).name
+    assert made.name != package("name: y\n", with_code=True).name
+    names = zipfile.ZipFile(io.BytesIO(made.content)).namelist()
+    assert {"sweep.yaml", "cluster/__main__.py", "tuning/results/report.html.j2", "storage/store.py"} <= set(names)
+    assert {name.split("/")[0] for name in names} == {"sweep.yaml", "cluster", "tuning", "training", "storage"}
+    assert not any("__pycache__" in name for name in names)
+    assert len(made.content) < 2_000_000
+    alone = package("name: x\n", with_code=False)
+    assert zipfile.ZipFile(io.BytesIO(alone.content)).namelist() == ["sweep.yaml"]
+    assert len(alone.content) < 1000
+
+
+def test_a_package_over_the_limit_names_the_largest_files(tmp_path: Path):
+    (tmp_path / "tuning").mkdir()
+    for number, size in enumerate((MAX_BYTES, 1_000_000, 10)):
+        noise = bytes(range(256)) * (size // 256)
+        (tmp_path / "tuning" / f"{number}.bin").write_bytes(noise if number else _noise(size))
+    with pytest.raises(UserError) as refused:
+        package("name: x", with_code=True, root=tmp_path)
+    assert "upload: 10.0 MB, at most 10 MB" in str(refused.value)
+    assert "tuning/0.bin (10.0 MB), tuning/1.bin (1.0 MB)" in str(refused.value)
+
+
+def _noise(size: int) -> bytes:
+    import random
+
+    return random.Random(0).randbytes(size)
+
+
+def test_a_cluster_may_be_called_anything():
+    command = entrypoint("lexray-x-1", "my cluster; rm -rf /")
+    assert command.endswith("--cluster-name 'my cluster; rm -rf /'")
+
+
+@given(st.integers(0, 10**9))
+def test_a_long_log_is_asked_for_less_often(log_bytes):
+    assert PAUSE_S <= pause_s(log_bytes) <= LONGEST_PAUSE_S
+    assert pause_s(log_bytes) <= pause_s(2 * log_bytes)
+
+
+def jobs(status: str, message: str = "") -> str:
+    return json.dumps({"submission_id": "lexray-x-1", "status": status, "message": message, "metadata": {}})
+
+
+def test_a_followed_job_says_each_piece_once_and_ends(server, dashboard):
+    states = iter(["PENDING", "RUNNING", "RUNNING", "SUCCEEDED"])
+    logs = iter(["", "one\n", "one\ntwo\n", "one\ntwo\nthree\n"])
+    server.routes["/api/jobs/lexray-x-1"] = lambda: (200, jobs(next(states)))
+    server.routes["/api/jobs/lexray-x-1/logs"] = lambda: (200, json.dumps({"logs": next(logs)}))
+    said: list[str] = []
+    job = follow_job(JobClient(dashboard), "lexray-x-1", said.append, how_to_resume="", sleep=lambda _: None)
+    assert (job.status, "".join(said)) == ("SUCCEEDED", "one\ntwo\nthree\n")
+
+
+def test_a_head_that_dies_or_is_another_one_ends_a_follower_with_how_to_resume(server, dashboard):
+    def follow() -> None:
+        follow_job(JobClient(dashboard), "lexray-x-1", lambda _: None, how_to_resume="lexray resume U", sleep=die)
+
+    def die(_: float) -> None:
+        server.close()
+
+    with pytest.raises(ClusterLostError, match=r"knows job lexray-x-1 no more.*`lexray resume U`"):
+        follow()
+    server.routes["/api/jobs/lexray-x-1"] = lambda: (200, jobs("RUNNING"))
+    server.routes["/api/jobs/lexray-x-1/logs"] = lambda: (200, "{}")
+    with pytest.raises(ClusterLostError, match=r"does not answer any more.*`lexray resume U`"):
+        follow()
