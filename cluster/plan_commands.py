@@ -110,10 +110,10 @@ def _free_bytes() -> int:
 
 def _cluster(address: str, messages: Console) -> Machines:
     from cluster.connect import connected
-    from tuning.orchestrate import connected_machines
+    from tuning.placement.cluster_view import cluster_machines
 
     with messages.status(f"joining {address}"), connected(address):
-        return connected_machines()
+        return cluster_machines()
 
 
 # Speeds --------------------------------------------------------------------------------------------------------------

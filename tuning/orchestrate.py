@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
-import ray
 from ray import tune
 
 from storage.chunk_cache import CacheSettings
@@ -19,16 +18,16 @@ from storage.store import Store
 from tuning.driver import Driver, unclaimed
 from tuning.endings.ends import Ends
 from tuning.endings.verdicts import Judge, judge_of_all, judges
+from tuning.placement.cluster_view import cluster_machines, living_nodes
 from tuning.placement.nodes import Node, refuse_what_never_fits
 from tuning.placement.placer import ON_HEAD
 from tuning.placement.rooms import Rooms, placing
 from tuning.placement.wishes import wishes_of
-from tuning.planning.plan import Machines
 from tuning.planning.plan_record import known_speeds, write_plan
 from tuning.planning.room import refuse_what_has_no_room
 from tuning.results.report import build_results
 from tuning.search.asking import Search
-from tuning.sweep_folder import FAILED, PENDING, RUNNING
+from tuning.sweep_folder import FAILED, MOVING, PENDING, RUNNING
 from tuning.sweep_plan import SweepPlan, gpu_bytes_of, with_meshes
 from tuning.trial import TrialRun, new_record, run_trial
 from tuning.trial_queue import TrialQueue
@@ -47,19 +46,18 @@ def run_sweep(plan: SweepPlan, followers: Sequence[Follower], driver: Driver | N
 
     `driver` claims the sweep's folder once nothing is refused any more; None: nobody is told of this run.
     """
-    nodes = cluster_nodes() if plan.expected else {}
-    plan = with_meshes(plan, list(nodes.values()))
-    refuse_what_never_fits(plan.unfinished, list(nodes.values()))
-    machines = connected_machines() if plan.expected else None
+    machines = cluster_machines() if plan.expected else None
     if machines is not None:
+        plan = with_meshes(plan, machines.nodes)
+        refuse_what_never_fits(plan.unfinished, machines.nodes)
         refuse_what_has_no_room(plan.unfinished, plan.manifest, machines.nodes, gpu_bytes_of(plan.sweep))
     with driver if driver is not None else unclaimed(plan.folder.store):
         if machines is not None:
             speeds = known_speeds(plan.folder, [trial.id for trial in plan.trials])
             write_plan(plan.folder.store, plan.make(machines, speeds))
         plan.folder.store.write("sweep.yaml", plan.text.encode())
-        if plan.expected:
-            _train(plan, nodes, followers, driver)
+        if machines is not None:
+            _train(plan, machines.nodes, followers, driver)
         if plan.search is not None:
             plan = plan.with_asked()
             if machines is not None:
@@ -67,10 +65,10 @@ def run_sweep(plan: SweepPlan, followers: Sequence[Follower], driver: Driver | N
         return build_results(plan.folder, [trial.id for trial in plan.trials])
 
 
-def _train(plan: SweepPlan, nodes: dict[str, Node], followers: Sequence[Follower], driver: Driver | None) -> None:
+def _train(plan: SweepPlan, nodes: list[Node], followers: Sequence[Follower], driver: Driver | None) -> None:
     cache = plan.sweep.cache.settings if plan.sweep.cache is not None else None
     servers = WindowServers(trials=plan.expected, shapes=plan.shapes, cache=cache)
-    servers.check(nodes)
+    servers.check(living_nodes())
     with (
         placing(servers) as rooms,
         FollowThread(folder=plan.folder, followers=followers) as follow,
@@ -78,7 +76,7 @@ def _train(plan: SweepPlan, nodes: dict[str, Node], followers: Sequence[Follower
     ):
         if driver is not None:
             driver.waiting = rooms.waiting
-        _tune(plan, _runs(plan, rooms, list(nodes.values()), cache), rooms, follow, ends)
+        _tune(plan, _runs(plan, rooms, nodes, cache), rooms, follow, ends)
         _close_unfinished(plan.with_asked())
 
 
@@ -176,25 +174,9 @@ def _close_unfinished(plan: SweepPlan) -> None:
         if status == PENDING and reached:
             reason = f"not started ({reached}); run the sweep again to train it"
             plan.folder.write_trial(replace(new_record(trial, status=PENDING), reason=reason))
-        elif status in (PENDING, RUNNING):
+        elif status in (PENDING, RUNNING, MOVING):
             reason = "its process ended without a word; run the sweep again to continue it"
             plan.folder.write_trial(replace(new_record(trial, status=FAILED), reason=reason))
-
-
-def cluster_nodes() -> dict[str, Node]:
-    """The living nodes of the connected cluster, by node id."""
-    return {
-        node["NodeID"]: Node(*(node["Resources"].get(resource, 0.0) for resource in ("CPU", "GPU", "memory")))
-        for node in ray.nodes()
-        if node["Alive"]
-    }
-
-
-def connected_machines() -> Machines:
-    """What the connected cluster is made of."""
-    stores = {node["NodeID"]: int(node["Resources"].get("object_store_memory", 0)) for node in ray.nodes()}
-    nodes = cluster_nodes()
-    return Machines(nodes=list(nodes.values()), object_store_bytes=[stores[node_id] for node_id in nodes])
 
 
 def _ray_storage_path(store: Store) -> str:

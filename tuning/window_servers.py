@@ -76,11 +76,12 @@ class WindowServers:
     _used_s: dict[str, float] = field(default_factory=dict)
 
     def check(self, nodes: Mapping[str, Node]) -> None:
-        """Raise UserError when a living node has no room for what its server would hold; say what that is."""
-        needed = {node_id: self._memory(node_id, node) for node_id, node in nodes.items()}
+        """Raise UserError when a node that may get workers has no room for what its server would hold."""
+        used = [node_id for node_id, node in nodes.items() if any(node.workers(t.footprint) for t in self.trials)]
+        needed = {node_id: self._memory(node_id, nodes[node_id]) for node_id in used}
         for line in sorted({str(memory) for memory, _ in needed.values()}):
             log.info(line)
-        found = _memory_of_nodes(list(nodes))
+        found = _memory_of_nodes(used)
         for node_id, (memory, store_bytes) in needed.items():
             check_memory(memory, object_store_bytes=store_bytes, node=found[node_id])
 

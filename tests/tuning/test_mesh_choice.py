@@ -17,7 +17,7 @@ from training.dictionaries import dictionary_config
 from training.memory import Needs, needs
 from training.normalisers import Sites, SiteStatistics
 from tuning.file.sweep_file import SweepFile
-from tuning.orchestrate import cluster_nodes
+from tuning.placement.cluster_view import living_nodes
 from tuning.placement.nodes import Node
 from tuning.planning.mesh_choice import USABLE, Room, choose_mesh, meshes, rooms_of
 from tuning.sweep_plan import SweepPlan, plan_sweep, with_meshes
@@ -176,7 +176,7 @@ def test_a_sweep_that_fits_no_worker_says_so_before_anything_starts(data: str, t
 
 @pytest.mark.ray
 def test_ray_says_what_its_nodes_have(data: str, tmp_path: Path, ray_session: str) -> None:
-    nodes = list(cluster_nodes().values())
+    nodes = list(living_nodes().values())
     assert all(node.memory_bytes > 0 for node in nodes)
     decided = with_meshes(plan(data, tmp_path, resources={"mesh": "auto"}), nodes)
     assert [trial.footprint.workers for trial in decided.unfinished] == [1, 1]

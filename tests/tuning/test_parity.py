@@ -18,7 +18,7 @@ from training.checkpoints import newest_checkpoint
 from training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
 from training.dictionaries import ARCHITECTURES, dictionary_config
 from tuning.endings.ends import Meter, Spent
-from tuning.orchestrate import cluster_nodes
+from tuning.placement.cluster_view import living_nodes
 from tuning.planning.row_counts import RowCounts
 from tuning.sweep_folder import SweepFolder
 from tuning.trial import TrialRun, torch_trainer, train_worker
@@ -110,7 +110,7 @@ def train_all(dataset, wanted, workers: int, place) -> dict[tuple[str, int, int]
     counts = RowCounts()
     shapes = [shape_of(trial, dataset[1], counts) for trial in trials]
     with closing(WindowServers(trials=trials, shapes=shapes, cache=None)) as window_servers:
-        servers = window_servers.on(cluster_nodes())
+        servers = window_servers.on(living_nodes())
         storage_path = folder.store.local_path + "/ray"
         runs = [TrialRun(trial=t, folder=folder, servers=servers, ray_storage_path=storage_path) for t in trials]
         meter = Meter(store=folder.store, footprint=trials[0].footprint, before=Spent(), began_s=time.time())

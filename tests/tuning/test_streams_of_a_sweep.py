@@ -16,7 +16,8 @@ from storage.errors import UserError
 from storage.manifest import load_manifest
 from storage.store import Store
 from tuning.file.sweep_file import SweepFile
-from tuning.orchestrate import cluster_nodes, run_sweep
+from tuning.orchestrate import run_sweep
+from tuning.placement.cluster_view import living_nodes
 from tuning.placement.nodes import Node
 from tuning.sweep_plan import SweepPlan, plan_sweep
 from tuning.window_servers import WindowServers, most_workers
@@ -83,7 +84,7 @@ def test_windows_that_do_not_fit_are_refused_before_anything_is_trained(
     shapes = [replace(shape, dataset_rows=10**12, chunk_rows=10**6, chunks_per_window=10**3) for shape in made.shapes]
     line = r"^data.window_bytes: 2 worker\(s\) on a node hold windows of up to .* GiB, Ray's object store has room for "
     with pytest.raises(UserError, match=line):
-        WindowServers(trials=made.unfinished, shapes=shapes, cache=None).check(cluster_nodes())
+        WindowServers(trials=made.unfinished, shapes=shapes, cache=None).check(living_nodes())
 
 
 def test_workers_at_once_are_those_that_fit_and_no_more_than_there_are(data: str, tmp_path: Path) -> None:

@@ -10,9 +10,12 @@ from ray._private.state import available_resources_per_node, state
 
 from tuning.placement.book import NodeState, View
 from tuning.placement.nodes import Node
+from tuning.planning.plan import Machines
 
 MAX_TO_COME = 64
 """Nodes to come that are looked at, of each kind: no trial is wider."""
+STORE_SHARE = 0.3
+"""Of a node's memory that Ray keeps for its object store where nobody says otherwise."""
 
 
 def cluster_view() -> View:
@@ -29,6 +32,22 @@ def cluster_view() -> View:
         for node_id, node in alive.items()
     }
     return View(nodes=nodes, to_come=dict(_to_come(list(alive.values()))))
+
+
+def living_nodes() -> dict[str, Node]:
+    """What the nodes of the cluster have when they are empty, by node id."""
+    return {node_id: state.total for node_id, state in cluster_view().nodes.items()}
+
+
+def cluster_machines() -> Machines:
+    """What a sweep may count on: the living nodes, and those that an autoscaler could add."""
+    view = cluster_view()
+    stores = {node["NodeID"]: int(node["Resources"].get("object_store_memory", 0)) for node in ray.nodes()}
+    nodes = {**{node_id: state.total for node_id, state in view.nodes.items()}, **view.to_come}
+    to_come = {name: int(STORE_SHARE / (1 - STORE_SHARE) * node.memory_bytes) for name, node in view.to_come.items()}
+    return Machines(
+        nodes=list(nodes.values()), object_store_bytes=[{**stores, **to_come}[node_id] for node_id in nodes]
+    )
 
 
 def _node(resources: Mapping[str, float]) -> Node:
