@@ -96,5 +96,5 @@ output "connect_command" {
 
 output "max_hourly_cost_usd" {
   description = "What an hour costs at most, with every pool at its largest, by the prices in your variables; no traffic, no storage."
-  value       = terraform_data.cost_limit.output
+  value       = terraform_data.cost_limit.input
 }

@@ -121,3 +121,14 @@ resource "terraform_data" "cost_limit" {
     }
   }
 }
+
+resource "terraform_data" "pool_zones" {
+  input = keys(module.network.subnet_ids_by_zone)
+
+  lifecycle {
+    precondition {
+      condition     = alltrue([for pool in var.pools : pool.zone == null || contains(keys(module.network.subnet_ids_by_zone), coalesce(pool.zone, "none"))])
+      error_message = "pools: zones are ${join(", ", compact([for pool in var.pools : pool.zone]))}, and the network has private subnets in ${join(", ", keys(module.network.subnet_ids_by_zone))}."
+    }
+  }
+}

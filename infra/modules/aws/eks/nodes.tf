@@ -1,19 +1,7 @@
-# A small group that is always there, and one group for each pool, from zero by cluster-autoscaler.
+# A small group that is always there, and one group for each pool, from zero by cluster-autoscaler. It finds the groups by
+# tags that EKS puts on them itself, and learns what a node of an empty group would have by eks:DescribeNodegroup.
 
 locals {
-  group_tags = {
-    for name, pool in var.pools : name => merge(
-      { "k8s.io/cluster-autoscaler/node-template/label/lexray.io/pool" = name },
-      pool.gpus > 0 ? {
-        "k8s.io/cluster-autoscaler/node-template/taint/nvidia.com/gpu"     = "true:NoSchedule"
-        "k8s.io/cluster-autoscaler/node-template/resources/nvidia.com/gpu" = tostring(pool.gpus)
-      } : {},
-      pool.capacity == "SPOT" ? { "k8s.io/cluster-autoscaler/node-template/taint/lexray.io/spot" = "true:NoSchedule" } : {},
-    )
-  }
-  # Flat, since a resource loops over one map: by "pool tag".
-  autoscaler_tags = merge([for pool, tags in local.group_tags : { for key, value in tags : "${pool} ${key}" => { pool = pool, key = key, value = value } }]...)
-
   # Instance disks of a node as one RAID 0, under what pods call emptyDir: Ray's spilled objects and the cache of chunks.
   node_config = yamlencode({
     apiVersion = "node.eks.aws/v1alpha1"
@@ -194,7 +182,7 @@ resource "aws_eks_node_group" "pool" {
   cluster_name    = aws_eks_cluster.this.name
   node_group_name = each.key
   node_role_arn   = aws_iam_role.node.arn
-  subnet_ids      = each.value.zone == null ? var.subnet_ids : lookup(var.subnet_ids_by_zone, each.value.zone, [])
+  subnet_ids      = each.value.zone == null ? var.subnet_ids : lookup(var.subnet_ids_by_zone, each.value.zone, var.subnet_ids)
   ami_type        = each.value.gpus > 0 ? "AL2023_x86_64_NVIDIA" : "AL2023_x86_64_STANDARD"
   capacity_type   = each.value.capacity == "SPOT" ? "SPOT" : "ON_DEMAND"
   instance_types  = each.value.instance_types
@@ -238,24 +226,7 @@ resource "aws_eks_node_group" "pool" {
   lifecycle {
     # cluster-autoscaler's.
     ignore_changes = [scaling_config[0].desired_size]
-
-    precondition {
-      condition     = each.value.zone == null ? true : contains(keys(var.subnet_ids_by_zone), each.value.zone)
-      error_message = "pools.${each.key}.zone is ${coalesce(each.value.zone, "unset")}, and the network has private subnets in ${join(", ", keys(var.subnet_ids_by_zone))}."
-    }
   }
 
   depends_on = [aws_eks_addon.first, aws_iam_role_policy_attachment.node]
-}
-
-# What a node of an empty group would have: cluster-autoscaler starts from zero by these.
-resource "aws_autoscaling_group_tag" "pool" {
-  for_each               = local.autoscaler_tags
-  autoscaling_group_name = aws_eks_node_group.pool[each.value.pool].resources[0].autoscaling_groups[0].name
-
-  tag {
-    key                 = each.value.key
-    value               = each.value.value
-    propagate_at_launch = false
-  }
 }

@@ -14,7 +14,7 @@ locals {
   }
 
   pool_subnet_ids = {
-    for name, pool in var.pools : name => pool.zone == null ? var.subnet_ids : lookup(var.subnet_ids_by_zone, pool.zone, [])
+    for name, pool in var.pools : name => pool.zone == null ? var.subnet_ids : lookup(var.subnet_ids_by_zone, pool.zone, var.subnet_ids)
   }
 
   # Card 0 has the primary interface; further cards have theirs at device 1.

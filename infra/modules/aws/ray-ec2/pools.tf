@@ -85,11 +85,4 @@ resource "aws_launch_template" "pool" {
     resource_type = "volume"
     tags          = local.node_tags
   }
-
-  lifecycle {
-    precondition {
-      condition     = each.value.zone == null ? true : contains(keys(var.subnet_ids_by_zone), each.value.zone)
-      error_message = "pools.${each.key}.zone is ${coalesce(each.value.zone, "unset")}, and the network has private subnets in ${join(", ", keys(var.subnet_ids_by_zone))}."
-    }
-  }
 }

@@ -1,0 +1,215 @@
+# One value that each rule of a variable refuses, before anything is planned.
+
+mock_provider "aws" {
+  source = "./tests/mocks"
+}
+
+variables {
+  region          = "us-east-1"
+  container_image = "registry.example.com/lexray:0.1.0"
+}
+
+run "refuses_a_bad_value_of_every_variable" {
+  command = plan
+
+  variables {
+    name                   = "Upper"
+    region                 = "everywhere"
+    zones                  = ["us-east-1a"]
+    vpc_cidr               = "10.0.0.0"
+    existing_vpc_id        = "vpc-0123456789abcdef0"
+    scratch_retention_days = 0
+    log_retention_days     = 15
+    container_image        = "registry.example.com/lexray:latest"
+    ray_version            = "latest"
+    root_volume_gib        = 20
+    liveness               = { keepalive_s = 0 }
+    idle_timeout_minutes   = 0
+    max_cluster_hours      = -1
+    hourly_cost_limit_usd  = 0
+    monthly_budget_usd     = 0
+    budget_emails          = ["nobody"]
+    head_price_usd_hour    = -1
+    ami_id                 = "ubuntu"
+    stop_schedule          = "at night"
+  }
+
+  expect_failures = [
+    var.name,
+    var.region,
+    var.zones,
+    var.vpc_cidr,
+    var.existing_vpc_id,
+    var.scratch_retention_days,
+    var.log_retention_days,
+    var.container_image,
+    var.ray_version,
+    var.root_volume_gib,
+    var.liveness,
+    var.idle_timeout_minutes,
+    var.max_cluster_hours,
+    var.hourly_cost_limit_usd,
+    var.monthly_budget_usd,
+    var.budget_emails,
+    var.head_price_usd_hour,
+    var.ami_id,
+    var.stop_schedule,
+  ]
+}
+
+run "refuses_pool_name" {
+  command = plan
+
+  variables {
+    pools = {
+      head = {
+        instance_types = ["p4d.24xlarge"]
+        cpus           = 94
+        memory_gib     = 1000
+        gpus           = 8
+        max            = 1
+        price_usd_hour = 30
+      }
+    }
+  }
+
+  expect_failures = [var.pools]
+}
+
+run "refuses_pool_capacity" {
+  command = plan
+
+  variables {
+    pools = {
+      gpu = {
+        instance_types = ["p4d.24xlarge"]
+        cpus           = 94
+        memory_gib     = 1000
+        gpus           = 8
+        max            = 1
+        price_usd_hour = 30
+        capacity       = "CHEAP"
+      }
+    }
+  }
+
+  expect_failures = [var.pools]
+}
+
+run "refuses_pool_max" {
+  command = plan
+
+  variables {
+    pools = {
+      gpu = {
+        instance_types = ["p4d.24xlarge"]
+        cpus           = 94
+        memory_gib     = 1000
+        gpus           = 8
+        max            = 65
+        price_usd_hour = 30
+      }
+    }
+  }
+
+  expect_failures = [var.pools]
+}
+
+run "refuses_pool_sizes" {
+  command = plan
+
+  variables {
+    pools = {
+      gpu = {
+        instance_types = ["p4d.24xlarge"]
+        cpus           = 0
+        memory_gib     = 1000
+        gpus           = 8
+        max            = 1
+        price_usd_hour = 30
+      }
+    }
+  }
+
+  expect_failures = [var.pools]
+}
+
+run "refuses_pool_reservation" {
+  command = plan
+
+  variables {
+    pools = {
+      gpu = {
+        instance_types = ["p4d.24xlarge"]
+        cpus           = 94
+        memory_gib     = 1000
+        gpus           = 8
+        max            = 1
+        price_usd_hour = 30
+        reservation_id = "cr-0123456789abcdef0"
+      }
+    }
+  }
+
+  expect_failures = [var.pools]
+}
+
+run "refuses_pool_efa_zone" {
+  command = plan
+
+  variables {
+    pools = {
+      gpu = {
+        instance_types = ["p4d.24xlarge"]
+        cpus           = 94
+        memory_gib     = 1000
+        gpus           = 8
+        max            = 1
+        price_usd_hour = 30
+        efa_interfaces = 4
+      }
+    }
+  }
+
+  expect_failures = [var.pools]
+}
+
+run "refuses_pool_efa_count" {
+  command = plan
+
+  variables {
+    pools = {
+      gpu = {
+        instance_types = ["p4d.24xlarge"]
+        cpus           = 94
+        memory_gib     = 1000
+        gpus           = 8
+        max            = 1
+        price_usd_hour = 30
+        efa_interfaces = 33
+        zone           = "us-east-1a"
+      }
+    }
+  }
+
+  expect_failures = [var.pools]
+}
+
+run "refuses_pool_types" {
+  command = plan
+
+  variables {
+    pools = {
+      gpu = {
+        instance_types = ["g5.xlarge", "g4dn.xlarge"]
+        cpus           = 94
+        memory_gib     = 1000
+        gpus           = 8
+        max            = 1
+        price_usd_hour = 30
+      }
+    }
+  }
+
+  expect_failures = [var.pools]
+}

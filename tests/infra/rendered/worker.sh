@@ -1,0 +1,137 @@
+#!/bin/bash
+# Rendered by Terraform. Runs once, as root, on the first boot of a node.
+set -euo pipefail
+export AWS_DEFAULT_REGION='us-east-1' HOME=/root
+
+# To stderr: what functions print is read by who calls them.
+say() { echo "lexray: $*" >&2; }
+
+# A node that fails says why in the log group, where it is still to be read when the node is gone.
+finish() {
+  local status=$?
+  [ "$status" -eq 0 ] && return
+  say "start-up failed with status $status"
+  local stream="boot-${instance_id:-unknown}"
+  aws logs create-log-stream --log-group-name '/lexray/lexray/nodes' --log-stream-name "$stream" || true
+  tail -c 100000 /var/log/cloud-init-output.log |
+    python3 -c 'import json, sys, time; print(json.dumps([{"timestamp": int(1000 * time.time()), "message": sys.stdin.read()}]))' |
+    aws logs put-log-events --log-group-name '/lexray/lexray/nodes' --log-stream-name "$stream" --log-events file:///dev/stdin || true
+  shutdown -h now
+}
+trap finish EXIT
+
+retry() {
+  local attempt
+  for attempt in 1 2 3 4 5 6; do
+    "$@" && return
+    say "attempt $attempt failed: $1 $2"
+    sleep $((attempt * 5))
+  done
+  return 1
+}
+
+metadata_token=$(curl -sSf -X PUT http://169.254.169.254/latest/api/token -H 'X-aws-ec2-metadata-token-ttl-seconds: 600')
+metadata() { curl -sSf -H "X-aws-ec2-metadata-token: $metadata_token" "http://169.254.169.254/latest/meta-data/$1"; }
+instance_id=$(metadata instance-id)
+node_address=$(metadata local-ipv4)
+
+# Spilled objects and the cache of chunks lie under /mnt/lexray: on the instance's own disks where it has some, as one
+# RAID 0, else on the root volume. Some images have joined and mounted the disks already.
+prepare_disk() {
+  local disks device
+  mkdir -p /mnt/lexray
+  mapfile -t disks < <(lsblk -dpno NAME,MODEL | awk '/Instance Storage/ { print $1 }')
+  if mountpoint -q /opt/dlami/nvme; then
+    mount --bind /opt/dlami/nvme /mnt/lexray
+  elif [ "${#disks[@]}" -gt 0 ]; then
+    device=${disks[0]}
+    if [ "${#disks[@]}" -gt 1 ]; then
+      device=/dev/md0
+      mdadm --create "$device" --run --level=0 --raid-devices="${#disks[@]}" "${disks[@]}"
+    fi
+    mkfs.ext4 -q -E lazy_itable_init=1 "$device"
+    mount -o noatime "$device" /mnt/lexray
+  fi
+  mkdir -p /mnt/lexray/spill /mnt/lexray/cache
+  chmod 1777 /mnt/lexray /mnt/lexray/spill /mnt/lexray/cache
+}
+
+# Variables of every Ray process of this node. The token is read by root alone.
+write_environment() {
+  local token=$1 head_address=$2 node_type=$3
+  install -m 600 /dev/null /etc/lexray/ray.env
+  cat > /etc/lexray/ray.env <<EOF
+RAY_AUTH_MODE=token
+RAY_AUTH_TOKEN=$token
+RAY_enable_autoscaler_v2=1
+RAY_CLOUD_INSTANCE_ID=$instance_id
+RAY_NODE_TYPE_NAME=$node_type
+AWS_DEFAULT_REGION=us-east-1
+LEXRAY_HEAD_ADDRESS=$head_address
+LEXRAY_NODE_ADDRESS=$node_address
+RAY_grpc_client_keepalive_time_ms=10000
+RAY_grpc_client_keepalive_timeout_ms=10000
+RAY_grpc_keepalive_time_ms=10000
+RAY_grpc_keepalive_timeout_ms=10000
+RAY_health_check_failure_threshold=5
+RAY_health_check_initial_delay_ms=5000
+RAY_health_check_period_ms=5000
+RAY_health_check_timeout_ms=10000
+EOF
+}
+
+pull_image() {
+  local image='123456789012.dkr.ecr.us-east-1.amazonaws.com/lexray:0.1.0'
+  local registry=${image%%/*}
+  if [[ "$registry" == *.dkr.ecr.*.amazonaws.com* ]]; then
+    aws ecr get-login-password | docker login --username AWS --password-stdin "$registry"
+  fi
+  retry docker pull --quiet "$image"
+}
+
+# Ray in its container, kept by systemd. $1 are further lines of the unit.
+start_ray() {
+  cat > /etc/systemd/system/lexray-ray.service <<EOF
+[Unit]
+Description=Ray
+After=docker.service network-online.target
+Requires=docker.service
+
+[Service]
+ExecStart=/usr/bin/docker run --rm --name ray --init --network host --ipc host \
+  --ulimit nofile=1048576 --ulimit memlock=-1 --gpus all \
+  --env-file /etc/lexray/ray.env --volume /etc/lexray/public:/etc/lexray/public:ro --volume /mnt/lexray:/mnt/lexray \
+  --log-driver awslogs --log-opt awslogs-region=us-east-1 --log-opt awslogs-group=/lexray/lexray/nodes --log-opt awslogs-stream=ray-$instance_id \
+  --entrypoint /bin/bash 123456789012.dkr.ecr.us-east-1.amazonaws.com/lexray:0.1.0 /etc/lexray/public/start-ray
+ExecStop=/usr/bin/docker stop --time 100 ray
+TimeoutStopSec=120
+$1
+
+[Install]
+WantedBy=multi-user.target
+EOF
+  systemctl daemon-reload
+  systemctl enable --now lexray-ray.service
+}
+
+mkdir -p /etc/lexray/public
+prepare_disk
+
+# Whatever becomes of the head, no node outlives the deadline.
+shutdown -h "+$((24 * 60))"
+token=$(retry aws secretsmanager get-secret-value --secret-id 'arn:aws:secretsmanager:us-east-1:123456789012:secret:/lexray/lexray/ray-token-000000' --query SecretString --output text)
+head_address=$(retry aws ssm get-parameter --name '/lexray/lexray/head-address' --query Parameter.Value --output text)
+write_environment "$token" "$head_address" 'a10g'
+
+cat > /etc/lexray/public/start-ray <<'EOF'
+#!/bin/bash
+exec ray start --block --disable-usage-stats \
+  --address="$LEXRAY_HEAD_ADDRESS" --node-ip-address="$LEXRAY_NODE_ADDRESS" \
+  --num-cpus=46 --num-gpus=4 --memory=188978561024 \
+  --object-spilling-directory=/mnt/lexray/spill
+EOF
+
+pull_image
+# A node without Ray is only a bill: it ends itself, and with that its instance.
+start_ray 'ExecStopPost=/usr/sbin/shutdown -h now'
+say "worker of pool a10g is up at $node_address"
