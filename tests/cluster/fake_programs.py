@@ -94,6 +94,7 @@ class ADashboard:
         self.routes: dict[str, Callable[[], tuple[int, str]]] = {
             "/api/version": lambda: (200, json.dumps({"version": "4", "ray_version": "2.60.0"}))
         }
+        self.fallback: Callable[[str], tuple[int, str]] = lambda path: (404, "no such path")
         self.seen: list[tuple[str, str, dict[str, str]]] = []
         outer = self
 
@@ -105,7 +106,7 @@ class ADashboard:
                 if token is not None and given != f"Bearer {token}":
                     status, body = (401, "Unauthorized") if given is None else (403, "Forbidden")
                 else:
-                    status, body = outer.routes.get(self.path, lambda: (404, "no such path"))()
+                    status, body = outer.answer(self.path)
                 self.send_response(status)
                 if 300 <= status < 400:
                     self.send_header("Location", body)
@@ -121,6 +122,10 @@ class ADashboard:
         self.port = self._server.server_port
         self.url = f"http://127.0.0.1:{self.port}"
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def answer(self, path: str) -> tuple[int, str]:
+        route = self.routes.get(path)
+        return route() if route is not None else self.fallback(path)
 
     def close(self) -> None:
         self._server.shutdown()
