@@ -1,0 +1,157 @@
+"""What W&B costs a sweep when it is absent, refuses connections, hangs, or answers 429 to everything.
+
+The same small sweep is run by `lexray sweep` in turns, a process and a Ray of its own each time. Printed are medians:
+seconds that the trials took, of them in training steps, and of the whole command, whose end may wait for W&B, but not
+for long.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import yaml
+
+from storage.store import Store
+from storage.writer import DatasetWriter
+from tuning.sweep_folder import DONE, TARGET_MISSED, SweepFolder
+
+SITE_WIDTH, BATCH_ROWS = 256, 1024
+WAYS = ("absent", "refusing", "hanging", "answering 429")
+COMMAND_TIMEOUT_S = 1800
+
+
+class Taken(NamedTuple):
+    """Seconds of one sweep."""
+
+    trials: float
+    """From start to end, added up."""
+    training: float
+    """Of these, in training steps."""
+    command: float
+    """From the first line of the command to its exit."""
+
+
+class _Limiting(BaseHTTPRequestHandler):
+    def answer(self) -> None:
+        self.send_response(429)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_POST = do_PUT = answer
+
+    def log_message(self, *args: object) -> None:
+        """Be silent."""
+
+
+@contextmanager
+def server(way: str) -> Iterator[str]:
+    """Address of a server of that kind; of none that would listen, where it is `refusing`."""
+    if way == "answering 429":
+        limiting = ThreadingHTTPServer(("127.0.0.1", 0), _Limiting)
+        threading.Thread(target=limiting.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{limiting.server_port}"
+        limiting.shutdown()
+        limiting.server_close()
+        return
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        if way == "hanging":
+            silent.listen(1024)  # connections come, nobody reads them
+        yield f"http://127.0.0.1:{silent.getsockname()[1]}"
+
+
+def write_dataset(folder: Path, rows: int) -> str:
+    generator = torch.Generator().manual_seed(0)
+    writer = DatasetWriter(
+        store=Store.at(str(folder)), sites={"site": SITE_WIDTH}, chunk_rows=1024, shard_rows=16 * 1024
+    )
+    number = torch.arange(rows)
+    for part in number.split(16 * 1024):
+        values = torch.randn(len(part), SITE_WIDTH, generator=generator)
+        columns = {"token_id": part % 50, "position": part % 64, "document": part // 64}
+        writer.add({"site": values}, {name: column.numpy() for name, column in columns.items()})
+    writer.close()
+    return str(folder)
+
+
+def sweep_content(data: str, output: str, trials: int, rows: int, way: str) -> dict[str, object]:
+    return {
+        "name": "wandb-view",
+        "output": output,
+        "data": {"url": data, "site": "site", "batch_rows": BATCH_ROWS, "held_out": 0.1},
+        "training": {"rows": rows, "lr": 0.001},
+        "axes": {"architecture": ["topk"], "width": [2048], "target_l0": [8 * 2**number for number in range(trials)]},
+        "resources": {"workers": 1, "cpus_per_worker": 1},
+        "every": {"log": 1, "evaluate": 100, "checkpoint": 1000},
+        "wandb": {"mode": "disabled" if way == "absent" else "online"},
+    }
+
+
+def run(way: str, content: dict[str, object], folder: Path) -> Taken:
+    """One sweep by its command, in a fresh process."""
+    file = folder / "sweep.yaml"
+    file.write_text(yaml.safe_dump(content))
+    with server(way) as url:
+        environment = {**os.environ, "WANDB_BASE_URL": url, "WANDB_API_KEY": "a" * 40, "OMP_NUM_THREADS": "1"}
+        began = time.perf_counter()
+        command = [sys.executable, "-c", "from cluster.cli import main; main()", "sweep", str(file)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S)
+        if done.returncode:
+            raise RuntimeError(f"{way}: exit code {done.returncode}\n{done.stderr}")
+        seconds = time.perf_counter() - began
+    sweep = SweepFolder.existing(str(content["output"]))
+    records = [sweep.read_trial(trial) for trial in sweep.store.list_folders("trials")]
+    timings = [record.timing for record in records if record is not None and record.status in (DONE, TARGET_MISSED)]
+    if len(timings) != len(records):
+        raise RuntimeError(f"{way}: not all trials ended well; see {content['output']}")
+    return Taken(sum(t["total_s"] for t in timings), sum(t["train_s"] for t in timings), seconds)
+
+
+def measure(ways: Sequence[str], rounds: int, trials: int, rows: int) -> dict[str, Taken]:
+    """Medians of each way, which take turns."""
+    taken: dict[str, list[Taken]] = {way: [] for way in ways}
+    with tempfile.TemporaryDirectory() as place:
+        data = write_dataset(Path(place) / "data", rows=64 * 1024)
+        for number in range(rounds):
+            first = number % len(ways)
+            for way in (*ways[first:], *ways[:first]):
+                folder = Path(place) / f"{number}-{ways.index(way)}"
+                folder.mkdir()
+                taken[way].append(run(way, sweep_content(data, str(folder / "out"), trials, rows, way), folder))
+                print(f"round {number}  {way:14}", *(f"{value:8.1f} s" for value in taken[way][-1]), flush=True)
+    return {way: Taken(*map(statistics.median, zip(*turns, strict=True))) for way, turns in taken.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--trials", type=int, default=2)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="the first is the base")
+    parser.add_argument("--steps", type=int, default=600, help="of each trial, every one of them logged")
+    options = parser.parse_args()
+    medians = measure(options.ways, options.rounds, options.trials, options.steps * BATCH_ROWS)
+    base = medians[options.ways[0]]
+    print(f"\n{'W&B':14} {'trials':>10} {'ratio':>7} {'training':>10} {'ratio':>7} {'command':>10} {'more':>9}")
+    for way, taken in medians.items():
+        print(
+            f"{way:14} {taken.trials:8.1f} s {taken.trials / base.trials:7.3f} {taken.training:8.1f} s "
+            f"{taken.training / base.training:7.3f} {taken.command:8.1f} s {taken.command - base.command:+7.1f} s"
+        )
+
+
+if __name__ == "__main__":
+    main()
