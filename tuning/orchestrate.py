@@ -25,12 +25,14 @@ from tuning.placement.rooms import Rooms, placing
 from tuning.placement.wishes import wishes_of
 from tuning.planning.plan_record import known_speeds, write_plan
 from tuning.planning.room import refuse_what_has_no_room
+from tuning.records import new_record
 from tuning.results.report import build_results
 from tuning.search.asking import Search
 from tuning.sweep_folder import FAILED, MOVING, PENDING, RUNNING
 from tuning.sweep_plan import SweepPlan, gpu_bytes_of, with_meshes
-from tuning.trial import TrialRun, new_record, run_trial
+from tuning.trial import run_trial
 from tuning.trial_queue import TrialQueue
+from tuning.trial_run import TrialRun
 from tuning.trials import Footprint, Trial
 from tuning.views.follow import Follower, FollowThread
 from tuning.window_servers import WindowServers

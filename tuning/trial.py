@@ -4,93 +4,40 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.actor import ActorHandle
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from storage.chunk_cache import CacheSettings
 from storage.errors import UserError
 from storage.server import ServedWindows
-from storage.store import Store
 from storage.windows import LocalWindows, WindowReader, local_chunks
 from training.checkpoint_writer import delete_temporary
 from training.loop import TrainingFailedError
 from training.measures.held_out import measure_trial
 from training.start import ensure_process_group, training_device
-from training.trainer import OpenStream, Trainer, TrainingResult
-from tuning.attempts import Attempts, Look, on_placement, sweep_is_over
+from training.trainer import OpenStream, Trainer
+from tuning.attempts import Attempts, Look, sweep_is_over
 from tuning.endings.ends import Meter, Pause, read_spent
-from tuning.endings.verdicts import Judge, stopped_by
-from tuning.placement.book import Wish, Wishes
 from tuning.placement.placer import Placement
-from tuning.placement.rooms import Rooms
 from tuning.planning.worker_memory import peak_resident_bytes
+from tuning.records import ended_record, new_record, reason_of
 from tuning.sweep_folder import (
-    DONE,
     FAILED,
     MOVING,
     PAUSED,
     RUNNING,
-    STOPPED,
-    TARGET_MISSED,
-    SweepFolder,
-    TrialRecord,
 )
-from tuning.trials import Trial
-
-TARGET_TOLERANCE = 0.1
-"""A trial whose L0 is further from its target than this share has missed it."""
+from tuning.trial_run import TrialRun
 
 REPORTS = 20
 """Evaluations of a training that reach Tune at most."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialRun:
-    """A trial and its place in a running sweep; what is sent to Ray."""
-
-    trial: Trial
-    folder: SweepFolder
-    rooms: Rooms | None = None
-    """Where it gets its nodes; None: nobody chooses them, and there is one attempt."""
-    wishes: Wishes | None = None
-    """The meshes that it may have; None: its own alone."""
-    nodes: tuple[str, ...] = ()
-    """Node of each worker of this attempt; empty: any."""
-    servers: dict[str, ActorHandle] = field(default_factory=dict)
-    """Window server of each of its nodes, by node id."""
-    cache: CacheSettings | None = None
-    """Chunks on the disk of each node."""
-    retries: int = 3
-    judge: Judge | None = None
-    """Of early stopping; None: trained to the end."""
-    deadline_s: float | None = None
-    """Unix time at which the trial saves its state and ends."""
-    ray_storage_path: str | None = None
-    """Where Ray keeps files of its own; a cache."""
-
-    @property
-    def store(self) -> Store:
-        return self.folder.trial_store(self.trial.id)
-
-    @property
-    def meshes(self) -> Wishes:
-        """Those on which it may run."""
-        wish = Wish(mesh=self.trial.config.mesh, footprint=self.trial.footprint)
-        return self.wishes if self.wishes is not None else Wishes(all=(wish,))
-
-    def placed(self, placement: Placement) -> TrialRun:
-        """One attempt at it, on the mesh and the nodes that it has this time."""
-        trial = on_placement(self.trial, placement)
-        return replace(self, trial=trial, nodes=placement.nodes, servers=placement.servers)
 
 
 def run_trial(config: dict[str, Any]) -> None:
@@ -252,57 +199,3 @@ def _nearest_stream(run: TrialRun, consumer: str) -> OpenStream:
         return lambda spec: ServedWindows(spec, server, consumer)
     chunks = local_chunks(run.cache)
     return lambda spec: LocalWindows(WindowReader(spec, chunks))
-
-
-def new_record(trial: Trial, *, status: str) -> TrialRecord:
-    """The record of a trial that has no result yet."""
-    return TrialRecord(
-        trial=trial.id,
-        name=trial.name,
-        config=trial.config.to_dict(),
-        point=trial.point,
-        number=trial.number,
-        status=status,
-        workers=trial.footprint.workers,
-    )
-
-
-def ended_record(run: TrialRun, record: TrialRecord, result: TrainingResult, total_s: float) -> TrialRecord:
-    """The record of a trial whose training ended: done, for good by a verdict, or for now."""
-    timing = {"total_s": total_s, "train_s": result.train_s}
-    if result.train_s:
-        timing["rows_per_s"] = result.steps * run.trial.config.data.batch_rows / result.train_s
-    record = replace(record, timing=timing)
-    if result.ended == "paused" and result.reason == MOVING:
-        return replace(record, status=MOVING)
-    if result.ended == "paused":
-        return replace(record, status=result.reason, reason="run the sweep again to go on from its checkpoint")
-    if result.ended == "done":
-        return finished_record(record, result)
-    stopped = {} if run.judge is None else stopped_by(run.store, run.judge.rules)
-    return replace(record, status=STOPPED, reason=result.reason, result=result.metrics, stopped=stopped)
-
-
-def finished_record(record: TrialRecord, result: TrainingResult) -> TrialRecord:
-    """The record of a trial that trained to its end; `target missed` when its L0 is too far off."""
-    target, l0 = record.config["dictionary"]["target_l0"], result.metrics["l0"]
-    missed = abs(l0 - target) > TARGET_TOLERANCE * target
-    return replace(
-        record,
-        status=TARGET_MISSED if missed else DONE,
-        reason=f"L0 is {l0:.1f}, the target {target:g}" if missed else "",
-        result=result.metrics,
-        curve=result.curve,
-    )
-
-
-def reason_of(error: BaseException) -> str:
-    """The innermost cause in one line."""
-    failures = getattr(error, "worker_failures", None)
-    if failures:
-        return reason_of(failures[min(failures)])
-    cause = getattr(error, "cause", None) or error.__cause__
-    if isinstance(cause, BaseException):
-        return reason_of(cause)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"

@@ -12,7 +12,7 @@ from typing import Protocol
 from ray.tune.search import Searcher
 
 from tuning.placement.rooms import Rooms
-from tuning.trial import TrialRun
+from tuning.trial_run import TrialRun
 from tuning.trials import Footprint
 
 

@@ -17,9 +17,9 @@ from cluster import plan_commands
 from storage.config_file import read_config_file
 from training.saved import CONFIG
 from tuning.file.sweep_file import SweepFile
+from tuning.records import new_record
 from tuning.sweep_folder import DONE
 from tuning.sweep_plan import plan_sweep
-from tuning.trial import new_record
 
 
 @pytest.fixture(scope="module")

@@ -32,9 +32,10 @@ from tuning.endings.ends import (
 from tuning.file.sweep_file import SweepFile
 from tuning.placement.nodes import Node
 from tuning.placement.rooms import fixed_rooms
+from tuning.records import ended_record, new_record
 from tuning.sweep_plan import SweepPlan, plan_sweep
-from tuning.trial import TrialRun, ended_record, new_record
 from tuning.trial_queue import TrialQueue
+from tuning.trial_run import TrialRun
 from tuning.trials import Footprint
 
 

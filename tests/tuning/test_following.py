@@ -14,10 +14,11 @@ from training.metrics_log import MetricsLog
 from tuning.file.sweep_file import SweepFile
 from tuning.placement.nodes import Node, refuse_what_never_fits
 from tuning.placement.rooms import fixed_rooms
+from tuning.records import new_record
 from tuning.sweep_folder import DONE, FAILED
 from tuning.sweep_plan import plan_sweep
-from tuning.trial import TrialRun, new_record
 from tuning.trial_queue import TrialQueue
+from tuning.trial_run import TrialRun
 from tuning.views.follow import FollowThread
 from tuning.views.progress import TerminalView
 

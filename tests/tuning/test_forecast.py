@@ -35,10 +35,10 @@ from tuning.planning.plan import Machines, Plan
 from tuning.planning.plan_record import known_speeds, write_plan
 from tuning.planning.room import refuse_what_has_no_room
 from tuning.planning.worker_memory import peak_resident_bytes
+from tuning.records import new_record
 from tuning.results.report import build_results
 from tuning.sweep_folder import DONE, TrialRecord
 from tuning.sweep_plan import SweepPlan, plan_sweep
-from tuning.trial import new_record
 from tuning.trials import Footprint
 
 MIB, GIB = 2**20, 2**30

@@ -21,7 +21,8 @@ from tuning.endings.ends import Meter, Spent
 from tuning.placement.cluster_view import living_nodes
 from tuning.planning.row_counts import RowCounts
 from tuning.sweep_folder import SweepFolder
-from tuning.trial import TrialRun, torch_trainer, train_worker
+from tuning.trial import torch_trainer, train_worker
+from tuning.trial_run import TrialRun
 from tuning.trials import Footprint, Trial
 from tuning.window_servers import WindowServers, shape_of
 

@@ -20,11 +20,12 @@ from tuning.endings.verdicts import contenders_in, judge_of_all
 from tuning.file.sweep_file import SweepFile
 from tuning.placement.nodes import Node
 from tuning.placement.rooms import fixed_rooms
+from tuning.records import new_record
 from tuning.search.asking import Search, values_of
 from tuning.sweep_folder import DONE, FAILED, PENDING, RUNNING, STOPPED, TARGET_MISSED, TrialRecord
 from tuning.sweep_plan import SweepPlan, plan_sweep
-from tuning.trial import TrialRun, new_record
 from tuning.trial_queue import TrialQueue
+from tuning.trial_run import TrialRun
 from tuning.trials import Trial
 
 AXES: dict[str, Any] = {

@@ -12,7 +12,7 @@ from tuning.file.sweep_file import SweepFile
 from tuning.orchestrate import run_sweep
 from tuning.sweep_folder import STOPPED, TrialRecord
 from tuning.sweep_plan import SweepPlan, plan_sweep
-from tuning.trial import TrialRun
+from tuning.trial_run import TrialRun
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -14,10 +14,11 @@ from training.start import ensure_process_group
 from training.trainer import Trainer, TrainingResult
 from tuning.endings.verdicts import RUNGS, contender, judges, read_rungs
 from tuning.file.sweep_file import SweepFile
+from tuning.records import ended_record, new_record
 from tuning.results.frontier import frontier_table
 from tuning.sweep_folder import STOPPED, TrialRecord
 from tuning.sweep_plan import SweepPlan, plan_sweep
-from tuning.trial import TrialRun, ended_record, new_record
+from tuning.trial_run import TrialRun
 
 LRS = [0.01, 0.003, 0.001, 0.0003, 0.0001, 0.00003, 0.00001, 0.000003]
 """From learning well to not at all."""

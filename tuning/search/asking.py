@@ -20,10 +20,10 @@ from tuning.file.axes import Point
 from tuning.file.points import DRAWS_PER_TRIAL, corners, effective, is_excluded, key
 from tuning.file.search import draws
 from tuning.file.sweep_file import SweepFile
+from tuning.records import new_record
 from tuning.search.questions import Axes, has_widths, questions
 from tuning.search.study import Known, fits, proposals, seed_of
 from tuning.sweep_folder import FINISHED, PENDING, STOPPED, SweepFolder, TrialRecord
-from tuning.trial import new_record
 from tuning.trials import Trial
 
 log = logging.getLogger("lexray")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tuning.sweep_folder import SweepFolder, TrialRecord
-from tuning.trial import TrialRun
+from tuning.trial_run import TrialRun
 
 log = logging.getLogger("lexray")
 

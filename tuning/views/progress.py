@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from tuning.sweep_folder import FAILED, PAUSED, STOPPED, TrialRecord
-from tuning.trial import TrialRun
+from tuning.trial_run import TrialRun
 
 
 @dataclass(kw_only=True)

@@ -17,7 +17,7 @@ import pandas as pd
 
 from tuning.results.report import FIGURE_FILE
 from tuning.sweep_folder import SweepFolder, TrialRecord
-from tuning.trial import TrialRun
+from tuning.trial_run import TrialRun
 from tuning.views.wandb_runs import Described, WandbRuns, reason_of
 
 log = logging.getLogger("lexray")

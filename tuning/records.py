@@ -1,0 +1,68 @@
+"""What `trial.json` says of a trial as it begins, and however it ends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from training.trainer import TrainingResult
+from tuning.endings.verdicts import stopped_by
+from tuning.sweep_folder import DONE, MOVING, STOPPED, TARGET_MISSED, TrialRecord
+from tuning.trial_run import TrialRun
+from tuning.trials import Trial
+
+TARGET_TOLERANCE = 0.1
+"""A trial whose L0 is further from its target than this share has missed it."""
+
+
+def new_record(trial: Trial, *, status: str) -> TrialRecord:
+    """The record of a trial that has no result yet."""
+    return TrialRecord(
+        trial=trial.id,
+        name=trial.name,
+        config=trial.config.to_dict(),
+        point=trial.point,
+        number=trial.number,
+        status=status,
+        workers=trial.footprint.workers,
+    )
+
+
+def ended_record(run: TrialRun, record: TrialRecord, result: TrainingResult, total_s: float) -> TrialRecord:
+    """The record of a trial whose training ended: done, for good by a verdict, for now, or to go on elsewhere."""
+    timing = {"total_s": total_s, "train_s": result.train_s}
+    if result.train_s:
+        timing["rows_per_s"] = result.steps * run.trial.config.data.batch_rows / result.train_s
+    record = replace(record, timing=timing)
+    if result.ended == "paused" and result.reason == MOVING:
+        return replace(record, status=MOVING)
+    if result.ended == "paused":
+        return replace(record, status=result.reason, reason="run the sweep again to go on from its checkpoint")
+    if result.ended == "done":
+        return finished_record(record, result)
+    stopped = {} if run.judge is None else stopped_by(run.store, run.judge.rules)
+    return replace(record, status=STOPPED, reason=result.reason, result=result.metrics, stopped=stopped)
+
+
+def finished_record(record: TrialRecord, result: TrainingResult) -> TrialRecord:
+    """The record of a trial that trained to its end; `target missed` when its L0 is too far off."""
+    target, l0 = record.config["dictionary"]["target_l0"], result.metrics["l0"]
+    missed = abs(l0 - target) > TARGET_TOLERANCE * target
+    return replace(
+        record,
+        status=TARGET_MISSED if missed else DONE,
+        reason=f"L0 is {l0:.1f}, the target {target:g}" if missed else "",
+        result=result.metrics,
+        curve=result.curve,
+    )
+
+
+def reason_of(error: BaseException) -> str:
+    """The innermost cause in one line."""
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        return reason_of(failures[min(failures)])
+    cause = getattr(error, "cause", None) or error.__cause__
+    if isinstance(cause, BaseException):
+        return reason_of(cause)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"

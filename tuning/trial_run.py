@@ -1,0 +1,57 @@
+"""What is sent to Ray of one trial of a running sweep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from ray.actor import ActorHandle
+
+from storage.chunk_cache import CacheSettings
+from storage.store import Store
+from tuning.attempts import on_placement
+from tuning.endings.verdicts import Judge
+from tuning.placement.book import Wish, Wishes
+from tuning.placement.placer import Placement
+from tuning.placement.rooms import Rooms
+from tuning.sweep_folder import SweepFolder
+from tuning.trials import Trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRun:
+    """A trial and its place in a running sweep; what is sent to Ray."""
+
+    trial: Trial
+    folder: SweepFolder
+    rooms: Rooms | None = None
+    """Where it gets its nodes; None: nobody chooses them, and there is one attempt."""
+    wishes: Wishes | None = None
+    """The meshes that it may have; None: its own alone."""
+    nodes: tuple[str, ...] = ()
+    """Node of each worker of this attempt; empty: any."""
+    servers: dict[str, ActorHandle] = field(default_factory=dict)
+    """Window server of each of its nodes, by node id."""
+    cache: CacheSettings | None = None
+    """Chunks on the disk of each node."""
+    retries: int = 3
+    judge: Judge | None = None
+    """Of early stopping; None: trained to the end."""
+    deadline_s: float | None = None
+    """Unix time at which the trial saves its state and ends."""
+    ray_storage_path: str | None = None
+    """Where Ray keeps files of its own; a cache."""
+
+    @property
+    def store(self) -> Store:
+        return self.folder.trial_store(self.trial.id)
+
+    @property
+    def meshes(self) -> Wishes:
+        """Those on which it may run."""
+        wish = Wish(mesh=self.trial.config.mesh, footprint=self.trial.footprint)
+        return self.wishes if self.wishes is not None else Wishes(all=(wish,))
+
+    def placed(self, placement: Placement) -> TrialRun:
+        """One attempt at it, on the mesh and the nodes that it has this time."""
+        trial = on_placement(self.trial, placement)
+        return replace(self, trial=trial, nodes=placement.nodes, servers=placement.servers)
