@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -91,3 +92,4 @@ class RealHead:
             self._process.wait()
             time.sleep(0.2)
         self._log.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
