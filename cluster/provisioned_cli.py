@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +14,9 @@ provisioned_app = typer.Typer()
 messages = Console(stderr=True)
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 Description = Annotated[Path, typer.Argument(metavar="CLUSTER", help="Description of the cluster (JSON or YAML).")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a root: infra/aws-ec2, or a copy beside it.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+VarFile = Annotated[Path | None, typer.Option(help="Values of variables; terraform.tfvars in DIR is read anyway.")]
 
 
 @provisioned_app.command()
@@ -27,3 +32,42 @@ def manifests(
     from cluster.manifest_commands import run_manifests
 
     run_manifests(str(file), output, messages, as_json)
+
+
+@provisioned_app.command()
+def up(folder: Folder, yes: Yes = False, var_file: VarFile = None, as_json: Json = False) -> None:
+    """Make a cluster from Terraform files: shows what and the most it costs in an hour, asks, makes it, describes it.
+
+    Example: lexray up infra/aws-ec2
+    """
+    from cluster.provisioned.terraform import Terraform
+    from cluster.provisioned.up import run_up
+
+    raise typer.Exit(run_up(Terraform(folder=folder, var_file=var_file), _asked(yes), messages, as_json))
+
+
+@provisioned_app.command()
+def down(
+    folder: Folder,
+    force: Annotated[
+        bool, typer.Option("--force", help="Though jobs run, or nobody can tell; they save first.")
+    ] = False,
+    yes: Yes = False,
+    var_file: VarFile = None,
+    as_json: Json = False,
+) -> None:
+    """Remove a cluster and list what is still billed; buckets with data are kept. Refused while a job runs.
+
+    Example: lexray down infra/aws-ec2
+    """
+    from cluster.provisioned.down import run_down
+    from cluster.provisioned.terraform import Terraform
+
+    raise typer.Exit(run_down(Terraform(folder=folder, var_file=var_file), _asked(yes), force, messages, as_json))
+
+
+def _asked(yes: bool) -> Callable[[str], bool] | None:
+    """How a user agrees; None where nobody can be asked."""
+    if yes:
+        return lambda _: True
+    return (lambda question: typer.confirm(question, err=True)) if sys.stdin.isatty() else None

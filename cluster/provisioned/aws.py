@@ -13,8 +13,8 @@ SERVING = "InService"
 
 def head_instance(group: str, region: str | None) -> str:
     """Id of the instance that an autoscaling group of one keeps. Raises UserError where none serves."""
-    with _told(f"autoscaling group {group}"):
-        answer = _client("autoscaling", region).describe_auto_scaling_groups(AutoScalingGroupNames=[group])
+    with told(f"autoscaling group {group}"):
+        answer = client("autoscaling", region).describe_auto_scaling_groups(AutoScalingGroupNames=[group])
     groups = answer["AutoScalingGroups"]
     if not groups:
         raise UserError(f"autoscaling group {group}: none of that name in {region or 'this region'}")
@@ -27,22 +27,22 @@ def head_instance(group: str, region: str | None) -> str:
 
 def secret(arn: str, region: str | None) -> str:
     """The text of a secret in Secrets Manager."""
-    with _told(f"token: secret {arn}"):
-        answer = _client("secretsmanager", region).get_secret_value(SecretId=arn)
+    with told(f"token: secret {arn}"):
+        answer = client("secretsmanager", region).get_secret_value(SecretId=arn)
     text: str | None = answer.get("SecretString")
     if text is None:
         raise UserError(f"token: secret {arn}: holds bytes instead of text")
     return text
 
 
-def _client(service: str, region: str | None) -> Any:
+def client(service: str, region: str | None) -> Any:
     from botocore.session import Session
 
     return Session().create_client(service, region_name=region)
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
+def told(what: str) -> Iterator[None]:
     """No credentials, no permission, no such thing: one line."""
     from botocore.exceptions import BotoCoreError, ClientError
 

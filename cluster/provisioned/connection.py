@@ -80,7 +80,7 @@ def connect(target: Target) -> Iterator[Connection]:
     if not target:
         raise UserError("which cluster? give --address http://HOST:8265, or --cluster FILE")
     with ExitStack() as stack:
-        stack.enter_context(_ended_by_signals())
+        stack.enter_context(ended_by_signals())
         dashboard, description, tunnel = _reach(target, stack)
         version = dashboard.check()["ray_version"]
         yield Connection(
@@ -152,7 +152,7 @@ def dashboard_url(address: str, field: str) -> str:
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
+def ended_by_signals() -> Iterator[None]:
     """Who is told to go, or whose terminal closes, closes the tunnel first."""
     if threading.current_thread() is not threading.main_thread():
         yield

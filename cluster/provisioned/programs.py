@@ -1,4 +1,4 @@
-"""Programs of others that are run here: `kubectl` and `aws`. Every failure is one line that names the program."""
+"""Programs of others: `kubectl`, `aws`, `terraform`. Every failure is one line that names the program."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from storage.errors import UserError
 TIMEOUT_S = 60.0
 WHERE_FROM = {
     "kubectl": "https://kubernetes.io/docs/tasks/tools",
+    "terraform": "https://developer.hashicorp.com/terraform/install",
     "aws": "https://docs.aws.amazon.com/cli (and the Session Manager plugin for tunnels)",
 }
 

@@ -1,0 +1,155 @@
+"""`lexray down`: end what runs, remove what Terraform made and what Ray launched, and list what is still billed."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cluster.commands import FAILED, OK, print_json
+from cluster.provisioned.aws import client, told
+from cluster.provisioned.connection import ended_by_signals
+from cluster.provisioned.description import ClusterDescription, Ssm
+from cluster.provisioned.draining import drain, refuse_running
+from cluster.provisioned.leftovers import Leftover, lasting_leftovers
+from cluster.provisioned.machines import end_workers, is_stopped, stop_head
+from cluster.provisioned.progress import Ask, Steps, carry_out, refuse_unasked, say
+from cluster.provisioned.terraform import Terraform
+from cluster.provisioned.terraform_plan import Change, Plan, change_lines, counts, read_plan
+from cluster.provisioned.up import CLUSTER_FILE
+from storage.config_file import checked_content
+from storage.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removed:
+    """What came of it."""
+
+    name: str
+    """Of the cluster."""
+    plan: Plan
+    workers: list[str]
+    """Machines that Ray had launched, ended now."""
+    kept: list[str]
+    """Buckets with data."""
+    still_billed: list[Leftover]
+
+
+def run_down(terraform: Terraform, ask: Ask | None, force: bool, messages: Console, as_json: bool) -> int:
+    """Exit code 0 when nothing is billed any more, 1 when something is, or the user did not want it."""
+    removed = down(terraform, ask, force=force, messages=messages)
+    if removed is None:
+        say(messages, "nothing was removed")
+        return FAILED
+    if as_json:
+        print_json(_document(removed))
+    elif removed.still_billed:
+        print("\n".join(f"still billed: {one}" for one in removed.still_billed))
+    else:
+        print(f"nothing of {removed.name} is billed any more")
+    return FAILED if removed.still_billed else OK
+
+
+def down(terraform: Terraform, ask: Ask | None, *, force: bool, messages: Console) -> Removed | None:
+    """None when the user does not agree.
+
+    Raises UserError while a job runs or nobody can tell, unless `force`; RefusedError when something is not removed.
+    """
+    terraform.check()
+    if ask is None:
+        raise refuse_unasked("down", "removes")
+    with ended_by_signals(), tempfile.TemporaryDirectory() as folder:
+        saved, file = Path(folder) / "plan", Path(folder) / CLUSTER_FILE
+        say(messages, f"looking at what {terraform.folder} made")
+        terraform.init()
+        plan = read_plan(terraform.plan(saved, "-destroy"))
+        if "name" not in plan.variables:
+            raise UserError(f"{terraform.folder}: no variable `name`, by which its things are found")
+        description = _description(terraform, plan, file)
+        if not force and _may_run(plan, description):
+            refuse_running(file if description is not None else None)
+        kept = [bucket for bucket in plan.buckets() if _holds_data(bucket.name, plan.region)]
+        if kept:
+            plan = _plan_without(terraform, saved, plan, kept)
+        for line in [*change_lines(plan), *(_kept_line(terraform, bucket) for bucket in kept)]:
+            say(messages, line)
+        if not ask("Remove it?"):
+            return None
+        if force and description is not None:
+            drain(file, messages)
+        workers = _end_machines(plan, description, messages)
+        if plan.changes:
+            steps = Steps(total=plan.num_steps, past="removed")
+            carry_out(terraform, saved, steps, f"`lexray down {terraform.folder}` goes on", messages)
+    (terraform.folder / CLUSTER_FILE).unlink(missing_ok=True)
+    names = [bucket.name for bucket in kept]
+    say(messages, "asking AWS what is left")
+    left = lasting_leftovers(plan.cluster_name, plan.region, but=frozenset(names))
+    return Removed(name=plan.cluster_name, plan=plan, workers=workers, kept=names, still_billed=left)
+
+
+def _description(terraform: Terraform, plan: Plan, file: Path) -> ClusterDescription | None:
+    """Of a cluster that is there, written to `file`; None where there is none, or it was never made whole."""
+    content = terraform.outputs().get("cluster") if plan.has_cluster else None
+    if content is None:
+        return None
+    file.write_text(json.dumps(content))
+    return checked_content(f"{terraform.folder}: output cluster", content, ClusterDescription)
+
+
+def _may_run(plan: Plan, description: ClusterDescription | None) -> bool:
+    """Whether there is a head that could have jobs."""
+    if description is not None and isinstance(description.access, Ssm):
+        return not is_stopped(description.access.autoscaling_group, description.region)
+    return plan.has_cluster
+
+
+def _holds_data(bucket: str, region: str | None) -> bool:
+    """Old versions of removed objects count: with them AWS does not remove a bucket."""
+    with told(f"bucket {bucket}"):
+        found = client("s3", region).list_object_versions(Bucket=bucket, MaxKeys=1)
+    return bool(found.get("Versions") or found.get("DeleteMarkers"))
+
+
+def _plan_without(terraform: Terraform, saved: Path, plan: Plan, kept: list[Change]) -> Plan:
+    """The same without buckets and their protection, which stay in Terraform's state."""
+    addresses = plan.without_buckets(bucket.name for bucket in kept)
+    if not addresses:
+        return Plan(changes=(), variables=plan.variables, max_hourly_cost_usd=None)
+    return read_plan(terraform.plan(saved, "-destroy", *(f"-target={address}" for address in addresses)))
+
+
+def _kept_line(terraform: Terraform, bucket: Change) -> str:
+    given = [] if terraform.var_file is None else [f"-var-file={terraform.var_file.resolve()}"]
+    options = [f"-target={bucket.address}", "-var=force_destroy_bucket=true", *given]
+    command = shlex.join(["terraform", f"-chdir={terraform.folder}", "apply", *options])
+    return (
+        f"keep      bucket {bucket.name}, it holds data. To remove it with everything in it: `{command}`, "
+        f"then `lexray down {terraform.folder}` again"
+    )
+
+
+def _end_machines(plan: Plan, description: ClusterDescription | None, messages: Console) -> list[str]:
+    """The head first, which would launch workers again."""
+    if description is not None and isinstance(description.access, Ssm):
+        say(messages, "stopping the head")
+        stop_head(description.access.autoscaling_group, description.region)
+    workers = end_workers(plan.cluster_name, plan.region)
+    if workers:
+        say(messages, f"ended {len(workers)} worker(s) that Ray had launched: {', '.join(workers)}")
+    return workers
+
+
+def _document(removed: Removed) -> dict[str, Any]:
+    return {
+        "name": removed.name,
+        "removed": counts(change.type for change in removed.plan.having("delete")),
+        "ended_workers": removed.workers,
+        "kept_buckets": removed.kept,
+        "still_billed": [vars(one) for one in removed.still_billed],
+    }

@@ -1,0 +1,121 @@
+"""What of a cluster is still billed: everything that carries its tag, without what is dead or costs nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.provisioned.aws import client, told
+from cluster.provisioned.machines import living
+from cluster.provisioned.terraform_plan import TAG_KEY
+
+PATIENCE_S, LOOK_S = 60.0, 5.0
+"""AWS goes on listing what was removed for a while; so long is it asked again."""
+FREE = {
+    "ec2": ("dhcp-options", "flow-logs", "internet-gateway", "launch-template", "network-interface", "placement-group",
+            "route-table", "security-group", "security-group-rule", "spot-instances-request", "subnet", "vpc",
+            "vpc-flow-log"),
+    "autoscaling": ("autoScalingGroup",),
+    "budgets": ("budget",),
+    "eks": ("access-entry", "addon", "podidentityassociation"),
+    "iam": ("instance-profile", "oidc-provider", "policy", "role"),
+    "ssm": ("parameter",),
+}  # fmt: skip
+"""Kinds that cost nothing by themselves. What is not here counts as billed: better told once too often."""
+ASKED = ("elastic-ip", "instance", "natgateway", "volume", "vpc-endpoint")
+"""Kinds of EC2 that are asked for one by one: the list by tag goes on with dead ones for an hour."""
+
+
+@dataclass(frozen=True, order=True)
+class Leftover:
+    """One thing that is still billed."""
+
+    kind: str
+    """As in its ARN: `ec2 natgateway`, `s3 bucket`."""
+    id: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.id}"
+
+
+def leftovers(name: str, region: str | None) -> list[Leftover]:
+    """Everything with the cluster's tag that is billed, sorted. Raises UserError when AWS cannot be asked."""
+    return sorted({*_listed(name, region), *_of_ec2(name, region)})
+
+
+def lasting_leftovers(
+    name: str,
+    region: str | None,
+    *,
+    but: frozenset[str],
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> list[Leftover]:
+    """The same, asked again for a while until nothing is left but things with the ids of `but`."""
+    until_s = clock() + PATIENCE_S
+    while True:
+        found = leftovers(name, region)
+        if all(one.id in but for one in found) or clock() >= until_s:
+            return found
+        sleep(LOOK_S)
+
+
+def kind_of(arn: str) -> Leftover:
+    """Kind and id of `arn:aws:SERVICE:REGION:ACCOUNT:KIND/ID`, in each of the forms that AWS has for it."""
+    service, _, _, rest = arn.split(":", 5)[2:]
+    if service == "s3":
+        return Leftover("s3 bucket", rest)
+    separator = "/" if "/" in rest and ":" not in rest.split("/")[0] else ":"
+    kind, _, id_ = rest.partition(separator)
+    return Leftover(f"{service} {kind}", id_ or rest)
+
+
+def is_billed(one: Leftover) -> bool:
+    """Whether a kind of thing costs money while it is there."""
+    service, _, kind = one.kind.partition(" ")
+    return kind not in FREE.get(service, ())
+
+
+def _listed(name: str, region: str | None) -> list[Leftover]:
+    with told(f"what has the tag {TAG_KEY} = {name}"):
+        pages = client("resourcegroupstaggingapi", region).get_paginator("get_resources")
+        answers = list(pages.paginate(TagFilters=[{"Key": TAG_KEY, "Values": [name]}]))
+    found = [kind_of(entry["ResourceARN"]) for answer in answers for entry in answer["ResourceTagMappingList"]]
+    asked = {f"ec2 {kind}" for kind in ASKED}
+    return [one for one in found if is_billed(one) and one.kind not in asked and not _is_ending_key(one, region)]
+
+
+def _is_ending_key(one: Leftover, region: str | None) -> bool:
+    """Keys of KMS go days after they are removed, and cost nothing meanwhile."""
+    if one.kind != "kms key":
+        return False
+    with told(f"kms key {one.id}"):
+        state: str = client("kms", region).describe_key(KeyId=one.id)["KeyMetadata"]["KeyState"]
+    return state == "PendingDeletion"
+
+
+def _of_ec2(name: str, region: str | None) -> list[Leftover]:
+    """Those that live."""
+    ec2 = client("ec2", region)
+    by_tag = [{"Name": f"tag:{TAG_KEY}", "Values": [name]}]
+    found: list[Leftover] = [Leftover("ec2 instance", one["InstanceId"]) for one in living(name, region)]
+    with told(f"what has the tag {TAG_KEY} = {name}"):
+        for one in ec2.get_paginator("describe_nat_gateways").paginate(Filters=by_tag).search("NatGateways[]"):
+            found += _unless(one["State"] in ("deleted", "failed"), "natgateway", one["NatGatewayId"])
+        for one in ec2.get_paginator("describe_volumes").paginate(Filters=by_tag).search("Volumes[]"):
+            found += _unless(one["State"] in ("deleting", "deleted"), "volume", one["VolumeId"])
+        for one in ec2.get_paginator("describe_vpc_endpoints").paginate(Filters=by_tag).search("VpcEndpoints[]"):
+            found += _unless(_is_free_endpoint(one), "vpc-endpoint", one["VpcEndpointId"])
+        for one in ec2.describe_addresses(Filters=by_tag)["Addresses"]:
+            found.append(Leftover("ec2 elastic-ip", one["AllocationId"]))
+    return found
+
+
+def _is_free_endpoint(endpoint: dict[str, Any]) -> bool:
+    return endpoint["VpcEndpointType"] == "Gateway" or endpoint["State"].lower() in ("deleting", "deleted")
+
+
+def _unless(is_dead: bool, kind: str, id_: str) -> list[Leftover]:
+    return [] if is_dead else [Leftover(f"ec2 {kind}", id_)]

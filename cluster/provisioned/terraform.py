@@ -1,0 +1,186 @@
+"""Terraform, run in the folder of a root: what it says line by line, its plans, and what its state holds."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from cluster.provisioned.errors import RefusedError
+from cluster.provisioned.programs import last_line, missing
+from storage.errors import UserError
+
+Line = dict[str, Any]
+"""One of the lines that Terraform's `-json` prints."""
+PROGRAM = "terraform"
+OF_VARIABLES = ("variable", "input")
+"""Words in the summary of what is wrong with a variable; told before all others."""
+UNDECLARED = "Value for undeclared variable"
+"""Terraform only warns, and goes on with the default of the variable that was meant."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terraform:
+    """Terraform in `folder`. Every failure is one line."""
+
+    folder: Path
+    var_file: Path | None = None
+    """Values of variables beyond those that the folder holds."""
+    start: Callable[..., subprocess.Popen[str]] = field(default=subprocess.Popen, repr=False)
+    """Starts a program."""
+
+    def check(self) -> None:
+        """Raises UserError where there is nothing that Terraform could make."""
+        if not any(self.folder.glob("*.tf")):
+            raise UserError(f"{self.folder}: no Terraform files there; give infra/aws-ec2, infra/aws-eks or a copy")
+        if self.var_file is not None and not self.var_file.is_file():
+            raise UserError(f"--var-file {self.var_file}: no such file")
+
+    def init(self) -> None:
+        """Fetch providers and find the state."""
+        self.output("init", "-input=false", "-no-color")
+
+    def plan(self, file: Path, *options: str) -> dict[str, Any]:
+        """The plan as Terraform shows it, saved to `file`. Raises UserError naming the variable or what is wrong."""
+        given = [] if self.var_file is None else [f"-var-file={self.var_file.resolve()}"]
+        found: list[Line] = []
+        code = self.follow(("plan", "-json", "-input=false", f"-out={file}", *given, *options), found.append)
+        wrong = diagnoses(found)
+        if code or any(line["summary"] == UNDECLARED for line in wrong):
+            raise UserError(one_line(wrong, self.folder) if wrong else f"terraform plan: exit code {code}")
+        shown: dict[str, Any] = json.loads(self.output("show", "-json", str(file)))
+        return shown
+
+    def apply(self, file: Path, on_line: Callable[[Line], None]) -> None:
+        """Do what a saved plan says. Raises RefusedError with what went wrong; some of it is done by then."""
+        found: list[Line] = []
+
+        def keep(line: Line) -> None:
+            if line.get("type") == "diagnostic":
+                found.append(line)
+            on_line(line)
+
+        code = self.follow(("apply", "-json", "-input=false", str(file)), keep)
+        if code:
+            wrong = diagnoses(found)
+            raise RefusedError(one_line(wrong, self.folder) if wrong else f"terraform apply: exit code {code}")
+
+    def outputs(self) -> dict[str, Any]:
+        """Values by name; empty where nothing is applied."""
+        return {name: entry["value"] for name, entry in json.loads(self.output("output", "-json")).items()}
+
+    def state(self) -> list[str]:
+        """Types of what Terraform made and has not removed, one for each thing."""
+        return managed((json.loads(self.output("show", "-json")).get("values") or {}).get("root_module", {}))
+
+    def output(self, *arguments: str) -> str:
+        """What a call prints. Raises UserError with the last line that it complains with."""
+        with self._started(arguments) as (process, complaints):
+            printed, _ = process.communicate()
+            complaints.seek(0)
+            said = complaints.read()
+        if process.returncode:
+            raise UserError(f"terraform {arguments[0]} in {self.folder}: {complaint(said)}")
+        return printed
+
+    def follow(self, arguments: Sequence[str], on_line: Callable[[Line], None]) -> int:
+        """Give each line as it comes; the exit code. Whoever interrupts waits until Terraform has saved its state."""
+        with self._started(arguments) as (process, complaints):
+            for line in _parsed(process.stdout):
+                on_line(line)
+            process.wait()
+            complaints.seek(0)
+            said = complaints.read()
+        if process.returncode and said.strip():
+            on_line({"type": "diagnostic", "diagnostic": {"severity": "error", "summary": complaint(said)}})
+        return process.returncode
+
+    @contextmanager
+    def _started(self, arguments: Sequence[str]) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
+        command = [PROGRAM, f"-chdir={self.folder}", *arguments]
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints:
+            try:
+                process = self.start(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=complaints,
+                    text=True,
+                    encoding="utf-8",
+                    errors="replace",
+                    start_new_session=True,  # else the terminal interrupts it, too, and twice makes it drop its state
+                )
+            except FileNotFoundError as error:
+                raise missing(PROGRAM) from error
+            try:
+                yield process, complaints
+            except BaseException:
+                _ended(process)
+                raise
+
+
+def diagnoses(lines: Sequence[Line]) -> list[Line]:
+    """Errors, and warnings about variables that do not exist; what is wrong with a variable first."""
+    found = [line["diagnostic"] for line in lines if line.get("type") == "diagnostic"]
+    wrong = [one for one in found if one.get("severity") == "error" or one.get("summary") == UNDECLARED]
+    return sorted(wrong, key=lambda one: not any(word in one["summary"] for word in OF_VARIABLES))
+
+
+def one_line(wrong: Sequence[Line], folder: Path) -> str:
+    """The first of them for people, and how many more there are."""
+    said = list(dict.fromkeys(_said(one, folder) for one in wrong))
+    return said[0] + (f" (and {len(said) - 1} more)" if len(said) > 1 else "")
+
+
+def _said(one: Line, folder: Path) -> str:
+    summary, detail = one["summary"], " ".join((one.get("detail") or "").split("\n\n")[0].split())
+    if summary == "No value for required variable":
+        name = detail.split('"')[1]
+        return f"{name}: not set; set it in {folder / 'terraform.tfvars'}, or give --var-file FILE"
+    if summary in ("Invalid value for variable", "Resource precondition failed") and detail:
+        return detail
+    if summary == UNDECLARED and detail:
+        name = detail.split('"')[1]
+        return f"{name}: no variable of {folder} has this name; look for the right one in {folder / 'variables.tf'}"
+    where = f"{one['address']}: " if one.get("address") else ""
+    return f"{where}{summary}" + (f": {detail}" if detail else "")
+
+
+def managed(module: dict[str, Any]) -> list[str]:
+    """Types of the things in a module of a state and in those below it; what is only read is left out."""
+    own = [thing["type"] for thing in module.get("resources", []) if thing["mode"] == "managed"]
+    return own + [type_ for child in module.get("child_modules", []) for type_ in managed(child)]
+
+
+def complaint(text: str) -> str:
+    """What Terraform complains of in its form for people: the words after `Error:`, in one line."""
+    words = " ".join(text.replace("\u2502", " ").replace("\u2577", " ").replace("\u2575", " ").split())
+    _, mark, error = words.partition("Error: ")
+    return error[:600] if mark else last_line(text)
+
+
+def _parsed(lines: IO[str] | None) -> Iterator[Line]:
+    assert lines is not None
+    for text in lines:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue  # a provider's own words between Terraform's
+        if isinstance(line, dict):
+            yield line
+
+
+def _ended(process: subprocess.Popen[str]) -> None:
+    """Ask it once to end, and wait: it finishes what it is at and writes down what exists."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+    if process.stdout is not None:
+        for _ in process.stdout:  # it must not stand still because nobody reads
+            pass
+    process.wait()

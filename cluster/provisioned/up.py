@@ -1,0 +1,96 @@
+"""`lexray up`: show what Terraform would make and what that costs at most, ask, make it, and say how to use it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cluster.commands import FAILED, OK, print_json
+from cluster.provisioned.connection import ended_by_signals
+from cluster.provisioned.description import ClusterDescription
+from cluster.provisioned.progress import Ask, Steps, carry_out, refuse_unasked, say
+from cluster.provisioned.terraform import Terraform
+from cluster.provisioned.terraform_plan import Plan, change_lines, cost_lines, counts, read_plan
+from storage.config_file import checked_content
+from storage.errors import UserError
+
+CLUSTER_FILE = "cluster.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What came of it."""
+
+    file: Path
+    """That describes the cluster."""
+    cluster: dict[str, Any]
+    """What it holds."""
+    plan: Plan
+
+
+def run_up(terraform: Terraform, ask: Ask | None, messages: Console, as_json: bool) -> int:
+    """Exit code 0 when the cluster is there, 1 when the user did not want it or Terraform failed on the way."""
+    made = up(terraform, ask, messages)
+    if made is None:
+        say(messages, "nothing was made")
+        return FAILED
+    if as_json:
+        print_json(_document(made))
+        return OK
+    print(made.file)
+    say(messages, "its head takes some minutes to start; next:")
+    for command in ("lexray doctor --cluster", "lexray submit SWEEP.yaml --cluster"):
+        say(messages, f"  {command} {made.file}")
+    say(messages, f"  lexray down {terraform.folder}  when you are done: until then it costs money")
+    return OK
+
+
+def up(terraform: Terraform, ask: Ask | None, messages: Console) -> Made | None:
+    """The cluster as it is described; None when the user does not agree.
+
+    Raises UserError before anything is made, RefusedError when something failed after that.
+    """
+    terraform.check()
+    if ask is None:
+        raise refuse_unasked("up", "makes")
+    with ended_by_signals(), tempfile.TemporaryDirectory() as folder:
+        saved = Path(folder) / "plan"
+        say(messages, f"planning {terraform.folder}")
+        terraform.init()
+        plan = read_plan(terraform.plan(saved))
+        for line in [*change_lines(plan), *cost_lines(plan)]:
+            say(messages, line)
+        if plan.changes:
+            if not ask("Make it?"):
+                return None
+            advice = f"`lexray up {terraform.folder}` goes on, `lexray down {terraform.folder}` removes it"
+            carry_out(terraform, saved, Steps(total=plan.num_steps, past="made"), advice, messages)
+    return _described(terraform, plan)
+
+
+def _described(terraform: Terraform, plan: Plan) -> Made:
+    """The `cluster` output, written beside the Terraform files."""
+    content = terraform.outputs().get("cluster")
+    if not isinstance(content, dict):
+        raise UserError(f"{terraform.folder}: has no output `cluster`, which says how the cluster is reached")
+    checked_content(f"{terraform.folder}: output cluster", content, ClusterDescription)
+    file = terraform.folder / CLUSTER_FILE
+    file.write_text(json.dumps(content, indent=1) + "\n")
+    return Made(file=file, cluster=content, plan=plan)
+
+
+def _document(made: Made) -> dict[str, Any]:
+    done = {action: counts(change.type for change in made.plan.having(action)) for action in ("create", "update")}
+    return {
+        "file": str(made.file),
+        "cluster": made.cluster,
+        "made": done["create"],
+        "changed": done["update"],
+        "max_hourly_cost_usd": made.plan.max_hourly_cost_usd,
+        "monthly_budget_usd": made.plan.variables.get("monthly_budget_usd"),
+    }
