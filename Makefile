@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 PARITY_VENV := .venv-parity
 PARITY_INSTALLED := $(PARITY_VENV)/.installed
 
-.PHONY: install quickstart test lint parity slow timeouts long benchmarks
+.PHONY: install quickstart test lint parity slow timeouts long benchmarks infra-lint infra-tables infra-rendered
 
 install: $(INSTALLED)
 
@@ -55,3 +55,22 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# checkov pins many packages: an environment of its own. Offline; its exceptions are written in the files.
+CHECKOV_VENV := .venv-checkov
+CHECKOV := $(CHECKOV_VENV)/bin/checkov
+
+$(CHECKOV):
+	test -x $(CHECKOV_VENV)/bin/python || $(PYTHON) -m venv $(CHECKOV_VENV)
+	$(CHECKOV_VENV)/bin/python -m pip install --quiet 'checkov==3.3.30'
+
+infra-lint: $(CHECKOV)
+	$(CHECKOV) --directory infra --framework terraform --skip-download --compact --quiet --skip-path '\.terraform/'
+
+# The tables of infra/README.md, from the Terraform files.
+infra-tables: $(INSTALLED)
+	$(BIN)/python tests/infra/readme_tables.py
+
+# What the templates render to, from an apply to a simulated AWS. Needs terraform.
+infra-rendered: $(INSTALLED)
+	$(BIN)/python tests/infra/render_again.py

@@ -4,9 +4,9 @@ locals {
   flow_logs_count = local.own && var.enable_flow_logs ? 1 : 0
 }
 
-#checkov:skip=CKV_AWS_158:Encrypted by the service's own key; a customer key costs 1 USD a month and hides nothing more here.
-#checkov:skip=CKV_AWS_338:Two weeks find a fault; a year of refused connections is what an audit needs, set log_retention_days.
 resource "aws_cloudwatch_log_group" "flow" {
+  #checkov:skip=CKV_AWS_158:Encrypted by the service's own key; a customer key costs 1 USD a month and keeps nobody out whom IAM lets in.
+  #checkov:skip=CKV_AWS_338:Two weeks find a fault; who must keep logs for a year sets log_retention_days.
   count             = local.flow_logs_count
   name              = "/lexray/${var.name}/flow"
   retention_in_days = var.log_retention_days

@@ -19,6 +19,8 @@ module "worker_identity" {
 }
 
 data "aws_iam_policy_document" "node" {
+  #checkov:skip=CKV_AWS_111:Session Manager's and the registry's actions know no resources.
+  #checkov:skip=CKV_AWS_356:Session Manager's and the registry's actions know no resources.
   # Session Manager's own minimum. The managed policy for it would open every parameter of the account as well.
   statement {
     sid = "Session"

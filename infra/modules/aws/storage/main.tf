@@ -11,11 +11,11 @@ data "aws_s3_bucket" "existing" {
   bucket = var.existing_bucket
 }
 
-#checkov:skip=CKV_AWS_18:Access logs of activations cost more than they tell; CloudTrail data events are the operator's choice.
-#checkov:skip=CKV_AWS_144:Replication doubles the bill of data that can be harvested again.
-#checkov:skip=CKV_AWS_145:S3's own keys: a KMS key adds a price to each request of shards that are read by the million.
-#checkov:skip=CKV2_AWS_62:Nobody listens to events of this bucket.
 resource "aws_s3_bucket" "this" {
+  #checkov:skip=CKV2_AWS_62:Nobody listens to events of this bucket.
+  #checkov:skip=CKV_AWS_144:Replication doubles the bill for data that can be harvested again.
+  #checkov:skip=CKV_AWS_145:S3's own keys: KMS adds a price to each request of shards that are read by the million.
+  #checkov:skip=CKV_AWS_18:Access logs of shards that are read by the million cost more than they tell; CloudTrail is the operator's choice.
   count         = local.own_count
   bucket        = "${var.name}-${var.bucket_suffix}"
   force_destroy = var.force_destroy
