@@ -9,13 +9,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from threading import Thread
+from dataclasses import dataclass, replace
 
 from ray.train import TrainingFailedError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
-from tuning.endings.ends import DEADLINE, LOOK_EVERY_S, read_ending
+from tuning.endings.ends import DEADLINE, read_ending
 from tuning.placement.book import Wishes
 from tuning.placement.placer import Placement
 from tuning.placement.rooms import Rooms
@@ -84,34 +83,6 @@ def on_placement(trial: Trial, placement: Placement) -> Trial:
     """The trial with the mesh that it has this time."""
     config = replace(trial.config, mesh=placement.wish.mesh)
     return replace(trial, config=config, footprint=placement.wish.footprint)
-
-
-@dataclass(kw_only=True)
-class Look:
-    """Answers at once with what was found the last time, and looks again beside the training now and then."""
-
-    find: Callable[[], str]
-    every_s: float = LOOK_EVERY_S
-    clock: Callable[[], float] = time.monotonic
-    beside: Callable[[Callable[[], None]], None] = lambda look: Thread(target=look, daemon=True).start()
-    _found: str = ""
-    _looked_s: float = -float("inf")
-    _is_looking: bool = field(default=False)
-
-    def __call__(self) -> str:
-        now = self.clock()
-        if not self._is_looking and now - self._looked_s >= self.every_s:
-            self._looked_s, self._is_looking = now, True
-            self.beside(self._look)
-        return self._found
-
-    def _look(self) -> None:
-        try:
-            self._found = self.find()
-        except Exception as error:
-            log.warning("whether the trial should move cannot be asked just now (%s)", error)
-        finally:
-            self._is_looking = False
 
 
 def sweep_is_over(folder: SweepFolder, deadline_s: float | None, clock: Callable[[], float] = time.time) -> str:

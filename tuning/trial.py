@@ -23,8 +23,9 @@ from training.loop import TrainingFailedError
 from training.measures.held_out import measure_trial
 from training.start import ensure_process_group, training_device
 from training.trainer import OpenStream, Trainer
-from tuning.attempts import Attempts, Look, sweep_is_over
+from tuning.attempts import Attempts, sweep_is_over
 from tuning.endings.ends import Meter, Pause, read_spent
+from tuning.endings.look import Look
 from tuning.placement.placer import Placement
 from tuning.planning.worker_memory import peak_resident_bytes
 from tuning.records import ended_record, new_record, reason_of
@@ -188,7 +189,11 @@ def _pause(run: TrialRun, meter: Meter) -> Callable[[], str]:
     pause, rooms = Pause(folder=run.folder, meter=meter, deadline_s=run.deadline_s), run.rooms
     if rooms is None:
         return pause
-    move = Look(find=lambda: MOVING if rooms.should_move(run.trial.id, run.meshes) else "")
+
+    def moving() -> str:
+        return MOVING if rooms.should_move(run.trial.id, run.meshes) else ""
+
+    move = Look(find=moving, what="whether the trial should move")
     return lambda: pause() or move()
 
 

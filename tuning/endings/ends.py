@@ -15,11 +15,13 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Thread
 from typing import NamedTuple
 
 from storage.errors import UserError
 from storage.store import Store
+from tuning.endings.look import LOOK_EVERY_S, Look
 from tuning.file.stop_block import SECONDS_PER_HOUR, EndsBlock, in_utc
 from tuning.sweep_folder import PAUSED, SweepFolder, parsed
 from tuning.trials import Footprint, Trial
@@ -30,8 +32,6 @@ DEADLINE, GPU_HOURS, CPU_HOURS, BY_HAND = PAUSED
 SPENT, ENDING = "spent.json", "ending.json"
 NOTE_EVERY_S = 60.0
 """How often a running trial writes down what it has spent."""
-LOOK_EVERY_S = 5.0
-"""How often a running trial, and the driver, look for word."""
 _READERS = 16
 """Small files read at once: from an object store each of them costs a round trip."""
 
@@ -91,12 +91,12 @@ class Pause:
     beside: Callable[[Callable[[], None]], None] = lambda look: Thread(target=look, daemon=True).start()
     """Runs a look beside the training, which waits for no store."""
     _noted_s: float = field(init=False)
-    _looked_s: float = -float("inf")
-    _word: str = ""
-    _is_looking: bool = False
+    _word: Look = field(init=False)
 
     def __post_init__(self) -> None:
         self._noted_s = self.clock()
+        find = partial(read_ending, self.folder)
+        self._word = Look(find=find, what=ENDING, clock=self.clock, beside=self.beside)
 
     def __call__(self) -> str:
         now = self.clock()
@@ -105,21 +105,7 @@ class Pause:
         if now - self._noted_s >= NOTE_EVERY_S:
             self._noted_s = now
             self.meter.note(now)
-        self._look_beside(now)
-        return self._word
-
-    def _look_beside(self, now_s: float) -> None:
-        if not self._is_looking and now_s - self._looked_s >= LOOK_EVERY_S:
-            self._looked_s, self._is_looking = now_s, True
-            self.beside(self._look)
-
-    def _look(self) -> None:
-        try:
-            self._word = read_ending(self.folder)
-        except Exception as error:
-            log.warning("%s: cannot be read just now (%s)", ENDING, error)
-        finally:
-            self._is_looking = False
+        return self._word()
 
 
 def read_ending(folder: SweepFolder) -> str:
