@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import ray
+from ray._private.grpc_utils import init_grpc_channel
+from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
 from cluster.provisioned.description import Liveness
 from storage.errors import UserError
@@ -91,3 +94,19 @@ def _check_answers(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
     except OSError as error:
         raise UserError(f"--address {address}: nobody answers there ({error.strerror or error})") from error
+    if not address.startswith("ray://"):
+        _check_token(address)
+
+
+def _check_token(address: str) -> None:
+    """Without the right token Ray itself would try for 20 s, and not say why it failed."""
+    with init_grpc_channel(address) as channel:
+        try:
+            question = gcs_service_pb2.CheckAliveRequest()  # type: ignore[attr-defined]  # protobuf makes it when imported
+            gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel).CheckAlive(question, timeout=CONNECT_TIMEOUT_S)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                raise UserError(
+                    f"--address {address}: this cluster wants another token; set RAY_AUTH_MODE=token, and "
+                    "RAY_AUTH_TOKEN_PATH to the file that holds its token"
+                ) from error
