@@ -20,7 +20,7 @@ from benchmarks.sharding import training_config, write_dataset
 from cluster.company import company
 from cluster.step_timer import StepTimer
 from storage.bench import core_speed
-from storage.reader import DatasetReader
+from storage.manifest import load_manifest
 from storage.windows import StreamSpec
 from training.config import MeshConfig
 
@@ -88,7 +88,7 @@ def measure_costs(
     try:
         with tempfile.TemporaryDirectory() as folder:
             store = write_dataset(folder, max(2**14, 4 * batch_rows), site_width)
-            manifest = DatasetReader(store).manifest
+            manifest = load_manifest(store)
 
             def step_s(rows: int) -> float:
                 config = training_config("topk", width, l0, rows, MeshConfig(), url=store.url, dataset=manifest.id)

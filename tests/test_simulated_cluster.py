@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -150,7 +151,7 @@ def test_trials_that_part_nodes_unevenly_are_refused() -> None:
 def test_events_happen_in_order_of_time_and_those_of_one_time_as_they_were_announced() -> None:
     loop, seen = Loop(), list[str]()
     for time_s, name in ((2.0, "c"), (1.0, "a"), (1.0, "b")):
-        loop.at(time_s, lambda name=name: seen.append(name))
+        loop.at(time_s, partial(seen.append, name))
     loop.run()
     assert (seen, loop.now_s) == (["a", "b", "c"], 2.0)
 
