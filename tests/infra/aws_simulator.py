@@ -35,11 +35,8 @@ def create_launch_template(
     backend: LaunchTemplateBackend, name: str, description: str, data: dict[str, Any], tags: dict[str, Any]
 ) -> LaunchTemplate:
     """As moto does it, without the template's own tags among those of the instances that it launches."""
-    own = {spec["ResourceType"]: spec for spec in data.get("TagSpecifications", [])}
-    own.pop("launch-template", None)
-    return _moto_create_launch_template(
-        backend, name, description, {**data, "TagSpecifications": [*own.values()]}, tags
-    )
+    kept = [spec for spec in data.get("TagSpecifications", []) if spec["ResourceType"] != "launch-template"]
+    return _moto_create_launch_template(backend, name, description, {**data, "TagSpecifications": kept}, tags)
 
 
 def create_budget(response: BudgetsResponse) -> str:
@@ -57,9 +54,9 @@ def budget_tags(response: BudgetsResponse) -> str:
 def budget_subscribers(response: BudgetsResponse) -> str:
     account, name = response._get_param("AccountId"), response._get_param("BudgetName")
     wanted = response._get_param("Notification")
-    for notification in response.backend.describe_notifications_for_budget(account_id=account, budget_name=name):
-        if notification["Threshold"] == wanted["Threshold"]:
-            return json.dumps({"Subscribers": notification.get("Subscribers", [])})
+    for kept in response.backend.budgets[account][name].notifications:
+        if all(kept.details.get(key) == wanted.get(key) for key in ("NotificationType", "Threshold")):
+            return json.dumps({"Subscribers": kept.subscribers})
     return json.dumps({"Subscribers": []})
 
 

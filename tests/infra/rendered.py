@@ -1,7 +1,7 @@
 """What the templates render to, kept in `rendered/` to be read, checked and run without Terraform.
 
-Ids that differ from apply to apply are replaced. `make infra-rendered` applies aws-ec2 to a simulated AWS and writes the
-files anew; a test compares them with another apply.
+Ids that differ from apply to apply are replaced. `make infra-rendered` applies aws-ec2 to a simulated AWS and writes
+the files anew; a test compares them with another apply.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ PROVIDER = "registry.terraform.io/hashicorp/aws"
 def mirror() -> Path | None:
     """A folder that has the AWS provider, or None: then Terraform asks its registry.
 
-    `LEXRAY_TF_MIRROR` names one. Else the folders where Terraform looks by itself, and those of machine images that keep
-    providers under /opt.
+    `LEXRAY_TF_MIRROR` names one. Else the folders where Terraform looks by itself, and those of machine images that
+    keep providers under /opt.
     """
     named = os.environ.get("LEXRAY_TF_MIRROR")
     data = (os.environ.get("XDG_DATA_HOME", "~/.local/share"), "/usr/local/share", "/usr/share")
@@ -85,8 +85,4 @@ class Terraform:
             "AWS_EC2_METADATA_DISABLED": "true",
             "AWS_MAX_ATTEMPTS": "1",
         }
-        return (
-            kept
-            | aws
-            | {"TF_CLI_CONFIG_FILE": str(self.cli_config), "TF_IN_AUTOMATION": "1", "CHECKPOINT_DISABLE": "1"}
-        )
+        return kept | aws | {"TF_CLI_CONFIG_FILE": str(self.cli_config), "TF_IN_AUTOMATION": "1"}
