@@ -70,7 +70,10 @@ def stop(
             driver = _awaited(store, clock, sleep)
     job = ""
     if connection is not None and found.job is not None:
-        job = _end_job(JobClient(connection.dashboard), found.job.id, clock, sleep)
+        client, ends_itself = JobClient(connection.dashboard), not force and not is_alive(driver, clock())
+        if ends_itself:
+            _await_job(client, found.job.id, clock, sleep)
+        job = _end_job(client, found.job.id, clock, sleep)
         driver = read_driver(store)
     state = "unknown" if driver is None else driver.state
     if driver is not None and driver.state == RUNNING and (job or not is_alive(driver, clock())):
@@ -92,12 +95,19 @@ def _end_job(client: JobClient, job_id: str, clock: Callable[[], float], sleep: 
     job = client.job(job_id)
     if job is None or not job.is_running:
         return ""
-    until_s = clock() + JOB_PATIENCE_S
     client.stop(job_id)
-    while job is not None and job.is_running and clock() < until_s:
-        sleep(LOOK_S)
-        job = client.job(job_id)
+    _await_job(client, job_id, clock, sleep)
     return job_id
+
+
+def _await_job(client: JobClient, job_id: str, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
+    """Wait for its end, but not for long."""
+    until_s = clock() + JOB_PATIENCE_S
+    while clock() < until_s:
+        job = client.job(job_id)
+        if job is None or not job.is_running:
+            return
+        sleep(LOOK_S)
 
 
 def _line(stopped: Stopped) -> str:
