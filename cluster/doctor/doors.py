@@ -19,7 +19,7 @@ from ray.experimental.internal_kv import _internal_kv_get
 
 from cluster.doctor.findings import DashboardFacts, Listening, Unknown
 
-ASK_TIMEOUT_S = 4
+ASK_TIMEOUT_S = 6
 _LISTEN, _GET_ADDRESS = "0A", 0x8915
 _PATH = "/api/version"
 

@@ -32,8 +32,8 @@ from cluster.doctor.wandb_host import look_at_wandb
 from storage.objects.settings import StorageSettings
 from storage.store import Store
 
-LOOK_S = 6.0
-"""Longest that a node may take to look at itself."""
+LOOK_S, DASHBOARD_S = 6.0, 13.0
+"""Longest that a node may take to look at itself, and to ask the dashboard twice, which may only just have begun."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ def gather(request: Request, deadline: Deadline, clock_of: Callable[[str], Clock
         stores = _Stores(scene=scene, request=request)
         asked = stores.ask()
         machines = scene.answers(scene.ask(LOOK_S, lambda node, probe: _look(node, probe, request)))
-        dashboard = scene.of_head(scene.ask(LOOK_S, lambda node, probe: probe.dashboard.remote(), only_head=True))
+        dashboard = scene.of_head(scene.ask(DASHBOARD_S, lambda node, probe: probe.dashboard.remote(), only_head=True))
         told: dict[str, dict[str, Any]] = {
             "dashboard": _reach_dashboard(scene, dashboard),
             "clock": read_clocks(scene),
