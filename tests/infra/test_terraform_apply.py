@@ -166,6 +166,7 @@ def test_a_pool_is_launched_as_spot_with_the_script_that_is_shown(ec2, aws):
     assert data["InstanceMarketOptions"]["MarketType"] == "spot"
     assert data["MetadataOptions"]["HttpTokens"] == "required"
     assert data["InstanceInitiatedShutdownBehavior"] == "terminate"
+    assert data["IamInstanceProfile"]["Arn"].endswith("instance-profile/lexray-worker")
 
 
 def test_the_head_is_a_group_of_one_that_ray_knows_by_its_tags(ec2, aws):
@@ -249,7 +250,6 @@ def test_rays_own_provider_launches_and_ends_a_node_from_the_rendered_file(ec2, 
     instance = provider._get_node(node)
     assert instance.instance_type == "g5.12xlarge"
     assert {group["GroupName"] for group in instance.security_groups} == {"lexray-nodes"}
-    assert instance.iam_instance_profile["Arn"].endswith("instance-profile/lexray-worker")
     assert instance.subnet_id in node_config["SubnetIds"]
     assert provider.node_tags(node)["lexray-cluster"] == "lexray"
     provider.terminate_nodes([node])
