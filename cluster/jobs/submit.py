@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.jobs.job_client import OUTPUT, SWEEP, Job, JobClient
 from cluster.jobs.naming import base_id, next_id
 from cluster.jobs.nodes import all_are_here, gpu_memory_gib, machines_of
-from cluster.jobs.package import SWEEP_FILE, package
+from cluster.jobs.package import SWEEP_FILE, Package, package
 from cluster.provisioned.connection import Connection
 from cluster.provisioned.errors import RefusedError
 from storage.config_file import checked_content, mapping_of
@@ -21,6 +21,10 @@ from storage.store import Store, reachable
 if TYPE_CHECKING:
     from tuning.file.sweep_file import SweepFile
     from tuning.planning.plan import Plan
+
+
+BUSY_PAUSES_S = (2.0, 4.0, 8.0)
+"""Before a busy head is asked again to start a job."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,15 +92,31 @@ def _start(
     made = package(text, with_code=with_code)
     client.upload(made)
     job = next_id(base, [attempt.id for attempt in attempts])
-    try:
-        client.submit(job, entrypoint(job, connection.name), made, {OUTPUT: url, SWEEP: sweep.name})
-    except RefusedError:
-        if client.job(job) is None:
-            raise
-        raise UserError(
-            f"job {job}: submitted by somebody else just now; follow it by `lexray logs {job} -f`"
-        ) from None
+    _order(client, job, entrypoint(job, connection.name), made, {OUTPUT: url, SWEEP: sweep.name})
     return job, len(made.content)
+
+
+def _order(
+    client: JobClient,
+    job: str,
+    command: str,
+    made: Package,
+    metadata: dict[str, str],
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Start the job; a head that has just started takes none for some seconds."""
+    for pause_s in (*BUSY_PAUSES_S, None):
+        try:
+            client.submit(job, command, made, metadata)
+            return
+        except RefusedError as error:
+            if client.job(job) is not None:
+                raise UserError(
+                    f"job {job}: submitted by somebody else just now; follow it by `lexray logs {job} -f`"
+                ) from None
+            if pause_s is None or not error.is_busy:
+                raise
+            sleep(pause_s)
 
 
 def entrypoint(job: str, cluster: str) -> str:

@@ -10,6 +10,11 @@ class ClusterLostError(RuntimeError):
 class RefusedError(RuntimeError):
     """A cluster did not do what was asked. One line of what it says. Exit code 1."""
 
+    def __init__(self, line: str, *, is_busy: bool = False) -> None:
+        """`is_busy`: the fault is the cluster's, and may be over when it is asked again."""
+        super().__init__(line)
+        self.is_busy = is_busy
+
 
 class NotFoundError(RuntimeError):
     """A cluster knows no such thing."""

@@ -85,7 +85,8 @@ class Dashboard:
         if status == NOT_FOUND:
             raise NotFoundError(last_line(text))
         if status >= http.client.BAD_REQUEST:
-            raise RefusedError(f"{self.what} refused (HTTP {status}): {last_line(text)}")
+            is_busy = status >= SERVER_ERROR
+            raise RefusedError(f"{self.what} refused (HTTP {status}): {last_line(text)}", is_busy=is_busy)
         try:
             return json.loads(text) if text.strip() else None
         except ValueError:

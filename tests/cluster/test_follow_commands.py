@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_programs import ADashboard
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -237,3 +238,56 @@ def test_sweeps_below_a_folder_are_listed_with_their_state(folder, lexray, tmp_p
     code, _, err = lexray("list")
     assert code == 2
     assert "what to list?" in err
+
+
+@pytest.fixture
+def job_server(folder):
+    """Knows one job of the sweep, which runs until it is stopped."""
+    server = ADashboard()
+    job = {"submission_id": "lexray-widths-1", "status": "RUNNING", "metadata": {"lexray_output": folder.store.url}}
+
+    def stopped() -> tuple[int, str]:
+        job["status"] = "STOPPED"
+        return 200, json.dumps({"stopped": True})
+
+    server.routes |= {
+        "/api/jobs/": lambda: (200, json.dumps([job])),
+        "/api/jobs/lexray-widths-1": lambda: (200, json.dumps(job)),
+        "/api/jobs/lexray-widths-1/logs": lambda: (200, json.dumps({"logs": "pip failed\n"})),
+        "/api/jobs/lexray-widths-1/stop": stopped,
+    }
+    yield server
+    server.close()
+
+
+def test_force_ends_the_job_at_once_and_word_is_left_for_what_outlives_it(folder, lexray, job_server):
+    driven(folder)
+    code, out, err = lexray("stop", folder.store.url, "--address", job_server.url, "--force", "--json")
+    assert (code, json.loads(out)["state"], json.loads(out)["job"]) == (0, "lost", "lexray-widths-1"), err
+    assert read_ending(folder) == BY_HAND
+
+
+def test_a_job_whose_driver_never_began_is_ended(folder, lexray, job_server):
+    code, out, _ = lexray("stop", "lexray-widths-1", "--address", job_server.url)
+    assert code == 0
+    assert "nobody runs it; job lexray-widths-1 was ended" in out
+
+
+def test_a_sweep_is_found_by_its_job_and_a_job_that_nobody_knows_is_refused(folder, lexray, job_server):
+    code, out, _ = lexray("status", "lexray-widths-1", "--address", job_server.url)
+    assert code == 0
+    assert folder.store.url in out
+    assert "lexray-widths-1: RUNNING" in out
+    code, _, err = lexray("status", "lexray-widths-2", "--address", job_server.url)
+    assert code == 2
+    assert "no such job on this cluster; its jobs: lexray-widths-1" in err
+    code, out, _ = lexray("list", "--address", job_server.url, "--json")
+    assert [job["id"] for job in json.loads(out)] == ["lexray-widths-1"]
+
+
+def test_a_job_that_left_nothing_in_its_folder_is_told_by_the_job_server(folder, lexray, job_server):
+    folder.store.delete("sweep.yaml")
+    code, out, _ = lexray("status", "lexray-widths-1", "--address", job_server.url)
+    assert code == 0
+    assert "job lexray-widths-1: RUNNING" in out
+    assert lexray("logs", "lexray-widths-1", "--address", job_server.url) == (0, "pip failed\n", "")

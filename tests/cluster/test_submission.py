@@ -33,6 +33,7 @@ class Server(ADashboard):
     def __init__(self) -> None:
         super().__init__()
         self.jobs: list[dict[str, Any]] = []
+        self.refusals: list[tuple[int, str]] = []
         self.nodes = [HERE, DEAD]
         self.fallback = lambda path: (200, "") if path.startswith("/api/packages/gcs/_ray_pkg_") else (404, "")
         self.routes |= {
@@ -44,7 +45,9 @@ class Server(ADashboard):
         }
 
     def _jobs(self) -> tuple[int, str]:
-        return 200, json.dumps(self.jobs if self.seen[-1][0] == "GET" else {"submission_id": "x"})
+        if self.seen[-1][0] == "GET":
+            return 200, json.dumps(self.jobs)
+        return self.refusals.pop() if self.refusals else (200, json.dumps({"submission_id": "x"}))
 
     @property
     def sent(self) -> list[str]:
@@ -102,6 +105,18 @@ def test_a_sweep_that_runs_is_found_and_one_that_ended_gets_another_attempt(sent
     document = sent(sweep_file())
     assert (document["job"], document["is_new"]) == (f"{first}-3", True)
     assert server.sent == ["/api/jobs/"] * 2
+
+
+def test_a_head_that_is_busy_is_asked_again_and_one_that_refuses_is_not(sent, lexray, sweep_file, server, monkeypatch):
+    monkeypatch.setattr("cluster.jobs.submit.BUSY_PAUSES_S", (0.0, 0.0))
+    server.refusals = [(500, "No available agent to submit job, please try again later.")] * 2
+    assert sent(sweep_file())["is_new"]
+    assert len(server.sent) == 3
+    server.refusals = [(400, "ValueError: no")]
+    code, _, err = lexray("submit", sweep_file(), "--address", server.url)
+    assert code == 1
+    assert err.endswith("refused (HTTP 400): ValueError: no\n")
+    assert len(server.sent) == 4
 
 
 def test_a_dataset_that_only_the_cluster_can_reach_is_planned_by_the_job(sent, sweep_file):
