@@ -112,6 +112,8 @@ def use_token(file: Path | None) -> None:
         return
     if not file.is_file():
         raise UserError(f"--token-file {file}: no such file")
+    if os.environ.get("RAY_AUTH_TOKEN_PATH") == str(file) and "RAY_AUTH_MODE" in os.environ:
+        return  # the environment has said both itself
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(file.absolute()))
 
 
