@@ -47,7 +47,7 @@ class DriverLog:
     _text: str = ""
     _partial: str = ""
     _is_written: bool = True
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lock: threading.RLock = field(default_factory=threading.RLock)  # a signal's handler may write amid a write
 
     def resume(self) -> None:
         """Go on behind what an earlier driver said."""
