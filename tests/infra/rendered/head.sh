@@ -120,8 +120,9 @@ prepare_disk
 # The token is made once in the life of the cluster: a head that replaces another finds it.
 ensure_token() {
   local versions
-  versions=$(aws secretsmanager describe-secret --secret-id 'arn:aws:secretsmanager:us-east-1:123456789012:secret:/lexray/lexray/ray-token-000000' --query VersionIdsToStages --output text)
-  if [ -z "$versions" ] || [ "$versions" = None ]; then
+  # A failure here must not pass for a secret without content: everybody would be left with the old token.
+  versions=$(aws secretsmanager describe-secret --secret-id 'arn:aws:secretsmanager:us-east-1:123456789012:secret:/lexray/lexray/ray-token-000000' --query VersionIdsToStages --output text) || return
+  if [ "$versions" = None ]; then
     openssl rand -hex 32 | tr -d '\n' |
       aws secretsmanager put-secret-value --secret-id 'arn:aws:secretsmanager:us-east-1:123456789012:secret:/lexray/lexray/ray-token-000000' --secret-string file:///dev/stdin --query VersionId
   fi
@@ -133,7 +134,7 @@ write_environment "$token" "$node_address:6379" head
 
 # The sweep's driver runs here and speaks to W&B. Without a key it writes offline runs.
 wandb_versions=$(aws secretsmanager describe-secret --secret-id 'arn:aws:secretsmanager:us-east-1:123456789012:secret:/lexray/lexray/wandb-api-key-000000' --query VersionIdsToStages --output text)
-if [ -n "$wandb_versions" ] && [ "$wandb_versions" != None ]; then
+if [ "$wandb_versions" != None ]; then
   key=$(aws secretsmanager get-secret-value --secret-id 'arn:aws:secretsmanager:us-east-1:123456789012:secret:/lexray/lexray/wandb-api-key-000000' --query SecretString --output text)
   echo "WANDB_API_KEY=$key" >> /etc/lexray/ray.env
 fi
