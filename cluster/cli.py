@@ -39,7 +39,7 @@ app.add_typer(provisioned_app)  # no name: its commands stand beside the others
 app.add_typer(doctor_app)
 app.add_typer(dictionary_app)
 
-messages = Console(stderr=True)
+messages = Console(stderr=True, emoji=False)  # `:secret:` of an ARN is none
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 
 

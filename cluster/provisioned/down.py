@@ -16,7 +16,7 @@ from cluster.provisioned.aws import client, told
 from cluster.provisioned.connection import ended_by_signals
 from cluster.provisioned.description import ClusterDescription, Ssm
 from cluster.provisioned.draining import drain, refuse_running
-from cluster.provisioned.leftovers import Leftover, lasting_leftovers
+from cluster.provisioned.leftovers import Leftover, lasting, leftovers
 from cluster.provisioned.machines import end_workers, is_stopped, stop_head
 from cluster.provisioned.progress import Ask, Steps, carry_out, refuse_unasked, say
 from cluster.provisioned.terraform import Terraform
@@ -89,7 +89,7 @@ def down(terraform: Terraform, ask: Ask | None, *, force: bool, messages: Consol
     (terraform.folder / CLUSTER_FILE).unlink(missing_ok=True)
     names = [bucket.name for bucket in kept]
     say(messages, "asking AWS what is left")
-    left = lasting_leftovers(plan.cluster_name, plan.region, but=frozenset(names))
+    left = lasting(lambda: leftovers(plan.cluster_name, plan.region), but=frozenset(names))
     return Removed(name=plan.cluster_name, plan=plan, workers=workers, kept=names, still_billed=left)
 
 

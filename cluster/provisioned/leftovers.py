@@ -45,18 +45,17 @@ def leftovers(name: str, region: str | None) -> list[Leftover]:
     return sorted({*_listed(name, region), *_of_ec2(name, region)})
 
 
-def lasting_leftovers(
-    name: str,
-    region: str | None,
+def lasting(
+    ask: Callable[[], list[Leftover]],
     *,
     but: frozenset[str],
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[Leftover]:
-    """The same, asked again for a while until nothing is left but things with the ids of `but`."""
+    """What `ask` finds, asked again for a while until nothing is left but things with the ids of `but`."""
     until_s = clock() + PATIENCE_S
     while True:
-        found = leftovers(name, region)
+        found = ask()
         if all(one.id in but for one in found) or clock() >= until_s:
             return found
         sleep(LOOK_S)

@@ -102,7 +102,7 @@ def refuse_unasked(command: str, does: str) -> UserError:
 
 def say(messages: Console, line: str) -> None:
     """A line for people."""
-    messages.print(line, markup=False, highlight=False, soft_wrap=True)
+    messages.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def _plain(text: str) -> str:
