@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -21,7 +24,7 @@ from cluster.follow.sweep_status import sweep_status
 from cluster.follow.which import Meant
 from storage.store import Store
 from tuning.driver import Driver
-from tuning.driver_record import DriverRecord, write_driver
+from tuning.driver_record import DriverRecord, read_driver, write_driver
 from tuning.endings.ends import BY_HAND, read_ending
 from tuning.sweep_folder import DONE, FAILED, PENDING, RUNNING, STOPPED, SweepFolder, TrialRecord
 
@@ -291,3 +294,26 @@ def test_a_job_that_left_nothing_in_its_folder_is_told_by_the_job_server(folder,
     assert code == 0
     assert "job lexray-widths-1: RUNNING" in out
     assert lexray("logs", "lexray-widths-1", "--address", job_server.url) == (0, "pip failed\n", "")
+
+
+def test_a_driver_that_is_told_to_go_says_so_in_the_folder(folder):
+    script = (
+        "import sys, time\n"
+        "from cluster.sweep_commands import _terminable\n"
+        "from storage.store import Store\n"
+        "from tuning.driver import Driver\n"
+        "driver = Driver(store=Store.at(sys.argv[1]))\n"
+        "with _terminable(driver), driver:\n"
+        "    print('begun', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", script, folder.store.url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+    found = read_driver(folder.store)
+    assert found is not None
+    assert found.state == "interrupted"
+    assert folder.store.read("log.txt").endswith(b" interrupted\n")
