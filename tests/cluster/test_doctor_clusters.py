@@ -111,8 +111,5 @@ def test_a_machine_of_its_own_without_token_is_told_so(tmp_path: Path, environme
     document = json.loads(done.stdout)
     assert done.returncode == 1
     assert set(told(document, "fail")) == {"data"}
-    token = told(document, "warn", "skipped")["token"]
-    assert (
-        "listens on loopback alone" in token or "did not answer" in token
-    )  # the latter on a machine that is very busy
+    assert "listens on loopback alone" in told(document, "warn")["token"]
     assert {"dashboard", "liveness", "clock"} <= set(told(document, "ok"))
