@@ -147,11 +147,15 @@ def recovery(args: argparse.Namespace, folder: Path, data: str) -> None:
         before = _step(output)
         cluster.kill(victim)
         seconds = wait_until(lambda: _step(output) > before, "a step beyond", COMMAND_TIMEOUT_S)
+        print(
+            f"a node is killed at step {before} of {args.recovery_steps}, a step beyond after {seconds:.1f} s",
+            flush=True,
+        )
         wait_until(lambda: _state(output) not in ("", "running"), "the end of the sweep", COMMAND_TIMEOUT_S)
     (record,) = records_of(output)
     steps = [entry["step"] for entry in logged(output, record.trial)]
-    again = "each logged step once" if steps == sorted(set(steps)) else f"LOGGED TWICE: {steps}"
-    print(f"a node is killed at step {before} of {args.recovery_steps}, a step beyond after {seconds:.1f} s, {again}")
+    is_once = steps == sorted({*range(BETWEEN_LOGS, args.recovery_steps, BETWEEN_LOGS), args.recovery_steps})
+    print("  every logged step is there once" if is_once else f"  logged steps are not there once each: {steps}")
 
 
 def _step(output: str) -> int:

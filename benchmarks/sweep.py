@@ -54,7 +54,8 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
         f"{len(records)} TopK, site {args.site_width}, width {args.width}, {args.steps} steps of {args.batch_rows} "
         f"rows, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; lexray ran {plan['at_once']} at once"
     )
-    _against_loops(args, swept, data)
+    last = sum(logged(output, record.trial)[-1]["train/fvu"] for record in records) / len(records)
+    _against_loops(args, swept, data, last)
     _shares(swept, output, records, plan["at_once"])
     _plan_and_truth(plan, swept, output, records)
     size = sum(path.stat().st_size for path in Path(data).rglob("*.safetensors"))
@@ -62,7 +63,8 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
     print(f"read from the store: {read / 1e6:,.0f} MB, {read / size:.2f} x the dataset; {len(records)} trials")
 
 
-def _against_loops(args: argparse.Namespace, swept: Answer, data: str) -> None:
+def _against_loops(args: argparse.Namespace, swept: Answer, data: str, last: float) -> None:
+    """`last` is the FVU of lexray's last batches, the mean over trials."""
     torch.set_num_threads(os.cpu_count() or 1)
     for name, is_sparse in (("dense products", False), ("sparse products", True)):
         loop = Loop(
@@ -72,9 +74,9 @@ def _against_loops(args: argparse.Namespace, swept: Answer, data: str) -> None:
             batch_rows=args.batch_rows,
             is_sparse=is_sparse,
         )
-        seconds, _ = run_loop(loop, data)
+        seconds, fvu = run_loop(loop, data)
         print(f"one loop, {name:16} {seconds:7.1f} s   lexray sweep {swept.seconds:7.1f} s", end="")
-        print(f"   {swept.seconds / seconds:5.2f} x the loop")
+        print(f"   {swept.seconds / seconds:5.2f} x the loop   last FVU {sum(fvu) / len(fvu):.3f}, lexray {last:.3f}")
 
 
 def _shares(swept: Answer, output: str, records: Sequence[TrialRecord], at_once: int) -> None:
@@ -139,8 +141,8 @@ def main() -> None:
     parser.add_argument("--site-width", type=int, default=512)
     parser.add_argument("--width", type=int, default=4096)
     parser.add_argument("--batch-rows", type=int, default=1024)
-    parser.add_argument("--steps", type=int, default=120, help="of each trial; its rows are one epoch at most")
-    parser.add_argument("--rows", type=int, default=2**17 + 2**14, help="rows of the dataset")
+    parser.add_argument("--steps", type=int, default=150, help="of each trial; its rows are one epoch at most")
+    parser.add_argument("--rows", type=int, default=2**17 + 2**15, help="rows of the dataset")
     parser.add_argument("--trials", type=int, choices=range(1, len(TARGET_L0S) + 1), default=len(TARGET_L0S))
     parser.add_argument("--dummy", type=int, metavar="N", help="N trials of a few steps, nothing else")
     args = parser.parse_args()
