@@ -127,8 +127,11 @@ class Machines:
         """Addresses of the nodes that the head takes to be alive."""
         url = f"http://{self.addresses[head]}:{DASHBOARD_PORT}/api/v0/nodes?detail=1&limit=100"
         request = urllib.request.Request(url, headers={"Authorization": f"Bearer {self.token}"})
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            nodes = json.loads(answer.read())["data"]["result"]["result"]
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                nodes = json.loads(answer.read())["data"]["result"]["result"]
+        except OSError:
+            return []  # a dashboard that has just begun may drop a request
         return [node["node_ip"] for node in nodes if node["state"] == "ALIVE"]
 
     def start_s3(self, name: str = "s3") -> str:

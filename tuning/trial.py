@@ -12,7 +12,7 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from storage.errors import UserError
@@ -28,6 +28,7 @@ from tuning.endings.ends import Meter, Pause, read_spent
 from tuning.endings.look import Look
 from tuning.placement.placer import Placement
 from tuning.planning.worker_memory import peak_resident_bytes
+from tuning.process_groups import WorkersConfig
 from tuning.records import ended_record, new_record, reason_of
 from tuning.sweep_folder import (
     FAILED,
@@ -118,7 +119,7 @@ def torch_trainer(
             resources_per_worker={"CPU": footprint.cpus_per_worker, "GPU": footprint.gpus_per_worker},
             label_selector=[{"ray.io/node-id": node_id} for node_id in run.nodes] or None,
         ),
-        torch_config=TorchConfig(
+        torch_config=WorkersConfig(
             backend="nccl" if footprint.gpus_per_worker else "gloo", timeout_s=round(footprint.timeout_s)
         ),
         run_config=RunConfig(

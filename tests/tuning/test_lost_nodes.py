@@ -1,6 +1,6 @@
 """Nodes are lost and join while a sweep runs: it ends with the dictionaries of an undisturbed one.
 
-Several machines in network namespaces of this one; the sweep's driver runs on the head.
+Several machines in network namespaces of this one, an S3 server on another; the sweep is submitted from here.
 """
 
 from __future__ import annotations
@@ -13,127 +13,157 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import namespaces
 import numpy as np
 import pytest
-from namespaces import GCS_PORT, Machines, wait_until
-from safetensors.numpy import load_file
+from namespaces import DASHBOARD_PORT, Machines, wait_until
+from safetensors.numpy import load
 from sweeps import sweep_content, write_dataset, write_sweep
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+from storage.objects.settings import StorageSettings
+from storage.store import Store
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 STEPS = 3000
 LONG = {"training": {"rows": 128 * STEPS, "lr": 0.003}, "wandb": {"mode": "disabled"}}
 EVERY = {"log": 10, "evaluate": 500, "checkpoint": 100}
+BOTH = ("topk-w64-l4", "topk-w64-l6")
+
+
+class Cluster:
+    """A head without work, workers as they are added, and an S3 server with a dataset."""
+
+    def __init__(self, machines: Machines, place: Path) -> None:
+        self.machines = machines
+        self.s3 = machines.start_s3()
+        self.settings = StorageSettings(endpoint_url=self.s3)
+        boto3.client("s3", endpoint_url=self.s3).create_bucket(Bucket="lost")
+        local = Path(write_dataset(place / "data"))
+        for file in (file for file in local.rglob("*") if file.is_file()):
+            self.store("data").write(str(file.relative_to(local)), file.read_bytes())
+        head = machines.start_head()
+        (place / "token").write_text(machines.token)
+        self.options = ["--address", f"http://{head}:{DASHBOARD_PORT}", "--token-file", str(place / "token")]
+
+    def store(self, name: str) -> Store:
+        return Store.at(f"s3://lost/{name}", self.settings)
+
+    def content(self, name: str, **changes: Any) -> dict[str, Any]:
+        storage = {"endpoint_url": self.s3}
+        return sweep_content("s3://lost/data", f"s3://lost/{name}", storage=storage, every=EVERY, **{**LONG, **changes})
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     reason = namespaces.why_not()
     if reason:
         pytest.skip(reason)
-    with namespaces.machines(tmp_path_factory.mktemp("machines")) as made:
-        made.start_head()
-        yield made
+    place = tmp_path_factory.mktemp("machines")
+    with namespaces.machines(place) as made:
+        yield Cluster(made, place)
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_dataset(tmp_path_factory.mktemp("lost") / "data")
+class Submitted:
+    """A sweep that runs as a job of the cluster, seen through its folder alone."""
 
+    def __init__(self, cluster: Cluster, place: Path, name: str, **changes: Any) -> None:
+        self.store = cluster.store(name)
+        file = write_sweep(place / f"{name}.yaml", {**cluster.content(name, **changes), "name": name})
+        sent = subprocess.run(
+            [sys.executable, "-m", "cluster", "submit", file, *cluster.options], capture_output=True, text=True
+        )
+        assert sent.returncode == 0, sent.stderr
 
-class Running:
-    """A sweep by the command, on the head."""
-
-    def __init__(self, cluster: Machines, place: Path, content: dict[str, Any]) -> None:
-        self.out = Path(content["output"])
-        file = write_sweep(place / f"{self.out.name}.yaml", content)
-        address = f"{cluster.addresses['head']}:{GCS_PORT}"
-        self.process = cluster.run("head", [sys.executable, "-m", "cluster", "sweep", file, "--address", address])
-
-    def records(self, name: str) -> list[dict[str, Any]]:
-        """Of the trial whose id begins so."""
-        files = list(self.out.glob(f"trials/{name}*/metrics.jsonl"))
-        return [json.loads(line) for line in files[0].read_text().splitlines()] if files else []
-
-    def step(self, name: str) -> int:
-        return max((record["step"] for record in self.records(name)), default=0)
-
-    def wait_for_step(self, name: str, step: int) -> None:
-        wait_until(lambda: self.step(name) >= step or self.process.poll() is not None, f"step {step} of {name}", 200)
-        assert self.process.poll() is None, "the sweep ended too soon"
-
-    def ended(self) -> dict[str, dict[str, Any]]:
-        """Records of its trials by name, once all are done."""
-        try:
-            assert self.process.wait(400) == 0
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            raise
-        records = [json.loads(file.read_text()) for file in self.out.glob("trials/*/trial.json")]
-        assert {record["status"] for record in records} == {"done"}, records
+    def trials(self) -> dict[str, dict[str, Any]]:
+        """Records by name."""
+        folders = self.store.list_folders("trials")
+        files = [f"trials/{folder}/trial.json" for folder in folders]
+        records = [json.loads(self.store.read(file)) for file in files if self.store.exists(file)]
         return {record["name"]: record for record in records}
 
+    def step(self, name: str) -> int:
+        return max(self.steps(name), default=0)
+
+    def steps(self, name: str) -> list[int]:
+        trial = self.trials().get(name, {}).get("trial")
+        file = f"trials/{trial}/metrics.jsonl"
+        text = self.store.read(file).decode() if trial and self.store.exists(file) else ""
+        return [json.loads(line)["step"] for line in text.splitlines()]
+
+    def wait_for_step(self, name: str, step: int) -> None:
+        wait_until(lambda: self.step(name) >= step, f"step {step} of {name}", 250)
+
+    def ended(self) -> dict[str, dict[str, Any]]:
+        """Records of its trials by name, once its driver says that it is over."""
+        driver = lambda: json.loads(self.store.read("driver.json"))  # noqa: E731
+        wait_until(lambda: self.store.exists("driver.json") and driver()["state"] != "running", "the end", 500)
+        trials = self.trials()
+        assert {record["status"] for record in trials.values()} == {"done"}, (driver(), trials)
+        return trials
+
     def weights(self, name: str) -> dict[str, np.ndarray]:
-        (file,) = self.out.glob(f"trials/{name}*/dictionary/dictionary.safetensors")
-        return load_file(file)
+        trial = self.trials()[name]["trial"]
+        return load(self.store.read(f"trials/{trial}/dictionary/dictionary.safetensors"))
 
 
-def test_a_killed_and_a_cut_off_node_cost_attempts_and_change_nothing(
-    cluster: Machines, data: str, tmp_path: Path
-) -> None:
-    def content(name: str) -> dict[str, Any]:
-        axes = {"architecture": ["topk"], "width": [64], "target_l0": [4, 6]}
-        resources = {"workers": 2, "timeout_s": 30}
-        return sweep_content(data, str(tmp_path / name), axes=axes, resources=resources, every=EVERY, **LONG)
-
+def test_a_killed_and_a_cut_off_node_cost_attempts_and_change_nothing(cluster: Cluster, tmp_path: Path) -> None:
+    changes = {
+        "axes": {"architecture": ["topk"], "width": [64], "target_l0": [4, 6]},
+        "resources": {"workers": 2, "timeout_s": 30},
+    }
     for name in ("one", "two"):
-        cluster.start_worker(name, cpus=2)
-    undisturbed = Running(cluster, tmp_path, content("undisturbed"))
+        cluster.machines.start_worker(name, cpus=2)
+    undisturbed = Submitted(cluster, tmp_path, "undisturbed", **changes)
     undisturbed.ended()
-    sweep = Running(cluster, tmp_path, content("disturbed"))
-    for name in ("topk-w64-l4", "topk-w64-l6"):
+    sweep = Submitted(cluster, tmp_path, "disturbed", **changes)
+    for name in BOTH:
         sweep.wait_for_step(name, 200)
-    before = {name: sweep.step(name) for name in ("topk-w64-l4", "topk-w64-l6")}
+    before = {name: sweep.step(name) for name in BOTH}
     assert max(before.values()) < STEPS - 500, "both are amid their training"
-    cluster.cut("two")
-    cluster.kill("one")
+    cluster.machines.cut("two")
+    cluster.machines.kill("one")
     lost = time.monotonic()
     for name in ("three", "four"):
-        cluster.start_worker(name, cpus=2)
+        cluster.machines.start_worker(name, cpus=2)
     for name, step in before.items():
-        wait_until(lambda name=name, step=step: sweep.step(name) > step + 100, f"{name} after its node was lost", 200)
+        wait_until(lambda name=name, step=step: sweep.step(name) > step + 100, f"{name} after its node was lost", 250)
         print(f"{name} is further than before {time.monotonic() - lost:.0f} s after its node was lost")
     sweep.ended()
-    for name in ("topk-w64-l4", "topk-w64-l6"):
-        steps = [record["step"] for record in sweep.records(name)]
-        assert steps == sorted(set(steps)), "each logged step once"
+    for name in BOTH:
+        steps = sweep.steps(name)
+        assert steps == list(range(10, STEPS + 1, 10)), "each logged step once, in order"
         expected, found = undisturbed.weights(name), sweep.weights(name)
         assert all(np.array_equal(expected[tensor], found[tensor]) for tensor in expected), name
 
 
-def test_a_trial_goes_on_with_what_is_left_and_grows_when_nodes_join(
-    cluster: Machines, data: str, tmp_path: Path
-) -> None:
-    def content(name: str) -> dict[str, Any]:
-        axes = {"architecture": ["topk"], "width": [64], "target_l0": [4]}
-        resources = {"workers": 4, "timeout_s": 30, "elastic": {"grow_after_s": 1}}
-        return sweep_content(data, str(tmp_path / name), axes=axes, resources=resources, every=EVERY, **LONG)
+def test_two_sweeps_share_the_nodes_of_a_cluster_and_both_end(cluster: Cluster, tmp_path: Path) -> None:
+    changes = {
+        "axes": {"architecture": ["topk"], "width": [64], "target_l0": [4, 6, 8]},
+        "resources": {"workers": 2},
+        "training": {"rows": 128 * 200, "lr": 0.003},
+    }
+    hers, his = (Submitted(cluster, tmp_path, name, **changes) for name in ("hers", "his"))
+    assert len(hers.ended()) == len(his.ended()) == 3
+    assert set(hers.trials()) == set(his.trials())
 
-    for name in ("five", "six"):
-        cluster.start_worker(name, cpus=2)
-    undisturbed = Running(cluster, tmp_path, content("undisturbed"))
-    assert undisturbed.ended()["topk-w64-l4"]["workers"] == 4
-    sweep = Running(cluster, tmp_path, content("disturbed"))
-    sweep.wait_for_step("topk", 200)
-    for name in ("three", "four", "six"):  # whatever is there of the nodes of before
-        cluster.kill(name)
-    trial = lambda: json.loads(next(sweep.out.glob("trials/*/trial.json")).read_text())  # noqa: E731
-    wait_until(lambda: trial()["workers"] == 2, "the smaller mesh", 200)
-    sweep.wait_for_step("topk", sweep.step("topk") + 100)
-    cluster.start_worker("seven", cpus=2)
-    wait_until(lambda: trial()["workers"] == 4, "the larger mesh", 200)
+
+def test_a_trial_goes_on_with_what_is_left_and_grows_when_nodes_join(cluster: Cluster, tmp_path: Path) -> None:
+    changes = {
+        "axes": {"architecture": ["topk"], "width": [64], "target_l0": [4]},
+        "resources": {"workers": 4, "timeout_s": 30, "elastic": {"grow_after_s": 1}},
+    }
+    undisturbed = Submitted(cluster, tmp_path, "whole", **changes)
+    assert undisturbed.ended()[BOTH[0]]["workers"] == 4
+    sweep = Submitted(cluster, tmp_path, "shrunk", **changes)
+    sweep.wait_for_step(BOTH[0], 200)
+    cluster.machines.kill("three")
+    wait_until(lambda: sweep.trials()[BOTH[0]]["workers"] == 2, "the smaller mesh", 250)
+    sweep.wait_for_step(BOTH[0], sweep.step(BOTH[0]) + 50)
+    cluster.machines.start_worker("five", cpus=2)
+    wait_until(lambda: sweep.trials()[BOTH[0]]["workers"] == 4, "the larger mesh", 250)
     sweep.ended()
-    expected, found = undisturbed.weights("topk"), sweep.weights("topk")
+    expected, found = undisturbed.weights(BOTH[0]), sweep.weights(BOTH[0])
     for tensor in expected:
         np.testing.assert_allclose(found[tensor], expected[tensor], atol=1e-2, err_msg=tensor)
