@@ -36,7 +36,7 @@ def test_a_misspelt_argument_is_refused(infra_copy, cli_config, name, tmp_path):
         done = Terraform(folder=infra_copy / name, cli_config=cli_config).run("validate", "-no-color", ok=(1,))
     finally:
         extra.unlink()
-    assert 'Did you mean "cidr_block"?' in done.stderr
+    assert 'Did you mean "cidr_block"?' in " ".join(done.stderr.split())
 
 
 def test_every_rule_of_every_variable_has_a_run_that_it_refuses():

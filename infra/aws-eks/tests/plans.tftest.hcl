@@ -106,7 +106,7 @@ run "without_nat_there_are_endpoints" {
   }
 
   assert {
-    condition     = abs(output.max_hourly_cost_usd - (2 * 5.672 + 0.1 + 2 * 0.192 + 8 * 0.01)) < 0.0001
+    condition     = abs(output.max_hourly_cost_usd - (2 * 5.672 + 0.1 + 2 * 0.192 + 9 * 0.01)) < 0.0001
     error_message = "Endpoints cost 0.01 USD an hour each."
   }
 }
