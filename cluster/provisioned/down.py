@@ -20,7 +20,7 @@ from cluster.provisioned.leftovers import Leftover, lasting, leftovers
 from cluster.provisioned.machines import end_workers, is_stopped, stop_head
 from cluster.provisioned.progress import Ask, Steps, carry_out, refuse_unasked, say
 from cluster.provisioned.terraform import Terraform
-from cluster.provisioned.terraform_plan import Change, Plan, change_lines, counts, read_plan
+from cluster.provisioned.terraform_plan import HEADS, Change, Plan, change_lines, counts, read_plan
 from cluster.provisioned.up import CLUSTER_FILE
 from storage.config_file import checked_content
 from storage.errors import UserError
@@ -67,12 +67,13 @@ def down(terraform: Terraform, ask: Ask | None, *, force: bool, messages: Consol
         saved, file = Path(folder) / "plan", Path(folder) / CLUSTER_FILE
         say(messages, f"looking at what {terraform.folder} made")
         terraform.init()
+        has_cluster = any(type_ in HEADS for type_ in terraform.state())
+        description = _description(terraform, file) if has_cluster else None
+        if has_cluster and not force and not _is_stopped(description):
+            refuse_running(file if description is not None else None)
         plan = read_plan(terraform.plan(saved, "-destroy"))
         if "name" not in plan.variables:
             raise UserError(f"{terraform.folder}: no variable `name`, by which its things are found")
-        description = _description(terraform, plan, file)
-        if not force and _may_run(plan, description):
-            refuse_running(file if description is not None else None)
         kept = [bucket for bucket in plan.buckets() if _holds_data(bucket.name, plan.region)]
         if kept:
             plan = _plan_without(terraform, saved, plan, kept)
@@ -93,20 +94,20 @@ def down(terraform: Terraform, ask: Ask | None, *, force: bool, messages: Consol
     return Removed(name=plan.cluster_name, plan=plan, workers=workers, kept=names, still_billed=left)
 
 
-def _description(terraform: Terraform, plan: Plan, file: Path) -> ClusterDescription | None:
-    """Of a cluster that is there, written to `file`; None where there is none, or it was never made whole."""
-    content = terraform.outputs().get("cluster") if plan.has_cluster else None
+def _description(terraform: Terraform, file: Path) -> ClusterDescription | None:
+    """Of a cluster that is there, written to `file`; None where it was never made whole."""
+    content = terraform.outputs().get("cluster")
     if content is None:
         return None
     file.write_text(json.dumps(content))
     return checked_content(f"{terraform.folder}: output cluster", content, ClusterDescription)
 
 
-def _may_run(plan: Plan, description: ClusterDescription | None) -> bool:
-    """Whether there is a head that could have jobs."""
-    if description is not None and isinstance(description.access, Ssm):
-        return not is_stopped(description.access.autoscaling_group, description.region)
-    return plan.has_cluster
+def _is_stopped(description: ClusterDescription | None) -> bool:
+    """Whether no head is there that could have jobs, as after its deadline."""
+    if description is None or not isinstance(description.access, Ssm):
+        return False
+    return is_stopped(description.access.autoscaling_group, description.region)
 
 
 def _holds_data(bucket: str, region: str | None) -> bool:
@@ -121,7 +122,9 @@ def _plan_without(terraform: Terraform, saved: Path, plan: Plan, kept: list[Chan
     addresses = plan.without_buckets(bucket.name for bucket in kept)
     if not addresses:
         return Plan(changes=(), variables=plan.variables, max_hourly_cost_usd=None)
-    return read_plan(terraform.plan(saved, "-destroy", *(f"-target={address}" for address in addresses)))
+    return read_plan(
+        terraform.plan(saved, "-destroy", "-refresh=false", *(f"-target={address}" for address in addresses))
+    )
 
 
 def _kept_line(terraform: Terraform, bucket: Change) -> str:

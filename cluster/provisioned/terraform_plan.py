@@ -54,11 +54,6 @@ class Plan:
         return sum(len(change.actions) for change in self.changes)
 
     @property
-    def has_cluster(self) -> bool:
-        """Whether something exists that may run jobs."""
-        return any(change.type in HEADS and change.before for change in self.changes)
-
-    @property
     def cluster_name(self) -> str:
         """Value of the tag that everything of the cluster carries."""
         return str(self.variables["name"])

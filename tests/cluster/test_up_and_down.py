@@ -122,7 +122,6 @@ def test_a_bucket_that_is_kept_keeps_what_protects_it():
     })  # fmt: skip
     assert [bucket.name for bucket in plan.buckets()] == ["data"]
     assert plan.without_buckets(["data"]) == ["aws_s3_bucket.this", "aws_vpc.this"]
-    assert not plan.has_cluster
 
 
 def test_progress_names_what_is_under_way():

@@ -21,6 +21,7 @@ from moto.ec2.models.launch_templates import LaunchTemplate, LaunchTemplateBacke
 from moto.eks import urls as eks_urls
 from moto.eks.models import EKSBackend
 from moto.eks.responses import EKSResponse
+from moto.s3.models import FakeDeleteMarker
 from moto.server import main
 from moto.utilities.utils import get_partition
 
@@ -110,6 +111,7 @@ def install() -> None:
     """Teach moto's classes; before its server starts."""
     LaunchTemplateBackend.create_launch_template = create_launch_template
     BudgetsResponse.create_budget = create_budget
+    FakeDeleteMarker.dispose = lambda marker: None  # asked of it when a bucket is emptied, and missing
     BudgetsResponse.list_tags_for_resource = budget_tags
     BudgetsResponse.describe_subscribers_for_notification = budget_subscribers
     addon = KeptKind("addon", "addon", "addon", "addonName")
