@@ -67,16 +67,8 @@ def down(terraform: Terraform, ask: Ask | None, *, force: bool, messages: Consol
         saved, file = Path(folder) / "plan", Path(folder) / CLUSTER_FILE
         say(messages, f"looking at what {terraform.folder} made")
         terraform.init()
-        has_cluster = any(type_ in HEADS for type_ in terraform.state())
-        description = _description(terraform, file) if has_cluster else None
-        if has_cluster and not force and not _is_stopped(description):
-            refuse_running(file if description is not None else None)
-        plan = read_plan(terraform.plan(saved, "-destroy"))
-        if "name" not in plan.variables:
-            raise UserError(f"{terraform.folder}: no variable `name`, by which its things are found")
-        kept = [bucket for bucket in plan.buckets() if _holds_data(bucket.name, plan.region)]
-        if kept:
-            plan = _plan_without(terraform, saved, plan, kept)
+        description = _described(terraform, file, force=force)
+        plan, kept = _planned(terraform, saved)
         for line in [*change_lines(plan), *(_kept_line(terraform, bucket) for bucket in kept)]:
             say(messages, line)
         if not ask("Remove it?"):
@@ -92,6 +84,28 @@ def down(terraform: Terraform, ask: Ask | None, *, force: bool, messages: Consol
     say(messages, "asking AWS what is left")
     left = lasting(lambda: leftovers(plan.cluster_name, plan.region), but=frozenset(names))
     return Removed(name=plan.cluster_name, plan=plan, workers=workers, kept=names, still_billed=left)
+
+
+def _described(terraform: Terraform, file: Path, *, force: bool) -> ClusterDescription | None:
+    """The cluster that is there, described in `file` too; None where there is none, or it was never made whole.
+
+    Raises UserError while something runs on it, or when it cannot be asked, unless `force`.
+    """
+    if not any(type_ in HEADS for type_ in terraform.state()):
+        return None
+    description = _description(terraform, file)
+    if not force and not _is_stopped(description):
+        refuse_running(file if description is not None else None)
+    return description
+
+
+def _planned(terraform: Terraform, saved: Path) -> tuple[Plan, list[Change]]:
+    """What is removed, and the buckets with data that are not."""
+    plan = read_plan(terraform.plan(saved, "-destroy"))
+    if "name" not in plan.variables:
+        raise UserError(f"{terraform.folder}: no variable `name`, by which its things are found")
+    kept = [bucket for bucket in plan.buckets() if _holds_data(bucket.name, plan.region)]
+    return (_plan_without(terraform, saved, plan, kept) if kept else plan), kept
 
 
 def _description(terraform: Terraform, file: Path) -> ClusterDescription | None:

@@ -13,7 +13,7 @@ import pytest
 from fake_programs import ADashboard
 from rich.console import Console
 
-from cluster.provisioned.draining import refuse_running
+from cluster.provisioned.draining import drain, refuse_running
 from cluster.provisioned.errors import RefusedError
 from cluster.provisioned.leftovers import Leftover, is_billed, kind_of, lasting, leftovers
 from cluster.provisioned.machines import end_workers, is_stopped, stop_head, workers
@@ -283,3 +283,25 @@ def test_bad_calls_are_one_line_and_exit_code_2(lexray, tmp_path, monkeypatch):
     code, _, err = lexray("up", "infra/aws-ec2", "--yes")
     assert code == 2
     assert "terraform: not found on PATH; install it (https://developer.hashicorp.com/terraform/install)" in err
+
+
+def test_a_forced_down_ends_the_jobs_that_run_and_goes_on_where_nobody_answers(tmp_path):
+    dashboard = ADashboard()
+    file = described(tmp_path, dashboard.url)
+    stopped = "/api/jobs/lexray-a/stop"
+
+    def job() -> dict:
+        status = "STOPPED" if stopped in [path for _, path, _ in dashboard.seen] else "RUNNING"
+        return {"submission_id": "lexray-a", "status": status, "metadata": {"lexray_output": str(tmp_path / "sweep")}}
+
+    dashboard.routes["/api/jobs/"] = lambda: (200, json.dumps([job()]))
+    dashboard.routes["/api/jobs/lexray-a"] = lambda: (200, json.dumps(job()))
+    dashboard.routes[stopped] = lambda: (200, "{}")
+    said = io.StringIO()
+    drain(file, Console(file=said, width=500))
+    assert ("POST", stopped) in [(method, path) for method, path, _ in dashboard.seen]
+    assert f"`lexray resume {tmp_path / 'sweep'}` goes on elsewhere" in said.getvalue()
+    refuse_running(file)
+    dashboard.close()
+    drain(file, Console(file=said, width=500))
+    assert "not drained, the cluster cannot be asked" in said.getvalue()
