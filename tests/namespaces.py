@@ -63,7 +63,8 @@ class Machines:
         self.place, self.number = place, next(self._numbers) % 200 + 20
         self.token = uuid.uuid4().hex * 2
         auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
-        self.env = {**os.environ, **PROCESS_ENV, **TEST_LIVENESS, **auth, "OMP_NUM_THREADS": "1", **env}
+        path = {"PATH": f"{Path(RAY).parent}:{os.environ['PATH']}"}  # a job's `python` is the head's
+        self.env = {**os.environ, **path, **PROCESS_ENV, **TEST_LIVENESS, **auth, "OMP_NUM_THREADS": "1", **env}
         self.temp = Path(tempfile.mkdtemp(prefix="lx"))  # Ray makes sockets below it, whose paths must be short
         self.bridge = f"lxbr{self.number}"
         self._running: dict[str, subprocess.Popen[bytes]] = {}

@@ -97,11 +97,17 @@ class Submitted:
 
     def ended(self) -> dict[str, dict[str, Any]]:
         """Records of its trials by name, once its driver says that it is over."""
-        driver = lambda: json.loads(self.store.read("driver.json"))  # noqa: E731
-        wait_until(lambda: self.store.exists("driver.json") and driver()["state"] != "running", "the end", 500)
+        try:
+            wait_until(lambda: self.driver().get("state", "running") != "running", "the end", 500)
+        finally:
+            print(self.store.read("log.txt").decode() if self.store.exists("log.txt") else "no log")
         trials = self.trials()
-        assert {record["status"] for record in trials.values()} == {"done"}, (driver(), trials)
+        assert {record["status"] for record in trials.values()} == {"done"}, (self.driver(), trials)
         return trials
+
+    def driver(self) -> dict[str, Any]:
+        there = self.store.exists("driver.json")
+        return dict(json.loads(self.store.read("driver.json"))) if there else {}
 
     def weights(self, name: str) -> dict[str, np.ndarray]:
         trial = self.trials()[name]["trial"]
