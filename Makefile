@@ -48,7 +48,7 @@ long: $(INSTALLED)
 	$(BIN)/python -m pytest -m long
 
 slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -205,7 +205,9 @@ class Store:
             self.write(probe, b"")
             self.delete(probe)
         except Exception as error:
-            raise UnreachableError(f"{what}: cannot write to {self.url} ({reason(error)}); choose another place") from error
+            raise UnreachableError(
+                f"{what}: cannot write to {self.url} ({reason(error)}); choose another place"
+            ) from error
         finally:
             if created is not None and os.path.isdir(created):
                 _remove_empty_folders(self.local_path, created)

@@ -26,7 +26,7 @@ from storage.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-STEPS = 3000
+STEPS = 2000
 LONG = {"training": {"rows": 128 * STEPS, "lr": 0.003}, "wandb": {"mode": "disabled"}}
 EVERY = {"log": 10, "evaluate": 500, "checkpoint": 100}
 BOTH = ("topk-w64-l4", "topk-w64-l6")
@@ -114,16 +114,26 @@ class Submitted:
         return load(self.store.read(f"trials/{trial}/dictionary/dictionary.safetensors"))
 
 
-def test_a_killed_and_a_cut_off_node_cost_attempts_and_change_nothing(cluster: Cluster, tmp_path: Path) -> None:
-    changes = {
-        "axes": {"architecture": ["topk"], "width": [64], "target_l0": [4, 6]},
-        "resources": {"workers": 2, "timeout_s": 30},
-    }
+TWO_TRIALS = {
+    "axes": {"architecture": ["topk"], "width": [64], "target_l0": [4, 6]},
+    "resources": {"workers": 2, "timeout_s": 30},
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Submitted:
+    """Two trials of two workers each, on two nodes of two CPUs."""
     for name in ("one", "two"):
         cluster.machines.start_worker(name, cpus=2)
-    undisturbed = Submitted(cluster, tmp_path, "undisturbed", **changes)
-    undisturbed.ended()
-    sweep = Submitted(cluster, tmp_path, "disturbed", **changes)
+    sweep = Submitted(cluster, tmp_path_factory.mktemp("undisturbed"), "undisturbed", **TWO_TRIALS)
+    sweep.ended()
+    return sweep
+
+
+def test_a_killed_and_a_cut_off_node_cost_attempts_and_change_nothing(
+    cluster: Cluster, undisturbed: Submitted, tmp_path: Path
+) -> None:
+    sweep = Submitted(cluster, tmp_path, "disturbed", **TWO_TRIALS)
     for name in BOTH:
         sweep.wait_for_step(name, 200)
     before = {name: sweep.step(name) for name in BOTH}
@@ -155,16 +165,17 @@ def test_two_sweeps_share_the_nodes_of_a_cluster_and_both_end(cluster: Cluster, 
     assert set(hers.trials()) == set(his.trials())
 
 
-def test_a_trial_goes_on_with_what_is_left_and_grows_when_nodes_join(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_trial_over_two_nodes_goes_on_with_what_is_left_and_grows_when_nodes_join(
+    cluster: Cluster, undisturbed: Submitted, tmp_path: Path
+) -> None:
     changes = {
         "axes": {"architecture": ["topk"], "width": [64], "target_l0": [4]},
         "resources": {"workers": 4, "timeout_s": 30, "elastic": {"grow_after_s": 1}},
     }
-    undisturbed = Submitted(cluster, tmp_path, "whole", **changes)
-    assert undisturbed.ended()[BOTH[0]]["workers"] == 4
     sweep = Submitted(cluster, tmp_path, "shrunk", **changes)
     sweep.wait_for_step(BOTH[0], 200)
-    cluster.machines.kill("three")
+    assert sweep.trials()[BOTH[0]]["workers"] == 4
+    cluster.machines.kill("two" if "four" not in cluster.machines.addresses else "four")
     wait_until(lambda: sweep.trials()[BOTH[0]]["workers"] == 2, "the smaller mesh", 250)
     sweep.wait_for_step(BOTH[0], sweep.step(BOTH[0]) + 50)
     cluster.machines.start_worker("five", cpus=2)
