@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import uuid
 from contextlib import suppress
 from typing import Any
@@ -59,7 +60,7 @@ def cat_into(filesystem: Any, full: str, start: int, out: memoryview) -> int:
 
 def write_local(full: str, data: bytes) -> None:
     os.makedirs(os.path.dirname(full), exist_ok=True)
-    partial = f"{full}.{os.getpid()}.partial"
+    partial = f"{full}.{os.getpid()}.{threading.get_ident()}.partial"
     try:
         with open(partial, "wb") as file:
             file.write(data)

@@ -270,7 +270,8 @@ def test_force_ends_the_job_at_once_and_word_is_left_for_what_outlives_it(folder
     assert read_ending(folder) == BY_HAND
 
 
-def test_a_job_whose_driver_never_began_is_ended(folder, lexray, job_server):
+def test_a_job_whose_driver_never_began_is_ended(folder, lexray, job_server, monkeypatch):
+    monkeypatch.setattr("cluster.follow.stop.JOB_PATIENCE_S", 1.0)
     code, out, _ = lexray("stop", "lexray-widths-1", "--address", job_server.url)
     assert code == 0
     assert "nobody runs it; job lexray-widths-1 was ended" in out

@@ -285,7 +285,8 @@ def test_bad_calls_are_one_line_and_exit_code_2(lexray, tmp_path, monkeypatch):
     assert "terraform: not found on PATH; install it (https://developer.hashicorp.com/terraform/install)" in err
 
 
-def test_a_forced_down_ends_the_jobs_that_run_and_goes_on_where_nobody_answers(tmp_path):
+def test_a_forced_down_ends_the_jobs_that_run_and_goes_on_where_nobody_answers(tmp_path, monkeypatch):
+    monkeypatch.setattr("cluster.follow.stop.JOB_PATIENCE_S", 1.0)
     dashboard = ADashboard()
     file = described(tmp_path, dashboard.url)
     stopped = "/api/jobs/lexray-a/stop"

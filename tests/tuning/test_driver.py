@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -150,8 +151,10 @@ def test_a_pid_that_another_process_has_by_now_is_not_the_driver(store):
 def test_a_driver_that_was_taken_for_dead_ends_and_writes_no_more(store):
     displaced = threading.Event()
     with driver(store, on_displaced=displaced.set):
-        write_driver(store, record(2_000_000.0, claim="second"))
-        assert displaced.wait(30)
+        until = time.monotonic() + 30
+        while not displaced.wait(0.05) and time.monotonic() < until:
+            write_driver(store, record(2_000_000.0, claim="second"))  # who lives writes again: one may be overwritten
+        assert displaced.is_set()
     found = read_driver(store)
     assert found is not None
     assert (found.claim, found.state) == ("second", "running")
