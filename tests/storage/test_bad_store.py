@@ -421,6 +421,7 @@ def tokens(store: Store) -> set[str]:
     return {request.headers["x-amz-security-token"] for request in proxy_of(store).requests}
 
 
+@pytest.mark.slow
 def test_credentials_that_live_for_seconds_are_renewed_unnoticed(
     healthy: Store, with_faults: WithFaults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -437,6 +438,7 @@ def test_credentials_that_live_for_seconds_are_renewed_unnoticed(
     assert len(proxy_of(store).requests) > 3 * len(tokens(store)), "not fetched anew for each request"
 
 
+@pytest.mark.slow
 def test_credentials_that_another_program_renews_in_a_file_are_read_again(
     healthy: Store, with_faults: WithFaults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,6 +62,7 @@ def without_tools(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_engines_of_every_stage_call_no_compiler(dataset: Dataset, tmp_path: Path) -> None:
     task = Task(name="batch_topk", data=2, steps=3)
     meshes = [

@@ -152,6 +152,7 @@ def test_features_in_superposition_are_found_by_every_quick_dictionary(quick):
     assert min(found.values()) > 0.9
 
 
+@pytest.mark.slow
 def test_the_study_trains_in_processes_of_their_own_as_it_does_in_this_one(tmp_path, monkeypatch):
     """Two workers, one world, few steps."""
     tiny = {name: Plan(arms=plan.arms[:1], batch_rows=32, steps=4) for name, plan in plans().items()}

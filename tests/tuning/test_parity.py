@@ -204,7 +204,7 @@ def losses_of(store: Store) -> list[float]:
     return [json.loads(line)["train/loss"] for line in store.read("metrics.jsonl").decode().splitlines()]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize("architecture", PLAIN)
 class TestSharedTrainingEqualsThePlainLoop:
     def test_losses_of_fifty_steps(self, trained, plain, architecture, workers):

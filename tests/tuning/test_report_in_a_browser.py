@@ -15,7 +15,10 @@ from report_folder import full_sweep
 from tuning.results.report import build_results
 
 BROWSER = find_browser()
-pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"needs a browser on PATH: {', '.join(NAMES)}")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(BROWSER is None, reason=f"needs a browser on PATH: {', '.join(NAMES)}"),
+]
 
 POINT = "[...document.querySelectorAll('.points a')].filter(point => point.getBoundingClientRect().width)[{}]"
 TIP = "document.getElementById('tip').hidden ? null : document.querySelector('#tip span').textContent"
