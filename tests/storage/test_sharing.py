@@ -116,6 +116,7 @@ def assert_read_once(data: Data, epochs: list[Consumed]) -> None:
     assert len(wanted) == 1, "whoever they got it from, they wanted the same"
 
 
+@pytest.mark.slow
 def test_four_trials_on_one_node_read_the_store_once(data: Data, serve: Any) -> None:
     server = serve(2**24)
     epochs = ray.get([consume.remote(data.spec, server, f"trial {number}") for number in range(4)])

@@ -102,6 +102,7 @@ def check_moves(
         assert_ends_alike(folder, alone)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_goes_on_on_another_mesh(dataset: Dataset, tmp_path: Path) -> None:
     check_moves(
         "batch_topk", [((1, 1, 0), (1, 2, 2)), ((2, 1, 1), (1, 1, 0)), ((1, 2, 0), (2, 1, 3))], dataset, tmp_path

@@ -26,7 +26,7 @@ from tuning.trial_run import TrialRun
 from tuning.trials import Footprint, Trial
 from tuning.window_servers import WindowServers, shape_of
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 STEPS, FEW_STEPS, BATCH, D, WIDTH, L0 = 50, 15, 256, 24, 96, 6
 PLAIN = ("topk", "relu", "batch_topk")
@@ -204,7 +204,7 @@ def losses_of(store: Store) -> list[float]:
     return [json.loads(line)["train/loss"] for line in store.read("metrics.jsonl").decode().splitlines()]
 
 
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("architecture", PLAIN)
 class TestSharedTrainingEqualsThePlainLoop:
     def test_losses_of_fifty_steps(self, trained, plain, architecture, workers):
