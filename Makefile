@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 PARITY_VENV := .venv-parity
 PARITY_INSTALLED := $(PARITY_VENV)/.installed
 
-.PHONY: install quickstart test lint parity slow timeouts long benchmarks infra-lint infra-tables infra-rendered
+.PHONY: install quickstart test lint parity slow timeouts long infra-lint infra-tables infra-rendered
 
 install: $(INSTALLED)
 

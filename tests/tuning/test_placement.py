@@ -164,8 +164,12 @@ def test_growth_beyond_what_was_asked_for_needs_leave() -> None:
     asked = wishes(4, 2, 1, preferred=1, grow_after_s=0.0)
     assert book.claim("one", "one", asked, view(a=8), 0.0) is not None
     assert book.claims["one"].wish.mesh.data == 2, "a trial starts as it was asked for"
-    assert book.should_move("one", asked, view(a=8, used={"a": 2}), 1.0)
     assert not book.should_move("one", wishes(2, 1), view(a=8, used={"a": 2}), 1.0)
+    assert book.should_move("one", asked, view(a=8, used={"a": 2}), 1.0)
+    grown = book.claim("one", "one", asked, view(a=8), 2.0)
+    assert grown is not None
+    assert grown.wish.mesh.data == 4, "it moved to grow"
+    assert not book.should_move("one", asked, view(a=8, used={"a": 4}), 90.0)
 
 
 # Attempts ----------------------------------------------------------------------------------------------------------

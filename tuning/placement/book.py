@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -68,6 +68,8 @@ class Claim:
     """Whether its attempt has begun."""
     larger_since_s: float | None = None
     """Since when a larger mesh would have room."""
+    is_growing: bool = False
+    """Whether it was told to move to a larger mesh."""
 
 
 @dataclass(kw_only=True)
@@ -88,10 +90,11 @@ class Book:
 
     def claim(self, trial: str, name: str, wishes: Wishes, view: View, now_s: float) -> Claim | None:
         """Nodes for the trial, which gives back those it had; None while it has to wait."""
-        self.claims.pop(trial, None)
+        had = self.claims.pop(trial, None)
         since_s = self.waiting[trial].since_s if trial in self.waiting else now_s
         free = self.free(view)
-        for wish in _acceptable(wishes, view, waited_s=now_s - since_s):
+        growing = had is not None and had.is_growing
+        for wish in wishes.all if growing else _acceptable(wishes, view, waited_s=now_s - since_s):
             nodes = wish.on(free)
             if nodes is not None:
                 self.waiting.pop(trial, None)
@@ -119,10 +122,11 @@ class Book:
         if any(view.nodes[node_id].is_leaving for node_id in claim.nodes if node_id in view.nodes):
             return True
         if self.waiting or not self._can_grow(trial, claim, wishes, view):
-            claim.larger_since_s = None
+            claim.larger_since_s, claim.is_growing = None, False
             return False
         claim.larger_since_s = now_s if claim.larger_since_s is None else claim.larger_since_s
-        return now_s - claim.larger_since_s >= wishes.grow_after_s
+        claim.is_growing = now_s - claim.larger_since_s >= wishes.grow_after_s
+        return claim.is_growing
 
     def _can_grow(self, trial: str, claim: Claim, wishes: Wishes, view: View) -> bool:
         larger = [wish for wish in wishes.all if wish.footprint.workers > claim.wish.footprint.workers]
@@ -132,13 +136,13 @@ class Book:
 
     def _taken(self) -> dict[str, tuple[float, float]]:
         """CPUs and GPUs that this sweep has on each node."""
-        taken: dict[str, tuple[float, float]] = {}
+        taken: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
         for claim in self.claims.values():
             for node_id, workers in Counter(claim.nodes).items():
-                cpus, gpus = taken.get(node_id, (0.0, 0.0))
+                cpus, gpus = taken[node_id]
                 footprint = claim.wish.footprint
                 taken[node_id] = cpus + workers * footprint.cpus_per_worker, gpus + workers * footprint.gpus_per_worker
-        return _Zero(taken)
+        return taken
 
     def used_nodes(self) -> set[str]:
         """Nodes on which some worker is, or is about to be."""
@@ -147,11 +151,6 @@ class Book:
     def lines(self, now_s: float) -> list[str]:
         """Who waits for what and for how long, one line each."""
         return [f"{w.name} waits for {_said(w.wish)}, {_duration(now_s - w.since_s)}" for w in self.waiting.values()]
-
-
-class _Zero(dict[str, tuple[float, float]]):
-    def __missing__(self, node_id: str) -> tuple[float, float]:
-        return 0.0, 0.0
 
 
 def _less_others(state: NodeState, own: tuple[float, float]) -> Node:

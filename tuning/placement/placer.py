@@ -95,7 +95,7 @@ class Placer:
         if self._servers is not None:
             self._servers.keep_only(self._book.used_nodes(), view.nodes, time.time())
         if view.to_come or self._asked:
-            held = [wish for claim in self._book.claims.values() for wish in [claim.wish]]
+            held = [claim.wish for claim in self._book.claims.values()]
             waited = [waiting.wish for waiting in self._book.waiting.values()]
             self._ask_for([bundle for wish in [*held, *waited] for bundle in _bundles(wish)] if waited else [])
 
