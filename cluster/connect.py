@@ -36,6 +36,8 @@ PROCESS_ENV = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupt ends the command; what is unfinished continues next time
     "TUNE_GLOBAL_CHECKPOINT_S": "60",
 }
+# Nobody takes away the machine on which the command runs: no process for each trial that asks whether somebody will.
+ONE_MACHINE_ENV = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
 @contextmanager
@@ -60,7 +62,7 @@ def _start_local() -> None:
         dashboard_host="127.0.0.1",
         log_to_driver=False,
         logging_level=logging.ERROR,
-        runtime_env={"env_vars": PROCESS_ENV},
+        runtime_env={"env_vars": PROCESS_ENV | ONE_MACHINE_ENV},
     )
 
 

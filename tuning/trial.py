@@ -13,7 +13,6 @@ import ray.train.torch
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.tune.integration.ray_train import TuneReportCallback
 
 from storage.errors import UserError
 from storage.server import ServedWindows
@@ -30,12 +29,8 @@ from tuning.placement.placer import Placement
 from tuning.planning.worker_memory import peak_resident_bytes
 from tuning.process_groups import WorkersConfig
 from tuning.records import ended_record, new_record, reason_of
-from tuning.sweep_folder import (
-    FAILED,
-    MOVING,
-    PAUSED,
-    RUNNING,
-)
+from tuning.sweep_folder import FAILED, MOVING, PAUSED, RUNNING
+from tuning.train_here import ReportToTune, TrainHere
 from tuning.trial_run import TrialRun
 
 REPORTS = 20
@@ -93,7 +88,7 @@ def _attempt(run: TrialRun, began: float) -> str:
     run.folder.write_trial(new_record(run.trial, status=RUNNING))
     meter = Meter(store=run.store, footprint=run.trial.footprint, before=read_spent(run.store), began_s=time.time())
     try:
-        torch_trainer(run, meter, callbacks=[TuneReportCallback()], began_s=began).fit()
+        torch_trainer(run, meter, TrainHere, callbacks=[ReportToTune()], began_s=began).fit()
     finally:
         meter.note(time.time())
     ended = run.folder.read_trial(run.trial.id)
@@ -101,7 +96,12 @@ def _attempt(run: TrialRun, began: float) -> str:
 
 
 def torch_trainer(
-    run: TrialRun, meter: Meter, *, callbacks: Sequence[Any] = (), began_s: float | None = None
+    run: TrialRun,
+    meter: Meter,
+    kind: type[TorchTrainer] = TorchTrainer,
+    *,
+    callbacks: Sequence[Any] = (),
+    began_s: float | None = None,
 ) -> TorchTrainer:
     """The Ray Train job of a trial whose attempt `meter` counts; its first attempt began at `began_s`, Unix time.
 
@@ -110,7 +110,7 @@ def torch_trainer(
     footprint = run.trial.footprint
     began_s = meter.began_s if began_s is None else began_s
     again = run.retries if run.rooms is None else 0
-    return TorchTrainer(
+    return kind(
         train_worker,
         train_loop_config={"run": run, "meter": meter, "began_s": began_s},
         scaling_config=ScalingConfig(  # type: ignore[call-arg]
