@@ -16,6 +16,7 @@ from rich.text import Text
 from cluster.commands import print_json
 from storage.config_file import read_config_file
 from storage.errors import UserError
+from tuning.placement.object_store import STORE_SHARE
 
 if TYPE_CHECKING:
     from tuning.planning.forecast import Speed
@@ -27,9 +28,9 @@ MEASURE_S = 1.0
 """Seconds in which the steps of a kind of trial are timed, in each round."""
 ROUNDS = 2
 """The fastest round counts: what else a machine does for a while is no part of a trial."""
-OBJECT_STORE_SHARE, OBJECT_STORE_MAX_BYTES, SHM_SHARE = 0.3, 200 * 10**9, 0.95
-"""What Ray takes of a machine's free memory for its object store by default: a share, at most so much, and no more than
-a share of /dev/shm."""
+OBJECT_STORE_MAX_BYTES, SHM_SHARE = 200 * 10**9, 0.95
+"""Ray's object store takes its share of a machine's free memory, at most so many bytes, and no more than this share of
+/dev/shm."""
 UNKNOWN = "unknown: run with --measure"
 
 
@@ -84,7 +85,7 @@ def this_machine() -> Machines:
 
     memory = node_memory()
     free = min(memory.machine, _free_bytes())
-    store = min(int(OBJECT_STORE_SHARE * free), OBJECT_STORE_MAX_BYTES)
+    store = min(int(STORE_SHARE * free), OBJECT_STORE_MAX_BYTES)
     if memory.shared is not None:
         store = min(store, int(SHM_SHARE * memory.shared))
     node = Node(_cpus(), float(torch.cuda.device_count()), float(free - store))

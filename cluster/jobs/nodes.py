@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cluster.provisioned.description import ClusterDescription, Pool
+from tuning.placement.object_store import STORE_SHARE
 
 if TYPE_CHECKING:
     from tuning.planning.plan import Machines
 
 GIB = 2**30
-STORE_SHARE = 0.3
-"""Of a node's memory that Ray keeps for its object store."""
 
 
 def machines_of(description: ClusterDescription | None, nodes: Sequence[dict[str, Any]]) -> Machines:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cluster.provisioned.description import DASHBOARD_PORT, ClusterDescription, Pool
+from tuning.placement.object_store import STORE_SHARE
 
 Manifest = dict[str, Any]
 
@@ -22,8 +23,8 @@ WANDB_SECRET = "lexray-wandb"
 HEAD_CPUS, HEAD_GIB = 2, 8.0
 HEAD_FUNCTIONS_GIB = 2.0
 """Of the head's memory, for functions that take no core: each trial has one that waits for its workers."""
-STORE_SHARE, SHM_SHARE = 0.30, 0.35
-"""Of a worker's memory: Ray's object store, and /dev/shm around it, where NCCL and torch put their own blocks too."""
+SHM_SHARE = 0.35
+"""Of a worker's memory: /dev/shm, around Ray's object store; NCCL and torch put their own blocks there too."""
 GRACE_S, DRAIN_S = 120, 100
 """What a spot node gets between the notice and its end, and what of it workers may use to save and leave."""
 

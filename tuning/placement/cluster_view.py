@@ -10,12 +10,11 @@ from ray._private.state import available_resources_per_node, state
 
 from tuning.placement.book import NodeState, View
 from tuning.placement.nodes import Node
+from tuning.placement.object_store import STORE_SHARE
 from tuning.planning.plan import Machines
 
 MAX_TO_COME = 64
 """Nodes to come that are looked at, of each kind: no trial is wider."""
-STORE_SHARE = 0.3
-"""Of a node's memory that Ray keeps for its object store where nobody says otherwise."""
 
 
 def cluster_view() -> View:
