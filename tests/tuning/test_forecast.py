@@ -21,6 +21,7 @@ from tuning.file.sweep_file import SweepFile
 from tuning.placement.nodes import Node
 from tuning.planning.forecast import (
     START_S,
+    SWEEP_START_S,
     Reading,
     Speed,
     finished_speeds,
@@ -152,9 +153,11 @@ def test_the_sweep_costs_what_its_hours_cost(planned) -> None:
     sweep = planned(resources={"cpus_per_worker": 2}, prices=prices)
     plan = sweep.make(ROOMY, speeds_of(sweep, 1000))
     each = [trial.seconds or 0 for trial in plan.trials]
-    assert plan.seconds == pytest.approx(sum(each)), "one after another"
+    assert plan.seconds == pytest.approx(SWEEP_START_S + sum(each)), "one after another"
     assert plan.cpu_hours == pytest.approx(2 * sum(each) / 3600)
-    assert plan.cost == pytest.approx(2 * sum(each) + 2 * sum(each))
+    assert plan.cost == pytest.approx(2 * sum(each) + 2 * plan.seconds), (
+        "CPUs while trials have them, a node all the time"
+    )
     assert plan.currency == "EUR"
     assert PricesBlock().currency == "USD"
 

@@ -17,6 +17,8 @@ from tuning.trials import Footprint
 
 START_S = 10.0
 """Seconds that a trial takes besides its rows: its processes start, import torch, save and end."""
+SWEEP_START_S = 12.0
+"""Seconds that a sweep takes besides its trials: Ray and its first processes start, the results are written."""
 MEASURED_PASSES = 1 + len(SHARES)
 """Evaluations of each held-out row that the measures of a finished dictionary take."""
 

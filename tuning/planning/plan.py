@@ -11,7 +11,16 @@ from storage.manifest import Manifest
 from storage.stream_memory import StreamShape, stream_memory
 from tuning.file.resources import PricesBlock
 from tuning.placement.nodes import Node
-from tuning.planning.forecast import Reading, Speed, kind_of, most_at_once, store_bytes, timeline, trial_seconds
+from tuning.planning.forecast import (
+    SWEEP_START_S,
+    Reading,
+    Speed,
+    kind_of,
+    most_at_once,
+    store_bytes,
+    timeline,
+    trial_seconds,
+)
 from tuning.planning.mesh_choice import gib
 from tuning.planning.row_counts import Part, RowCounts
 from tuning.planning.worker_memory import WorkerMemory, worker_memory
@@ -129,7 +138,8 @@ def make_plan(
     read = store_bytes(
         [_reading(t, manifest, counts, max(kept, cache_bytes)) for t in todo], starts, len(machines.nodes)
     )
-    wall_s = max((start.end_s for start in starts), default=0.0) if known else None
+    ended_s = SWEEP_START_S + max(start.end_s for start in starts) if starts else 0.0
+    wall_s = ended_s if known else None
     hours = _hours(todo, seconds) if known else (None, None)
     return Plan(
         trials=planned,
