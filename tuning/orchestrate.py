@@ -26,6 +26,7 @@ from tuning.placement.wishes import wishes_of
 from tuning.planning.plan_record import known_speeds, write_plan
 from tuning.planning.room import refuse_what_has_no_room
 from tuning.records import new_record
+from tuning.results.provenance import write_dataset
 from tuning.results.report import build_results
 from tuning.search.asking import Search
 from tuning.sweep_folder import FAILED, MOVING, PENDING, RUNNING
@@ -58,6 +59,7 @@ def run_sweep(plan: SweepPlan, followers: Sequence[Follower], driver: Driver | N
             speeds = known_speeds(plan.folder, [trial.id for trial in plan.trials])
             write_plan(plan.folder.store, plan.make(machines, speeds))
         plan.folder.store.write("sweep.yaml", plan.text.encode())
+        write_dataset(plan.folder.store, plan.sweep.data.url, plan.manifest)
         if machines is not None:
             _train(plan, machines.nodes, followers, driver)
         if plan.search is not None:

@@ -8,6 +8,7 @@ trials/TRIAL/metrics.jsonl     one JSON object per logged step (storage of `trai
 trials/TRIAL/checkpoints/      see training.checkpoints
 trials/TRIAL/dictionary/       the trained dictionary: config.json, dictionary.safetensors
 trials/TRIAL/measures.json     what was measured of it at the end, see training.measures; fired.npy: rows of each latent
+dataset.json                   what the dataset said of itself (tuning.results.provenance)
 plan.json                      what was foreseen of all this (tuning.planning.plan)
 driver.json, log.txt           who runs it and what that one says (tuning.driver_record, tuning.driver)
 ending.json                    word for whoever runs it to end, see tuning.endings.ends

@@ -6,9 +6,12 @@ import json
 from typing import Any
 
 import pytest
+from sweeps import write_dataset as write_rows
 
+from storage.manifest import load_manifest
 from storage.store import Store
 from tuning.results.frontier import frontier_table
+from tuning.results.provenance import DATASET_FILE, read_dataset, write_dataset
 from tuning.results.report import REPORT_FILE, write_report
 from tuning.results.report_sections import SHOWN, sections
 from tuning.results.stability import STABILITY_FILE, VERSION
@@ -26,6 +29,11 @@ def record(width: int = 64, target: int = 8, *, fvu: float = 0.4, site: str = "l
 def stable(width: int, score: float, trials: list[str]) -> dict[str, Any]:
     numbers = {"stability": 0.8, "at_start": None, "floor": 0.3, "score": score}
     return {"architecture": "topk", "width": width, "target_l0": 8, "trials": trials, **numbers}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_rows(tmp_path_factory.mktemp("told") / "data")
 
 
 STABILITY = {
@@ -70,3 +78,33 @@ def test_the_page_has_them_and_nothing_empty(with_stability: bool, tmp_path: Any
     assert ("<h2>Stability</h2>" in page, "chosen</span>" in page) == (with_stability, with_stability)
     write_report(store, [], {}, "")
     assert "What to look at first" not in store.read(REPORT_FILE).decode()
+
+
+def test_the_dataset_tells_of_itself_line_by_line(data: str, tmp_path: Any) -> None:
+    manifest = load_manifest(Store.at(data))
+    provenance = {"model": {"name": "m", "revision": None}, "texts": [{"files": ["a", "b"]}], "tokens": 7, "empty": []}
+    store = Store.at(str(tmp_path))
+    assert read_dataset(store) is None
+    write_dataset(store, data, manifest.model_copy(update={"provenance": provenance}))
+    document = read_dataset(store)
+    assert document is not None
+    assert (document["url"], document["id"]) == (data, manifest.id)
+    shown = sections(frontier_table([record()]), [record()], None, document).data
+    site = next(iter(manifest.sites))
+    width = manifest.sites[site].width
+    assert shown[-5:] == [
+        ("rows", f"{manifest.rows:,}"),
+        (f"site {site}", f"{width} wide, {manifest.sites[site].dtype}"),
+        ("model.name", "m"),
+        ("texts.0.files", '["a", "b"]'),
+        ("tokens", "7"),
+    ]
+
+
+def test_the_page_shows_it_and_links_the_file(data: str, tmp_path: Any) -> None:
+    store = Store.at(str(tmp_path))
+    write_dataset(store, data, load_manifest(Store.at(data)).model_copy(update={"provenance": {"model": "gpt <2>"}}))
+    write_report(store, [record()], {}, "")
+    page = store.read(REPORT_FILE).decode()
+    assert "gpt &lt;2&gt;" in page
+    assert f'href="{DATASET_FILE}"' in page

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import pandas as pd
@@ -33,6 +33,7 @@ from tuning.results.frontier import (
     write_frontier,
 )
 from tuning.results.plot import NARROW_IN, WIDE_IN, frontier_figure, frontier_svg, frontier_vectors
+from tuning.results.provenance import DATASET_FILE, read_dataset
 from tuning.results.report_sections import sections
 from tuning.results.stability import STABILITY_FILE, read_stability, write_stability
 from tuning.results.trial_section import trial_section
@@ -104,45 +105,62 @@ def write_report(
     `title` is by default the `name` in the sweep file, else the name of the folder; `firing` that section of
     `measures.json` by trial, where it was measured; `spent` what a trial's workers took, where that is known.
     """
-    table = frontier_table(records)
     content = _parsed(sweep_yaml)
-    by_trial = {record.trial: record for record in records}
-    rows = table.to_dict("records")
-    plan, stability = read_plan(store), read_stability(store)
-    prices = content.get("prices")
-    prices = PricesBlock(**prices) if isinstance(prices, dict) else None
+    trials = _Trials(frontier_table(records), records, metrics)
     page = _template().render(
         title=title or str(content.get("name") or _place(store).rstrip("/").rsplit("/", 1)[-1]),
         place=_place(store),
         summary=[*_summary(records, metrics), *_chosen(content)],
-        foreseen=[_outcome(found) for found in outcomes(plan, records, metrics)],
-        wide=frontier_svg(table, size_in=WIDE_IN, prefix="wide"),
-        narrow=frontier_svg(table, size_in=NARROW_IN, prefix="narrow"),
         columns=[(name, HEADINGS[name], COLUMNS[name] not in ("str", "bool")) for name in _TABLE_COLUMNS],
-        rows=[_table_row(row) for row in rows],
-        trials=[
+        sweep_yaml=sweep_yaml,
+        **trials.shown(_place(store), firing),
+        **_costs(records, spent, content.get("prices")),
+        **_documents(store, trials, [SWEEP_FILE] if sweep_yaml else []),
+    )
+    store.write(REPORT_FILE, page.encode())
+
+
+class _Trials(NamedTuple):
+    """What the report is about."""
+
+    table: pd.DataFrame
+    records: Sequence[TrialRecord]
+    metrics: Metrics
+
+    def shown(self, place: str, firing: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """The frontier and the trials, as the template wants them."""
+        by_trial = {record.trial: record for record in self.records}
+        rows = self.table.to_dict("records")
+        sections_of_trials = [
             trial_section(
-                _place(store),
-                by_trial[row["trial"]],
-                row,
-                metrics.get(row["trial"], ()),
-                firing.get(row["trial"]),
+                place, by_trial[row["trial"]], row, self.metrics.get(row["trial"], ()), firing.get(row["trial"])
             )
             for row in rows
             if row["name"] == by_trial[row["trial"]].name  # not the further points of its curve
-        ],
-        sections=sections(table, records, stability),
-        costs=[_cost(cost, prices) for cost in costs(records, spent, prices)],
-        prices=prices,
-        files=[
-            *([SWEEP_FILE] if sweep_yaml else []),
-            *_FRONTIER_FILES,
-            *([STABILITY_FILE] if stability is not None else []),
-            *([PLAN_FILE] if plan is not None else []),
-        ],
-        sweep_yaml=sweep_yaml,
-    )
-    store.write(REPORT_FILE, page.encode())
+        ]
+        return {
+            "wide": frontier_svg(self.table, size_in=WIDE_IN, prefix="wide"),
+            "narrow": frontier_svg(self.table, size_in=NARROW_IN, prefix="narrow"),
+            "rows": [_table_row(row) for row in rows],
+            "trials": sections_of_trials,
+        }
+
+
+def _documents(store: Store, trials: _Trials, first_files: list[str]) -> dict[str, Any]:
+    """What the plan, the stability of seeds and the dataset's account add, where the folder has them."""
+    found = {PLAN_FILE: read_plan(store), STABILITY_FILE: read_stability(store), DATASET_FILE: read_dataset(store)}
+    present = [name for name, document in found.items() if document is not None]
+    return {
+        "foreseen": [_outcome(outcome) for outcome in outcomes(found[PLAN_FILE], trials.records, trials.metrics)],
+        "sections": sections(trials.table, trials.records, found[STABILITY_FILE], found[DATASET_FILE]),
+        "files": [*first_files, *_FRONTIER_FILES, *present],
+    }
+
+
+def _costs(records: Sequence[TrialRecord], spent: Mapping[str, Spent], block: Any) -> dict[str, Any]:
+    """The table of costs, in money where the sweep file's `block` has prices."""
+    prices = PricesBlock(**block) if isinstance(block, dict) else None
+    return {"costs": [_cost(cost, prices) for cost in costs(records, spent, prices)], "prices": prices}
 
 
 @cache

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from tuning.results.provenance import told
 from tuning.results.recommend import Recommendation, recommend
 from tuning.sweep_folder import TrialRecord
 
@@ -48,8 +49,15 @@ class Sections(NamedTuple):
     data: list[tuple[str, str]]
 
 
-def sections(table: pd.DataFrame, records: Sequence[TrialRecord], stability: Mapping[str, Any] | None) -> Sections:
-    """From the frontier table, the trials' records and the document of `tuning.results.stability`, if there is one."""
+def sections(
+    table: pd.DataFrame,
+    records: Sequence[TrialRecord],
+    stability: Mapping[str, Any] | None,
+    dataset: Mapping[str, Any] | None = None,
+) -> Sections:
+    """From the frontier table, the trials' records and, where there are such, the documents of
+    `tuning.results.stability` and `tuning.results.provenance`.
+    """
     found = recommend(table)
     return Sections(
         recommended=found[:SHOWN],
@@ -60,7 +68,7 @@ def sections(table: pd.DataFrame, records: Sequence[TrialRecord], stability: Map
             (f"{_about(row)} in {row['larger_width']}", f"{row['found']:.0%}", f"{row['floor']:.0%}")
             for row in (stability or {}).get("widths", [])
         ],
-        data=_data(records),
+        data=_data(records) + (told(dataset) if dataset is not None else []),
     )
 
 

@@ -1,0 +1,64 @@
+"""Where the rows of a sweep come from: the dataset's own account of itself, kept beside what was made of it.
+
+The dataset may be gone, or another harvest in its place, when somebody asks what these dictionaries were trained on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from storage.manifest import Manifest
+from storage.store import Store
+from tuning.sweep_folder import parsed
+
+DATASET_FILE = "dataset.json"
+
+
+def write_dataset(store: Store, url: str, manifest: Manifest) -> None:
+    """Write `dataset.json` into a sweep's folder: where the dataset lies, its id, rows, sites and provenance."""
+    sites = {
+        name: {"width": site.width, "dtype": site.dtype, "source": site.source} for name, site in manifest.sites.items()
+    }
+    document = {
+        "format": "lexray-dataset-of-a-sweep",
+        "version": 1,
+        "url": url,
+        "id": manifest.id,
+        "rows": manifest.rows,
+        "sites": sites,
+        "provenance": manifest.provenance,
+    }
+    store.write(DATASET_FILE, json.dumps(document, indent=1).encode())
+
+
+def read_dataset(store: Store) -> dict[str, Any] | None:
+    """The document above; None where a sweep has none."""
+    try:
+        content = store.read(DATASET_FILE)
+    except FileNotFoundError:
+        return None
+    document: dict[str, Any] = parsed(content, DATASET_FILE)
+    return document
+
+
+def told(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a reader is shown: rows, each site, and every value of the provenance by its path."""
+    lines = [("rows", f"{document['rows']:,}")]
+    for name, site in document["sites"].items():
+        about = f", {site['source']}" if site["source"] else ""
+        lines.append((f"site {name}", f"{site['width']} wide, {site['dtype']}{about}"))
+    return lines + [(path, value) for path, value in _leaves(document["provenance"])]
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Lists of plain values stay in one line."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _leaves(inner, f"{path}.{name}" if path else str(name))
+    elif isinstance(value, list) and any(isinstance(inner, Mapping | list) for inner in value):
+        for index, inner in enumerate(value):
+            yield from _leaves(inner, f"{path}.{index}")
+    elif value not in (None, "", []):
+        yield path, value if isinstance(value, str) else json.dumps(value)
