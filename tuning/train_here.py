@@ -15,7 +15,6 @@ from ray import tune
 from ray.train import Checkpoint, Result
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
-from ray.train.v2._internal.execution.callback import RayTrainCallback
 from ray.train.v2._internal.execution.context import TrainRunContext
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2.api.callback import UserCallback
@@ -24,10 +23,10 @@ from ray.train.v2.api.callback import UserCallback
 class TrainHere(TorchTrainer):
     """A `TorchTrainer` whose controller runs where `fit` is called: inside an actor, such as a trial of Tune."""
 
-    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+    def _create_default_callbacks(self) -> list[Any]:
         """Without the one that starts a process for datasets of Ray Data: trials read windows."""
         assert not self.datasets
-        callbacks: list[RayTrainCallback] = super()._create_default_callbacks()
+        callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # typed as the one of Train v1
         return [callback for callback in callbacks if not isinstance(callback, DatasetsCallback)]
 
     def _initialize_and_run_controller(self, **settings: Any) -> Result:
