@@ -1,6 +1,7 @@
 """Trials that end early on a real Ray: everything they had is free again, and the sweep goes on where it is told to."""
 
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -141,3 +142,30 @@ def test_a_sweep_whose_hours_are_spent_saves_its_state_and_goes_on_with_more(dat
     table = run_sweep(again, [])
     assert set(table["status"]) == {"done"}
     assert [record["step"] for record in made.folder.read_metrics(paused)] == list(range(20, steps + 1, 20))
+
+
+@pytest.mark.timeout(600)
+def test_at_its_deadline_a_sweep_saves_its_state_and_a_later_one_goes_on(data, ray_session, tmp_path):
+    endless = {
+        "axes": {"architecture": ["topk"], "width": [64], "target_l0": [4], "seed": [0, 1]},
+        "training": {"rows": 128 * 10**6, "lr": 0.003},
+        "every": {"log": 20, "evaluate": 10**6, "checkpoint": 10**6},
+        "resources": one_after_another(),
+    }
+    steps: list[int] = []
+    for attempt in range(2):
+        deadline_s = time.time() + 40
+        at = datetime.fromtimestamp(deadline_s, UTC).isoformat()
+        made = plan(tmp_path, data, deadline=at, **endless)
+        table = run_sweep(made, []).set_index("status")
+        late_s = time.time() - deadline_s
+        wait_until_nothing_is_taken()
+        assert set(table.index) == {"stopped: deadline", "pending"}
+        assert 0 <= late_s < FREE_WITHIN_S
+        paused = table.loc["stopped: deadline", "trial"]
+        steps.append(made.folder.read_metrics(paused)[-1]["step"])
+        assert made.folder.trial_store(paused).list_folders("checkpoints"), attempt
+    assert 0 < steps[0] < steps[1]
+    logged = [record["step"] for record in made.folder.read_metrics(paused)]
+    assert logged == sorted(set(logged))
+    assert [step for step in logged if step % 20 == 0] == list(range(20, steps[1] + 1, 20))
