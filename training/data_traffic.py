@@ -48,6 +48,11 @@ class DataTraffic:
             values |= {f"wait_worker{rank}": wait for rank, wait in enumerate(waits)}
         return {f"data/{name}": value for name, value in values.items()}
 
+    def bytes_read(self) -> float:
+        """Of the store, until now. Every rank calls it."""
+        mine = torch.tensor([float(self._counts()[0])], dtype=torch.float64)
+        return float(self.ranks.gather(mine).sum())
+
     def _counts(self) -> Sequence[float]:
         streams = (self.train, self.held_out)
         read = self.train.stats.read.plus(self.held_out.stats.read)

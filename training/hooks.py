@@ -69,6 +69,7 @@ class EvaluateHook:
     data: DataConfig
     max_rows: int
     rows: Rows
+    traffic: DataTraffic
     emit: Emit
     micro_batches: int = 1
     """Parts in which a batch is looked at."""
@@ -79,6 +80,7 @@ class EvaluateHook:
         self.last = self.evaluate()
         self.engine.dictionary.after_evaluation(self.last)
         values = {f"eval/{name}": value for name, value in self.last.items() if name != "rows"}
+        values["data/bytes_read"] = self.traffic.bytes_read()  # after the last step nobody else says it
         self.emit({"step": record.step, "rows": record.step * record.batch.rows, **values})
 
     def evaluate(self, k: int | None = None) -> dict[str, float]:

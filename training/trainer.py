@@ -194,6 +194,7 @@ class Trainer:
             data=config.data,
             max_rows=every.eval_rows,
             rows=mesh.axes.rows,
+            traffic=traffic,
             emit=emit_evaluation,
             micro_batches=config.mesh.micro_batches,
         )
