@@ -26,8 +26,13 @@ DRIVER_FILE = "driver.json"
 RUNNING, ENDED, FAILED, INTERRUPTED = "running", "ended", "failed", "interrupted"
 BEAT_S = 10.0
 """How often a driver says that it is there."""
-STALE_S = 60.0
-"""Silence after which a driver is taken for dead."""
+STALE_S = 90.0
+"""Silence after which a driver is taken for dead.
+
+Its record has the time of its own clock. One that is behind by up to `STALE_S` less two beats (70 s) makes no living
+driver look dead; one that is ahead makes a dead driver look alive for as much longer, and keeps a new one waiting no
+longer than `WATCH_S` (see `check_free`).
+"""
 WATCH_S = 2.5 * BEAT_S
 """How long a newcomer watches a record that may be of a dead driver: the clocks of two machines may differ."""
 
@@ -98,7 +103,7 @@ def write_driver(store: Store, record: DriverRecord) -> None:
 
 
 def is_alive(record: DriverRecord | None, now_s: float) -> bool:
-    """Whether the driver runs, as far as its record tells."""
+    """Whether the driver runs, as far as its record tells; for clocks that differ see `STALE_S`."""
     return record is not None and record.state == RUNNING and now_s - record.seen_s < STALE_S
 
 

@@ -108,14 +108,21 @@ def test_that_nobody_knows_what_is_waited_for_silences_no_driver(store):
     assert (found.state, found.waiting) == ("ended", [])
 
 
-def test_a_living_driver_elsewhere_is_not_joined(store):
+@pytest.mark.parametrize("behind_s", [0.0, 60.0, -60.0])
+def test_a_living_driver_elsewhere_is_not_joined_though_its_clock_is_a_minute_off(store, behind_s):
     clock = Clock()
-    other = record(clock())
-    write_driver(store, other)
-    clock.each_second = lambda: write_driver(store, replace(other, seen_s=clock.now))
+
+    def beat() -> None:
+        """Its last one was one beat ago at most, by its own clock."""
+        write_driver(store, record(clock.now // BEAT_S * BEAT_S - behind_s))
+
+    clock.sleep(BEAT_S - 1.0)
+    beat()
+    began_s, clock.each_second = clock.now, beat
+    assert is_alive(read_driver(store), clock.now)
     with pytest.raises(UserError, match=r"is being run by far, job lexray-x-1, cluster sae; .*lexray stop"):
         check_free(store, this_place(), clock=clock, sleep=clock.sleep)
-    assert clock.now - other.seen_s <= WATCH_S
+    assert clock.now - began_s <= WATCH_S
 
 
 def test_a_silent_driver_is_taken_for_dead_whatever_its_clock_says(store):
