@@ -18,9 +18,11 @@ import tempfile
 import time
 import urllib.request
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from cluster.connect import PROCESS_ENV
 
@@ -126,14 +128,45 @@ class Machines:
 
     def alive(self, head: str = "head") -> list[str]:
         """Addresses of the nodes that the head takes to be alive."""
-        url = f"http://{self.addresses[head]}:{DASHBOARD_PORT}/api/v0/nodes?detail=1&limit=100"
+        return [node["node_ip"] for node in self.listed("nodes", head) if node["state"] == "ALIVE"]
+
+    def on_nodes(self, actor: str, head: str = "head") -> dict[str, int]:
+        """How many living actors of a class each machine has, by name; those without any are left out."""
+        names = {address: name for name, address in self.addresses.items()}
+        machine = {node["node_id"]: names[node["node_ip"]] for node in self.listed("nodes", head)}
+        found = [a for a in self.listed("actors", head) if a["state"] == "ALIVE" and a["class_name"] == actor]
+        return dict(Counter(machine[a["node_id"]] for a in found if a["node_id"] in machine))
+
+    def drain(self, name: str, deadline_s: int, head: str = "head") -> None:
+        """Tell Ray, as whoever takes machines away does, that this one goes in so many seconds."""
+        address = self.addresses[name]
+        node = next(node for node in self.listed("nodes", head) if node["node_ip"] == address)
+        done = subprocess.run(
+            [
+                RAY, "drain-node", f"--address={self.addresses[head]}:{GCS_PORT}", f"--node-id={node['node_id']}",
+                "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=test",
+                f"--deadline-remaining-seconds={deadline_s}",
+            ],
+            env=self.env, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+    def listed(self, what: str, head: str = "head") -> list[dict[str, Any]]:
+        """What the head knows of its `nodes` or `actors`; a busy dashboard may drop a request or two."""
+        url = f"http://{self.addresses[head]}:{DASHBOARD_PORT}/api/v0/{what}?detail=1&limit=1000"
         request = urllib.request.Request(url, headers={"Authorization": f"Bearer {self.token}"})
-        try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                nodes = json.loads(answer.read())["data"]["result"]["result"]
-        except OSError:
-            return []  # a dashboard that has just begun may drop a request
-        return [node["node_ip"] for node in nodes if node["state"] == "ALIVE"]
+        found: list[dict[str, Any]] = []
+
+        def has_answered() -> bool:
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    found[:] = json.loads(answer.read())["data"]["result"]["result"]
+            except OSError:
+                return False
+            return True
+
+        wait_until(has_answered, f"the {what}")
+        return found
 
     def start_s3(self, name: str = "s3") -> str:
         """An S3 server; its url."""

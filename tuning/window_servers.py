@@ -92,12 +92,15 @@ class WindowServers:
             self._servers[node_id] = start_server(node_id, keep_bytes=memory.kept, cache=self.cache)
         return {node_id: self._servers[node_id] for node_id in nodes}
 
-    def keep_only(self, used: Collection[str], alive: Collection[str], now_s: float) -> None:
-        """End the servers of nodes that have been without workers for a while, or are gone."""
+    def keep_only(self, used: Collection[str], staying: Collection[str], now_s: float) -> None:
+        """End the servers of nodes that have been without workers for a while; at once those of nodes that leave.
+
+        Ray lets go of a node that was told to leave as soon as nothing runs there.
+        """
         self._used_s |= dict.fromkeys(used, now_s)
-        for node_id in list(self._servers):
+        for node_id in [node_id for node_id in self._servers if node_id not in used]:
             idle_s = now_s - self._used_s.setdefault(node_id, now_s)
-            if node_id not in alive or (node_id not in used and idle_s >= IDLE_S):
+            if node_id not in staying or idle_s >= IDLE_S:
                 self._end(node_id)
 
     def close(self) -> None:

@@ -52,7 +52,9 @@ class Cluster:
 
     def content(self, name: str, **changes: Any) -> dict[str, Any]:
         storage = {"endpoint_url": self.s3}
-        return sweep_content("s3://lost/data", f"s3://lost/{name}", storage=storage, every=EVERY, **{**LONG, **changes})
+        return sweep_content(
+            "s3://lost/data", f"s3://lost/{name}", storage=storage, **{"every": EVERY, **LONG, **changes}
+        )
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +93,12 @@ class Submitted:
         file = f"trials/{trial}/metrics.jsonl"
         text = self.store.read(file).decode() if trial and self.store.exists(file) else ""
         return [json.loads(line)["step"] for line in text.splitlines()]
+
+    def checkpoints(self, name: str) -> list[int]:
+        """Steps of those that are whole."""
+        store = self.store.at_path(f"trials/{self.trials()[name]['trial']}/checkpoints")
+        folders = [folder for folder in store.list_folders("") if store.exists(f"{folder}/manifest.json")]
+        return sorted(int(folder.split("-")[1]) for folder in folders)
 
     def wait_for_step(self, name: str, step: int) -> None:
         wait_until(lambda: self.step(name) >= step, f"step {step} of {name}", 250)
@@ -184,3 +192,39 @@ def test_a_trial_over_two_nodes_goes_on_with_what_is_left_and_grows_when_nodes_j
     expected, found = undisturbed.weights(BOTH[0]), sweep.weights(BOTH[0])
     for tensor in expected:
         np.testing.assert_allclose(found[tensor], expected[tensor], atol=1e-2, err_msg=tensor)
+
+
+def test_a_drained_node_is_left_with_the_state_saved_and_nothing_is_repeated(
+    cluster: Cluster, undisturbed: Submitted, tmp_path: Path
+) -> None:
+    machines, periodic, deadline_s = cluster.machines, 900, 60
+    changes = {
+        "axes": {"architecture": ["topk"], "width": [64], "target_l0": [4]},
+        "resources": {"workers": 2, "timeout_s": 30},
+        "every": {**EVERY, "checkpoint": periodic},
+    }
+    sweep = Submitted(cluster, tmp_path, "drained", **changes)
+    sweep.wait_for_step(BOTH[0], 100)
+    (first,) = machines.on_nodes("RayTrainWorker")
+    assert machines.on_nodes("WindowServer") == {first: 1}
+    began = time.monotonic()
+    machines.drain(first, deadline_s)
+    wait_until(lambda: first not in machines.on_nodes("RayTrainWorker"), f"workers that leave {first}", deadline_s)
+    left_s = time.monotonic() - began
+    wait_until(lambda: bool(machines.on_nodes("RayTrainWorker")), "workers elsewhere")
+    saved = sweep.checkpoints(BOTH[0])[-1]
+    assert saved % periodic, "it saved as it left"
+    assert sweep.step(BOTH[0]) == saved, "no step after the one that was saved"
+    wait_until(
+        lambda: machines.on_nodes("WindowServer").get(first) is None, f"the server on {first} to end", deadline_s
+    )
+    print(f"left {first} at step {saved}, {left_s:.0f} s after the notice")
+    (second,) = machines.on_nodes("RayTrainWorker")
+    assert second != first
+    assert machines.on_nodes("WindowServer") == {second: 1}
+    wait_until(lambda: machines.addresses[first] not in machines.alive(), f"{first} to end", deadline_s)
+    assert time.monotonic() - began < deadline_s, "a node without work ends before it is taken"
+    sweep.ended()
+    assert sweep.steps(BOTH[0]) == list(range(10, STEPS + 1, 10)), "each logged step once, in order"
+    expected, found = undisturbed.weights(BOTH[0]), sweep.weights(BOTH[0])
+    assert all(np.array_equal(expected[tensor], found[tensor]) for tensor in expected)
