@@ -45,17 +45,20 @@ class Attempts:
     def run(self, attempt: Callable[[Placement], str]) -> bool:
         """Call `attempt` until it says something else than that the trial moves; False: the sweep was over before.
 
-        Raises the attempt's error once it failed too often for reasons of its own.
+        Raises the attempt's error once it failed too often for reasons of its own. A node that is gone, or is about to
+        go, excuses one failure: it may stay for long after it was told to leave.
         """
-        failures = 0
+        failures, excuses = 0, set[str]()
         while (placement := self._nodes()) is not None:
             try:
                 if attempt(placement) != MOVING:
                     return True
             except TrainingFailedError as error:
                 self.sleep(NOTICE_S)
-                if is_of_the_trial(error, self.rooms.lost(self.trial.id)):
+                lost = self.rooms.lost(self.trial.id)
+                if is_of_the_trial(error, [node_id for node_id in lost if node_id not in excuses]):
                     failures += 1
+                excuses.update(lost)
                 if failures > self.retries:
                     raise
                 log.warning("%s is started again: %s", self.trial.name, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 from training.config import MeshConfig
 from tuning.attempts import Attempts
 from tuning.placement.book import Book, NodeState, View, Wish, Wishes
+from tuning.placement.cluster_view import RECENT_S, RecentView
 from tuning.placement.nodes import Node, place
-from tuning.placement.placer import Placement
+from tuning.placement.placer import Placement, Placer
 from tuning.placement.rooms import fixed_rooms
 from tuning.sweep_folder import DONE, MOVING
 from tuning.trials import Footprint
@@ -176,10 +178,10 @@ def test_growth_beyond_what_was_asked_for_needs_leave() -> None:
 
 
 class Rooms:
-    """A placer whose nodes are lost when a test says so."""
+    """A placer; each attempt's nodes are lost as a test says."""
 
-    def __init__(self, *takes: Placement | None) -> None:
-        self.takes, self.lost_nodes, self.released = list(takes), list[str](), list[str]()
+    def __init__(self, *takes: Placement | None, lost: Sequence[str] = ()) -> None:
+        self.takes, self.lost_nodes, self.released = list(takes), list(lost), list[str]()
 
     def take(self, trial: str, name: str, asked: Wishes) -> Placement | None:
         return self.takes.pop(0)
@@ -188,7 +190,7 @@ class Rooms:
         self.released.append(trial)
 
     def lost(self, trial: str) -> list[str]:
-        return self.lost_nodes
+        return [self.lost_nodes.pop(0)] if self.lost_nodes else []
 
 
 @pytest.fixture
@@ -232,9 +234,15 @@ def test_failures_of_its_own_are_counted_and_those_of_nodes_are_not(attempts_wit
 
     with pytest.raises(WorkerGroupError):
         attempts_with([None, None], Rooms(PLACED, PLACED), retries=1)
-    rooms = Rooms(*[PLACED] * 6)
-    rooms.lost_nodes = ["a"]
-    assert attempts_with([None] * 5 + [DONE], rooms, retries=1)
+    assert attempts_with([None] * 5 + [DONE], Rooms(*[PLACED] * 6, lost="abcde"), retries=1)
+
+
+def test_a_node_that_leaves_and_stays_excuses_one_failure(attempts_with) -> None:  # type: ignore[no-untyped-def]
+    from ray.train import WorkerGroupError
+
+    assert attempts_with([None, None, DONE], Rooms(*[PLACED] * 3, lost="aa"), retries=1)
+    with pytest.raises(WorkerGroupError):
+        attempts_with([None, None, None], Rooms(*[PLACED] * 3, lost="aaa"), retries=1)
 
 
 def test_a_trial_that_waits_when_the_sweep_ends_is_over(attempts_with) -> None:  # type: ignore[no-untyped-def]
@@ -255,3 +263,71 @@ def test_a_placer_hands_out_what_it_claimed_and_claims_anew_for_the_next_attempt
     assert rooms.lost("t") == []
     rooms.release("t")
     assert rooms.has_room(footprint(3))
+
+
+# The cluster at a glance -------------------------------------------------------------------------------------------
+
+
+class Cluster:
+    """Counts how often it is looked at; its time stands still until a test moves it."""
+
+    def __init__(self, now: View) -> None:
+        self.now, self.looks, self.time_s = now, 0, 100.0
+
+    def look(self) -> View:
+        self.looks += 1
+        return self.now
+
+    def clock(self) -> float:
+        return self.time_s
+
+
+def test_all_trials_that_ask_within_a_second_are_answered_by_one_look_at_the_cluster() -> None:
+    cluster = Cluster(view(a=64))
+    placer = Placer(None, cluster.look, cluster.clock)
+    for number in range(32):
+        assert placer.claim(str(number), "t", wishes(1))
+        assert placer.take(str(number), "t", wishes(1)) is not None
+        assert not placer.should_move(str(number), wishes(1))
+    assert cluster.looks == 1
+    cluster.time_s += RECENT_S
+    cluster.now = view(a=64, leaving=("a",))
+    assert all(placer.should_move(str(number), wishes(1)) for number in range(32))
+    assert cluster.looks == 2
+
+
+def test_what_trials_have_is_known_at_once_however_old_the_view() -> None:
+    cluster = Cluster(view(a=3))
+    placer = Placer(None, cluster.look, cluster.clock)
+    assert placer.claim("one", "one", wishes(2))
+    assert not placer.claim("two", "two", wishes(2))
+    placer.release("one")
+    assert placer.claim("two", "two", wishes(2))
+    assert cluster.looks == 1
+
+
+def test_a_trial_that_is_placed_anew_is_not_in_its_own_way() -> None:
+    cluster = Cluster(view(a=2))
+    placer = Placer(None, cluster.look, cluster.clock)
+    for used in (2, 0):
+        assert placer.take("one", "t", wishes(2)) is not None
+        cluster.now, cluster.time_s = view(a=2, used={"a": used}), cluster.time_s + 2 * RECENT_S
+        assert not placer.should_move("one", wishes(2))
+        cluster.now = view(a=2)  # its workers are gone by now
+
+
+def test_whether_a_node_was_lost_is_not_answered_from_memory() -> None:
+    cluster = Cluster(view(a=1))
+    placer = Placer(None, cluster.look, cluster.clock)
+    assert placer.claim("one", "one", wishes(1))
+    cluster.now = view(b=1)
+    assert placer.lost("one") == ["a"]
+
+
+def test_a_clock_that_is_set_back_keeps_no_view_for_ever() -> None:
+    cluster = Cluster(view(a=1))
+    recent = RecentView(cluster.look, cluster.clock)
+    recent()
+    cluster.time_s -= 3600.0
+    cluster.now = view(b=1)
+    assert set(recent().nodes) == {"b"}

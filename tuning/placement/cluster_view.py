@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -15,6 +16,31 @@ from tuning.planning.plan import Machines
 
 MAX_TO_COME = 64
 """Nodes to come that are looked at, of each kind: no trial is wider."""
+
+RECENT_S = 1.0
+"""How old a view may be by which trials are told whether there is room: what Ray tells is as old."""
+
+
+@dataclass
+class RecentView:
+    """The cluster as it was `RECENT_S` ago at most: asked once for all trials that ask meanwhile."""
+
+    look: Callable[[], View]
+    clock: Callable[[], float]
+    """Seconds."""
+    _last: View | None = None
+    _looked_s: float = 0.0
+
+    def __call__(self) -> View:
+        if self._last is None or not 0 <= self.clock() - self._looked_s < RECENT_S:
+            return self.now()
+        return self._last
+
+    def now(self) -> View:
+        """The cluster as it is."""
+        self._looked_s = self.clock()
+        self._last = self.look()
+        return self._last
 
 
 def cluster_view() -> View:

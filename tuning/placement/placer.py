@@ -10,7 +10,7 @@ from typing import Any
 from ray.autoscaler.sdk import request_resources
 
 from tuning.placement.book import Book, View, Wish, Wishes
-from tuning.placement.cluster_view import cluster_view
+from tuning.placement.cluster_view import RecentView, cluster_view
 from tuning.placement.nodes import place
 from tuning.trials import Footprint
 from tuning.window_servers import WindowServers
@@ -33,16 +33,23 @@ class Placement:
 class Placer:
     """Runs as a Ray actor; see `tuning.placement.rooms.placing`. Its decisions are those of `Book`."""
 
-    def __init__(self, servers: WindowServers | None, view: Callable[[], View] = cluster_view) -> None:
+    def __init__(
+        self,
+        servers: WindowServers | None,
+        view: Callable[[], View] = cluster_view,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._book = Book()
         self._servers = servers
-        self._view = view
+        self._view = RecentView(view, clock)
+        self._clock = clock
         self._asked: list[dict[str, float]] = []
 
     def claim(self, trial: str, name: str, wishes: Wishes) -> bool:
         """Whether the trial got nodes. Those it had before are given back."""
-        view = self._view()
-        claim = self._book.claim(trial, name, wishes, view, time.time())
+        # In an older view the workers that the trial had until now would be somebody else's.
+        view = self._view.now() if trial in self._book.claims else self._view()
+        claim = self._book.claim(trial, name, wishes, view, self._clock())
         self._settle(view)
         return claim is not None
 
@@ -67,19 +74,19 @@ class Placer:
 
     def lost(self, trial: str) -> list[str]:
         """The nodes of the trial's attempt that are gone, or about to go."""
-        view = self._view()
+        view = self._view.now()
         claim = self._book.claims.get(trial)
         nodes = dict.fromkeys(claim.nodes) if claim is not None else {}
         return [node_id for node_id in nodes if node_id not in view.nodes or view.nodes[node_id].is_leaving]
 
     def should_move(self, trial: str, wishes: Wishes) -> bool:
         """Whether the running trial should save its state and take other nodes."""
-        return self._book.should_move(trial, wishes, self._view(), time.time())
+        return self._book.should_move(trial, wishes, self._view(), self._clock())
 
     def waiting(self) -> list[str]:
         """Who waits for what, one line each."""
         self._settle(self._view())
-        return self._book.lines(time.time())
+        return self._book.lines(self._clock())
 
     def has_room(self, footprint: Footprint) -> bool:
         """Whether workers like these would fit now."""
@@ -93,7 +100,8 @@ class Placer:
     def _settle(self, view: View) -> None:
         """End servers that nobody uses, and ask the autoscaler for what is waited for."""
         if self._servers is not None:
-            self._servers.keep_only(self._book.used_nodes(), view.nodes, time.time())
+            staying = [node_id for node_id, node in view.nodes.items() if not node.is_leaving]
+            self._servers.keep_only(self._book.used_nodes(), staying, self._clock())
         if view.to_come or self._asked:
             held = [claim.wish for claim in self._book.claims.values()]
             waited = [waiting.wish for waiting in self._book.waiting.values()]
