@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
+import uuid
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,13 +28,16 @@ from training.trainer import OpenStream, Trainer
 from tuning.attempts import Attempts, sweep_is_over
 from tuning.endings.ends import Meter, Pause, read_spent
 from tuning.endings.look import Look
+from tuning.fence import DisplacedError, Fence
 from tuning.placement.placer import Placement
 from tuning.planning.worker_memory import peak_resident_bytes
 from tuning.process_groups import WorkersConfig
 from tuning.records import ended_record, new_record, reason_of
-from tuning.sweep_folder import FAILED, MOVING, PAUSED, RUNNING
+from tuning.sweep_folder import FAILED, MOVING, PAUSED, RUNNING, TrialRecord
 from tuning.train_here import ReportToTune, TrainHere
 from tuning.trial_run import TrialRun
+
+log = logging.getLogger("lexray")
 
 REPORTS = 20
 """Evaluations of a training that reach Tune at most."""
@@ -41,6 +47,7 @@ def run_trial(config: dict[str, Any]) -> None:
     """The Tune trainable: train `config["run"]` to its end.
 
     The first worker writes the result to `trial.json`. A failed trial does not fail the sweep: its reason goes there.
+    One that somebody else runs by now is left to them.
     """
     run: TrialRun = config["run"]
     began = time.time()
@@ -48,6 +55,9 @@ def run_trial(config: dict[str, Any]) -> None:
     run.folder.write_trial(record)
     try:
         _train(run, began)
+    except DisplacedError as error:
+        log.warning("%s: %s", run.trial.name, error)
+        return
     except Exception as error:
         timing = {"total_s": time.time() - began}
         run.folder.write_trial(replace(record, status=FAILED, reason=reason_of(error), timing=timing))
@@ -84,12 +94,18 @@ def _train(run: TrialRun, began: float) -> None:
 
 
 def _attempt(run: TrialRun, began: float) -> str:
-    """Run the trial's workers to their end and count their hours; the status that they leave it with."""
+    """Run the trial's workers to their end and count their hours; the status that they leave it with.
+
+    Raises DisplacedError when another process runs the trial by then.
+    """
+    run = replace(run, attempt=uuid.uuid4().hex)
+    run.fence.take()
     run.folder.write_trial(new_record(run.trial, status=RUNNING))
     meter = Meter(store=run.store, footprint=run.trial.footprint, before=read_spent(run.store), began_s=time.time())
     try:
         torch_trainer(run, meter, TrainHere, callbacks=[ReportToTune()], began_s=began).fit()
     finally:
+        run.fence.confirm()
         meter.note(time.time())
     ended = run.folder.read_trial(run.trial.id)
     return ended.status if ended is not None else RUNNING
@@ -152,50 +168,61 @@ class BoundedReports:
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """What each Ray Train worker runs."""
+    """What each Ray Train worker runs. The first says what became of the trial, while this attempt has its folder."""
     run: TrialRun = config["run"]
-    meter: Meter = config["meter"]
     if torch.cuda.is_available():
         torch.cuda.set_device(ray.train.torch.get_device())
     ensure_process_group()
-    context = ray.train.get_context()
+    fence = run.fence
+    is_first = ray.train.get_context().get_world_rank() == 0
+    with fence.watching() if is_first else nullcontext():
+        record = _trained(run, config["meter"], config["began_s"], fence)
+    if is_first:
+        fence.confirm()
+        run.folder.write_trial(replace(record, memory={"peak_bytes": peak_resident_bytes()}))
+
+
+def _trained(run: TrialRun, meter: Meter, began_s: float, fence: Fence) -> TrialRecord:
+    """Train this worker's share; the record of the trial as that ended."""
+    rank, store = ray.train.get_context().get_world_rank(), fence.fenced_store
     trainer = Trainer(
         config=run.trial.config,
-        store=run.store,
+        store=store,
         trial=run.trial.id,
         leaving=lambda: ray.train.get_preemption_info() is not None,
         timeout_s=run.trial.footprint.timeout_s,
         may_share_device=run.trial.footprint.gpus_per_worker < 1,
-        open_stream=_nearest_stream(run, f"{run.trial.id}/{context.get_world_rank()}"),
+        open_stream=_nearest_stream(run, f"{run.trial.id}/{rank}"),
         on_evaluation=BoundedReports(run.trial.config.num_steps),
         verdict=run.judge,
-        pause=_pause(run, meter),
-        rank=context.get_world_rank(),
-        num_ranks=context.get_world_size(),
+        pause=_pause(run, meter, fence),
+        rank=rank,
+        num_ranks=ray.train.get_context().get_world_size(),
     )
     record = new_record(run.trial, status=RUNNING)
     try:
         result = trainer.run()
-        if context.get_world_rank() == 0 and result.ended == "done":  # by one worker alone: the others did their part
-            measure_trial(run.store, trainer.open_stream, run.trial.config.data, training_device())
-        record = ended_record(run, record, result, time.time() - config["began_s"])
+        if rank == 0 and result.ended == "done":  # by one worker alone: the others did their part
+            measure_trial(store, trainer.open_stream, run.trial.config.data, training_device())
+        return ended_record(run, record, result, time.time() - began_s)
     except (UserError, TrainingFailedError) as error:  # raised on every rank; another attempt would end the same way
-        record = replace(record, status=FAILED, reason=str(error))
-    if context.get_world_rank() == 0:
-        run.folder.write_trial(replace(record, memory={"peak_bytes": peak_resident_bytes()}))
+        return replace(record, status=FAILED, reason=str(error))
 
 
-def _pause(run: TrialRun, meter: Meter) -> Callable[[], str]:
-    """Why the training is to save its state and end; asked on its first worker."""
+def _pause(run: TrialRun, meter: Meter, fence: Fence) -> Callable[[], str]:
+    """Why the training is to save its state and end; asked on its first worker, where a displaced attempt ends."""
     pause, rooms = Pause(folder=run.folder, meter=meter, deadline_s=run.deadline_s), run.rooms
-    if rooms is None:
-        return pause
 
     def moving() -> str:
-        return MOVING if rooms.should_move(run.trial.id, run.meshes) else ""
+        return MOVING if rooms is not None and rooms.should_move(run.trial.id, run.meshes) else ""
 
     move = Look(find=moving, what="whether the trial should move")
-    return lambda: pause() or move()
+
+    def why() -> str:
+        fence.check()
+        return pause() or move()
+
+    return why
 
 
 def _nearest_stream(run: TrialRun, consumer: str) -> OpenStream:

@@ -10,6 +10,7 @@ from storage.chunk_cache import CacheSettings
 from storage.store import Store
 from tuning.attempts import on_placement
 from tuning.endings.verdicts import Judge
+from tuning.fence import Fence
 from tuning.placement.book import Wish, Wishes
 from tuning.placement.placer import Placement
 from tuning.placement.rooms import Rooms
@@ -38,12 +39,19 @@ class TrialRun:
     """Of early stopping; None: trained to the end."""
     deadline_s: float | None = None
     """Unix time at which the trial saves its state and ends."""
+    attempt: str = ""
+    """Token of this attempt, drawn by whoever begins it."""
     ray_storage_path: str | None = None
     """Where Ray keeps files of its own; a cache."""
 
     @property
     def store(self) -> Store:
         return self.folder.trial_store(self.trial.id)
+
+    @property
+    def fence(self) -> Fence:
+        """Between this attempt and others at the trial."""
+        return Fence(store=self.store, token=self.attempt)
 
     @property
     def meshes(self) -> Wishes:

@@ -61,7 +61,8 @@ def test_every_trial_has_a_result_and_its_files(swept):
     assert table.set_index("architecture").loc["topk", "workers"] == 2
     for trial in made.trials:
         folder = out / "trials" / trial.id
-        files = {"trial.json", "metrics.jsonl", "spent.json", "dictionary", "measures.json", "fired.npy"}
+        files = {"trial.json", "attempt.json", "metrics.jsonl", "spent.json"}
+        files |= {"dictionary", "measures.json", "fired.npy"}
         assert {p.name for p in folder.iterdir()} == files
         measured, result = (json.loads((folder / name).read_text()) for name in ("measures.json", "trial.json"))
         assert measured["fvu"] == pytest.approx(result["result"]["fvu"], rel=1e-4)  # the whole, by one worker alone

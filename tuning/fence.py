@@ -1,0 +1,103 @@
+"""One attempt at a trial writes into its folder: the one whose token lies there.
+
+A worker that is cut off from the cluster, but not from storage, does not know that its trial goes on elsewhere. Every
+attempt leaves its token in the folder before its workers start. The first worker of the one before finds it within
+`LOOK_EVERY_S`, sooner than the new workers have begun to write, and ends without writing anything more.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from storage.store import Store
+from tuning.endings.look import LOOK_EVERY_S
+
+log = logging.getLogger("lexray")
+
+ATTEMPT = "attempt.json"
+
+
+class DisplacedError(RuntimeError):
+    """Another attempt has the folder of the trial."""
+
+
+@dataclass(frozen=True)
+class FencedStore(Store):
+    """A store in which nothing is written or deleted while `check` raises."""
+
+    check: Callable[[], None] = lambda: None
+
+    def at_path(self, path: str) -> FencedStore:
+        return FencedStore(f"{self.url}/{path}", self.settings, self.check)
+
+    def write(self, path: str, data: bytes) -> None:
+        self.check()
+        super().write(path, data)
+
+    def delete(self, path: str) -> None:
+        self.check()
+        super().delete(path)
+
+
+@dataclass(kw_only=True)
+class Fence:
+    """One attempt's view of who has the folder."""
+
+    store: Store
+    """Folder of the trial."""
+    token: str
+    """Of this attempt."""
+    is_displaced: bool = False
+    """Whether another attempt had the folder at the last look, or at one before."""
+
+    @property
+    def fenced_store(self) -> FencedStore:
+        """The folder, for this attempt alone."""
+        return FencedStore(self.store.url, self.store.settings, self.check)
+
+    def take(self) -> None:
+        """The folder is this attempt's from now on."""
+        self.store.write(ATTEMPT, self._content)
+
+    def look(self) -> None:
+        """Find out who has the folder. A store that cannot be read tells nothing: a warning."""
+        try:
+            self.is_displaced = self.is_displaced or self.store.read(ATTEMPT) != self._content
+        except FileNotFoundError:
+            return
+        except Exception as error:
+            log.warning("%s/%s: cannot be read just now (%s)", self.store.url, ATTEMPT, error)
+
+    def check(self) -> None:
+        """Raise DisplacedError if another attempt had the folder at the last look; asks no store."""
+        if self.is_displaced:
+            raise DisplacedError(f"{self.store.url}: another attempt at this trial runs by now; this one ends")
+
+    def confirm(self) -> None:
+        """Look, and raise DisplacedError if another attempt has the folder."""
+        self.look()
+        self.check()
+
+    @contextmanager
+    def watching(self, interval_s: float = LOOK_EVERY_S) -> Iterator[None]:
+        """Look now and then beside what is done inside, until another attempt has the folder."""
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.wait(interval_s) and not self.is_displaced:
+                self.look()
+
+        threading.Thread(target=watch, name="fence", daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
+
+    @property
+    def _content(self) -> bytes:
+        return json.dumps({"attempt": self.token}).encode()
