@@ -2,6 +2,7 @@
 
 sweep.yaml                     the sweep file as run
 trials/TRIAL/trial.json        configuration, status and result (TrialRecord)
+trials/TRIAL/attempt.json      which attempt at it writes here (tuning.fence)
 trials/TRIAL/rungs.json        where early stopping judged it, and how (tuning.endings.verdicts)
 trials/TRIAL/spent.json        hours of its workers, all attempts together (tuning.endings.ends)
 trials/TRIAL/metrics.jsonl     one JSON object per logged step (storage of `training.metrics_log`)
