@@ -174,5 +174,5 @@ def _refuse_driven(output: Store) -> None:
     if record is not None and is_alive(record, time.time()) and not is_dead_here(record, this_place()):
         raise UserError(
             f"output: {output.url} is being run by {record.where}; follow it by `lexray status {output.url}`, "
-            f"end it by `lexray stop {output.url}`, or wait a minute if you know that it is dead"
+            f"end it by `lexray stop {output.url}`, or wait 90 s if you know that it is dead"
         )
