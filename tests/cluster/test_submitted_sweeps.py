@@ -124,6 +124,7 @@ def test_a_sweep_outlives_its_submitter_a_stop_and_its_head(head, sweep, tmp_pat
 
     until(lambda: steps().get("topk-w64-l2", ("", 0))[0] == "done" and steps()["topk-w64-l4"][1] > 0, "a trial done")
     first = dictionary_of("topk-w64-l2")
+    assert any(line.startswith("object ") for line in left_on(head[0])), "windows, while it trains"
     began = time.monotonic()
     code, out, err = client.run("stop", job, *client.cluster, "--json")
     assert code == 0, err
@@ -131,7 +132,7 @@ def test_a_sweep_outlives_its_submitter_a_stop_and_its_head(head, sweep, tmp_pat
     said, complaint = follower.communicate(timeout=120)
     assert follower.returncode == 0, complaint
     assert "sweep widths: 2 trials" in said
-    until(lambda: left_on(head[0]) == [], "actors and placement groups gone")
+    until(lambda: left_on(head[0]) == [], "actors, placement groups and objects gone")
     print(f"stopped, and everything free, after {time.monotonic() - began:.0f} s")
     assert steps()["topk-w64-l4"][0] == "stopped: by hand"
     stopped_at = steps()["topk-w64-l4"][1]
@@ -196,12 +197,16 @@ def dictionary_of(name: str) -> str:
 
 
 def left_on(head: RealHead) -> list[str]:
-    """Actors and placement groups that hold something."""
+    """Actors and placement groups that hold something, and objects that somebody still has a hand on."""
     dashboard = Dashboard(url=head.address, what="head", token=Secret(TOKEN))
-    found = []
+
+    def listed(kind: str) -> list[dict[str, Any]]:
+        answer = dashboard.get(f"/api/v0/{kind}?detail=1&limit=1000")
+        return list(answer["data"]["result"]["result"])
+
+    found = [f"object {one['object_id']} of {one['object_size']} bytes" for one in listed("objects")]
     for kind, gone in (("actors", "DEAD"), ("placement_groups", "REMOVED")):
-        listed = dashboard.get(f"/api/v0/{kind}?detail=1&limit=1000")["data"]["result"]["result"]
-        found += [f"{kind} {one.get('name') or one.get('class_name')}" for one in listed if one["state"] != gone]
+        found += [f"{kind} {one.get('name') or one.get('class_name')}" for one in listed(kind) if one["state"] != gone]
     return [one for one in found if one != f"actors {RAYS_OWN}"]
 
 
