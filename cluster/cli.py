@@ -64,15 +64,17 @@ def sweep(
     address: Annotated[str | None, typer.Option(help="Ray cluster to join; without it one is started here.")] = None,
     job: Annotated[str, typer.Option(hidden=True, help="Id of the job that this command is.")] = "",
     cluster_name: Annotated[str, typer.Option(hidden=True, help="What people call the cluster.")] = "",
+    pools: Annotated[str, typer.Option(hidden=True, help="What its autoscaler may start, as JSON.")] = "",
     as_json: Json = False,
 ) -> None:
     """Train the dictionaries of a sweep file and draw their frontier. Run it again to continue.
 
     Example: lexray sweep examples/quickstart/sweep.yaml
     """
+    from cluster.provisioned.pools import pools_of
     from cluster.sweep_commands import Where, run_sweep_file
 
-    where = Where(address=address, cluster=cluster_name, job=job)
+    where = Where(address=address, cluster=cluster_name, job=job, pools=pools_of(pools))
     raise typer.Exit(run_sweep_file(str(file), where, messages, as_json))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ from typing import Any
 import grpc
 import ray
 from ray._private.grpc_utils import init_grpc_channel
-from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+from ray.core.generated import autoscaler_pb2, gcs_service_pb2, gcs_service_pb2_grpc
+from ray.experimental.internal_kv import _internal_kv_put
 
-from cluster.provisioned.description import Liveness
+from cluster.provisioned.description import Liveness, Pool
 from storage.errors import UserError
+from tuning.placement.object_store import STORE_SHARE
 
 ROOT = Path(__file__).resolve().parent.parent
 """Folder that holds the four packages; what a foreign cluster needs of lexray."""
@@ -41,13 +43,19 @@ ONE_MACHINE_ENV = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[None]:
-    """Inside, Ray is connected. Raises UserError when there is no cluster at `address`."""
+def connected(address: str | None, *, is_job: bool = False, pools: Sequence[Pool] = ()) -> Iterator[None]:
+    """Inside, Ray is connected. Raises UserError when there is no cluster at `address`.
+
+    A job of the cluster (`is_job`) ships no code: it came with the job, or the cluster has it. `pools` are nodes that
+    the cluster's autoscaler may start.
+    """
     os.environ.update({name: value for name, value in PROCESS_ENV.items() if name not in os.environ})
     if address is None:
         _start_local()
     else:
-        _join(address)
+        _join(address, {} if is_job else _code())
+        if pools:
+            _announce(pools)
     try:
         yield
     finally:
@@ -66,18 +74,33 @@ def _start_local() -> None:
     )
 
 
-def _join(address: str) -> None:
+def _join(address: str, code: dict[str, Any]) -> None:
     _check_answers(address)
     try:
         ray.init(
             address=address,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env={"env_vars": PROCESS_ENV, **_code()},
+            runtime_env={"env_vars": PROCESS_ENV, **code},
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--address {address}: no Ray cluster answers there ({reason})") from error
+
+
+def _announce(pools: Sequence[Pool]) -> None:
+    """Leave word where Ray itself looks for what a cluster may become: its autoscalers leave none there."""
+    config = autoscaler_pb2.ClusterConfig()  # type: ignore[attr-defined]  # protobuf makes it when imported
+    for pool in pools:
+        group = config.node_group_configs.add(name=pool.name, min_count=pool.min_nodes, max_count=pool.max_nodes)
+        memory_bytes = int((1 - STORE_SHARE) * pool.memory_gib * 2**30)
+        group.resources.update({"CPU": int(pool.cpus), "GPU": pool.gpus, "memory": memory_bytes})
+    _internal_kv_put(
+        ray._raylet.GCS_AUTOSCALER_CLUSTER_CONFIG_KEY,  # type: ignore[attr-defined]  # compiled
+        config.SerializeToString(),
+        overwrite=True,
+        namespace=ray._raylet.GCS_AUTOSCALER_STATE_NAMESPACE.encode(),  # type: ignore[attr-defined]
+    )
 
 
 def _code() -> dict[str, Any]:

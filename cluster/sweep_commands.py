@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from cluster.commands import FAILED, OK, print_frontier
+from cluster.provisioned.description import Pool
 from storage.config_file import read_config_file
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class Where:
     """What people call it."""
     job: str = ""
     """Id of the job that this command is, empty if it is none."""
+    pools: tuple[Pool, ...] = ()
+    """Nodes that the cluster's autoscaler may start, if it tells nobody itself."""
 
 
 def run_sweep_file(file: str, where: Where, messages: Console, as_json: bool) -> int:
@@ -54,7 +57,7 @@ def run_sweep_file(file: str, where: Where, messages: Console, as_json: bool) ->
             driver.check()
             stack.enter_context(_terminable(driver))
             with messages.status("starting Ray" if where.address is None else f"joining {where.address}"):
-                stack.enter_context(connected(where.address))
+                stack.enter_context(connected(where.address, is_job=bool(where.job), pools=where.pools))
             for mirror in mirrors:
                 stack.callback(mirror.finish, plan.folder.store.url)
             followers = [*_views(plan, messages, driver), *mirrors]

@@ -13,7 +13,9 @@ from cluster.jobs.naming import base_id, next_id
 from cluster.jobs.nodes import all_are_here, gpu_memory_gib, machines_of
 from cluster.jobs.package import SWEEP_FILE, Package, package
 from cluster.provisioned.connection import Connection
+from cluster.provisioned.description import Pool
 from cluster.provisioned.errors import RefusedError
+from cluster.provisioned.pools import pools_option
 from storage.config_file import checked_content, mapping_of
 from storage.errors import UnreachableError, UserError
 from storage.store import Store, reachable
@@ -92,7 +94,8 @@ def _start(
     made = package(text, with_code=with_code)
     client.upload(made)
     job = next_id(base, [attempt.id for attempt in attempts])
-    _order(client, job, entrypoint(job, connection.name), made, {OUTPUT: url, SWEEP: sweep.name})
+    pools = connection.description.pools if connection.description is not None else ()
+    _order(client, job, entrypoint(job, connection.name, pools), made, {OUTPUT: url, SWEEP: sweep.name})
     return job, len(made.content)
 
 
@@ -119,10 +122,10 @@ def _order(
             sleep(pause_s)
 
 
-def entrypoint(job: str, cluster: str) -> str:
-    """What the head runs, in the folder of the package."""
+def entrypoint(job: str, cluster: str, pools: Sequence[Pool] = ()) -> str:
+    """What the head runs, in the folder of the package; `pools` may still be started."""
     sweep = ["python", "-m", "cluster", "sweep", SWEEP_FILE, "--address", "auto", "--job", job]
-    return shlex.join([*sweep, "--cluster-name", cluster])
+    return shlex.join([*sweep, *pools_option(pools), "--cluster-name", cluster])
 
 
 def _refuse_local(sweep: SweepFile, connection: Connection, nodes: Sequence[dict[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shlex
 
 from cluster.provisioned.description import ClusterDescription, Pool
 from cluster.provisioned.kube_pods import (
@@ -14,11 +15,13 @@ from cluster.provisioned.kube_pods import (
     worker_pod,
     worker_start_params,
 )
+from cluster.provisioned.pools import pools_option
 
 API_VERSION = "ray.io/v1"
 IDLE_TIMEOUT_MINUTES = 10.0
 """Where the description names none."""
 SWEEP_CONFIG_MAP, SWEEP_FOLDER, SWEEP_FILE = "lexray-sweep", "/etc/lexray", "sweep.yaml"
+SWEEP = ("lexray", "sweep", f"{SWEEP_FOLDER}/{SWEEP_FILE}", "--address", "auto")
 HEAD_READY_S = 1800
 """How long a job's cluster may take to come up: a node, and its first pull of a large image."""
 KEEP_ENDED_S = 300
@@ -41,7 +44,7 @@ def ray_job(cluster: ClusterDescription, *, namespace: str, ray_version: str) ->
     """A cluster that lives for one sweep, whose file lies in a config map."""
     spec: Manifest = {
         "submissionMode": "HTTPMode",  # the other modes end a healthy job when the pod that submitted it dies
-        "entrypoint": f"lexray sweep {SWEEP_FOLDER}/{SWEEP_FILE} --address auto",
+        "entrypoint": shlex.join([*SWEEP, *pools_option(cluster.pools)]),
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": KEEP_ENDED_S,
         "preRunningDeadlineSeconds": HEAD_READY_S,

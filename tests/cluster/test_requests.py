@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import re
+import shlex
 import socket
 import zipfile
 from pathlib import Path
@@ -19,8 +21,10 @@ from cluster.jobs.naming import attempt_of, base_id, next_id
 from cluster.jobs.package import MAX_BYTES, package
 from cluster.jobs.submit import entrypoint
 from cluster.jobs.watch import LONGEST_PAUSE_S, PAUSE_S, follow_job, pause_s
+from cluster.provisioned.description import Pool
 from cluster.provisioned.errors import ClusterLostError, NotFoundError, RefusedError
 from cluster.provisioned.http import Dashboard
+from cluster.provisioned.pools import pools_of, pools_option
 from cluster.provisioned.tokens import Secret
 from storage.errors import UserError
 
@@ -148,6 +152,25 @@ def _noise(size: int) -> bytes:
 def test_a_cluster_may_be_called_anything():
     command = entrypoint("lexray-x-1", "my cluster; rm -rf /")
     assert command.endswith("--cluster-name 'my cluster; rm -rf /'")
+
+
+def test_a_job_is_told_of_every_pool_that_may_still_start():
+    pools = (Pool(name="a10g", cpus=46, memory_gib=176, gpus=4, max_nodes=2), Pool(name="cpu", cpus=7.5, memory_gib=30,
+             max_nodes=1, min_nodes=1, capacity="ON_DEMAND"))  # fmt: skip
+    words = shlex.split(entrypoint("lexray-x-1", "lab", pools))
+    told = pools_of(words[words.index("--pools") + 1])
+    assert [(one.name, one.cpus, one.memory_gib, one.gpus, one.min_nodes, one.max_nodes) for one in told] == [
+        ("a10g", 46, 176, 4, 0, 2), ("cpu", 7.5, 30, 0, 1, 1),
+    ]  # fmt: skip
+    assert (pools_option([]), pools_of("")) == ([], ())
+
+
+@pytest.mark.parametrize(
+    ("text", "line"), [("[{", "--pools: Invalid JSON"), ('[{"name": "a10g"}]', "--pools: 0.cpus: ")]
+)
+def test_pools_that_cannot_be_read_are_one_line(text, line):
+    with pytest.raises(UserError, match=re.escape(line)):
+        pools_of(text)
 
 
 @given(st.integers(0, 10**9))

@@ -2,6 +2,7 @@
 
 import copy
 import re
+import shlex
 import shutil
 import subprocess
 
@@ -9,9 +10,10 @@ import pytest
 import yaml
 from kubernetes_kinds import FOLDER, ROOT, by_name, example, kustomized, needs_kubectl, pod_templates
 
-from cluster.provisioned.kube_cluster import SWEEP_CONFIG_MAP, SWEEP_FOLDER
+from cluster.provisioned.kube_cluster import SWEEP, SWEEP_CONFIG_MAP, SWEEP_FOLDER
 from cluster.provisioned.kube_pods import CORE_POOL, DRAIN_SCRIPT, GPU_RESOURCE, POOL_LABEL, SPOT_TAINTS
 from cluster.provisioned.manifests import applied, render, to_yaml
+from cluster.provisioned.pools import pools_of
 from storage.errors import UserError
 
 PUSHED_IMAGE = "registry.example.com/lexray:0.1.0"
@@ -67,6 +69,7 @@ def test_under_kueue_a_job_of_fixed_size_waits_in_a_queue_and_no_cluster_holds_q
     job = found["RayJob", "lexray-sweep"]
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"]
     assert job["spec"]["suspend"]
+    assert job["spec"]["entrypoint"] == shlex.join(SWEEP), "no node comes that is not there"
     assert job["spec"]["shutdownAfterJobFinishes"]
     spec = job["spec"]["rayClusterSpec"]
     assert spec["enableInTreeAutoscaling"] is False
@@ -122,6 +125,8 @@ def test_the_job_brings_the_same_cluster_and_the_sweep_file_in_its_head():
     files = render_example()
     job = files["job/rayjob.yaml"][0]["spec"]
     assert job["entrypoint"].startswith(f"lexray sweep {SWEEP_FOLDER}/")
+    told = pools_of(shlex.split(job["entrypoint"])[-1])
+    assert [(one.name, one.max_nodes) for one in told] == [(one.name, one.max_nodes) for one in example().pools]
     assert job["activeDeadlineSeconds"] == 72 * 3600
     brought = copy.deepcopy(job["rayClusterSpec"])
     head = brought["headGroupSpec"]["template"]["spec"]
