@@ -57,15 +57,17 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports
 
 # checkov pins many packages: an environment of its own. Offline; its exceptions are written in the files.
+CHECKOV_VERSION := 3.3.30
 CHECKOV_VENV := .venv-checkov
-CHECKOV := $(CHECKOV_VENV)/bin/checkov
+CHECKOV_INSTALLED := $(CHECKOV_VENV)/.installed-$(CHECKOV_VERSION)
 
-$(CHECKOV):
+$(CHECKOV_INSTALLED):
 	test -x $(CHECKOV_VENV)/bin/python || $(PYTHON) -m venv $(CHECKOV_VENV)
-	$(CHECKOV_VENV)/bin/python -m pip install --quiet 'checkov==3.3.30'
+	$(CHECKOV_VENV)/bin/python -m pip install --quiet 'checkov==$(CHECKOV_VERSION)'
+	touch $@
 
-infra-lint: $(CHECKOV)
-	$(CHECKOV) --directory infra --framework terraform --skip-download --compact --quiet --skip-path '\.terraform/'
+infra-lint: $(CHECKOV_INSTALLED)
+	$(CHECKOV_VENV)/bin/checkov --directory infra --framework terraform --skip-download --compact --quiet --skip-path '\.terraform/'
 
 # The tables of infra/README.md, from the Terraform files.
 infra-tables: $(INSTALLED)
