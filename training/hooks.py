@@ -166,19 +166,3 @@ class EndHook:
         if record.step < self.num_steps:
             self.reason = self.ask() if self.ask is not None else ""
             self.ended = self.ranks.count(int(bool(self.reason))) > 0
-
-
-@dataclass(kw_only=True)
-class LeaveHook:
-    """Saves once when a rank's machine is about to go, so that whoever goes on elsewhere loses nothing."""
-
-    every: int
-    leaving: Callable[[], bool]
-    """Every rank asks at the same steps, and all are told the same."""
-    checkpoint: CheckpointHook
-    _saved: bool = False
-
-    def __call__(self, record: StepRecord) -> None:
-        if not self._saved and self.leaving():
-            self._saved = True
-            self.checkpoint(record)

@@ -18,7 +18,7 @@ from training.checkpoint_parts import Share
 from training.checkpoint_writer import CheckpointWriter
 from training.config import TrainingConfig
 from training.data_traffic import DataTraffic
-from training.hooks import CheckpointHook, Emit, EndHook, EvaluateHook, LeaveHook, LogHook, TimedCheckpointHook
+from training.hooks import CheckpointHook, Emit, EndHook, EvaluateHook, LogHook, TimedCheckpointHook
 from training.loop import Hook, run_hooks, training_steps
 from training.mesh import Mesh, connect
 from training.metrics import METRICS_VERSION
@@ -94,8 +94,6 @@ class Trainer:
     open_stream: OpenStream = read_locally
     on_evaluation: Emit = lambda record: None
     """Called on every rank with the record of every evaluation."""
-    leaving: Callable[[], bool] = lambda: False
-    """Whether this machine, or another rank's, is about to go; asked on every rank, all are told the same."""
     verdict: Callable[[Sequence[dict[str, Any]]], str] | None = None
     """Given the records so far after an evaluation: why the training ends here for good, empty to go on. None on every
     rank, or on none; asked on rank 0 alone."""
@@ -205,7 +203,6 @@ class Trainer:
         if every.checkpoint_s is not None:
             after_s, ranks = every.checkpoint_s, mesh.axes.pairs
             due.append(TimedCheckpointHook(every=every.log, after_s=after_s, checkpoint=checkpoint, ranks=ranks))
-        due.append(LeaveHook(every=every.log, leaving=self.leaving, checkpoint=checkpoint))
         stop, pause = self._ends(metrics_log, mesh)
         due += [*([stop] if self.verdict is not None else []), *([pause] if self.pause is not None else [])]
         return Hooks(due, log, evaluation, checkpoint, stop, pause)

@@ -189,7 +189,6 @@ def _trained(run: TrialRun, meter: Meter, began_s: float, fence: Fence) -> Trial
         config=run.trial.config,
         store=store,
         trial=run.trial.id,
-        leaving=lambda: ray.train.get_preemption_info() is not None,
         timeout_s=run.trial.footprint.timeout_s,
         may_share_device=run.trial.footprint.gpus_per_worker < 1,
         open_stream=_nearest_stream(run, f"{run.trial.id}/{rank}"),
