@@ -187,6 +187,16 @@ class Machines:
         """Nothing comes from the machine or reaches it any more; what runs there does not know."""
         _ip("link", "set", f"lx{self.number}{name}"[:15], "down")
 
+    def cut_from(self, name: str, others: Sequence[str]) -> None:
+        """The machine and these others hear no more of each other; it reaches the rest as before."""
+        for other in others:
+            _ip("-n", self._space(name), "route", "add", "blackhole", f"{self.addresses[other]}/32")
+
+    def said(self, name: str) -> str:
+        """What workers on a machine have written into their logs."""
+        logs = (self.temp / name).glob("session_*/logs/worker*.err")
+        return "".join(file.read_text(errors="replace") for file in logs)
+
     def close(self) -> None:
         for name in self.addresses:
             self.kill(name)

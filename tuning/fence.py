@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from tuning.endings.look import LOOK_EVERY_S
 log = logging.getLogger("lexray")
 
 ATTEMPT = "attempt.json"
+STALE_S = 3 * LOOK_EVERY_S
+"""How old the last look may be before the next one is waited for."""
 
 
 class DisplacedError(RuntimeError):
@@ -52,8 +55,10 @@ class Fence:
     """Folder of the trial."""
     token: str
     """Of this attempt."""
+    clock: Callable[[], float] = time.time
     is_displaced: bool = False
     """Whether another attempt had the folder at the last look, or at one before."""
+    _looked_s: float = -float("inf")
 
     @property
     def fenced_store(self) -> FencedStore:
@@ -66,17 +71,27 @@ class Fence:
 
     def look(self) -> None:
         """Find out who has the folder. A store that cannot be read tells nothing: a warning."""
+        self._looked_s = self.clock()
         try:
-            self.is_displaced = self.is_displaced or self.store.read(ATTEMPT) != self._content
+            found = self.store.read(ATTEMPT)
         except FileNotFoundError:
             return
         except Exception as error:
             log.warning("%s/%s: cannot be read just now (%s)", self.store.url, ATTEMPT, error)
+            return
+        if found != self._content and not self.is_displaced:
+            self.is_displaced = True
+            log.warning("%s", self._said)
 
     def check(self) -> None:
-        """Raise DisplacedError if another attempt had the folder at the last look; asks no store."""
+        """Raise DisplacedError if another attempt had the folder at the last look.
+
+        Asks no store, unless nobody looked for long: a process that was frozen must not go on as if nothing had been.
+        """
+        if self.clock() - self._looked_s > STALE_S:
+            self.look()
         if self.is_displaced:
-            raise DisplacedError(f"{self.store.url}: another attempt at this trial runs by now; this one ends")
+            raise DisplacedError(self._said)
 
     def confirm(self) -> None:
         """Look, and raise DisplacedError if another attempt has the folder."""
@@ -97,6 +112,10 @@ class Fence:
             yield
         finally:
             over.set()
+
+    @property
+    def _said(self) -> str:
+        return f"{self.store.url}: another attempt at this trial runs by now; this one ends"
 
     @property
     def _content(self) -> bytes:

@@ -35,16 +35,20 @@ def test_whoever_looked_since_another_took_the_folder_writes_no_more(
 ) -> None:
     folder = tmp_path_factory.mktemp("trial")
     fences = [fence(folder, str(number)) for number in range(3)]
-    owner, knows = None, [False] * 3
+    owner, knows, has_looked = None, [False] * 3, [False] * 3
     for what, number in events:
         mine = fences[number]
         if what == "take":
             mine.take()
             owner = number
-        elif what == "look":
+            continue
+        if what == "look":
             mine.look()
-            knows[number] = knows[number] or owner not in (None, number)
-        elif knows[number]:
+        if what == "look" or not has_looked[number]:  # whoever never did looks before the first write
+            knows[number], has_looked[number] = knows[number] or owner not in (None, number), True
+        if what == "look":
+            continue
+        if knows[number]:
             before = content(folder)
             for action in (lambda m=mine: m.fenced_store.write("a", b"x"), lambda m=mine: m.fenced_store.delete("b")):
                 with pytest.raises(DisplacedError):
@@ -84,6 +88,19 @@ def test_a_store_that_tells_nothing_displaces_nobody(tmp_path: Path, caplog: pyt
     (tmp_path / ATTEMPT).unlink()
     with pytest.raises(DisplacedError):
         first.confirm()  # for good
+
+
+def test_a_process_that_was_frozen_looks_before_it_writes(tmp_path: Path) -> None:
+    now_s = [0.0]
+    first = Fence(store=Store.at(str(tmp_path)), token="first", clock=lambda: now_s[0])
+    first.take()
+    first.look()
+    fence(tmp_path, "second").take()
+    first.fenced_store.write("metrics.jsonl", b"before it heard")
+    now_s[0] += 600.0
+    with pytest.raises(DisplacedError):
+        first.fenced_store.write("metrics.jsonl", b"after it woke")
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b"before it heard"
 
 
 def test_a_watch_finds_the_other_attempt_by_itself(tmp_path: Path) -> None:

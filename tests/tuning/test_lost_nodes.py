@@ -28,7 +28,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 STEPS = 2000
 LONG = {"training": {"rows": 128 * STEPS, "lr": 0.003}, "wandb": {"mode": "disabled"}}
-EVERY = {"log": 10, "evaluate": 500, "checkpoint": 100}
+EVERY = {"log": 10, "evaluate": STEPS, "checkpoint": 100}
+ENDS = ("another attempt at this trial runs by now", "ActorUnavailableError", "ActorDiedError")
+"""Why workers that are cut off from the head end: they find the next attempt's token, or miss an answer of Ray."""
 BOTH = ("topk-w64-l4", "topk-w64-l6")
 
 
@@ -146,7 +148,7 @@ def test_a_killed_and_a_cut_off_node_cost_attempts_and_change_nothing(
         sweep.wait_for_step(name, 200)
     before = {name: sweep.step(name) for name in BOTH}
     assert max(before.values()) < STEPS - 500, "both are amid their training"
-    cluster.machines.cut("two")
+    cluster.machines.cut_from("two", [name for name in cluster.machines.addresses if name not in ("two", "s3")])
     cluster.machines.kill("one")
     lost = time.monotonic()
     for name in ("three", "four"):
@@ -154,6 +156,8 @@ def test_a_killed_and_a_cut_off_node_cost_attempts_and_change_nothing(
     for name, step in before.items():
         wait_until(lambda name=name, step=step: sweep.step(name) > step + 100, f"{name} after its node was lost", 250)
         print(f"{name} is further than before {time.monotonic() - lost:.0f} s after its node was lost")
+    wait_until(lambda: any(end in cluster.machines.said("two") for end in ENDS), "the end of those that were cut off")
+    print("those that were cut off:", [end for end in ENDS if end in cluster.machines.said("two")])
     sweep.ended()
     for name in BOTH:
         steps = sweep.steps(name)
@@ -197,11 +201,11 @@ def test_a_trial_over_two_nodes_goes_on_with_what_is_left_and_grows_when_nodes_j
 def test_a_drained_node_is_left_with_the_state_saved_and_nothing_is_repeated(
     cluster: Cluster, undisturbed: Submitted, tmp_path: Path
 ) -> None:
-    machines, periodic, deadline_s = cluster.machines, 900, 60
+    machines, deadline_s = cluster.machines, 300
     changes = {
         "axes": {"architecture": ["topk"], "width": [64], "target_l0": [4]},
         "resources": {"workers": 2, "timeout_s": 30},
-        "every": {**EVERY, "checkpoint": periodic},
+        "every": {**EVERY, "checkpoint": STEPS},
     }
     sweep = Submitted(cluster, tmp_path, "drained", **changes)
     sweep.wait_for_step(BOTH[0], 100)
@@ -213,7 +217,7 @@ def test_a_drained_node_is_left_with_the_state_saved_and_nothing_is_repeated(
     left_s = time.monotonic() - began
     wait_until(lambda: bool(machines.on_nodes("RayTrainWorker")), "workers elsewhere")
     saved = sweep.checkpoints(BOTH[0])[-1]
-    assert saved % periodic, "it saved as it left"
+    assert saved < STEPS, "it saved as it left"
     assert sweep.step(BOTH[0]) == saved, "no step after the one that was saved"
     wait_until(
         lambda: machines.on_nodes("WindowServer").get(first) is None, f"the server on {first} to end", deadline_s
