@@ -8,10 +8,12 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import terraform_tool
+from namespaces import Machines, machines, why_not
 
 
 @pytest.fixture(scope="session")
@@ -69,3 +71,12 @@ def _wait_until_it_answers(server: subprocess.Popen[bytes], port: int, log: Path
                 return
         time.sleep(0.2)
     raise AssertionError(f"the simulated AWS did not answer on port {port}")
+
+
+@pytest.fixture
+def hosts(tmp_path) -> Iterator[Machines]:
+    """Machines that are network namespaces; skipped where there can be none."""
+    if reason := why_not():
+        pytest.skip(reason)
+    with machines(tmp_path) as made:
+        yield made

@@ -4,19 +4,17 @@ asks a simulated EC2 for a node when there is work, the node joins by its own sc
 
 from __future__ import annotations
 
-import re
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
 import rendered
 import yaml
-from namespaces import DASHBOARD_PORT, GCS_PORT, Machines, answers, machines, wait_until, why_not
+from namespaces import DASHBOARD_PORT, GCS_PORT, answers, wait_until
+from node_scripts import environment, start, workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 WAIT_S = 200.0
@@ -28,14 +26,6 @@ def where():
     return ray.util.get_node_ip_address()
 print("ran on", ray.get(where.remote()), flush=True)
 """
-
-
-@pytest.fixture
-def hosts(tmp_path) -> Iterator[Machines]:
-    if reason := why_not():
-        pytest.skip(reason)
-    with machines(tmp_path) as made:
-        yield made
 
 
 def simulated_ec2(url: str) -> tuple[Any, dict[str, Any]]:
@@ -63,39 +53,6 @@ def launch_head(ec2: Any, config: dict[str, Any]) -> str:
         ImageId="ami-0123456789abcdef0", MinCount=1, MaxCount=1, SubnetId=subnet, TagSpecifications=[specification]
     )
     return answer["Instances"][0]["InstanceId"]
-
-
-def workers(ec2: Any) -> dict[str, str]:
-    """State of each instance that Ray launched."""
-    found = ec2.describe_instances(Filters=[{"Name": "tag:ray-node-type", "Values": ["worker"]}])
-    return {i["InstanceId"]: i["State"]["Name"] for r in found["Reservations"] for i in r["Instances"]}
-
-
-def environment(script: str, hosts: Machines, name: str, instance: str, node_type: str) -> dict[str, str]:
-    """What the script writes for Ray, with its own values where the shell would put them."""
-    (block,) = re.findall(r"cat > /etc/lexray/ray.env <<EOF\n(.*?)EOF\n", script, flags=re.DOTALL)
-    values = {
-        "$token": hosts.token,
-        "$instance_id": instance,
-        "$node_type": node_type,
-        "$node_address": hosts.addresses[name],
-        "$head_address": f"{hosts.addresses['head']}:{GCS_PORT}",
-    }
-    lines = dict(line.split("=", 1) for line in block.splitlines())
-    path = f"{Path(sys.executable).parent}:/usr/bin:/bin:/usr/sbin:/sbin"
-    # A folder of Ray's own for each machine: they share this one's disk.
-    temp = hosts.temp / name
-    temp.mkdir()
-    return {key: values.get(value, value) for key, value in lines.items()} | {"PATH": path, "RAY_TMPDIR": str(temp)}
-
-
-def start(hosts: Machines, name: str, script: str, env: dict[str, str]) -> None:
-    """Run the script's own `start-ray`; folders that only an instance has are the test's."""
-    text = rendered.script_in(script, "start-ray")
-    text = text.replace("/mnt/lexray/spill", env["RAY_TMPDIR"]).replace("/etc/lexray/public", str(hosts.place))
-    file = hosts.place / f"start-ray-{name}"
-    file.write_text(text, encoding="utf-8")
-    hosts.start(name, ["/bin/bash", str(file)], **env)
 
 
 def status_without_token(address: str) -> int:

@@ -6,40 +6,19 @@ import base64
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 import rendered
 import yaml
+from applied_roots import BUCKET_BEFORE, EKS_VARIABLES, Applied, apply_root, client
+from running_cluster import RunningCluster, User, finished_in
 from terraform_tool import Terraform, copy_of_infra
 
 from cluster.provisioned.description import ClusterDescription
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-BUCKET_BEFORE = "bucket-that-was-there"
-EKS_VARIABLES = {
-    "name": "lexray-eks",
-    "region": "us-east-1",
-    "container_image": rendered.VARIABLES["container_image"],
-    "existing_bucket": BUCKET_BEFORE,
-    "allowed_cidrs": ["203.0.113.7/32"],
-    "budget_emails": ["somebody@example.org"],
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Applied:
-    """A root that was applied."""
-
-    terraform: Terraform
-    outputs: dict[str, Any]
-
-
-def client(service: str, endpoint: str) -> Any:
-    return boto3.client(service, endpoint_url=endpoint, region_name="us-east-1")
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +34,7 @@ def applied(infra_copy, cli_config, aws_endpoint, tmp_path_factory) -> Iterator[
     folder = copy_of_infra(tmp_path_factory.mktemp("applied"))
 
     def apply(name: str, variables: dict[str, Any]) -> Applied:
-        root = folder / name
-        # What `init` made is linked, not made again.
-        (root / ".terraform").symlink_to(infra_copy / name / ".terraform")
-        (root / ".terraform.lock.hcl").symlink_to(infra_copy / name / ".terraform.lock.hcl")
-        (root / "terraform.tfvars.json").write_text(json.dumps(variables), encoding="utf-8")
-        terraform = Terraform(folder=root, cli_config=cli_config, endpoint=aws_endpoint)
-        terraform.run("apply", "-auto-approve", "-no-color", "-input=false", timeout_s=400)
-        return Applied(terraform=terraform, outputs=terraform.outputs())
+        return apply_root(folder / name, variables, infra_copy / name, cli_config, aws_endpoint)
 
     with ThreadPoolExecutor(2) as pool:
         futures = {
@@ -254,6 +226,37 @@ def test_rays_own_provider_launches_and_ends_a_node_from_the_rendered_file(ec2, 
     assert provider.node_tags(node)["lexray-cluster"] == "lexray"
     provider.terminate_nodes([node])
     assert provider.non_terminated_nodes({TAG_RAY_NODE_KIND: "worker"}) == []
+
+
+@pytest.fixture
+def running(applied, hosts, ec2, aws, aws_endpoint) -> Iterator[RunningCluster]:
+    """What the root aws-ec2 made, running."""
+    aws("secretsmanager").put_secret_value(SecretId=ec2["cluster"]["token"]["arn"], SecretString=hosts.token)
+    cluster = RunningCluster(hosts, ec2, aws_endpoint)
+    yield cluster
+    cluster.close()
+
+
+def test_a_sweep_is_sent_by_the_cluster_object_of_either_root_and_finishes(applied, running, aws_endpoint, tmp_path):
+    """The second goes to the same head: what differs is the way there, and the bucket."""
+    user = User(tmp_path / "user", running, aws_endpoint)
+    for name, tunnel, targets in (
+        ("aws-ec2", ["aws", "ssm", "start-session"], [2, 4]),
+        ("aws-eks", ["kubectl", "--kubeconfig"], [4]),
+    ):
+        root = applied[name]
+        axes = {"architecture": ["topk"], "width": [64], "target_l0": targets}
+        file, described = user.files_for(root, axes=axes, training={"rows": 128 * 100, "lr": 0.003})
+        sent = user.start("submit", file, "--cluster", described, "-f", "--json")
+        if name == "aws-ec2":
+            running.start_the_node_that_it_launches("a10g", sent)
+        document = json.loads(user.result(sent))
+        assert (document["status"], len(document["plan"]["trials"])) == ("SUCCEEDED", len(targets))
+        assert document["url"] == f"{root.outputs['bucket_uris']['runs']}/widths"
+        assert finished_in(user.store(document["url"])) == [f"topk-w64-l{target}" for target in targets]
+        (forward,) = [call for call in user.programs.calls() if call[: len(tunnel)] == tunnel and "secret" not in call]
+        assert (running.head_instance() in forward) == (name == "aws-ec2")
+        assert user.programs.living() == []
 
 
 def _left(aws: Any) -> dict[str, list[str]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 FORWARDER = '''#!{python}
-"""Forwards the local port of its arguments to PORT of 127.0.0.1; a child of its own does it, as the SSM plugin does."""
+"""Forwards the local port of its arguments to a port of HOST; a child of its own does it, as the SSM plugin does."""
 import json, os, re, socket, subprocess, sys, threading, time
 
 folder = {folder!r}
@@ -44,7 +44,7 @@ def pump(a, b):
 server = socket.create_server(("127.0.0.1", local))
 while True:
     near, _ = server.accept()
-    far = socket.create_connection(("127.0.0.1", {port}))
+    far = socket.create_connection(({host!r}, {port}))
     for pair in ((near, far), (far, near)):
         threading.Thread(target=pump, args=pair, daemon=True).start()
 '''
@@ -53,14 +53,15 @@ while True:
 class Programs:
     """What was called, with which arguments; the processes that forward."""
 
-    def __init__(self, folder: Path, port: int) -> None:
+    def __init__(self, folder: Path, port: int, host: str = "127.0.0.1") -> None:
         self.folder = folder
         self.bin = folder / "bin"
         self.bin.mkdir()
         self.answer({})
         for name in ("kubectl", "aws"):
             script = self.bin / name
-            script.write_text(FORWARDER.format(python=sys.executable, folder=str(folder), name=name, port=port))
+            text = FORWARDER.format(python=sys.executable, folder=str(folder), name=name, host=host, port=port)
+            script.write_text(text)
             script.chmod(0o755)
 
     def answer(self, answers: dict[str, tuple[int, str, str]]) -> None:
