@@ -30,6 +30,7 @@ PROCESS_ENV = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon the end or death of a worker is noticed
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # workers that hang say no goodbye; they are killed after it
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # the placer tells trials whose node leaves
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
@@ -38,8 +39,6 @@ PROCESS_ENV = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupt ends the command; what is unfinished continues next time
     "TUNE_GLOBAL_CHECKPOINT_S": "60",
 }
-# Nobody takes away the machine on which the command runs: no process for each trial that asks whether somebody will.
-ONE_MACHINE_ENV = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
 @contextmanager
@@ -70,7 +69,7 @@ def _start_local() -> None:
         dashboard_host="127.0.0.1",
         log_to_driver=False,
         logging_level=logging.ERROR,
-        runtime_env={"env_vars": PROCESS_ENV | ONE_MACHINE_ENV},
+        runtime_env={"env_vars": PROCESS_ENV},
     )
 
 

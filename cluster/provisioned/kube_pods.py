@@ -28,8 +28,8 @@ SHM_SHARE = 0.35
 GRACE_S, DRAIN_S = 120, 100
 """What a spot node gets between the notice and its end, and what of it workers may use to save and leave."""
 
-# Draining tells the placer, and through it each trial, that the node goes: workers save a checkpoint and end. A pod that
-# runs no worker is let go at once.
+# Draining tells the placer, and through it each trial, that the node goes: workers save a checkpoint and end. A pod
+# that runs no worker is let go at once.
 DRAIN_SCRIPT = f"""\
 ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION --reason-message 'the pod is ending' \\
   --deadline-remaining-seconds {DRAIN_S}

@@ -211,6 +211,7 @@ def test_a_drained_node_is_left_with_the_state_saved_and_nothing_is_repeated(
     sweep.wait_for_step(BOTH[0], 100)
     (first,) = machines.on_nodes("RayTrainWorker")
     assert machines.on_nodes("WindowServer") == {first: 1}
+    assert not machines.on_nodes("PreemptionWatcher"), "nobody would ask it"
     began = time.monotonic()
     machines.drain(first, deadline_s)
     wait_until(lambda: first not in machines.on_nodes("RayTrainWorker"), f"workers that leave {first}", deadline_s)
