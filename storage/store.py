@@ -133,14 +133,20 @@ class Store:
 
     def _ranged(self, path: str, start: int, nothing: T, action: Callable[[Any], T]) -> T:
         """`action` of the filesystem, or of the client for ranges; `nothing` for a range behind the end."""
+        kind = CLIENT if self._has_client else FILESYSTEM
         try:
-            return self._call(path, action, kind=CLIENT if self._has_client else FILESYSTEM)
+            return self._call(path, action, kind=kind)
         except (FileNotFoundError, PermissionError, StoreUnavailableError):
             raise
         except OSError as error:  # object stores refuse a range that begins behind the end
-            if s3_answer(error)[0] not in (None, "InvalidRange", "416") or (self.size(path) or 0) > start:
+            refusal = s3_answer(error)[0]
+            if refusal not in (None, "InvalidRange", "416"):
                 raise
-            return nothing
+            if (self.size(path) or 0) <= start:
+                return nothing
+            if refusal is None:
+                raise
+            return self._call(path, action, kind=kind)  # a shorter file was replaced meanwhile
 
     @property
     def _has_client(self) -> bool:

@@ -42,7 +42,7 @@ class MetricsLog:
         if self.records and self.records[-1]["step"] == record["step"]:
             self.records[-1] |= record
             return
-        if self.clock() - self._written_at >= self.interval_s:
+        if self.records and self.clock() - self._written_at >= self.interval_s:
             self.flush()
         self.records.append(record)
 

@@ -399,3 +399,17 @@ def test_a_shard_cut_while_it_is_read_is_corrupt_data_in_a_bucket_too(twins: tup
         with pytest.raises(CorruptDataError) as caught:
             reader.read_chunk(chunk, "x")
         assert str(caught.value) == f"shard {shard.file}, x, chunk {chunk}: {found} bytes, expected 64"
+
+
+class Replaced(Store):
+    """A store whose files are written anew by somebody else just before their size is asked for."""
+
+    def size(self, path: str) -> int | None:
+        self.write(path, b"longer than before")
+        return super().size(path)
+
+
+def test_a_file_that_was_empty_and_is_replaced_while_it_is_read_is_read(s3: Store) -> None:
+    s3.write("file", b"")
+    assert s3.read("file") == b""
+    assert Replaced(s3.url, s3.settings).read("file") == b"longer than before"
