@@ -14,10 +14,11 @@ from rich.console import Console
 from cluster.commands import FAILED, OK, print_json
 from cluster.provisioned.aws import client, told
 from cluster.provisioned.connection import ended_by_signals
-from cluster.provisioned.description import ClusterDescription, Ssm
-from cluster.provisioned.draining import drain, refuse_running
+from cluster.provisioned.description import ClusterDescription, Kubectl, Ssm
+from cluster.provisioned.draining import drain, has_no_head, refuse_running
+from cluster.provisioned.kube_heads import end_ray_clusters
 from cluster.provisioned.leftovers import Leftover, lasting, leftovers
-from cluster.provisioned.machines import end_workers, is_stopped, stop_head
+from cluster.provisioned.machines import end_workers, stop_head
 from cluster.provisioned.progress import Ask, Steps, carry_out, refuse_unasked, say
 from cluster.provisioned.terraform import Terraform
 from cluster.provisioned.terraform_plan import HEADS, Change, Plan, change_lines, counts, read_plan
@@ -94,7 +95,7 @@ def _described(terraform: Terraform, file: Path, *, force: bool) -> ClusterDescr
     if not any(type_ in HEADS for type_ in terraform.state()):
         return None
     description = _description(terraform, file)
-    if not force and not _is_stopped(description):
+    if not force and not has_no_head(description):
         refuse_running(file if description is not None else None)
     return description
 
@@ -115,13 +116,6 @@ def _description(terraform: Terraform, file: Path) -> ClusterDescription | None:
         return None
     file.write_text(json.dumps(content))
     return checked_content(f"{terraform.folder}: output cluster", content, ClusterDescription)
-
-
-def _is_stopped(description: ClusterDescription | None) -> bool:
-    """Whether no head is there that could have jobs, as after its deadline."""
-    if description is None or not isinstance(description.access, Ssm):
-        return False
-    return is_stopped(description.access.autoscaling_group, description.region)
 
 
 def _holds_data(bucket: str, region: str | None) -> bool:
@@ -156,6 +150,8 @@ def _end_machines(plan: Plan, description: ClusterDescription | None, messages: 
     if description is not None and isinstance(description.access, Ssm):
         say(messages, "stopping the head")
         stop_head(description.access.autoscaling_group, description.region)
+    if description is not None and isinstance(description.access, Kubectl):
+        end_ray_clusters(description.access, description.region, messages)
     workers = end_workers(plan.cluster_name, plan.region)
     if workers:
         say(messages, f"ended {len(workers)} worker(s) that Ray had launched: {', '.join(workers)}")

@@ -10,7 +10,10 @@ from cluster.follow.stop import stop
 from cluster.follow.which import Meant
 from cluster.jobs.job_client import RUNNING, JobClient
 from cluster.provisioned.connection import Connection, Target, connect
+from cluster.provisioned.description import ClusterDescription, Kubectl, Ssm
 from cluster.provisioned.errors import ClusterLostError, RefusedError
+from cluster.provisioned.kube_heads import of_jobs, ray_clusters
+from cluster.provisioned.machines import is_stopped
 from cluster.provisioned.progress import say
 from storage.errors import UserError
 
@@ -28,16 +31,44 @@ def refuse_running(file: Path | None) -> None:
         with connect(Target(cluster=str(file))) as connection:
             running = running_on(connection)
     except (UserError, ClusterLostError, RefusedError) as error:
-        raise UserError(
-            f"is a job running? The cluster cannot be asked ({error}): make it reachable, or give --force to remove it "
-            "whatever runs"
-        ) from error
+        raise unasked(error) from error
     if running:
         others = f" and {len(running) - SHOWN} more" if len(running) > SHOWN else ""
         raise UserError(
             f"{len(running)} job(s) run on the cluster: {', '.join(running[:SHOWN])}{others}; wait, end them by "
             "`lexray stop`, or give --force: they save and end first"
         )
+
+
+def has_no_head(description: ClusterDescription | None) -> bool:
+    """Whether no head is there that could have jobs, as after its deadline or once its Ray cluster was deleted.
+
+    Raises UserError when Kubernetes cannot be asked, or has Ray clusters of jobs, which no description leads to.
+    """
+    access = description.access if description is not None else None
+    region = description.region if description is not None else None
+    if isinstance(access, Ssm):
+        return is_stopped(access.autoscaling_group, region)
+    if not isinstance(access, Kubectl):
+        return False
+    try:
+        clusters = ray_clusters(access, region)
+    except UserError as error:
+        raise unasked(error) from error
+    if jobs := of_jobs(clusters, access):
+        raise UserError(
+            f"{len(jobs)} Ray cluster(s) of jobs run: {', '.join(jobs[:SHOWN])}; wait, end them by `kubectl delete "
+            f"rayjob --namespace {access.namespace} NAME`, or give --force"
+        )
+    return not clusters
+
+
+def unasked(error: Exception) -> UserError:
+    """Nobody can tell whether something runs."""
+    return UserError(
+        f"is a job running? The cluster cannot be asked ({error}): make it reachable, or give --force to remove it "
+        "whatever runs"
+    )
 
 
 def running_on(connection: Connection) -> list[str]:
