@@ -1,7 +1,8 @@
 """An AWS to apply the templates to: moto's server, and the few answers that it lacks and Terraform asks for.
 
 `python tests/infra/aws_simulator.py PORT` serves on 127.0.0.1 until it is ended. What is added: tags of budgets and
-subscribers of their alarms; EKS add-ons and pod identity associations, kept as they were sent. Nothing runs in an EKS
+subscribers of their alarms; descriptions of security rules that name a group, which moto keeps but does not tell; EKS
+add-ons and pod identity associations, kept as they were sent. Nothing runs in an EKS
 of moto's, so that an add-on is ACTIVE at once says nothing about a real one.
 """
 
@@ -18,6 +19,7 @@ os.environ["MOTO_IAM_LOAD_MANAGED_POLICIES"] = "true"
 from moto.budgets.responses import BudgetsResponse
 from moto.core.responses import ActionResult
 from moto.ec2.models.launch_templates import LaunchTemplate, LaunchTemplateBackend
+from moto.ec2.models.security_groups import SecurityGroupRule
 from moto.eks import urls as eks_urls
 from moto.eks.models import EKSBackend
 from moto.eks.responses import EKSResponse
@@ -111,6 +113,7 @@ def install() -> None:
     """Teach moto's classes; before its server starts."""
     LaunchTemplateBackend.create_launch_template = create_launch_template
     BudgetsResponse.create_budget = create_budget
+    SecurityGroupRule.description = property(lambda rule: (rule.ip_range or rule.source_group).get("Description"))
     FakeDeleteMarker.dispose = lambda marker: None  # asked of it when a bucket is emptied, and missing
     BudgetsResponse.list_tags_for_resource = budget_tags
     BudgetsResponse.describe_subscribers_for_notification = budget_subscribers
