@@ -15,7 +15,7 @@ from cluster.jobs.package import SWEEP_FILE, Package, package
 from cluster.provisioned.connection import Connection
 from cluster.provisioned.description import Pool
 from cluster.provisioned.errors import RefusedError
-from cluster.provisioned.pools import pools_option
+from cluster.provisioned.pools import pools_option, startable
 from storage.config_file import checked_content, mapping_of
 from storage.errors import UnreachableError, UserError
 from storage.store import Store, reachable
@@ -94,8 +94,8 @@ def _start(
     made = package(text, with_code=with_code)
     client.upload(made)
     job = next_id(base, [attempt.id for attempt in attempts])
-    pools = connection.description.pools if connection.description is not None else ()
-    _order(client, job, entrypoint(job, connection.name, pools), made, {OUTPUT: url, SWEEP: sweep.name})
+    command = entrypoint(job, connection.name, startable(connection.description))
+    _order(client, job, command, made, {OUTPUT: url, SWEEP: sweep.name})
     return job, len(made.content)
 
 

@@ -11,12 +11,17 @@ from collections.abc import Sequence
 
 from pydantic import TypeAdapter, ValidationError
 
-from cluster.provisioned.description import Pool
+from cluster.provisioned.description import ClusterDescription, Pool
 from storage.errors import UserError
 
 TOLD = {"name", "cpus", "memory_gib", "gpus", "min_nodes", "max_nodes"}
 """What of a pool a sweep counts with."""
 _POOLS = TypeAdapter(tuple[Pool, ...])
+
+
+def startable(cluster: ClusterDescription | None) -> tuple[Pool, ...]:
+    """Pools whose nodes an autoscaler starts: nobody does on a cluster that was only described by hand."""
+    return () if cluster is None or cluster.provider == "ray" else cluster.pools
 
 
 def pools_option(pools: Sequence[Pool]) -> list[str]:
