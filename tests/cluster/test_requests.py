@@ -21,10 +21,10 @@ from cluster.jobs.naming import attempt_of, base_id, next_id
 from cluster.jobs.package import MAX_BYTES, package
 from cluster.jobs.submit import entrypoint
 from cluster.jobs.watch import LONGEST_PAUSE_S, PAUSE_S, follow_job, pause_s
-from cluster.provisioned.description import Pool
+from cluster.provisioned.description import ClusterDescription, Pool
 from cluster.provisioned.errors import ClusterLostError, NotFoundError, RefusedError
 from cluster.provisioned.http import Dashboard
-from cluster.provisioned.pools import pools_of, pools_option
+from cluster.provisioned.pools import pools_of, pools_option, startable
 from cluster.provisioned.tokens import Secret
 from storage.errors import UserError
 
@@ -171,6 +171,14 @@ def test_a_job_is_told_of_every_pool_that_may_still_start():
 def test_pools_that_cannot_be_read_are_one_line(text, line):
     with pytest.raises(UserError, match=re.escape(line)):
         pools_of(text)
+
+
+@pytest.mark.parametrize(("provider", "count"), [("aws-ec2", 1), ("aws-eks", 1), ("kubernetes", 1), ("ray", 0)])
+def test_nodes_are_waited_for_where_somebody_starts_them_alone(provider, count):
+    pools = [{"name": "gpu", "cpus": 8, "memory_gib": 32, "max_nodes": 2}]
+    access = {"kind": "direct", "address": "http://127.0.0.1:8265"}
+    content = {"schema": 1, "name": "lab", "provider": provider, "access": access, "pools": pools}
+    assert len(startable(ClusterDescription.model_validate(content))) == count
 
 
 @given(st.integers(0, 10**9))
