@@ -7,9 +7,11 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +19,14 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from benchmarks.sharding import training_config, write_dataset
-from cluster.company import company
 from cluster.step_timer import StepTimer
 from storage.bench import core_speed
 from storage.manifest import load_manifest
+from storage.store import Store
 from storage.windows import StreamSpec
 from training.config import MeshConfig
 
+STARTED_WITHIN_S, FOREVER_S = 120, 10_000.0
 SUMS = 12
 """Sums of which the median is taken, after one that is not counted."""
 
@@ -52,7 +55,7 @@ class MachineCosts:
     alone: StepCost
     """When nothing else runs."""
     in_company: StepCost
-    """When every other core multiplies matrices."""
+    """When every other core takes the same steps: they share the way to memory, which these steps need the most."""
     server_bytes_per_s: float
     """That one core checks and permutes."""
     sum_bytes_per_s: dict[str, float]
@@ -90,13 +93,15 @@ def measure_costs(
             store = write_dataset(folder, max(2**14, 4 * batch_rows), site_width)
             manifest = load_manifest(store)
 
-            def step_s(rows: int) -> float:
-                config = training_config("topk", width, l0, rows, MeshConfig(), url=store.url, dataset=manifest.id)
-                return rows / StepTimer(config.data, config.dictionary, manifest).trained_rows_per_s(seconds)
+            def steps(rows: int) -> Steps:
+                return Steps(url=store.url, dataset=manifest.id, width=width, l0=l0, rows=rows)
 
-            alone = fitted(sizes, [step_s(rows) for rows in sizes])
-            with company(cores - 1, threads=1, site_width=site_width):
-                in_company = fitted(sizes, [step_s(rows) for rows in sizes])
+            alone = fitted(sizes, [steps(rows).step_s(seconds) for rows in sizes])
+            beside = []
+            for rows in sizes:
+                with company(cores - 1, steps(rows)):
+                    beside.append(steps(rows).step_s(seconds))
+            in_company = fitted(sizes, beside)
             core = core_speed(StreamSpec(store=store, sites=("site",)), seconds=seconds)
     finally:
         torch.set_num_threads(threads)
@@ -115,6 +120,52 @@ def measure_costs(
         sum_bytes_per_s={str(ranks): 2 * (ranks - 1) / ranks * size / taken for ranks, taken in sums.items()},
         hop_latency_s=sum_seconds(2, 4) / 2,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """Steps of one TopK dictionary on this machine."""
+
+    url: str
+    dataset: str
+    """Its id."""
+    width: int
+    l0: int
+    rows: int
+
+    def step_s(self, seconds: float) -> float:
+        """The median, of about so many seconds."""
+        config = training_config(
+            "topk", self.width, self.l0, self.rows, MeshConfig(), url=self.url, dataset=self.dataset
+        )
+        manifest = load_manifest(Store.at(self.url))
+        return self.rows / StepTimer(config.data, config.dictionary, manifest).trained_rows_per_s(seconds)
+
+
+@contextmanager
+def company(processes: int, steps: Steps) -> Iterator[None]:
+    """Inside, so many processes take the same steps, each with one thread."""
+    spawning = torch.multiprocessing.get_context("spawn")
+    busy = spawning.Semaphore(0)
+    others = [spawning.Process(target=_keep_on, args=(steps, busy), daemon=True) for _ in range(processes)]
+    try:
+        for other in others:
+            other.start()
+        for _ in others:
+            if not busy.acquire(timeout=STARTED_WITHIN_S):
+                raise RuntimeError(f"a process to measure beside did not start within {STARTED_WITHIN_S} s")
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.join()
+
+
+def _keep_on(steps: Steps, busy: Any) -> None:
+    torch.set_num_threads(1)
+    steps.step_s(1.0)
+    busy.release()
+    steps.step_s(FOREVER_S)
 
 
 def parameters(site_width: int, width: int) -> int:
