@@ -25,7 +25,7 @@ from cluster.provisioned.description import Liveness
 
 BIN = Path(sys.executable).parent
 START_S = 180.0
-OBJECT_STORE_BYTES = 256 * 2**20
+OBJECT_STORE_BYTES = 1536 * 2**20
 WORKER = b"RayTrainWorker"
 """In the command lines of the processes that train."""
 

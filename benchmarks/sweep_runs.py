@@ -103,15 +103,17 @@ class Times:
 
 
 def times_of(output: str, record: TrialRecord) -> Times:
-    """From a local sweep's folder: a record is written at the end of its trial, a dictionary at that of its training.
+    """From a local sweep's folder: a dictionary is written at the end of a training, a record at the end of a trial's
+    work, its hours when its workers are gone.
 
     Steps are taken to have run without a break before the dictionary was saved.
     """
     place = Path(output) / "trials" / record.trial
     ended_s = (place / "trial.json").stat().st_mtime
+    gone_s = (place / "spent.json").stat().st_mtime
     saved_s = (place / "dictionary" / "dictionary.safetensors").stat().st_mtime
     return Times(
-        alive=Interval(begin_s=ended_s - record.timing["total_s"], end_s=ended_s),
+        alive=Interval(begin_s=ended_s - record.timing["total_s"], end_s=gone_s),
         training=Interval(begin_s=saved_s - record.timing["train_s"], end_s=saved_s),
     )
 
