@@ -131,7 +131,41 @@ exec ray start --block --disable-usage-stats \
   --object-spilling-directory=/mnt/lexray/spill
 EOF
 
+# AWS says two minutes ahead that it takes a spot node back: trials save their state and go on elsewhere, see
+# docs/placement.md. A node on which nothing runs any more is let go by Ray, and ends itself.
+cat > /etc/lexray/public/watch-notices <<'EOF'
+#!/bin/bash
+metadata=http://169.254.169.254/latest
+noticed() {
+  local token
+  token=$(curl -sf -X PUT "$metadata/api/token" -H 'X-aws-ec2-metadata-token-ttl-seconds: 60') &&
+    curl -sf -o /dev/null -H "X-aws-ec2-metadata-token: $token" "$metadata/meta-data/spot/instance-action"
+}
+# In the container, whose variables say where the head is.
+drain() {
+  docker exec ray bash -c 'RAY_ADDRESS=$LEXRAY_HEAD_ADDRESS ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION \
+    --reason-message "AWS takes the spot node back" --deadline-remaining-seconds 100'
+}
+until noticed && drain; do
+  sleep 5
+done
+EOF
+
+cat > /etc/systemd/system/lexray-notices.service <<'EOF'
+[Unit]
+Description=Notices that this node is taken back
+After=lexray-ray.service
+
+[Service]
+ExecStart=/bin/bash /etc/lexray/public/watch-notices
+Restart=on-failure
+
+[Install]
+WantedBy=multi-user.target
+EOF
+
 pull_image
 # A node without Ray is only a bill: it ends itself, and with that its instance.
 start_ray 'ExecStopPost=/usr/sbin/shutdown -h now'
+systemctl enable --now lexray-notices.service
 say "worker of pool a10g is up at $node_address"
