@@ -6,6 +6,7 @@ would be read from a disk. So what may lie there at once has to stay below that 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -67,6 +68,8 @@ class StreamShape:
     """Share of the dataset's rows that are training rows: filtered ones are in no window."""
     held_out_share: float
     dataset_rows: int
+    epochs: int = 1
+    """Of the training, the last begun one counted: each has windows of its own."""
 
     @property
     def window_bytes(self) -> int:
@@ -109,6 +112,7 @@ def stream_shape(
     workers: int,
     train_rows: int,
     held_out_rows: int,
+    epochs: float = 1.0,
 ) -> StreamShape:
     """The shape for a trial of so many workers; of those with more lanes if they do not all have as many."""
     widest = max(site.row_bytes for site in manifest.sites.values())
@@ -122,6 +126,7 @@ def stream_shape(
         train_share=train_rows / manifest.rows,
         held_out_share=held_out_rows / manifest.rows,
         dataset_rows=manifest.rows,
+        epochs=math.ceil(epochs),
     )
 
 
@@ -156,15 +161,17 @@ class StreamMemory:
 def stream_memory(shapes: Sequence[StreamShape], *, consumers: int, object_store_bytes: int) -> StreamMemory:
     """For so many consumers at once on a node, each as large as the largest of `shapes`.
 
-    The server keeps what consumers leave of its share, but always enough for one of them.
+    The server keeps what consumers leave of its share, but always enough for one of them, and no more than there is:
+    the windows of every epoch, and the held-out ones.
     """
     mapped_each = max(shape.mapped_bytes for shape in shapes)
     window = max(shape.window_bytes for shape in shapes)
+    epoch = max(shape.dataset_rows * (shape.row_bytes + ROW_ID_BYTES + PLACE_BYTES) for shape in shapes)
     # Two epochs can be in use at once, and of each no more windows than it has.
-    everything = 2 * max(shape.dataset_rows * (shape.row_bytes + ROW_ID_BYTES + PLACE_BYTES) for shape in shapes)
-    mapped = min(consumers * mapped_each, everything)
+    mapped = min(consumers * mapped_each, 2 * epoch)
     left = int(WINDOWS_SHARE * object_store_bytes) - mapped
-    kept = max(min(mapped_each, everything), min(left, int(KEPT_SHARE * object_store_bytes)))
+    kept = max(min(mapped_each, 2 * epoch), min(left, int(KEPT_SHARE * object_store_bytes)))
+    everything = (1 + max(shape.epochs for shape in shapes)) * epoch
     buffers = 2 * WINDOWS_AT_ONCE * window + consumers * max(shape.batch_bytes for shape in shapes)
     return StreamMemory(kept=min(kept, everything), mapped=mapped, buffers=buffers, consumers=consumers)
 

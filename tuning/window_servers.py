@@ -34,7 +34,7 @@ IDLE_S = 30.0
 
 def shape_of(trial: Trial, manifest: Manifest, counts: RowCounts) -> StreamShape:
     """What decides the memory of a trial's streams."""
-    data = trial.config.data
+    data, train_rows = trial.config.data, counts.training(trial.config.data)
     return stream_shape(
         manifest,
         data.sites,
@@ -42,8 +42,9 @@ def shape_of(trial: Trial, manifest: Manifest, counts: RowCounts) -> StreamShape
         lanes=data.lanes,
         batch_rows=data.batch_rows,
         workers=trial.config.mesh.row_parts(trial.config.dictionary),
-        train_rows=counts.training(data),
+        train_rows=train_rows,
         held_out_rows=counts.held_out(data),
+        epochs=trial.config.num_steps * data.batch_rows / train_rows,
     )
 
 

@@ -114,16 +114,21 @@ def test_trials_that_start_together_read_once_and_later_ones_again_unless_all_is
     assert store_bytes([reading, other, reading, other], starts, num_nodes=1) == (440, 440)
 
 
-def test_a_dataset_that_a_node_keeps_is_read_once_whatever_the_epochs(planned) -> None:
-    few, many = (planned(training={"epochs": epochs}).make(ROOMY, {}) for epochs in (1, 7))
-    assert few.store_bytes == many.store_bytes
+def test_all_trials_read_an_epoch_once_where_its_windows_are_kept_and_the_dataset_once_where_its_chunks_are(
+    planned, tmp_path
+) -> None:
+    one, seven = ({"rows": epochs * 42 * 128} for epochs in (1, 7))  # 42 whole batches an epoch
+    few, many = (planned(training=training).make(ROOMY, {}) for training in (one, seven))
     whole = ROWS * planned().manifest.sites["site"].row_bytes
     assert whole <= few.store_bytes <= 2 * whole, "less than a chunk is read twice for each lane and part"
+    assert 6 * whole <= many.store_bytes - few.store_bytes <= 12 * whole, "windows of an epoch are its own"
     one_by_one = replace(ROOMY, nodes=[Node(1, 0, 8 * GIB)])
-    assert planned(training={"epochs": 7}).make(one_by_one, {}).store_bytes == few.store_bytes
+    assert planned(training=seven).make(one_by_one, {}).store_bytes == many.store_bytes
     assert few.store_bytes_at_most == 2 * few.store_bytes
+    cache = {"dir": str(tmp_path / "cache"), "bytes": 10 * whole}
+    assert planned(training=seven, cache=cache).make(one_by_one, {}).store_bytes == few.store_bytes
     poor = replace(ROOMY, object_store_bytes=[0])
-    assert planned(training={"epochs": 7}).make(poor, {}).store_bytes >= few.store_bytes
+    assert planned(training=seven).make(poor, {}).store_bytes >= few.store_bytes
 
 
 # Time and money ---------------------------------------------------------------------------------------------------
