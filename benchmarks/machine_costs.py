@@ -7,8 +7,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from storage.store import Store
 from storage.windows import StreamSpec
 from training.config import MeshConfig
 
-STARTED_WITHIN_S, FOREVER_S = 120, 10_000.0
+UNCOUNTED_STEPS, COUNTED_STEPS, STEPS_WITHIN_S = 5, 40, 300
 SUMS = 12
 """Sums of which the median is taken, after one that is not counted."""
 
@@ -54,8 +53,9 @@ class MachineCosts:
     l0: int
     alone: StepCost
     """When nothing else runs."""
-    in_company: StepCost
-    """When every other core takes the same steps: they share the way to memory, which these steps need the most."""
+    in_step_s: dict[str, float]
+    """Seconds of a step among so many workers that share the batch and wait for each other, without what they sum: they
+    share the cores, and the way to memory, which these steps need the most."""
     server_bytes_per_s: float
     """That one core checks and permutes."""
     sum_bytes_per_s: dict[str, float]
@@ -64,16 +64,14 @@ class MachineCosts:
     """Of one hop of such a sum."""
 
     def step_s(self, rows: float, workers: int) -> float:
-        """Of one of so many workers on this machine, each with such a part of the batch."""
-        cost = self.alone if workers == 1 else self.in_company
-        return cost.seconds(rows) * max(1.0, workers / self.cores)
+        """Of one worker with so many rows, or of several that share the batch."""
+        return self.alone.seconds(rows) if workers == 1 else self.in_step_s[str(workers)]
 
 
 def read_costs(file: str) -> MachineCosts:
     """As `write_costs` wrote them."""
     content = json.loads(Path(file).read_text())
-    steps = {name: StepCost(**content.pop(name)) for name in ("alone", "in_company")}
-    return MachineCosts(**content, **steps)
+    return MachineCosts(alone=StepCost(**content.pop("alone")), **content)
 
 
 def write_costs(file: str, costs: MachineCosts) -> None:
@@ -83,7 +81,7 @@ def write_costs(file: str, costs: MachineCosts) -> None:
 def measure_costs(
     *, site_width: int, width: int, l0: int, batch_rows: int, workers: Sequence[int], seconds: float
 ) -> MachineCosts:
-    """About so many seconds for each of six kinds of steps and for the reads; a few for sums among `workers`."""
+    """About so many seconds for each of three sizes of steps, and for reads; some for steps and sums of `workers`."""
     cores, load = os.cpu_count() or 1, os.getloadavg()[0]
     sizes = [batch_rows // 4, batch_rows // 2, batch_rows]
     threads = torch.get_num_threads()
@@ -96,12 +94,9 @@ def measure_costs(
             def steps(rows: int) -> Steps:
                 return Steps(url=store.url, dataset=manifest.id, width=width, l0=l0, rows=rows)
 
-            alone = fitted(sizes, [steps(rows).step_s(seconds) for rows in sizes])
-            beside = []
-            for rows in sizes:
-                with company(cores - 1, steps(rows)):
-                    beside.append(steps(rows).step_s(seconds))
-            in_company = fitted(sizes, beside)
+            alone = fitted(sizes, [rows / steps(rows).timer().trained_rows_per_s(seconds) for rows in sizes])
+            several = [count for count in workers if count > 1]
+            in_step = {str(count): step_in_step_s(steps(batch_rows // count), count) for count in several}
             core = core_speed(StreamSpec(store=store, sites=("site",)), seconds=seconds)
     finally:
         torch.set_num_threads(threads)
@@ -115,7 +110,7 @@ def measure_costs(
         width=width,
         l0=l0,
         alone=alone,
-        in_company=in_company,
+        in_step_s=in_step,
         server_bytes_per_s=both,
         sum_bytes_per_s={str(ranks): 2 * (ranks - 1) / ranks * size / taken for ranks, taken in sums.items()},
         hop_latency_s=sum_seconds(2, 4) / 2,
@@ -133,39 +128,35 @@ class Steps:
     l0: int
     rows: int
 
-    def step_s(self, seconds: float) -> float:
-        """The median, of about so many seconds."""
+    def timer(self) -> StepTimer:
         config = training_config(
             "topk", self.width, self.l0, self.rows, MeshConfig(), url=self.url, dataset=self.dataset
         )
-        manifest = load_manifest(Store.at(self.url))
-        return self.rows / StepTimer(config.data, config.dictionary, manifest).trained_rows_per_s(seconds)
+        return StepTimer(config.data, config.dictionary, load_manifest(Store.at(self.url)))
 
 
-@contextmanager
-def company(processes: int, steps: Steps) -> Iterator[None]:
-    """Inside, so many processes take the same steps, each with one thread."""
+def step_in_step_s(steps: Steps, workers: int) -> float:
+    """The median, over steps of so many processes with one thread each, which wait for each other after every step."""
     spawning = torch.multiprocessing.get_context("spawn")
-    busy = spawning.Semaphore(0)
-    others = [spawning.Process(target=_keep_on, args=(steps, busy), daemon=True) for _ in range(processes)]
-    try:
-        for other in others:
-            other.start()
-        for _ in others:
-            if not busy.acquire(timeout=STARTED_WITHIN_S):
-                raise RuntimeError(f"a process to measure beside did not start within {STARTED_WITHIN_S} s")
-        yield
-    finally:
-        for other in others:
-            other.kill()
-            other.join()
+    barrier, found = spawning.Barrier(workers), spawning.Queue()
+    others = [spawning.Process(target=_in_step, args=(steps, barrier, found), daemon=True) for _ in range(workers)]
+    for other in others:
+        other.start()
+    seconds = max(found.get(timeout=STEPS_WITHIN_S) for _ in others)
+    for other in others:
+        other.join()
+    return seconds
 
 
-def _keep_on(steps: Steps, busy: Any) -> None:
+def _in_step(steps: Steps, barrier: Any, found: Any) -> None:
     torch.set_num_threads(1)
-    steps.step_s(1.0)
-    busy.release()
-    steps.step_s(FOREVER_S)
+    timer, taken = steps.timer(), []
+    for _ in range(UNCOUNTED_STEPS + COUNTED_STEPS):
+        began = time.perf_counter()
+        timer.step()
+        barrier.wait(STEPS_WITHIN_S)
+        taken.append(time.perf_counter() - began)
+    found.put(statistics.median(taken[UNCOUNTED_STEPS:]))
 
 
 def parameters(site_width: int, width: int) -> int:

@@ -267,12 +267,12 @@ def _measured_here(args: argparse.Namespace) -> MachineCosts:
         workers=workers,
         seconds=args.seconds,
     )
+    beside = ", ".join(f"{1e3 * taken:.0f} ms among {ranks}" for ranks, taken in costs.in_step_s.items())
     sums = ", ".join(f"{rate / 1e9:.2f} GB/s among {ranks}" for ranks, rate in costs.sum_bytes_per_s.items())
     print(
         f"measured on {costs.cores} cores (load {costs.load:.1f}): a step {1e3 * costs.alone.fixed_s:.1f} ms and "
-        f"{1e6 * costs.alone.row_s:.0f} us a row, in company {1e3 * costs.in_company.fixed_s:.1f} ms and "
-        f"{1e6 * costs.in_company.row_s:.0f} us; a window server's core {costs.server_bytes_per_s / 1e9:.2f} GB/s; "
-        f"sums {sums}"
+        f"{1e6 * costs.alone.row_s:.0f} us a row, {beside}; a window server's core "
+        f"{costs.server_bytes_per_s / 1e9:.2f} GB/s; sums {sums}"
     )
     return costs
 

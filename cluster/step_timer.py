@@ -64,13 +64,14 @@ class StepTimer:
 
     def trained_rows_per_s(self, seconds: float) -> float:
         """Rows that one worker trains in a second: whole steps, measured for about so many seconds."""
-        return self.config.data.batch_rows / median_seconds(self._step, seconds)
+        return self.config.data.batch_rows / median_seconds(self.step, seconds)
 
     def evaluated_rows_per_s(self, seconds: float) -> float:
         """Rows that one worker evaluates in a second."""
         return self.config.data.batch_rows / median_seconds(self._evaluate, seconds)
 
-    def _step(self) -> None:
+    def step(self) -> None:
+        """One optimizer step."""
         config, number = self.config, next(self._steps)
         rows = config.data.batch_rows
         self.dictionary.at_step(number, config.num_steps)

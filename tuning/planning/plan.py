@@ -135,9 +135,7 @@ def make_plan(
     guessed = seconds if known else [float(t.config.num_steps * t.config.dictionary.width) for t in todo]
     starts = timeline([t.footprint for t in todo], guessed, machines.nodes)
     kept = _kept_bytes(todo, [shapes[t.id] for t in todo], machines)
-    read = store_bytes(
-        [_reading(t, manifest, counts, kept, cache_bytes) for t in todo], starts, len(machines.nodes)
-    )
+    read = store_bytes([_reading(t, manifest, counts, kept, cache_bytes) for t in todo], starts, len(machines.nodes))
     ended_s = SWEEP_START_S + max(start.end_s for start in starts) if starts else 0.0
     wall_s = ended_s if known else None
     hours = _hours(todo, seconds) if known else (None, None)
