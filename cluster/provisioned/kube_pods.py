@@ -20,9 +20,10 @@ STORAGE_SECRET = "lexray-storage"
 """AWS_ACCESS_KEY_ID and the like, where pods have no identity of their own."""
 WANDB_SECRET = "lexray-wandb"
 
-HEAD_CPUS, HEAD_GIB = 2, 8.0
-HEAD_FUNCTIONS_GIB = 2.0
-"""Of the head's memory, for functions that take no core: each trial has one that waits for its workers."""
+HEAD_CPUS, HEAD_GIB = 2, 12.0
+HEAD_FUNCTIONS_GIB, HEAD_STORE_GIB, HEAD_SHM_GIB = 6.0, 1.0, 1.25
+"""Of the head's memory: for functions that take no core, of which each running trial has one (a quarter of a GiB: 24 at
+once); Ray's object store, in which no windows lie there, and /dev/shm around it."""
 SHM_SHARE = 0.35
 """Of a worker's memory: /dev/shm, around Ray's object store; NCCL and torch put their own blocks there too."""
 GRACE_S, DRAIN_S = 120, 100
@@ -49,7 +50,7 @@ def head_pod(cluster: ClusterDescription) -> Manifest:
             {"containerPort": METRICS_PORT, "name": "metrics"},
         ],
     }
-    spec = _pod_spec(container, shm_bytes=_share(HEAD_GIB, SHM_SHARE))
+    spec = _pod_spec(container, shm_bytes=_share(HEAD_SHM_GIB, 1.0))
     if cluster.provider == "aws-eks":
         spec["nodeSelector"] = {POOL_LABEL: CORE_POOL}
     return _template(spec)
@@ -62,7 +63,7 @@ def head_start_params() -> dict[str, str]:
         "num-cpus": "0",
         "num-gpus": "0",
         "memory": str(round(HEAD_FUNCTIONS_GIB * 2**30)),
-        "object-store-memory": str(_share(HEAD_GIB, STORE_SHARE)),
+        "object-store-memory": str(_share(HEAD_STORE_GIB, 1.0)),
     }
 
 
