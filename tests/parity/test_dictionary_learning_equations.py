@@ -28,6 +28,7 @@ from dictionary_learning.trainers import (
     StandardTrainer,
     TopKTrainer,
 )
+from dictionary_learning.trainers.gated_anneal import GatedAnnealTrainer
 from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKTrainer
 from dictionary_learning.trainers.standard import StandardTrainerAprilUpdate
 
@@ -129,6 +130,21 @@ def test_p_annealing_is_theirs_at_every_p(against, p):
     )  # fmt: skip
     trainer.p = p
     hold(against("dictionary_learning", f"p_anneal, p = {p:g}"), made, trainer, made.encode(X_BD).dense())
+
+
+@pytest.mark.parametrize("p", [1.0, 0.6])
+def test_gated_p_annealing_is_theirs_at_every_p(against, p):
+    """Their `Lp^p` of the gate; gates at zero have no part in it, in lexray because its derivative is taken as zero."""
+    made = dictionary(
+        "gated_p_anneal", initial_coefficient=0.3, p_end=0.6, p_from=0.0, p_until=0.5, p_jumps=1, p_smoothing=1e-13
+    )
+    made.at_step(0 if p == 1 else 60, 100)
+    trainer = trainer_of(
+        made, GatedAnnealTrainer, initial_sparsity_penalty=float(made.coefficient), sparsity_warmup_steps=None,
+        anneal_start=9000, n_sparsity_updates=2,
+    )  # fmt: skip
+    trainer.p = p
+    hold(against("dictionary_learning", f"gated_p_anneal, p = {p:g}"), made, trainer, made.encode(X_BD).dense())
 
 
 def test_a_jump_of_p_rescales_the_coefficient_as_theirs_does(against):

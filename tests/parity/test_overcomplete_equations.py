@@ -1,15 +1,16 @@
-"""overcomplete: matching pursuit, orthogonal pursuit, archetypal dictionaries, the updates of NMF and semi-NMF.
+"""overcomplete: pursuits, BatchTopK, JumpReLU, archetypal dictionaries, the updates of NMF and semi-NMF.
 
 It leaves the loss to the user; here it is lexray's, the mean over rows of the squared error. It works in float32.
 """
 
 import torch
-from cases import B, D, F, K, along_the_sphere, dictionary, gradients, lexray_gradients, rows
+from cases import B, D, F, K, along_the_sphere, dictionary, gradients, lexray_gradients, rows, training_code
 from overcomplete.optimization.nmf import _one_step_multiplicative_rule as nmf_step
 from overcomplete.optimization.semi_nmf import _one_step_snmf_multiplicative_update as snmf_step
-from overcomplete.sae import OMPSAE, MpSAE, RATopKSAE
+from overcomplete.sae import OMPSAE, BatchTopKSAE, JumpSAE, MpSAE, RATopKSAE
 
 from training.axes import ALL_LATENTS
+from training.dictionaries.base import BatchSums
 from training.factors import least_squares_atoms, multiplicative, multiplicative_atoms
 from training.pursuit import StopRule, orthogonal_pursuit
 
@@ -57,6 +58,64 @@ def test_orthogonal_pursuit_is_theirs_where_no_coefficient_would_be_negative(aga
     held("code", codes[-1][positive_B], code_BF[positive_B], 1e-4)
     ours, theirs = codes[-1] @ made.W_dec.detach(), code_BF @ made.W_dec.detach()
     held("reconstruction", ours[positive_B], theirs[positive_B], 1e-4)
+
+
+def linear_sae(made, sae_class, **options):
+    """Theirs with our atoms and our encoder, which returns pre-codes and codes as theirs do."""
+    encoder = torch.nn.Linear(D, F)
+    with torch.no_grad():
+        made.b_dec.zero_()
+        encoder.weight.copy_(made.W_enc)
+        encoder.bias.copy_(made.b_enc)
+    return with_atoms(sae_class(D, F, encoder_module=_PreCodes(encoder), **options), made.W_dec), encoder
+
+
+def linear_gradients(sae, encoder, loss, made):
+    """In lexray's layout."""
+    found = gradients(loss, {"W_enc": encoder.weight, "b_enc": encoder.bias, "W_dec": sae.dictionary._weights})
+    return {**found, "W_dec": along_the_sphere(found["W_dec"], made.W_dec)}
+
+
+def test_batch_topk_and_its_running_threshold_are_theirs(against):
+    """Their `top_k` counts the pairs of a whole batch, and their threshold keeps 0.9."""
+    made = dictionary("batch_topk", aux_weight=0.0, threshold_decay=0.9).float()
+    sae, encoder = linear_sae(made, BatchTopKSAE, top_k=K * B)
+    held = against("overcomplete", "batch_topk")
+    for seed in (21, 22, 11):
+        x_BD = rows(seed=seed).float()
+        _, code_BF = sae.encode(x_BD)
+        terms = made.loss(x_BD, B)
+        held("code", training_code(made, x_BD), code_BF)
+        loss = (x_BD - sae.decode(code_BF)).square().sum(1).mean()
+        held("loss", terms.loss, loss)
+        found, expected = lexray_gradients(made, terms.loss), linear_gradients(sae, encoder, loss, made)
+        held.gradients({name: found[name] for name in expected}, expected)
+        made.after_step(BatchSums(rows=B, sums={}, fired_F=terms.fired_F, observed=terms.observed))
+        held("threshold", made.threshold, sae.running_threshold)
+    sae.eval()
+    _, code_BF = sae.encode(X_BD)
+    held("inference", made.encode(X_BD).dense(), code_BF)
+
+
+def test_jumprelus_kernel_is_divided_by_its_width_once_though_theirs_is_twice(against):
+    """The paper: d jump / d theta = - (theta / width) K((z - theta) / width), K of height 1; their kernel has height
+    1 / width already. So their gradient of thresholds is lexray's over the width, and all others are the same.
+    """
+    width = 0.2
+    made = dictionary("jumprelu", l0_loss="step", initial_coefficient=1e-13, bandwidth=width).float()
+    sae, encoder = linear_sae(made, JumpSAE, kernel="rectangle", bandwidth=width)
+    sae.thresholds.data = made.threshold_F.detach().log()
+    held = against("overcomplete", "jumprelu")
+    _, code_BF = sae.encode(X_BD)
+    held("code", made.encode(X_BD).dense(), code_BF)
+    held("reconstruction", made(X_BD), sae.decode(code_BF))
+    terms = made.loss(X_BD, B)
+    loss = (X_BD - sae.decode(code_BF)).square().sum(1).mean()
+    held("loss", terms.loss, loss)
+    found, expected = lexray_gradients(made, terms.loss), linear_gradients(sae, encoder, loss, made)
+    held.gradients({name: found[name] for name in expected}, expected)
+    theirs_F = gradients(loss, {"log": sae.thresholds})["log"] / made.threshold_F.detach()
+    held("theirs times the width", found["threshold"], theirs_F * width, 1e-4)
 
 
 def ra_sae(candidates, num_candidates=F):

@@ -33,6 +33,8 @@ from sae_lens.saes.standard_sae import StandardTrainingSAE, StandardTrainingSAEC
 from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.saes.transcoder import SkipTranscoder, SkipTranscoderConfig, Transcoder, TranscoderConfig
 
+from training.dictionaries.base import BatchSums
+
 FREE = {"decoder_norm": "free"}
 X_BD = rows()
 
@@ -169,6 +171,21 @@ def test_the_topk_family_is_theirs_without_auxk(against, architecture, sae_class
         against("SAELens", architecture), made, sae, step(sae, {}), training_code(made, X_BD),
         scale=made.W_dec.detach().norm(dim=1),
     )  # fmt: skip
+
+
+def test_the_running_threshold_starts_at_the_first_batchs_though_theirs_starts_at_zero(against):
+    """An average that starts at zero is 1 - 0.99^n of what it averages after n steps: too many latents are active."""
+    made = dictionary("batch_topk", aux_weight=0.0, threshold_decay=0.99)
+    sae = theirs(made, BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, k=K, topk_threshold_lr=0.01)
+    smallest = []
+    for _ in range(5):
+        step(sae, {})
+        terms = made.loss(X_BD, B)
+        smallest.append(terms.observed["smallest_kept"])
+        made.after_step(BatchSums(rows=B, sums={}, fired_F=terms.fired_F, observed=terms.observed))
+    held = against("SAELens", "batch_topk, threshold")
+    held("threshold", made.threshold.double(), smallest[0])
+    held("theirs", sae.topk_threshold, (1 - 0.99**5) * smallest[0])
 
 
 def test_matryoshka_is_theirs_without_auxk(against):
