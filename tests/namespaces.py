@@ -119,11 +119,11 @@ class Machines:
         wait_until(lambda: answers(address, DASHBOARD_PORT) and answers(address, GCS_PORT), f"the head {name}")
         return address
 
-    def start_worker(self, name: str, cpus: int, head: str = "head") -> None:
+    def start_worker(self, name: str, cpus: int, head: str = "head", **env: str) -> None:
         """A worker node with so many CPUs, as Ray counts."""
         address = self.machine(name)
         command = [*_ray_start(self.temp / name, address), f"--address={self.addresses[head]}:{GCS_PORT}"]
-        self.start(name, [*command, f"--num-cpus={cpus}"])
+        self.start(name, [*command, f"--num-cpus={cpus}"], **env)
         wait_until(lambda: address in self.alive(head), f"the node {name}")
 
     def alive(self, head: str = "head") -> list[str]:

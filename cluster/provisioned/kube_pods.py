@@ -30,10 +30,9 @@ GRACE_S, DRAIN_S = 120, 100
 """What a spot node gets between the notice and its end, and what of it workers may use to save and leave."""
 
 # Draining tells the placer, and through it each trial, that the node goes: workers save a checkpoint and end. A pod
-# that runs no worker is let go at once.
+# that runs no worker is let go at once. KubeRay gives every pod where the head is, and its own name as Ray knows it.
 DRAIN_SCRIPT = f"""\
-ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION --reason-message 'the pod is ending' \\
-  --deadline-remaining-seconds {DRAIN_S}
+python -m cluster.provisioned.leave "$RAY_ADDRESS" "$RAY_CLOUD_INSTANCE_ID" {DRAIN_S} 'the pod is ending'
 end=$((SECONDS + {DRAIN_S}))
 while [ $SECONDS -lt $end ] && grep -aqs '^ray::RayTrainWorker' /proc/[0-9]*/cmdline; do sleep 1; done
 """

@@ -1,6 +1,6 @@
-"""The script that runs before a worker's pod ends, for real: a training on that node hears of it and leaves.
+"""The script that runs before a worker's pod ends, for real, where a head and two nodes share a machine.
 
-It waits for every such worker that it sees, in a pod those of its node, here also those of others: a minute at most.
+It waits for every training worker that it sees: in a pod those of its node, here also others, a minute at most.
 """
 
 import subprocess
@@ -12,49 +12,59 @@ import pytest
 PROGRAM = """
 import os, subprocess, sys, threading, time
 import ray
-import ray.train
 from ray.cluster_utils import Cluster
+from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from cluster.provisioned.kube_pods import DRAIN_S, DRAIN_SCRIPT
+from tuning.placement.cluster_view import cluster_view
 
 folder = sys.argv[1]
 
+def wait_until(is_so, what):
+    deadline = time.monotonic() + 120
+    while not is_so():
+        assert time.monotonic() < deadline, f"{what} did not come"
+        time.sleep(0.2)
+
 def train():
     open(f"{folder}/began", "w").close()
-    while ray.train.get_preemption_info() is None:
+    while not os.path.exists(f"{folder}/moves"):
         time.sleep(0.2)
-    open(f"{folder}/left", "w").close()
+
+def leaving():
+    return {node for node, state in cluster_view().nodes.items() if state.is_leaving}
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "dashboard_host": "127.0.0.1"})
-node = cluster.add_node(num_cpus=2)
+pod = cluster.add_node(num_cpus=2, env_vars={"RAY_CLOUD_INSTANCE_ID": "a-pod"})
+cluster.add_node(num_cpus=0, env_vars={"RAY_CLOUD_INSTANCE_ID": "another-pod"})
 ray.init(address=cluster.address, log_to_driver=False)
 trainer = TorchTrainer(
     train,
-    scaling_config=ray.train.ScalingConfig(num_workers=1),
+    scaling_config=ScalingConfig(num_workers=1),
     torch_config=TorchConfig(backend="gloo"),
-    run_config=ray.train.RunConfig(storage_path=folder),
+    run_config=RunConfig(storage_path=folder),
 )
 training = threading.Thread(target=trainer.fit, daemon=True)
 training.start()
-deadline = time.monotonic() + 120
-while not os.path.exists(f"{folder}/began"):
-    assert time.monotonic() < deadline, "the training never began"
-    time.sleep(0.2)
-# In a pod there is one node to mean; here two share a machine.
-script = DRAIN_SCRIPT.replace("ray drain-node", f"ray drain-node --node-id {node.node_id}")
-script = script.replace(f"SECONDS + {DRAIN_S}", "SECONDS + 60")
-done = subprocess.run(["bash", "-c", script], env={**os.environ, "RAY_ADDRESS": cluster.address})
-assert done.returncode == 0
-assert os.path.exists(f"{folder}/left"), "the script did not wait for the worker, or the worker was not told"
+wait_until(lambda: os.path.exists(f"{folder}/began"), "the training")
+assert leaving() == set()
+script = DRAIN_SCRIPT.replace(f"SECONDS + {DRAIN_S}", "SECONDS + 60")
+told = {"RAY_ADDRESS": cluster.address, "RAY_CLOUD_INSTANCE_ID": "a-pod"}
+ending = subprocess.Popen(["bash", "-c", script], env={**os.environ, **told})
+wait_until(leaving, "a node that leaves")
+assert leaving() == {pod.node_id}, "the pod's node leaves, and no other"
+assert ending.poll() is None, "the script did not wait for the worker"
+open(f"{folder}/moves", "w").close()
 training.join(timeout=60)
 assert not training.is_alive(), "the trainer still waits"
+assert ending.wait(timeout=90) == 0
 ray.shutdown()
 cluster.shutdown()
 """
 
 
 @pytest.mark.slow
-def test_a_training_on_the_node_is_told_and_the_script_waits_until_it_has_left(tmp_path):
+def test_the_placer_sees_that_the_pods_node_leaves_and_the_script_waits_until_its_training_has_left(tmp_path):
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
     path = f"{Path(sys.executable).parent}:/usr/bin:/bin"

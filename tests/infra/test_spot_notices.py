@@ -50,17 +50,15 @@ def start_metadata(hosts: Machines, name: str, notice: Path) -> None:
 def test_a_node_that_aws_takes_back_is_drained_and_no_other_is(hosts: Machines, tmp_path: Path) -> None:
     head = hosts.start_head()
     for name in ("spot", "other"):
-        hosts.start_worker(name, cpus=1)
-    notice, docker = tmp_path / "notice", tmp_path / "docker"
+        hosts.start_worker(name, cpus=1, RAY_CLOUD_INSTANCE_ID=f"i-{name}")
+    notice, script, docker = tmp_path / "notice", tmp_path / "watch-notices", tmp_path / "docker"
     start_metadata(hosts, "spot", notice)
-    for name in ("watch-notices", "drain.py"):
-        text = rendered.script_in(rendered.read("worker.sh"), name)
-        (tmp_path / name).write_text(text.replace("/etc/lexray/public", str(tmp_path)))
+    script.write_text(rendered.script_in(rendered.read("worker.sh"), "watch-notices"))
     docker.write_text(DOCKER)
     docker.chmod(0o755)
     path = f"{tmp_path}:{hosts.env['PATH']}"
-    where = {"LEXRAY_HEAD_ADDRESS": f"{head}:{GCS_PORT}", "LEXRAY_NODE_ADDRESS": hosts.addresses["spot"]}
-    watch = hosts.run("spot", ["bash", str(tmp_path / "watch-notices")], PATH=path, **where)
+    told = {"LEXRAY_HEAD_ADDRESS": f"{head}:{GCS_PORT}", "RAY_CLOUD_INSTANCE_ID": "i-spot"}
+    watch = hosts.run("spot", ["bash", str(script)], PATH=path, **told)
     time.sleep(12)
     assert watch.poll() is None, "it watches on while there is no notice"
     assert {hosts.addresses[name] for name in ("spot", "other")} < set(hosts.alive())

@@ -133,18 +133,6 @@ EOF
 
 # AWS says two minutes ahead that it takes a spot node back: trials save their state and go on elsewhere, see
 # docs/placement.md. A node on which nothing runs any more is let go by Ray, and ends itself.
-cat > /etc/lexray/public/drain.py <<'EOF'
-import os, subprocess, ray
-
-# Ray would take this node for another one, even the head, where it cannot tell its address: it is told which one.
-head, own = os.environ["LEXRAY_HEAD_ADDRESS"], os.environ["LEXRAY_NODE_ADDRESS"]
-ray.init(head, log_to_driver=False)
-(node,) = (n["NodeID"] for n in ray.nodes() if n["Alive"] and n["NodeManagerAddress"] == own)
-reason = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=AWS takes the spot node back"]
-which = [f"--address={head}", f"--node-id={node}", "--deadline-remaining-seconds=100"]
-subprocess.run(["ray", "drain-node", *which, *reason], check=True)
-EOF
-
 cat > /etc/lexray/public/watch-notices <<'EOF'
 #!/bin/bash
 metadata=http://169.254.169.254/latest
@@ -153,7 +141,12 @@ noticed() {
   token=$(curl -sf -X PUT "$metadata/api/token" -H 'X-aws-ec2-metadata-token-ttl-seconds: 60') &&
     curl -sf -o /dev/null -H "X-aws-ec2-metadata-token: $token" "$metadata/meta-data/spot/instance-action"
 }
-until noticed && docker exec ray python /etc/lexray/public/drain.py; do
+# In the container, whose variables say where the head is and what Ray calls this node.
+leave() {
+  docker exec ray bash -c 'python -m cluster.provisioned.leave "$LEXRAY_HEAD_ADDRESS" "$RAY_CLOUD_INSTANCE_ID" 100 \
+    "AWS takes the spot node back"'
+}
+until noticed && leave; do
   sleep 5
 done
 EOF
