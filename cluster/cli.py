@@ -20,8 +20,12 @@ from cluster.provisioned.errors import ClusterLostError, RefusedError
 from cluster.provisioned_cli import provisioned_app
 from cluster.wandb_commands import wandb_app
 from storage.errors import CorruptDataError, UserError
+from storage.objects.first_answer import NoAnswerError, answers_within
+from storage.objects.retries import StoreUnavailableError, is_of_botocore, reason
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
+FIRST_ANSWER_S = 5.0
+"""For how long a store that never answered a command is asked."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -154,17 +158,22 @@ def main() -> None:
     logging.getLogger("lexray").setLevel(logging.INFO)
     logging.getLogger("lexray").addHandler(RichHandler(console=messages, show_time=False, show_path=False))
     try:
-        code = app(standalone_mode=False) or 0
+        with answers_within(FIRST_ANSWER_S):
+            code = app(standalone_mode=False) or 0
         if code != INTERRUPTED:  # what the command line makes of an interrupt, without a word
             sys.exit(code)
         raise KeyboardInterrupt
     except UserError as error:
         _fail(str(error), WRONG_INPUT)
-    except (CorruptDataError, ClusterLostError, RefusedError) as error:
+    except NoAnswerError as error:
+        _fail(str(error), WRONG_INPUT)
+    except (CorruptDataError, ClusterLostError, RefusedError, StoreUnavailableError) as error:
         _fail(str(error), FAILED)
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted; run the same command again to continue", INTERRUPTED)
     except Exception as error:
+        if is_of_botocore(error):
+            _fail(reason(error), WRONG_INPUT)
         if not hasattr(error, "show"):  # a wrong call of the command: the command line knows how to say it
             raise
         error.show()

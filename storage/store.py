@@ -19,8 +19,9 @@ from typing import Any, TypeVar
 from storage.errors import UnreachableError, UserError
 from storage.objects.connections import CLIENT, FILESYSTEM, call_slots, connection, forget, known_schemes
 from storage.objects.files import cat_into, info, list_entries, read_local_into, remove, write_beside, write_local
+from storage.objects.first_answer import first_answer
 from storage.objects.multipart import PART_BYTES, upload_parts
-from storage.objects.retries import Retrier, RetryPolicy, StoreUnavailableError, reason, s3_answer
+from storage.objects.retries import Retrier, RetryPolicy, StoreUnavailableError, is_of_botocore, reason, s3_answer
 from storage.objects.settings import REQUESTS_IN_FLIGHT, S3
 from storage.objects.settings import StorageSettings as StorageSettings
 
@@ -84,8 +85,15 @@ class Store:
         def renew() -> None:
             forget(kind, self.scheme, self.settings, used)
 
+        name = f"{self.url}/{path}".rstrip("/")
         retrier = Retrier(policy=policy or self.settings.policy)
-        return retrier.call(f"{self.url}/{path}".rstrip("/"), once, renew=renew)
+
+        def patient() -> T:
+            return retrier.call(name, once, renew=renew)
+
+        if self.local_path is not None:
+            return patient()
+        return first_answer((self.scheme, self.settings), name, once, patient, retrier.policy.budget_s)
 
     def read(self, path: str) -> bytes:
         """The whole file; a large one of an object store in parts, side by side. Raises FileNotFoundError."""
@@ -235,17 +243,12 @@ def reachable(what: str, url: str) -> Iterator[None]:
     """Turn a store that cannot be reached, or refuses us, into one line for the user."""
     try:
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise
     except Exception as error:
-        if not isinstance(error, OSError | ImportError) and not _is_of_botocore(error):
+        if not isinstance(error, OSError | ImportError) and not is_of_botocore(error):
             raise
         raise UnreachableError(f"{what}: cannot read {url} ({reason(error)})") from error
-
-
-def _is_of_botocore(error: Exception) -> bool:
-    """No connection, no credentials, no such profile: none of them an OSError."""
-    return any(kind.__module__ == "botocore.exceptions" for kind in type(error).__mro__)
 
 
 def _remove_empty_folders(path: str | None, up_to: str) -> None:

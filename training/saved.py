@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from storage.errors import CorruptDataError, UserError
-from storage.store import StorageSettings, Store
+from storage.store import StorageSettings, Store, reachable
 from training.checkpoints import open_checkpoint, step_of
 from training.dictionaries import architecture, dictionary_config, make_dictionary
 from training.dictionaries.base import Dictionary
@@ -84,9 +84,12 @@ def _of_checkpoint(store: Store) -> Dictionary:
 def read_dictionary_config(store: Store) -> dict[str, Any]:
     """`config.json` of a saved dictionary: `dictionary` (its options), `sites`, `data`, `trial`, `held_out`."""
     try:
-        content: dict[str, Any] = json.loads(store.read(CONFIG))
+        with reachable("dictionary", store.url):
+            written = store.read(CONFIG)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"dictionary {store.url}: no {CONFIG} there") from error
+    try:
+        content: dict[str, Any] = json.loads(written)
     except ValueError as error:
         raise UserError(f"dictionary {store.url}: {CONFIG} is not valid JSON") from error
     if not isinstance(content, dict):

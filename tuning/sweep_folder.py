@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from storage.errors import CorruptDataError, UserError
-from storage.store import Store
+from storage.store import Store, reachable
 from training.saved import CONFIG as DICTIONARY_CONFIG
 
 DONE, TARGET_MISSED, FAILED, RUNNING, PENDING = "done", "target missed", "failed", "running", "pending"
@@ -78,7 +78,9 @@ class SweepFolder:
     def existing(url: str) -> SweepFolder:
         """That of a sweep that was run. Raises UserError when there is none."""
         store = Store.at(url)
-        if not store.exists("sweep.yaml"):
+        with reachable("sweep", store.url):
+            is_there = store.exists("sweep.yaml")
+        if not is_there:
             raise UserError(f"{store.url}: no sweep there (it would hold sweep.yaml)")
         return SweepFolder(store)
 

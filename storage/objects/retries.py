@@ -14,7 +14,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeVar
 
@@ -126,6 +126,8 @@ class Retrier:
     sleep: Callable[[float], None] = time.sleep
     fraction: Callable[[], float] = random.SystemRandom().random
     """Jitter in [0, 1); never the generator that a training seeds."""
+    tell: Callable[[str, str, float], None] = field(default_factory=lambda: _HISTORY.add)
+    """Hears of each call that is made again: the file, the reason, the clock's seconds."""
 
     def call(
         self,
@@ -155,10 +157,15 @@ class Retrier:
                     raise StoreUnavailableError(
                         f"{name}: given up after {tries} in {elapsed_s:.0f} s; {reason(error)}"
                     ) from error
-                _HISTORY.add(name, reason(error), self.clock())
+                self.tell(name, reason(error), self.clock())
             self.sleep(pause_s)
             if verdict is Verdict.AGAIN_WITH_NEW_CREDENTIALS:
                 renew()
+
+
+def is_of_botocore(error: BaseException) -> bool:
+    """No connection, no credentials, no such profile: none of them an OSError."""
+    return any(kind.__module__ == "botocore.exceptions" for kind in type(error).__mro__)
 
 
 def retried_calls() -> int:
@@ -184,7 +191,7 @@ class _History:
             log.warning("%s: %s; trying again (retry %d of this process)", name, why, retries)
 
 
-_HISTORY = _History()
+_HISTORY: _History = _History()
 # A lock that another thread holds when a process forks is never released in the child.
 os.register_at_fork(after_in_child=_HISTORY.__init__)  # type: ignore[misc]
 
