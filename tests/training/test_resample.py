@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from training.batches import raw_rows
 from training.config import MeshConfig
 from training.dictionaries import ARCHITECTURES
 from training.dictionaries.base import RawRows
+from training.dictionaries.jumprelu import JumpReLU
 from training.dictionaries.learned import LearnedDictionary
 from training.loop import training_steps
 from training.mesh import ONE_RANK
@@ -23,7 +26,7 @@ from training.start import build_dictionary, make_engine, sample_rows
 pytestmark = pytest.mark.usefixtures("process_group")
 
 DEAD = [3, 7, 11]
-BY_LATENT = ("W_enc", "W_dec", "b_enc", "b_gate", "b_mag", "r_mag")
+BY_LATENT = ("W_enc", "W_dec", "b_enc", "b_gate", "b_mag", "r_mag", "scaled_log_threshold")
 RESAMPLED = [name for name, made in ARCHITECTURES.items() if made.learns_by == "gradient" and "archetypal" not in name]
 
 
@@ -49,7 +52,9 @@ def trained(dataset: Dataset, name: str, stage: int):
     return engine, raw_rows(stream.batch(4), config.data)
 
 
-CASES = [(name, 0) for name in RESAMPLED] + [(name, stage) for name in ("topk", "gated") for stage in (1, 2, 3)]
+CASES = [(name, 0) for name in RESAMPLED] + [
+    (name, stage) for name in ("topk", "gated", "jumprelu") for stage in (1, 2, 3)
+]
 
 
 @pytest.mark.parametrize(("name", "stage"), CASES)
@@ -86,6 +91,33 @@ def test_a_restarted_latent_points_at_what_was_missing(dataset):
     torch.testing.assert_close(cosines.amax(0), torch.ones(3), rtol=0, atol=1e-5)
     torch.testing.assert_close(encoders, ENCODER_LENGTH * length * atoms, rtol=1e-4, atol=1e-6)
     assert not made.b_enc[DEAD].any()
+
+
+@pytest.mark.parametrize("name", ["relu", "gated", "jumprelu"])
+def test_a_latent_that_no_row_could_reach_is_active_again_once_it_is_restarted(dataset, name):
+    """Whatever silenced it: a bias, a gate, a threshold."""
+    engine, raw = trained(dataset, name, 0)
+    made = engine.dictionary
+
+    def active_rows() -> Tensor:
+        return made.encode(raw.x_BD).fired()[DEAD]
+
+    with torch.no_grad():
+        if isinstance(made, JumpReLU):
+            made.scaled_log_threshold[DEAD] = math.log(1e3) / made.config.threshold_rate
+        else:
+            made.get_parameter("b_gate" if name == "gated" else "b_enc")[DEAD] = -1e3
+        assert not active_rows().any()
+        resample_dead(engine, raw, BATCH_ROWS, ALL_ROWS)
+        assert (active_rows() > 0).all()
+
+
+def test_a_restarted_threshold_is_to_the_living_ones_as_the_encoder_is_to_theirs(dataset):
+    engine, raw = trained(dataset, "jumprelu", 0)
+    made = engine.dictionary
+    living = made.threshold_F.detach()[~made.dead_F].log().mean().exp()
+    resample_dead(engine, raw, BATCH_ROWS, ALL_ROWS)
+    torch.testing.assert_close(made.threshold_F.detach()[DEAD], (ENCODER_LENGTH * living).expand(len(DEAD)))
 
 
 def test_badly_reconstructed_rows_are_drawn_far_more_often():
