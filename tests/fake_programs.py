@@ -11,9 +11,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+TESTS = str(Path(__file__).parent)
+"""Where a stand-in finds what it does."""
+
 FORWARDER = '''#!{python}
 """Forwards the local port of its arguments to a port of HOST; a child of its own does it, as the SSM plugin does."""
-import json, os, re, socket, subprocess, sys, threading, time
+import json, os, re, socket, subprocess, sys
 
 folder = {folder!r}
 with open(os.path.join(folder, "calls.jsonl"), "a") as calls:
@@ -33,20 +36,10 @@ if "--child" not in sys.argv:
     open(os.path.join(folder, "pids"), "a").write("%d %d\\n" % (os.getpid(), child.pid))
     sys.exit(child.wait())
 
-def pump(a, b):
-    try:
-        while data := a.recv(65536):
-            b.sendall(data)
-        b.shutdown(socket.SHUT_WR)
-    except OSError:
-        pass
+sys.path.insert(0, {tests!r})
+from tunnels import forward
 
-server = socket.create_server(("127.0.0.1", local))
-while True:
-    near, _ = server.accept()
-    far = socket.create_connection(({host!r}, {port}))
-    for pair in ((near, far), (far, near)):
-        threading.Thread(target=pump, args=pair, daemon=True).start()
+forward(socket.create_server(("127.0.0.1", local)), {host!r}, {port})
 '''
 
 
@@ -60,8 +53,8 @@ class Programs:
         self.answer({})
         for name in ("kubectl", "aws"):
             script = self.bin / name
-            text = FORWARDER.format(python=sys.executable, folder=str(folder), name=name, host=host, port=port)
-            script.write_text(text)
+            values = {"folder": str(folder), "name": name, "host": host, "port": port}
+            script.write_text(FORWARDER.format(python=sys.executable, tests=TESTS, **values))
             script.chmod(0o755)
 
     def answer(self, answers: dict[str, tuple[int, str, str]]) -> None:

@@ -25,6 +25,7 @@ from fake_programs import Programs, on_path
 from namespaces import DASHBOARD_PORT, GCS_PORT, Machines, answers, wait_until
 from node_scripts import environment, start, workers
 from sweeps import sweep_content, write_dataset, write_sweep
+from tunnels import forward
 
 from cluster.provisioned.machines import OF_A_GROUP
 from storage.store import StorageSettings, Store
@@ -138,18 +139,7 @@ class Relay:
 
     def _serve(self) -> None:
         with suppress(OSError):
-            while True:
-                near, _ = self._server.accept()
-                far = socket.create_connection(("127.0.0.1", self._port))
-                for pair in ((near, far), (far, near)):
-                    threading.Thread(target=_pump, args=pair, daemon=True).start()
-
-
-def _pump(source: socket.socket, sink: socket.socket) -> None:
-    with suppress(OSError):
-        while data := source.recv(65536):
-            sink.sendall(data)
-        sink.shutdown(socket.SHUT_WR)
+            forward(self._server, "127.0.0.1", self._port)
 
 
 def finished_in(sweep: Store) -> list[str]:

@@ -12,29 +12,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from fake_programs import TESTS
+
 AWS = '''#!{python}
 """aws SERVICE COMMAND --some-option VALUE ..."""
-import re, socket, sys, threading
+import re, socket, sys
 import botocore.session
-
-def pump(a, b):
-    try:
-        while data := a.recv(65536):
-            b.sendall(data)
-        b.shutdown(socket.SHUT_WR)
-    except OSError:
-        pass
 
 words = [word.split("=", 1) if word.startswith("--") else [word] for word in sys.argv[1:]]
 service, command, *rest = [part for word in words for part in word]
 if command == "start-session":
     local = int(re.search(r"localPortNumber=(\\d+)", " ".join(rest))[1])
-    server = socket.create_server(("127.0.0.1", local))
-    while True:
-        near, _ = server.accept()
-        far = socket.create_connection(("127.0.0.1", {port}))
-        for pair in ((near, far), (far, near)):
-            threading.Thread(target=pump, args=pair, daemon=True).start()
+    sys.path.insert(0, {tests!r})
+    from tunnels import forward
+
+    forward(socket.create_server(("127.0.0.1", local)), "127.0.0.1", {port})
 given = {{option.removeprefix("--").replace("-", "").lower(): value for option, value in zip(rest[::2], rest[1::2])}}
 client = botocore.session.Session().create_client(service, region_name="us-east-1")
 operation = command.replace("-", "_")
@@ -52,7 +44,7 @@ def write_program(file: Path, text: str) -> None:
 def programs(folder: Path, port: int) -> Path:
     """A folder for PATH with `aws`, and `lexray` as it is installed."""
     folder.mkdir()
-    write_program(folder / "aws", AWS.format(python=sys.executable, port=port))
+    write_program(folder / "aws", AWS.format(python=sys.executable, tests=TESTS, port=port))
     write_program(folder / "lexray", f'#!/bin/sh\nexec {sys.executable} -m cluster "$@"\n')
     return folder
 
