@@ -230,14 +230,18 @@ def test_what_has_no_place_anywhere_is_refused_with_the_reason(tmp_path, to, arc
         ("group_max", "standard", {}, "sae-lens", "SAELens has no group_max activation"),
         ("transcoder", "standard", {}, "sae-lens", "relu and jumprelu codes, not topk; sparsify has topk"),
         ("abs_topk", "standard", {}, "dictionary-learning", "no abs_topk; try sae-lens"),
-        ("mp", "standard", {}, "dictionary-learning", "no pursuit"),
+        ("mp", "standard", {}, "dictionary-learning", "no pursuit; try sae-lens"),
+        ("group_max", "standard", {}, "dictionary-learning", "no group_max; try sparsify"),
         ("skip_transcoder-relu", "standard", {}, "dictionary-learning", "has no transcoders"),
         ("batch_topk", "standard", {}, "sparsify", "sparsify has topk and groupmax, no jumprelu"),
         ("skip_transcoder", "standard", {}, "sparsify", f"the sites are {D} and {D_OUT} wide"),
     ],
 )
 def test_what_a_format_cannot_say_is_refused_with_the_reason(tmp_path, case, normaliser, options, to, reason):
-    assert reason in refusal(folder_of(tmp_path, case, normaliser, **options), to, tmp_path / "out")
+    line = refusal(folder_of(tmp_path, case, normaliser, **options), to, tmp_path / "out")
+    assert reason in line
+    if line.endswith(("try sae-lens", "try sparsify")):  # what is advised is no dead end
+        assert case in PLACES[line.rpartition(" ")[2]]
 
 
 def test_an_unknown_format_is_refused_with_the_known_ones(tmp_path):

@@ -1,4 +1,7 @@
-"""A step of the top-k family makes one tensor of batch by width, its pre-activations, and none in the backward pass."""
+"""A step of the top-k family makes one tensor of batch by width, its pre-activations, and none in the backward pass.
+
+Nor does one of matching pursuit, whose rounds share theirs.
+"""
 
 from __future__ import annotations
 
@@ -93,6 +96,40 @@ def test_encoding_makes_one_matrix_of_batch_by_width(case, monkeypatch):
     with torch.no_grad(), Allocations() as inference:
         made(rows.x_BD)
     assert [tensor.shape for tensor in inference.made] == [(ROWS, WIDTH)], inference.made
+
+
+@pytest.mark.parametrize("rounds", [2, 12])
+def test_all_rounds_of_matching_pursuit_share_one_matrix_and_their_backward_pass_makes_none(rounds):
+    made, x_BD = pursuit(rounds)
+    with Allocations() as forward:
+        loss = made.loss(x_BD, ROWS).loss
+    assert [tensor.shape for tensor in forward.made] == [(ROWS, WIDTH)], forward.made
+    with Allocations() as backward:
+        loss.backward()
+    assert backward.made == []
+
+
+def test_a_round_of_matching_pursuit_keeps_its_pick_and_coefficient_and_no_residual():
+    """Two numbers a row, however wide the site is: the backward pass walks back from the last residual."""
+    few, many = (numbers_kept(*pursuit(rounds)) for rounds in (2, 12))
+    assert many - few == 2 * ROWS * 10
+
+
+def pursuit(rounds: int) -> tuple[Dictionary, Tensor]:
+    """A matching pursuit of which every row picks an atom in every round, and its rows."""
+    case = find_case("mp")
+    options = {"architecture": "mp", "width": WIDTH, "target_l0": L0, "rounds": rounds}
+    made = make_dictionary(dictionary_config(options), sites_of(case))
+    return made, random_rows(made.sites, 0, ROWS, torch.float32).x_BD
+
+
+def numbers_kept(made: Dictionary, x_BD: Tensor) -> int:
+    """Numbers that the backward pass of a step is left, parameters among them."""
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        terms = made.loss(x_BD, ROWS)
+    assert terms.sums["active"] > 0
+    return sum(kept)
 
 
 def test_a_dense_step_would_be_noticed():

@@ -62,9 +62,10 @@ def _class_name(folded: Folded, origin: Origin) -> str:
         return "MatryoshkaBatchTopKSAE" if folded.prefix_widths else "BatchTopKSAE"
     names = {"gated": "GatedAutoEncoder", "topk": "AutoEncoderTopK"}
     if folded.activation not in names:
+        other = "sparsify" if folded.activation == "group_max" else "sae-lens"
         raise UserError(
             f"{origin.architecture}: dictionary_learning has relu, gated, jumprelu, topk and batch_topk codes, "
-            f"no {folded.activation}; try sae-lens or sparsify"
+            f"no {folded.activation}; try {other}"
         )
     return names[folded.activation]
 
