@@ -97,6 +97,16 @@ class StreamShape:
         return int(self.lanes * self.windows_per_lane * self.window_bytes * share) + besides
 
     @property
+    def epoch_bytes(self) -> int:
+        """Bytes of the windows of one epoch, if no row were filtered or held out."""
+        return self.dataset_rows * (self.row_bytes + ROW_ID_BYTES + PLACE_BYTES)
+
+    @property
+    def all_bytes(self) -> int:
+        """Bytes of all windows that there ever are, as `stream_memory` counts them."""
+        return _all_bytes(self.epochs, self.epoch_bytes)
+
+    @property
     def batch_bytes(self) -> int:
         """Bytes of the batches that one consumer has in its own memory."""
         return BATCHES_AT_ONCE * self.batch_rows * (self.row_bytes + ROW_ID_BYTES)
@@ -166,12 +176,12 @@ def stream_memory(shapes: Sequence[StreamShape], *, consumers: int, object_store
     """
     mapped_each = max(shape.mapped_bytes for shape in shapes)
     window = max(shape.window_bytes for shape in shapes)
-    epoch = max(shape.dataset_rows * (shape.row_bytes + ROW_ID_BYTES + PLACE_BYTES) for shape in shapes)
+    epoch = max(shape.epoch_bytes for shape in shapes)
     # Two epochs can be in use at once, and of each no more windows than it has.
     mapped = min(consumers * mapped_each, 2 * epoch)
     left = int(WINDOWS_SHARE * object_store_bytes) - mapped
     kept = max(min(mapped_each, 2 * epoch), min(left, int(KEPT_SHARE * object_store_bytes)))
-    everything = (1 + max(shape.epochs for shape in shapes)) * epoch
+    everything = _all_bytes(max(shape.epochs for shape in shapes), epoch)
     buffers = 2 * WINDOWS_AT_ONCE * window + consumers * max(shape.batch_bytes for shape in shapes)
     return StreamMemory(kept=min(kept, everything), mapped=mapped, buffers=buffers, consumers=consumers)
 
@@ -195,6 +205,11 @@ def check_memory(memory: StreamMemory, *, object_store_bytes: int, node: NodeMem
             f"data.window_bytes: streams take up to {_size(memory.total)} on a node with {_size(node.machine)} of "
             f"memory, of which {_size(free)} may be theirs; {lower}"
         )
+
+
+def _all_bytes(epochs: int, epoch_bytes: int) -> int:
+    """Each epoch has windows of its own, and the held-out rows have theirs."""
+    return (epochs + 1) * epoch_bytes
 
 
 def _size(size: float) -> str:

@@ -135,7 +135,8 @@ def make_plan(
     guessed = seconds if known else [float(t.config.num_steps * t.config.dictionary.width) for t in todo]
     starts = timeline([t.footprint for t in todo], guessed, machines.nodes)
     kept = _kept_bytes(todo, [shapes[t.id] for t in todo], machines)
-    read = store_bytes([_reading(t, manifest, counts, kept, cache_bytes) for t in todo], starts, len(machines.nodes))
+    readings = [_reading(t, manifest, counts, shapes[t.id].all_bytes <= kept, cache_bytes) for t in todo]
+    read = store_bytes(readings, starts, len(machines.nodes))
     ended_s = SWEEP_START_S + max(start.end_s for start in starts) if starts else 0.0
     wall_s = ended_s if known else None
     hours = _hours(todo, seconds) if known else (None, None)
@@ -199,8 +200,8 @@ def _cost(
     return prices.cpu_hour * cpu_hours + prices.gpu_hour * gpu_hours + prices.node_hour * nodes * wall_s / HOUR_S
 
 
-def _reading(trial: Trial, manifest: Manifest, counts: RowCounts, kept_bytes: int, cache_bytes: int) -> Reading:
-    """A server keeps windows, of which every epoch has its own; a cache on disk has the chunks that all are made of."""
+def _reading(trial: Trial, manifest: Manifest, counts: RowCounts, keeps_windows: bool, cache_bytes: int) -> Reading:
+    """A server keeps all windows or not; a cache on disk has the chunks that the windows of every epoch are made of."""
     config, data = trial.config, trial.config.data
     training, held_out = counts.training(data), counts.held_out(data)
     epochs = config.num_steps * data.batch_rows / training
@@ -210,9 +211,9 @@ def _reading(trial: Trial, manifest: Manifest, counts: RowCounts, kept_bytes: in
     of_held_out *= _whole_windows(evaluated, held_out, trial, manifest)
     dataset_bytes = manifest.rows * sum(manifest.sites[site].row_bytes for site in data.sites)
     is_cached = dataset_bytes <= cache_bytes
-    kept = is_cached or (math.ceil(epochs) + 1) * dataset_bytes <= kept_bytes  # held-out windows are the one more
     read_epochs = min(1.0, epochs) if is_cached else epochs
-    return Reading(data.sites, _whole_windows(read_epochs, training, trial, manifest) * per_epoch, of_held_out, kept)
+    of_training = _whole_windows(read_epochs, training, trial, manifest) * per_epoch
+    return Reading(data.sites, of_training, of_held_out, is_cached or keeps_windows)
 
 
 def _part_bytes(trial: Trial, manifest: Manifest, counts: RowCounts, part: Part) -> float:

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 
 from storage.manifest import Manifest
-from storage.stream_memory import PLACE_BYTES, ROW_ID_BYTES, StreamShape
+from storage.stream_memory import StreamShape
 from training.memory import PROCESS_BYTES, needs, rank_memory
 from tuning.trials import Trial
 
@@ -47,7 +47,7 @@ def worker_memory(trial: Trial, manifest: Manifest, shape: StreamShape, *, epoch
     """What the worker of a trial over so many epochs takes that has the most."""
     # A small dataset has fewer windows than a worker may hold: those of two epochs at most, as one follows the other.
     lanes_share = shape.lanes / trial.config.data.lanes
-    whole = shape.dataset_rows * (shape.row_bytes + ROW_ID_BYTES + PLACE_BYTES) * lanes_share
+    whole = shape.epoch_bytes * lanes_share
     windows = min(
         shape.mapped_bytes, int(whole * (min(2, math.ceil(epochs)) * shape.train_share + shape.held_out_share))
     )
