@@ -30,7 +30,7 @@ def list_architectures(name: str | None, as_json: bool, as_markdown: bool) -> No
     if as_json:
         print_json([description.to_dict() for description in found])
         return
-    out = Console(highlight=False)
+    out = Console(emoji=False, highlight=False)
     if name is None:
         out.print(_overview(found))
         out.print("`lexray architectures NAME` shows equations and options.")

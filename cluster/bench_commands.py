@@ -49,5 +49,6 @@ def run_ground_truth(
     if as_json:
         print_json({"seeds": options.num_seeds, "quick": quick, "results": study_document(results)})
         return
-    out = Console(highlight=False)
-    (out if out.is_terminal else Console(highlight=False, width=MIN_TABLE_WIDTH)).print(study_table(results))
+    out = Console(emoji=False, highlight=False)
+    out = out if out.is_terminal else Console(emoji=False, highlight=False, width=MIN_TABLE_WIDTH)
+    out.print(study_table(results))

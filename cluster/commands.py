@@ -96,7 +96,7 @@ def print_frontier(table: Any, store: Store, messages: Console, as_json: bool) -
     if as_json:
         print_json({"url": store.url, "trials": json.loads(table.to_json(orient="records"))})
         return
-    Console().print(frontier_rich_table(table))
+    Console(emoji=False).print(frontier_rich_table(table))
     for row in table[table["reason"].astype(bool)].itertuples():
         messages.print(f"{row.name}: {row.status}, {row.reason}", markup=False, highlight=False, soft_wrap=True)
     for kind, file in (("picture", "frontier.png"), ("report", "report.html")):

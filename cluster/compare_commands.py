@@ -32,7 +32,7 @@ def compare_sweeps(first: str, second: str, messages: Console, as_json: bool) ->
         return
     for difference in differences:
         messages.print(f"[yellow]not the same rows[/yellow]  {difference}", highlight=False, soft_wrap=True)
-    Console().print(_trials_table(trials))
+    Console(emoji=False).print(_trials_table(trials))
     for row in shares.itertuples():
         print(
             f"width {row.width}, {row.sites}: the second beats {row.beaten_1:.0%} of the first's {row.points_1} "

@@ -173,7 +173,7 @@ def result_document(result: BenchResult) -> dict[str, Any]:
 
 
 def _print_result(result: BenchResult) -> None:
-    out = Console(highlight=False)
+    out = Console(emoji=False, highlight=False)
     plain, stream = result.plain, result.stream
     checksums, permuting = result.core.share_of_core(stream.mb_per_s)
     reads = "1 read at a time" if plain.parallel == 1 else f"{plain.parallel} reads at once"

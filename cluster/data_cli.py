@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 data_app = typer.Typer(no_args_is_help=True, help="Look at datasets of activations, check, measure and import them.")
-messages = Console(stderr=True)
+messages = Console(stderr=True, emoji=False)
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 
 

@@ -34,8 +34,8 @@ def inspect_dataset(url: str, messages: Console, as_json: bool) -> None:
     if as_json:
         print_json({"url": store.url, **summary})
         return
-    out = Console(highlight=False)
-    out = out if out.is_terminal else Console(highlight=False, width=MIN_TABLE_WIDTH)
+    out = Console(emoji=False, highlight=False)
+    out = out if out.is_terminal else Console(emoji=False, highlight=False, width=MIN_TABLE_WIDTH)
     out.print(
         f"{escape(store.url)}\n{manifest.rows:,} rows in {len(manifest.shards)} shards, {manifest.bytes / 1e6:,.1f} MB"
     )
@@ -126,8 +126,8 @@ def import_dataset(
 
 
 def _print_findings(found: Findings) -> None:
-    out = Console(highlight=False)
-    out = out if out.is_terminal else Console(highlight=False, width=MIN_TABLE_WIDTH)
+    out = Console(emoji=False, highlight=False)
+    out = out if out.is_terminal else Console(emoji=False, highlight=False, width=MIN_TABLE_WIDTH)
     number = len(found.damage)
     verdict = "sound" if found.sound else f"{number:,} {'damage' if number == 1 else 'damages'}, named on stderr"
     shards = len(found.manifest.shards)

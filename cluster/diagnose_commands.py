@@ -37,7 +37,7 @@ def run_diagnose(url: str, data: str | None, max_rows: int, messages: Console, a
     if as_json:
         print_json({"sites": sites, "counts": found.counts(), "latents": _latents(found, sites)})
         return
-    Console(highlight=False).print(_table(found, sites))
+    Console(emoji=False, highlight=False).print(_table(found, sites))
 
 
 def _table(found: Any, sites: list[str]) -> Table:

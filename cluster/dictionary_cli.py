@@ -10,7 +10,7 @@ from rich.console import Console
 
 dictionary_app = typer.Typer()
 bench_app = typer.Typer(no_args_is_help=True, help="Measure lexray on problems with known answers.")
-messages = Console(stderr=True)
+messages = Console(stderr=True, emoji=False)
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from cluster.jobs_cli import Cluster, Json, NoCode, TokenFile
 from cluster.provisioned.connection import Target
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from cluster.doctor.verdict import Check
 
 HEALTHY, UNHEALTHY = 0, 1
-messages = Console(stderr=True)
+messages = Console(stderr=True, emoji=False)
 doctor_app = typer.Typer()
 
 
@@ -61,7 +62,7 @@ def doctor(
     if as_json:
         print_json(as_document(checks, where, time.monotonic() - began))
     else:
-        Console().print(as_table(checks))
+        Console(emoji=False).print(as_table(checks))
     raise typer.Exit(HEALTHY if is_healthy(checks) else UNHEALTHY)
 
 
@@ -102,7 +103,7 @@ def _by_job(asked: Asked, target: Target, *, with_code: bool) -> tuple[str, list
         "--min-gb-s": str(asked.min_gb_s),
     }
     arguments = [word for option, value in given.items() if value is not None for word in (option, value)]
-    with messages.status(f"asking the nodes of {target.options}"):
+    with messages.status(Text(f"asking the nodes of {target.options}")):
         return diagnose_by_job(target, Errand(sweep_text=text, arguments=arguments, with_code=with_code))
 
 

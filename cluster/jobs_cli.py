@@ -11,7 +11,7 @@ from rich.console import Console
 from cluster.provisioned.connection import Target
 
 jobs_app = typer.Typer()
-messages = Console(stderr=True)
+messages = Console(stderr=True, emoji=False)
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 Address = Annotated[str | None, typer.Option(help="Dashboard of the cluster's head, as http://HOST:8265.")]
 Cluster = Annotated[

@@ -72,7 +72,7 @@ def run_measure(url: str, options: MeasureOptions, messages: Console, as_json: b
     if as_json:
         print_json(found.document)
         return
-    Console(highlight=False).print(_table(found.document))
+    Console(emoji=False, highlight=False).print(_table(found.document))
 
 
 def _in_model(dictionary: Any, options: MeasureOptions, config: Any, manifest: Any, device: str) -> dict[str, Any]:

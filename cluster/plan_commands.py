@@ -187,7 +187,7 @@ def _refuse_over_cap(plan: SweepPlan, made: Plan) -> None:
 
 def print_plan(plan: Plan) -> None:
     """A table of the trials, and the sums below it."""
-    out = Console(highlight=False)
+    out = Console(emoji=False, highlight=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("trial", overflow="ellipsis", max_width=34)
     for column in ("", "mesh", "steps", "memory/worker", "GPU", "time"):

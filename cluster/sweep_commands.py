@@ -96,7 +96,7 @@ def _views(plan: SweepPlan, messages: Console, driver: Driver) -> list[Any]:
     """On the terminal, and as lines in the sweep's folder."""
     from tuning.views.progress import TerminalView
 
-    kept = Console(file=driver.log, width=LOG_WIDTH, no_color=True, force_terminal=False)  # type: ignore[arg-type]
+    kept = Console(file=driver.log, emoji=False, width=LOG_WIDTH, no_color=True, force_terminal=False)  # type: ignore[arg-type]
     reused = len(plan.trials) - len(plan.unfinished)
     return [
         TerminalView(console=console, num_trials=plan.num_trials, num_reused=reused) for console in (messages, kept)

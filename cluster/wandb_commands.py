@@ -11,7 +11,7 @@ from storage.errors import UserError
 from storage.store import Store
 
 wandb_app = typer.Typer(no_args_is_help=True, help="Show sweeps in W&B.")
-messages = Console(stderr=True)
+messages = Console(stderr=True, emoji=False)
 
 
 @wandb_app.command()

@@ -92,9 +92,9 @@ def _show(found: list[dict[str, Any]], as_json: bool) -> None:
         table.add_column(column.removesuffix("_s"), overflow="fold")
     for row in found:
         table.add_row(*(Text(_cell(name, value)) for name, value in row.items()))
-    out = Console(highlight=False)
+    out = Console(emoji=False, highlight=False)
     if not out.is_terminal:  # for other programs: a line for each
-        out = Console(highlight=False, width=WIDE)
+        out = Console(emoji=False, highlight=False, width=WIDE)
     out.print(table)
 
 

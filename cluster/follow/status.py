@@ -41,7 +41,7 @@ def run_status(text: str, target: Target, messages: Console, as_json: bool) -> N
 
 def print_status(status: SweepStatus, job: Job | None) -> None:
     """Few lines about the sweep, then its trials."""
-    out = Console(highlight=False)
+    out = Console(emoji=False, highlight=False)
     for name, value in [*_lines(status), *([("job", f"{job.id}: {job.status}")] if job is not None else [])]:
         out.print(f"{name:<10}{value}", markup=False, soft_wrap=True)
     listed = status.trials

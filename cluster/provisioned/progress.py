@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from cluster.provisioned.errors import RefusedError
 from cluster.provisioned.terraform import Terraform
@@ -68,12 +69,12 @@ def shown(
         nonlocal last_s
         steps.hear(line)
         if messages.is_terminal:
-            status.update(_plain(steps.text))
+            status.update(Text(steps.text))
         elif clock() - last_s >= EVERY_S:
             last_s = clock()
             messages.print(steps.text, markup=False, highlight=False, soft_wrap=True)
 
-    status = messages.status(_plain(steps.text))
+    status = messages.status(Text(steps.text))
     if not messages.is_terminal:
         yield tell
         return
@@ -103,8 +104,3 @@ def refuse_unasked(command: str, does: str) -> UserError:
 def say(messages: Console, line: str) -> None:
     """A line for people."""
     messages.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
-
-
-def _plain(text: str) -> str:
-    """Square brackets of addresses are no marks of colour."""
-    return text.replace("[", "\\[")
