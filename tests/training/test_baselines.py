@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from training_cases import D, F, find_case, random_dictionary, random_rows, untrained
+from training_cases import D, F, find_case, learned_from, random_dictionary, random_rows, untrained
 
 from training.axes import ALL_LATENTS, ALL_ROWS
 from training.clusters import assign, kmeans, nearest
@@ -237,6 +237,21 @@ def test_learning_makes_the_factorisation_better_with_unit_factors(name):
     if name == "nmf":
         assert (factors >= 0).all()
         torch.testing.assert_close(made.W_dec, factors[:, :D] - factors[:, D:])
+
+
+@pytest.mark.parametrize("forgetting", [0.0, 0.5])
+def test_sums_over_earlier_batches_fade_at_the_rate_that_is_asked_for(forgetting):
+    """Of sum f^T f up to the lengths of atoms, which codes take: its entries over the roots of its diagonal."""
+    made = learned_from(untrained(find_case("snmf"), forgetting=forgetting).double(), 0)
+    x_BD = random_rows(made.sites, 77, 60).x_BD
+    z_BF = made.encode(x_BD).dense()
+    expected_FF = forgetting * made.sum_zz_FF + z_BF.T @ z_BF
+    made.learn(x_BD, len(x_BD))
+
+    def without_lengths(sum_FF: Tensor) -> Tensor:
+        return sum_FF / (sum_FF.diag().sqrt()[:, None] * sum_FF.diag().sqrt()).clamp_min(1e-12)
+
+    torch.testing.assert_close(without_lengths(made.sum_zz_FF), without_lengths(expected_FF))
 
 
 def test_nmf_of_positive_rows_has_positive_atoms_and_positive_reconstructions():

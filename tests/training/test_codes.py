@@ -75,6 +75,20 @@ def test_group_max_at_another_k_keeps_the_largest_of_its_groups():
     torch.testing.assert_close(made.encode(rows.x_BD, k=99).dense(), f)
 
 
+def test_matching_pursuit_at_a_residual_threshold_picks_as_many_atoms_as_each_row_needs():
+    """Given at inference it is what it is as an option, and no row that may go on stops before it is reached."""
+    case = find_case("mp")
+    made, configured = (random_dictionary(case, 0, **options) for options in ({}, {"residual_threshold": 0.4}))
+    x_BD = random_rows(made.sites, 0).x_BD
+    code = made.encode(x_BD, k=200, residual_threshold=0.4)
+    assert torch.equal(code.dense(), configured.encode(x_BD, k=200).dense())
+    residual_B = made.input.normalise(x_BD - made.decode(code) + made.input.shift_D).norm(dim=1)
+    assert (residual_B < 0.4).all()
+    assert len(code.active_per_row.unique()) > 2
+    orthogonal = made.encode(x_BD, k=200, residual_threshold=0.4, inference="omp")
+    assert orthogonal.active_per_row.sum() <= code.active_per_row.sum()
+
+
 @pytest.mark.parametrize("case", **named([case for case in DEFAULTS if untrained(case).budgets()]))
 def test_numbers_of_active_latents_that_are_offered_are_kept(case):
     made = random_dictionary(case, 2)
