@@ -89,6 +89,17 @@ def test_matching_pursuit_at_a_residual_threshold_picks_as_many_atoms_as_each_ro
     assert orthogonal.active_per_row.sum() <= code.active_per_row.sum()
 
 
+def test_orthogonal_pursuit_fits_the_atoms_it_picked_by_least_squares():
+    made = random_dictionary(find_case("mp"), 0)
+    x_BD = random_rows(made.sites, 0).x_BD
+    code_BF = made.encode(x_BD, k=4, inference="omp").dense().detach()
+    for x_D, code_F in zip(made.input.normalise(x_BD) - made.b_dec.detach(), code_BF, strict=True):
+        picked = code_F.nonzero().squeeze(1)
+        assert len(picked) == 4
+        best = torch.linalg.lstsq(made.atoms_FD().detach()[picked].T, x_D).solution
+        torch.testing.assert_close(code_F[picked], best, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("case", **named([case for case in DEFAULTS if untrained(case).budgets()]))
 def test_numbers_of_active_latents_that_are_offered_are_kept(case):
     made = random_dictionary(case, 2)

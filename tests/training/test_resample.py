@@ -137,6 +137,22 @@ def test_badly_reconstructed_rows_are_drawn_far_more_often():
     assert hits > 90
 
 
+def test_of_two_rows_each_is_drawn_in_proportion_to_its_squared_loss():
+    made = random_dictionary(find_case("topk"), 0)
+    rows = random_rows(made.sites, 0, 2)
+    with torch.no_grad():
+        starts = worst_rows(made, rows, 2, ALL_ROWS).split([rows.x_BD.shape[1]] * 2, dim=1)
+        x_BD, loss_B = starts[0], starts[1].square().sum(1)
+        assert loss_B.max() > 1.3 * loss_B.min()
+        hits = 0
+        for step in range(500):
+            made.at_step(step, 1000)
+            hits += int(torch.equal(worst_rows(made, rows, 1, ALL_ROWS)[0, : x_BD.shape[1]], x_BD[0]))
+    share, of_loss = (float(weight[0] / weight.sum()) for weight in (loss_B**2, loss_B))
+    assert hits / 500 == pytest.approx(share, abs=0.04)
+    assert abs(share - of_loss) > 0.08  # that the square makes a difference here
+
+
 @pytest.mark.parametrize("normaliser", ["standard", "layer_norm", "whiten"])
 def test_residuals_are_those_of_the_loss_with_every_normaliser(normaliser):
     made = random_dictionary(find_case("topk"), 0, normaliser=normaliser)
