@@ -2,7 +2,9 @@
 
 The same small sweep is run by `lexray sweep` in turns, a process and a Ray of its own each time. Printed are medians:
 seconds that the trials took, of them in training steps, and of the whole command, whose end may wait for W&B, but not
-for long.
+for long. Views live in the command's process, so that it and W&B's own can take nothing from trials but processor time.
+What both take more than without W&B, as a share of what all cores had to give while trials ran, is the most by which
+they can slow trials that leave no core idle. Busy neighbours change it less than they change seconds.
 """
 
 from __future__ import annotations
@@ -20,11 +22,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import psutil
 import torch
 import yaml
 
+from benchmarks.processor_time import ProcessorTime
+from benchmarks.sweep_runs import times_of
 from storage.store import Store
 from storage.writer import DatasetWriter
 from tuning.sweep_folder import DONE, TARGET_MISSED, SweepFolder
@@ -43,6 +48,10 @@ class Taken(NamedTuple):
     """Of these, in training steps."""
     command: float
     """From the first line of the command to its exit."""
+    processor: float
+    """Of all cores, taken by the command's process and W&B's, from their start to their end."""
+    cores: float
+    """That all cores had to give from the first trial's start to the last one's end."""
 
 
 class _Limiting(BaseHTTPRequestHandler):
@@ -109,16 +118,30 @@ def run(way: str, content: dict[str, object], folder: Path) -> Taken:
         environment = {**os.environ, "WANDB_BASE_URL": url, "WANDB_API_KEY": "a" * 40, "OMP_NUM_THREADS": "1"}
         began = time.perf_counter()
         command = [sys.executable, "-c", "from cluster.cli import main; main()", "sweep", str(file)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S)
-        if done.returncode:
-            raise RuntimeError(f"{way}: exit code {done.returncode}\n{done.stderr}")
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        with subprocess.Popen(command, env=environment, **pipes) as call, ProcessorTime(call.pid, _is_of_wandb) as used:
+            output, _ = call.communicate(timeout=COMMAND_TIMEOUT_S)
+        if call.returncode:
+            raise RuntimeError(f"{way}: exit code {call.returncode}\n{output}")
         seconds = time.perf_counter() - began
     sweep = SweepFolder.existing(str(content["output"]))
     records = [sweep.read_trial(trial) for trial in sweep.store.list_folders("trials")]
     timings = [record.timing for record in records if record is not None and record.status in (DONE, TARGET_MISSED)]
     if len(timings) != len(records):
         raise RuntimeError(f"{way}: not all trials ended well; see {content['output']}")
-    return Taken(sum(t["total_s"] for t in timings), sum(t["train_s"] for t in timings), seconds)
+    alive = [times_of(str(content["output"]), record).alive for record in records if record is not None]
+    together_s = max(one.end_s for one in alive) - min(one.begin_s for one in alive)
+    return Taken(
+        trials=sum(t["total_s"] for t in timings),
+        training=sum(t["train_s"] for t in timings),
+        command=seconds,
+        processor=used.seconds,
+        cores=together_s * (os.cpu_count() or 1),
+    )
+
+
+def _is_of_wandb(process: psutil.Process) -> bool:
+    return any("wandb-core" in word or "wandb/bin" in word for word in process.cmdline())
 
 
 def measure(ways: Sequence[str], rounds: int, trials: int, rows: int) -> dict[str, Taken]:
@@ -145,11 +168,13 @@ def main() -> None:
     options = parser.parse_args()
     medians = measure(options.ways, options.rounds, options.trials, options.steps * BATCH_ROWS)
     base = medians[options.ways[0]]
-    print(f"\n{'W&B':14} {'trials':>10} {'ratio':>7} {'training':>10} {'ratio':>7} {'command':>10} {'more':>9}")
+    print(f"\n{'W&B':14} {'trials':>10} {'ratio':>7} {'training':>10} {'ratio':>7} {'command':>10} {'more':>9}", end="")
+    print(f" {'processor':>10} {'more, of all cores':>20}")
     for way, taken in medians.items():
         print(
             f"{way:14} {taken.trials:8.1f} s {taken.trials / base.trials:7.3f} {taken.training:8.1f} s "
-            f"{taken.training / base.training:7.3f} {taken.command:8.1f} s {taken.command - base.command:+7.1f} s"
+            f"{taken.training / base.training:7.3f} {taken.command:8.1f} s {taken.command - base.command:+7.1f} s "
+            f"{taken.processor:8.1f} s {(taken.processor - base.processor) / base.cores:+20.2%}"
         )
 
 

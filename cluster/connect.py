@@ -38,6 +38,7 @@ PROCESS_ENV = {
     "RAY_worker_maximum_startup_concurrency": "8",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupt ends the command; what is unfinished continues next time
     "TUNE_GLOBAL_CHECKPOINT_S": "60",
+    "TUNE_MAX_PENDING_TRIALS_PG": "16",  # the placer says how many: Tune alone would start one process after another
 }
 
 

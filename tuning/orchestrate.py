@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from ray import tune
@@ -40,14 +41,19 @@ from tuning.window_servers import WindowServers
 
 log = logging.getLogger("lexray")
 
+Work = Callable[[dict[str, Any]], None]
+"""A function for Tune, which finds the trial's `TrialRun` under `run`."""
 DRIVER_BYTES = 256 * 2**20
 """Memory of the process that waits for a trial's workers."""
 
 
-def run_sweep(plan: SweepPlan, followers: Sequence[Follower], driver: Driver | None = None) -> pd.DataFrame:
+def run_sweep(
+    plan: SweepPlan, followers: Sequence[Follower], driver: Driver | None = None, *, work: Work = run_trial
+) -> pd.DataFrame:
     """Train what is unfinished on the connected Ray cluster; write and return the frontier table.
 
-    `driver` claims the sweep's folder once nothing is refused any more; None: nobody is told of this run.
+    `driver` claims the sweep's folder once nothing is refused any more; None: nobody is told of this run. `work` is
+    what is done for each trial.
     """
     machines = cluster_machines() if plan.expected else None
     if machines is not None:
@@ -61,7 +67,7 @@ def run_sweep(plan: SweepPlan, followers: Sequence[Follower], driver: Driver | N
         plan.folder.store.write("sweep.yaml", plan.text.encode())
         write_dataset(plan.folder.store, plan.sweep.data.url, plan.manifest)
         if machines is not None:
-            _train(plan, machines.nodes, followers, driver)
+            _train(plan, machines.nodes, followers, driver, work)
         if plan.search is not None:
             plan = plan.with_asked()
             if machines is not None:
@@ -69,7 +75,9 @@ def run_sweep(plan: SweepPlan, followers: Sequence[Follower], driver: Driver | N
         return build_results(plan.folder, [trial.id for trial in plan.trials])
 
 
-def _train(plan: SweepPlan, nodes: list[Node], followers: Sequence[Follower], driver: Driver | None) -> None:
+def _train(
+    plan: SweepPlan, nodes: list[Node], followers: Sequence[Follower], driver: Driver | None, work: Work
+) -> None:
     cache = plan.sweep.cache.settings if plan.sweep.cache is not None else None
     servers = WindowServers(trials=plan.expected, shapes=plan.shapes, cache=cache)
     servers.check(living_nodes())
@@ -80,7 +88,7 @@ def _train(plan: SweepPlan, nodes: list[Node], followers: Sequence[Follower], dr
     ):
         if driver is not None:
             driver.waiting = rooms.waiting
-        _tune(plan, _runs(plan, rooms, nodes, cache), rooms, follow, ends)
+        _tune(plan, work, _runs(plan, rooms, nodes, cache), rooms, follow, ends)
         _close_unfinished(plan.with_asked())
 
 
@@ -138,7 +146,14 @@ class _Asked:
         return [] if trial is None else [self.run_of(trial)]
 
 
-def _tune(plan: SweepPlan, run_of: Callable[[Trial], TrialRun], rooms: Rooms, follow: FollowThread, ends: Ends) -> None:
+def _tune(
+    plan: SweepPlan,
+    work: Work,
+    run_of: Callable[[Trial], TrialRun],
+    rooms: Rooms,
+    follow: FollowThread,
+    ends: Ends,
+) -> None:
     def changed(run: TrialRun, started: bool) -> None:
         ends.changed(run.trial, started)
         if plan.search is not None and not started:
@@ -150,7 +165,7 @@ def _tune(plan: SweepPlan, run_of: Callable[[Trial], TrialRun], rooms: Rooms, fo
 
     # A trial's function only waits for its workers, whose CPUs the placer counts: all it takes itself is memory, of the
     # node that stays as long as the cluster.
-    trainable = tune.with_resources(run_trial, tune.PlacementGroupFactory([{"memory": DRIVER_BYTES, **ON_HEAD}]))
+    trainable = tune.with_resources(work, tune.PlacementGroupFactory([{"memory": DRIVER_BYTES, **ON_HEAD}]))
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
