@@ -71,7 +71,7 @@ def atoms_of(case: Case, made: Dictionary) -> tuple[Tensor, Tensor]:
     if case.cls.kind == "crosscoder":
         first = made.sites.inputs[0].width
         norms = made.W_dec[:, :first].square().sum(1).sqrt() + made.W_dec[:, first:].square().sum(1).sqrt()
-    if made.config.decoder_norm == "unit":
+    if made.config.unit_atoms:
         return made.W_dec / norms[:, None], ones
     return made.W_dec, norms if made.config.decoder_norm == "free" else ones
 

@@ -181,9 +181,7 @@ def test_a_baseline_reports_the_error_of_what_it_knew_before_the_batch(case):
 
 # Parameters and counters ------------------------------------------------------------------------------------------
 
-UNIT_ATOMS = [
-    case for case in LEARNED if hasattr(untrained(case), "W_dec") and untrained(case).config.decoder_norm == "unit"
-]
+UNIT_ATOMS = [case for case in LEARNED if hasattr(untrained(case), "W_dec") and untrained(case).config.unit_atoms]
 
 
 @pytest.mark.parametrize("case", **named(UNIT_ATOMS))

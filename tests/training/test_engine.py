@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 from training_synthetic import BATCH_ROWS, STEPS, Dataset, moments_of, small_config, small_dataset
 
 from storage.stream import BatchStream, local_stream
@@ -222,3 +223,23 @@ def test_after_each_step_mixtures_are_convex_and_relaxations_short(dataset, name
             assert longest <= 0.05 + 1e-6
     assert (full["mixture_FC"] > 0).sum() > 40  # it has moved away from single candidates
     assert name == "archetypal" or longest > 0.005
+
+
+@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("name", ["topk", "mp", "crosscoder"])
+def test_constrained_atoms_have_length_1_after_each_step_in_the_master_copy_too(dataset, name, stage):
+    """Of a crosscoder the sum of its lengths at the sites; `unit` lets the master copy grow."""
+
+    def lengths(decoder_norm: str) -> Tensor:
+        options = {"decoder_norm": decoder_norm}
+        config = small_config(dataset, name, mesh=MeshConfig(zero_stage=stage), dictionary=options)
+        stream = stream_of(config)
+        dictionary, engine = fresh(config, stream)
+        steps = training_steps(config, stream, engine, ALL_ROWS, start=0)
+        for _ in range(8):
+            next(steps)
+        return dictionary.code_norms(engine.full_parameters()["W_dec"])
+
+    constrained_F = lengths("constrained")
+    torch.testing.assert_close(constrained_F, torch.ones_like(constrained_F))
+    assert lengths("unit").max() > 1.0001

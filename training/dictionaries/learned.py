@@ -6,6 +6,7 @@ transcoders), F latents on this rank.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -20,7 +21,7 @@ from training.normalisers import Sites
 from training.sample import geometric_median
 from training.sparse_ops import sparse_decode
 
-DecoderNorm = Literal["unit", "free", "ignored"]
+DecoderNorm = Literal["unit", "constrained", "free", "ignored"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,8 @@ class LearnedConfig(DictionaryConfig):
     """Options of the dictionaries that learn an encoder and a decoder by gradient."""
 
     decoder_norm: DecoderNorm = "unit"
-    """`unit`: atoms are rows of W_dec over their norm; `free`: as they are, penalties and selection see code * norm;
+    """`unit`: atoms are rows of W_dec over their norm; `constrained`: so too, and after each step the rows are put back
+    to length 1 (under ZeRO 1 to 3 that gathers W_dec); `free`: as they are, penalties and selection see code * norm;
     `ignored`: as they are and nothing sees their norms, as in imported dictionaries (a penalty then has no minimum)."""
     decoder_init_norm: float = 1.0
     """Length of atoms at the first step, where their norm is free."""
@@ -43,10 +45,15 @@ class LearnedConfig(DictionaryConfig):
         super().__post_init__()
         if not self.decoder_init_norm > 0:
             raise UserError(f"decoder_init_norm: {self.decoder_init_norm:g} must be above 0")
-        if self.decoder_norm == "unit" and self.decoder_init_norm != 1:
+        if self.unit_atoms and self.decoder_init_norm != 1:
             raise UserError(f"decoder_init_norm: {self.decoder_init_norm:g}, but atoms have length 1; use free norms")
         if self.resample_every_rows < 0:
             raise UserError(f"resample_every_rows: {self.resample_every_rows} is below 0")
+
+    @property
+    def unit_atoms(self) -> bool:
+        """Whether atoms are rows of W_dec over their norm."""
+        return self.decoder_norm in ("unit", "constrained")
 
 
 class Decoder(NamedTuple):
@@ -66,7 +73,9 @@ class LearnedDictionary(Dictionary):
         y_hat = sum of code * atoms + b_dec
 
     Atoms are the rows of W_dec divided by their norm, in the forward pass, so that unit norm holds exactly under any
-    sharding and the gradient has no part along the atom; with `decoder_norm: free` they are the rows as they are.
+    sharding and the gradient has no part along the atom; with `decoder_norm: free` they are the rows as they are. Steps
+    across a row lengthen it, by a third or so in some hundred steps, so that atoms turn ever more slowly; `constrained`
+    puts the master copy back to length 1 after each step, as Bricken et al. (2023) do, which keeps their rate.
     """
 
     per_latent: ClassVar[tuple[str, ...]] = ("W_enc", "b_enc", "W_dec")
@@ -121,7 +130,7 @@ class LearnedDictionary(Dictionary):
     def decoder(self) -> Decoder:
         """The atoms, and their norms where these are free."""
         norms_F = self.code_norms(self.W_dec)
-        if self.config.decoder_norm == "unit":
+        if self.config.unit_atoms:
             return Decoder(self.W_dec / norms_F.clamp_min(1e-12)[:, None], None)
         return Decoder(self.W_dec, norms_F if self.config.decoder_norm == "free" else None)
 
@@ -149,8 +158,14 @@ class LearnedDictionary(Dictionary):
         """`offset`, given raw rows, or nothing where it does not depend on them."""
         return self.b_dec
 
+    def with_unit_rows(self, W_dec_FO: Tensor) -> Tensor:
+        """The same directions, each of length 1 in `code_norms`."""
+        return W_dec_FO / self.code_norms(W_dec_FO).clamp_min(1e-12)[:, None]
+
+    def projections(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        if self.config.decoder_norm != "constrained" or not hasattr(self, "W_dec"):
+            return super().projections()
+        return {**super().projections(), "W_dec": self.with_unit_rows}
+
     def tensors_to_save(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        if self.config.decoder_norm != "unit":
-            return tensors
-        W_dec = tensors["W_dec"]
-        return {**tensors, "W_dec": W_dec / self.code_norms(W_dec).clamp_min(1e-12)[:, None]}
+        return {**tensors, "W_dec": self.with_unit_rows(tensors["W_dec"])} if self.config.unit_atoms else tensors
