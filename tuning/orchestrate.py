@@ -20,7 +20,7 @@ from tuning.driver import Driver, unclaimed
 from tuning.endings.ends import Ends
 from tuning.endings.verdicts import Judge, judge_of_all, judges
 from tuning.placement.cluster_view import cluster_machines, living_nodes
-from tuning.placement.nodes import Node, refuse_what_never_fits
+from tuning.placement.nodes import DRIVER_BYTES, Node, refuse_what_never_fits
 from tuning.placement.placer import ON_HEAD
 from tuning.placement.rooms import Rooms, placing
 from tuning.placement.wishes import wishes_of
@@ -43,8 +43,6 @@ log = logging.getLogger("lexray")
 
 Work = Callable[[dict[str, Any]], None]
 """A function for Tune, which finds the trial's `TrialRun` under `run`."""
-DRIVER_BYTES = 256 * 2**20
-"""Memory of the process that waits for a trial's workers."""
 
 
 def run_sweep(

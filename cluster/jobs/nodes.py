@@ -17,16 +17,19 @@ GIB = 2**30
 
 def machines_of(description: ClusterDescription | None, nodes: Sequence[dict[str, Any]]) -> Machines:
     """The pools at their largest where they are described, else the nodes that are there."""
-    from tuning.placement.nodes import Node
+    from tuning.placement.nodes import HEAD, Node, trials_on_head
     from tuning.planning.plan import Machines
 
+    totals = [node["resources_total"] for node in nodes]
+    most = next((trials_on_head(total["memory"]) for total in totals if HEAD in total), None)
     if description is not None and description.pools:
         pools = [pool for pool in description.pools for _ in range(pool.max_nodes)]
-        return Machines(nodes=[_node(pool) for pool in pools], object_store_bytes=[_store(pool) for pool in pools])
-    totals = [node["resources_total"] for node in nodes]
+        stores = [_store(pool) for pool in pools]
+        return Machines(nodes=[_node(pool) for pool in pools], object_store_bytes=stores, trials_on_head=most)
     return Machines(
         nodes=[Node(*(float(total.get(kind, 0.0)) for kind in ("CPU", "GPU", "memory"))) for total in totals],
         object_store_bytes=[int(total.get("object_store_memory", 0)) for total in totals],
+        trials_on_head=most,
     )
 
 

@@ -17,6 +17,7 @@ from cluster.provisioned.description import ClusterDescription
 from storage.errors import UserError
 from storage.store import Store
 from tuning.driver_record import DriverRecord, write_driver
+from tuning.placement.nodes import HEAD
 
 HERE = {
     "node_ip": "127.0.0.1",
@@ -198,6 +199,9 @@ def test_pools_count_at_their_largest():
     machines = machines_of(about, [HERE])
     assert [(node.cpus, node.gpus) for node in machines.nodes] == [(8, 4), (8, 4), (9, 8)]
     assert machines.nodes[0].memory_bytes + machines.object_store_bytes[0] == 100 * 2**30
+    assert machines.trials_on_head is None  # nobody said which node the head is
+    head = HERE | {"resources_total": {"CPU": 1.0, "memory": float(2**30), HEAD: 1.0}}
+    assert machines_of(about, [HERE, head]).trials_on_head == machines_of(None, [head]).trials_on_head == 4
     assert gpu_memory_gib(about) == 24
     assert gpu_memory_gib(None) is None
 

@@ -18,7 +18,7 @@ from storage.config_file import read_config_file
 from storage.errors import CorruptDataError, UserError
 from tuning.file.resources import PricesBlock
 from tuning.file.sweep_file import SweepFile
-from tuning.placement.nodes import Node
+from tuning.placement.nodes import Node, trials_on_head
 from tuning.planning.forecast import (
     START_S,
     SWEEP_START_S,
@@ -98,6 +98,20 @@ def test_trials_of_equal_length_run_in_waves() -> None:
 def test_gpus_bound_what_runs_at_once_as_cpus_do() -> None:
     one = Footprint(workers=2, cpus_per_worker=1, gpus_per_worker=1)
     assert most_at_once(timeline([one] * 4, [1.0] * 4, [Node(16, 4)])) == 2
+
+
+def test_the_head_bounds_what_runs_at_once_whatever_workers_find() -> None:
+    one = Footprint(workers=1, cpus_per_worker=1, gpus_per_worker=0)
+    most = trials_on_head(0.6 * GIB)
+    starts = timeline([one] * 5, [10.0] * 5, [Node(64, 0)], most)
+    assert (most, most_at_once(starts), max(start.end_s for start in starts)) == (2, 2, 30)
+
+
+def test_a_plan_runs_no_more_at_once_than_the_head_holds(planned) -> None:
+    plan = planned(axes={"architecture": ["topk"], "width": [64], "target_l0": [4], "seed": [0, 1, 2, 3]})
+    roomy = replace(ROOMY, nodes=[Node(64, 0, 64 * GIB)])
+    assert plan.make(roomy, {}).at_once == 4
+    assert plan.make(replace(roomy, trials_on_head=3), {}).at_once == 3
 
 
 # Bytes ------------------------------------------------------------------------------------------------------------

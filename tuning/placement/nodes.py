@@ -8,8 +8,17 @@ from dataclasses import dataclass
 from storage.errors import UserError
 from tuning.trials import Footprint, Trial
 
+HEAD = "node:__internal_head__"
+"""What only the head of a cluster has."""
+DRIVER_BYTES = 256 * 2**20
+"""Memory of the process that waits for a trial's workers, on the head."""
 _ROUNDING = 1e-6
 """Ray counts in ten thousandths: sums of thirds are not exact."""
+
+
+def trials_on_head(memory_bytes: float) -> int:
+    """How many trials can run at once, wherever their workers are; `memory_bytes` as `Node` has it."""
+    return int(memory_bytes // DRIVER_BYTES)
 
 
 @dataclass(frozen=True)

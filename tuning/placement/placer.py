@@ -11,11 +11,11 @@ from ray.autoscaler.sdk import request_resources
 
 from tuning.placement.book import Book, View, Wish, Wishes
 from tuning.placement.cluster_view import RecentView, cluster_view
-from tuning.placement.nodes import place
+from tuning.placement.nodes import HEAD, place
 from tuning.trials import Footprint
 from tuning.window_servers import WindowServers
 
-ON_HEAD = {"node:__internal_head__": 0.0001}
+ON_HEAD = {HEAD: 0.0001}
 """A little of what only the head has: nobody takes that node away while the cluster lives."""
 
 

@@ -87,17 +87,21 @@ class Start(NamedTuple):
     end_s: float
 
 
-def timeline(footprints: Sequence[Footprint], seconds: Sequence[float], nodes: Sequence[Node]) -> list[Start]:
+def timeline(
+    footprints: Sequence[Footprint], seconds: Sequence[float], nodes: Sequence[Node], most: int | None = None
+) -> list[Start]:
     """When each trial starts and ends: in order, each as soon as there is room for it, as `TrialQueue` hands them out.
 
-    Every footprint has to fit when nothing runs.
+    Every footprint has to fit when nothing runs. `most` trials run at once, or any number.
     """
     free_cpus, free_gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     running: list[tuple[float, int]] = []
     starts: list[Start] = []
     now_s = 0.0
     for number, footprint in enumerate(footprints):
-        while running and (footprint.cpus > free_cpus + 1e-6 or footprint.gpus > free_gpus + 1e-6):
+        while running and (
+            footprint.cpus > free_cpus + 1e-6 or footprint.gpus > free_gpus + 1e-6 or len(running) == most
+        ):
             now_s, ended = heapq.heappop(running)
             free_cpus += footprints[ended].cpus
             free_gpus += footprints[ended].gpus

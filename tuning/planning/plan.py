@@ -37,6 +37,8 @@ class Machines:
     nodes: list[Node]
     object_store_bytes: list[int]
     """Of each node."""
+    trials_on_head: int | None = None
+    """Trials for whose own processes the head has room; None: not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +135,7 @@ def make_plan(
     seconds = [s for s in done_in if s is not None]
     known = len(seconds) == len(todo)
     guessed = seconds if known else [float(t.config.num_steps * t.config.dictionary.width) for t in todo]
-    starts = timeline([t.footprint for t in todo], guessed, machines.nodes)
+    starts = timeline([t.footprint for t in todo], guessed, machines.nodes, machines.trials_on_head)
     kept = _kept_bytes(todo, [shapes[t.id] for t in todo], machines)
     readings = [_reading(t, manifest, counts, shapes[t.id].all_bytes <= kept, cache_bytes) for t in todo]
     read = store_bytes(readings, starts, len(machines.nodes))
