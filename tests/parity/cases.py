@@ -40,7 +40,7 @@ def dictionary(architecture: str, *, dead: int = 0, output_width: int = D, **opt
         for parameter in made.parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.copy_(noise / parameter.shape[-1] ** 0.5 if parameter.ndim > 1 else 0.1 * noise)
-        if getattr(config, "decoder_norm", "free") == "unit" and "W_dec" in dict(made.named_parameters()):
+        if getattr(config, "unit_atoms", False) and "W_dec" in dict(made.named_parameters()):
             made.W_dec.copy_(made.W_dec / made.W_dec.norm(dim=1, keepdim=True))
         if isinstance(made, JumpReLU):
             made.set_threshold((0.2 * torch.randn(F, generator=generator, dtype=torch.float64) - 1.2).exp())

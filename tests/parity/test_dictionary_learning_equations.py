@@ -103,6 +103,28 @@ def test_relu_is_their_standard(against):
     hold(against("dictionary_learning", "relu"), made, trainer, made.encode(X_BD).dense())
 
 
+def test_steps_with_constrained_atoms_are_those_of_their_constrained_adam(against):
+    """It takes the part along the atom out of the gradient before a step and puts atoms back to length 1 after it."""
+    made = dictionary("relu", initial_coefficient=0.3, decoder_norm="constrained")
+    trainer = trainer_of(made, StandardTrainer, l1_penalty=float(made.coefficient), sparsity_warmup_steps=None)
+    theirs = trainer.optimizer
+    theirs.param_groups[0]["lr"] = 0.01
+    ours = torch.optim.Adam(made.parameters(), lr=0.01)
+    for seed in range(5):
+        x_BD = rows(seed=seed)
+        for optimizer, loss in ((ours, made.loss(x_BD, B).loss), (theirs, trainer.loss(x_BD, step=LATE))):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            for name, project in made.projections().items():
+                made.get_parameter(name).copy_(project(made.get_parameter(name)))
+    held = against("dictionary_learning", "relu, constrained steps")
+    for name, parameter in trainer.ae.named_parameters():
+        expected = parameter.T if name in TRANSPOSED else parameter
+        held(NAMES[name], made.get_parameter(NAMES[name]), expected)
+
+
 def test_norm_weighted_relu_is_their_april_update(against):
     made = dictionary("relu_norm_weighted", initial_coefficient=0.3)
     options = {"l1_penalty": float(made.coefficient), "sparsity_warmup_steps": None}
