@@ -31,7 +31,6 @@ NEEDED: dict[str, dict[str, Any]] = {
 FREE = {"decoder_norm": "free"}
 UNIT = {"decoder_norm": "unit"}
 IGNORED = {"decoder_norm": "ignored"}
-CONSTRAINED = {"decoder_norm": "constrained"}
 CODES = {
     "topk": {},
     "batch_topk": {},
@@ -55,7 +54,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "preact": {"preact_weight": 0.7},
         "preact-all-free": {"preact_weight": 0.7, "preact_over": "all", **FREE},
     },
-    "topk": {"free": FREE, "ignored": IGNORED, "constrained": CONSTRAINED, "multi": {"multi_topk": True}},
+    "topk": {"free": FREE, "ignored": IGNORED, "multi": {"multi_topk": True}},
     "batch_topk": {"free": FREE, "multi": {"multi_topk": True}},
     "abs_topk": {"free": FREE},
     "group_max": {"free": FREE},
@@ -76,7 +75,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "skip_transcoder": {code: {"code": code, **CODES[code]} for code in ("batch_topk", "relu", "jumprelu")},
     "crosscoder": {"unit": UNIT, "ignored": IGNORED},
-    "crosscoder_batch_topk": {"unit": UNIT, "constrained": CONSTRAINED},
+    "crosscoder_batch_topk": {"unit": UNIT},
     "pca": {"largest": {"select": "largest"}},
 }
 """What else is tried of an architecture besides its defaults."""
