@@ -101,7 +101,7 @@ def one_and_three(args: argparse.Namespace, folder: Path, data: str) -> None:
         with raylets(folder) as cluster:
             for number, cpus in enumerate(nodes):
                 cluster.add(f"n{number}", cpus)
-            await_nodes(cluster)
+            cluster.await_nodes()
             sent = found[name] = send(cluster, folder, content)
         print(
             f"{name:12} {sent.all_s:6.1f} s {sent.submit_s:6.1f} s {sent.first_s:7.1f} s {sent.trials_s:6.1f} s", end=""
@@ -111,16 +111,6 @@ def one_and_three(args: argparse.Namespace, folder: Path, data: str) -> None:
     one, three = found["one node"], found["three nodes"]
     print(f"three / one  {three.all_s / one.all_s:7.2f}   trials {three.trials_s / one.trials_s:.2f}", end="")
     print(f"   outside of steps {three.outside_s / one.outside_s:.2f}   store {three.bytes_read / one.bytes_read:.2f}")
-
-
-def await_nodes(cluster: Raylets) -> None:
-    """Until the cluster knows all of its nodes."""
-    from cluster.jobs.job_client import JobClient
-    from cluster.provisioned.http import Dashboard
-    from cluster.provisioned.tokens import Secret
-
-    client = JobClient(Dashboard(url=cluster.dashboard, what="head", token=Secret(cluster.token)))
-    wait_until(lambda: len(client.nodes()) > cluster.num_nodes, "all nodes", 180.0)
 
 
 def recovery(args: argparse.Namespace, folder: Path, data: str) -> None:
@@ -140,7 +130,7 @@ def recovery(args: argparse.Namespace, folder: Path, data: str) -> None:
         names = [f"n{number}" for number in range(3)]
         for name in names:
             cluster.add(name, 1)
-        await_nodes(cluster)
+        cluster.await_nodes()
         lexray("submit", write_sweep(folder / "killed.yaml", content), *cluster.target)
         wait_until(lambda: _step(output) > args.checkpoint_steps, "a checkpoint", COMMAND_TIMEOUT_S)
         victim = next(name for name in names if cluster.trains(name))
@@ -171,7 +161,7 @@ def scaling(args: argparse.Namespace, folder: Path, data: str) -> None:
     speeds: dict[int, float] = {}
     with raylets(folder) as cluster:
         cluster.add("n0", 4)
-        await_nodes(cluster)
+        cluster.await_nodes()
         for workers in (1, 2, 4):
             axes = {"architecture": ["topk"], "width": [args.width], "target_l0": [8]}
             output, resources = str(folder / f"workers-{workers}"), {"workers": workers}

@@ -21,7 +21,10 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from cluster.connect import PROCESS_ENV
+from cluster.jobs.job_client import JobClient
 from cluster.provisioned.description import Liveness
+from cluster.provisioned.http import Dashboard
+from cluster.provisioned.tokens import Secret
 
 BIN = Path(sys.executable).parent
 START_S = 180.0
@@ -31,9 +34,11 @@ WORKER = b"RayTrainWorker"
 
 
 class Raylets:
-    """A head without CPUs, and the nodes that are added; with a token, and lexray's settings for lost nodes."""
+    """A head, and the nodes that are added; with a token, and lexray's settings for lost nodes."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, head_cpus: int = 0, object_store_bytes: int = OBJECT_STORE_BYTES) -> None:
+        self.object_store_bytes = object_store_bytes
+        """Of each node."""
         self.token = uuid.uuid4().hex * 2
         self.token_file = folder / "token"
         self.token_file.write_text(f"{self.token}\n")
@@ -48,7 +53,7 @@ class Raylets:
         self.gcs = f"{self.head}:{gcs}"
         self.dashboard = f"http://{self.head}:{dashboard}"
         self._start(
-            "head", self.head, "--head", f"--port={gcs}", f"--dashboard-port={dashboard}", "--num-cpus=0",
+            "head", self.head, "--head", f"--port={gcs}", f"--dashboard-port={dashboard}", f"--num-cpus={head_cpus}",
             f"--dashboard-host={self.head}", f"--ray-client-server-port={client}",
         )  # fmt: skip
         wait_until(self._answers, "the head", START_S)
@@ -67,18 +72,33 @@ class Raylets:
         """One node more; it may take some seconds until the cluster knows it."""
         self._start(name, self._next_host(), f"--address={self.gcs}", f"--num-cpus={cpus}")
 
+    def await_nodes(self) -> None:
+        """Until the cluster knows all of its nodes: its dashboard answers before."""
+        client = JobClient(Dashboard(url=self.dashboard, what="head", token=Secret(self.token)))
+        wait_until(lambda: len(client.nodes()) > self.num_nodes, "all nodes", START_S)
+
     def trains(self, name: str) -> bool:
         """Whether a worker of a trial is on the node."""
         return any(WORKER in _command_line(pid) for pid in _descendants(self._nodes[name].pid))
 
+    def pids(self, name: str = "") -> list[int]:
+        """Everything of one node, or of all: its folder stands in their command lines or environments.
+
+        Those that have given themselves another name are missing; they end with their node.
+        """
+        return _pids_with(f"{self.temp / name}/".encode())
+
     def kill(self, name: str) -> None:
         """SIGKILL to everything of the node."""
         process = self._nodes.pop(name)
-        for _ in range(2):  # whoever was started meanwhile
-            for pid in [process.pid, *_descendants(process.pid)]:
+        for _ in range(3):  # whoever was started meanwhile
+            for pid in [process.pid, *_descendants(process.pid), *self.pids(name)]:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-        process.wait()
+            process.wait()
+            if not self.pids(name):
+                return
+            time.sleep(0.2)
 
     def close(self) -> None:
         for name in reversed(list(self._nodes)):
@@ -89,7 +109,7 @@ class Raylets:
         agent, agent_grpc, metrics = free_ports(host, 3)
         command = [
             str(BIN / "ray"), "start", "--block", "--disable-usage-stats", f"--node-ip-address={host}",
-            f"--temp-dir={self.temp / name}", f"--object-store-memory={OBJECT_STORE_BYTES}", "--num-gpus=0",
+            f"--temp-dir={self.temp / name}", f"--object-store-memory={self.object_store_bytes}", "--num-gpus=0",
             f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}",
             f"--metrics-export-port={metrics}", *words,
         ]  # fmt: skip
@@ -139,6 +159,17 @@ def wait_until(is_so: Callable[[], bool], what: str, timeout_s: float) -> float:
             raise RuntimeError(f"{what} did not come in {timeout_s:g} s")
         time.sleep(0.1)
     return time.monotonic() - began
+
+
+def _pids_with(text: bytes) -> list[int]:
+    """Processes, other than this one, that have it in their command line or environment."""
+    found = []
+    for place in Path("/proc").iterdir():
+        if place.name.isdecimal() and int(place.name) != os.getpid():
+            with suppress(OSError):
+                if text in (place / "cmdline").read_bytes() or text in (place / "environ").read_bytes():
+                    found.append(int(place.name))
+    return found
 
 
 def _descendants(pid: int) -> list[int]:

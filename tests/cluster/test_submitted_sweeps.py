@@ -12,9 +12,9 @@ from typing import Any
 
 import boto3
 import pytest
-from real_head import TOKEN, RealHead
 from sweeps import sweep_content, write_dataset, write_sweep
 
+from benchmarks.raylets import Raylets
 from cluster.follow.sweep_status import sweep_status
 from cluster.provisioned.http import Dashboard
 from cluster.provisioned.tokens import Secret
@@ -34,20 +34,19 @@ RAYS_OWN = "AutoscalingCoordinator"
 class Client:
     """A laptop: the command line in processes of its own."""
 
-    def __init__(self, folder: Path, address: str) -> None:
-        self.folder, self.address = folder, address
-        (folder / "token").write_text(f"{TOKEN}\n")
+    def __init__(self, folder: Path, head: Raylets) -> None:
+        self.folder, self.head = folder, head
 
     @property
     def cluster(self) -> tuple[str, ...]:
-        return ("--address", self.address, "--token-file", str(self.folder / "token"))
+        return self.head.target
 
     def command(self, *words: str) -> list[str]:
         return [sys.executable, "-m", "cluster", *words]
 
     def run(self, *words: str) -> tuple[int, str, str]:
         done = subprocess.run(self.command(*words), capture_output=True, text=True, timeout=300)
-        assert TOKEN not in done.stdout + done.stderr
+        assert self.head.token not in done.stdout + done.stderr
         assert "Traceback" not in done.stderr, done.stderr
         return done.returncode, done.stdout, done.stderr
 
@@ -71,19 +70,25 @@ def until(condition: Callable[[], Any], what: str) -> Any:
 
 
 @pytest.fixture
-def head(sweep: str) -> Iterator[list[RealHead]]:
+def head(sweep: str, tmp_path: Path) -> Iterator[list[Raylets]]:
     """After the sweep: its nodes find S3 where we do."""
-    heads = [RealHead()]
+    heads = [new_head(tmp_path)]
     yield heads
     for one in heads:
-        one.kill()
+        one.close()
     assert [pid for one in heads for pid in one.pids()] == []
+
+
+def new_head(folder: Path) -> Raylets:
+    """One that trains itself."""
+    return Raylets(folder, head_cpus=3, object_store_bytes=200_000_000)
 
 
 @pytest.fixture
 def sweep(tmp_path: Path, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """One short trial and one long one; the file on this machine, everything else in S3."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     boto3.client("s3").create_bucket(Bucket=BUCKET)
     data = Path(write_dataset(tmp_path / "data"))
     target = Store.at(f"s3://{BUCKET}/data")
@@ -103,7 +108,8 @@ def sweep(tmp_path: Path, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> st
 
 
 def test_a_sweep_outlives_its_submitter_a_stop_and_its_head(head, sweep, tmp_path):
-    client = Client(tmp_path, head[0].address)
+    head[0].await_nodes()
+    client = Client(tmp_path, head[0])
 
     def steps() -> dict[str, tuple[str, int]]:
         if not Store.at(OUTPUT).exists("sweep.yaml"):
@@ -142,14 +148,15 @@ def test_a_sweep_outlives_its_submitter_a_stop_and_its_head(head, sweep, tmp_pat
     until(lambda: steps()["topk-w64-l4"][0] == "running" and steps()["topk-w64-l4"][1] > stopped_at, "it goes on")
     follower = client.followed("submit", sweep, *client.cluster, "-f")
     until(lambda: "runs already" in (follower.stderr.readline() if follower.stderr else ""), "it follows")
-    head[0].kill()
+    head[0].close()
     _, complaint = follower.communicate(timeout=120)
     assert follower.returncode == 1
     assert f"lexray resume {OUTPUT}" in complaint.splitlines()[-1]
     assert "Traceback" not in complaint
 
-    head.append(RealHead())
-    client.address = head[1].address
+    head.append(new_head(tmp_path))
+    head[1].await_nodes()
+    client.head = head[1]
     began = time.monotonic()
     code, out, err = client.run("resume", OUTPUT, *client.cluster, "--wait")
     assert code == 0, err
@@ -171,7 +178,7 @@ def refused_without_the_token(client: Client, sweep: str) -> None:
     (client.folder / "wrong").write_text("0" * 32)
     began = time.monotonic()
     for words, line in (((), "wants a token"), (("--token-file", str(client.folder / "wrong")), "refuses this token")):
-        code, out, err = client.run("submit", sweep, "--address", client.address, *words)
+        code, out, err = client.run("submit", sweep, "--address", client.head.dashboard, *words)
         assert (code, out) == (2, "")
         assert line in err
         assert err.count("\n") == 1
@@ -196,9 +203,9 @@ def dictionary_of(name: str) -> str:
     return str(one["LastModified"])
 
 
-def left_on(head: RealHead) -> list[str]:
+def left_on(head: Raylets) -> list[str]:
     """Actors and placement groups that hold something, and objects that somebody still has a hand on."""
-    dashboard = Dashboard(url=head.address, what="head", token=Secret(TOKEN))
+    dashboard = Dashboard(url=head.dashboard, what="head", token=Secret(head.token))
 
     def listed(kind: str) -> list[dict[str, Any]]:
         answer = dashboard.get(f"/api/v0/{kind}?detail=1&limit=1000")
