@@ -7,7 +7,8 @@ On the feature axis activations move, whatever the width; on the data axis param
               ZeRO 3 a reduce-scatter of 4 N and an all-gather of 4 N / D: each parameter is gathered once a step
 
 A ring sends 2 (G - 1) / G bytes for each that G ranks all-reduce, (G - 1) / G for each of a reduce-scatter, and G - 1
-for each that is given to an all-gather.
+for each that is given to an all-gather. Not in it: parameters that are put back onto a constraint after each step
+(archetypal mixtures, `decoder_norm: constrained`), which ZeRO 1 to 3 gather for that.
 
 Shapes: B rows that a rank computes at once, O output width, N parameters of a rank's slice, D ranks of a data axis.
 """
