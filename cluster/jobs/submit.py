@@ -62,7 +62,7 @@ def submit(
     Raises UserError for what the job would refuse.
     """
     client = JobClient(connection.dashboard)
-    nodes = client.nodes()
+    nodes = client.some_nodes()
     _refuse_local(sweep, connection, nodes)
     output = Store.at(sweep.output, sweep.storage.settings)
     base = base_id(sweep.name, output.url)

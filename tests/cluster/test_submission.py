@@ -11,6 +11,7 @@ import pytest
 from fake_programs import ADashboard
 from sweeps import sweep_content, write_dataset, write_sweep
 
+from cluster.jobs import job_client
 from cluster.jobs.nodes import all_are_here, gpu_memory_gib, machines_of
 from cluster.jobs.submit import sweep_of
 from cluster.provisioned.description import ClusterDescription
@@ -185,6 +186,20 @@ def test_resume_takes_the_file_from_the_folder_and_refuses_a_folder_that_was_mov
     code, _, err = lexray("resume", tmp_path / "nothing", "--address", server.url)
     assert code == 2
     assert "no sweep there" in err
+
+
+def test_a_head_that_does_not_know_itself_yet_is_given_time(sent, sweep_file, server, monkeypatch):
+    monkeypatch.setattr(job_client, "LOOK_EVERY_S", 0.01)
+    answers = iter([[], [DEAD]])
+    whole = server.routes["/api/v0/nodes?detail=1&limit=10000"]
+
+    def soon() -> tuple[int, str]:
+        nodes = next(answers, None)
+        return whole() if nodes is None else (200, json.dumps({"data": {"result": {"result": nodes}}}))
+
+    server.routes["/api/v0/nodes?detail=1&limit=10000"] = soon
+    document = sent(sweep_file())
+    assert [node["cpus"] for node in document["plan"]["nodes"]] == [4.0]
 
 
 def test_pools_count_at_their_largest():
