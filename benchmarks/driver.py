@@ -86,19 +86,28 @@ def sweep(trials: int, places: int, seconds: float, folder: Path) -> None:
     driver = Driver(store=plan.folder.store, place=this_place("", ""))
     os.environ.update(PROCESS_ENV)
     ray.init(address="local", num_cpus=places, log_to_driver=False, runtime_env={"env_vars": PROCESS_ENV})
-    processor_s, began = time.process_time(), time.perf_counter()
+    processor_s, began_s = time.process_time(), time.time()
     run_sweep(plan, [view], driver, work=waiting(seconds))
-    wall_s, processor_s = time.perf_counter() - began, time.process_time() - processor_s
+    wall_s, processor_s = time.time() - began_s, time.process_time() - processor_s
     ray.shutdown()
     print(
         f"{trials} trials of {seconds:g} s, {places} at once: {wall_s:.1f} s from the first thing to the report",
         end="; ",
     )
     print(f"the driver's processor time {processor_s:.1f} s, {processor_s / wall_s:.2%} of that")
-    show_gaps(records_of(output), places)
+    records = records_of(output)
+    first_s, last_s = records_span(records)
+    print(f"  before the first trial {first_s - began_s:.1f} s, after the last {began_s + wall_s - last_s:.1f} s")
+    show_gaps(records, places)
     began = time.perf_counter()
     build_results(plan.folder, [trial.id for trial in plan.trials])
     print(f"results and report alone: {time.perf_counter() - began:.1f} s")
+
+
+def records_span(records: Sequence[TrialRecord]) -> tuple[float, float]:
+    """Unix times of the first trial's start and the last one's end."""
+    begins = [record.timing["began_s"] for record in records]
+    return min(begins), max(begin + record.timing["total_s"] for begin, record in zip(begins, records, strict=True))
 
 
 def show_gaps(records: Sequence[TrialRecord], places: int) -> None:

@@ -39,6 +39,16 @@ WAYS = ("absent", "refusing", "hanging", "answering 429")
 COMMAND_TIMEOUT_S = 1800
 
 
+class Sizes(NamedTuple):
+    """Of the sweep."""
+
+    trials: int
+    steps: int
+    """Of each trial."""
+    log: int
+    """Steps from one record to the next."""
+
+
 class Taken(NamedTuple):
     """Seconds of one sweep."""
 
@@ -97,15 +107,15 @@ def write_dataset(folder: Path, rows: int) -> str:
     return str(folder)
 
 
-def sweep_content(data: str, output: str, trials: int, rows: int, way: str) -> dict[str, object]:
+def sweep_content(data: str, output: str, sizes: Sizes, way: str) -> dict[str, object]:
     return {
         "name": "wandb-view",
         "output": output,
         "data": {"url": data, "site": "site", "batch_rows": BATCH_ROWS, "held_out": 0.1},
-        "training": {"rows": rows, "lr": 0.001},
-        "axes": {"architecture": ["topk"], "width": [2048], "target_l0": [8 * 2**number for number in range(trials)]},
+        "training": {"rows": sizes.steps * BATCH_ROWS, "lr": 0.001},
+        "axes": {"architecture": ["topk"], "width": [2048], "target_l0": [8 * 2**n for n in range(sizes.trials)]},
         "resources": {"workers": 1, "cpus_per_worker": 1},
-        "every": {"log": 1, "evaluate": 100, "checkpoint": 1000},
+        "every": {"log": sizes.log, "evaluate": 100, "checkpoint": 1000},
         "wandb": {"mode": "disabled" if way == "absent" else "online"},
     }
 
@@ -144,7 +154,7 @@ def _is_of_wandb(process: psutil.Process) -> bool:
     return any("wandb-core" in word or "wandb/bin" in word for word in process.cmdline())
 
 
-def measure(ways: Sequence[str], rounds: int, trials: int, rows: int) -> dict[str, Taken]:
+def measure(ways: Sequence[str], rounds: int, sizes: Sizes) -> dict[str, Taken]:
     """Medians of each way, which take turns."""
     taken: dict[str, list[Taken]] = {way: [] for way in ways}
     with tempfile.TemporaryDirectory() as place:
@@ -154,7 +164,7 @@ def measure(ways: Sequence[str], rounds: int, trials: int, rows: int) -> dict[st
             for way in (*ways[first:], *ways[:first]):
                 folder = Path(place) / f"{number}-{ways.index(way)}"
                 folder.mkdir()
-                taken[way].append(run(way, sweep_content(data, str(folder / "out"), trials, rows, way), folder))
+                taken[way].append(run(way, sweep_content(data, str(folder / "out"), sizes, way), folder))
                 print(f"round {number}  {way:14}", *(f"{value:8.1f} s" for value in taken[way][-1]), flush=True)
     return {way: Taken(*map(statistics.median, zip(*turns, strict=True))) for way, turns in taken.items()}
 
@@ -164,9 +174,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--trials", type=int, default=2)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="the first is the base")
-    parser.add_argument("--steps", type=int, default=600, help="of each trial, every one of them logged")
+    parser.add_argument("--steps", type=int, default=1800, help="of each trial")
+    parser.add_argument("--log", type=int, default=10, help="steps from one record to the next")
     options = parser.parse_args()
-    medians = measure(options.ways, options.rounds, options.trials, options.steps * BATCH_ROWS)
+    medians = measure(options.ways, options.rounds, Sizes(options.trials, options.steps, options.log))
     base = medians[options.ways[0]]
     print(f"\n{'W&B':14} {'trials':>10} {'ratio':>7} {'training':>10} {'ratio':>7} {'command':>10} {'more':>9}", end="")
     print(f" {'processor':>10} {'more, of all cores':>20}")
