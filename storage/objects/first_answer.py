@@ -51,8 +51,9 @@ def first_answer(store: Hashable, name: str, action: Callable[[], T], patient: C
 
 
 def _unanswered(error: BaseException) -> Verdict:
-    """Another try only where nothing came back."""
-    return Verdict.FINAL if s3_answer(error)[0] is not None else judge(error)
+    """Another try only where nothing came back; what renews credentials is patient."""
+    nothing_came = judge(error) is Verdict.AGAIN and s3_answer(error)[0] is None
+    return Verdict.AGAIN if nothing_came else Verdict.FINAL
 
 
 def _nobody(name: str, why: str, now: float) -> None:

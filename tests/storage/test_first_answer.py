@@ -6,7 +6,7 @@ from collections.abc import Callable
 from itertools import count
 
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, CredentialRetrievalError
 
 from storage.objects.first_answer import NoAnswerError, answers_within, first_answer
 from storage.objects.retries import StoreUnavailableError
@@ -52,6 +52,12 @@ def test_an_answer_of_any_kind_makes_the_calls_after_it_patient(store: str) -> N
     with answers_within(100):
         assert first_answer(store, "file", raising(busy), lambda: "waited for", 100) == "waited for"
         assert first_answer(store, "file", lambda: "asked briefly", lambda: "patient", 100) == "patient"
+
+
+def test_credentials_that_do_not_come_are_waited_for(store: str) -> None:
+    error = CredentialRetrievalError(provider="custom", error_msg="later")
+    with answers_within(100):
+        assert first_answer(store, "file", raising(error), lambda: "renewed", 100) == "renewed"
 
 
 def test_what_is_asked_briefly_is_returned(store: str) -> None:
