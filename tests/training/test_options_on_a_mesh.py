@@ -32,12 +32,14 @@ class Case(NamedTuple):
     mesh: MeshConfig
     optimizer: dict[str, Any] = {}  # noqa: RUF012
     rel: float = 1e-5
+    options: tuple[tuple[str, Any], ...] = ()
 
     def config(self, dataset: Dataset) -> TrainingConfig:
-        base = Task(name=self.name, steps=STEPS).config(dataset)
+        base = Task(name=self.name, steps=STEPS, options=self.options).config(dataset)
         return replace(base, mesh=self.mesh, optimizer=replace(base.optimizer, **self.optimizer))
 
 
+CONSTRAINED = (("decoder_norm", "constrained"),)
 CASES = [
     *(
         Case("batch_topk", MeshConfig(**axes, zero_stage=stage, micro_batches=3, offload_optimizer=stage > 0))
@@ -50,6 +52,11 @@ CASES = [
     Case("batch_topk", MeshConfig(data=2, zero_stage=1), {"precision": "bf16"}, rel=5e-3),
     Case("topk", MeshConfig(feature=2, zero_stage=3), {"precision": "bf16"}, rel=5e-3),
     Case("relu", MeshConfig(feature=2), {"precision": "bf16"}, rel=5e-3),
+    # After each step the decoder is gathered, put back to length 1, and dealt out again.
+    *(Case("topk", MeshConfig(data=2, zero_stage=stage), options=CONSTRAINED) for stage in range(4)),
+    Case("relu", MeshConfig(feature=2, zero_stage=1), options=CONSTRAINED),
+    Case("crosscoder", MeshConfig(feature=2), options=CONSTRAINED),
+    Case("crosscoder_batch_topk", MeshConfig(data=2, zero_stage=3), options=CONSTRAINED),
 ]
 
 
