@@ -94,7 +94,7 @@ def atom_copies(config: DictionaryConfig) -> int:
     """Matrices of the atoms' size that the backward pass holds at once, gradients of parameters not counted."""
     if "archetypal" in config.architecture:
         return 4 if getattr(config, "learn_scale", True) else 3
-    if getattr(config, "decoder_norm", "unit") in ("unit", "constrained"):
+    if getattr(config, "unit_atoms", True):
         return 4
     return 1 if MATRICES[code_of(config)] <= 2 else 2
 

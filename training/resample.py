@@ -4,23 +4,19 @@ Bricken et al., Towards monosemanticity (2023), appendix: every so often, rows a
 to the square of their loss; a dead latent's atom becomes such a row's direction, its encoder the same direction at 0.2
 of the living encoders' mean length, its bias zero, and Adam forgets all of them. Here the atom is the direction of the
 row's residual (the part that is missing), the rows are those of the batch at hand, and each row is drawn once. The
-paper has ReLU codes alone; a threshold of JumpReLU, which may be what silenced the latent, becomes the living ones'
-geometric mean, shortened as the encoder is.
+paper has ReLU codes alone; what else may have silenced a latent starts anew by `LearnedDictionary.restart_values`.
 
 Shapes: B rows on this rank, D input width, O output width, F latents, U dead latents that are restarted.
 """
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.axes import Latents, Rows
+from training.axes import Rows
 from training.dictionaries.base import Dictionary, RawRows
-from training.dictionaries.jumprelu import STARTING_THRESHOLD, JumpReLU
 from training.dictionaries.learned import LearnedConfig, LearnedDictionary
 from training.optimizer import Optimizer, Rewrite
 from training.sample import largest_keys, row_hashes
@@ -78,9 +74,7 @@ def restarts(dictionary: LearnedDictionary, dead_U: Tensor, starts: Tensor) -> d
     """What becomes of each parameter that has a row for each latent."""
     inputs_UD, residuals_UO = starts.split([dictionary.sites.input_width, dictionary.sites.output_width], dim=1)
     encoder = getattr(dictionary, "W_enc", None)
-    length = 1.0
-    if encoder is not None:
-        length = _mean(encoder[~dictionary.dead_F].norm(dim=1), dictionary.latents, default=1.0)
+    length = 1.0 if encoder is None else dictionary.living_mean(encoder.norm(dim=1), default=1.0)
     direction_UD = residuals_UO if dictionary.sites.reconstructs_its_input else inputs_UD
     new = {
         "W_enc": F.normalize(direction_UD, dim=1) * ENCODER_LENGTH * length,
@@ -91,20 +85,7 @@ def restarts(dictionary: LearnedDictionary, dead_U: Tensor, starts: Tensor) -> d
         return lambda whole: whole.index_copy(0, dead_U.to(whole.device), values.to(whole))
 
     names = dict(dictionary.named_parameters())
-    same = {name: torch.zeros(len(dead_U)) for name in ("b_enc", "b_gate", "b_mag", "r_mag")}
-    if isinstance(dictionary, JumpReLU):
-        same["scaled_log_threshold"] = torch.full((len(dead_U),), _log_threshold(dictionary))
+    same = {
+        name: torch.full((len(dead_U),), value) for name, value in dictionary.restart_values(ENCODER_LENGTH).items()
+    }
     return {name: put(values) for name, values in {**new, **same}.items() if name in names}
-
-
-def _log_threshold(dictionary: JumpReLU) -> float:
-    """What a restarted latent's threshold is, as the parameter has it."""
-    rate, living = dictionary.config.threshold_rate, dictionary.scaled_log_threshold[~dictionary.dead_F]
-    mean = _mean(living, dictionary.latents, default=math.log(STARTING_THRESHOLD) / rate)
-    return mean + math.log(ENCODER_LENGTH) / rate
-
-
-def _mean(living: Tensor, latents: Latents, default: float) -> float:
-    """Mean of the living latents' numbers in all slices."""
-    total, number = latents.sum(living.double().sum()), latents.count(len(living))
-    return float(total) / number if number else default

@@ -57,6 +57,9 @@ class Gated(ReLU):
         """- W_enc b_dec: what subtracting b_dec from every row comes to."""
         return -(self.W_enc @ self.latents.share(self.b_dec))
 
+    def restart_values(self, share: float) -> dict[str, float]:
+        return {**super().restart_values(share), "b_gate": 0.0, "b_mag": 0.0, "r_mag": 0.0}
+
     def encode(self, x_BD: Tensor) -> Code:
         x_BD, frame = self.normalised_with_frame(x_BD)
         s_BF = self.preactivations(x_BD)

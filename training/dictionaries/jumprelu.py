@@ -134,6 +134,12 @@ class JumpReLU(Penalised):
         """Put the thresholds at these values (F), zero or more."""
         self.scaled_log_threshold.copy_(threshold_F.log() / self.config.threshold_rate)
 
+    def restart_values(self, share: float) -> dict[str, float]:
+        """A threshold, which may be what silenced the latent, becomes this share of the living ones' geometric mean."""
+        rate = self.config.threshold_rate
+        mean = self.living_mean(self.scaled_log_threshold, default=math.log(STARTING_THRESHOLD) / rate)
+        return {**super().restart_values(share), "scaled_log_threshold": mean + math.log(share) / rate}
+
     def encode(self, x_BD: Tensor) -> Code:
         x_BD, frame = self.normalised_with_frame(x_BD)
         z_BF = self.preactivations(x_BD)

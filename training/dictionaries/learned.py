@@ -158,6 +158,19 @@ class LearnedDictionary(Dictionary):
         """`offset`, given raw rows, or nothing where it does not depend on them."""
         return self.b_dec
 
+    def restart_values(self, share: float) -> dict[str, float]:
+        """What is one number a latent, by name of parameter, for dead latents that `training.resample` restarts.
+
+        Their encoders become this share of the living ones' mean length.
+        """
+        return {"b_enc": 0.0}
+
+    def living_mean(self, value_F: Tensor, default: float) -> float:
+        """Mean of a number over the living latents of all slices; `default` where there are none."""
+        living = value_F[~self.dead_F]
+        total, number = self.latents.sum(living.double().sum()), self.latents.count(len(living))
+        return float(total) / number if number else default
+
     def with_unit_rows(self, W_dec_FO: Tensor) -> Tensor:
         """The same directions, each of length 1 in `code_norms`."""
         return W_dec_FO / self.code_norms(W_dec_FO).clamp_min(1e-12)[:, None]
