@@ -80,7 +80,7 @@ def this_machine() -> Machines:
     import torch
 
     from storage.stream_memory import node_memory
-    from tuning.placement.nodes import Node, trials_on_head
+    from tuning.placement.nodes import HEAD, Node, trials_on_head
     from tuning.planning.plan import Machines
 
     memory = node_memory()
@@ -89,7 +89,8 @@ def this_machine() -> Machines:
     if memory.shared is not None:
         store = min(store, int(SHM_SHARE * memory.shared))
     node = Node(_cpus(), float(torch.cuda.device_count()), float(free - store))
-    return Machines(nodes=[node], object_store_bytes=[store], trials_on_head=trials_on_head(node.memory_bytes))
+    most = trials_on_head([{HEAD: 1.0, "memory": node.memory_bytes}])
+    return Machines(nodes=[node], object_store_bytes=[store], trials_on_head=most)
 
 
 def _cpus() -> float:

@@ -17,11 +17,11 @@ GIB = 2**30
 
 def machines_of(description: ClusterDescription | None, nodes: Sequence[dict[str, Any]]) -> Machines:
     """The pools at their largest where they are described, else the nodes that are there."""
-    from tuning.placement.nodes import HEAD, Node, trials_on_head
+    from tuning.placement.nodes import Node, trials_on_head
     from tuning.planning.plan import Machines
 
     totals = [node["resources_total"] for node in nodes]
-    most = next((trials_on_head(total["memory"]) for total in totals if HEAD in total), None)
+    most = trials_on_head(totals)
     if description is not None and description.pools:
         pools = [pool for pool in description.pools for _ in range(pool.max_nodes)]
         stores = [_store(pool) for pool in pools]

@@ -18,7 +18,7 @@ from storage.config_file import read_config_file
 from storage.errors import CorruptDataError, UserError
 from tuning.file.resources import PricesBlock
 from tuning.file.sweep_file import SweepFile
-from tuning.placement.nodes import Node, trials_on_head
+from tuning.placement.nodes import HEAD, Node, trials_on_head
 from tuning.planning.forecast import (
     START_S,
     SWEEP_START_S,
@@ -102,9 +102,17 @@ def test_gpus_bound_what_runs_at_once_as_cpus_do() -> None:
 
 def test_the_head_bounds_what_runs_at_once_whatever_workers_find() -> None:
     one = Footprint(workers=1, cpus_per_worker=1, gpus_per_worker=0)
-    most = trials_on_head(0.6 * GIB)
+    most = trials_on_head([{"memory": 9.0 * GIB}, {"memory": 0.6 * GIB, HEAD: 1.0}])
     starts = timeline([one] * 5, [10.0] * 5, [Node(64, 0)], most)
     assert (most, most_at_once(starts), max(start.end_s for start in starts)) == (2, 2, 30)
+
+
+def test_a_head_without_room_for_one_trial_is_refused_with_both_numbers() -> None:
+    with pytest.raises(UserError, match=r"head has 100 MiB .* takes 256 MiB there"):
+        trials_on_head([{"memory": 100.0 * MIB, HEAD: 1.0}])
+    with pytest.raises(UserError, match="head has 0 MiB"):  # Ray does not name what there is none of
+        trials_on_head([{HEAD: 1.0}])
+    assert trials_on_head([{"memory": 100.0 * MIB}]) is None
 
 
 def test_a_plan_runs_no_more_at_once_than_the_head_holds(planned) -> None:

@@ -10,7 +10,7 @@ import ray
 from ray._private.state import available_resources_per_node, state
 
 from tuning.placement.book import NodeState, View
-from tuning.placement.nodes import HEAD, Node, trials_on_head
+from tuning.placement.nodes import Node, trials_on_head
 from tuning.placement.object_store import STORE_SHARE
 from tuning.planning.plan import Machines
 
@@ -66,15 +66,14 @@ def living_nodes() -> dict[str, Node]:
 
 def cluster_machines() -> Machines:
     """What a sweep may count on: the living nodes, and those that an autoscaler could add."""
-    view = cluster_view()
-    stores = {node["NodeID"]: int(node["Resources"].get("object_store_memory", 0)) for node in ray.nodes()}
+    view, told = cluster_view(), ray.nodes()
+    stores = {node["NodeID"]: int(node["Resources"].get("object_store_memory", 0)) for node in told}
     nodes = {**{node_id: state.total for node_id, state in view.nodes.items()}, **view.to_come}
-    head = next((node["Resources"] for node in ray.nodes() if node["Alive"] and HEAD in node["Resources"]), None)
     to_come = {name: int(STORE_SHARE / (1 - STORE_SHARE) * node.memory_bytes) for name, node in view.to_come.items()}
     return Machines(
         nodes=list(nodes.values()),
         object_store_bytes=[{**stores, **to_come}[node_id] for node_id in nodes],
-        trials_on_head=None if head is None else trials_on_head(head["memory"]),
+        trials_on_head=trials_on_head(node["Resources"] for node in told if node["Alive"]),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from storage.errors import UserError
@@ -16,8 +16,19 @@ _ROUNDING = 1e-6
 """Ray counts in ten thousandths: sums of thirds are not exact."""
 
 
-def trials_on_head(memory_bytes: float) -> int:
-    """How many trials can run at once, wherever their workers are; `memory_bytes` as `Node` has it."""
+def trials_on_head(nodes: Iterable[Mapping[str, float]]) -> int | None:
+    """How many trials can run at once, wherever their workers are, given what Ray counts of each node.
+
+    None where no node is the head. Raises UserError when its memory is too small for one.
+    """
+    memory_bytes = next((node.get("memory", 0.0) for node in nodes if HEAD in node), None)
+    if memory_bytes is None:
+        return None
+    if memory_bytes < DRIVER_BYTES:
+        raise UserError(
+            f"the cluster's head has {memory_bytes / 2**20:,.0f} MiB of memory for functions, each running trial takes "
+            f"{DRIVER_BYTES / 2**20:,.0f} MiB there; start it with a larger `--memory`"
+        )
     return int(memory_bytes // DRIVER_BYTES)
 
 
