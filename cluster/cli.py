@@ -163,9 +163,7 @@ def main() -> None:
         if code != INTERRUPTED:  # what the command line makes of an interrupt, without a word
             sys.exit(code)
         raise KeyboardInterrupt
-    except UserError as error:
-        _fail(str(error), WRONG_INPUT)
-    except NoAnswerError as error:
+    except (UserError, NoAnswerError) as error:
         _fail(str(error), WRONG_INPUT)
     except (CorruptDataError, ClusterLostError, RefusedError, StoreUnavailableError) as error:
         _fail(str(error), FAILED)

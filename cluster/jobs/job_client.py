@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -16,6 +15,7 @@ from cluster.provisioned.http import Dashboard
 RUNNING = ("PENDING", "RUNNING")
 STOPPED, FAILED, SUCCEEDED = "STOPPED", "FAILED", "SUCCEEDED"
 LOOKS, LOOK_EVERY_S = 20, 0.5
+"""How often, and how soon again, a head is asked that names no node."""
 OUTPUT, SWEEP = "lexray_output", "lexray_sweep"
 """Keys of a job's metadata."""
 
@@ -94,12 +94,12 @@ class JobClient:
         answer = self.dashboard.get("/api/v0/nodes?detail=1&limit=10000")
         return [node for node in answer["data"]["result"]["result"] if node["state"] == "ALIVE"]
 
-    def some_nodes(self, sleep: Callable[[float], None] = time.sleep) -> list[dict[str, Any]]:
+    def some_nodes(self) -> list[dict[str, Any]]:
         """The same, of a head that may have started just now: it answers before it knows itself to be a node."""
         for _ in range(LOOKS):
             if found := self.nodes():
                 return found
-            sleep(LOOK_EVERY_S)
+            time.sleep(LOOK_EVERY_S)
         return self.nodes()
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from cluster import cli
 from storage.objects import connections, first_answer
+from storage.objects.retries import StoreUnavailableError
 
 COMMANDS = [
     ("report", "PLACE"),
@@ -25,6 +26,9 @@ COMMANDS = [
 ]
 
 
+GIVEN_UP = "s3://b/file: given up after 30 attempts in 120 s; Please reduce your request rate"
+
+
 @pytest.fixture(autouse=True)
 def _unknown_stores(monkeypatch):
     """As in a new process."""
@@ -42,3 +46,26 @@ def test_a_place_that_does_not_answer_is_one_line(lexray, monkeypatch, tmp_path,
     assert f"s3://nowhere/{tmp_path.name}" in err
     assert err.strip().count("\n") == 0, err
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [("import", "s3://b/x", "out"), ("stop", "s3://b/x")], ids=" ".join)
+def test_without_credentials_one_line_says_so(lexray, monkeypatch, tmp_path, words):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    for name, value in {"EC2_METADATA_DISABLED": "true", "ENDPOINT_URL": "http://127.0.0.1:1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    code, out, err = lexray(*words)
+    assert (code, out) == (2, ""), err
+    assert "Unable to locate credentials" in err
+    assert err.strip().count("\n") == 0, err
+
+
+def test_a_store_that_is_lost_amid_a_run_fails_the_run_in_one_line(lexray, monkeypatch):
+    def lost(**_: object) -> None:
+        raise StoreUnavailableError(GIVEN_UP)
+
+    monkeypatch.setattr(cli, "app", lost)
+    code, out, err = lexray("report", "s3://b")
+    assert (code, out, err.strip()) == (1, "", f"error {GIVEN_UP}")
