@@ -23,7 +23,7 @@ from ray import tune
 from rich.console import Console
 
 from benchmarks.sharding import write_dataset
-from benchmarks.sweep_runs import records_of, sweep_content, write_sweep
+from benchmarks.sweep_runs import Interval, records_of, sweep_content, write_sweep
 from cluster.connect import PROCESS_ENV
 from storage.config_file import read_config_file
 from tuning.driver import Driver
@@ -95,25 +95,18 @@ def sweep(trials: int, places: int, seconds: float, folder: Path) -> None:
         end="; ",
     )
     print(f"the driver's processor time {processor_s:.1f} s, {processor_s / wall_s:.2%} of that")
-    records = records_of(output)
-    first_s, last_s = records_span(records)
+    spans = [_span(record) for record in records_of(output)]
+    first_s, last_s = min(one.begin_s for one in spans), max(one.end_s for one in spans)
     print(f"  before the first trial {first_s - began_s:.1f} s, after the last {began_s + wall_s - last_s:.1f} s")
-    show_gaps(records, places)
+    show_gaps(spans, places)
     began = time.perf_counter()
     build_results(plan.folder, [trial.id for trial in plan.trials])
     print(f"results and report alone: {time.perf_counter() - began:.1f} s")
 
 
-def records_span(records: Sequence[TrialRecord]) -> tuple[float, float]:
-    """Unix times of the first trial's start and the last one's end."""
-    begins = [record.timing["began_s"] for record in records]
-    return min(begins), max(begin + record.timing["total_s"] for begin, record in zip(begins, records, strict=True))
-
-
-def show_gaps(records: Sequence[TrialRecord], places: int) -> None:
+def show_gaps(spans: Sequence[Interval], places: int) -> None:
     """How long places were empty between one trial and the next; the one that is free for longest is taken first."""
-    begins = sorted(record.timing["began_s"] for record in records)
-    ends = sorted(record.timing["began_s"] + record.timing["total_s"] for record in records)
+    begins, ends = sorted(one.begin_s for one in spans), sorted(one.end_s for one in spans)
     first = sum(begin < ends[0] for begin in begins)
     gaps = sorted(begin - end for begin, end in zip(begins[first:], ends, strict=False))
     if not gaps:
@@ -122,18 +115,19 @@ def show_gaps(records: Sequence[TrialRecord], places: int) -> None:
     print(f"from then on empty for {gaps[len(gaps) // 2]:.3f} s (median) and {gaps[-1]:.3f} s (longest) between trials")
     places_s = places * (ends[-1] - begins[0])
     print(f"  driver overhead: {sum(gaps) / places_s:.2%} of the time of all places", end="; ")
-    print(f"with their first filling and last emptying {1 - _busy_s(records) / places_s:.2%}")
+    print(f"with their first filling and last emptying {1 - (sum(ends) - sum(begins)) / places_s:.2%}")
 
 
-def _busy_s(records: Sequence[TrialRecord]) -> float:
-    return sum(record.timing["total_s"] for record in records)
+def _span(record: TrialRecord) -> Interval:
+    began_s = record.timing["began_s"]
+    return Interval(begin_s=began_s, end_s=began_s + record.timing["total_s"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=500)
     parser.add_argument("--places", type=int, default=10, help="trials at once")
-    parser.add_argument("--seconds", type=float, default=30.0, help="that a trial waits")
+    parser.add_argument("--seconds", type=float, default=10.0, help="that a trial waits")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         sweep(options.trials, options.places, options.seconds, Path(folder))
