@@ -50,6 +50,7 @@ def test_a_sweep_is_sent_from_its_folder_alone(folder: SweepFolder, tmp_path: Pa
     url = folder.store.local_path
     done = CliRunner().invoke(app, ["wandb", "sync", str(url), "--offline", str(tmp_path / "sent"), "--json"])
     assert done.exit_code == 0, done.output
+    assert "WARNING" not in done.output
     assert json.loads(done.stdout)["records"] == {"topk-a": 5, "topk-b": 5}
     runs = offline_runs(tmp_path / "sent")
     for trial in ("a", "b"):

@@ -73,7 +73,7 @@ class WandbRuns:
             name=about.name,
             config={**about.config, "trial": about.trial, "workers": about.workers},
         )
-        if run.url:  # None offline
+        if self.mode == "online" and run.url:  # W&B warns whoever asks it for the page of a run that has none
             self.links = {**self.links, about.trial: run.url}
 
     def log(self, trial: str, records: Sequence[Mapping[str, Any]]) -> None:
