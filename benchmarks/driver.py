@@ -24,19 +24,19 @@ from rich.console import Console
 
 from benchmarks.sharding import write_dataset
 from benchmarks.sweep_runs import Interval, records_of, sweep_content, write_sweep
-from cluster.connect import PROCESS_ENV
-from storage.config_file import read_config_file
-from tuning.driver import Driver
-from tuning.driver_record import this_place
-from tuning.endings.ends import Meter, read_spent
-from tuning.file.sweep_file import SweepFile
-from tuning.orchestrate import Work, run_sweep
-from tuning.records import new_record
-from tuning.results.report import build_results
-from tuning.sweep_folder import DONE, RUNNING, TrialRecord
-from tuning.sweep_plan import plan_sweep
-from tuning.trial_run import TrialRun
-from tuning.views.progress import TerminalView
+from lexray.cluster.connect import PROCESS_ENV
+from lexray.storage.config_file import read_config_file
+from lexray.tuning.driver import Driver
+from lexray.tuning.driver_record import this_place
+from lexray.tuning.endings.ends import Meter, read_spent
+from lexray.tuning.file.sweep_file import SweepFile
+from lexray.tuning.orchestrate import Work, run_sweep
+from lexray.tuning.records import new_record
+from lexray.tuning.results.report import build_results
+from lexray.tuning.sweep_folder import DONE, RUNNING, TrialRecord
+from lexray.tuning.sweep_plan import plan_sweep
+from lexray.tuning.trial_run import TrialRun
+from lexray.tuning.views.progress import TerminalView
 
 REPORTS = 20
 """What a training tells Tune at most."""

@@ -18,12 +18,12 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from benchmarks.sharding import training_config, write_dataset
-from cluster.step_timer import StepTimer
-from storage.bench import core_speed
-from storage.manifest import load_manifest
-from storage.store import Store
-from storage.windows import StreamSpec
-from training.config import MeshConfig
+from lexray.cluster.step_timer import StepTimer
+from lexray.storage.bench import core_speed
+from lexray.storage.manifest import load_manifest
+from lexray.storage.store import Store
+from lexray.storage.windows import StreamSpec
+from lexray.training.config import MeshConfig
 
 UNCOUNTED_STEPS, COUNTED_STEPS, STEPS_WITHIN_S = 5, 40, 300
 SUMS = 12

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from storage.harvest.plan import deal_pieces, row_places
-from storage.order import EpochOrder, WindowKey
+from lexray.storage.harvest.plan import deal_pieces, row_places
+from lexray.storage.order import EpochOrder, WindowKey
 
 
 @dataclass(frozen=True, kw_only=True)

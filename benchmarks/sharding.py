@@ -3,7 +3,7 @@
 The first part trains the same TopK dictionary on the same rows, in turns of some steps each in one process: by lexray,
 from a dataset on this disk through its stream, loop and engine; and by a plain loop that has all rows in memory. With
 `--ray` the windows come from a window server, an actor of a Ray started for it. The second part counts, on two
-processes, what every step gives to torch's collectives, and prints it beside the formulas of `training.traffic`.
+processes, what every step gives to torch's collectives, and prints it beside the formulas of `lexray.training.traffic`.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from benchmarks.turns import take_turns
-from storage.store import Store
-from storage.stream import BatchStream
-from storage.windows import LocalWindows, StreamSpec, WindowReader, WindowSource
-from storage.writer import DatasetWriter
-from training.activations import Rows
-from training.axes import ALL_ROWS
-from training.config import DataConfig, MeshConfig, OptimizerConfig, TrainingConfig
-from training.dictionaries import dictionary_config, make_dictionary
-from training.dictionaries.base import RawRows
-from training.loop import training_steps
-from training.memory import shapes_of
-from training.mesh import ONE_RANK, connect
-from training.normalisers import Sites, SiteStatistics
-from training.start import build_dictionary, ensure_process_group, make_engine, place_in
-from training.traffic import over_latents, over_rows
+from lexray.storage.store import Store
+from lexray.storage.stream import BatchStream
+from lexray.storage.windows import LocalWindows, StreamSpec, WindowReader, WindowSource
+from lexray.storage.writer import DatasetWriter
+from lexray.training.activations import Rows
+from lexray.training.axes import ALL_ROWS
+from lexray.training.config import DataConfig, MeshConfig, OptimizerConfig, TrainingConfig
+from lexray.training.dictionaries import dictionary_config, make_dictionary
+from lexray.training.dictionaries.base import RawRows
+from lexray.training.loop import training_steps
+from lexray.training.memory import shapes_of
+from lexray.training.mesh import ONE_RANK, connect
+from lexray.training.normalisers import Sites, SiteStatistics
+from lexray.training.start import build_dictionary, ensure_process_group, make_engine, place_in
+from lexray.training.traffic import over_latents, over_rows
 
 LR = 1e-4
 
@@ -84,7 +84,7 @@ def served_by_ray() -> Iterator[Callable[[StreamSpec], WindowSource]]:
     """Windows of a server in an actor of a Ray of this machine."""
     import ray
 
-    from storage.server import ServedWindows, start_server
+    from lexray.storage.server import ServedWindows, start_server
 
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     server = start_server(ray.get_runtime_context().get_node_id(), keep_bytes=2**28)

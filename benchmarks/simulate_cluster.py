@@ -19,7 +19,7 @@ from benchmarks.cluster_model import Job, Outcome, Rates, simulate
 from benchmarks.machine_costs import MachineCosts, measure_costs, parameters, read_costs, write_costs
 from benchmarks.sharding import write_dataset
 from benchmarks.sweep_runs import lexray, records_of, sweep_content, write_sweep
-from storage.stream_memory import WINDOWS_AT_ONCE
+from lexray.storage.stream_memory import WINDOWS_AT_ONCE
 
 CHECKED_WORKERS = (1, 2, 4)
 ADAM_BYTES = 36

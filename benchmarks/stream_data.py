@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from storage.store import Store
-from storage.writer import ShardFormat, write_manifest
+from lexray.storage.store import Store
+from lexray.storage.writer import ShardFormat, write_manifest
 
 WIDTH = 768
 ROW_BYTES = 2 * WIDTH

@@ -13,9 +13,9 @@ import ray
 
 from benchmarks.s3_server import CREDENTIALS
 from benchmarks.stream_readers import BATCH_ROWS, Place
-from cluster.connect import PROCESS_ENV
-from storage.server import ServedWindows, start_server
-from storage.stream import BatchStream
+from lexray.cluster.connect import PROCESS_ENV
+from lexray.storage.server import ServedWindows, start_server
+from lexray.storage.stream import BatchStream
 
 KEEP_BYTES = 512 * 2**20
 OBJECT_STORE_BYTES = 3 * 2**30

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.stream_data import ROW_BYTES, SITE, WIDTH, evict
-from storage.bench import chunk_ranges
-from storage.chunk_reads import NOTHING, PARALLEL_READS
-from storage.manifest import load_manifest
-from storage.objects.settings import StorageSettings
-from storage.order import WindowKey
-from storage.reader import DatasetReader
-from storage.selection import Selection
-from storage.store import Store
-from storage.stream import BatchStream
-from storage.windows import LocalWindows, StreamSpec, Window, WindowReader, WindowSource
+from lexray.storage.bench import chunk_ranges
+from lexray.storage.chunk_reads import NOTHING, PARALLEL_READS
+from lexray.storage.manifest import load_manifest
+from lexray.storage.objects.settings import StorageSettings
+from lexray.storage.order import WindowKey
+from lexray.storage.reader import DatasetReader
+from lexray.storage.selection import Selection
+from lexray.storage.store import Store
+from lexray.storage.stream import BatchStream
+from lexray.storage.windows import LocalWindows, StreamSpec, Window, WindowReader, WindowSource
 
 BATCH_ROWS = 4096
 

@@ -9,13 +9,13 @@ from contextlib import closing
 import torch
 
 from benchmarks.stream_readers import BATCH_ROWS, Place, local_stream
-from storage.stream import BatchStream
-from training.axes import ALL_ROWS
-from training.config import DataConfig, TrainingConfig
-from training.dictionaries import dictionary_config
-from training.loop import training_steps
-from training.mesh import ONE_RANK
-from training.start import build_dictionary, ensure_process_group, make_engine
+from lexray.storage.stream import BatchStream
+from lexray.training.axes import ALL_ROWS
+from lexray.training.config import DataConfig, TrainingConfig
+from lexray.training.dictionaries import dictionary_config
+from lexray.training.loop import training_steps
+from lexray.training.mesh import ONE_RANK
+from lexray.training.start import build_dictionary, ensure_process_group, make_engine
 
 
 def wait_of_a_gpu(place: Place, step_s: float, steps: int) -> float:

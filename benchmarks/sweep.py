@@ -32,8 +32,8 @@ from benchmarks.sweep_runs import (
     times_of,
     write_sweep,
 )
-from tuning.planning.foreseen import outcomes
-from tuning.sweep_folder import TrialRecord
+from lexray.tuning.planning.foreseen import outcomes
+from lexray.tuning.sweep_folder import TrialRecord
 
 TARGET_L0S = (8, 16, 24, 32, 40, 48, 56, 64)
 DUMMY_WIDTH, DUMMY_SITE, DUMMY_BATCH, DUMMY_STEPS = 32, 16, 128, 5

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from tuning.sweep_folder import FINISHED, SweepFolder, TrialRecord
+from lexray.tuning.sweep_folder import FINISHED, SweepFolder, TrialRecord
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND_TIMEOUT_S = 3600
@@ -35,7 +35,7 @@ def lexray(*words: str) -> Answer:
     began_s, began = time.time(), time.perf_counter()
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(
-        [sys.executable, "-m", "cluster", *words],
+        [sys.executable, "-m", "lexray", *words],
         cwd=ROOT,
         env=environment,
         capture_output=True,

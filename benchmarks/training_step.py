@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.turns import print_ratios, take_turns
-from training.config import MeshConfig, OptimizerConfig
-from training.dictionaries import dictionary_config, make_dictionary
-from training.dictionaries.base import Dictionary, RawRows
-from training.engine import Engine
-from training.normalisers import Sites, SiteStatistics
-from training.start import ensure_process_group
+from lexray.training.config import MeshConfig, OptimizerConfig
+from lexray.training.dictionaries import dictionary_config, make_dictionary
+from lexray.training.dictionaries.base import Dictionary, RawRows
+from lexray.training.engine import Engine
+from lexray.training.normalisers import Sites, SiteStatistics
+from lexray.training.start import ensure_process_group
 
 
 def make(site_width: int, width: int, l0: int) -> Dictionary:

@@ -30,9 +30,9 @@ import yaml
 
 from benchmarks.processor_time import ProcessorTime
 from benchmarks.sweep_runs import times_of
-from storage.store import Store
-from storage.writer import DatasetWriter
-from tuning.sweep_folder import DONE, TARGET_MISSED, SweepFolder
+from lexray.storage.store import Store
+from lexray.storage.writer import DatasetWriter
+from lexray.tuning.sweep_folder import DONE, TARGET_MISSED, SweepFolder
 
 SITE_WIDTH, BATCH_ROWS = 256, 1024
 WAYS = ("absent", "refusing", "hanging", "answering 429")
@@ -127,7 +127,7 @@ def run(way: str, content: dict[str, object], folder: Path) -> Taken:
     with server(way) as url:
         environment = {**os.environ, "WANDB_BASE_URL": url, "WANDB_API_KEY": "a" * 40, "OMP_NUM_THREADS": "1"}
         began = time.perf_counter()
-        command = [sys.executable, "-c", "from cluster.cli import main; main()", "sweep", str(file)]
+        command = [sys.executable, "-c", "from lexray.cluster.cli import main; main()", "sweep", str(file)]
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         with subprocess.Popen(command, env=environment, **pipes) as call, ProcessorTime(call.pid, _is_of_wandb) as used:
             output, _ = call.communicate(timeout=COMMAND_TIMEOUT_S)

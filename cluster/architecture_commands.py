@@ -9,15 +9,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cluster.commands import print_json
-from storage.errors import UserError
+from lexray.cluster.commands import print_json
+from lexray.storage.errors import UserError
 
 
 def list_architectures(name: str | None, as_json: bool, as_markdown: bool) -> None:
     """The table, or one architecture whole: its equations and options."""
-    from training.dictionaries import architecture
-    from training.dictionaries.describe import describe, describe_all
-    from training.dictionaries.document import architectures_page
+    from lexray.training.dictionaries import architecture
+    from lexray.training.dictionaries.describe import describe, describe_all
+    from lexray.training.dictionaries.document import architectures_page
 
     if as_markdown:
         if name is not None:
@@ -40,7 +40,7 @@ def list_architectures(name: str | None, as_json: bool, as_markdown: bool) -> No
 
 def print_schema() -> None:
     """The JSON schema of a sweep file."""
-    from tuning.file.schema import sweep_schema
+    from lexray.tuning.file.schema import sweep_schema
 
     print_json(sweep_schema())
 

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cluster.commands import print_json
-from storage.store import Store
+from lexray.cluster.commands import print_json
+from lexray.storage.store import Store
 
 MIN_TABLE_WIDTH = 200
 """Columns of a table that is not printed to a terminal."""
@@ -28,8 +28,8 @@ def run_ground_truth(
     as_json: bool,
 ) -> None:
     """`lexray bench ground-truth`: train on known worlds, print what was found."""
-    from tuning.ground_truth.study import StudyOptions, run_study
-    from tuning.ground_truth.table import study_document, study_table
+    from lexray.tuning.ground_truth.study import StudyOptions, run_study
+    from lexray.tuning.ground_truth.table import study_document, study_table
 
     options = StudyOptions(worlds=worlds, seeds=seeds, quick=quick, workers=workers)
     logging.getLogger("lexray").setLevel(logging.WARNING)

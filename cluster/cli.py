@@ -12,16 +12,16 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 
-from cluster.data_cli import data_app
-from cluster.dictionary_cli import bench_app, dictionary_app
-from cluster.doctor_cli import doctor_app
-from cluster.jobs_cli import jobs_app
-from cluster.provisioned.errors import ClusterLostError, RefusedError
-from cluster.provisioned_cli import provisioned_app
-from cluster.wandb_commands import wandb_app
-from storage.errors import CorruptDataError, UserError
-from storage.objects.first_answer import NoAnswerError, answers_within
-from storage.objects.retries import StoreUnavailableError, is_of_botocore, reason
+from lexray.cluster.data_cli import data_app
+from lexray.cluster.dictionary_cli import bench_app, dictionary_app
+from lexray.cluster.doctor_cli import doctor_app
+from lexray.cluster.jobs_cli import jobs_app
+from lexray.cluster.provisioned.errors import ClusterLostError, RefusedError
+from lexray.cluster.provisioned_cli import provisioned_app
+from lexray.cluster.wandb_commands import wandb_app
+from lexray.storage.errors import CorruptDataError, UserError
+from lexray.storage.objects.first_answer import NoAnswerError, answers_within
+from lexray.storage.objects.retries import StoreUnavailableError, is_of_botocore, reason
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 FIRST_ANSWER_S = 5.0
@@ -57,7 +57,7 @@ def harvest(
 
     Example: lexray harvest examples/quickstart/harvest.yaml
     """
-    from cluster.commands import run_harvest
+    from lexray.cluster.commands import run_harvest
 
     run_harvest(str(file), address, messages, as_json)
 
@@ -75,8 +75,8 @@ def sweep(
 
     Example: lexray sweep examples/quickstart/sweep.yaml
     """
-    from cluster.provisioned.pools import pools_of
-    from cluster.sweep_commands import Where, run_sweep_file
+    from lexray.cluster.provisioned.pools import pools_of
+    from lexray.cluster.sweep_commands import Where, run_sweep_file
 
     where = Where(address=address, cluster=cluster_name, job=job, pools=pools_of(pools))
     raise typer.Exit(run_sweep_file(str(file), where, messages, as_json))
@@ -93,7 +93,7 @@ def plan(
 
     Example: lexray plan examples/quickstart/sweep.yaml --measure
     """
-    from cluster.plan_commands import run_plan
+    from lexray.cluster.plan_commands import run_plan
 
     run_plan(str(file), address, measure, messages, as_json)
 
@@ -107,7 +107,7 @@ def report(
 
     Example: lexray report runs/quickstart/sweep
     """
-    from cluster.commands import write_results
+    from lexray.cluster.commands import write_results
 
     write_results(url, messages, as_json)
 
@@ -122,7 +122,7 @@ def compare(
 
     Example: lexray compare runs/monday/sweep runs/tuesday/sweep
     """
-    from cluster.compare_commands import compare_sweeps
+    from lexray.cluster.compare_commands import compare_sweeps
 
     compare_sweeps(first, second, messages, as_json)
 
@@ -137,7 +137,7 @@ def architectures(
 
     Example: lexray architectures jumprelu
     """
-    from cluster.architecture_commands import list_architectures
+    from lexray.cluster.architecture_commands import list_architectures
 
     list_architectures(name, as_json, markdown)
 
@@ -148,7 +148,7 @@ def schema() -> None:
 
     Example: lexray schema > sweep.schema.json
     """
-    from cluster.architecture_commands import print_schema
+    from lexray.cluster.architecture_commands import print_schema
 
     print_schema()
 

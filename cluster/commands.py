@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from storage.config_file import read_config_file
-from storage.store import Store
+from lexray.storage.config_file import read_config_file
+from lexray.storage.store import Store
 
 OK, FAILED = 0, 1
 
@@ -25,11 +25,11 @@ class OnRows(Protocol):
 
 def run_harvest(file: str, address: str | None, messages: Console, as_json: bool) -> None:
     """`lexray harvest`: the dataset's url, rows and size on stdout."""
-    from storage.harvest.harvest import harvest
-    from storage.harvest.harvest_file import HarvestFile
+    from lexray.storage.harvest.harvest import harvest
+    from lexray.storage.harvest.harvest_file import HarvestFile
 
     def connect() -> AbstractContextManager[None]:
-        from cluster.connect import connected
+        from lexray.cluster.connect import connected
 
         return connected(address)
 
@@ -52,8 +52,8 @@ def run_harvest(file: str, address: str | None, messages: Console, as_json: bool
 
 def write_results(url: str, messages: Console, as_json: bool) -> None:
     """`lexray report`: the same results from the sweep's folder alone."""
-    from tuning.results.report import build_results
-    from tuning.sweep_folder import SweepFolder
+    from lexray.tuning.results.report import build_results
+    from lexray.tuning.sweep_folder import SweepFolder
 
     folder = SweepFolder.existing(url)
     table = build_results(folder, folder.store.list_folders("trials"))
@@ -91,7 +91,7 @@ def print_json(document: Any) -> None:
 
 def print_frontier(table: Any, store: Store, messages: Console, as_json: bool) -> None:
     """What came out of a sweep, and where it lies."""
-    from tuning.results.frontier import frontier_rich_table
+    from lexray.tuning.results.frontier import frontier_rich_table
 
     if as_json:
         print_json({"url": store.url, "trials": json.loads(table.to_json(orient="records"))})

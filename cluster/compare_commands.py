@@ -12,9 +12,9 @@ from rich.table import Table
 
 def compare_sweeps(first: str, second: str, messages: Console, as_json: bool) -> None:
     """Print their trials beside each other, and which frontier beats which."""
-    from cluster.commands import print_json
-    from tuning.results.compare import beaten_shares, differences_of_data, matched
-    from tuning.sweep_folder import SweepFolder
+    from lexray.cluster.commands import print_json
+    from lexray.tuning.results.compare import beaten_shares, differences_of_data, matched
+    from lexray.tuning.sweep_folder import SweepFolder
 
     folders = [SweepFolder.existing(url) for url in (first, second)]
     tables = [_table(folder) for folder in folders]
@@ -44,14 +44,14 @@ def compare_sweeps(first: str, second: str, messages: Console, as_json: bool) ->
 
 def _table(folder: Any) -> pd.DataFrame:
     """The frontier of what lies in the folder now, which is not written to."""
-    from tuning.results.frontier import frontier_table
+    from lexray.tuning.results.frontier import frontier_table
 
     records = [folder.read_trial(trial) for trial in folder.store.list_folders("trials")]
     return frontier_table([record for record in records if record is not None])
 
 
 def _trials_table(trials: pd.DataFrame) -> Table:
-    from tuning.results.frontier import format_cell
+    from lexray.tuning.results.frontier import format_cell
 
     shown = Table("name", *("L0", "FVU", "L0", "FVU", "change of FVU"), box=None, pad_edge=False)
     for row in trials.to_dict("records"):

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
 import grpc
 import ray
@@ -16,13 +16,11 @@ from ray._private.grpc_utils import init_grpc_channel
 from ray.core.generated import autoscaler_pb2, gcs_service_pb2, gcs_service_pb2_grpc
 from ray.experimental.internal_kv import _internal_kv_put
 
-from cluster.provisioned.description import Liveness, Pool
-from storage.errors import UserError
-from tuning.placement.object_store import STORE_SHARE
+from lexray.cluster.jobs.package import code_package
+from lexray.cluster.provisioned.description import Liveness, Pool
+from lexray.storage.errors import UserError
+from lexray.tuning.placement.object_store import STORE_SHARE
 
-ROOT = Path(__file__).resolve().parent.parent
-"""Folder that holds the four packages; what a foreign cluster needs of lexray."""
-CODE_EXCLUDES = ["/.git", "/.venv*", "/runs", "/tests", "/infra", "/docs", "/wandb", "**/__pycache__"]
 CONNECT_TIMEOUT_S = 10
 
 # Read by the processes that Ray starts for this command.
@@ -46,23 +44,26 @@ PROCESS_ENV = {
 def connected(address: str | None, *, is_job: bool = False, pools: Sequence[Pool] = ()) -> Iterator[None]:
     """Inside, Ray is connected. Raises UserError when there is no cluster at `address`.
 
-    A job of the cluster (`is_job`) ships no code: it came with the job, or the cluster has it. `pools` are nodes that
-    the cluster's autoscaler may start.
+    Workers import the very lexray of this process, whatever their nodes have installed, and never from a working
+    directory. A job of the cluster (`is_job`) ships no code: it arrived with the job, or the cluster has it. `pools`
+    are nodes that the cluster's autoscaler may start.
     """
     os.environ.update({name: value for name, value in PROCESS_ENV.items() if name not in os.environ})
-    if address is None:
-        _start_local()
-    else:
-        _join(address, {} if is_job else _code())
-        if pools:
-            _announce(pools)
+    with TemporaryDirectory(prefix="lexray-code-") as folder:
+        code = {} if is_job else shipped_code(Path(folder))
+        if address is None:
+            _start_local(code)
+        else:
+            _join(address, code)
+    if address is not None and pools:
+        _announce(pools)
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _start_local() -> None:
+def _start_local(code: dict[str, str]) -> None:
     os.environ.update({name: value for name, value in Liveness().ray_env.items() if name not in os.environ})
     ray.init(
         address="local",
@@ -70,11 +71,11 @@ def _start_local() -> None:
         dashboard_host="127.0.0.1",
         log_to_driver=False,
         logging_level=logging.ERROR,
-        runtime_env={"env_vars": PROCESS_ENV},
+        runtime_env={"env_vars": PROCESS_ENV, **code},
     )
 
 
-def _join(address: str, code: dict[str, Any]) -> None:
+def _join(address: str, code: dict[str, str]) -> None:
     _check_answers(address)
     try:
         ray.init(
@@ -103,11 +104,15 @@ def _announce(pools: Sequence[Pool]) -> None:
     )
 
 
-def _code() -> dict[str, Any]:
-    """Ship the code of a checkout; an installed lexray is taken to be in the cluster's image too."""
-    if not (ROOT / "pyproject.toml").exists():
-        return {}
-    return {"working_dir": str(ROOT), "excludes": CODE_EXCLUDES}
+def shipped_code(folder: Path) -> dict[str, str]:
+    """Write lexray's package into `folder`; return what a runtime environment says of it.
+
+    It becomes the workers' working directory and the first entry of their PYTHONPATH. Ray then adds neither the
+    directory of this process nor that of its script to their paths.
+    """
+    path = folder / "lexray.zip"
+    path.write_bytes(code_package().content)
+    return {"working_dir": str(path)}
 
 
 def _check_answers(address: str) -> None:

@@ -9,15 +9,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cluster.commands import print_json
-from storage.errors import UserError
-from storage.store import Store, reachable
+from lexray.cluster.commands import print_json
+from lexray.storage.errors import UserError
+from lexray.storage.store import Store, reachable
 
 if TYPE_CHECKING:
-    from storage.bench import CoreSpeed, Feeding, ReadSpeed, StreamSpeed
-    from storage.manifest import Manifest
-    from training.config import DataConfig
-    from training.dictionaries.base import DictionaryConfig
+    from lexray.storage.bench import CoreSpeed, Feeding, ReadSpeed, StreamSpeed
+    from lexray.storage.manifest import Manifest
+    from lexray.training.config import DataConfig
+    from lexray.training.dictionaries.base import DictionaryConfig
 
 CORE_SECONDS = 1.0
 """What one core does with a window is known after this long."""
@@ -41,7 +41,7 @@ class BenchOptions:
 
     def dictionary(self) -> DictionaryConfig | None:
         """The dictionary whose step is measured. Raises UserError when it is only half described."""
-        from training.dictionaries import dictionary_config
+        from lexray.training.dictionaries import dictionary_config
 
         given = {"width": self.width, "target_l0": self.target_l0}
         given = {name: value for name, value in given.items() if value is not None}
@@ -78,10 +78,10 @@ def bench_dataset(url: str, options: BenchOptions, messages: Console, as_json: b
 
 def measure(store: Store, options: BenchOptions, messages: Console) -> BenchResult:
     """Reads, stream and step, one after the other. Raises UserError for wrong options before anything is measured."""
-    from cluster.step_timer import StepTimer
-    from storage.bench import Feeding, core_speed, plain_reads, stream_speed
-    from storage.manifest import load_manifest
-    from storage.reader import DatasetReader
+    from lexray.cluster.step_timer import StepTimer
+    from lexray.storage.bench import Feeding, core_speed, plain_reads, stream_speed
+    from lexray.storage.manifest import load_manifest
+    from lexray.storage.reader import DatasetReader
 
     dictionary = options.dictionary()
     manifest = load_manifest(store)
@@ -115,7 +115,7 @@ def measure(store: Store, options: BenchOptions, messages: Console) -> BenchResu
 
 def sites_to_read(manifest: Manifest, wanted: tuple[str, ...], dictionary: DictionaryConfig | None) -> tuple[str, ...]:
     """The sites named, or all. Raises UserError when the dictionary reads another number of them."""
-    from training.dictionaries import architecture
+    from lexray.training.dictionaries import architecture
 
     sites = tuple(dict.fromkeys(wanted)) or tuple(manifest.sites)
     for site in sites:
@@ -140,8 +140,8 @@ def _data_config(
     store: Store, manifest: Manifest, sites: tuple[str, ...], dictionary: DictionaryConfig | None, batch_rows: int
 ) -> DataConfig:
     """The rows of a sweep that sets nothing but sites and batch size."""
-    from training.config import DataConfig
-    from training.dictionaries import architecture
+    from lexray.training.config import DataConfig
+    from lexray.training.dictionaries import architecture
 
     translates = dictionary is not None and architecture(dictionary.architecture).kind == "transcoder"
     inputs, outputs = (sites[:1], sites[1:]) if translates else (sites, ())

@@ -21,7 +21,7 @@ def inspect(
 
     Example: lexray data inspect runs/quickstart/activations
     """
-    from cluster.data_commands import inspect_dataset
+    from lexray.cluster.data_commands import inspect_dataset
 
     inspect_dataset(url, messages, as_json)
 
@@ -35,7 +35,7 @@ def verify(
 
     Example: lexray data verify runs/quickstart/activations
     """
-    from cluster.data_commands import verify_dataset
+    from lexray.cluster.data_commands import verify_dataset
 
     raise typer.Exit(verify_dataset(url, messages, as_json))
 
@@ -56,7 +56,7 @@ def bench_data(
 
     Example: lexray data bench s3://bucket/activations --width 16384 --target-l0 32
     """
-    from cluster.data_bench_commands import BenchOptions, bench_dataset
+    from lexray.cluster.data_bench_commands import BenchOptions, bench_dataset
 
     options = BenchOptions(
         sites=tuple(site or ()),
@@ -83,6 +83,6 @@ def import_rows(
 
     Example: lexray data import downloads/layer8 runs/layer8
     """
-    from cluster.data_commands import import_dataset
+    from lexray.cluster.data_commands import import_dataset
 
     import_dataset(source, url, tuple(site or ()), document_rows, dtype, messages, as_json)

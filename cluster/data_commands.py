@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cluster.commands import FAILED, OK, dataset_summary, print_json, rows_progress
-from storage.store import Store
+from lexray.cluster.commands import FAILED, OK, dataset_summary, print_json, rows_progress
+from lexray.storage.store import Store
 
 if TYPE_CHECKING:
-    from storage.row_checks import SiteFindings
-    from storage.verify import Findings
+    from lexray.storage.row_checks import SiteFindings
+    from lexray.storage.verify import Findings
 
 NORM_RATIO = 10.0
 """Rows of a norm above so many medians are left out of training unless a sweep says otherwise."""
@@ -25,7 +25,7 @@ MIN_TABLE_WIDTH = 160
 
 def inspect_dataset(url: str, messages: Console, as_json: bool) -> None:
     """`lexray data inspect`: sites, rows, shards and origin of a dataset."""
-    from storage.manifest import load_manifest
+    from lexray.storage.manifest import load_manifest
 
     store = Store.at(url)
     manifest = load_manifest(store)
@@ -83,7 +83,7 @@ def share_in_words(low: float, high: float) -> str:
 
 def verify_dataset(url: str, messages: Console, as_json: bool) -> int:
     """`lexray data verify`: a table of the sites on stdout, everything damaged on stderr. Exit code 1 when damaged."""
-    from storage.verify import verify
+    from lexray.storage.verify import verify
 
     with rows_progress("verify", messages) as on_progress:
         found = verify(Store.at(url), on_progress=on_progress)
@@ -106,10 +106,10 @@ def import_dataset(
     as_json: bool,
 ) -> None:
     """`lexray data import`: the dataset's url, rows and size on stdout, what had to be made up on stderr."""
-    from storage.imports.rows import SiteNames, check_dtype, import_rows
-    from storage.imports.sae_lens import SaeLensCache, is_sae_lens_cache
-    from storage.imports.source import open_source
-    from storage.imports.tensors import TensorFolder
+    from lexray.storage.imports.rows import SiteNames, check_dtype, import_rows
+    from lexray.storage.imports.sae_lens import SaeLensCache, is_sae_lens_cache
+    from lexray.storage.imports.source import open_source
+    from lexray.storage.imports.tensors import TensorFolder
 
     check_dtype(dtype)
     folder = open_source(source, url)

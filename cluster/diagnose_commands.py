@@ -9,18 +9,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from cluster.commands import print_json
-from storage.errors import UserError
-from storage.store import Store
+from lexray.cluster.commands import print_json
+from lexray.storage.errors import UserError
+from lexray.storage.store import Store
 
 
 def run_diagnose(url: str, data: str | None, max_rows: int, messages: Console, as_json: bool) -> None:
     """Latent scaling of a saved crosscoder on held-out rows of its dataset; a table, or every latent as JSON."""
-    from storage.stream import local_stream
-    from training.batches import raw_rows
-    from training.config import TrainingConfig
-    from training.latent_scaling import latent_scaling
-    from training.saved import load_dictionary, read_dictionary_config
+    from lexray.storage.stream import local_stream
+    from lexray.training.batches import raw_rows
+    from lexray.training.config import TrainingConfig
+    from lexray.training.latent_scaling import latent_scaling
+    from lexray.training.saved import load_dictionary, read_dictionary_config
 
     content = read_dictionary_config(Store.at(url))
     dictionary = load_dictionary(url)

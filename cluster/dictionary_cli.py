@@ -26,7 +26,7 @@ def export_(
 
     Example: lexray export runs/quickstart/sweep/trials/TRIAL/dictionary --to sae-lens runs/quickstart/exported
     """
-    from cluster.dictionary_commands import run_export
+    from lexray.cluster.dictionary_commands import run_export
 
     run_export(url, to, path, unit_atoms, messages, as_json)
 
@@ -41,7 +41,7 @@ def import_(
 
     Example: lexray import downloads/blocks.8.hook_resid_pre runs/imported
     """
-    from cluster.dictionary_commands import run_import
+    from lexray.cluster.dictionary_commands import run_import
 
     run_import(url, path, messages, as_json)
 
@@ -57,7 +57,7 @@ def diagnose(
 
     Example: lexray diagnose runs/architectures/sweep/trials/TRIAL/dictionary
     """
-    from cluster.diagnose_commands import run_diagnose
+    from lexray.cluster.diagnose_commands import run_diagnose
 
     run_diagnose(url, data, rows, messages, as_json)
 
@@ -79,7 +79,7 @@ def measure(
 
     Example: lexray measure runs/quickstart/sweep/trials/TRIAL/dictionary
     """
-    from cluster.measure_commands import MeasureOptions, run_measure
+    from lexray.cluster.measure_commands import MeasureOptions, run_measure
 
     options = MeasureOptions(
         data=data,
@@ -107,6 +107,6 @@ def ground_truth(
 
     Example: lexray bench ground-truth --world tree-0 --world tree-0.3
     """
-    from cluster.bench_commands import run_ground_truth
+    from lexray.cluster.bench_commands import run_ground_truth
 
     run_ground_truth(tuple(world or ()), seeds, quick, workers, output, messages, as_json)

@@ -6,12 +6,12 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from cluster.commands import print_json
+from lexray.cluster.commands import print_json
 
 
 def run_export(url: str, to: str, path: str, unit_atoms: bool, messages: Console, as_json: bool) -> None:
     """`lexray export`: the folder's url and what it is called there on stdout, notes on stderr."""
-    from training.export import export_dictionary
+    from lexray.training.export import export_dictionary
 
     exported = export_dictionary(url, to, path, unit_atoms=unit_atoms)
     _report(exported, f"{exported.url}: {exported.architecture} for {exported.format}", messages, as_json)
@@ -19,7 +19,7 @@ def run_export(url: str, to: str, path: str, unit_atoms: bool, messages: Console
 
 def run_import(url: str, path: str, messages: Console, as_json: bool) -> None:
     """`lexray import`: the saved dictionary's url and architecture on stdout, notes on stderr."""
-    from training.export.import_sae_lens import import_sae_lens
+    from lexray.training.export.import_sae_lens import import_sae_lens
 
     imported = import_sae_lens(url, path)
     line = f"{imported.url}: {imported.architecture} of {imported.width:,} latents"

@@ -11,14 +11,14 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from cluster.jobs_cli import Cluster, Json, NoCode, TokenFile
-from cluster.provisioned.connection import Target
-from storage.config_file import read_config_file
-from storage.errors import UserError
+from lexray.cluster.jobs_cli import Cluster, Json, NoCode, TokenFile
+from lexray.cluster.provisioned.connection import Target
+from lexray.storage.config_file import read_config_file
+from lexray.storage.errors import UserError
 
 if TYPE_CHECKING:
-    from cluster.doctor.gather import Request
-    from cluster.doctor.verdict import Check
+    from lexray.cluster.doctor.gather import Request
+    from lexray.cluster.doctor.verdict import Check
 
 HEALTHY, UNHEALTHY = 0, 1
 messages = Console(stderr=True, emoji=False)
@@ -56,8 +56,8 @@ def doctor(
         where, checks = _by_job(asked, target, with_code=not no_code)
     else:
         where, checks = _joined(asked, address, token_file)
-    from cluster.commands import print_json
-    from cluster.doctor.show import as_document, as_table, is_healthy
+    from lexray.cluster.commands import print_json
+    from lexray.cluster.doctor.show import as_document, as_table, is_healthy
 
     if as_json:
         print_json(as_document(checks, where, time.monotonic() - began))
@@ -81,8 +81,8 @@ def _joined(asked: Asked, address: str | None, token_file: Path | None) -> tuple
     """On a Ray that this process joins, or starts here."""
     use_token(token_file)
     request = request_of(asked)
-    from cluster.doctor.run import diagnose
-    from cluster.doctor.verdict import GIB, Limits
+    from lexray.cluster.doctor.run import diagnose
+    from lexray.cluster.doctor.verdict import GIB, Limits
 
     limits = Limits(free_disk_bytes=round(asked.min_free_gib * GIB), all_reduce_gb_s=asked.min_gb_s)
     with messages.status("starting Ray here" if address is None else f"asking the nodes of {address}"):
@@ -91,7 +91,7 @@ def _joined(asked: Asked, address: str | None, token_file: Path | None) -> tuple
 
 def _by_job(asked: Asked, target: Target, *, with_code: bool) -> tuple[str, list[Check]]:
     """On a cluster whose dashboard we reach."""
-    from cluster.doctor.outside import Errand, diagnose_by_job
+    from lexray.cluster.doctor.outside import Errand, diagnose_by_job
 
     text = asked.file.read_text() if asked.file is not None else None
     request = request_of(asked)  # refuses a wrong file here, not there
@@ -120,13 +120,13 @@ def use_token(file: Path | None) -> None:
 
 def request_of(asked: Asked) -> Request:
     """What to look at: the sweep file's places, or those given instead. Raises UserError."""
-    from cluster.doctor.gather import Request
-    from storage.store import Store
+    from lexray.cluster.doctor.gather import Request
+    from lexray.storage.store import Store
 
     if asked.file is None:
         data, output = (None if url is None else Store.at(url).url for url in (asked.data, asked.output))
         return Request(data_url=data, output_url=output, region=asked.region)
-    from tuning.file.sweep_file import SweepFile
+    from lexray.tuning.file.sweep_file import SweepFile
 
     sweep = read_config_file(str(asked.file), SweepFile)
     return Request(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cluster.provisioned.connection import Target
+from lexray.cluster.provisioned.connection import Target
 
 jobs_app = typer.Typer()
 messages = Console(stderr=True, emoji=False)
@@ -47,7 +47,7 @@ def submit(
 
     Example: lexray submit sweep.yaml --cluster cluster.json -f
     """
-    from cluster.jobs.submit_command import SubmitOptions, run_submit
+    from lexray.cluster.jobs.submit_command import SubmitOptions, run_submit
 
     options = SubmitOptions(wait=wait or follow, follow=follow, with_code=not no_code)
     raise typer.Exit(run_submit(str(file), _target(address, cluster, token_file), options, messages, as_json))
@@ -68,7 +68,7 @@ def resume(
 
     Example: lexray resume s3://bucket/runs/widths --cluster cluster.json
     """
-    from cluster.jobs.submit_command import SubmitOptions, run_resume
+    from lexray.cluster.jobs.submit_command import SubmitOptions, run_resume
 
     options = SubmitOptions(wait=wait or follow, follow=follow, with_code=not no_code)
     raise typer.Exit(run_resume(url, _target(address, cluster, token_file), options, messages, as_json))
@@ -86,7 +86,7 @@ def status(
 
     Example: lexray status s3://bucket/runs/widths
     """
-    from cluster.follow.status import run_status
+    from lexray.cluster.follow.status import run_status
 
     run_status(sweep, _target(address, cluster, token_file), messages, as_json)
 
@@ -105,7 +105,7 @@ def logs(
 
     Example: lexray logs s3://bucket/runs/widths -f
     """
-    from cluster.follow.logs import run_logs
+    from lexray.cluster.follow.logs import run_logs
 
     run_logs(sweep, trial, follow, _target(address, cluster, token_file), messages, as_json)
 
@@ -123,7 +123,7 @@ def stop(
 
     Example: lexray stop s3://bucket/runs/widths
     """
-    from cluster.follow.stop import run_stop
+    from lexray.cluster.follow.stop import run_stop
 
     raise typer.Exit(run_stop(sweep, force, _target(address, cluster, token_file), messages, as_json))
 
@@ -140,6 +140,6 @@ def list_(
 
     Example: lexray list s3://bucket/runs
     """
-    from cluster.follow.listing import run_list
+    from lexray.cluster.follow.listing import run_list
 
     run_list(prefix, _target(address, cluster, token_file), messages, as_json)

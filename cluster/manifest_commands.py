@@ -8,11 +8,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cluster.commands import print_json
-from cluster.provisioned.description import ClusterDescription
-from cluster.provisioned.manifests import applied, render, to_yaml, write
-from storage.config_file import read_config_file
-from storage.errors import UserError
+from lexray.cluster.commands import print_json
+from lexray.cluster.provisioned.description import ClusterDescription
+from lexray.cluster.provisioned.manifests import applied, render, to_yaml, write
+from lexray.storage.config_file import read_config_file
+from lexray.storage.errors import UserError
 
 
 def run_manifests(file: str, output: Path | None, messages: Console, as_json: bool) -> None:

@@ -9,9 +9,9 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from cluster.commands import print_json
-from storage.errors import UserError
-from storage.store import Store
+from lexray.cluster.commands import print_json
+from lexray.storage.errors import UserError
+from lexray.storage.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +39,11 @@ def run_measure(url: str, options: MeasureOptions, messages: Console, as_json: b
     """Measure a saved dictionary on held-out rows of its dataset, and in its language model if one is given."""
     import torch
 
-    from storage.stream import local_stream
-    from training.config import TrainingConfig
-    from training.measures.coherence import COMPARE_FLOP
-    from training.measures.held_out import measure_held_out, write_measures
-    from training.saved import load_dictionary, read_dictionary_config
+    from lexray.storage.stream import local_stream
+    from lexray.training.config import TrainingConfig
+    from lexray.training.measures.coherence import COMPARE_FLOP
+    from lexray.training.measures.held_out import measure_held_out, write_measures
+    from lexray.training.saved import load_dictionary, read_dictionary_config
 
     if (options.model is None) != (options.texts is None):
         raise UserError("measure: --model and --texts go together")
@@ -77,8 +77,8 @@ def run_measure(url: str, options: MeasureOptions, messages: Console, as_json: b
 
 def _in_model(dictionary: Any, options: MeasureOptions, config: Any, manifest: Any, device: str) -> dict[str, Any]:
     """What the language model loses, on at most `max_tokens` tokens of the texts."""
-    from training.measures.splice import recovered
-    from training.measures.texts import HarvestFacts, load_spliced, piece_batches, text_choice
+    from lexray.training.measures.splice import recovered
+    from lexray.training.measures.texts import HarvestFacts, load_spliced, piece_batches, text_choice
 
     assert options.model is not None
     assert options.texts is not None

@@ -13,16 +13,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cluster.commands import print_json
-from storage.config_file import read_config_file
-from storage.errors import UserError
-from tuning.placement.object_store import STORE_SHARE
+from lexray.cluster.commands import print_json
+from lexray.storage.config_file import read_config_file
+from lexray.storage.errors import UserError
+from lexray.tuning.placement.object_store import STORE_SHARE
 
 if TYPE_CHECKING:
-    from tuning.planning.forecast import Speed
-    from tuning.planning.plan import Machines, Plan, TrialPlan
-    from tuning.sweep_plan import SweepPlan
-    from tuning.trials import Trial
+    from lexray.tuning.planning.forecast import Speed
+    from lexray.tuning.planning.plan import Machines, Plan, TrialPlan
+    from lexray.tuning.sweep_plan import SweepPlan
+    from lexray.tuning.trials import Trial
 
 MEASURE_S = 1.0
 """Seconds in which the steps of a kind of trial are timed, in each round."""
@@ -39,9 +39,9 @@ def run_plan(file: str, address: str | None, measure: bool, messages: Console, a
 
     With `measure` the speeds are kept in the sweep's folder, as the plan that it begins with.
     """
-    from tuning.file.sweep_file import SweepFile
-    from tuning.planning.plan_record import known_speeds, write_plan
-    from tuning.sweep_plan import plan_sweep
+    from lexray.tuning.file.sweep_file import SweepFile
+    from lexray.tuning.planning.plan_record import known_speeds, write_plan
+    from lexray.tuning.sweep_plan import plan_sweep
 
     sweep = read_config_file(file, SweepFile)
     plan = plan_sweep(sweep, Path(file).read_text())
@@ -63,10 +63,10 @@ def run_plan(file: str, address: str | None, measure: bool, messages: Console, a
 
 def checked(plan: SweepPlan, machines: Machines) -> SweepPlan:
     """The plan with its meshes chosen. Raises UserError for what these machines have no room for."""
-    from tuning.placement.nodes import refuse_what_never_fits
-    from tuning.planning.room import refuse_what_has_no_room
-    from tuning.sweep_plan import gpu_bytes_of, with_meshes
-    from tuning.window_servers import refuse_streams
+    from lexray.tuning.placement.nodes import refuse_what_never_fits
+    from lexray.tuning.planning.room import refuse_what_has_no_room
+    from lexray.tuning.sweep_plan import gpu_bytes_of, with_meshes
+    from lexray.tuning.window_servers import refuse_streams
 
     plan = with_meshes(plan, machines.nodes)
     refuse_what_never_fits(plan.unfinished, machines.nodes)
@@ -79,9 +79,9 @@ def this_machine() -> Machines:
     """What Ray would find here, without starting it."""
     import torch
 
-    from storage.stream_memory import node_memory
-    from tuning.placement.nodes import HEAD, Node, trials_on_head
-    from tuning.planning.plan import Machines
+    from lexray.storage.stream_memory import node_memory
+    from lexray.tuning.placement.nodes import HEAD, Node, trials_on_head
+    from lexray.tuning.planning.plan import Machines
 
     memory = node_memory()
     free = min(memory.machine, _free_bytes())
@@ -111,8 +111,8 @@ def _free_bytes() -> int:
 
 
 def _cluster(address: str, messages: Console) -> Machines:
-    from cluster.connect import connected
-    from tuning.placement.cluster_view import cluster_machines
+    from lexray.cluster.connect import connected
+    from lexray.tuning.placement.cluster_view import cluster_machines
 
     with messages.status(f"joining {address}"), connected(address):
         return cluster_machines()
@@ -128,9 +128,9 @@ def measured_speeds(plan: SweepPlan, known: Mapping[str, Speed], messages: Conso
     """
     import torch
 
-    from cluster.company import company
-    from tuning.planning.forecast import kind_of
-    from tuning.search.bounds import largest
+    from lexray.cluster.company import company
+    from lexray.tuning.planning.forecast import kind_of
+    from lexray.tuning.search.bounds import largest
 
     bounds = largest(plan.search.bounds) if plan.search is not None and plan.to_ask else []
     kinds = {kind_of(trial.config): trial for trial in (*plan.unfinished, *bounds)}
@@ -154,8 +154,8 @@ def _measured(plan: SweepPlan, trial: Trial) -> Speed:
     """Of the trial's whole mesh, from one worker with as many cores as it will have."""
     import torch
 
-    from cluster.step_timer import StepTimer
-    from tuning.planning.forecast import Speed
+    from lexray.cluster.step_timer import StepTimer
+    from lexray.tuning.planning.forecast import Speed
 
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, int(trial.footprint.cpus_per_worker)))  # as Ray lets a worker have them
@@ -254,7 +254,7 @@ def _made_of(trial: TrialPlan) -> str:
 
 
 def _time(seconds: float | None) -> str:
-    from tuning.results.report import duration
+    from lexray.tuning.results.report import duration
 
     return "unknown" if seconds is None else duration(seconds)
 

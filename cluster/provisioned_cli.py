@@ -29,7 +29,7 @@ def manifests(
 
     Example: lexray manifests infra/kubernetes/example-cluster.yaml --output build/cluster
     """
-    from cluster.manifest_commands import run_manifests
+    from lexray.cluster.manifest_commands import run_manifests
 
     run_manifests(str(file), output, messages, as_json)
 
@@ -40,8 +40,8 @@ def up(folder: Folder, yes: Yes = False, var_file: VarFile = None, as_json: Json
 
     Example: lexray up infra/aws-ec2
     """
-    from cluster.provisioned.terraform import Terraform
-    from cluster.provisioned.up import run_up
+    from lexray.cluster.provisioned.terraform import Terraform
+    from lexray.cluster.provisioned.up import run_up
 
     raise typer.Exit(run_up(Terraform(folder=folder, var_file=var_file), _asked(yes), messages, as_json))
 
@@ -60,8 +60,8 @@ def down(
 
     Example: lexray down infra/aws-ec2
     """
-    from cluster.provisioned.down import run_down
-    from cluster.provisioned.terraform import Terraform
+    from lexray.cluster.provisioned.down import run_down
+    from lexray.cluster.provisioned.terraform import Terraform
 
     raise typer.Exit(run_down(Terraform(folder=folder, var_file=var_file), _asked(yes), force, messages, as_json))
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from functools import cached_property
 from itertools import count
 
-from storage.bench import median_seconds
-from storage.manifest import Manifest
-from storage.stream import local_stream
-from training.axes import ALL_ROWS
-from training.batches import raw_rows
-from training.config import DataConfig, OptimizerConfig, TrainingConfig
-from training.dictionaries.base import Dictionary, DictionaryConfig, RawRows
-from training.loop import global_sums
-from training.mesh import ONE_RANK
-from training.metrics import evaluate
-from training.optimizer import Optimizer
-from training.start import build_dictionary, ensure_process_group, make_engine, training_device
+from lexray.storage.bench import median_seconds
+from lexray.storage.manifest import Manifest
+from lexray.storage.stream import local_stream
+from lexray.training.axes import ALL_ROWS
+from lexray.training.batches import raw_rows
+from lexray.training.config import DataConfig, OptimizerConfig, TrainingConfig
+from lexray.training.dictionaries.base import Dictionary, DictionaryConfig, RawRows
+from lexray.training.loop import global_sums
+from lexray.training.mesh import ONE_RANK
+from lexray.training.metrics import evaluate
+from lexray.training.optimizer import Optimizer
+from lexray.training.start import build_dictionary, ensure_process_group, make_engine, training_device
 
 MANY_STEPS = 10**6
 """Of the training whose beginning is measured; its schedules hardly move."""

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from cluster.commands import FAILED, OK, print_frontier
-from cluster.provisioned.description import Pool
-from storage.config_file import read_config_file
+from lexray.cluster.commands import FAILED, OK, print_frontier
+from lexray.cluster.provisioned.description import Pool
+from lexray.storage.config_file import read_config_file
 
 if TYPE_CHECKING:
-    from tuning.driver import Driver
-    from tuning.sweep_plan import SweepPlan
+    from lexray.tuning.driver import Driver
+    from lexray.tuning.sweep_plan import SweepPlan
 
 LOG_WIDTH = 200
 """Characters of a line in the driver's log before it is broken."""
@@ -39,9 +39,9 @@ class Where:
 
 def run_sweep_file(file: str, where: Where, messages: Console, as_json: bool) -> int:
     """`lexray sweep`: check, train what is unfinished, print the frontier. Exit code 1 when a trial failed."""
-    from tuning.file.sweep_file import SweepFile
-    from tuning.orchestrate import run_sweep
-    from tuning.sweep_plan import plan_sweep
+    from lexray.tuning.file.sweep_file import SweepFile
+    from lexray.tuning.orchestrate import run_sweep
+    from lexray.tuning.sweep_plan import plan_sweep
 
     sweep = read_config_file(file, SweepFile)
     plan = plan_sweep(sweep, Path(file).read_text())
@@ -50,7 +50,7 @@ def run_sweep_file(file: str, where: Where, messages: Console, as_json: bool) ->
         mirrors: list[Any] = []
         driver, followers = None, []
         if plan.expected:
-            from cluster.connect import connected
+            from lexray.cluster.connect import connected
 
             mirrors = _wandb(plan)
             driver = _driver(plan, where, mirrors)
@@ -80,8 +80,8 @@ def _todo(plan: SweepPlan) -> str:
 
 
 def _driver(plan: SweepPlan, where: Where, mirrors: list[Any]) -> Driver:
-    from tuning.driver import Driver
-    from tuning.driver_record import this_place
+    from lexray.tuning.driver import Driver
+    from lexray.tuning.driver_record import this_place
 
     def links() -> dict[str, str]:
         return {trial: page for mirror in mirrors for trial, page in mirror.links.items()}
@@ -94,7 +94,7 @@ def _driver(plan: SweepPlan, where: Where, mirrors: list[Any]) -> Driver:
 
 def _views(plan: SweepPlan, messages: Console, driver: Driver) -> list[Any]:
     """On the terminal, and as lines in the sweep's folder."""
-    from tuning.views.progress import TerminalView
+    from lexray.tuning.views.progress import TerminalView
 
     kept = Console(file=driver.log, emoji=False, width=LOG_WIDTH, no_color=True, force_terminal=False)  # type: ignore[arg-type]
     reused = len(plan.trials) - len(plan.unfinished)
@@ -122,8 +122,8 @@ def _wandb(plan: SweepPlan) -> list[Any]:
     block = plan.sweep.wandb
     if block.mode == "disabled":
         return []
-    from tuning.views.wandb_mirror import WandbMirror
-    from tuning.views.wandb_runs import WandbRuns, has_key
+    from lexray.tuning.views.wandb_mirror import WandbMirror
+    from lexray.tuning.views.wandb_runs import WandbRuns, has_key
 
     local = plan.folder.store.local_path or str(Path.cwd() / "wandb-runs" / plan.sweep.name)
     mode: Any = block.mode if block.mode != "auto" else ("online" if has_key() else "offline")

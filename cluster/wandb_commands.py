@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from storage.errors import UserError
-from storage.store import Store
+from lexray.storage.errors import UserError
+from lexray.storage.store import Store
 
 wandb_app = typer.Typer(no_args_is_help=True, help="Show sweeps in W&B.")
 messages = Console(stderr=True, emoji=False)
@@ -27,11 +27,11 @@ def sync(
 
     Example: lexray wandb sync runs/quickstart/sweep
     """
-    from cluster.commands import print_json
-    from tuning.results.report import build_results
-    from tuning.sweep_folder import SweepFolder
-    from tuning.views.wandb_mirror import send
-    from tuning.views.wandb_runs import WandbRuns, has_key
+    from lexray.cluster.commands import print_json
+    from lexray.tuning.results.report import build_results
+    from lexray.tuning.sweep_folder import SweepFolder
+    from lexray.tuning.views.wandb_mirror import send
+    from lexray.tuning.views.wandb_runs import WandbRuns, has_key
 
     folder = SweepFolder.existing(url)
     store = folder.store
@@ -67,7 +67,7 @@ def _wandb_of(store: Store) -> tuple[Any, str]:
     """The W&B block and the name of the sweep file as run."""
     import yaml
 
-    from tuning.file.sweep_file import WandbBlock
+    from lexray.tuning.file.sweep_file import WandbBlock
 
     content = yaml.safe_load(store.read("sweep.yaml"))
     return WandbBlock(**content.get("wandb", {})), content["name"]

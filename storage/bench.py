@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from storage.chunk_reads import NOTHING, ChunkReads, ReadChunk
-from storage.manifest import chunk_checksum
-from storage.order import WindowKey
-from storage.reader import DatasetReader
-from storage.stream import BatchStream
-from storage.windows import Described, LocalWindows, StreamSpec, Window, WindowReader
+from lexray.storage.chunk_reads import NOTHING, ChunkReads, ReadChunk
+from lexray.storage.manifest import chunk_checksum
+from lexray.storage.order import WindowKey
+from lexray.storage.reader import DatasetReader
+from lexray.storage.stream import BatchStream
+from lexray.storage.windows import Described, LocalWindows, StreamSpec, Window, WindowReader
 
 MB = 1e6
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from storage.chunk_cache import ChunkCache, ChunkName
-from storage.manifest import chunk_checksum
-from storage.reader import NUMPY_DTYPES, DatasetReader, as_bytes
+from lexray.storage.chunk_cache import ChunkCache, ChunkName
+from lexray.storage.manifest import chunk_checksum
+from lexray.storage.reader import NUMPY_DTYPES, DatasetReader, as_bytes
 
 PARALLEL_READS = 8
 """Chunks that a process reads at once."""

@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
-from storage.errors import UserError
-from storage.objects.settings import StorageSettings
+from lexray.storage.errors import UserError
+from lexray.storage.objects.settings import StorageSettings
 
 
 class FileModel(BaseModel):

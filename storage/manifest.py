@@ -17,8 +17,8 @@ from typing import Any, Literal
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from storage.errors import CorruptDataError, UserError
-from storage.store import Store, reachable
+from lexray.storage.errors import CorruptDataError, UserError
+from lexray.storage.store import Store, reachable
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2

@@ -17,7 +17,7 @@ from functools import cached_property
 
 import numpy as np
 
-from storage.errors import UserError
+from lexray.storage.errors import UserError
 
 _DEAL, _WINDOW = 0, 1  # what a Philox key is used for: dealing chunks, permuting a window
 

@@ -8,10 +8,10 @@ from functools import cached_property
 
 import numpy as np
 
-from storage.errors import CorruptDataError
-from storage.manifest import Manifest, Shard, check_chunk, chunk_checksum
-from storage.objects.retries import Retrier, StoreUnavailableError, Verdict
-from storage.store import Store
+from lexray.storage.errors import CorruptDataError
+from lexray.storage.manifest import Manifest, Shard, check_chunk, chunk_checksum
+from lexray.storage.objects.retries import Retrier, StoreUnavailableError, Verdict
+from lexray.storage.store import Store
 
 DAMAGED_READS = 3
 """Times that a chunk is read before its damage counts as the store's own."""

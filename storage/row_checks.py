@@ -12,8 +12,8 @@ import numpy as np
 import torch
 import xxhash
 
-from storage.manifest import Site
-from storage.statistics import exact_quantiles
+from lexray.storage.manifest import Site
+from lexray.storage.statistics import exact_quantiles
 
 SHOWN_ROWS = 5
 """Rows of a kind that are named by their numbers."""

@@ -12,12 +12,12 @@ from typing import Literal
 
 import numpy as np
 
-from storage.errors import UserError
-from storage.manifest import norm_column
-from storage.order import permutation
-from storage.reader import DatasetReader
+from lexray.storage.errors import UserError
+from lexray.storage.manifest import norm_column
+from lexray.storage.order import permutation
+from lexray.storage.reader import DatasetReader
 
-_HOLD_OUT = 2  # purpose of the Philox key, see storage.order
+_HOLD_OUT = 2  # purpose of the Philox key, see lexray.storage.order
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """The WindowServer: one actor a node that reads windows once and shares them with every worker of every trial there.
 
 Windows are put into Ray's object store; workers on the node map the same block without a copy. Which of them are kept
-is decided by `storage.shelf`; the memory of one that is let go is free when no worker holds it any more.
+is decided by `lexray.storage.shelf`; the memory of one that is let go is free when no worker holds it any more.
 
 The actor's event loop only keeps books. Windows are assembled (fetched, verified, permuted, published) by a few
 threads, their chunks read by a few others.
@@ -20,13 +20,13 @@ from typing import Any, NamedTuple, TypeVar
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from storage.chunk_cache import CacheSettings
-from storage.chunk_reads import NOTHING, ReadCost
-from storage.objects.retries import retried_calls
-from storage.order import WindowKey
-from storage.shelf import Block, Shelf
-from storage.stream_memory import WINDOWS_AT_ONCE, NodeMemory, node_memory
-from storage.windows import Described, StreamSpec, Window, WindowReader, local_chunks
+from lexray.storage.chunk_cache import CacheSettings
+from lexray.storage.chunk_reads import NOTHING, ReadCost
+from lexray.storage.objects.retries import retried_calls
+from lexray.storage.order import WindowKey
+from lexray.storage.shelf import Block, Shelf
+from lexray.storage.stream_memory import WINDOWS_AT_ONCE, NodeMemory, node_memory
+from lexray.storage.windows import Described, StreamSpec, Window, WindowReader, local_chunks
 
 T = TypeVar("T")
 

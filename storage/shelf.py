@@ -9,8 +9,8 @@ from collections import OrderedDict, defaultdict
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from storage.order import WindowKey
-from storage.windows import StreamSpec
+from lexray.storage.order import WindowKey
+from lexray.storage.windows import StreamSpec
 
 
 class Block(NamedTuple):

@@ -2,8 +2,8 @@
 
 Only a `Store`'s settings ever cross a process boundary: the filesystem behind it is built on first use in each process,
 keyed by pid, because s3fs must not be used after a fork. Listing caches are off: a name is either read through a
-manifest or listed afresh. Every call goes through `storage.objects.retries`, and a process has a bounded number in
-flight.
+manifest or listed afresh. Every call goes through `lexray.storage.objects.retries`, and a process has a bounded number
+in flight.
 """
 
 from __future__ import annotations
@@ -16,14 +16,29 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from storage.errors import UnreachableError, UserError
-from storage.objects.connections import CLIENT, FILESYSTEM, call_slots, connection, forget, known_schemes
-from storage.objects.files import cat_into, info, list_entries, read_local_into, remove, write_beside, write_local
-from storage.objects.first_answer import first_answer
-from storage.objects.multipart import PART_BYTES, upload_parts
-from storage.objects.retries import Retrier, RetryPolicy, StoreUnavailableError, is_of_botocore, reason, s3_answer
-from storage.objects.settings import REQUESTS_IN_FLIGHT, S3
-from storage.objects.settings import StorageSettings as StorageSettings
+from lexray.storage.errors import UnreachableError, UserError
+from lexray.storage.objects.connections import CLIENT, FILESYSTEM, call_slots, connection, forget, known_schemes
+from lexray.storage.objects.files import (
+    cat_into,
+    info,
+    list_entries,
+    read_local_into,
+    remove,
+    write_beside,
+    write_local,
+)
+from lexray.storage.objects.first_answer import first_answer
+from lexray.storage.objects.multipart import PART_BYTES, upload_parts
+from lexray.storage.objects.retries import (
+    Retrier,
+    RetryPolicy,
+    StoreUnavailableError,
+    is_of_botocore,
+    reason,
+    s3_answer,
+)
+from lexray.storage.objects.settings import REQUESTS_IN_FLIGHT, S3
+from lexray.storage.objects.settings import StorageSettings as StorageSettings
 
 T = TypeVar("T")
 
@@ -158,7 +173,7 @@ class Store:
 
     @property
     def _has_client(self) -> bool:
-        """Whether ranges are read by a client of their own, see `storage.objects.s3_client`."""
+        """Whether ranges are read by a client of their own, see `lexray.storage.objects.s3_client`."""
         bucket = self.url.split("://", 1)[-1]
         return self.scheme in S3 and self.settings.options == "{}" and not bucket.startswith("arn:")
 

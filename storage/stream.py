@@ -1,4 +1,4 @@
-"""Batches of rows for one data-parallel rank, at any step, in the order of `storage.order`."""
+"""Batches of rows for one data-parallel rank, at any step, in the order of `lexray.storage.order`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,19 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from storage.chunk_cache import CacheSettings
-from storage.chunk_reads import NOTHING, ReadCost
-from storage.errors import UserError
-from storage.order import WindowKey, rank_lanes, steps_per_epoch
-from storage.windows import LocalWindows, OrderCache, StreamSpec, Window, WindowReader, WindowSource, local_chunks
+from lexray.storage.chunk_cache import CacheSettings
+from lexray.storage.chunk_reads import NOTHING, ReadCost
+from lexray.storage.errors import UserError
+from lexray.storage.order import WindowKey, rank_lanes, steps_per_epoch
+from lexray.storage.windows import (
+    LocalWindows,
+    OrderCache,
+    StreamSpec,
+    Window,
+    WindowReader,
+    WindowSource,
+    local_chunks,
+)
 
 T = TypeVar("T")
 

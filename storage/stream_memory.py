@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from storage.errors import UserError
-from storage.manifest import Manifest
+from lexray.storage.errors import UserError
+from lexray.storage.manifest import Manifest
 
 WINDOWS_SHARE = 0.7
 """Share of Ray's object store that windows may fill: it spills beyond 0.8, by its default, and frees a second late."""

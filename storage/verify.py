@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from storage.chunk_reads import PARALLEL_READS
-from storage.errors import CorruptDataError
-from storage.manifest import MANIFEST, Manifest, Shard, load_manifest, norm_column
-from storage.reader import DatasetReader
-from storage.row_checks import ChunkFacts, SiteFindings, SiteSums, chunk_facts, new_sums
-from storage.store import Store, reachable
+from lexray.storage.chunk_reads import PARALLEL_READS
+from lexray.storage.errors import CorruptDataError
+from lexray.storage.manifest import MANIFEST, Manifest, Shard, load_manifest, norm_column
+from lexray.storage.reader import DatasetReader
+from lexray.storage.row_checks import ChunkFacts, SiteFindings, SiteSums, chunk_facts, new_sums
+from lexray.storage.store import Store, reachable
 
 STATISTICS_TOLERANCE = 1e-6
 """How far the manifest's statistics may be from the rows', relative to the root mean squared norm (or its square)."""

@@ -9,13 +9,13 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from storage.chunk_cache import CacheSettings, ChunkCache
-from storage.chunk_reads import ChunkReads, ReadChunk, ReadCost
-from storage.manifest import Manifest, load_manifest
-from storage.order import EpochOrder, Segment, WindowKey
-from storage.reader import NUMPY_DTYPES, DatasetReader
-from storage.selection import SelectedRows, Selection, select_rows
-from storage.store import Store
+from lexray.storage.chunk_cache import CacheSettings, ChunkCache
+from lexray.storage.chunk_reads import ChunkReads, ReadChunk, ReadCost
+from lexray.storage.manifest import Manifest, load_manifest
+from lexray.storage.order import EpochOrder, Segment, WindowKey
+from lexray.storage.reader import NUMPY_DTYPES, DatasetReader
+from lexray.storage.selection import SelectedRows, Selection, select_rows
+from lexray.storage.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)

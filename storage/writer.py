@@ -13,8 +13,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import save
 
-from storage.errors import UserError
-from storage.manifest import (
+from lexray.storage.errors import UserError
+from lexray.storage.manifest import (
     COLUMNS,
     ITEM_BYTES,
     MANIFEST,
@@ -26,9 +26,9 @@ from storage.manifest import (
     dataset_id,
     norm_column,
 )
-from storage.reader import DatasetReader
-from storage.statistics import QUANTILE_LEVELS, exact_quantiles, site_sums
-from storage.store import Store
+from lexray.storage.reader import DatasetReader
+from lexray.storage.statistics import QUANTILE_LEVELS, exact_quantiles, site_sums
+from lexray.storage.store import Store
 
 TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 

@@ -9,7 +9,7 @@ import pytest
 import ray
 from moto.server import ThreadedMotoServer
 
-from cluster.connect import PROCESS_ENV
+from lexray.cluster.connect import PROCESS_ENV
 
 LAST = ("test_mesh.py", "test_target_l0.py", "test_mesh_checkpoints.py")
 """Matrices of which any part says something: what time is left is theirs."""

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from storage.store import Store
-from training.dictionaries import dictionary_config, make_dictionary
-from training.dictionaries.archetypal import Archetypal
-from training.dictionaries.base import Dictionary
-from training.dictionaries.jumprelu import JumpReLU
-from training.dictionaries.topk import TopK
-from training.normalisers import Sites, SiteStatistics
-from training.saved import save_dictionary
+from lexray.storage.store import Store
+from lexray.training.dictionaries import dictionary_config, make_dictionary
+from lexray.training.dictionaries.archetypal import Archetypal
+from lexray.training.dictionaries.base import Dictionary
+from lexray.training.dictionaries.jumprelu import JumpReLU
+from lexray.training.dictionaries.topk import TopK
+from lexray.training.normalisers import Sites, SiteStatistics
+from lexray.training.saved import save_dictionary
 
 B, D, D_OUT, F, K = 200, 12, 9, 40, 5
 

@@ -27,12 +27,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from storage.errors import UserError
-from storage.harvest.harvest import harvest
-from storage.harvest.harvest_file import HarvestFile
-from storage.manifest import Manifest
-from storage.reader import DatasetReader
-from storage.store import Store
+from lexray.storage.errors import UserError
+from lexray.storage.harvest.harvest import harvest
+from lexray.storage.harvest.harvest_file import HarvestFile
+from lexray.storage.manifest import Manifest
+from lexray.storage.reader import DatasetReader
+from lexray.storage.store import Store
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{i}" for i in range(40))]
 DOCUMENTS = [

@@ -11,9 +11,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from cluster.provisioned.description import ClusterDescription
-from cluster.provisioned.kube_pods import Manifest
-from storage.config_file import read_config_file
+from lexray.cluster.provisioned.description import ClusterDescription
+from lexray.cluster.provisioned.kube_pods import Manifest
+from lexray.storage.config_file import read_config_file
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "infra" / "kubernetes"

@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cluster.connect import PROCESS_ENV
+from lexray.cluster.connect import PROCESS_ENV
 
 GCS_PORT, DASHBOARD_PORT, S3_PORT = 6379, 8265, 5005
 START_S = 90.0

@@ -5,8 +5,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from storage.store import Store
-from tuning.sweep_folder import DONE, FAILED, PENDING, STOPPED, TARGET_MISSED, SweepFolder, TrialRecord
+from lexray.storage.store import Store
+from lexray.tuning.sweep_folder import DONE, FAILED, PENDING, STOPPED, TARGET_MISSED, SweepFolder, TrialRecord
 
 DATA_FILES = {
     "trial.json",

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 import yaml
 
-from storage.store import Store
-from storage.writer import DatasetWriter
+from lexray.storage.store import Store
+from lexray.storage.writer import DatasetWriter
 
 ROWS, WIDTH = 6000, 16
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from storage.manifest import Manifest
-from storage.store import Store
-from storage.writer import TORCH_DTYPES, DatasetWriter
+from lexray.storage.manifest import Manifest
+from lexray.storage.store import Store
+from lexray.storage.writer import TORCH_DTYPES, DatasetWriter
 
 SPECIAL_TOKEN = 0
 

@@ -20,7 +20,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples" / "quickstart"
 def lexray(folder: Path, *command: str) -> subprocess.CompletedProcess:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "OMP_"))}
     done = subprocess.run(
-        [sys.executable, "-m", "cluster", *command], cwd=folder, capture_output=True, text=True, env=environment
+        [sys.executable, "-m", "lexray", *command], cwd=folder, capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from training_cases import Case
 
-from training.dictionaries.base import Dictionary, RawRows
+from lexray.training.dictionaries.base import Dictionary, RawRows
 
 
 class Dense(NamedTuple):

@@ -14,15 +14,15 @@ import torch.nn.functional as F
 from synthetic import write_rows
 from torch import Tensor
 
-from storage.manifest import Manifest
-from storage.store import Store
-from training.axes import ALL_LATENTS, ALL_ROWS, Axes
-from training.checkpoint_parts import MOMENTS
-from training.communicator import CPU
-from training.config import DataConfig, EveryConfig, OptimizerConfig, TrainingConfig
-from training.dictionaries import ARCHITECTURES, dictionary_config
-from training.optimizer import Optimizer
-from training.split_axes import SplitLatents, SplitPairs, SplitRows
+from lexray.storage.manifest import Manifest
+from lexray.storage.store import Store
+from lexray.training.axes import ALL_LATENTS, ALL_ROWS, Axes
+from lexray.training.checkpoint_parts import MOMENTS
+from lexray.training.communicator import CPU
+from lexray.training.config import DataConfig, EveryConfig, OptimizerConfig, TrainingConfig
+from lexray.training.dictionaries import ARCHITECTURES, dictionary_config
+from lexray.training.optimizer import Optimizer
+from lexray.training.split_axes import SplitLatents, SplitPairs, SplitRows
 
 BATCH_ROWS = 64
 STEPS = 60

@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from training import factors, selection
-from training.dictionaries.base import DictionaryConfig
+from lexray.training import factors, selection
+from lexray.training.dictionaries.base import DictionaryConfig
 
 FLOAT_BYTES = 4
 MATRICES = {

@@ -18,7 +18,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from training.mesh import Place
+from lexray.training.mesh import Place
 
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -2,8 +2,8 @@
 
 A dictionary owns a slice of the latents and sees a slice of the batch's rows. What crosses slices it asks of three
 objects: `latents` (the feature axis), `rows` (the data axis) and `pairs` (both: every row with every latent). In one
-process they are the named trivial objects of `ONE_PROCESS`, so the same lines run everywhere; `training.split_axes` has
-those of a mesh.
+process they are the named trivial objects of `ONE_PROCESS`, so the same lines run everywhere;
+`lexray.training.split_axes` has those of a mesh.
 
 All ranks of a feature group see the same rows and compute the same loss. So a sum over latents passes its gradient on
 as it is, and a parameter that all of them have (a bias of the output) passes through `share` where it enters

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from storage.stream import Batch, BatchStream
-from training.config import DataConfig
-from training.dictionaries.base import RawRows
+from lexray.storage.stream import Batch, BatchStream
+from lexray.training.config import DataConfig
+from lexray.training.dictionaries.base import RawRows
 
 
 class ReadyBatch(NamedTuple):

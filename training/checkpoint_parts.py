@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from training.mesh import Place
+from lexray.training.mesh import Place
 
 WEIGHTS, MOMENTS = "weights/", "moments/"
 """What the keys of a checkpoint's tensors begin with: parameters and buffers by name, Adam's moments by theirs."""

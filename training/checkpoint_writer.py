@@ -13,9 +13,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from storage.store import Store
-from training.checkpoint_parts import Slice
-from training.checkpoints import Part, checkpoint_folders, folder_of, step_of, write_manifest, write_part
+from lexray.storage.store import Store
+from lexray.training.checkpoint_parts import Slice
+from lexray.training.checkpoints import Part, checkpoint_folders, folder_of, step_of, write_manifest, write_part
 
 log = logging.getLogger("lexray")
 

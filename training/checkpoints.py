@@ -24,11 +24,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save
 from torch import Tensor
 
-from storage.errors import CorruptDataError
-from storage.manifest import chunk_checksum
-from storage.store import Store
-from storage.writer import tensor_offsets
-from training.checkpoint_parts import MOMENTS, WEIGHTS, WHOLE, Share, Slice
+from lexray.storage.errors import CorruptDataError
+from lexray.storage.manifest import chunk_checksum
+from lexray.storage.store import Store
+from lexray.storage.writer import tensor_offsets
+from lexray.training.checkpoint_parts import MOMENTS, WEIGHTS, WHOLE, Share, Slice
 
 log = logging.getLogger("lexray")
 

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from storage.errors import UserError
-from training.axes import Rows
-from training.sample import largest_keys, row_hashes
+from lexray.storage.errors import UserError
+from lexray.training.axes import Rows
+from lexray.training.sample import largest_keys, row_hashes
 
 ROUNDS = 15
 CHUNK_ROWS = 4096

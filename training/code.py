@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from training.axes import Chosen
-from training.normalisers import RowFrame
+from lexray.training.axes import Chosen
+from lexray.training.normalisers import RowFrame
 
 
 class Code(NamedTuple):

@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-from storage.errors import UserError
-from storage.manifest import Manifest
-from storage.selection import Selection
-from storage.store import StorageSettings, Store
-from storage.windows import StreamSpec
-from training.dictionaries import architecture, dictionary_config
-from training.dictionaries.base import DictionaryConfig
-from training.normalisers import Sites, SiteStatistics
+from lexray.storage.errors import UserError
+from lexray.storage.manifest import Manifest
+from lexray.storage.selection import Selection
+from lexray.storage.store import StorageSettings, Store
+from lexray.storage.windows import StreamSpec
+from lexray.training.dictionaries import architecture, dictionary_config
+from lexray.training.dictionaries.base import DictionaryConfig
+from lexray.training.normalisers import Sites, SiteStatistics
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from storage.objects.retries import retried_calls
-from storage.stream import BatchStream
-from training.axes import Pairs
+from lexray.storage.objects.retries import retried_calls
+from lexray.storage.stream import BatchStream
+from lexray.training.axes import Pairs
 
 
 @dataclass(kw_only=True)

@@ -21,15 +21,15 @@ if not torch.cuda.is_available():
 
 import deepspeed
 
-from training.adam_states import ADAM_MOMENTS, AdamStates
-from training.checkpoint_parts import MOMENTS, WEIGHTS
-from training.checkpoints import Checkpoint
-from training.config import MeshConfig, OptimizerConfig, Precision
-from training.dictionaries.base import Dictionary, RawRows, Terms
-from training.engine_settings import LiveGroup, check_groups, deepspeed_config, parameter_groups
-from training.mesh import ONE_RANK, Mesh
-from training.micro_batches import in_parts, parts_of
-from training.optimizer import Rewrite
+from lexray.training.adam_states import ADAM_MOMENTS, AdamStates
+from lexray.training.checkpoint_parts import MOMENTS, WEIGHTS
+from lexray.training.checkpoints import Checkpoint
+from lexray.training.config import MeshConfig, OptimizerConfig, Precision
+from lexray.training.dictionaries.base import Dictionary, RawRows, Terms
+from lexray.training.engine_settings import LiveGroup, check_groups, deepspeed_config, parameter_groups
+from lexray.training.mesh import ONE_RANK, Mesh
+from lexray.training.micro_batches import in_parts, parts_of
+from lexray.training.optimizer import Rewrite
 
 # Asking DeepSpeed which of its ops could be compiled here runs compilers, and one of those ops would then be compiled
 # at first use. None is needed: torch's Adam and gloo do the same.

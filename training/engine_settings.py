@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from storage.errors import UserError
-from training.config import MeshConfig, OptimizerConfig, TrainingConfig
-from training.dictionaries import architecture, make_dictionary
-from training.dictionaries.base import Dictionary
-from training.normalisers import Sites
+from lexray.storage.errors import UserError
+from lexray.training.config import MeshConfig, OptimizerConfig, TrainingConfig
+from lexray.training.dictionaries import architecture, make_dictionary
+from lexray.training.dictionaries.base import Dictionary
+from lexray.training.normalisers import Sites
 
 REDUCE_BUCKET = 50_000_000
 """Gradients that DeepSpeed reduces at once at most; it sets aside a buffer of this many."""

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.axes import Chosen
-from training.code import Code
-from training.sparse_ops import chosen_preactivations, sparse_decode
+from lexray.training.axes import Chosen
+from lexray.training.code import Code
+from lexray.training.sparse_ops import chosen_preactivations, sparse_decode
 
 SPARSE_BELOW = 0.06
 """Share of entries that matter below which sums over them alone are faster."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from training.axes import Latents
-from training.code import Code
-from training.selection import topk
+from lexray.training.axes import Latents
+from lexray.training.code import Code
+from lexray.training.selection import topk
 
 EPS = 1e-10
 FIT_ROUNDS = 20

@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 
 import torch
 
-from storage.stream import BatchStream
-from training.axes import Pairs, Rows
-from training.batches import raw_rows
-from training.checkpoint_parts import Share
-from training.checkpoint_writer import CheckpointWriter
-from training.config import DataConfig
-from training.data_traffic import DataTraffic
-from training.loop import StepRecord
-from training.mesh import Mesh
-from training.metrics import evaluate
-from training.metrics_log import MetricsLog
-from training.micro_batches import parts_of
-from training.optimizer import Optimizer
+from lexray.storage.stream import BatchStream
+from lexray.training.axes import Pairs, Rows
+from lexray.training.batches import raw_rows
+from lexray.training.checkpoint_parts import Share
+from lexray.training.checkpoint_writer import CheckpointWriter
+from lexray.training.config import DataConfig
+from lexray.training.data_traffic import DataTraffic
+from lexray.training.loop import StepRecord
+from lexray.training.mesh import Mesh
+from lexray.training.metrics import evaluate
+from lexray.training.metrics_log import MetricsLog
+from lexray.training.micro_batches import parts_of
+from lexray.training.optimizer import Optimizer
 
 Emit = Callable[[dict[str, float]], None]
 """Receives a record: `step`, `rows` and named values. Does nothing on ranks other than 0."""

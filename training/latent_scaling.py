@@ -23,10 +23,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from storage.errors import UserError
-from training.dictionaries.base import Dictionary, RawRows
-from training.dictionaries.crosscoder import CrosscoderSites
-from training.sparse_ops import sparse_decode, sum_by_latent
+from lexray.storage.errors import UserError
+from lexray.training.dictionaries.base import Dictionary, RawRows
+from lexray.training.dictionaries.crosscoder import CrosscoderSites
+from lexray.training.sparse_ops import sparse_decode, sum_by_latent
 
 ALONE_BELOW, SHARED_ABOVE = 0.2, 0.8
 """An atom shorter than this share of its longest is missing at a site; longer than that, it is there as well."""

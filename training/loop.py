@@ -14,14 +14,14 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from storage.stream import BatchStream
-from training.axes import Rows
-from training.batches import batches_on
-from training.config import TrainingConfig
-from training.dictionaries.base import BatchSums, Terms
-from training.optimizer import Optimizer
-from training.resample import resample_dead
-from training.watch import RowCheck
+from lexray.storage.stream import BatchStream
+from lexray.training.axes import Rows
+from lexray.training.batches import batches_on
+from lexray.training.config import TrainingConfig
+from lexray.training.dictionaries.base import BatchSums, Terms
+from lexray.training.optimizer import Optimizer
+from lexray.training.resample import resample_dead
+from lexray.training.watch import RowCheck
 
 
 class TrainingFailedError(RuntimeError):

@@ -7,7 +7,7 @@ Training is in fp32 with Adam. Of a rank that has N parameters (its slice of the
     1, 2         4 N       4 N / D   8 N / D   4 N in a step            4 N + 12 N / D
     3            4 N / D   4 N / D   8 N / D   4 N / D; 4 N in a step   20 N / D; in a step 4 N of gathered weights
 
-What a step takes besides is in `training.activations`. What a GPU's libraries take for themselves is in neither.
+What a step takes besides is in `lexray.training.activations`. What a GPU's libraries take for themselves is in neither.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from typing import NamedTuple
 
 import torch
 
-from training.activations import FLOAT_BYTES, Rows, Shapes, backward_bytes, forward_bytes, solver_bytes
-from training.axes import ALL_PAIRS, ALL_ROWS, ONE_PROCESS, Axes
-from training.communicator import ProcessGroup
-from training.config import TrainingConfig
-from training.dictionaries import architecture, make_dictionary
-from training.dictionaries.base import DictionaryConfig
-from training.engine_settings import deepspeed_config
-from training.normalisers import Sites
-from training.split_axes import SplitLatents
+from lexray.training.activations import FLOAT_BYTES, Rows, Shapes, backward_bytes, forward_bytes, solver_bytes
+from lexray.training.axes import ALL_PAIRS, ALL_ROWS, ONE_PROCESS, Axes
+from lexray.training.communicator import ProcessGroup
+from lexray.training.config import TrainingConfig
+from lexray.training.dictionaries import architecture, make_dictionary
+from lexray.training.dictionaries.base import DictionaryConfig
+from lexray.training.engine_settings import deepspeed_config
+from lexray.training.normalisers import Sites
+from lexray.training.split_axes import SplitLatents
 
 PROCESS_BYTES = 700 * 2**20
 """What a worker's process takes before it has a dictionary: Python, torch, DeepSpeed, Ray."""

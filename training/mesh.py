@@ -12,9 +12,9 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from training.axes import ALL_LATENTS, ALL_ROWS, ONE_PROCESS, Axes
-from training.communicator import ProcessGroup, Traffic
-from training.split_axes import SplitLatents, SplitPairs, SplitRows
+from lexray.training.axes import ALL_LATENTS, ALL_ROWS, ONE_PROCESS, Axes
+from lexray.training.communicator import ProcessGroup, Traffic
+from lexray.training.split_axes import SplitLatents, SplitPairs, SplitRows
 
 
 @dataclass(frozen=True, kw_only=True)

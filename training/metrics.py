@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from training.axes import ALL_ROWS, Rows
-from training.code import Code
-from training.dictionaries.base import Dictionary, RawRows
+from lexray.training.axes import ALL_ROWS, Rows
+from lexray.training.code import Code
+from lexray.training.dictionaries.base import Dictionary, RawRows
 
 METRICS_VERSION = 1
 """Of the definitions below; saved beside every logged value."""

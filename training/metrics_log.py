@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from storage.store import Store
+from lexray.storage.store import Store
 
 METRICS = "metrics.jsonl"
 

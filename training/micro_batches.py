@@ -19,8 +19,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from training.axes import Axes, Pairs, Rows
-from training.dictionaries.base import Dictionary, RawRows, Terms
+from lexray.training.axes import Axes, Pairs, Rows
+from lexray.training.dictionaries.base import Dictionary, RawRows, Terms
 
 T = TypeVar("T")
 

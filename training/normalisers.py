@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from training.axes import Rows
+from lexray.training.axes import Rows
 
 NormaliserName = Literal["none", "centre", "unit_norm", "standard", "layer_norm", "whiten"]
 

@@ -9,15 +9,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from training.checkpoints import Checkpoint
-from training.dictionaries.base import Dictionary, RawRows, Terms
+from lexray.training.checkpoints import Checkpoint
+from lexray.training.dictionaries.base import Dictionary, RawRows, Terms
 
 Rewrite = Callable[[Tensor], Tensor]
 """A whole parameter as it is to one as it shall be."""
 
 
 class Optimizer(Protocol):
-    """What changes a dictionary: DeepSpeed with Adam (`training.engine`), or its own sums (`training.solver`)."""
+    """Changes a dictionary: DeepSpeed with Adam (`engine`), or sums of its own (`solver`)."""
 
     dictionary: Dictionary
 
@@ -35,7 +35,7 @@ class Optimizer(Protocol):
         """Parameters of this rank's latents by name, copied to the host. Every rank calls it."""
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
-        """All that a checkpoint must have, of this rank's latents, by key (`training.checkpoint_parts`).
+        """All that a checkpoint must have, of this rank's latents, by key (`lexray.training.checkpoint_parts`).
 
         Every rank goes through all of it.
         """

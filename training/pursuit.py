@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from training.axes import Latents
-from training.code import Code
-from training.selection import from_counts
+from lexray.training.axes import Latents
+from lexray.training.code import Code
+from lexray.training.selection import from_counts
 
 OMP_CHUNK_NUMBERS = 2**25
 """Numbers that orthogonal pursuit holds of the atoms of a few rows at once."""

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.axes import Rows
-from training.dictionaries.base import Dictionary, RawRows
-from training.dictionaries.learned import LearnedConfig, LearnedDictionary
-from training.optimizer import Optimizer, Rewrite
-from training.sample import largest_keys, row_hashes
+from lexray.training.axes import Rows
+from lexray.training.dictionaries.base import Dictionary, RawRows
+from lexray.training.dictionaries.learned import LearnedConfig, LearnedDictionary
+from lexray.training.optimizer import Optimizer, Rewrite
+from lexray.training.sample import largest_keys, row_hashes
 
 ENCODER_LENGTH = 0.2
 """Length of a restarted encoder row, as a share of the living ones' mean."""

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch.distributed as dist
 
-from storage.errors import CorruptDataError
-from storage.store import Store
-from training.checkpoint_parts import Share
-from training.checkpoints import Checkpoint, checkpoint_folders, open_checkpoint
-from training.mesh import Mesh
+from lexray.storage.errors import CorruptDataError
+from lexray.storage.store import Store
+from lexray.training.checkpoint_parts import Share
+from lexray.training.checkpoints import Checkpoint, checkpoint_folders, open_checkpoint
+from lexray.training.mesh import Mesh
 
 log = logging.getLogger("lexray")
 

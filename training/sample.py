@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from training.axes import Rows
+from lexray.training.axes import Rows
 
 MEDIAN_ROUNDS = 30
 MEDIAN_TOLERANCE = 1e-6

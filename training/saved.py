@@ -13,12 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from storage.errors import CorruptDataError, UserError
-from storage.store import StorageSettings, Store, reachable
-from training.checkpoints import open_checkpoint, step_of
-from training.dictionaries import architecture, dictionary_config, make_dictionary
-from training.dictionaries.base import Dictionary
-from training.normalisers import Sites
+from lexray.storage.errors import CorruptDataError, UserError
+from lexray.storage.store import StorageSettings, Store, reachable
+from lexray.training.checkpoints import open_checkpoint, step_of
+from lexray.training.dictionaries import architecture, dictionary_config, make_dictionary
+from lexray.training.dictionaries.base import Dictionary
+from lexray.training.normalisers import Sites
 
 CONFIG, TENSORS = "config.json", "dictionary.safetensors"
 FORMAT, FORMAT_VERSION = "lexray-dictionary", 2

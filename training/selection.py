@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from training.axes import Chosen, Latents
+from lexray.training.axes import Chosen, Latents
 
 Score = Callable[[Tensor, Tensor | slice], Tensor]
 """Ranks pre-activations (b, U) of some latents, which the second argument indexes among all; positive is eligible."""

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from training.checkpoint_parts import WEIGHTS
-from training.checkpoints import Checkpoint
-from training.dictionaries.base import Dictionary, RawRows, Terms
-from training.optimizer import Rewrite
+from lexray.training.checkpoint_parts import WEIGHTS
+from lexray.training.checkpoints import Checkpoint
+from lexray.training.dictionaries.base import Dictionary, RawRows, Terms
+from lexray.training.optimizer import Rewrite
 
 
 class Solver:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from training.axes import Chosen, Latents
+from lexray.training.axes import Chosen, Latents
 
 
 def sparse_decode(values_N: Tensor, chosen: Chosen, atoms_FD: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from training.axes import Chosen, largest
-from training.communicator import Communicator
+from lexray.training.axes import Chosen, largest
+from lexray.training.communicator import Communicator
 
 
 @dataclass(frozen=True)

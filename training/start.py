@@ -8,17 +8,17 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
-from storage.manifest import Manifest
-from storage.stream import BatchStream
-from training.axes import ONE_PROCESS, Axes
-from training.batches import raw_rows
-from training.config import TrainingConfig
-from training.dictionaries import make_dictionary
-from training.dictionaries.base import Dictionary, RawRows
-from training.engine import Engine
-from training.mesh import Mesh, Place
-from training.optimizer import Optimizer
-from training.solver import Solver
+from lexray.storage.manifest import Manifest
+from lexray.storage.stream import BatchStream
+from lexray.training.axes import ONE_PROCESS, Axes
+from lexray.training.batches import raw_rows
+from lexray.training.config import TrainingConfig
+from lexray.training.dictionaries import make_dictionary
+from lexray.training.dictionaries.base import Dictionary, RawRows
+from lexray.training.engine import Engine
+from lexray.training.mesh import Mesh, Place
+from lexray.training.optimizer import Optimizer
+from lexray.training.solver import Solver
 
 
 def ensure_process_group() -> None:

@@ -17,9 +17,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from training.activations import FLOAT_BYTES, Rows, Shapes, code_of
-from training.config import MeshConfig
-from training.dictionaries.base import DictionaryConfig
+from lexray.training.activations import FLOAT_BYTES, Rows, Shapes, code_of
+from lexray.training.config import MeshConfig
+from lexray.training.dictionaries.base import DictionaryConfig
 
 INDEX_BYTES = 8
 

@@ -9,25 +9,25 @@ from typing import Any, Literal, NamedTuple
 
 import torch.distributed as dist
 
-from storage.errors import UserError
-from storage.manifest import Manifest
-from storage.store import Store
-from storage.stream import BatchStream, local_stream
-from storage.windows import LocalWindows, StreamSpec, WindowReader, WindowSource
-from training.checkpoint_parts import Share
-from training.checkpoint_writer import CheckpointWriter
-from training.config import TrainingConfig
-from training.data_traffic import DataTraffic
-from training.hooks import CheckpointHook, Emit, EndHook, EvaluateHook, LogHook, TimedCheckpointHook
-from training.loop import Hook, run_hooks, training_steps
-from training.mesh import Mesh, connect
-from training.metrics import METRICS_VERSION
-from training.metrics_log import MetricsLog
-from training.optimizer import Optimizer
-from training.resume import new_attempt, newest_state
-from training.saved import describe_dictionary, save_dictionary, to_state_dict
-from training.start import build_dictionary, make_engine, place_in, sample_rows, training_device
-from training.watch import BEAT_S, SILENT_AFTER_BEATS, Alone, RowCheck, Watch, exchange_seats
+from lexray.storage.errors import UserError
+from lexray.storage.manifest import Manifest
+from lexray.storage.store import Store
+from lexray.storage.stream import BatchStream, local_stream
+from lexray.storage.windows import LocalWindows, StreamSpec, WindowReader, WindowSource
+from lexray.training.checkpoint_parts import Share
+from lexray.training.checkpoint_writer import CheckpointWriter
+from lexray.training.config import TrainingConfig
+from lexray.training.data_traffic import DataTraffic
+from lexray.training.hooks import CheckpointHook, Emit, EndHook, EvaluateHook, LogHook, TimedCheckpointHook
+from lexray.training.loop import Hook, run_hooks, training_steps
+from lexray.training.mesh import Mesh, connect
+from lexray.training.metrics import METRICS_VERSION
+from lexray.training.metrics_log import MetricsLog
+from lexray.training.optimizer import Optimizer
+from lexray.training.resume import new_attempt, newest_state
+from lexray.training.saved import describe_dictionary, save_dictionary, to_state_dict
+from lexray.training.start import build_dictionary, make_engine, place_in, sample_rows, training_device
+from lexray.training.watch import BEAT_S, SILENT_AFTER_BEATS, Alone, RowCheck, Watch, exchange_seats
 
 PATIENCE_S = 20.0
 """How long a save that is under way may wait for other ranks' parts when the training has failed."""

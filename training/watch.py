@@ -24,8 +24,8 @@ import torch
 import torch.distributed as dist
 import xxhash
 
-from storage.stream import BatchStream
-from training.mesh import Mesh, Place
+from lexray.storage.stream import BatchStream
+from lexray.training.mesh import Mesh, Place
 
 log = logging.getLogger("lexray")
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from ray.train import TrainingFailedError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
-from tuning.endings.ends import DEADLINE, read_ending
-from tuning.placement.book import Wishes
-from tuning.placement.placer import Placement
-from tuning.placement.rooms import Rooms
-from tuning.sweep_folder import MOVING, SweepFolder
-from tuning.trials import Trial
+from lexray.tuning.endings.ends import DEADLINE, read_ending
+from lexray.tuning.placement.book import Wishes
+from lexray.tuning.placement.placer import Placement
+from lexray.tuning.placement.rooms import Rooms
+from lexray.tuning.sweep_folder import MOVING, SweepFolder
+from lexray.tuning.trials import Trial
 
 log = logging.getLogger("lexray")
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TextIO
 
-from storage.errors import UserError
-from storage.store import Store
-from tuning.driver_record import (
+from lexray.storage.errors import UserError
+from lexray.storage.store import Store
+from lexray.tuning.driver_record import (
     BEAT_S,
     ENDED,
     FAILED,
@@ -28,7 +28,7 @@ from tuning.driver_record import (
     claim,
     this_place,
 )
-from tuning.endings.ends import clear_ending
+from lexray.tuning.endings.ends import clear_ending
 
 log = logging.getLogger("lexray")
 
@@ -89,7 +89,7 @@ def newest(text: str, max_bytes: int) -> str:
 class Driver:
     """Inside `with` the sweep's folder is claimed, and every `beat_s` the driver says that it is alive.
 
-    See `tuning.driver_record`.
+    See `lexray.tuning.driver_record`.
     """
 
     store: Store

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from storage.errors import UserError
-from storage.store import Store
-from tuning.sweep_folder import parsed
+from lexray.storage.errors import UserError
+from lexray.storage.store import Store
+from lexray.tuning.sweep_folder import parsed
 
 log = logging.getLogger("lexray")
 

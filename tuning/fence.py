@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from storage.store import Store
-from tuning.endings.look import LOOK_EVERY_S
+from lexray.storage.store import Store
+from lexray.tuning.endings.look import LOOK_EVERY_S
 
 log = logging.getLogger("lexray")
 

@@ -13,31 +13,31 @@ from typing import Any
 import pandas as pd
 from ray import tune
 
-from storage.chunk_cache import CacheSettings
-from storage.errors import UserError
-from storage.store import Store
-from tuning.driver import Driver, unclaimed
-from tuning.endings.ends import Ends
-from tuning.endings.verdicts import Judge, judge_of_all, judges
-from tuning.placement.cluster_view import cluster_machines, living_nodes
-from tuning.placement.nodes import DRIVER_BYTES, Node, refuse_what_never_fits
-from tuning.placement.placer import ON_HEAD
-from tuning.placement.rooms import Rooms, placing
-from tuning.placement.wishes import wishes_of
-from tuning.planning.plan_record import known_speeds, write_plan
-from tuning.planning.room import refuse_what_has_no_room
-from tuning.records import new_record
-from tuning.results.provenance import write_dataset
-from tuning.results.report import build_results
-from tuning.search.asking import Search
-from tuning.sweep_folder import FAILED, MOVING, PENDING, RUNNING
-from tuning.sweep_plan import SweepPlan, gpu_bytes_of, with_meshes
-from tuning.trial import run_trial
-from tuning.trial_queue import TrialQueue
-from tuning.trial_run import TrialRun
-from tuning.trials import Footprint, Trial
-from tuning.views.follow import Follower, FollowThread
-from tuning.window_servers import WindowServers
+from lexray.storage.chunk_cache import CacheSettings
+from lexray.storage.errors import UserError
+from lexray.storage.store import Store
+from lexray.tuning.driver import Driver, unclaimed
+from lexray.tuning.endings.ends import Ends
+from lexray.tuning.endings.verdicts import Judge, judge_of_all, judges
+from lexray.tuning.placement.cluster_view import cluster_machines, living_nodes
+from lexray.tuning.placement.nodes import DRIVER_BYTES, Node, refuse_what_never_fits
+from lexray.tuning.placement.placer import ON_HEAD
+from lexray.tuning.placement.rooms import Rooms, placing
+from lexray.tuning.placement.wishes import wishes_of
+from lexray.tuning.planning.plan_record import known_speeds, write_plan
+from lexray.tuning.planning.room import refuse_what_has_no_room
+from lexray.tuning.records import new_record
+from lexray.tuning.results.provenance import write_dataset
+from lexray.tuning.results.report import build_results
+from lexray.tuning.search.asking import Search
+from lexray.tuning.sweep_folder import FAILED, MOVING, PENDING, RUNNING
+from lexray.tuning.sweep_plan import SweepPlan, gpu_bytes_of, with_meshes
+from lexray.tuning.trial import run_trial
+from lexray.tuning.trial_queue import TrialQueue
+from lexray.tuning.trial_run import TrialRun
+from lexray.tuning.trials import Footprint, Trial
+from lexray.tuning.views.follow import Follower, FollowThread
+from lexray.tuning.window_servers import WindowServers
 
 log = logging.getLogger("lexray")
 
@@ -130,7 +130,7 @@ def _judge_of(plan: SweepPlan) -> Callable[[Trial], Judge | None]:
 
 @dataclass(frozen=True)
 class _Asked:
-    """Runs of the trials that a search chooses, see `tuning.trial_queue.Source`."""
+    """Runs of the trials that a search chooses, see `lexray.tuning.trial_queue.Source`."""
 
     search: Search
     run_of: Callable[[Trial], TrialRun]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from training.trainer import TrainingResult
-from tuning.endings.verdicts import stopped_by
-from tuning.sweep_folder import DONE, MOVING, STOPPED, TARGET_MISSED, TrialRecord
-from tuning.trial_run import TrialRun
-from tuning.trials import Trial
+from lexray.training.trainer import TrainingResult
+from lexray.tuning.endings.verdicts import stopped_by
+from lexray.tuning.sweep_folder import DONE, MOVING, STOPPED, TARGET_MISSED, TrialRecord
+from lexray.tuning.trial_run import TrialRun
+from lexray.tuning.trials import Trial
 
 TARGET_TOLERANCE = 0.1
 """A trial whose L0 is further from its target than this share has missed it."""

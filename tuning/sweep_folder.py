@@ -2,17 +2,17 @@
 
 sweep.yaml                     the sweep file as run
 trials/TRIAL/trial.json        configuration, status and result (TrialRecord)
-trials/TRIAL/attempt.json      which attempt at it writes here (tuning.fence)
-trials/TRIAL/rungs.json        where early stopping judged it, and how (tuning.endings.verdicts)
-trials/TRIAL/spent.json        hours of its workers, all attempts together (tuning.endings.ends)
-trials/TRIAL/metrics.jsonl     one JSON object per logged step (storage of `training.metrics_log`)
-trials/TRIAL/checkpoints/      see training.checkpoints
+trials/TRIAL/attempt.json      which attempt at it writes here (lexray.tuning.fence)
+trials/TRIAL/rungs.json        where early stopping judged it, and how (lexray.tuning.endings.verdicts)
+trials/TRIAL/spent.json        hours of its workers, all attempts together (lexray.tuning.endings.ends)
+trials/TRIAL/metrics.jsonl     one JSON object per logged step (storage of `lexray.training.metrics_log`)
+trials/TRIAL/checkpoints/      see lexray.training.checkpoints
 trials/TRIAL/dictionary/       the trained dictionary: config.json, dictionary.safetensors
-trials/TRIAL/measures.json     what was measured of it at the end, see training.measures; fired.npy: rows of each latent
-dataset.json                   what the dataset said of itself (tuning.results.provenance)
-plan.json                      what was foreseen of all this (tuning.planning.plan)
-driver.json, log.txt           who runs it and what that one says (tuning.driver_record, tuning.driver)
-ending.json                    word for whoever runs it to end, see tuning.endings.ends
+trials/TRIAL/measures.json     measures of it at the end, see training.measures; fired.npy: rows of each latent
+dataset.json                   what the dataset said of itself (lexray.tuning.results.provenance)
+plan.json                      what was foreseen of all this (lexray.tuning.planning.plan)
+driver.json, log.txt           who runs it and what that one says (lexray.tuning.driver_record, lexray.tuning.driver)
+ending.json                    word for whoever runs it to end, see lexray.tuning.endings.ends
 frontier.parquet, .csv, .png, .svg; stability.json; plan.json; report.html
 """
 
@@ -23,9 +23,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from storage.errors import CorruptDataError, UserError
-from storage.store import Store, reachable
-from training.saved import CONFIG as DICTIONARY_CONFIG
+from lexray.storage.errors import CorruptDataError, UserError
+from lexray.storage.store import Store, reachable
+from lexray.training.saved import CONFIG as DICTIONARY_CONFIG
 
 DONE, TARGET_MISSED, FAILED, RUNNING, PENDING = "done", "target missed", "failed", "running", "pending"
 FINISHED = (DONE, TARGET_MISSED)

@@ -11,25 +11,25 @@ from itertools import cycle, islice
 
 import torch
 
-from storage.errors import UserError
-from storage.manifest import MANIFEST, Manifest, load_manifest
-from storage.store import Store, reachable
-from storage.stream import local_stream
-from storage.stream_memory import StreamShape
-from tuning.endings.ends import Ends, check_ends, ends_of
-from tuning.endings.verdicts import check_rungs
-from tuning.file.sweep_file import SweepFile
-from tuning.placement.nodes import Node, refuse_what_never_fits
-from tuning.planning.forecast import Speed
-from tuning.planning.mesh_choice import Room, rooms_of, with_mesh
-from tuning.planning.plan import Machines, Plan, make_plan
-from tuning.planning.room import refuse_what_has_no_room
-from tuning.planning.row_counts import RowCounts
-from tuning.search.asking import Search, search_of
-from tuning.search.bounds import upper_bound
-from tuning.sweep_folder import SweepFolder
-from tuning.trials import Footprint, Trial, expand, trial_at
-from tuning.window_servers import shape_of
+from lexray.storage.errors import UserError
+from lexray.storage.manifest import MANIFEST, Manifest, load_manifest
+from lexray.storage.store import Store, reachable
+from lexray.storage.stream import local_stream
+from lexray.storage.stream_memory import StreamShape
+from lexray.tuning.endings.ends import Ends, check_ends, ends_of
+from lexray.tuning.endings.verdicts import check_rungs
+from lexray.tuning.file.sweep_file import SweepFile
+from lexray.tuning.placement.nodes import Node, refuse_what_never_fits
+from lexray.tuning.planning.forecast import Speed
+from lexray.tuning.planning.mesh_choice import Room, rooms_of, with_mesh
+from lexray.tuning.planning.plan import Machines, Plan, make_plan
+from lexray.tuning.planning.room import refuse_what_has_no_room
+from lexray.tuning.planning.row_counts import RowCounts
+from lexray.tuning.search.asking import Search, search_of
+from lexray.tuning.search.bounds import upper_bound
+from lexray.tuning.sweep_folder import SweepFolder
+from lexray.tuning.trials import Footprint, Trial, expand, trial_at
+from lexray.tuning.window_servers import shape_of
 
 log = logging.getLogger("lexray")
 

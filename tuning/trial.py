@@ -17,25 +17,25 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from storage.errors import UserError
-from storage.server import ServedWindows
-from storage.windows import LocalWindows, WindowReader, local_chunks
-from training.checkpoint_writer import delete_temporary
-from training.loop import TrainingFailedError
-from training.measures.held_out import measure_trial
-from training.start import ensure_process_group, training_device
-from training.trainer import OpenStream, Trainer
-from tuning.attempts import Attempts, sweep_is_over
-from tuning.endings.ends import Meter, Pause, read_spent
-from tuning.endings.look import Look
-from tuning.fence import DisplacedError, Fence
-from tuning.placement.placer import Placement
-from tuning.planning.worker_memory import peak_resident_bytes
-from tuning.process_groups import WorkersConfig
-from tuning.records import ended_record, new_record, reason_of
-from tuning.sweep_folder import FAILED, MOVING, PAUSED, RUNNING, TrialRecord
-from tuning.train_here import ReportToTune, TrainHere
-from tuning.trial_run import TrialRun
+from lexray.storage.errors import UserError
+from lexray.storage.server import ServedWindows
+from lexray.storage.windows import LocalWindows, WindowReader, local_chunks
+from lexray.training.checkpoint_writer import delete_temporary
+from lexray.training.loop import TrainingFailedError
+from lexray.training.measures.held_out import measure_trial
+from lexray.training.start import ensure_process_group, training_device
+from lexray.training.trainer import OpenStream, Trainer
+from lexray.tuning.attempts import Attempts, sweep_is_over
+from lexray.tuning.endings.ends import Meter, Pause, read_spent
+from lexray.tuning.endings.look import Look
+from lexray.tuning.fence import DisplacedError, Fence
+from lexray.tuning.placement.placer import Placement
+from lexray.tuning.planning.worker_memory import peak_resident_bytes
+from lexray.tuning.process_groups import WorkersConfig
+from lexray.tuning.records import ended_record, new_record, reason_of
+from lexray.tuning.sweep_folder import FAILED, MOVING, PAUSED, RUNNING, TrialRecord
+from lexray.tuning.train_here import ReportToTune, TrainHere
+from lexray.tuning.trial_run import TrialRun
 
 log = logging.getLogger("lexray")
 

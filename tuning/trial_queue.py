@@ -11,9 +11,9 @@ from typing import Protocol
 
 from ray.tune.search import Searcher
 
-from tuning.placement.rooms import Rooms
-from tuning.trial_run import TrialRun
-from tuning.trials import Footprint
+from lexray.tuning.placement.rooms import Rooms
+from lexray.tuning.trial_run import TrialRun
+from lexray.tuning.trials import Footprint
 
 
 class Source(Protocol):

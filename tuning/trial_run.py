@@ -6,16 +6,16 @@ from dataclasses import dataclass, field, replace
 
 from ray.actor import ActorHandle
 
-from storage.chunk_cache import CacheSettings
-from storage.store import Store
-from tuning.attempts import on_placement
-from tuning.endings.verdicts import Judge
-from tuning.fence import Fence
-from tuning.placement.book import Wish, Wishes
-from tuning.placement.placer import Placement
-from tuning.placement.rooms import Rooms
-from tuning.sweep_folder import SweepFolder
-from tuning.trials import Trial
+from lexray.storage.chunk_cache import CacheSettings
+from lexray.storage.store import Store
+from lexray.tuning.attempts import on_placement
+from lexray.tuning.endings.verdicts import Judge
+from lexray.tuning.fence import Fence
+from lexray.tuning.placement.book import Wish, Wishes
+from lexray.tuning.placement.placer import Placement
+from lexray.tuning.placement.rooms import Rooms
+from lexray.tuning.sweep_folder import SweepFolder
+from lexray.tuning.trials import Trial
 
 
 @dataclass(frozen=True, kw_only=True)

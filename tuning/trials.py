@@ -7,19 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from storage.config_file import checked_block, checked_config
-from storage.errors import UserError
-from storage.manifest import Manifest
-from storage.order import rank_lanes, steps_per_epoch
-from storage.store import Store
-from training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
-from training.dictionaries import architecture, dictionary_config
-from training.dictionaries.base import DictionaryConfig
-from training.engine_settings import check_names
-from tuning.file.axes import Point, width_of
-from tuning.file.points import effective, key, points_of, shown
-from tuning.file.resources import ResourcesBlock
-from tuning.file.sweep_file import TRAINING_SETTINGS, SweepFile
+from lexray.storage.config_file import checked_block, checked_config
+from lexray.storage.errors import UserError
+from lexray.storage.manifest import Manifest
+from lexray.storage.order import rank_lanes, steps_per_epoch
+from lexray.storage.store import Store
+from lexray.training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
+from lexray.training.dictionaries import architecture, dictionary_config
+from lexray.training.dictionaries.base import DictionaryConfig
+from lexray.training.engine_settings import check_names
+from lexray.tuning.file.axes import Point, width_of
+from lexray.tuning.file.points import effective, key, points_of, shown
+from lexray.tuning.file.resources import ResourcesBlock
+from lexray.tuning.file.sweep_file import TRAINING_SETTINGS, SweepFile
 
 ENGINE_SETTINGS = ("zero_stage", "offload_optimizer", "micro_batches", "check_rows")
 """What of the resources the workers of a trial have to know."""
@@ -59,7 +59,7 @@ class Trial:
     number: int | None = None
     """Its place in a search that chooses points while the sweep runs."""
     auto_mesh: bool = False
-    """Whether its mesh is still to be chosen, from what the nodes have (`tuning.planning.mesh_choice`)."""
+    """Whether its mesh is still to be chosen, from what the nodes have (`lexray.tuning.planning.mesh_choice`)."""
 
 
 def expand(sweep: SweepFile, manifest: Manifest, training_rows: Callable[[DataConfig], int]) -> list[Trial]:

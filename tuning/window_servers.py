@@ -10,10 +10,10 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from storage.chunk_cache import CacheSettings
-from storage.manifest import Manifest
-from storage.server import start_server
-from storage.stream_memory import (
+from lexray.storage.chunk_cache import CacheSettings
+from lexray.storage.manifest import Manifest
+from lexray.storage.server import start_server
+from lexray.storage.stream_memory import (
     NodeMemory,
     StreamMemory,
     StreamShape,
@@ -22,9 +22,9 @@ from storage.stream_memory import (
     stream_memory,
     stream_shape,
 )
-from tuning.placement.nodes import Node
-from tuning.planning.row_counts import RowCounts
-from tuning.trials import Trial
+from lexray.tuning.placement.nodes import Node
+from lexray.tuning.planning.row_counts import RowCounts
+from lexray.tuning.trials import Trial
 
 log = logging.getLogger("lexray")
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from cluster.doctor.findings import Unknown
+from lexray.cluster.doctor.findings import Unknown
 
 
 @dataclass(frozen=True, kw_only=True)

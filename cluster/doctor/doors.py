@@ -17,7 +17,7 @@ from ray._private import ray_constants
 from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
 from ray.experimental.internal_kv import _internal_kv_get
 
-from cluster.doctor.findings import DashboardFacts, Listening, Unknown
+from lexray.cluster.doctor.findings import DashboardFacts, Listening, Unknown
 
 ASK_TIMEOUT_S = 6
 _LISTEN, _GET_ADDRESS = "0A", 0x8915

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cluster.doctor.findings import Findings
-from cluster.doctor.machine_checks import (
+from lexray.cluster.doctor.findings import Findings
+from lexray.cluster.doctor.machine_checks import (
     check_clock,
     check_code,
     check_devices,
@@ -15,10 +15,10 @@ from cluster.doctor.machine_checks import (
     check_shared_memory,
     check_versions,
 )
-from cluster.doctor.reach_checks import check_dashboard, check_exposure, check_nodes, check_token
-from cluster.doctor.store_checks import check_data, check_identity, check_output, check_region
-from cluster.doctor.traffic_checks import check_network, check_wandb
-from cluster.doctor.verdict import Check, Limits
+from lexray.cluster.doctor.reach_checks import check_dashboard, check_exposure, check_nodes, check_token
+from lexray.cluster.doctor.store_checks import check_data, check_identity, check_output, check_region
+from lexray.cluster.doctor.traffic_checks import check_network, check_wandb
+from lexray.cluster.doctor.verdict import Check, Limits
 
 CHECKS: tuple[Callable[[Findings, Limits], Check], ...] = (
     check_nodes,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from storage.objects.settings import StorageSettings
+from lexray.storage.objects.settings import StorageSettings
 
 
 @dataclass(frozen=True)

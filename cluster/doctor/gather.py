@@ -12,8 +12,8 @@ from typing import Any
 
 import ray
 
-from cluster.doctor.asking import Asked, Deadline
-from cluster.doctor.findings import (
+from lexray.cluster.doctor.asking import Asked, Deadline
+from lexray.cluster.doctor.findings import (
     NOT_ASKED,
     AllReduce,
     BucketRegion,
@@ -23,14 +23,14 @@ from cluster.doctor.findings import (
     NodeReport,
     Unknown,
 )
-from cluster.doctor.machine import versions
-from cluster.doctor.probe import Clock
-from cluster.doctor.rounds import STORE_S, read_clocks, shared_by_all, sum_over, unreached
-from cluster.doctor.scene import SHORT_ID, Living, Scene, nodes_of, probed
-from cluster.doctor.store_checks import is_s3
-from cluster.doctor.wandb_host import look_at_wandb
-from storage.objects.settings import StorageSettings
-from storage.store import Store
+from lexray.cluster.doctor.machine import versions
+from lexray.cluster.doctor.probe import Clock
+from lexray.cluster.doctor.rounds import STORE_S, read_clocks, shared_by_all, sum_over, unreached
+from lexray.cluster.doctor.scene import SHORT_ID, Living, Scene, nodes_of, probed
+from lexray.cluster.doctor.store_checks import is_s3
+from lexray.cluster.doctor.wandb_host import look_at_wandb
+from lexray.storage.objects.settings import StorageSettings
+from lexray.storage.store import Store
 
 LOOK_S, DASHBOARD_S = 6.0, 13.0
 """Longest that a node may take to look at itself, and to ask the dashboard twice, which may only just have begun."""

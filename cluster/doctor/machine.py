@@ -9,16 +9,15 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from cluster.doctor.findings import NOT_ASKED, Device, Disk, MachineFacts, Unknown
-from cluster.doctor.machine_checks import CODE
-from storage.stream_memory import node_memory
+from lexray.cluster.doctor.findings import NOT_ASKED, Device, Disk, MachineFacts, Unknown
+from lexray.cluster.doctor.machine_checks import CODE
+from lexray.cluster.jobs.package import PACKAGE, code_files
+from lexray.storage.stream_memory import node_memory
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-PACKAGES = ("cluster", "tuning", "training", "storage")
 LIBRARIES = ("ray", "torch", "deepspeed")
 SHARED_MEMORY, FABRICS = "/dev/shm", "/sys/class/infiniband"
 _CGROUP_USE = (
@@ -59,24 +58,16 @@ def versions() -> dict[str, str]:
             found[library] = version(library)
         except PackageNotFoundError:
             found[library] = "missing"
-    return {**found, CODE: code_hash(ROOT)}
+    return {**found, CODE: code_hash()}
 
 
-def code_hash(root: Path) -> str:
-    """Hash of the names and contents of the four packages' files below `root`."""
+def code_hash(folder: Path = PACKAGE) -> str:
+    """Hash of the names and contents of lexray's own files, the same in a checkout and where it is installed."""
     total = hashlib.sha256()
-    for file in _files(root):
-        total.update(f"{file.relative_to(root).as_posix()}\0".encode())
+    for name, file in code_files(folder).items():
+        total.update(f"{name}\0".encode())
         total.update(hashlib.sha256(file.read_bytes()).digest())
     return total.hexdigest()[:12]
-
-
-def _files(root: Path) -> Iterator[Path]:
-    for package in PACKAGES:
-        for file in sorted((root / package).rglob("*")):
-            parts = file.relative_to(root).parts
-            if file.is_file() and "__pycache__" not in parts and not any(part.startswith(".") for part in parts):
-                yield file
 
 
 def command_line(process: Path) -> dict[str, str]:

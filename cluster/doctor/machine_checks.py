@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from cluster.doctor.findings import Disk, Findings, MachineFacts, NodeReport, Unknown
-from cluster.doctor.verdict import Check, Limits, fail, gib, listed, of_nodes, ok, skipped, warn
-from cluster.provisioned.description import Liveness
+from lexray.cluster.doctor.findings import Disk, Findings, MachineFacts, NodeReport, Unknown
+from lexray.cluster.doctor.verdict import Check, Limits, fail, gib, listed, of_nodes, ok, skipped, warn
+from lexray.cluster.provisioned.description import Liveness
 
 CODE = "lexray"
 """Key of the hash of our own packages among the versions."""

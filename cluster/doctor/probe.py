@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-from cluster.doctor.doors import ask_dashboard, look_at_dashboard
-from cluster.doctor.findings import AllReduce, BucketRegion, DashboardFacts, MachineFacts, StoreFinding, Unknown
-from cluster.doctor.machine import look_at_machine
-from cluster.doctor.stores import (
+from lexray.cluster.doctor.doors import ask_dashboard, look_at_dashboard
+from lexray.cluster.doctor.findings import AllReduce, BucketRegion, DashboardFacts, MachineFacts, StoreFinding, Unknown
+from lexray.cluster.doctor.machine import look_at_machine
+from lexray.cluster.doctor.stores import (
     leave_marker,
     missing_folders,
     read_one_chunk,
@@ -19,8 +19,8 @@ from cluster.doctor.stores import (
     who_am_i,
     write_one_key,
 )
-from cluster.doctor.traffic import Door, Ring, free_port, knock, open_door, sum_over_nodes
-from storage.objects.settings import StorageSettings
+from lexray.cluster.doctor.traffic import Door, Ring, free_port, knock, open_door, sum_over_nodes
+from lexray.storage.objects.settings import StorageSettings
 
 CALLS_AT_ONCE = 12
 Clock = Callable[[], float]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cluster.doctor.findings import DashboardFacts, Findings, Listening, Unknown
-from cluster.doctor.verdict import Check, Limits, fail, listed, of_nodes, ok, skipped, warn
+from lexray.cluster.doctor.findings import DashboardFacts, Findings, Listening, Unknown
+from lexray.cluster.doctor.verdict import Check, Limits, fail, listed, of_nodes, ok, skipped, warn
 
 REFUSED = (401, 403)
 _TOKEN_ADVICE = "set RAY_AUTH_MODE=token and one token on every node, driver and client, and start Ray anew"

@@ -9,11 +9,11 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from cluster.doctor.asking import first_line
-from cluster.doctor.findings import NOT_ASKED, AllReduce, ClockReading, StoreFinding, StoreSpeed, Unknown
-from cluster.doctor.scene import Living, Scene
-from cluster.doctor.traffic import SUM_TIMEOUT_S, Ring
-from storage.objects.settings import StorageSettings
+from lexray.cluster.doctor.asking import first_line
+from lexray.cluster.doctor.findings import NOT_ASKED, AllReduce, ClockReading, StoreFinding, StoreSpeed, Unknown
+from lexray.cluster.doctor.scene import Living, Scene
+from lexray.cluster.doctor.traffic import SUM_TIMEOUT_S, Ring
+from lexray.storage.objects.settings import StorageSettings
 
 CLOCK_S, KNOCK_S, STORE_S = 2.0, 5.0, 10.0
 """Longest that a node may take to tell the time, to connect to all others, to use a store."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from cluster.connect import connected
-from cluster.doctor.asking import Deadline
-from cluster.doctor.examine import examine
-from cluster.doctor.gather import Request, gather
-from cluster.doctor.verdict import Check, Limits
+from lexray.cluster.connect import connected
+from lexray.cluster.doctor.asking import Deadline
+from lexray.cluster.doctor.examine import examine
+from lexray.cluster.doctor.gather import Request, gather
+from lexray.cluster.doctor.verdict import Check, Limits
 
 TOTAL_S = 26.0
 """All questions together, once connected; what they leave undone is told as such."""

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cluster.doctor.findings import BucketRegion, Findings, NodeReport, StoreFault, StoreFinding, StoreSpeed, Unknown
-from cluster.doctor.verdict import Check, Limits, fail, listed, of_nodes, ok, skipped, warn
-from storage.objects.settings import S3
+from lexray.cluster.doctor.findings import (
+    BucketRegion,
+    Findings,
+    NodeReport,
+    StoreFault,
+    StoreFinding,
+    StoreSpeed,
+    Unknown,
+)
+from lexray.cluster.doctor.verdict import Check, Limits, fail, listed, of_nodes, ok, skipped, warn
+from lexray.storage.objects.settings import S3
 
 _WRONG_REGION = {
     "PermanentRedirect",

@@ -7,14 +7,14 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from cluster.doctor.findings import NOT_ASKED, BucketRegion, StoreFault, StoreFinding, StoreSpeed, Unknown
-from cluster.doctor.store_checks import is_s3
-from storage.errors import CorruptDataError, UserError
-from storage.manifest import load_manifest
-from storage.objects.retries import reason, s3_answer
-from storage.objects.settings import StorageSettings
-from storage.reader import DatasetReader
-from storage.store import Store
+from lexray.cluster.doctor.findings import NOT_ASKED, BucketRegion, StoreFault, StoreFinding, StoreSpeed, Unknown
+from lexray.cluster.doctor.store_checks import is_s3
+from lexray.storage.errors import CorruptDataError, UserError
+from lexray.storage.manifest import load_manifest
+from lexray.storage.objects.retries import reason, s3_answer
+from lexray.storage.objects.settings import StorageSettings
+from lexray.storage.reader import DatasetReader
+from lexray.storage.store import Store
 
 RETRY_BUDGET_S = 2.0
 """A store that throttles for a moment is well; one that goes on is not."""

@@ -14,7 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cluster.doctor.findings import AllReduce
+from lexray.cluster.doctor.findings import AllReduce
 
 CONNECT_TIMEOUT_S = 2.0
 SUM_TIMEOUT_S = 8.0

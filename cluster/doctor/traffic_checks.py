@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cluster.doctor.findings import NOT_ASKED, AllReduce, Findings, Unknown
-from cluster.doctor.verdict import Check, Limits, fail, listed, of_nodes, ok, skipped, warn
+from lexray.cluster.doctor.findings import NOT_ASKED, AllReduce, Findings, Unknown
+from lexray.cluster.doctor.verdict import Check, Limits, fail, listed, of_nodes, ok, skipped, warn
 
 _PORTS = "open all TCP ports between the nodes (a security group that allows itself, a NetworkPolicy among the pods)"
 

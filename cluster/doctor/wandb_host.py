@@ -9,8 +9,8 @@ import os
 import urllib.request
 from urllib.parse import urlsplit
 
-from cluster.doctor.doors import status_of
-from cluster.doctor.findings import Unknown, WandbFacts
+from lexray.cluster.doctor.doors import status_of
+from lexray.cluster.doctor.findings import Unknown, WandbFacts
 
 PUBLIC_HOST = "https://api.wandb.ai"
 _QUERY = json.dumps({"query": "query Viewer { viewer { username } }"}).encode()
@@ -25,7 +25,7 @@ def look_at_wandb(mode: str) -> WandbFacts:
 
 
 def _has_key() -> bool:
-    from tuning.views.wandb_runs import has_key  # W&B's client is slow to import
+    from lexray.tuning.views.wandb_runs import has_key  # W&B's client is slow to import
 
     return has_key()
 

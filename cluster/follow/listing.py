@@ -12,15 +12,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cluster.commands import print_json
-from cluster.follow.sweep_status import READERS, state_of
-from cluster.follow.words import moment
-from cluster.jobs.job_client import JobClient
-from cluster.provisioned.connection import Target, connect
-from storage.errors import UserError
-from storage.store import Store, reachable
-from tuning.driver_record import read_driver
-from tuning.sweep_folder import SweepFolder
+from lexray.cluster.commands import print_json
+from lexray.cluster.follow.sweep_status import READERS, state_of
+from lexray.cluster.follow.words import moment
+from lexray.cluster.jobs.job_client import JobClient
+from lexray.cluster.provisioned.connection import Target, connect
+from lexray.storage.errors import UserError
+from lexray.storage.store import Store, reachable
+from lexray.tuning.driver_record import read_driver
+from lexray.tuning.sweep_folder import SweepFolder
 
 WIDE = 400
 """Characters of a line that nobody looks at on a terminal."""

@@ -9,20 +9,20 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.commands import print_json
-from cluster.follow.sweep_status import LOST, newest_records, state_of
-from cluster.follow.which import connected_if_told, meant
-from cluster.follow.words import resume_command, span
-from cluster.jobs.job_client import Job, JobClient
-from cluster.jobs.watch import follow_job
-from cluster.provisioned.connection import Target
-from cluster.provisioned.errors import ClusterLostError
-from storage.config_file import nearest
-from storage.errors import UserError
-from storage.store import Store
-from tuning.driver import LOG_FILE
-from tuning.driver_record import RUNNING, read_driver
-from tuning.sweep_folder import SweepFolder
+from lexray.cluster.commands import print_json
+from lexray.cluster.follow.sweep_status import LOST, newest_records, state_of
+from lexray.cluster.follow.which import connected_if_told, meant
+from lexray.cluster.follow.words import resume_command, span
+from lexray.cluster.jobs.job_client import Job, JobClient
+from lexray.cluster.jobs.watch import follow_job
+from lexray.cluster.provisioned.connection import Target
+from lexray.cluster.provisioned.errors import ClusterLostError
+from lexray.storage.config_file import nearest
+from lexray.storage.errors import UserError
+from lexray.storage.store import Store
+from lexray.tuning.driver import LOG_FILE
+from lexray.tuning.driver_record import RUNNING, read_driver
+from lexray.tuning.sweep_folder import SweepFolder
 
 POLL_S = 3.0
 

@@ -9,14 +9,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cluster.commands import print_json
-from cluster.follow.sweep_status import LEFT, LOST, UNKNOWN, SweepStatus, TrialStatus, sweep_status
-from cluster.follow.which import connected_if_told, meant
-from cluster.follow.words import moment, resume_command, span
-from cluster.jobs.job_client import Job
-from cluster.provisioned.connection import Target
-from storage.errors import UserError
-from tuning.driver_record import RUNNING
+from lexray.cluster.commands import print_json
+from lexray.cluster.follow.sweep_status import LEFT, LOST, UNKNOWN, SweepStatus, TrialStatus, sweep_status
+from lexray.cluster.follow.which import connected_if_told, meant
+from lexray.cluster.follow.words import moment, resume_command, span
+from lexray.cluster.jobs.job_client import Job
+from lexray.cluster.provisioned.connection import Target
+from lexray.storage.errors import UserError
+from lexray.tuning.driver_record import RUNNING
 
 SHOWN = 40
 """Trials that are listed one by one; of more, those that run or failed, and how many others."""

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from cluster.commands import FAILED, OK, print_json
-from cluster.follow.which import Meant, connected_if_told, meant
-from cluster.follow.words import span
-from cluster.jobs.job_client import JobClient
-from cluster.provisioned.connection import Connection, Target
-from storage.errors import UserError
-from storage.store import Store
-from tuning.driver_record import RUNNING, DriverRecord, is_alive, read_driver
-from tuning.endings.ends import BY_HAND, write_ending
+from lexray.cluster.commands import FAILED, OK, print_json
+from lexray.cluster.follow.which import Meant, connected_if_told, meant
+from lexray.cluster.follow.words import span
+from lexray.cluster.jobs.job_client import JobClient
+from lexray.cluster.provisioned.connection import Connection, Target
+from lexray.storage.errors import UserError
+from lexray.storage.store import Store
+from lexray.tuning.driver_record import RUNNING, DriverRecord, is_alive, read_driver
+from lexray.tuning.endings.ends import BY_HAND, write_ending
 
 PATIENCE_S = 60.0
 """How long the driver may take to save what runs and end."""

@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from storage.store import Store
-from tuning.driver_record import RUNNING as DRIVEN
-from tuning.driver_record import DriverRecord, is_alive, read_driver
-from tuning.planning.foreseen import read_plan
-from tuning.sweep_folder import FINISHED, PENDING, RUNNING, SweepFolder, TrialRecord
+from lexray.storage.store import Store
+from lexray.tuning.driver_record import RUNNING as DRIVEN
+from lexray.tuning.driver_record import DriverRecord, is_alive, read_driver
+from lexray.tuning.planning.foreseen import read_plan
+from lexray.tuning.sweep_folder import FINISHED, PENDING, RUNNING, SweepFolder, TrialRecord
 
 TAIL_BYTES = 64 * 1024
 """Of metrics.jsonl: its newest records."""

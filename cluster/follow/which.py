@@ -5,12 +5,12 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from cluster.jobs.job_client import Job, JobClient
-from cluster.jobs.naming import PREFIX
-from cluster.provisioned.connection import Connection, Target, connect
-from storage.errors import UserError
-from storage.store import Store
-from tuning.sweep_folder import SweepFolder
+from lexray.cluster.jobs.job_client import Job, JobClient
+from lexray.cluster.jobs.naming import PREFIX
+from lexray.cluster.provisioned.connection import Connection, Target, connect
+from lexray.storage.errors import UserError
+from lexray.storage.store import Store
+from lexray.tuning.sweep_folder import SweepFolder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from cluster.jobs.naming import PREFIX, attempt_of
-from cluster.jobs.package import Package
-from cluster.provisioned.errors import NotFoundError
-from cluster.provisioned.http import Dashboard
+from lexray.cluster.jobs.naming import PREFIX, attempt_of
+from lexray.cluster.jobs.package import Package
+from lexray.cluster.provisioned.errors import NotFoundError
+from lexray.cluster.provisioned.http import Dashboard
 
 RUNNING = ("PENDING", "RUNNING")
 STOPPED, FAILED, SUCCEEDED = "STOPPED", "FAILED", "SUCCEEDED"

@@ -6,19 +6,19 @@ import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from cluster.provisioned.description import ClusterDescription, Pool
-from tuning.placement.object_store import STORE_SHARE
+from lexray.cluster.provisioned.description import ClusterDescription, Pool
+from lexray.tuning.placement.object_store import STORE_SHARE
 
 if TYPE_CHECKING:
-    from tuning.planning.plan import Machines
+    from lexray.tuning.planning.plan import Machines
 
 GIB = 2**30
 
 
 def machines_of(description: ClusterDescription | None, nodes: Sequence[dict[str, Any]]) -> Machines:
     """The pools at their largest where they are described, else the nodes that are there."""
-    from tuning.placement.nodes import Node, trials_on_head
-    from tuning.planning.plan import Machines
+    from lexray.tuning.placement.nodes import Node, trials_on_head
+    from lexray.tuning.planning.plan import Machines
 
     totals = [node["resources_total"] for node in nodes]
     most = trials_on_head(totals)
@@ -45,7 +45,7 @@ def all_are_here(nodes: Sequence[dict[str, Any]]) -> bool:
 
 
 def _node(pool: Pool) -> Any:
-    from tuning.placement.nodes import Node
+    from lexray.tuning.placement.nodes import Node
 
     return Node(pool.cpus, float(pool.gpus), pool.memory_gib * GIB - _store(pool))
 

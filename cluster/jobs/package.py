@@ -1,4 +1,8 @@
-"""What is sent with a job: the sweep file and, unless the cluster has it, the code. A zip of some hundred KB."""
+"""The code as every other process gets it: a zip of some hundred KB with the sweep file and lexray's own sources.
+
+What may leave this machine is an allow-list: files of the four floors with the endings of `CODE_SUFFIXES`. Nothing else
+of a checkout is read (`.env`, credentials, notebooks, runs).
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,13 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.errors import UserError
+import lexray
+from lexray.storage.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-"""Folder that holds the packages, of a checkout or of an installation."""
-PACKAGES = ("cluster", "tuning", "training", "storage")
+PACKAGE = Path(lexray.__file__).parent
+"""The importable package, of a checkout (where the floors are links) or of an installation."""
+FLOORS = ("cluster", "tuning", "training", "storage")
+CODE_SUFFIXES = (".py", ".j2")
 MAX_BYTES = 10 * 10**6
 LARGEST_NAMED = 3
 SWEEP_FILE = "sweep.yaml"
@@ -37,11 +43,22 @@ class Package:
         return f"gcs://{self.name}"
 
 
-def package(sweep_text: str, *, with_code: bool, root: Path = ROOT) -> Package:
-    """The package of a job. Raises UserError naming the largest files when it is too large."""
+def package(sweep_text: str, *, with_code: bool, folder: Path = PACKAGE) -> Package:
+    """Return the package of a job. Raises UserError naming the largest files when it is too large."""
     files = {SWEEP_FILE: sweep_text.encode()}
-    if with_code:
-        files |= {str(path.relative_to(root)): path.read_bytes() for path in code_files(root)}
+    return _packed({**files, **_contents(folder)} if with_code else files)
+
+
+def code_package(folder: Path = PACKAGE) -> Package:
+    """Return the package that Ray workers import lexray from. Raises UserError as `package` does."""
+    return _packed(_contents(folder))
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {name: path.read_bytes() for name, path in code_files(folder).items()}
+
+
+def _packed(files: dict[str, bytes]) -> Package:
     content = _zipped(files)
     if len(content) > MAX_BYTES:
         largest = sorted(files, key=lambda name: len(files[name]), reverse=True)[:LARGEST_NAMED]
@@ -53,10 +70,17 @@ def package(sweep_text: str, *, with_code: bool, root: Path = ROOT) -> Package:
     return Package(content=content, num_files=len(files))
 
 
-def code_files(root: Path) -> list[Path]:
-    """Every file of the packages, compiled ones left out."""
-    found = [path for name in PACKAGES for path in sorted((root / name).rglob("*")) if path.is_file()]
-    return [path for path in found if "__pycache__" not in path.parts]
+def code_files(folder: Path = PACKAGE) -> dict[str, Path]:
+    """Map the name of every source file of `folder` below `lexray/` to its path; links to the floors are followed."""
+    found = [*sorted(folder.glob("*.py"))]
+    for floor in FLOORS:
+        found += sorted((folder / floor).rglob("*"))
+    named = {path: path.relative_to(folder) for path in found if path.suffix in CODE_SUFFIXES}
+    return {
+        f"lexray/{name.as_posix()}": path
+        for path, name in named.items()
+        if path.is_file() and not path.is_symlink() and not any(part.startswith((".", "__py")) for part in name.parts)
+    }
 
 
 def _zipped(files: dict[str, bytes]) -> bytes:

@@ -8,21 +8,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from cluster.jobs.job_client import OUTPUT, SWEEP, Job, JobClient
-from cluster.jobs.naming import base_id, next_id
-from cluster.jobs.nodes import all_are_here, gpu_memory_gib, machines_of
-from cluster.jobs.package import SWEEP_FILE, Package, package
-from cluster.provisioned.connection import Connection
-from cluster.provisioned.description import Pool
-from cluster.provisioned.errors import RefusedError
-from cluster.provisioned.pools import pools_option, startable
-from storage.config_file import checked_content, mapping_of
-from storage.errors import UnreachableError, UserError
-from storage.store import Store, reachable
+from lexray.cluster.jobs.job_client import OUTPUT, SWEEP, Job, JobClient
+from lexray.cluster.jobs.naming import base_id, next_id
+from lexray.cluster.jobs.nodes import all_are_here, gpu_memory_gib, machines_of
+from lexray.cluster.jobs.package import SWEEP_FILE, Package, package
+from lexray.cluster.provisioned.connection import Connection
+from lexray.cluster.provisioned.description import Pool
+from lexray.cluster.provisioned.errors import RefusedError
+from lexray.cluster.provisioned.pools import pools_option, startable
+from lexray.storage.config_file import checked_content, mapping_of
+from lexray.storage.errors import UnreachableError, UserError
+from lexray.storage.store import Store, reachable
 
 if TYPE_CHECKING:
-    from tuning.file.sweep_file import SweepFile
-    from tuning.planning.plan import Plan
+    from lexray.tuning.file.sweep_file import SweepFile
+    from lexray.tuning.planning.plan import Plan
 
 
 BUSY_PAUSES_S = (2.0, 4.0, 8.0)
@@ -49,7 +49,7 @@ class Submission:
 
 def sweep_of(text: str, where: str) -> SweepFile:
     """A sweep file's text, checked. Raises UserError naming `where` it was read and the field."""
-    from tuning.file.sweep_file import SweepFile
+    from lexray.tuning.file.sweep_file import SweepFile
 
     return checked_content(where, mapping_of(text, where), SweepFile)
 
@@ -124,7 +124,7 @@ def _order(
 
 def entrypoint(job: str, cluster: str, pools: Sequence[Pool] = ()) -> str:
     """What the head runs, in the folder of the package; `pools` may still be started."""
-    sweep = ["python", "-m", "cluster", "sweep", SWEEP_FILE, "--address", "auto", "--job", job]
+    sweep = ["python", "-m", "lexray", "sweep", SWEEP_FILE, "--address", "auto", "--job", job]
     return shlex.join([*sweep, *pools_option(pools), "--cluster-name", cluster])
 
 
@@ -150,9 +150,9 @@ def _planned(
     connection: Connection, sweep: SweepFile, text: str, nodes: Sequence[dict[str, Any]]
 ) -> tuple[Plan | None, str]:
     """The plan for the cluster's nodes; why there is none where dataset or folder cannot be reached from here."""
-    from cluster.plan_commands import checked
-    from tuning.planning.plan_record import known_speeds
-    from tuning.sweep_plan import plan_sweep
+    from lexray.cluster.plan_commands import checked
+    from lexray.tuning.planning.plan_record import known_speeds
+    from lexray.tuning.sweep_plan import plan_sweep
 
     machines = machines_of(connection.description, nodes)
     try:
@@ -167,7 +167,7 @@ def _planned(
 
 def _refuse_driven(output: Store) -> None:
     """Another cluster, or a machine without one, may run this sweep; the job would only find out later."""
-    from tuning.driver_record import is_alive, is_dead_here, read_driver, this_place
+    from lexray.tuning.driver_record import is_alive, is_dead_here, read_driver, this_place
 
     try:
         with reachable("output", output.url):

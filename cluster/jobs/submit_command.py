@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from cluster.commands import FAILED, OK, print_json
-from cluster.follow.words import resume_command
-from cluster.jobs.job_client import SUCCEEDED, Job, JobClient
-from cluster.jobs.submit import Submission, submit, sweep_of
-from cluster.jobs.watch import follow_job
-from cluster.provisioned.connection import Connection, Target, connect
-from storage.errors import UserError
-from storage.store import Store, reachable
+from lexray.cluster.commands import FAILED, OK, print_json
+from lexray.cluster.follow.words import resume_command
+from lexray.cluster.jobs.job_client import SUCCEEDED, Job, JobClient
+from lexray.cluster.jobs.submit import Submission, submit, sweep_of
+from lexray.cluster.jobs.watch import follow_job
+from lexray.cluster.provisioned.connection import Connection, Target, connect
+from lexray.storage.errors import UserError
+from lexray.storage.store import Store, reachable
 
 if TYPE_CHECKING:
-    from tuning.file.sweep_file import SweepFile
-    from tuning.planning.plan import Plan
+    from lexray.tuning.file.sweep_file import SweepFile
+    from lexray.tuning.planning.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,8 @@ class SubmitOptions:
 
 def run_submit(file: str, target: Target, options: SubmitOptions, messages: Console, as_json: bool) -> int:
     """`lexray submit`: plan and job id on stdout. Exit code 1 when the job that was waited for failed."""
-    from storage.config_file import read_config_file
-    from tuning.file.sweep_file import SweepFile
+    from lexray.storage.config_file import read_config_file
+    from lexray.tuning.file.sweep_file import SweepFile
 
     sweep = read_config_file(file, SweepFile)
     return _send(sweep, Path(file).read_text(), target, options, messages, as_json)
@@ -46,7 +46,7 @@ def run_submit(file: str, target: Target, options: SubmitOptions, messages: Cons
 
 def run_resume(url: str, target: Target, options: SubmitOptions, messages: Console, as_json: bool) -> int:
     """`lexray resume`: the same with the sweep file that lies in the sweep's folder."""
-    from tuning.sweep_folder import SweepFolder
+    from lexray.tuning.sweep_folder import SweepFolder
 
     with reachable("sweep", url):
         folder = SweepFolder.existing(url)
@@ -80,7 +80,7 @@ def _send(sweep: SweepFile, text: str, target: Target, options: SubmitOptions, m
 
 def _plan_shown(as_json: bool) -> Any:
     def show(plan: Plan) -> None:
-        from cluster.plan_commands import print_plan
+        from lexray.cluster.plan_commands import print_plan
 
         if not as_json:
             print_plan(plan)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from cluster.jobs.job_client import Job, JobClient
-from cluster.provisioned.errors import ClusterLostError
+from lexray.cluster.jobs.job_client import Job, JobClient
+from lexray.cluster.provisioned.errors import ClusterLostError
 
 PAUSE_S, LONGEST_PAUSE_S = 2.0, 30.0
 BYTES_PER_S = 200_000

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from storage.errors import UserError
+from lexray.storage.errors import UserError
 
 SERVING = "InService"
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from cluster.provisioned import aws
-from cluster.provisioned.description import DASHBOARD_PORT, ClusterDescription, Direct, Kubectl, Ssm
-from cluster.provisioned.http import Dashboard
-from cluster.provisioned.kubernetes import KubectlCall, kubectl_call
-from cluster.provisioned.tokens import Secret, token_of, token_of_file
-from cluster.provisioned.tunnel import Tunnel, opened
-from storage.config_file import checked_content, read_mapping
-from storage.errors import UserError
+from lexray.cluster.provisioned import aws
+from lexray.cluster.provisioned.description import DASHBOARD_PORT, ClusterDescription, Direct, Kubectl, Ssm
+from lexray.cluster.provisioned.http import Dashboard
+from lexray.cluster.provisioned.kubernetes import KubectlCall, kubectl_call
+from lexray.cluster.provisioned.tokens import Secret, token_of, token_of_file
+from lexray.cluster.provisioned.tunnel import Tunnel, opened
+from lexray.storage.config_file import checked_content, read_mapping
+from lexray.storage.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from storage.config_file import FileModel
+from lexray.storage.config_file import FileModel
 
 SCHEMA = 1
 """Raised when a field changes its meaning; a `lexray` reads the descriptions of its own schema alone."""

@@ -11,20 +11,20 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.commands import FAILED, OK, print_json
-from cluster.provisioned.aws import client, told
-from cluster.provisioned.connection import ended_by_signals
-from cluster.provisioned.description import ClusterDescription, Kubectl, Ssm
-from cluster.provisioned.draining import drain, has_no_head, refuse_running
-from cluster.provisioned.kube_heads import end_ray_clusters
-from cluster.provisioned.leftovers import Leftover, lasting, leftovers
-from cluster.provisioned.machines import end_workers, stop_head
-from cluster.provisioned.progress import Ask, Steps, carry_out, refuse_unasked, say
-from cluster.provisioned.terraform import Terraform
-from cluster.provisioned.terraform_plan import HEADS, Change, Plan, change_lines, counts, read_plan
-from cluster.provisioned.up import CLUSTER_FILE
-from storage.config_file import checked_content
-from storage.errors import UserError
+from lexray.cluster.commands import FAILED, OK, print_json
+from lexray.cluster.provisioned.aws import client, told
+from lexray.cluster.provisioned.connection import ended_by_signals
+from lexray.cluster.provisioned.description import ClusterDescription, Kubectl, Ssm
+from lexray.cluster.provisioned.draining import drain, has_no_head, refuse_running
+from lexray.cluster.provisioned.kube_heads import end_ray_clusters
+from lexray.cluster.provisioned.leftovers import Leftover, lasting, leftovers
+from lexray.cluster.provisioned.machines import end_workers, stop_head
+from lexray.cluster.provisioned.progress import Ask, Steps, carry_out, refuse_unasked, say
+from lexray.cluster.provisioned.terraform import Terraform
+from lexray.cluster.provisioned.terraform_plan import HEADS, Change, Plan, change_lines, counts, read_plan
+from lexray.cluster.provisioned.up import CLUSTER_FILE
+from lexray.storage.config_file import checked_content
+from lexray.storage.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

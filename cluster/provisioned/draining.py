@@ -6,16 +6,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cluster.follow.stop import stop
-from cluster.follow.which import Meant
-from cluster.jobs.job_client import RUNNING, JobClient
-from cluster.provisioned.connection import Connection, Target, connect
-from cluster.provisioned.description import ClusterDescription, Kubectl, Ssm
-from cluster.provisioned.errors import ClusterLostError, RefusedError
-from cluster.provisioned.kube_heads import of_jobs, ray_clusters
-from cluster.provisioned.machines import is_stopped
-from cluster.provisioned.progress import say
-from storage.errors import UserError
+from lexray.cluster.follow.stop import stop
+from lexray.cluster.follow.which import Meant
+from lexray.cluster.jobs.job_client import RUNNING, JobClient
+from lexray.cluster.provisioned.connection import Connection, Target, connect
+from lexray.cluster.provisioned.description import ClusterDescription, Kubectl, Ssm
+from lexray.cluster.provisioned.errors import ClusterLostError, RefusedError
+from lexray.cluster.provisioned.kube_heads import of_jobs, ray_clusters
+from lexray.cluster.provisioned.machines import is_stopped
+from lexray.cluster.provisioned.progress import say
+from lexray.storage.errors import UserError
 
 SHOWN = 3
 """Jobs that are named."""

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from cluster.provisioned.errors import ClusterLostError, NotFoundError, RefusedError
-from cluster.provisioned.programs import last_line
-from cluster.provisioned.tokens import Secret
-from storage.errors import UserError
+from lexray.cluster.provisioned.errors import ClusterLostError, NotFoundError, RefusedError
+from lexray.cluster.provisioned.programs import last_line
+from lexray.cluster.provisioned.tokens import Secret
+from lexray.storage.errors import UserError
 
 TIMEOUT_S = 20.0
 PATIENCE_S = 20.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import shlex
 
-from cluster.provisioned.description import ClusterDescription, Pool
-from cluster.provisioned.kube_pods import (
+from lexray.cluster.provisioned.description import ClusterDescription, Pool
+from lexray.cluster.provisioned.kube_pods import (
     Manifest,
     container_security,
     head_pod,
@@ -15,7 +15,7 @@ from cluster.provisioned.kube_pods import (
     worker_pod,
     worker_start_params,
 )
-from cluster.provisioned.pools import pools_option
+from lexray.cluster.provisioned.pools import pools_option
 
 API_VERSION = "ray.io/v1"
 IDLE_TIMEOUT_MINUTES = 10.0

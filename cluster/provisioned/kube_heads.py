@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from cluster.provisioned.description import Kubectl
-from cluster.provisioned.kubernetes import kubectl_call
-from cluster.provisioned.programs import output_of
-from cluster.provisioned.progress import say
-from storage.errors import UserError
+from lexray.cluster.provisioned.description import Kubectl
+from lexray.cluster.provisioned.kubernetes import kubectl_call
+from lexray.cluster.provisioned.programs import output_of
+from lexray.cluster.provisioned.progress import say
+from lexray.storage.errors import UserError
 
 LABEL = "ray.io/cluster"
 """Of every pod: the name of its Ray cluster."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from cluster.provisioned.description import DASHBOARD_PORT, ClusterDescription, Pool
-from tuning.placement.object_store import STORE_SHARE
+from lexray.cluster.provisioned.description import DASHBOARD_PORT, ClusterDescription, Pool
+from lexray.tuning.placement.object_store import STORE_SHARE
 
 Manifest = dict[str, Any]
 
@@ -32,7 +32,7 @@ GRACE_S, DRAIN_S = 120, 100
 # Draining tells the placer, and through it each trial, that the node goes: workers save a checkpoint and end. A pod
 # that runs no worker is let go at once. KubeRay gives every pod where the head is, and its own name as Ray knows it.
 DRAIN_SCRIPT = f"""\
-python -m cluster.provisioned.leave "$RAY_ADDRESS" "$RAY_CLOUD_INSTANCE_ID" {DRAIN_S} 'the pod is ending'
+python -m lexray.cluster.provisioned.leave "$RAY_ADDRESS" "$RAY_CLOUD_INSTANCE_ID" {DRAIN_S} 'the pod is ending'
 end=$((SECONDS + {DRAIN_S}))
 while [ $SECONDS -lt $end ] && grep -aqs '^ray::RayTrainWorker' /proc/[0-9]*/cmdline; do sleep 1; done
 """

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from cluster.provisioned.description import Kubectl
-from cluster.provisioned.programs import output_of
+from lexray.cluster.provisioned.description import Kubectl
+from lexray.cluster.provisioned.programs import output_of
 
 
 @dataclass(frozen=True, kw_only=True)

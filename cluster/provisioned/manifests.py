@@ -7,11 +7,11 @@ from typing import Any
 
 import yaml
 
-from cluster.provisioned.description import ClusterDescription, Kubectl
-from cluster.provisioned.kube_cluster import ray_cluster, ray_job
-from cluster.provisioned.kube_namespace import namespace, network_policies, quota, service_account
-from cluster.provisioned.kube_pods import Manifest
-from storage.errors import UserError
+from lexray.cluster.provisioned.description import ClusterDescription, Kubectl
+from lexray.cluster.provisioned.kube_cluster import ray_cluster, ray_job
+from lexray.cluster.provisioned.kube_namespace import namespace, network_policies, quota, service_account
+from lexray.cluster.provisioned.kube_pods import Manifest
+from lexray.storage.errors import UserError
 
 RENDERED = (
     "# Rendered by `lexray manifests`; change the description of the cluster, or an overlay, and render it again.\n"

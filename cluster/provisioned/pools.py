@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from pydantic import TypeAdapter, ValidationError
 
-from cluster.provisioned.description import ClusterDescription, Pool
-from storage.errors import UserError
+from lexray.cluster.provisioned.description import ClusterDescription, Pool
+from lexray.storage.errors import UserError
 
 TOLD = {"name", "cpus", "memory_gib", "gpus", "min_nodes", "max_nodes"}
 """What of a pool a sweep counts with."""

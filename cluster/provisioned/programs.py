@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Sequence
 
-from storage.errors import UserError
+from lexray.storage.errors import UserError
 
 TIMEOUT_S = 60.0
 WHERE_FROM = {

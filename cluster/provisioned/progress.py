@@ -12,10 +12,10 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from cluster.provisioned.errors import RefusedError
-from cluster.provisioned.terraform import Terraform
-from cluster.provisioned.terraform_plan import counted, counts
-from storage.errors import UserError
+from lexray.cluster.provisioned.errors import RefusedError
+from lexray.cluster.provisioned.terraform import Terraform
+from lexray.cluster.provisioned.terraform_plan import counted, counts
+from lexray.storage.errors import UserError
 
 Ask = Callable[[str], bool]
 """Whether the user agrees."""

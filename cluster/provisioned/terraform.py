@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from cluster.provisioned.errors import RefusedError
-from cluster.provisioned.programs import last_line, missing
-from storage.errors import UserError
+from lexray.cluster.provisioned.errors import RefusedError
+from lexray.cluster.provisioned.programs import last_line, missing
+from lexray.storage.errors import UserError
 
 Line = dict[str, Any]
 """One of the lines that Terraform's `-json` prints."""

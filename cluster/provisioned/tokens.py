@@ -7,11 +7,17 @@ import binascii
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster.provisioned import aws
-from cluster.provisioned.description import ClusterDescription, Kubectl, KubernetesSecret, SecretsManager, TokenFile
-from cluster.provisioned.kubernetes import KubectlCall
-from cluster.provisioned.programs import output_of
-from storage.errors import UserError
+from lexray.cluster.provisioned import aws
+from lexray.cluster.provisioned.description import (
+    ClusterDescription,
+    Kubectl,
+    KubernetesSecret,
+    SecretsManager,
+    TokenFile,
+)
+from lexray.cluster.provisioned.kubernetes import KubectlCall
+from lexray.cluster.provisioned.programs import output_of
+from lexray.storage.errors import UserError
 
 
 @dataclass(frozen=True)

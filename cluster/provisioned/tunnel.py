@@ -15,8 +15,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import IO
 
-from cluster.provisioned.programs import last_line, missing
-from storage.errors import UserError
+from lexray.cluster.provisioned.programs import last_line, missing
+from lexray.storage.errors import UserError
 
 log = logging.getLogger("lexray")
 

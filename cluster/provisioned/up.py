@@ -10,14 +10,14 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.commands import FAILED, OK, print_json
-from cluster.provisioned.connection import ended_by_signals
-from cluster.provisioned.description import ClusterDescription
-from cluster.provisioned.progress import Ask, Steps, carry_out, refuse_unasked, say
-from cluster.provisioned.terraform import Terraform
-from cluster.provisioned.terraform_plan import Plan, change_lines, cost_lines, counts, read_plan
-from storage.config_file import checked_content
-from storage.errors import UserError
+from lexray.cluster.commands import FAILED, OK, print_json
+from lexray.cluster.provisioned.connection import ended_by_signals
+from lexray.cluster.provisioned.description import ClusterDescription
+from lexray.cluster.provisioned.progress import Ask, Steps, carry_out, refuse_unasked, say
+from lexray.cluster.provisioned.terraform import Terraform
+from lexray.cluster.provisioned.terraform_plan import Plan, change_lines, cost_lines, counts, read_plan
+from lexray.storage.config_file import checked_content
+from lexray.storage.errors import UserError
 
 CLUSTER_FILE = "cluster.json"
 

@@ -7,11 +7,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from storage.harvest.harvest_file import HarvestFile
-from storage.harvest.image_corpus import open_images
-from storage.harvest.language_model import ModelFacts
-from storage.harvest.replica import ReplicaFacts
-from storage.harvest.text_corpus import OnTokens, read_text
+from lexray.storage.harvest.harvest_file import HarvestFile
+from lexray.storage.harvest.image_corpus import open_images
+from lexray.storage.harvest.language_model import ModelFacts
+from lexray.storage.harvest.replica import ReplicaFacts
+from lexray.storage.harvest.text_corpus import OnTokens, read_text
 
 
 class Corpus(Protocol):

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from storage.config_file import nearest
-from storage.errors import UserError
-from storage.store import StorageSettings, Store, reachable
+from lexray.storage.config_file import nearest
+from lexray.storage.errors import UserError
+from lexray.storage.store import StorageSettings, Store, reachable
 
 _ROWS_PER_READ = 256
 

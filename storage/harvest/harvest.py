@@ -16,22 +16,22 @@ from typing import Any
 
 import numpy as np
 
-from storage.errors import UserError
-from storage.harvest.corpus import Corpus, open_corpus
-from storage.harvest.harvest_file import HarvestFile
-from storage.harvest.identity import check_same, find_existing
-from storage.harvest.journal import Journal, close_journal, read_plan, remove_beginnings, remove_leftovers
-from storage.harvest.language_model import ModelFacts, inspect_model
-from storage.harvest.plan import ShardTask, cut_rows, deal_pieces
-from storage.harvest.pool import LocalPool, Pool, RayPool
-from storage.harvest.replica import ReplicaFacts, ReplicaSettings
-from storage.harvest.site_choice import check_numbers
-from storage.harvest.size import PoolSize, choose_size, resources_of_cluster, resources_of_machine
-from storage.harvest.text_corpus import OnTokens, too_long
-from storage.manifest import MANIFEST, Manifest
-from storage.objects.retries import reason
-from storage.store import Store, reachable
-from storage.writer import ShardFormat, WrittenShard, write_manifest
+from lexray.storage.errors import UserError
+from lexray.storage.harvest.corpus import Corpus, open_corpus
+from lexray.storage.harvest.harvest_file import HarvestFile
+from lexray.storage.harvest.identity import check_same, find_existing
+from lexray.storage.harvest.journal import Journal, close_journal, read_plan, remove_beginnings, remove_leftovers
+from lexray.storage.harvest.language_model import ModelFacts, inspect_model
+from lexray.storage.harvest.plan import ShardTask, cut_rows, deal_pieces
+from lexray.storage.harvest.pool import LocalPool, Pool, RayPool
+from lexray.storage.harvest.replica import ReplicaFacts, ReplicaSettings
+from lexray.storage.harvest.site_choice import check_numbers
+from lexray.storage.harvest.size import PoolSize, choose_size, resources_of_cluster, resources_of_machine
+from lexray.storage.harvest.text_corpus import OnTokens, too_long
+from lexray.storage.manifest import MANIFEST, Manifest
+from lexray.storage.objects.retries import reason
+from lexray.storage.store import Store, reachable
+from lexray.storage.writer import ShardFormat, WrittenShard, write_manifest
 
 Progress = Callable[[int, int], None]
 """Called with the rows done so far and the rows there will be."""

@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from storage.config_file import FileModel, StorageBlock
-from storage.harvest.site_choice import SiteChoice
-from storage.manifest import COLUMNS
+from lexray.storage.config_file import FileModel, StorageBlock
+from lexray.storage.harvest.site_choice import SiteChoice
+from lexray.storage.manifest import COLUMNS
 
 SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 Context = Literal["split", "truncate", "pack"]

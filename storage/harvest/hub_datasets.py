@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from storage.config_file import nearest
-from storage.errors import UserError
-from storage.harvest.harvest_file import ImageChoice, TextChoice
-from storage.objects.retries import reason
+from lexray.storage.config_file import nearest
+from lexray.storage.errors import UserError
+from lexray.storage.harvest.harvest_file import ImageChoice, TextChoice
+from lexray.storage.objects.retries import reason
 
 
 def open_dataset(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from storage.errors import UserError
-from storage.harvest.harvest_file import HarvestFile
-from storage.harvest.image_corpus import open_images
-from storage.harvest.journal import close_journal
-from storage.harvest.text_corpus import measure
-from storage.manifest import MANIFEST, Manifest, load_manifest
-from storage.store import Store, reachable
+from lexray.storage.errors import UserError
+from lexray.storage.harvest.harvest_file import HarvestFile
+from lexray.storage.harvest.image_corpus import open_images
+from lexray.storage.harvest.journal import close_journal
+from lexray.storage.harvest.text_corpus import measure
+from lexray.storage.manifest import MANIFEST, Manifest, load_manifest
+from lexray.storage.store import Store, reachable
 
 
 def find_existing(store: Store, config: HarvestFile, source: dict[str, Any]) -> Manifest | None:

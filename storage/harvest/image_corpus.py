@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from storage.errors import UserError
-from storage.harvest.corpus_files import CorpusFile, find_files
-from storage.harvest.harvest_file import ImageChoice
-from storage.harvest.hub_datasets import open_dataset
-from storage.harvest.image_pieces import CLASS_TOKEN, REGISTER, ImagePieces
-from storage.harvest.replica import ReplicaFacts
-from storage.store import StorageSettings
+from lexray.storage.errors import UserError
+from lexray.storage.harvest.corpus_files import CorpusFile, find_files
+from lexray.storage.harvest.harvest_file import ImageChoice
+from lexray.storage.harvest.hub_datasets import open_dataset
+from lexray.storage.harvest.image_pieces import CLASS_TOKEN, REGISTER, ImagePieces
+from lexray.storage.harvest.replica import ReplicaFacts
+from lexray.storage.store import StorageSettings
 
 
 @dataclass(frozen=True, kw_only=True)

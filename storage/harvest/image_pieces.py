@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from storage.errors import UserError
-from storage.objects.retries import reason
+from lexray.storage.errors import UserError
+from lexray.storage.objects.retries import reason
 
 PATCH, CLASS_TOKEN, REGISTER = -1, -2, -3
 """Token ids of rows of images; the last two are special."""

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from storage.errors import UserError
-from storage.harvest.image_pieces import CLASS_TOKEN, PATCH, REGISTER, ImagePieces, decode_image
-from storage.harvest.model_reader import Inputs
-from storage.harvest.plan import ShardTask
-from storage.harvest.token_rows import RowLayout
-from storage.objects.retries import reason
+from lexray.storage.errors import UserError
+from lexray.storage.harvest.image_pieces import CLASS_TOKEN, PATCH, REGISTER, ImagePieces, decode_image
+from lexray.storage.harvest.model_reader import Inputs
+from lexray.storage.harvest.plan import ShardTask
+from lexray.storage.harvest.token_rows import RowLayout
+from lexray.storage.objects.retries import reason
 
 
 @dataclass(frozen=True, kw_only=True)

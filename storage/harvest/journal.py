@@ -17,10 +17,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from storage.errors import UserError
-from storage.objects.settings import REQUESTS_IN_FLIGHT
-from storage.store import Store
-from storage.writer import WrittenShard, shard_file
+from lexray.storage.errors import UserError
+from lexray.storage.objects.settings import REQUESTS_IN_FLIGHT
+from lexray.storage.store import Store
+from lexray.storage.writer import WrittenShard, shard_file
 
 FOLDER = "harvest"
 PLAN = f"{FOLDER}/plan.json"

@@ -14,7 +14,7 @@ from typing import Any
 
 import xxhash
 
-from storage.errors import UserError
+from lexray.storage.errors import UserError
 
 _MODEL_FILES = {".json", ".txt", ".model", ".safetensors", ".bin"}
 

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from storage.errors import UserError
-from storage.harvest.site_choice import Place, find_layers
+from lexray.storage.errors import UserError
+from lexray.storage.harvest.site_choice import Place, find_layers
 
 Inputs = Mapping[str, torch.Tensor]
 """Keyword arguments of a model: `input_ids` and `attention_mask` (B, T), or `pixel_values`."""

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from storage.errors import UserError
-from storage.harvest.harvest_file import Context
+from lexray.storage.errors import UserError
+from lexray.storage.harvest.harvest_file import Context
 
 _DOCUMENTS_PER_CALL = 64  # A tokenizer works on the documents of one call in parallel.
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from storage.harvest.image_pieces import ImagePieces
-from storage.harvest.pieces import TokenPieces
-from storage.order import permutation
+from lexray.storage.harvest.image_pieces import ImagePieces
+from lexray.storage.harvest.pieces import TokenPieces
+from lexray.storage.order import permutation
 
-_PIECES, _ROWS = 8, 9  # what a Philox key is used for; `storage.order` has the first ones
+_PIECES, _ROWS = 8, 9  # what a Philox key is used for; `lexray.storage.order` has the first ones
 _SEED = 0
 
 

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 import torch
 
-from storage.harvest.plan import ShardTask
-from storage.harvest.replica import Replica, ReplicaFacts, ReplicaSettings
-from storage.harvest.size import PoolSize
-from storage.writer import WrittenShard
+from lexray.storage.harvest.plan import ShardTask
+from lexray.storage.harvest.replica import Replica, ReplicaFacts, ReplicaSettings
+from lexray.storage.harvest.size import PoolSize
+from lexray.storage.writer import WrittenShard
 
 TASKS_PER_REPLICA = 2
 POLL_S = 0.5

@@ -16,18 +16,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from storage.errors import UserError
-from storage.harvest.harvest_file import HarvestFile
-from storage.harvest.image_pieces import ImagePieces
-from storage.harvest.image_rows import PatchRows
-from storage.harvest.language_model import ModelFacts, inspect_model, load_image_processor, load_model
-from storage.harvest.model_reader import ModelReader, choose_reader
-from storage.harvest.pieces import TokenPieces
-from storage.harvest.plan import ShardTask, row_places
-from storage.harvest.site_choice import find_place
-from storage.harvest.token_rows import PooledRows, RowMaker, TokenRows
-from storage.store import Store
-from storage.writer import TORCH_DTYPES, ShardFormat, WrittenShard
+from lexray.storage.errors import UserError
+from lexray.storage.harvest.harvest_file import HarvestFile
+from lexray.storage.harvest.image_pieces import ImagePieces
+from lexray.storage.harvest.image_rows import PatchRows
+from lexray.storage.harvest.language_model import ModelFacts, inspect_model, load_image_processor, load_model
+from lexray.storage.harvest.model_reader import ModelReader, choose_reader
+from lexray.storage.harvest.pieces import TokenPieces
+from lexray.storage.harvest.plan import ShardTask, row_places
+from lexray.storage.harvest.site_choice import find_place
+from lexray.storage.harvest.token_rows import PooledRows, RowMaker, TokenRows
+from lexray.storage.store import Store
+from lexray.storage.writer import TORCH_DTYPES, ShardFormat, WrittenShard
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 from torch import nn
 
-from storage.config_file import FileModel
-from storage.errors import UserError
+from lexray.storage.config_file import FileModel
+from lexray.storage.errors import UserError
 
 Role = Literal["residual_in", "residual_out", "mlp_in", "mlp_out", "attention_out"]
 _ROLES = ("residual_in", "residual_out", "mlp_in", "mlp_out", "attention_out")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from storage.errors import UserError
-from storage.harvest.harvest_file import HarvestFile
+from lexray.storage.errors import UserError
+from lexray.storage.harvest.harvest_file import HarvestFile
 
 AUTO_CPUS = 4
 """Threads of a replica on a cluster without GPUs."""

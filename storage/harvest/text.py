@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from storage.errors import UserError
-from storage.harvest.corpus_files import CorpusFile, find_files, rows_of_jsonl, rows_of_parquet
-from storage.harvest.harvest_file import TextChoice
-from storage.harvest.hub_datasets import open_dataset, rows_of_dataset
-from storage.store import StorageSettings
+from lexray.storage.errors import UserError
+from lexray.storage.harvest.corpus_files import CorpusFile, find_files, rows_of_jsonl, rows_of_parquet
+from lexray.storage.harvest.harvest_file import TextChoice
+from lexray.storage.harvest.hub_datasets import open_dataset, rows_of_dataset
+from lexray.storage.store import StorageSettings
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from storage.errors import UserError
-from storage.harvest.harvest_file import HarvestFile
-from storage.harvest.language_model import ModelFacts, load_tokenizer, special_token_ids
-from storage.harvest.pieces import PieceCutter, Pieces, PiecesBuilder, TokenPieces, encode
-from storage.harvest.replica import ReplicaFacts
-from storage.harvest.text import TextFacts, TextMeter, read_documents
+from lexray.storage.errors import UserError
+from lexray.storage.harvest.harvest_file import HarvestFile
+from lexray.storage.harvest.language_model import ModelFacts, load_tokenizer, special_token_ids
+from lexray.storage.harvest.pieces import PieceCutter, Pieces, PiecesBuilder, TokenPieces, encode
+from lexray.storage.harvest.replica import ReplicaFacts
+from lexray.storage.harvest.text import TextFacts, TextMeter, read_documents
 
 OnTokens = Callable[[int, int | None], None]
 """Called with the rows found so far and the most that are wanted, None for all."""

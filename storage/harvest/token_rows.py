@@ -11,9 +11,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
-from storage.harvest.model_reader import Inputs
-from storage.harvest.pieces import TokenPieces
-from storage.harvest.plan import ShardTask, batches
+from lexray.storage.harvest.model_reader import Inputs
+from lexray.storage.harvest.pieces import TokenPieces
+from lexray.storage.harvest.plan import ShardTask, batches
 
 TEXT_TOKEN = -1
 """Token id of a row that is a whole text."""

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from storage.errors import UserError
-from storage.harvest.harvest_file import SITE_NAME
-from storage.manifest import COLUMNS, MANIFEST, Manifest
-from storage.store import Store
-from storage.writer import TORCH_DTYPES, DatasetWriter
+from lexray.storage.errors import UserError
+from lexray.storage.harvest.harvest_file import SITE_NAME
+from lexray.storage.manifest import COLUMNS, MANIFEST, Manifest
+from lexray.storage.store import Store
+from lexray.storage.writer import TORCH_DTYPES, DatasetWriter
 
 BLOCK_BYTES = 16 * 2**20
 """Bound on the bytes of a block (at least one row, or one context)."""

@@ -23,9 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from storage.errors import UserError
-from storage.imports.rows import UNKNOWN_TOKEN, Block, SiteNames, block_rows
-from storage.imports.source import SourceFile, SourceFolder
+from lexray.storage.errors import UserError
+from lexray.storage.imports.rows import UNKNOWN_TOKEN, Block, SiteNames, block_rows
+from lexray.storage.imports.source import SourceFile, SourceFolder
 
 STATE, INFO, SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
 PARQUET = ".parquet"

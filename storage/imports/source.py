@@ -16,9 +16,9 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from storage.errors import UserError
-from storage.manifest import MANIFEST
-from storage.store import Store, reachable
+from lexray.storage.errors import UserError
+from lexray.storage.manifest import MANIFEST
+from lexray.storage.store import Store, reachable
 
 COPY_BYTES = 64 * 2**20
 """Bytes of a file that are copied at once."""

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from storage.errors import UserError
-from storage.imports.source import SourceFile
+from lexray.storage.errors import UserError
+from lexray.storage.imports.source import SourceFile
 
 UNNAMED = ""
 """Name of the tensor of a file that holds one tensor without a name."""

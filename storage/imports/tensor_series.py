@@ -9,9 +9,9 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from storage.errors import UserError
-from storage.imports.source import SourceFile, SourceFolder
-from storage.imports.tensor_files import READERS, StoredTensor, TensorFacts, tensor_facts
+from lexray.storage.errors import UserError
+from lexray.storage.imports.source import SourceFile, SourceFolder
+from lexray.storage.imports.tensor_files import READERS, StoredTensor, TensorFacts, tensor_facts
 
 Opener = Callable[[SourceFile], dict[str, StoredTensor]]
 

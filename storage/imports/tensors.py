@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from storage.errors import UserError
-from storage.imports.rows import UNKNOWN_TOKEN, Block, SiteNames, block_rows, check_site_name
-from storage.imports.source import SourceFolder
-from storage.imports.tensor_files import UNNAMED, open_tensor_file
-from storage.imports.tensor_series import Opener, check_aligned, check_parts, find_series, widest
+from lexray.storage.errors import UserError
+from lexray.storage.imports.rows import UNKNOWN_TOKEN, Block, SiteNames, block_rows, check_site_name
+from lexray.storage.imports.source import SourceFolder
+from lexray.storage.imports.tensor_files import UNNAMED, open_tensor_file
+from lexray.storage.imports.tensor_series import Opener, check_aligned, check_parts, find_series, widest
 
 COLUMN_NAMES = {"token_id": "token_id", "token_ids": "token_id", "position": "position", "document": "document"}
 FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)

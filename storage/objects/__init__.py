@@ -1,1 +1,1 @@
-"""What lies behind `storage.store`: connections, credentials, retries, uploads in parts."""
+"""What lies behind `lexray.storage.store`: connections, credentials, retries, uploads in parts."""

@@ -13,9 +13,9 @@ from typing import Any
 import fsspec
 from fsspec.asyn import sync
 
-from storage.errors import UserError
-from storage.objects.credentials import of_session
-from storage.objects.settings import REQUESTS_IN_FLIGHT, S3, StorageSettings
+from lexray.storage.errors import UserError
+from lexray.storage.objects.credentials import of_session
+from lexray.storage.objects.settings import REQUESTS_IN_FLIGHT, S3, StorageSettings
 
 FILESYSTEM, CLIENT = "filesystem", "client"
 """Kinds of connections: fsspec's filesystem, and for ranged reads from S3 botocore's client."""
@@ -56,7 +56,9 @@ def forget(kind: str, scheme: str, settings: StorageSettings, used: list[Any]) -
 
 
 def _client(settings: StorageSettings) -> Any:
-    from storage.objects.s3_client import S3Client  # botocore is not needed, and slow to import, where files are local
+    from lexray.storage.objects.s3_client import (
+        S3Client,  # botocore is not needed, and slow to import, where files are local
+    )
 
     return S3Client(settings)
 

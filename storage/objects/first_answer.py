@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from storage.objects.retries import Retrier, RetryPolicy, StoreUnavailableError, Verdict, judge, s3_answer
+from lexray.storage.objects.retries import Retrier, RetryPolicy, StoreUnavailableError, Verdict, judge, s3_answer
 
 T = TypeVar("T")
 

@@ -15,8 +15,8 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 from botocore.response import StreamingBody
 
-from storage.objects.credentials import fetch_late
-from storage.objects.settings import StorageSettings
+from lexray.storage.objects.credentials import fetch_late
+from lexray.storage.objects.settings import StorageSettings
 
 PIECE_BYTES = 2**20
 """What is taken from a connection at once: it is still in the processor's cache when it is copied to its place."""

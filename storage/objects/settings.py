@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from storage.errors import UserError
-from storage.objects.retries import RetryPolicy
+from lexray.storage.errors import UserError
+from lexray.storage.objects.retries import RetryPolicy
 
 REQUESTS_IN_FLIGHT = 32
 """Most calls that a process has in flight at once, over all stores."""

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from cluster.cli import main
+from lexray.cluster.cli import main
 
 
 @pytest.fixture

@@ -17,14 +17,14 @@ from typing import Any
 
 from ray.cluster_utils import Cluster
 
-from cluster.connect import connected
-from cluster.doctor.asking import Deadline
-from cluster.doctor.examine import examine
-from cluster.doctor.gather import Request, gather
-from cluster.doctor.run import TOTAL_S
-from cluster.doctor.show import as_document
-from cluster.doctor.verdict import Limits
-from storage.objects.settings import StorageSettings
+from lexray.cluster.connect import connected
+from lexray.cluster.doctor.asking import Deadline
+from lexray.cluster.doctor.examine import examine
+from lexray.cluster.doctor.gather import Request, gather
+from lexray.cluster.doctor.run import TOTAL_S
+from lexray.cluster.doctor.show import as_document
+from lexray.cluster.doctor.verdict import Limits
+from lexray.storage.objects.settings import StorageSettings
 
 STORE_BYTES = 100 * 2**20
 

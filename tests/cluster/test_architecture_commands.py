@@ -10,9 +10,9 @@ import jsonschema
 import pytest
 import yaml
 
-from training.dictionaries import ARCHITECTURES
-from training.dictionaries.describe import describe_all
-from tuning.file.schema import sweep_schema
+from lexray.training.dictionaries import ARCHITECTURES
+from lexray.training.dictionaries.describe import describe_all
+from lexray.tuning.file.schema import sweep_schema
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -100,7 +100,7 @@ def test_the_example_of_all_architectures_has_all_of_them():
 
 def test_listing_them_needs_neither_ray_nor_deepspeed():
     program = (
-        "import sys, cluster.cli; from cluster.architecture_commands import list_architectures; "
+        "import sys, lexray.cluster.cli; from lexray.cluster.architecture_commands import list_architectures; "
         "list_architectures(None, True, False); assert not {'ray', 'deepspeed'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, cwd=ROOT)

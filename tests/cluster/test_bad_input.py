@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sweeps import ROWS, sweep_content, write_dataset, write_sweep
 
-from cluster.cli import main
+from lexray.cluster.cli import main
 
 
 @pytest.fixture
@@ -226,7 +226,7 @@ def test_a_wrong_call_of_the_command(capsys, monkeypatch):
 
 
 def in_a_process(*command: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "cluster", *command], capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-m", "lexray", *command], capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.ray

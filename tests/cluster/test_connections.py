@@ -18,10 +18,10 @@ import pytest
 import yaml
 from fake_programs import ADashboard, Programs, on_path
 
-from cluster.provisioned.connection import Target, connect, dashboard_url, read_description
-from cluster.provisioned.tokens import Secret
-from cluster.provisioned.tunnel import free_port
-from storage.errors import UserError
+from lexray.cluster.provisioned.connection import Target, connect, dashboard_url, read_description
+from lexray.cluster.provisioned.tokens import Secret
+from lexray.cluster.provisioned.tunnel import free_port
+from lexray.storage.errors import UserError
 
 TOKEN = "t0ken-that-nobody-may-see"
 KUBECTL = {"kind": "kubectl", "namespace": "sae", "service": "sae-head-svc"}
@@ -88,7 +88,7 @@ def test_a_tunnel_that_dies_is_opened_anew_and_the_question_is_answered(programs
 
 def test_whoever_is_told_to_go_closes_the_tunnel_first(programs, described):
     script = (
-        "import sys, time\nfrom cluster.provisioned.connection import *\n"
+        "import sys, time\nfrom lexray.cluster.provisioned.connection import *\n"
         "with connect(Target(cluster=sys.argv[1])):\n print('open', flush=True)\n time.sleep(60)\n"
     )
     command = [sys.executable, "-c", script, described(KUBECTL)]

@@ -6,8 +6,8 @@ import pytest
 import s3fs
 from synthetic import write_rows
 
-from storage.objects.settings import StorageSettings
-from storage.store import Store
+from lexray.storage.objects.settings import StorageSettings
+from lexray.storage.store import Store
 
 QUICK = ("--seconds", "0.2", "--batch-rows", "64")
 SPEEDS = {

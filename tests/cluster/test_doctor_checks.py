@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from cluster.doctor.examine import examine
-from cluster.doctor.findings import (
+from lexray.cluster.doctor.examine import examine
+from lexray.cluster.doctor.findings import (
     AllReduce,
     BucketRegion,
     ClockReading,
@@ -25,10 +25,10 @@ from cluster.doctor.findings import (
     Unknown,
     WandbFacts,
 )
-from cluster.doctor.show import as_document, as_table, checks_of, is_healthy
-from cluster.doctor.verdict import GIB, Check, Limits, Status
-from cluster.provisioned.description import Liveness
-from storage.objects.settings import StorageSettings
+from lexray.cluster.doctor.show import as_document, as_table, checks_of, is_healthy
+from lexray.cluster.doctor.verdict import GIB, Check, Limits, Status
+from lexray.cluster.provisioned.description import Liveness
+from lexray.storage.objects.settings import StorageSettings
 
 VERSIONS = {"python": "3.11.7", "ray": "2.60.0", "torch": "2.13.0", "deepspeed": "0.19.8", "lexray": "0123abc"}
 SPEED = StoreSpeed(bytes=1000, seconds=0.1)

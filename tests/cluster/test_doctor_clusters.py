@@ -14,9 +14,9 @@ import pytest
 from faulty_server import Fault, Refusal, Request, faulty_server
 from synthetic import write_rows
 
-from cluster.provisioned.description import Liveness
-from storage.objects.settings import StorageSettings
-from storage.store import Store
+from lexray.cluster.provisioned.description import Liveness
+from lexray.storage.objects.settings import StorageSettings
+from lexray.storage.store import Store
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]

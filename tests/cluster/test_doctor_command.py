@@ -47,7 +47,7 @@ def test_wrong_input_is_one_line_that_names_it(tmp_path, lexray) -> None:
 def test_a_ray_that_wants_a_token_refuses_who_has_none_at_once(ray_session, tmp_path) -> None:
     """Ray itself tries for 20 s, and then says that nobody is there."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
-    command = [sys.executable, "-m", "cluster", "doctor", "--address", ray_session]
+    command = [sys.executable, "-m", "lexray", "doctor", "--address", ray_session]
     environment |= {"HOME": str(tmp_path), "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (2, "")

@@ -17,9 +17,9 @@ from namespaces import DASHBOARD_PORT, Machines, machines, why_not
 from sweeps import sweep_content
 from synthetic import write_rows
 
-from cluster.doctor.outside import document_in
-from storage.objects.settings import StorageSettings
-from storage.store import Store
+from lexray.cluster.doctor.outside import document_in
+from lexray.storage.objects.settings import StorageSettings
+from lexray.storage.store import Store
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,7 +59,7 @@ def doctor(place: Machines, *arguments: str) -> tuple[int, dict[str, Any]]:
     (place.place / "token").write_text(place.token)
     address = f"http://{place.addresses['head']}:{DASHBOARD_PORT}"
     where = ["--address", address, "--token-file", str(place.place / "token")]
-    command = [sys.executable, "-m", "cluster", "doctor", *where, "--min-free-gib", "0", "--json", *arguments]
+    command = [sys.executable, "-m", "lexray", "doctor", *where, "--min-free-gib", "0", "--json", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150)
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout)

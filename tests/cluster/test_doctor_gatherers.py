@@ -16,11 +16,11 @@ from faulty_server import Refusal, faulty_server
 from synthetic import write_rows
 from wandb_server import KEY, wandb_server
 
-from cluster.doctor import traffic
-from cluster.doctor.doors import http_status, listening_addresses, public_addresses
-from cluster.doctor.findings import Device, StoreFault, StoreSpeed, Unknown
-from cluster.doctor.machine import code_hash, look_at_machine, system_config
-from cluster.doctor.stores import (
+from lexray.cluster.doctor import traffic
+from lexray.cluster.doctor.doors import http_status, listening_addresses, public_addresses
+from lexray.cluster.doctor.findings import Device, StoreFault, StoreSpeed, Unknown
+from lexray.cluster.doctor.machine import code_hash, look_at_machine, system_config
+from lexray.cluster.doctor.stores import (
     leave_marker,
     missing_folders,
     read_one_chunk,
@@ -31,10 +31,10 @@ from cluster.doctor.stores import (
     who_am_i,
     write_one_key,
 )
-from cluster.doctor.traffic import Door, Ring, free_port, knock, open_door, sum_over_nodes, transport_of
-from cluster.doctor.wandb_host import look_at_wandb
-from storage.objects.settings import StorageSettings
-from storage.store import Store
+from lexray.cluster.doctor.traffic import Door, Ring, free_port, knock, open_door, sum_over_nodes, transport_of
+from lexray.cluster.doctor.wandb_host import look_at_wandb
+from lexray.storage.objects.settings import StorageSettings
+from lexray.storage.store import Store
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_a_bucket_that_does_not_exist_has_its_code(settings: StorageSettings) ->
 
 
 def test_an_endpoint_where_nobody_listens_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.doctor.stores.RETRY_BUDGET_S", 0.0)
+    monkeypatch.setattr("lexray.cluster.doctor.stores.RETRY_BUDGET_S", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         nobody = f"http://127.0.0.1:{listener.getsockname()[1]}"
     found = write_one_key("s3://bucket/output", StorageSettings(endpoint_url=nobody), "key")

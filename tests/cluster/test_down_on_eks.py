@@ -16,11 +16,11 @@ import pytest
 from fake_programs import ADashboard, Programs, on_path
 from rich.console import Console
 
-from cluster.provisioned.description import ClusterDescription
-from cluster.provisioned.down import Removed, down
-from cluster.provisioned.kube_heads import end_ray_clusters
-from cluster.provisioned.terraform import Terraform
-from storage.errors import UserError
+from lexray.cluster.provisioned.description import ClusterDescription
+from lexray.cluster.provisioned.down import Removed, down
+from lexray.cluster.provisioned.kube_heads import end_ray_clusters
+from lexray.cluster.provisioned.terraform import Terraform
+from lexray.storage.errors import UserError
 
 TOKEN = "a-token-of-kuberay"
 CLUSTER = {
@@ -105,7 +105,7 @@ class Eks:
 @pytest.fixture
 def eks(tmp_path, s3_server, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
-    monkeypatch.setattr("cluster.follow.stop.JOB_PATIENCE_S", 1.0)
+    monkeypatch.setattr("lexray.cluster.follow.stop.JOB_PATIENCE_S", 1.0)
     dashboard = ADashboard(TOKEN)
     made = Eks(tmp_path, dashboard)
     monkeypatch.setenv("PATH", on_path(made.programs))

@@ -18,15 +18,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from cluster.follow.logs import gained, pieces
-from cluster.follow.stop import stop
-from cluster.follow.sweep_status import sweep_status
-from cluster.follow.which import Meant
-from storage.store import Store
-from tuning.driver import Driver
-from tuning.driver_record import DriverRecord, read_driver, write_driver
-from tuning.endings.ends import BY_HAND, read_ending
-from tuning.sweep_folder import DONE, FAILED, PENDING, RUNNING, STOPPED, SweepFolder, TrialRecord
+from lexray.cluster.follow.logs import gained, pieces
+from lexray.cluster.follow.stop import stop
+from lexray.cluster.follow.sweep_status import sweep_status
+from lexray.cluster.follow.which import Meant
+from lexray.storage.store import Store
+from lexray.tuning.driver import Driver
+from lexray.tuning.driver_record import DriverRecord, read_driver, write_driver
+from lexray.tuning.endings.ends import BY_HAND, read_ending
+from lexray.tuning.sweep_folder import DONE, FAILED, PENDING, RUNNING, STOPPED, SweepFolder, TrialRecord
 
 STEPS, BATCH_ROWS = 1000, 128
 
@@ -271,7 +271,7 @@ def test_force_ends_the_job_at_once_and_word_is_left_for_what_outlives_it(folder
 
 
 def test_a_job_whose_driver_never_began_is_ended(folder, lexray, job_server, monkeypatch):
-    monkeypatch.setattr("cluster.follow.stop.JOB_PATIENCE_S", 1.0)
+    monkeypatch.setattr("lexray.cluster.follow.stop.JOB_PATIENCE_S", 1.0)
     code, out, _ = lexray("stop", "lexray-widths-1", "--address", job_server.url)
     assert code == 0
     assert "nobody runs it; job lexray-widths-1 was ended" in out
@@ -300,9 +300,9 @@ def test_a_job_that_left_nothing_in_its_folder_is_told_by_the_job_server(folder,
 def test_a_driver_that_is_told_to_go_says_so_in_the_folder(folder):
     script = (
         "import sys, time\n"
-        "from cluster.sweep_commands import _terminable\n"
-        "from storage.store import Store\n"
-        "from tuning.driver import Driver\n"
+        "from lexray.cluster.sweep_commands import _terminable\n"
+        "from lexray.storage.store import Store\n"
+        "from lexray.tuning.driver import Driver\n"
         "driver = Driver(store=Store.at(sys.argv[1]))\n"
         "with _terminable(driver), driver:\n"
         "    print('begun', flush=True)\n"

@@ -13,14 +13,14 @@ import pytest
 import yaml
 from sweeps import sweep_content, write_dataset, write_sweep
 
-from cluster import cli, plan_commands
-from storage.config_file import read_config_file
-from training.saved import CONFIG
-from tuning.file.sweep_file import SweepFile
-from tuning.planning.forecast import SWEEP_START_S
-from tuning.records import new_record
-from tuning.sweep_folder import DONE
-from tuning.sweep_plan import plan_sweep
+from lexray.cluster import cli, plan_commands
+from lexray.storage.config_file import read_config_file
+from lexray.training.saved import CONFIG
+from lexray.tuning.file.sweep_file import SweepFile
+from lexray.tuning.planning.forecast import SWEEP_START_S
+from lexray.tuning.records import new_record
+from lexray.tuning.sweep_folder import DONE
+from lexray.tuning.sweep_plan import plan_sweep
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_a_mesh_that_is_left_open_is_chosen(planned):
 @pytest.mark.slow
 @pytest.mark.ray
 def test_the_nodes_of_a_cluster_are_planned_for(ray_session, sweep_file):
-    command = [sys.executable, "-m", "cluster", "plan", sweep_file(), "--address", ray_session, "--json"]
+    command = [sys.executable, "-m", "lexray", "plan", sweep_file(), "--address", ray_session, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)

@@ -16,17 +16,17 @@ from fake_programs import ADashboard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.jobs.job_client import JobClient
-from cluster.jobs.naming import attempt_of, base_id, next_id
-from cluster.jobs.package import MAX_BYTES, package
-from cluster.jobs.submit import entrypoint
-from cluster.jobs.watch import LONGEST_PAUSE_S, PAUSE_S, follow_job, pause_s
-from cluster.provisioned.description import ClusterDescription, Pool
-from cluster.provisioned.errors import ClusterLostError, NotFoundError, RefusedError
-from cluster.provisioned.http import Dashboard
-from cluster.provisioned.pools import pools_of, pools_option, startable
-from cluster.provisioned.tokens import Secret
-from storage.errors import UserError
+from lexray.cluster.jobs.job_client import JobClient
+from lexray.cluster.jobs.naming import attempt_of, base_id, next_id
+from lexray.cluster.jobs.package import MAX_BYTES, code_package, package
+from lexray.cluster.jobs.submit import entrypoint
+from lexray.cluster.jobs.watch import LONGEST_PAUSE_S, PAUSE_S, follow_job, pause_s
+from lexray.cluster.provisioned.description import ClusterDescription, Pool
+from lexray.cluster.provisioned.errors import ClusterLostError, NotFoundError, RefusedError
+from lexray.cluster.provisioned.http import Dashboard
+from lexray.cluster.provisioned.pools import pools_of, pools_option, startable
+from lexray.cluster.provisioned.tokens import Secret
+from lexray.storage.errors import UserError
 
 
 @pytest.fixture
@@ -123,8 +123,13 @@ def test_the_package_is_the_code_and_the_file_and_equal_for_equal_content():
     assert made.name == package("name: x\n", with_code=True).name
     assert made.name != package("name: y\n", with_code=True).name
     names = zipfile.ZipFile(io.BytesIO(made.content)).namelist()
-    assert {"sweep.yaml", "cluster/__main__.py", "tuning/results/report.html.j2", "storage/store.py"} <= set(names)
-    assert {name.split("/")[0] for name in names} == {"sweep.yaml", "cluster", "tuning", "training", "storage"}
+    assert {
+        "sweep.yaml",
+        "lexray/__main__.py",
+        "lexray/tuning/results/report.html.j2",
+        "lexray/storage/store.py",
+    } <= set(names)
+    assert {name.split("/")[0] for name in names} == {"sweep.yaml", "lexray"}
     assert not any("__pycache__" in name for name in names)
     assert len(made.content) < 2_000_000
     alone = package("name: x\n", with_code=False)
@@ -132,15 +137,26 @@ def test_the_package_is_the_code_and_the_file_and_equal_for_equal_content():
     assert len(alone.content) < 1000
 
 
+def test_only_source_files_of_the_floors_leave_the_machine(tmp_path: Path):
+    secrets = (".env", ".aws/credentials", "storage/.env", "storage/.cache/a.py", "tuning/token.txt", "notes/x.py")
+    sent = ("__init__.py", "storage/store.py", "tuning/report.html.j2")
+    for name in (*secrets, *sent):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "storage" / "link.py").symlink_to(tmp_path / ".env")
+    made = code_package(tmp_path)
+    assert set(zipfile.ZipFile(io.BytesIO(made.content)).namelist()) == {f"lexray/{name}" for name in sent}
+
+
 def test_a_package_over_the_limit_names_the_largest_files(tmp_path: Path):
     (tmp_path / "tuning").mkdir()
     for number, size in enumerate((MAX_BYTES, 1_000_000, 10)):
         noise = bytes(range(256)) * (size // 256)
-        (tmp_path / "tuning" / f"{number}.bin").write_bytes(noise if number else _noise(size))
+        (tmp_path / "tuning" / f"{number}.py").write_bytes(noise if number else _noise(size))
     with pytest.raises(UserError) as refused:
-        package("name: x", with_code=True, root=tmp_path)
+        package("name: x", with_code=True, folder=tmp_path)
     assert "upload: 10.0 MB, at most 10 MB" in str(refused.value)
-    assert "tuning/0.bin (10.0 MB), tuning/1.bin (1.0 MB)" in str(refused.value)
+    assert "lexray/tuning/0.py (10.0 MB), lexray/tuning/1.py (1.0 MB)" in str(refused.value)
 
 
 def _noise(size: int) -> bytes:

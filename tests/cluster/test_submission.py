@@ -11,14 +11,14 @@ import pytest
 from fake_programs import ADashboard
 from sweeps import sweep_content, write_dataset, write_sweep
 
-from cluster.jobs import job_client
-from cluster.jobs.nodes import all_are_here, gpu_memory_gib, machines_of
-from cluster.jobs.submit import sweep_of
-from cluster.provisioned.description import ClusterDescription
-from storage.errors import UserError
-from storage.store import Store
-from tuning.driver_record import DriverRecord, write_driver
-from tuning.placement.nodes import HEAD
+from lexray.cluster.jobs import job_client
+from lexray.cluster.jobs.nodes import all_are_here, gpu_memory_gib, machines_of
+from lexray.cluster.jobs.submit import sweep_of
+from lexray.cluster.provisioned.description import ClusterDescription
+from lexray.storage.errors import UserError
+from lexray.storage.store import Store
+from lexray.tuning.driver_record import DriverRecord, write_driver
+from lexray.tuning.placement.nodes import HEAD
 
 HERE = {
     "node_ip": "127.0.0.1",
@@ -110,7 +110,7 @@ def test_a_sweep_that_runs_is_found_and_one_that_ended_gets_another_attempt(sent
 
 
 def test_a_head_that_is_busy_is_asked_again_and_one_that_refuses_is_not(sent, lexray, sweep_file, server, monkeypatch):
-    monkeypatch.setattr("cluster.jobs.submit.BUSY_PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr("lexray.cluster.jobs.submit.BUSY_PAUSES_S", (0.0, 0.0))
     server.refusals = [(500, "No available agent to submit job, please try again later.")] * 2
     assert sent(sweep_file())["is_new"]
     assert len(server.sent) == 3

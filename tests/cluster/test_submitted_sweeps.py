@@ -15,11 +15,11 @@ import pytest
 from sweeps import sweep_content, write_dataset, write_sweep
 
 from benchmarks.raylets import Raylets
-from cluster.follow.sweep_status import sweep_status
-from cluster.provisioned.http import Dashboard
-from cluster.provisioned.tokens import Secret
-from storage.store import Store
-from tuning.sweep_folder import SweepFolder
+from lexray.cluster.follow.sweep_status import sweep_status
+from lexray.cluster.provisioned.http import Dashboard
+from lexray.cluster.provisioned.tokens import Secret
+from lexray.storage.store import Store
+from lexray.tuning.sweep_folder import SweepFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -42,7 +42,7 @@ class Client:
         return self.head.target
 
     def command(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "cluster", *words]
+        return [sys.executable, "-m", "lexray", *words]
 
     def run(self, *words: str) -> tuple[int, str, str]:
         done = subprocess.run(self.command(*words), capture_output=True, text=True, timeout=300)

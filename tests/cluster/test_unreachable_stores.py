@@ -2,9 +2,9 @@
 
 import pytest
 
-from cluster import cli
-from storage.objects import connections, first_answer
-from storage.objects.retries import StoreUnavailableError
+from lexray.cluster import cli
+from lexray.storage.objects import connections, first_answer
+from lexray.storage.objects.retries import StoreUnavailableError
 
 COMMANDS = [
     ("report", "PLACE"),

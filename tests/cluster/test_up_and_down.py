@@ -13,15 +13,15 @@ import pytest
 from fake_programs import ADashboard
 from rich.console import Console
 
-from cluster.provisioned.draining import drain, refuse_running
-from cluster.provisioned.errors import RefusedError
-from cluster.provisioned.leftovers import Leftover, is_billed, kind_of, lasting, leftovers
-from cluster.provisioned.machines import end_workers, is_stopped, stop_head, workers
-from cluster.provisioned.progress import Steps
-from cluster.provisioned.terraform import Terraform, complaint, diagnoses, one_line
-from cluster.provisioned.terraform_plan import TAG_KEY, cost_lines, counted, read_plan
-from cluster.provisioned.up import run_up, up
-from storage.errors import UserError
+from lexray.cluster.provisioned.draining import drain, refuse_running
+from lexray.cluster.provisioned.errors import RefusedError
+from lexray.cluster.provisioned.leftovers import Leftover, is_billed, kind_of, lasting, leftovers
+from lexray.cluster.provisioned.machines import end_workers, is_stopped, stop_head, workers
+from lexray.cluster.provisioned.progress import Steps
+from lexray.cluster.provisioned.terraform import Terraform, complaint, diagnoses, one_line
+from lexray.cluster.provisioned.terraform_plan import TAG_KEY, cost_lines, counted, read_plan
+from lexray.cluster.provisioned.up import run_up, up
+from lexray.storage.errors import UserError
 
 REGION = "us-east-1"
 TERRAFORM = '''
@@ -286,7 +286,7 @@ def test_bad_calls_are_one_line_and_exit_code_2(lexray, tmp_path, monkeypatch):
 
 
 def test_a_forced_down_ends_the_jobs_that_run_and_goes_on_where_nobody_answers(tmp_path, monkeypatch):
-    monkeypatch.setattr("cluster.follow.stop.JOB_PATIENCE_S", 1.0)
+    monkeypatch.setattr("lexray.cluster.follow.stop.JOB_PATIENCE_S", 1.0)
     dashboard = ADashboard()
     file = described(tmp_path, dashboard.url)
     stopped = "/api/jobs/lexray-a/stop"

@@ -27,10 +27,10 @@ from node_scripts import environment, start, workers
 from sweeps import sweep_content, write_dataset, write_sweep
 from tunnels import forward
 
-from cluster.provisioned.machines import OF_A_GROUP
-from storage.store import StorageSettings, Store
-from training.saved import load_dictionary
-from tuning.results.frontier import read_frontier
+from lexray.cluster.provisioned.machines import OF_A_GROUP
+from lexray.storage.store import StorageSettings, Store
+from lexray.training.saved import load_dictionary
+from lexray.tuning.results.frontier import read_frontier
 
 NODE_S = 120.0
 """How long work may wait for a node."""
@@ -111,7 +111,7 @@ class User:
 
     def start(self, *words: str) -> subprocess.Popen[bytes]:
         """Run `lexray`; what it says lies in files of the folder."""
-        command = [sys.executable, "-m", "cluster", *words]
+        command = [sys.executable, "-m", "lexray", *words]
         with (self.folder / "out").open("wb") as out, (self.folder / "err").open("wb") as err:
             return subprocess.Popen(command, env=self.env, stdout=out, stderr=err, stdin=subprocess.DEVNULL)
 

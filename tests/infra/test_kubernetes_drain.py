@@ -15,8 +15,8 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from cluster.provisioned.kube_pods import DRAIN_S, DRAIN_SCRIPT
-from tuning.placement.cluster_view import cluster_view
+from lexray.cluster.provisioned.kube_pods import DRAIN_S, DRAIN_SCRIPT
+from lexray.tuning.placement.cluster_view import cluster_view
 
 folder = sys.argv[1]
 
@@ -45,7 +45,7 @@ trainer = TorchTrainer(
     run_config=RunConfig(storage_path=folder),
 )
 training = threading.Thread(target=trainer.fit, daemon=True)
-training.start()
+lexray.training.start()
 wait_until(lambda: os.path.exists(f"{folder}/began"), "the training")
 assert leaving() == set()
 script = DRAIN_SCRIPT.replace(f"SECONDS + {DRAIN_S}", "SECONDS + 60")

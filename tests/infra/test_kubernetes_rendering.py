@@ -10,11 +10,11 @@ import pytest
 import yaml
 from kubernetes_kinds import FOLDER, ROOT, by_name, example, kustomized, needs_kubectl, pod_templates
 
-from cluster.provisioned.kube_cluster import SWEEP, SWEEP_CONFIG_MAP, SWEEP_FOLDER
-from cluster.provisioned.kube_pods import CORE_POOL, DRAIN_SCRIPT, GPU_RESOURCE, POOL_LABEL, SPOT_TAINTS
-from cluster.provisioned.manifests import applied, render, to_yaml
-from cluster.provisioned.pools import pools_of
-from storage.errors import UserError
+from lexray.cluster.provisioned.kube_cluster import SWEEP, SWEEP_CONFIG_MAP, SWEEP_FOLDER
+from lexray.cluster.provisioned.kube_pods import CORE_POOL, DRAIN_SCRIPT, GPU_RESOURCE, POOL_LABEL, SPOT_TAINTS
+from lexray.cluster.provisioned.manifests import applied, render, to_yaml
+from lexray.cluster.provisioned.pools import pools_of
+from lexray.storage.errors import UserError
 
 PUSHED_IMAGE = "registry.example.com/lexray:0.1.0"
 BASE = FOLDER / "base"

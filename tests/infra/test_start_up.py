@@ -15,7 +15,7 @@ from hcl_files import INFRA
 from ray.autoscaler._private.util import validate_config
 from ray.autoscaler.v2.instance_manager.config import FileConfigReader
 
-from cluster.provisioned.description import ClusterDescription, Liveness
+from lexray.cluster.provisioned.description import ClusterDescription, Liveness
 
 TEMPLATES = INFRA / "modules/aws/ray-ec2/templates"
 SCRIPTS = ("head.sh", "worker.sh")

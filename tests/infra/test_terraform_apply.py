@@ -16,7 +16,7 @@ from applied_roots import BUCKET_BEFORE, EKS_VARIABLES, Applied, apply_root, cli
 from running_cluster import RunningCluster, User, finished_in
 from terraform_tool import Terraform, copy_of_infra
 
-from cluster.provisioned.description import ClusterDescription
+from lexray.cluster.provisioned.description import ClusterDescription
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

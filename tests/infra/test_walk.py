@@ -22,7 +22,7 @@ from synthetic import write_rows
 from terraform_tool import copy_of_infra
 from walk_stand_ins import Head, programs
 
-from storage.store import Store
+from lexray.storage.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TOKEN = "a-token-of-the-walk"

@@ -45,7 +45,7 @@ def programs(folder: Path, port: int) -> Path:
     """A folder for PATH with `aws`, and `lexray` as it is installed."""
     folder.mkdir()
     write_program(folder / "aws", AWS.format(python=sys.executable, tests=TESTS, port=port))
-    write_program(folder / "lexray", f'#!/bin/sh\nexec {sys.executable} -m cluster "$@"\n')
+    write_program(folder / "lexray", f'#!/bin/sh\nexec {sys.executable} -m lexray "$@"\n')
     return folder
 
 

@@ -9,11 +9,11 @@ from cached_activations import write_cache
 from datasets import Array2D, Features, Sequence, Value
 from sae_lens.cache_activations_runner import CacheActivationsRunner
 
-from storage.imports.rows import SiteNames, import_rows
-from storage.imports.sae_lens import SaeLensCache
-from storage.imports.source import SourceFolder
-from storage.reader import DatasetReader
-from storage.store import Store
+from lexray.storage.imports.rows import SiteNames, import_rows
+from lexray.storage.imports.sae_lens import SaeLensCache
+from lexray.storage.imports.source import SourceFolder
+from lexray.storage.reader import DatasetReader
+from lexray.storage.store import Store
 
 HOOK, CONTEXTS, POSITIONS, WIDTH = "blocks.0.hook_mlp_out", 4, 6, 5
 

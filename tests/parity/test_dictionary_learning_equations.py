@@ -32,7 +32,7 @@ from dictionary_learning.trainers.gated_anneal import GatedAnnealTrainer
 from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKTrainer
 from dictionary_learning.trainers.standard import StandardTrainerAprilUpdate
 
-from training.dictionaries.base import BatchSums
+from lexray.training.dictionaries.base import BatchSums
 
 X_BD = rows()
 LATE = 5000

@@ -10,10 +10,10 @@ from dictionary_learning.evaluation import evaluate as evaluate_like_dictionary_
 from overcomplete.metrics import cosine_hungarian_loss, dictionary_collinearity
 from sae_lens.evals import ExplainedVarianceCalculator
 
-from training.dictionaries.base import RawRows
-from training.measures.coherence import coherence
-from training.measures.matching import match
-from training.measures.measure import measure
+from lexray.training.dictionaries.base import RawRows
+from lexray.training.measures.coherence import coherence
+from lexray.training.measures.matching import match
+from lexray.training.measures.measure import measure
 
 X_BD = rows()
 

@@ -9,10 +9,10 @@ from overcomplete.optimization.nmf import _one_step_multiplicative_rule as nmf_s
 from overcomplete.optimization.semi_nmf import _one_step_snmf_multiplicative_update as snmf_step
 from overcomplete.sae import OMPSAE, BatchTopKSAE, JumpSAE, MpSAE, RATopKSAE
 
-from training.axes import ALL_LATENTS
-from training.dictionaries.base import BatchSums
-from training.factors import least_squares_atoms, multiplicative, multiplicative_atoms
-from training.pursuit import StopRule, orthogonal_pursuit
+from lexray.training.axes import ALL_LATENTS
+from lexray.training.dictionaries.base import BatchSums
+from lexray.training.factors import least_squares_atoms, multiplicative, multiplicative_atoms
+from lexray.training.pursuit import StopRule, orthogonal_pursuit
 
 X_BD = rows().float()
 
@@ -185,7 +185,7 @@ def test_projections_are_theirs(against):
 
 def test_atoms_beyond_the_candidates_start_in_the_hull_though_theirs_start_at_zero():
     """A mixture's weights sum to 1; theirs begin as the identity, which has no row beyond the candidates."""
-    from training.dictionaries.archetypal import initial_mixture
+    from lexray.training.dictionaries.archetypal import initial_mixture
 
     points = torch.randn(10, D, generator=torch.Generator().manual_seed(15))
     sae = RATopKSAE(D, F, points=points, top_k=K, encoder_module=_PreCodes(torch.nn.Linear(D, F)))

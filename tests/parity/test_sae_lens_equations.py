@@ -33,7 +33,7 @@ from sae_lens.saes.standard_sae import StandardTrainingSAE, StandardTrainingSAEC
 from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.saes.transcoder import SkipTranscoder, SkipTranscoderConfig, Transcoder, TranscoderConfig
 
-from training.dictionaries.base import BatchSums
+from lexray.training.dictionaries.base import BatchSums
 
 FREE = {"decoder_norm": "free"}
 X_BD = rows()

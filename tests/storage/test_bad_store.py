@@ -20,16 +20,16 @@ import torch
 from faulty_server import Cut, Decide, Fault, Flip, Lost, Refusal, Request, Reset, Whole, faulty_server, first, unlucky
 from synthetic import Written, read_into, write_rows
 
-import storage.store
-from storage.errors import CorruptDataError, UserError
-from storage.manifest import load_manifest
-from storage.objects.retries import RetryPolicy, StoreUnavailableError, retried_calls
-from storage.objects.settings import REQUESTS_IN_FLIGHT, StorageSettings
-from storage.reader import DatasetReader
-from storage.selection import Selection
-from storage.store import Store
-from storage.stream import local_stream
-from storage.windows import StreamSpec
+import lexray.storage.store
+from lexray.storage.errors import CorruptDataError, UserError
+from lexray.storage.manifest import load_manifest
+from lexray.storage.objects.retries import RetryPolicy, StoreUnavailableError, retried_calls
+from lexray.storage.objects.settings import REQUESTS_IN_FLIGHT, StorageSettings
+from lexray.storage.reader import DatasetReader
+from lexray.storage.selection import Selection
+from lexray.storage.store import Store
+from lexray.storage.stream import local_stream
+from lexray.storage.windows import StreamSpec
 
 BUCKET = "bad-store"
 SLOW_DOWN = Refusal(503, "SlowDown", "Please reduce your request rate.")
@@ -314,7 +314,7 @@ PART_BYTES = 2**18
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> bytes:
     """A file of four parts, which are smaller than S3 takes them so that the test is quick."""
     monkeypatch.setattr("moto.s3.models.S3_UPLOAD_PART_MIN_SIZE", 1)
-    monkeypatch.setattr(storage.store, "PART_BYTES", PART_BYTES)
+    monkeypatch.setattr(lexray.storage.store, "PART_BYTES", PART_BYTES)
     return os.urandom(3 * PART_BYTES + 99)
 
 

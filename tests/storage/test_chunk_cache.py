@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from synthetic import Written, write_rows
 
-from storage.chunk_cache import CacheSettings, ChunkCache, ChunkName
-from storage.chunk_reads import ChunkReads
-from storage.order import WindowKey
-from storage.selection import Selection
-from storage.stream import local_stream
-from storage.windows import StreamSpec, Window, WindowReader, local_chunks
+from lexray.storage.chunk_cache import CacheSettings, ChunkCache, ChunkName
+from lexray.storage.chunk_reads import ChunkReads
+from lexray.storage.order import WindowKey
+from lexray.storage.selection import Selection
+from lexray.storage.stream import local_stream
+from lexray.storage.windows import StreamSpec, Window, WindowReader, local_chunks
 
 SITES = {"x": 4, "layers.3/out": 6}
 
@@ -150,7 +150,7 @@ def test_files_of_others_are_left_alone(settings: CacheSettings) -> None:
 
 ADD_FOR_EVER = """
 import itertools, random, sys
-from storage.chunk_cache import CacheSettings, ChunkCache, ChunkName
+from lexray.storage.chunk_cache import CacheSettings, ChunkCache, ChunkName
 cache = ChunkCache(CacheSettings(dir=sys.argv[1], bytes=int(sys.argv[2])))
 for turn in range(int(sys.argv[3])):
     number = random.randrange(60)
@@ -240,11 +240,11 @@ def test_a_cache_that_cannot_be_written_is_given_up_in_one_line(
 
 WITH_A_FULL_DISK = """
 import resource, sys
-from storage.chunk_cache import CacheSettings
-from storage.selection import Selection
-from storage.store import Store
-from storage.stream import local_stream
-from storage.windows import StreamSpec
+from lexray.storage.chunk_cache import CacheSettings
+from lexray.storage.selection import Selection
+from lexray.storage.store import Store
+from lexray.storage.stream import local_stream
+from lexray.storage.windows import StreamSpec
 selection = Selection(held_out=0.2)
 spec = StreamSpec(store=Store.at(sys.argv[1]), sites=("x",), selection=selection, lanes=4, window_bytes=200)
 resource.setrlimit(resource.RLIMIT_FSIZE, (40, resource.RLIM_INFINITY))  # a chunk has 64 bytes

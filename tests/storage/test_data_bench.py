@@ -6,13 +6,13 @@ import s3fs
 import torch
 from synthetic import write_rows
 
-from storage.bench import CoreSpeed, Feeding, chunk_ranges, core_speed, plain_reads, stream_speed
-from storage.errors import CorruptDataError, UserError
-from storage.objects.settings import StorageSettings
-from storage.reader import DatasetReader
-from storage.selection import Selection
-from storage.store import Store
-from storage.windows import StreamSpec
+from lexray.storage.bench import CoreSpeed, Feeding, chunk_ranges, core_speed, plain_reads, stream_speed
+from lexray.storage.errors import CorruptDataError, UserError
+from lexray.storage.objects.settings import StorageSettings
+from lexray.storage.reader import DatasetReader
+from lexray.storage.selection import Selection
+from lexray.storage.store import Store
+from lexray.storage.windows import StreamSpec
 
 ROW_BYTES = 2 * (4 + 6)
 AT_11 = "topk becomes I/O bound at 11 workers: one worker trains 100 rows/s, the stream gives "

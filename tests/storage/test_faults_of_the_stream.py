@@ -20,11 +20,11 @@ import ray
 import ray.cloudpickle
 from synthetic import write_rows
 
-from storage.chunk_cache import CacheSettings
-from storage.selection import Selection
-from storage.server import ServedWindows, start_server
-from storage.stream import BatchStream, local_stream
-from storage.windows import StreamSpec
+from lexray.storage.chunk_cache import CacheSettings
+from lexray.storage.selection import Selection
+from lexray.storage.server import ServedWindows, start_server
+from lexray.storage.stream import BatchStream, local_stream
+from lexray.storage.windows import StreamSpec
 
 pytestmark = pytest.mark.ray
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers do not find the folders of tests

@@ -8,10 +8,10 @@ from itertools import count
 import pytest
 from botocore.exceptions import ClientError, CredentialRetrievalError
 
-from storage.objects.first_answer import NoAnswerError, answers_within, first_answer
-from storage.objects.retries import StoreUnavailableError
-from storage.objects.settings import StorageSettings
-from storage.store import Store
+from lexray.storage.objects.first_answer import NoAnswerError, answers_within, first_answer
+from lexray.storage.objects.retries import StoreUnavailableError
+from lexray.storage.objects.settings import StorageSettings
+from lexray.storage.store import Store
 
 NUMBERS = count()
 

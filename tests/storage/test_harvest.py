@@ -26,12 +26,12 @@ from harvest_cases import (
 )
 from transformers import AutoModel, BertConfig, CLIPConfig, T5Config
 
-from storage.harvest.harvest import harvest
-from storage.harvest.model_reader import ModelReader, choose_reader, read_whole
-from storage.harvest.site_choice import Place
-from storage.harvest.token_rows import pad
-from storage.store import Store
-from storage.writer import DatasetWriter
+from lexray.storage.harvest.harvest import harvest
+from lexray.storage.harvest.model_reader import ModelReader, choose_reader, read_whole
+from lexray.storage.harvest.site_choice import Place
+from lexray.storage.harvest.token_rows import pad
+from lexray.storage.store import Store
+from lexray.storage.writer import DatasetWriter
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "albert"])
@@ -333,5 +333,5 @@ def test_too_little_memory_names_the_setting(tmp_path: Path, monkeypatch: pytest
     def no_memory(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory\nmore lines")
 
-    monkeypatch.setattr("storage.harvest.model_reader.read_whole", no_memory)
+    monkeypatch.setattr("lexray.storage.harvest.model_reader.read_whole", no_memory)
     assert refusal(harvest_file(tmp_path)).startswith("batch_tokens: 24 tokens in one forward pass need more memory")

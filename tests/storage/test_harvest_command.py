@@ -14,13 +14,13 @@ import pytest
 import yaml
 from harvest_cases import files_of, harvest_file, write_text
 
-from storage.harvest.harvest import harvest
+from lexray.storage.harvest.harvest import harvest
 
 DOCUMENTS = [" ".join(f"w{(i * (n + 3) + n) % 40}" for i in range(60)) for n in range(1500)]
 
 
 def command(file: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "cluster", "harvest", str(file), *options]
+    return [sys.executable, "-m", "lexray", "harvest", str(file), *options]
 
 
 def write_file(tmp_path: Path, name: str, **changes: Any) -> Path:

@@ -27,12 +27,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModel, AutoTokenizer
 
-from storage.config_file import StorageBlock
-from storage.harvest.harvest import harvest
-from storage.harvest.harvest_file import TextChoice
-from storage.harvest.pieces import PieceCutter, PiecesBuilder
-from storage.harvest.text import read_documents
-from storage.store import Store
+from lexray.storage.config_file import StorageBlock
+from lexray.storage.harvest.harvest import harvest
+from lexray.storage.harvest.harvest_file import TextChoice
+from lexray.storage.harvest.pieces import PieceCutter, PiecesBuilder
+from lexray.storage.harvest.text import read_documents
+from lexray.storage.store import Store
 
 
 def write_tables(folder: Path) -> None:

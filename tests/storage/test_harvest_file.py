@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from storage.config_file import read_config_file
-from storage.errors import UserError
-from storage.harvest.harvest_file import HarvestFile
+from lexray.storage.config_file import read_config_file
+from lexray.storage.errors import UserError
+from lexray.storage.harvest.harvest_file import HarvestFile
 
 
 @pytest.mark.parametrize(

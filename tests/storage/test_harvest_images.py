@@ -27,7 +27,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from storage.harvest.harvest import harvest
+from lexray.storage.harvest.harvest import harvest
 
 SIZE: dict[str, Any] = {
     "hidden_size": 16,

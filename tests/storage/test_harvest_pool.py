@@ -15,10 +15,10 @@ import pytest
 import ray
 from harvest_cases import GPT2, files_of, harvest_file, save_model, write_text
 
-from storage.errors import UserError
-from storage.harvest.harvest import harvest
-from storage.harvest.harvest_file import HarvestFile
-from storage.harvest.size import PoolSize, Resources, choose_size
+from lexray.storage.errors import UserError
+from lexray.storage.harvest.harvest import harvest
+from lexray.storage.harvest.harvest_file import HarvestFile
+from lexray.storage.harvest.size import PoolSize, Resources, choose_size
 
 DOCUMENTS = [" ".join(f"w{(i * (n + 3) + n) % 40}" for i in range(40)) for n in range(300)]
 """Enough for a second or two of two actors."""
@@ -116,7 +116,7 @@ class Doomed:
 @pytest.mark.usefixtures("ray_session")
 def test_a_worker_that_always_dies_ends_the_harvest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    monkeypatch.setattr("storage.harvest.pool.Replica", Doomed)
+    monkeypatch.setattr("lexray.storage.harvest.pool.Replica", Doomed)
     with pytest.raises(RuntimeError, match="a worker died 3 times while it loaded the models"):
         harvest(many_shards(tmp_path, "out", workers=1), joins=True)
     ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])

@@ -16,16 +16,16 @@ from typing import Any
 import pytest
 from harvest_cases import files_of, harvest_file, refusal, tiny_model, write_text
 
-from storage.errors import UserError
-from storage.harvest.harvest import harvest
-from storage.harvest.harvest_file import HarvestFile
-from storage.manifest import load_manifest
-from storage.store import Store
+from lexray.storage.errors import UserError
+from lexray.storage.harvest.harvest import harvest
+from lexray.storage.harvest.harvest_file import HarvestFile
+from lexray.storage.manifest import load_manifest
+from lexray.storage.store import Store
 
 DOCUMENTS = [" ".join(f"w{(i * (n + 3) + n) % 40}" for i in range(40)) for n in range(60)]
 NUM_SHARDS = 38
 PRELOADED = [
-    "storage.harvest.harvest",
+    "lexray.storage.harvest.harvest",
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
     "transformers.models.bert.modeling_bert",

@@ -33,10 +33,10 @@ from transformers import (
     RobertaConfig,
 )
 
-from storage.harvest.harvest import harvest
-from storage.harvest.model_reader import choose_reader
-from storage.harvest.site_choice import SiteChoice, find_place
-from storage.harvest.token_rows import pad
+from lexray.storage.harvest.harvest import harvest
+from lexray.storage.harvest.model_reader import choose_reader
+from lexray.storage.harvest.site_choice import SiteChoice, find_place
+from lexray.storage.harvest.token_rows import pad
 
 ROLES = ("residual_in", "residual_out", "mlp_in", "mlp_out", "attention_out")
 DECODER: dict[str, Any] = {**SIZES, "num_hidden_layers": 3, "intermediate_size": 32, "num_key_value_heads": 2}

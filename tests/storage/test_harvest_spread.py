@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from storage.harvest.harvest import harvest
-from storage.harvest.harvest_file import HarvestFile
-from storage.harvest.plan import batches, cut_rows, deal_pieces, row_places
-from storage.manifest import Manifest
+from lexray.storage.harvest.harvest import harvest
+from lexray.storage.harvest.harvest_file import HarvestFile
+from lexray.storage.harvest.plan import batches, cut_rows, deal_pieces, row_places
+from lexray.storage.manifest import Manifest
 
 DOCUMENTS = [" ".join(f"w{(i * (n + 3) + n) % 40}" for i in range(30 + n % 11)) for n in range(120)]
 

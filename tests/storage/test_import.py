@@ -20,17 +20,17 @@ from faulty_server import faulty_server
 from safetensors.torch import save_file
 from synthetic import write_rows
 
-from storage.errors import UserError
-from storage.imports import rows as import_rows_module
-from storage.imports import source as import_source_module
-from storage.imports.rows import SiteNames, check_dtype, import_rows
-from storage.imports.sae_lens import SaeLensCache, is_sae_lens_cache
-from storage.imports.source import SourceFolder, open_source
-from storage.imports.tensors import DOCUMENT_ROWS, MANY_FILES, TensorFolder
-from storage.manifest import Manifest, load_manifest
-from storage.reader import DatasetReader
-from storage.store import Store
-from storage.verify import verify
+from lexray.storage.errors import UserError
+from lexray.storage.imports import rows as import_rows_module
+from lexray.storage.imports import source as import_source_module
+from lexray.storage.imports.rows import SiteNames, check_dtype, import_rows
+from lexray.storage.imports.sae_lens import SaeLensCache, is_sae_lens_cache
+from lexray.storage.imports.source import SourceFolder, open_source
+from lexray.storage.imports.tensors import DOCUMENT_ROWS, MANY_FILES, TensorFolder
+from lexray.storage.manifest import Manifest, load_manifest
+from lexray.storage.reader import DatasetReader
+from lexray.storage.store import Store
+from lexray.storage.verify import verify
 
 TORCH = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 Save = Callable[[torch.Tensor, Path], None]
@@ -443,7 +443,7 @@ def test_a_repository_of_the_hub_that_is_not_one_cache_is_refused(tmp_path: Path
 @pytest.fixture
 def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """Address of an empty folder of an object store, found as `lexray data import` finds it."""
-    monkeypatch.setattr("storage.objects.connections._CONNECTIONS", {})  # which were made in another environment
+    monkeypatch.setattr("lexray.storage.objects.connections._CONNECTIONS", {})  # which were made in another environment
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
     boto3.client("s3").create_bucket(Bucket="import-sources")
     return f"s3://import-sources/{uuid.uuid4().hex}"
@@ -505,7 +505,7 @@ def test_of_files_in_an_object_store_every_byte_is_read_about_once(
     uploaded(source, bucket)
     monkeypatch.setattr(import_source_module, "EDGE_BYTES", 8192)
     with faulty_server(s3_server) as proxy:
-        monkeypatch.setattr("storage.objects.connections._CONNECTIONS", {})
+        monkeypatch.setattr("lexray.storage.objects.connections._CONNECTIONS", {})
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         manifest = imported(bucket, tmp_path / "out")
     ranges = [request.headers["range"] for request in proxy.requests if "range" in request.headers]

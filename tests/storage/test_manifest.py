@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from synthetic import SPECIAL_TOKEN, Written, write_rows
 
-from storage.errors import CorruptDataError, UserError
-from storage.manifest import COLUMNS, MANIFEST, columns_of, load_manifest
-from storage.reader import DatasetReader
-from storage.statistics import QUANTILE_LEVELS, exact_quantiles
-from storage.store import Store
-from storage.writer import DatasetWriter
+from lexray.storage.errors import CorruptDataError, UserError
+from lexray.storage.manifest import COLUMNS, MANIFEST, columns_of, load_manifest
+from lexray.storage.reader import DatasetReader
+from lexray.storage.statistics import QUANTILE_LEVELS, exact_quantiles
+from lexray.storage.store import Store
+from lexray.storage.writer import DatasetWriter
 
 CHUNK_ROWS = 8
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.errors import UserError
-from storage.order import EpochOrder, WindowKey, permutation, rank_lanes, steps_per_epoch
+from lexray.storage.errors import UserError
+from lexray.storage.order import EpochOrder, WindowKey, permutation, rank_lanes, steps_per_epoch
 
 layouts = st.fixed_dictionaries(
     {

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.objects import retries
-from storage.objects.retries import (
+from lexray.storage.objects import retries
+from lexray.storage.objects.retries import (
     Retrier,
     RetryPolicy,
     StoreUnavailableError,

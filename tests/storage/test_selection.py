@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import Written, write_rows
 
-from storage.errors import CorruptDataError, UserError
-from storage.reader import DatasetReader
-from storage.selection import Selection, held_out_documents, select_rows
-from storage.stream import local_stream
-from storage.windows import StreamSpec
+from lexray.storage.errors import CorruptDataError, UserError
+from lexray.storage.reader import DatasetReader
+from lexray.storage.selection import Selection, held_out_documents, select_rows
+from lexray.storage.stream import local_stream
+from lexray.storage.windows import StreamSpec
 
 
 @pytest.fixture

@@ -14,13 +14,13 @@ import ray
 import ray.cloudpickle
 from synthetic import Written, write_rows
 
-from storage.errors import CorruptDataError, UserError
-from storage.manifest import load_manifest
-from storage.order import WindowKey
-from storage.selection import Selection
-from storage.server import ServedWindows, start_server
-from storage.stream import BatchStream, local_stream
-from storage.windows import StreamSpec, Window, WindowReader
+from lexray.storage.errors import CorruptDataError, UserError
+from lexray.storage.manifest import load_manifest
+from lexray.storage.order import WindowKey
+from lexray.storage.selection import Selection
+from lexray.storage.server import ServedWindows, start_server
+from lexray.storage.stream import BatchStream, local_stream
+from lexray.storage.windows import StreamSpec, Window, WindowReader
 
 pytestmark = pytest.mark.ray
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers do not find the folders of tests

@@ -22,12 +22,12 @@ import ray.cloudpickle
 from counting_server import Traffic, counting_server
 from synthetic import Written, write_rows
 
-from storage.chunk_cache import CacheSettings
-from storage.selection import Selection
-from storage.server import ServedWindows, start_server
-from storage.store import StorageSettings, Store
-from storage.stream import BatchStream, StreamStats, local_stream
-from storage.windows import StreamSpec
+from lexray.storage.chunk_cache import CacheSettings
+from lexray.storage.selection import Selection
+from lexray.storage.server import ServedWindows, start_server
+from lexray.storage.store import StorageSettings, Store
+from lexray.storage.stream import BatchStream, StreamStats, local_stream
+from lexray.storage.windows import StreamSpec
 
 pytestmark = pytest.mark.ray
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers do not find the folders of tests
@@ -170,11 +170,11 @@ import json, sys
 import ray
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from storage.selection import Selection
-from storage.server import ServedWindows, start_server
-from storage.store import StorageSettings, Store
-from storage.stream import BatchStream
-from storage.windows import StreamSpec
+from lexray.storage.selection import Selection
+from lexray.storage.server import ServedWindows, start_server
+from lexray.storage.store import StorageSettings, Store
+from lexray.storage.stream import BatchStream
+from lexray.storage.windows import StreamSpec
 
 url, endpoint, lanes, window_bytes, batch_rows = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6])
 

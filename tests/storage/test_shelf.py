@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.order import WindowKey
-from storage.shelf import Block, Shelf
-from storage.store import Store
-from storage.windows import StreamSpec
+from lexray.storage.order import WindowKey
+from lexray.storage.shelf import Block, Shelf
+from lexray.storage.store import Store
+from lexray.storage.windows import StreamSpec
 
 SPEC, OTHER = (StreamSpec(store=Store.at("/data"), sites=("x",), seed=seed) for seed in range(2))
 

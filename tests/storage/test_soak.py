@@ -20,11 +20,11 @@ SOAK = """
 import json, sys
 import psutil, ray
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
-from storage.selection import Selection
-from storage.server import ServedWindows, start_server
-from storage.store import Store
-from storage.stream import BatchStream
-from storage.windows import StreamSpec
+from lexray.storage.selection import Selection
+from lexray.storage.server import ServedWindows, start_server
+from lexray.storage.store import Store
+from lexray.storage.stream import BatchStream
+from lexray.storage.windows import StreamSpec
 
 url, steps, every, store_bytes, kept_bytes, window_bytes = sys.argv[1], *map(int, sys.argv[2:7])
 ray.init(num_cpus=2, object_store_memory=store_bytes, log_to_driver=False, include_dashboard=False)

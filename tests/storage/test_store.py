@@ -20,16 +20,16 @@ import torch
 from moto.server import ThreadedMotoServer
 from synthetic import Written, read_into, write_rows
 
-from storage.config_file import StorageBlock
-from storage.errors import CorruptDataError, UserError
-from storage.manifest import load_manifest
-from storage.objects.retries import RetryPolicy
-from storage.objects.settings import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, REQUESTS_IN_FLIGHT, StorageSettings
-from storage.reader import DatasetReader
-from storage.selection import Selection
-from storage.store import Store
-from storage.stream import local_stream
-from storage.windows import StreamSpec
+from lexray.storage.config_file import StorageBlock
+from lexray.storage.errors import CorruptDataError, UserError
+from lexray.storage.manifest import load_manifest
+from lexray.storage.objects.retries import RetryPolicy
+from lexray.storage.objects.settings import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, REQUESTS_IN_FLIGHT, StorageSettings
+from lexray.storage.reader import DatasetReader
+from lexray.storage.selection import Selection
+from lexray.storage.store import Store
+from lexray.storage.stream import local_stream
+from lexray.storage.windows import StreamSpec
 
 BUCKET = "activations"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}
@@ -283,7 +283,7 @@ def test_a_forked_process_builds_a_filesystem_of_its_own(store: Store) -> None:
 
 DISK_FULL = """
 import resource, sys
-from storage.store import Store
+from lexray.storage.store import Store
 store = Store(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:

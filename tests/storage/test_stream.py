@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import Written, write_rows
 
-from storage.errors import CorruptDataError, UserError
-from storage.order import WindowKey
-from storage.selection import Selection
-from storage.stream import Batch, BatchStream, local_stream
-from storage.windows import LocalWindows, StreamSpec, WindowReader
+from lexray.storage.errors import CorruptDataError, UserError
+from lexray.storage.order import WindowKey
+from lexray.storage.selection import Selection
+from lexray.storage.stream import Batch, BatchStream, local_stream
+from lexray.storage.windows import LocalWindows, StreamSpec, WindowReader
 
 EVERYTHING = Selection(part="all", drop_special=False)
 CHUNK_ROWS = 8

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from synthetic import write_rows
 
-from storage.errors import UserError
-from storage.selection import Selection
-from storage.stream import local_stream
-from storage.stream_memory import (
+from lexray.storage.errors import UserError
+from lexray.storage.selection import Selection
+from lexray.storage.stream import local_stream
+from lexray.storage.stream_memory import (
     NodeMemory,
     StreamMemory,
     StreamShape,
@@ -21,7 +21,7 @@ from storage.stream_memory import (
     stream_memory,
     stream_shape,
 )
-from storage.windows import StreamSpec
+from lexray.storage.windows import StreamSpec
 
 GiB, MiB = 2**30, 2**20
 

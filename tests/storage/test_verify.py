@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from synthetic import Written, write_rows
 
-from storage.errors import UserError
-from storage.manifest import MANIFEST, Manifest, chunk_checksum, dataset_id
-from storage.row_checks import chunk_facts, norm_bounds, outliers, repeated_rows
-from storage.store import Store
-from storage.verify import Damage, Findings, verify
+from lexray.storage.errors import UserError
+from lexray.storage.manifest import MANIFEST, Manifest, chunk_checksum, dataset_id
+from lexray.storage.row_checks import chunk_facts, norm_bounds, outliers, repeated_rows
+from lexray.storage.store import Store
+from lexray.storage.verify import Damage, Findings, verify
 
 DTYPES = ["bfloat16", "float16", "float32"]
 SITES = {"early": 3, "late": 5}

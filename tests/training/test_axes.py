@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from training.axes import ALL_LATENTS, ALL_PAIRS, ALL_ROWS
-from training.communicator import ProcessGroup
-from training.split_axes import SplitPairs, SplitRows
+from lexray.training.axes import ALL_LATENTS, ALL_PAIRS, ALL_ROWS
+from lexray.training.communicator import ProcessGroup
+from lexray.training.split_axes import SplitPairs, SplitRows
 
 RANKS = 2
 

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.errors import CorruptDataError
-from storage.store import Store
-from training.checkpoint_parts import WHOLE, Share
-from training.checkpoint_writer import FAILURES_IN_A_ROW, CheckpointWriter, delete_temporary
-from training.checkpoints import (
+from lexray.storage.errors import CorruptDataError
+from lexray.storage.store import Store
+from lexray.training.checkpoint_parts import WHOLE, Share
+from lexray.training.checkpoint_writer import FAILURES_IN_A_ROW, CheckpointWriter, delete_temporary
+from lexray.training.checkpoints import (
     MANIFEST,
     Checkpoint,
     checkpoint_folders,
@@ -21,8 +21,8 @@ from training.checkpoints import (
     write_manifest,
     write_part,
 )
-from training.checkpoints import folder_of as folder_of_attempt
-from training.mesh import Place
+from lexray.training.checkpoints import folder_of as folder_of_attempt
+from lexray.training.mesh import Place
 
 PART, PART_FACTS = "part-00000.safetensors", "part-00000.json"
 FILES = (MANIFEST, PART)

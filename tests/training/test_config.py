@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training_cases import config_of
 
-from storage.errors import UserError
-from storage.store import StorageSettings
-from training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
-from training.dictionaries import ARCHITECTURES, dictionary_config
-from training.dictionaries.base import DictionaryConfig
-from training.dictionaries.topk import TopKConfig
+from lexray.storage.errors import UserError
+from lexray.storage.store import StorageSettings
+from lexray.training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
+from lexray.training.dictionaries import ARCHITECTURES, dictionary_config
+from lexray.training.dictionaries.base import DictionaryConfig
+from lexray.training.dictionaries.topk import TopKConfig
 
 DEFAULTS = {case.architecture: config_of(case) for case in training_cases.DEFAULTS}
 """A configuration of each architecture."""

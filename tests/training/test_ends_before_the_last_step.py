@@ -10,13 +10,13 @@ import pytest
 import torch
 from training_synthetic import STEPS, Dataset, on_two_ranks, small_config, small_dataset
 
-from storage.store import Store
-from training.checkpoints import newest_checkpoint
-from training.dictionaries.base import BatchSums
-from training.hooks import EndHook
-from training.loop import StepRecord
-from training.saved import load_dictionary, read_dictionary_config
-from training.trainer import Trainer, TrainingResult
+from lexray.storage.store import Store
+from lexray.training.checkpoints import newest_checkpoint
+from lexray.training.dictionaries.base import BatchSums
+from lexray.training.hooks import EndHook
+from lexray.training.loop import StepRecord
+from lexray.training.saved import load_dictionary, read_dictionary_config
+from lexray.training.trainer import Trainer, TrainingResult
 
 pytestmark = pytest.mark.usefixtures("process_group")
 

@@ -7,18 +7,18 @@ import torch
 from torch import Tensor
 from training_synthetic import BATCH_ROWS, STEPS, Dataset, moments_of, small_config, small_dataset
 
-from storage.stream import BatchStream, local_stream
-from training.axes import ALL_ROWS
-from training.batches import raw_rows
-from training.checkpoints import Checkpoint
-from training.config import MeshConfig, OptimizerConfig, TrainingConfig
-from training.dictionaries import ARCHITECTURES
-from training.dictionaries.base import Dictionary
-from training.engine import Engine
-from training.engine_settings import BUCKET_SHARE
-from training.loop import global_sums, training_steps
-from training.saved import to_state_dict
-from training.start import build_dictionary, sample_rows
+from lexray.storage.stream import BatchStream, local_stream
+from lexray.training.axes import ALL_ROWS
+from lexray.training.batches import raw_rows
+from lexray.training.checkpoints import Checkpoint
+from lexray.training.config import MeshConfig, OptimizerConfig, TrainingConfig
+from lexray.training.dictionaries import ARCHITECTURES
+from lexray.training.dictionaries.base import Dictionary
+from lexray.training.engine import Engine
+from lexray.training.engine_settings import BUCKET_SHARE
+from lexray.training.loop import global_sums, training_steps
+from lexray.training.saved import to_state_dict
+from lexray.training.start import build_dictionary, sample_rows
 
 pytestmark = pytest.mark.usefixtures("process_group")
 

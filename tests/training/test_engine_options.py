@@ -11,18 +11,18 @@ from torch import Tensor
 from training_cases import LEARNED, Case, cut, gradients, loss_of, named, random_dictionary, random_rows, sites_of
 from training_synthetic import BATCH_ROWS, Dataset, on_two_ranks, small_config, small_dataset
 
-from storage.errors import UserError
-from storage.stream import local_stream
-from training.axes import ALL_ROWS, Axes
-from training.checkpoints import Checkpoint
-from training.config import MeshConfig, OptimizerConfig, TrainingConfig
-from training.dictionaries.base import Dictionary, RawRows, Terms
-from training.engine import Engine
-from training.engine_settings import LiveGroup, check_groups
-from training.loop import training_steps
-from training.micro_batches import in_parts, parts_of
-from training.saved import to_state_dict
-from training.start import build_dictionary, sample_rows
+from lexray.storage.errors import UserError
+from lexray.storage.stream import local_stream
+from lexray.training.axes import ALL_ROWS, Axes
+from lexray.training.checkpoints import Checkpoint
+from lexray.training.config import MeshConfig, OptimizerConfig, TrainingConfig
+from lexray.training.dictionaries.base import Dictionary, RawRows, Terms
+from lexray.training.engine import Engine
+from lexray.training.engine_settings import LiveGroup, check_groups
+from lexray.training.loop import training_steps
+from lexray.training.micro_batches import in_parts, parts_of
+from lexray.training.saved import to_state_dict
+from lexray.training.start import build_dictionary, sample_rows
 
 pytestmark = pytest.mark.usefixtures("process_group")
 

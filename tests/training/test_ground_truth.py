@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 from training_synthetic import Dataset, small_config, sparse_features, write_features
 
-from storage.store import Store
-from training.config import EveryConfig, OptimizerConfig, TrainingConfig
-from training.dictionaries.base import Dictionary
-from training.saved import load_dictionary
-from training.start import build_dictionary
-from training.trainer import Trainer
+from lexray.storage.store import Store
+from lexray.training.config import EveryConfig, OptimizerConfig, TrainingConfig
+from lexray.training.dictionaries.base import Dictionary
+from lexray.training.saved import load_dictionary
+from lexray.training.start import build_dictionary
+from lexray.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("process_group")
 

@@ -13,12 +13,12 @@ import torch.distributed as dist
 import torch.multiprocessing
 from training_synthetic import Dataset, sparse_features, write_features
 
-from storage.store import Store
-from training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
-from training.dictionaries import dictionary_config
-from training.memory import PROCESS_BYTES, needs
-from training.start import ensure_process_group
-from training.trainer import Trainer
+from lexray.storage.store import Store
+from lexray.training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
+from lexray.training.dictionaries import dictionary_config
+from lexray.training.memory import PROCESS_BYTES, needs
+from lexray.training.start import ensure_process_group
+from lexray.training.trainer import Trainer
 
 SITE, BATCH_ROWS, STEPS = 256, 64, 6
 MESHES = [

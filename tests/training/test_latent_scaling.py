@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from storage.errors import UserError
-from training.dictionaries import dictionary_config, make_dictionary
-from training.dictionaries.base import BatchSums, Dictionary, RawRows
-from training.latent_scaling import (
+from lexray.storage.errors import UserError
+from lexray.training.dictionaries import dictionary_config, make_dictionary
+from lexray.training.dictionaries.base import BatchSums, Dictionary, RawRows
+from lexray.training.latent_scaling import (
     DECOUPLING,
     PARTIAL,
     SHARED,
@@ -19,7 +19,7 @@ from training.latent_scaling import (
     LatentScaling,
     latent_scaling,
 )
-from training.normalisers import Sites, SiteStatistics
+from lexray.training.normalisers import Sites, SiteStatistics
 
 D = 8
 

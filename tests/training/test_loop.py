@@ -6,9 +6,9 @@ import pytest
 import torch
 from training_synthetic import on_two_ranks
 
-from training.axes import ALL_ROWS
-from training.dictionaries.base import BatchSums, Terms
-from training.loop import StepRecord, global_sums, run_hooks
+from lexray.training.axes import ALL_ROWS
+from lexray.training.dictionaries.base import BatchSums, Terms
+from lexray.training.loop import StepRecord, global_sums, run_hooks
 
 
 def terms(rank: int) -> Terms:

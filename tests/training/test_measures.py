@@ -16,19 +16,19 @@ from sweeps import write_dataset
 from torch import Tensor
 from training_cases import DEFAULTS, Case, named, random_dictionary, random_rows
 
-from storage.errors import UserError
-from storage.manifest import load_manifest
-from storage.store import Store
-from storage.stream import local_stream
-from training.code import Code
-from training.config import DataConfig
-from training.dictionaries import dictionary_config, make_dictionary
-from training.dictionaries.base import Dictionary, RawRows
-from training.measures.coherence import coherence
-from training.measures.firing import FiringCounts
-from training.measures.held_out import measure_held_out, measure_trial, read_measures, write_measures
-from training.measures.measure import Measures, measure
-from training.measures.rate import (
+from lexray.storage.errors import UserError
+from lexray.storage.manifest import load_manifest
+from lexray.storage.store import Store
+from lexray.storage.stream import local_stream
+from lexray.training.code import Code
+from lexray.training.config import DataConfig
+from lexray.training.dictionaries import dictionary_config, make_dictionary
+from lexray.training.dictionaries.base import Dictionary, RawRows
+from lexray.training.measures.coherence import coherence
+from lexray.training.measures.firing import FiringCounts
+from lexray.training.measures.held_out import measure_held_out, measure_trial, read_measures, write_measures
+from lexray.training.measures.measure import Measures, measure
+from lexray.training.measures.rate import (
     RatePoint,
     bits_at,
     entropy_bits,
@@ -37,10 +37,10 @@ from training.measures.rate import (
     takes_k,
     truncated,
 )
-from training.metrics import evaluate
-from training.normalisers import Sites, SiteStatistics
-from training.saved import load_dictionary, save_dictionary
-from training.trainer import read_locally
+from lexray.training.metrics import evaluate
+from lexray.training.normalisers import Sites, SiteStatistics
+from lexray.training.saved import load_dictionary, save_dictionary
+from lexray.training.trainer import read_locally
 
 ROWS = torch.randn(300, 5, generator=torch.Generator().manual_seed(0)) + torch.arange(5.0)
 
@@ -212,7 +212,7 @@ def test_blocks_and_a_dense_matrix_give_the_same_coherence(monkeypatch: pytest.M
     atoms[7] = 3 * atoms[21]
     cosines = torch.nn.functional.normalize(atoms.double(), dim=1)
     cosines = (cosines @ cosines.T).fill_diagonal_(0)
-    monkeypatch.setattr("training.measures.coherence.BLOCK_ENTRIES", 130)
+    monkeypatch.setattr("lexray.training.measures.coherence.BLOCK_ENTRIES", 130)
     found = coherence(atoms, 4)
     assert found["max_cosine"] == pytest.approx(float(cosines.abs().max()), rel=1e-5)
     assert found["mean_max_cosine"] == pytest.approx(float(cosines.abs().amax(1).mean()), rel=1e-5)

@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from training_cases import Case, find_case, named, random_rows, sites_of
 
-from training import axes, selection
-from training.dictionaries import dictionary_config, make_dictionary
-from training.dictionaries.base import BatchSums, Dictionary
+from lexray.training import axes, selection
+from lexray.training.dictionaries import dictionary_config, make_dictionary
+from lexray.training.dictionaries.base import BatchSums, Dictionary
 
 ROWS, WIDTH, L0 = 256, 1024, 4
 LARGE = ROWS * WIDTH // 4

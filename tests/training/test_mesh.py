@@ -10,8 +10,8 @@ import torch
 from mesh_ranks import Outcome, Task, alone, on_processes, train
 from training_synthetic import Dataset, small_dataset
 
-from training.dictionaries import ARCHITECTURES
-from training.mesh import Place
+from lexray.training.dictionaries import ARCHITECTURES
+from lexray.training.mesh import Place
 
 pytestmark = pytest.mark.usefixtures("process_group")
 

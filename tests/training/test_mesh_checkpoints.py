@@ -11,9 +11,9 @@ import torch
 from mesh_ranks import Run, Task, run_trainers
 from training_synthetic import Dataset, sparse_features, write_features
 
-from storage.store import Store
-from training.checkpoints import Checkpoint, newest_checkpoint
-from training.saved import load_dictionary
+from lexray.storage.store import Store
+from lexray.training.checkpoints import Checkpoint, newest_checkpoint
+from lexray.training.saved import load_dictionary
 
 pytestmark = pytest.mark.usefixtures("process_group")
 

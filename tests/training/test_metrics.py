@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from training_synthetic import on_two_ranks
 
-from training.dictionaries import dictionary_config, make_dictionary
-from training.dictionaries.base import BatchSums, Dictionary, RawRows
-from training.metrics import evaluate
-from training.normalisers import Sites, SiteStatistics
+from lexray.training.dictionaries import dictionary_config, make_dictionary
+from lexray.training.dictionaries.base import BatchSums, Dictionary, RawRows
+from lexray.training.metrics import evaluate
+from lexray.training.normalisers import Sites, SiteStatistics
 
 ROWS = torch.randn(200, 5, generator=torch.Generator().manual_seed(0)) + torch.arange(5.0)
 

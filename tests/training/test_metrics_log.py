@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.store import Store
-from training.metrics_log import METRICS, MetricsLog
+from lexray.storage.store import Store
+from lexray.training.metrics_log import METRICS, MetricsLog
 
 
 class Clock:

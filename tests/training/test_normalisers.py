@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.axes import ALL_ROWS
-from training.normalisers import LAYER_NORM_EPS, Normaliser, Sites, SiteStatistics
+from lexray.training.axes import ALL_ROWS
+from lexray.training.normalisers import LAYER_NORM_EPS, Normaliser, Sites, SiteStatistics
 
 ALL = ("none", "centre", "unit_norm", "standard", "layer_norm", "whiten")
 WIDTH = 6

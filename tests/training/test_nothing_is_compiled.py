@@ -13,7 +13,7 @@ import pytest
 from mesh_ranks import Task
 from training_synthetic import Dataset, small_dataset
 
-from training.config import MeshConfig
+from lexray.training.config import MeshConfig
 
 TOOLS = (
     "cc", "c++", "gcc", "g++", "clang", "clang++", "ld", "ninja", "make", "nvcc", "hipcc", "mpirun", "mpicc", "pdsh",
@@ -23,8 +23,8 @@ PROGRAM = """
 import json, sys
 import torch.distributed as dist
 from mesh_ranks import train
-from training.config import TrainingConfig
-from training.start import ensure_process_group
+from lexray.training.config import TrainingConfig
+from lexray.training.start import ensure_process_group
 
 rank, meeting = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)

@@ -14,11 +14,11 @@ from mesh_ranks import Outcome, Task, train
 from torch.multiprocessing import start_processes
 from training_synthetic import Dataset, small_dataset
 
-from storage.store import Store
-from storage.stream import BatchStream
-from training.config import MeshConfig, TrainingConfig
-from training.start import ensure_process_group
-from training.trainer import Trainer
+from lexray.storage.store import Store
+from lexray.storage.stream import BatchStream
+from lexray.training.config import MeshConfig, TrainingConfig
+from lexray.training.start import ensure_process_group
+from lexray.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
@@ -70,7 +70,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def on_two_processes(work: Any, *args: Any) -> None:
     """Call `work(rank, *args)` on two processes, forked from one that has imported everything."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["training.trainer"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["lexray.training.trainer"])
     start_processes(work, args, nprocs=RANKS, start_method="forkserver")
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from training_cases import B, F, default_case, find_case, random_rows, sites_of, untrained
 
-from storage.errors import UserError
-from training.dictionaries import ARCHITECTURES, dictionary_config, make_dictionary
-from training.normalisers import Sites, SiteStatistics
+from lexray.storage.errors import UserError
+from lexray.training.dictionaries import ARCHITECTURES, dictionary_config, make_dictionary
+from lexray.training.normalisers import Sites, SiteStatistics
 
 
 def refusal(attempt: Callable[[], object]) -> str:

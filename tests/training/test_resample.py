@@ -10,18 +10,18 @@ from torch import Tensor
 from training_cases import Case, cut, find_case, named, random_dictionary, random_rows
 from training_synthetic import BATCH_ROWS, Dataset, moments_of, on_two_ranks, small_config, small_dataset
 
-from storage.stream import local_stream
-from training.axes import ALL_ROWS
-from training.batches import raw_rows
-from training.config import MeshConfig
-from training.dictionaries import ARCHITECTURES
-from training.dictionaries.base import RawRows
-from training.dictionaries.jumprelu import JumpReLU
-from training.dictionaries.learned import LearnedDictionary
-from training.loop import training_steps
-from training.mesh import ONE_RANK
-from training.resample import ENCODER_LENGTH, is_due, resample_dead, restarts, worst_rows
-from training.start import build_dictionary, make_engine, sample_rows
+from lexray.storage.stream import local_stream
+from lexray.training.axes import ALL_ROWS
+from lexray.training.batches import raw_rows
+from lexray.training.config import MeshConfig
+from lexray.training.dictionaries import ARCHITECTURES
+from lexray.training.dictionaries.base import RawRows
+from lexray.training.dictionaries.jumprelu import JumpReLU
+from lexray.training.dictionaries.learned import LearnedDictionary
+from lexray.training.loop import training_steps
+from lexray.training.mesh import ONE_RANK
+from lexray.training.resample import ENCODER_LENGTH, is_due, resample_dead, restarts, worst_rows
+from lexray.training.start import build_dictionary, make_engine, sample_rows
 
 pytestmark = pytest.mark.usefixtures("process_group")
 

@@ -10,10 +10,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from training_cases import CASES, DEFAULTS, Case, find_case, learned_from, named, random_rows, randomise, untrained
 
-from storage.errors import UserError
-from storage.store import Store
-from training.dictionaries.base import Dictionary, RawRows
-from training.saved import CONFIG, TENSORS, load_dictionary, read_dictionary_config, save_dictionary, to_state_dict
+from lexray.storage.errors import UserError
+from lexray.storage.store import Store
+from lexray.training.dictionaries.base import Dictionary, RawRows
+from lexray.training.saved import (
+    CONFIG,
+    TENSORS,
+    load_dictionary,
+    read_dictionary_config,
+    save_dictionary,
+    to_state_dict,
+)
 
 ROOT = Path(__file__).parents[2]
 NORMALISERS = ("none", "centre", "unit_norm", "standard", "layer_norm", "whiten")
@@ -144,7 +151,7 @@ def test_the_config_says_where_the_dictionary_came_from(tmp_path):
 FRESH = """
 import json, sys
 import torch
-from training.saved import load_dictionary
+from lexray.training.saved import load_dictionary
 for folder, rows, out in zip(sys.argv[1::3], sys.argv[2::3], sys.argv[3::3], strict=True):
     torch.save(load_dictionary(folder)(torch.load(rows)), out)
 print(json.dumps([name for name in ("ray", "deepspeed", "wandb", "transformers") if name in sys.modules]))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from training_cases import B, Case, F, K, find_case, loss_of, named, random_dictionary, random_rows
 
-from training.dictionaries import dictionary_config
-from training.dictionaries.base import BatchSums, Terms
+from lexray.training.dictionaries import dictionary_config
+from lexray.training.dictionaries.base import BatchSums, Terms
 
 STEPS = 100
 P_CASES = [find_case(name) for name in ("p_anneal", "p_anneal-free", "gated_p_anneal")]

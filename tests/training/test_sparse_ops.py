@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from training.axes import Chosen
-from training.sparse_ops import chosen_preactivations, sparse_decode, sum_by_latent
+from lexray.training.axes import Chosen
+from lexray.training.sparse_ops import chosen_preactivations, sparse_decode, sum_by_latent
 
 
 class Problem(NamedTuple):

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from harvest_cases import DOCUMENTS, WORDS, causal_model, tiny_model, write_text
 from torch import Tensor
 
-from storage.errors import UserError
-from storage.harvest.site_choice import SiteChoice
-from training.dictionaries import dictionary_config, make_dictionary
-from training.dictionaries.base import Dictionary
-from training.measures.splice import PieceBatch, Spliced, recovered
-from training.measures.texts import HarvestFacts, load_spliced, piece_batches, text_choice
-from training.normalisers import Sites, SiteStatistics
+from lexray.storage.errors import UserError
+from lexray.storage.harvest.site_choice import SiteChoice
+from lexray.training.dictionaries import dictionary_config, make_dictionary
+from lexray.training.dictionaries.base import Dictionary
+from lexray.training.measures.splice import PieceBatch, Spliced, recovered
+from lexray.training.measures.texts import HarvestFacts, load_spliced, piece_batches, text_choice
+from lexray.training.normalisers import Sites, SiteStatistics
 
 WIDTH = 16
 

@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from storage.config_file import read_config_file
-from storage.harvest.harvest import harvest
-from storage.harvest.harvest_file import HarvestFile
-from storage.manifest import Manifest
-from storage.store import Store
-from training.config import DataConfig, EveryConfig, OptimizerConfig, TrainingConfig
-from training.dictionaries import ARCHITECTURES, dictionary_config
-from training.dictionaries.penalised import PenalisedConfig
-from training.trainer import Trainer
+from lexray.storage.config_file import read_config_file
+from lexray.storage.harvest.harvest import harvest
+from lexray.storage.harvest.harvest_file import HarvestFile
+from lexray.storage.manifest import Manifest
+from lexray.storage.store import Store
+from lexray.training.config import DataConfig, EveryConfig, OptimizerConfig, TrainingConfig
+from lexray.training.dictionaries import ARCHITECTURES, dictionary_config
+from lexray.training.dictionaries.penalised import PenalisedConfig
+from lexray.training.trainer import Trainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("process_group")]
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from training_synthetic import on_two_ranks, small_config, small_dataset
 
-from storage.store import Store
-from training.axes import Axes
-from training.checkpoints import checkpoint_folders, step_of
-from training.config import EveryConfig
-from training.dictionaries.base import BatchSums
-from training.hooks import CheckpointHook, TimedCheckpointHook
-from training.loop import StepRecord
-from training.trainer import Trainer
+from lexray.storage.store import Store
+from lexray.training.axes import Axes
+from lexray.training.checkpoints import checkpoint_folders, step_of
+from lexray.training.config import EveryConfig
+from lexray.training.dictionaries.base import BatchSums
+from lexray.training.hooks import CheckpointHook, TimedCheckpointHook
+from lexray.training.loop import StepRecord
+from lexray.training.trainer import Trainer
 
 
 @dataclass

@@ -12,17 +12,17 @@ import pytest
 import torch
 from training_synthetic import BATCH_ROWS, STEPS, Dataset, small_config, small_dataset
 
-from storage.errors import UserError
-from storage.store import Store
-from storage.stream import BatchStream, local_stream
-from training.batches import raw_rows
-from training.checkpoints import Checkpoint, checkpoint_folders, newest_checkpoint, step_of
-from training.config import MeshConfig, OptimizerConfig, TrainingConfig
-from training.dictionaries import ARCHITECTURES
-from training.loop import TrainingFailedError
-from training.metrics import evaluate
-from training.saved import load_dictionary, read_dictionary_config
-from training.trainer import Trainer, TrainingResult
+from lexray.storage.errors import UserError
+from lexray.storage.store import Store
+from lexray.storage.stream import BatchStream, local_stream
+from lexray.training.batches import raw_rows
+from lexray.training.checkpoints import Checkpoint, checkpoint_folders, newest_checkpoint, step_of
+from lexray.training.config import MeshConfig, OptimizerConfig, TrainingConfig
+from lexray.training.dictionaries import ARCHITECTURES
+from lexray.training.loop import TrainingFailedError
+from lexray.training.metrics import evaluate
+from lexray.training.saved import load_dictionary, read_dictionary_config
+from lexray.training.trainer import Trainer, TrainingResult
 
 pytestmark = pytest.mark.usefixtures("process_group")
 

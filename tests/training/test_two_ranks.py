@@ -28,11 +28,11 @@ from training_cases import (
 )
 from training_synthetic import on_two_ranks
 
-from training.axes import ALL_ROWS, Axes
-from training.clusters import kmeans
-from training.clusters import random_rows as draw_rows
-from training.dictionaries.base import Dictionary, RawRows, Terms
-from training.sample import geometric_median
+from lexray.training.axes import ALL_ROWS, Axes
+from lexray.training.clusters import kmeans
+from lexray.training.clusters import random_rows as draw_rows
+from lexray.training.dictionaries.base import Dictionary, RawRows, Terms
+from lexray.training.sample import geometric_median
 
 
 class Part(NamedTuple):

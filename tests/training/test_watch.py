@@ -14,8 +14,18 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from training.mesh import Place
-from training.watch import Beat, RankSilentError, Seat, Watch, check_rows, check_seats, describe, seat_of, silent_ranks
+from lexray.training.mesh import Place
+from lexray.training.watch import (
+    Beat,
+    RankSilentError,
+    Seat,
+    Watch,
+    check_rows,
+    check_seats,
+    describe,
+    seat_of,
+    silent_ranks,
+)
 
 RANKS, INTERVAL_S = 3, 0.1
 

@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from cluster.cli import app
-from storage.errors import UserError
-from storage.store import Store
-from tuning.results.compare import beaten_shares, matched
-from tuning.results.frontier import frontier_table
-from tuning.sweep_folder import DONE, FAILED, SweepFolder, TrialRecord
+from lexray.cluster.cli import app
+from lexray.storage.errors import UserError
+from lexray.storage.store import Store
+from lexray.tuning.results.compare import beaten_shares, matched
+from lexray.tuning.results.frontier import frontier_table
+from lexray.tuning.sweep_folder import DONE, FAILED, SweepFolder, TrialRecord
 
 
 def record(name: str, l0: float, fvu: float, *, width: int = 64, status: str = DONE, **data: Any) -> TrialRecord:

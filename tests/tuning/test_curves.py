@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tuning.results.curves import CURVES, MAX_POINTS, Axis, Curve, curve_svg, series, short_number
+from lexray.tuning.results.curves import CURVES, MAX_POINTS, Axis, Curve, curve_svg, series, short_number
 
 FVU = Curve(title="FVU", train="train/fvu", eval="eval/fvu")
 VALUES = st.one_of(st.none(), st.floats(), st.integers(-1000, 1000))

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from namespaces import wait_until
 from training_synthetic import small_config, small_dataset
 
-from storage.store import Store
-from training.start import ensure_process_group
-from training.trainer import Trainer
-from tuning.fence import ATTEMPT, DisplacedError, Fence, FencedStore
+from lexray.storage.store import Store
+from lexray.training.start import ensure_process_group
+from lexray.training.trainer import Trainer
+from lexray.tuning.fence import ATTEMPT, DisplacedError, Fence, FencedStore
 
 
 def fence(folder: Path, token: str) -> Fence:

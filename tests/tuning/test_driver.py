@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.errors import UserError
-from storage.store import Store
-from tuning.driver import Driver, DriverLog, newest
-from tuning.driver_record import (
+from lexray.storage.errors import UserError
+from lexray.storage.store import Store
+from lexray.tuning.driver import Driver, DriverLog, newest
+from lexray.tuning.driver_record import (
     BEAT_S,
     STALE_S,
     WATCH_S,
@@ -32,7 +32,7 @@ from tuning.driver_record import (
     this_place,
     write_driver,
 )
-from tuning.endings.ends import BY_HAND, ENDING, write_ending
+from lexray.tuning.endings.ends import BY_HAND, ENDING, write_ending
 
 ELSEWHERE = Place(host="far", machine="another machine", process="1:1", cluster="sae", job="lexray-x-1")
 

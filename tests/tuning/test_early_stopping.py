@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuning.endings.early_stopping import (
+from lexray.tuning.endings.early_stopping import (
     LAST_SHARE,
     Contender,
     Measure,
@@ -19,7 +19,7 @@ from tuning.endings.early_stopping import (
     noise_of,
     rung_steps,
 )
-from tuning.results.frontier import non_dominated
+from lexray.tuning.results.frontier import non_dominated
 
 FVU = st.one_of(st.sampled_from([0.1, 0.2, 0.5, math.nan]), st.floats(0.001, 2.0))
 NOISE = st.sampled_from([0.0, 0.001, 0.02, math.inf])

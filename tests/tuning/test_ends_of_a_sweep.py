@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from ray.tune.search import Searcher
 from sweeps import sweep_content, write_dataset, write_sweep
 
-from storage.config_file import read_config_file
-from storage.errors import CorruptDataError, UserError
-from training.start import ensure_process_group
-from training.trainer import Trainer
-from tuning.endings.ends import (
+from lexray.storage.config_file import read_config_file
+from lexray.storage.errors import CorruptDataError, UserError
+from lexray.training.start import ensure_process_group
+from lexray.training.trainer import Trainer
+from lexray.tuning.endings.ends import (
     BY_HAND,
     CPU_HOURS,
     DEADLINE,
@@ -29,14 +29,14 @@ from tuning.endings.ends import (
     read_spent,
     write_ending,
 )
-from tuning.file.sweep_file import SweepFile
-from tuning.placement.nodes import Node
-from tuning.placement.rooms import fixed_rooms
-from tuning.records import ended_record, new_record
-from tuning.sweep_plan import SweepPlan, plan_sweep
-from tuning.trial_queue import TrialQueue
-from tuning.trial_run import TrialRun
-from tuning.trials import Footprint
+from lexray.tuning.file.sweep_file import SweepFile
+from lexray.tuning.placement.nodes import Node
+from lexray.tuning.placement.rooms import fixed_rooms
+from lexray.tuning.records import ended_record, new_record
+from lexray.tuning.sweep_plan import SweepPlan, plan_sweep
+from lexray.tuning.trial_queue import TrialQueue
+from lexray.tuning.trial_run import TrialRun
+from lexray.tuning.trials import Footprint
 
 
 class Clock:

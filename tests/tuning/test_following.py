@@ -8,19 +8,19 @@ from ray.tune.search import Searcher
 from rich.console import Console
 from sweeps import sweep_content, write_dataset, write_sweep
 
-from storage.config_file import read_config_file
-from storage.errors import UserError
-from training.metrics_log import MetricsLog
-from tuning.file.sweep_file import SweepFile
-from tuning.placement.nodes import Node, refuse_what_never_fits
-from tuning.placement.rooms import fixed_rooms
-from tuning.records import new_record
-from tuning.sweep_folder import DONE, FAILED
-from tuning.sweep_plan import plan_sweep
-from tuning.trial_queue import TrialQueue
-from tuning.trial_run import TrialRun
-from tuning.views.follow import FollowThread
-from tuning.views.progress import TerminalView
+from lexray.storage.config_file import read_config_file
+from lexray.storage.errors import UserError
+from lexray.training.metrics_log import MetricsLog
+from lexray.tuning.file.sweep_file import SweepFile
+from lexray.tuning.placement.nodes import Node, refuse_what_never_fits
+from lexray.tuning.placement.rooms import fixed_rooms
+from lexray.tuning.records import new_record
+from lexray.tuning.sweep_folder import DONE, FAILED
+from lexray.tuning.sweep_plan import plan_sweep
+from lexray.tuning.trial_queue import TrialQueue
+from lexray.tuning.trial_run import TrialRun
+from lexray.tuning.views.follow import FollowThread
+from lexray.tuning.views.progress import TerminalView
 
 
 @pytest.fixture

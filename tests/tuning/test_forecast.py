@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sweeps import ROWS, WIDTH, sweep_content, write_dataset
 
-from storage.config_file import read_config_file
-from storage.errors import CorruptDataError, UserError
-from tuning.file.resources import PricesBlock
-from tuning.file.sweep_file import SweepFile
-from tuning.placement.nodes import HEAD, Node, trials_on_head
-from tuning.planning.forecast import (
+from lexray.storage.config_file import read_config_file
+from lexray.storage.errors import CorruptDataError, UserError
+from lexray.tuning.file.resources import PricesBlock
+from lexray.tuning.file.sweep_file import SweepFile
+from lexray.tuning.placement.nodes import HEAD, Node, trials_on_head
+from lexray.tuning.planning.forecast import (
     START_S,
     SWEEP_START_S,
     Reading,
@@ -31,16 +31,16 @@ from tuning.planning.forecast import (
     timeline,
     trial_seconds,
 )
-from tuning.planning.foreseen import outcomes, read_plan
-from tuning.planning.plan import Machines, Plan
-from tuning.planning.plan_record import known_speeds, write_plan
-from tuning.planning.room import refuse_what_has_no_room
-from tuning.planning.worker_memory import peak_resident_bytes
-from tuning.records import new_record
-from tuning.results.report import build_results
-from tuning.sweep_folder import DONE, TrialRecord
-from tuning.sweep_plan import SweepPlan, plan_sweep
-from tuning.trials import Footprint
+from lexray.tuning.planning.foreseen import outcomes, read_plan
+from lexray.tuning.planning.plan import Machines, Plan
+from lexray.tuning.planning.plan_record import known_speeds, write_plan
+from lexray.tuning.planning.room import refuse_what_has_no_room
+from lexray.tuning.planning.worker_memory import peak_resident_bytes
+from lexray.tuning.records import new_record
+from lexray.tuning.results.report import build_results
+from lexray.tuning.sweep_folder import DONE, TrialRecord
+from lexray.tuning.sweep_plan import SweepPlan, plan_sweep
+from lexray.tuning.trials import Footprint
 
 MIB, GIB = 2**20, 2**30
 ROOMY = Machines(nodes=[Node(2, 0, 8 * GIB)], object_store_bytes=[2 * GIB])

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from storage.store import Store
-from tuning.results.frontier import (
+from lexray.storage.store import Store
+from lexray.tuning.results.frontier import (
     COLUMNS,
     MEASURED,
     format_cell,
@@ -25,7 +25,7 @@ from tuning.results.frontier import (
     read_frontier,
     write_frontier,
 )
-from tuning.sweep_folder import DONE, FAILED, PAUSED, PENDING, RUNNING, STOPPED, TARGET_MISSED, TrialRecord
+from lexray.tuning.sweep_folder import DONE, FAILED, PAUSED, PENDING, RUNNING, STOPPED, TARGET_MISSED, TrialRecord
 
 GRID = st.sampled_from([0.0, 0.5, 1.0, 2.0, 4.0, math.nan, math.inf])
 POINTS = st.lists(st.tuples(GRID, GRID), max_size=12)

@@ -12,12 +12,12 @@ import pytest
 from safetensors.torch import load_file
 from sweeps import sweep_content, write_dataset, write_sweep
 
-from storage.config_file import read_config_file
-from storage.store import Store
-from training.checkpoints import checkpoint_folders, step_of
-from tuning.file.sweep_file import SweepFile
-from tuning.orchestrate import run_sweep
-from tuning.sweep_plan import SweepPlan, plan_sweep
+from lexray.storage.config_file import read_config_file
+from lexray.storage.store import Store
+from lexray.training.checkpoints import checkpoint_folders, step_of
+from lexray.tuning.file.sweep_file import SweepFile
+from lexray.tuning.orchestrate import run_sweep
+from lexray.tuning.sweep_plan import SweepPlan, plan_sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeouts, pytest.mark.timeout(900)]
 

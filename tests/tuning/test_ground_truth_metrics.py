@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuning.ground_truth import worlds
-from tuning.ground_truth.recovery import (
+from lexray.tuning.ground_truth import worlds
+from lexray.tuning.ground_truth.recovery import (
     activation_f1,
     hierarchy,
     identifiability,
@@ -16,7 +16,7 @@ from tuning.ground_truth.recovery import (
     random_stability,
     stability,
 )
-from tuning.ground_truth.worlds import WORLDS, make_world, tree, with_cosine
+from lexray.tuning.ground_truth.worlds import WORLDS, make_world, tree, with_cosine
 
 ROWS = 4096
 PAPERS_MIXES = {0.1: (0.0895, 0.3), 0.3: (0.226, 0.529), 0.5: (0.3335, 0.6467), 0.7: (0.431, 0.733)}

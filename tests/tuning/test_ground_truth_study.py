@@ -8,13 +8,13 @@ from statistics import mean
 
 import pytest
 
-from storage.errors import UserError
-from storage.store import Store
-from tuning.ground_truth.arms import Arm, Plan, plans
-from tuning.ground_truth.running import Learned, learned, store_world, train_once
-from tuning.ground_truth.study import Result, StudyOptions, folder_of, measure_world, run_study, trials_of
-from tuning.ground_truth.table import cell, study_document, study_table
-from tuning.ground_truth.worlds import WORLDS, make_world, tree
+from lexray.storage.errors import UserError
+from lexray.storage.store import Store
+from lexray.tuning.ground_truth.arms import Arm, Plan, plans
+from lexray.tuning.ground_truth.running import Learned, learned, store_world, train_once
+from lexray.tuning.ground_truth.study import Result, StudyOptions, folder_of, measure_world, run_study, trials_of
+from lexray.tuning.ground_truth.table import cell, study_document, study_table
+from lexray.tuning.ground_truth.worlds import WORLDS, make_world, tree
 
 TINY = Plan(arms=plans()["tree-0"].arms[:2], batch_rows=32, steps=10)
 
@@ -109,7 +109,7 @@ def test_every_world_has_a_plan_whose_arms_have_names_of_their_own():
 def quick(tmp_path_factory) -> dict[tuple[str, str], dict[str, float]]:
     """Means over seeds of `--quick --json`, by world and dictionary."""
     folder = tmp_path_factory.mktemp("quick")
-    command = [sys.executable, "-m", "cluster", "bench", "ground-truth", "--quick", "--json", "--output", str(folder)]
+    command = [sys.executable, "-m", "lexray", "bench", "ground-truth", "--quick", "--json", "--output", str(folder)]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
@@ -156,7 +156,7 @@ def test_features_in_superposition_are_found_by_every_quick_dictionary(quick):
 def test_the_study_trains_in_processes_of_their_own_as_it_does_in_this_one(tmp_path, monkeypatch):
     """Two workers, one world, few steps."""
     tiny = {name: Plan(arms=plan.arms[:1], batch_rows=32, steps=4) for name, plan in plans().items()}
-    monkeypatch.setattr("tuning.ground_truth.study.plans", lambda: tiny)
+    monkeypatch.setattr("lexray.tuning.ground_truth.study.plans", lambda: tiny)
     heard = []
     options = {"worlds": ("tree-0",), "seeds": 2}
 

@@ -39,7 +39,7 @@ class Sweep:
         }
         self.out = place / "out"
         file = write_sweep(place / "sweep.yaml", sweep_content(data, str(self.out), **changes))
-        self._command = [sys.executable, "-m", "cluster", "sweep", file, "--address", address, "--json"]
+        self._command = [sys.executable, "-m", "lexray", "sweep", file, "--address", address, "--json"]
 
     def killed_after(self, seconds: float) -> None:
         driver = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -21,8 +21,8 @@ from namespaces import DASHBOARD_PORT, Machines, wait_until
 from safetensors.numpy import load
 from sweeps import sweep_content, write_dataset, write_sweep
 
-from storage.objects.settings import StorageSettings
-from storage.store import Store
+from lexray.storage.objects.settings import StorageSettings
+from lexray.storage.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -76,7 +76,7 @@ class Submitted:
         self.store = cluster.store(name)
         file = write_sweep(place / f"{name}.yaml", {**cluster.content(name, **changes), "name": name})
         sent = subprocess.run(
-            [sys.executable, "-m", "cluster", "submit", file, *cluster.options], capture_output=True, text=True
+            [sys.executable, "-m", "lexray", "submit", file, *cluster.options], capture_output=True, text=True
         )
         assert sent.returncode == 0, sent.stderr
 

@@ -10,18 +10,18 @@ import pytest
 import yaml
 from sweeps import sweep_content, write_dataset
 
-from storage.config_file import read_config_file
-from storage.errors import UserError
-from training.config import DataConfig, MeshConfig, TrainingConfig
-from training.dictionaries import dictionary_config
-from training.memory import Needs, needs
-from training.normalisers import Sites, SiteStatistics
-from tuning.file.sweep_file import SweepFile
-from tuning.placement.cluster_view import living_nodes
-from tuning.placement.nodes import Node
-from tuning.planning.mesh_choice import USABLE, Room, choose_mesh, meshes, rooms_of
-from tuning.sweep_plan import SweepPlan, plan_sweep, with_meshes
-from tuning.trials import Footprint
+from lexray.storage.config_file import read_config_file
+from lexray.storage.errors import UserError
+from lexray.training.config import DataConfig, MeshConfig, TrainingConfig
+from lexray.training.dictionaries import dictionary_config
+from lexray.training.memory import Needs, needs
+from lexray.training.normalisers import Sites, SiteStatistics
+from lexray.tuning.file.sweep_file import SweepFile
+from lexray.tuning.placement.cluster_view import living_nodes
+from lexray.tuning.placement.nodes import Node
+from lexray.tuning.planning.mesh_choice import USABLE, Room, choose_mesh, meshes, rooms_of
+from lexray.tuning.sweep_plan import SweepPlan, plan_sweep, with_meshes
+from lexray.tuning.trials import Footprint
 
 GIB = 2**30
 SITES = Sites.same(SiteStatistics(mean=(0.0,) * 4096, mean_squared_norm=1.0))

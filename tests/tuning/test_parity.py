@@ -11,20 +11,20 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from storage.store import Store
-from storage.stream import local_stream
-from storage.writer import DatasetWriter
-from training.checkpoints import newest_checkpoint
-from training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
-from training.dictionaries import ARCHITECTURES, dictionary_config
-from tuning.endings.ends import Meter, Spent
-from tuning.placement.cluster_view import living_nodes
-from tuning.planning.row_counts import RowCounts
-from tuning.sweep_folder import SweepFolder
-from tuning.trial import torch_trainer, train_worker
-from tuning.trial_run import TrialRun
-from tuning.trials import Footprint, Trial
-from tuning.window_servers import WindowServers, shape_of
+from lexray.storage.store import Store
+from lexray.storage.stream import local_stream
+from lexray.storage.writer import DatasetWriter
+from lexray.training.checkpoints import newest_checkpoint
+from lexray.training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
+from lexray.training.dictionaries import ARCHITECTURES, dictionary_config
+from lexray.tuning.endings.ends import Meter, Spent
+from lexray.tuning.placement.cluster_view import living_nodes
+from lexray.tuning.planning.row_counts import RowCounts
+from lexray.tuning.sweep_folder import SweepFolder
+from lexray.tuning.trial import torch_trainer, train_worker
+from lexray.tuning.trial_run import TrialRun
+from lexray.tuning.trials import Footprint, Trial
+from lexray.tuning.window_servers import WindowServers, shape_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.config import MeshConfig
-from tuning.attempts import Attempts
-from tuning.placement.book import Book, NodeState, View, Wish, Wishes
-from tuning.placement.cluster_view import RECENT_S, RecentView
-from tuning.placement.nodes import Node, place
-from tuning.placement.placer import Placement, Placer
-from tuning.placement.rooms import fixed_rooms
-from tuning.sweep_folder import DONE, MOVING
-from tuning.trials import Footprint
+from lexray.training.config import MeshConfig
+from lexray.tuning.attempts import Attempts
+from lexray.tuning.placement.book import Book, NodeState, View, Wish, Wishes
+from lexray.tuning.placement.cluster_view import RECENT_S, RecentView
+from lexray.tuning.placement.nodes import Node, place
+from lexray.tuning.placement.placer import Placement, Placer
+from lexray.tuning.placement.rooms import fixed_rooms
+from lexray.tuning.sweep_folder import DONE, MOVING
+from lexray.tuning.trials import Footprint
 
 
 def footprint(workers: int, gpus: float = 0) -> Footprint:

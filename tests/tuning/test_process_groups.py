@@ -4,7 +4,7 @@ import socket
 
 import psutil
 
-from tuning.process_groups import interface_of
+from lexray.tuning.process_groups import interface_of
 
 
 def test_an_address_belongs_to_the_interface_that_has_it() -> None:

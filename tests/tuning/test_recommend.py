@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tuning.results.frontier import frontier_table
-from tuning.results.recommend import Recommendation, recommend
-from tuning.sweep_folder import DONE, FAILED, STOPPED, TARGET_MISSED, TrialRecord
+from lexray.tuning.results.frontier import frontier_table
+from lexray.tuning.results.recommend import Recommendation, recommend
+from lexray.tuning.sweep_folder import DONE, FAILED, STOPPED, TARGET_MISSED, TrialRecord
 
 
 def record(architecture: str, width: int, target: float, fvu: float, **changes: Any) -> TrialRecord:

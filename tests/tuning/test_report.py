@@ -15,12 +15,12 @@ import pytest
 from contrast import contrast, parse_hex
 from matplotlib.image import imread
 
-from storage.store import Store
-from tuning.results.frontier import COLUMNS, format_cell, frontier_table, read_frontier
-from tuning.results.plot import NARROW_IN, frontier_figure, frontier_svg, width_colours
-from tuning.results.report import build_results, duration, write_report
-from tuning.results.trial_section import flatten
-from tuning.sweep_folder import DONE, FAILED, PENDING, TARGET_MISSED, SweepFolder, TrialRecord
+from lexray.storage.store import Store
+from lexray.tuning.results.frontier import COLUMNS, format_cell, frontier_table, read_frontier
+from lexray.tuning.results.plot import NARROW_IN, frontier_figure, frontier_svg, width_colours
+from lexray.tuning.results.report import build_results, duration, write_report
+from lexray.tuning.results.trial_section import flatten
+from lexray.tuning.sweep_folder import DONE, FAILED, PENDING, TARGET_MISSED, SweepFolder, TrialRecord
 
 EVIL = "<script>alert('&\"')</script><img src=x>"
 SWEEP = "name: minilm\ndictionary:\n  width: [768, 1536]  # <b>&amp;\n"

@@ -12,7 +12,7 @@ from browser import NAMES, Page, browser_page, find_browser
 from contrast import AA_TEXT, contrast
 from report_folder import full_sweep
 
-from tuning.results.report import build_results
+from lexray.tuning.results.report import build_results
 
 BROWSER = find_browser()
 pytestmark = [

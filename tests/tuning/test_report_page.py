@@ -13,15 +13,15 @@ import pytest
 from contrast import AA_TEXT, contrast, parse_hex
 from report_folder import DATA_FILES, Links, firing, full_sweep, point_record
 
-from storage.store import Store
-from tuning.endings.ends import Spent
-from tuning.file.resources import PricesBlock
-from tuning.results import report
-from tuning.results.costs import costs
-from tuning.results.frontier import frontier_table
-from tuning.results.histograms import firing_svg
-from tuning.results.plot import frontier_svg
-from tuning.results.report import build_results, write_report
+from lexray.storage.store import Store
+from lexray.tuning.endings.ends import Spent
+from lexray.tuning.file.resources import PricesBlock
+from lexray.tuning.results import report
+from lexray.tuning.results.costs import costs
+from lexray.tuning.results.frontier import frontier_table
+from lexray.tuning.results.histograms import firing_svg
+from lexray.tuning.results.plot import frontier_svg
+from lexray.tuning.results.report import build_results, write_report
 
 
 @pytest.fixture(scope="module")

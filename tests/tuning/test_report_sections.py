@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from sweeps import write_dataset as write_rows
 
-from storage.manifest import load_manifest
-from storage.store import Store
-from tuning.results.frontier import frontier_table
-from tuning.results.provenance import DATASET_FILE, read_dataset, write_dataset
-from tuning.results.report import REPORT_FILE, write_report
-from tuning.results.report_sections import SHOWN, sections
-from tuning.results.stability import STABILITY_FILE, VERSION
-from tuning.sweep_folder import DONE, TrialRecord
+from lexray.storage.manifest import load_manifest
+from lexray.storage.store import Store
+from lexray.tuning.results.frontier import frontier_table
+from lexray.tuning.results.provenance import DATASET_FILE, read_dataset, write_dataset
+from lexray.tuning.results.report import REPORT_FILE, write_report
+from lexray.tuning.results.report_sections import SHOWN, sections
+from lexray.tuning.results.stability import STABILITY_FILE, VERSION
+from lexray.tuning.sweep_folder import DONE, TrialRecord
 
 
 def record(width: int = 64, target: int = 8, *, fvu: float = 0.4, site: str = "layer3") -> TrialRecord:

@@ -13,20 +13,20 @@ from ray.tune.search import Searcher
 from sweeps import sweep_content, write_dataset, write_sweep
 from synthetic import write_rows
 
-from storage.config_file import read_config_file
-from storage.errors import UserError
-from training.saved import CONFIG
-from tuning.endings.verdicts import contenders_in, judge_of_all
-from tuning.file.sweep_file import SweepFile
-from tuning.placement.nodes import Node
-from tuning.placement.rooms import fixed_rooms
-from tuning.records import new_record
-from tuning.search.asking import Search, values_of
-from tuning.sweep_folder import DONE, FAILED, PENDING, RUNNING, STOPPED, TARGET_MISSED, TrialRecord
-from tuning.sweep_plan import SweepPlan, plan_sweep
-from tuning.trial_queue import TrialQueue
-from tuning.trial_run import TrialRun
-from tuning.trials import Trial
+from lexray.storage.config_file import read_config_file
+from lexray.storage.errors import UserError
+from lexray.training.saved import CONFIG
+from lexray.tuning.endings.verdicts import contenders_in, judge_of_all
+from lexray.tuning.file.sweep_file import SweepFile
+from lexray.tuning.placement.nodes import Node
+from lexray.tuning.placement.rooms import fixed_rooms
+from lexray.tuning.records import new_record
+from lexray.tuning.search.asking import Search, values_of
+from lexray.tuning.sweep_folder import DONE, FAILED, PENDING, RUNNING, STOPPED, TARGET_MISSED, TrialRecord
+from lexray.tuning.sweep_plan import SweepPlan, plan_sweep
+from lexray.tuning.trial_queue import TrialQueue
+from lexray.tuning.trial_run import TrialRun
+from lexray.tuning.trials import Trial
 
 AXES: dict[str, Any] = {
     "architecture": ["topk"],

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from sweeps import sweep_content, write_dataset, write_sweep
 
-from storage.config_file import read_config_file
-from tuning.file.sweep_file import SweepFile
-from tuning.sweep_plan import plan_sweep
+from lexray.storage.config_file import read_config_file
+from lexray.tuning.file.sweep_file import SweepFile
+from lexray.tuning.sweep_plan import plan_sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -58,7 +58,7 @@ def asked_again(data: str, out: Path, place: Path) -> Any:
 def test_a_search_whose_driver_is_killed_goes_on_from_its_folder_alone(ray_session, tmp_path):
     data, out = write_dataset(tmp_path / "data"), tmp_path / "out"
     file = write_sweep(tmp_path / "sweep.yaml", sweep_content(data, str(out), **CHANGES))
-    command = [sys.executable, "-m", "cluster", "sweep", file, "--address", ray_session, "--json"]
+    command = [sys.executable, "-m", "lexray", "sweep", file, "--address", ray_session, "--json"]
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 250
     while time.monotonic() < deadline and not any(r["number"] == 1 and r["status"] == "running" for r in records(out)):

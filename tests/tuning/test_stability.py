@@ -11,16 +11,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from storage.store import Store
-from training.dictionaries import dictionary_config, make_dictionary
-from training.measures import matching
-from training.measures.matching import found_share, initial_atoms, match, moved, nearest, random_atoms, random_match
-from training.normalisers import Sites
-from training.saved import load_dictionary, save_dictionary
-from tuning.results import comparisons
-from tuning.results.report import build_results
-from tuning.results.stability import choose_width, read_stability, write_stability
-from tuning.sweep_folder import DONE, FAILED, SweepFolder, TrialRecord
+from lexray.storage.store import Store
+from lexray.training.dictionaries import dictionary_config, make_dictionary
+from lexray.training.measures import matching
+from lexray.training.measures.matching import (
+    found_share,
+    initial_atoms,
+    match,
+    moved,
+    nearest,
+    random_atoms,
+    random_match,
+)
+from lexray.training.normalisers import Sites
+from lexray.training.saved import load_dictionary, save_dictionary
+from lexray.tuning.results import comparisons
+from lexray.tuning.results.report import build_results
+from lexray.tuning.results.stability import choose_width, read_stability, write_stability
+from lexray.tuning.sweep_folder import DONE, FAILED, SweepFolder, TrialRecord
 
 DIMENSIONS = 6
 

@@ -8,12 +8,12 @@ import pytest
 import ray
 from sweeps import sweep_content, write_dataset, write_sweep
 
-from storage.config_file import read_config_file
-from tuning.file.sweep_file import SweepFile
-from tuning.orchestrate import run_sweep
-from tuning.sweep_folder import STOPPED, TrialRecord
-from tuning.sweep_plan import SweepPlan, plan_sweep
-from tuning.trial_run import TrialRun
+from lexray.storage.config_file import read_config_file
+from lexray.tuning.file.sweep_file import SweepFile
+from lexray.tuning.orchestrate import run_sweep
+from lexray.tuning.sweep_folder import STOPPED, TrialRecord
+from lexray.tuning.sweep_plan import SweepPlan, plan_sweep
+from lexray.tuning.trial_run import TrialRun
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 from sweeps import sweep_content, write_dataset, write_sweep
 
-from storage.config_file import read_config_file
-from storage.errors import UserError
-from storage.manifest import load_manifest
-from storage.store import Store
-from tuning.file.sweep_file import SweepFile
-from tuning.orchestrate import run_sweep
-from tuning.placement.cluster_view import living_nodes
-from tuning.placement.nodes import Node
-from tuning.sweep_plan import SweepPlan, plan_sweep
-from tuning.window_servers import WindowServers, most_workers
+from lexray.storage.config_file import read_config_file
+from lexray.storage.errors import UserError
+from lexray.storage.manifest import load_manifest
+from lexray.storage.store import Store
+from lexray.tuning.file.sweep_file import SweepFile
+from lexray.tuning.orchestrate import run_sweep
+from lexray.tuning.placement.cluster_view import living_nodes
+from lexray.tuning.placement.nodes import Node
+from lexray.tuning.sweep_plan import SweepPlan, plan_sweep
+from lexray.tuning.window_servers import WindowServers, most_workers
 
 pytestmark = pytest.mark.ray
 

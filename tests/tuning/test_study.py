@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuning.file.axes import Point, Range, Values
-from tuning.file.search import draws
-from tuning.results.frontier import non_dominated
-from tuning.search.study import FIRST_AT_RANDOM, Known, Sampler, fits, key_of, proposals, seed_of
+from lexray.tuning.file.axes import Point, Range, Values
+from lexray.tuning.file.search import draws
+from lexray.tuning.results.frontier import non_dominated
+from lexray.tuning.search.study import FIRST_AT_RANDOM, Known, Sampler, fits, key_of, proposals, seed_of
 
 AXES: dict[str, Values] = {
     "architecture": ["topk", "relu", "gated"],

@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 from sweeps import sweep_content, write_dataset, write_sweep
 from wandb_offline import read_offline
 
-from storage.config_file import read_config_file
-from tuning.file.sweep_file import SweepFile
-from tuning.orchestrate import run_sweep
-from tuning.results.frontier import read_frontier
-from tuning.sweep_plan import SweepPlan, plan_sweep
-from tuning.views.wandb_mirror import WandbMirror
-from tuning.views.wandb_runs import WandbRuns
+from lexray.storage.config_file import read_config_file
+from lexray.tuning.file.sweep_file import SweepFile
+from lexray.tuning.orchestrate import run_sweep
+from lexray.tuning.results.frontier import read_frontier
+from lexray.tuning.sweep_plan import SweepPlan, plan_sweep
+from lexray.tuning.views.wandb_mirror import WandbMirror
+from lexray.tuning.views.wandb_runs import WandbRuns
 
 pytestmark = pytest.mark.ray
 
@@ -106,13 +106,13 @@ def test_a_dictionary_gives_the_logged_metrics_in_a_fresh_process_without_ray_or
     program = f"""
 import json, sys
 from dataclasses import replace
-from storage.selection import Selection
-from storage.store import Store
-from storage.stream import local_stream
-from storage.windows import StreamSpec
-from training.dictionaries.base import RawRows
-from training.metrics import evaluate
-from training.saved import load_dictionary
+from lexray.storage.selection import Selection
+from lexray.storage.store import Store
+from lexray.storage.stream import local_stream
+from lexray.storage.windows import StreamSpec
+from lexray.training.dictionaries.base import RawRows
+from lexray.training.metrics import evaluate
+from lexray.training.saved import load_dictionary
 dictionary = load_dictionary(sys.argv[1])
 spec = StreamSpec(store=Store.at({data!r}), sites=("site",), selection=Selection(part="held_out", held_out=0.1))
 rows = (batch.vectors["site"] for batch in local_stream(spec, batch_rows=64).every_row())
@@ -201,7 +201,7 @@ def test_the_command_joins_a_running_cluster(data, ray_session, tmp_path):
     content = sweep_content(data, str(tmp_path / "out"), axes={"architecture": "topk", "width": 64, "target_l0": 4})
     file = write_sweep(tmp_path / "sweep.yaml", content)
     done = subprocess.run(
-        [sys.executable, "-m", "cluster", "sweep", file, "--address", ray_session, "--json"],
+        [sys.executable, "-m", "lexray", "sweep", file, "--address", ray_session, "--json"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -222,7 +222,7 @@ def test_an_interrupted_sweep_says_so_and_continues(data, ray_session, tmp_path)
         "axes": {"architecture": "topk", "width": 256, "target_l0": 4},
     }
     file = write_sweep(tmp_path / "sweep.yaml", sweep_content(data, str(tmp_path / "out"), **changes))
-    command = [sys.executable, "-m", "cluster", "sweep", file, "--address", ray_session]
+    command = [sys.executable, "-m", "lexray", "sweep", file, "--address", ray_session]
     first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not list(tmp_path.glob("out/trials/*/checkpoints/*/manifest.json")):

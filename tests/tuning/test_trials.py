@@ -9,11 +9,11 @@ import torch
 import yaml
 from synthetic import write_rows
 
-from storage.config_file import read_config_file
-from storage.errors import UserError
-from tuning.file.sweep_file import SweepFile
-from tuning.sweep_plan import plan_sweep
-from tuning.trials import Trial
+from lexray.storage.config_file import read_config_file
+from lexray.storage.errors import UserError
+from lexray.tuning.file.sweep_file import SweepFile
+from lexray.tuning.sweep_plan import plan_sweep
+from lexray.tuning.trials import Trial
 
 ROWS, WIDTH = 2000, 12
 

@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 from sweeps import sweep_content, write_dataset, write_sweep
 
-from storage.config_file import read_config_file
-from storage.errors import UserError
-from training.saved import load_dictionary
-from training.start import ensure_process_group
-from training.trainer import Trainer, TrainingResult
-from tuning.endings.verdicts import RUNGS, contender, judges, read_rungs
-from tuning.file.sweep_file import SweepFile
-from tuning.records import ended_record, new_record
-from tuning.results.frontier import frontier_table
-from tuning.sweep_folder import STOPPED, TrialRecord
-from tuning.sweep_plan import SweepPlan, plan_sweep
-from tuning.trial_run import TrialRun
+from lexray.storage.config_file import read_config_file
+from lexray.storage.errors import UserError
+from lexray.training.saved import load_dictionary
+from lexray.training.start import ensure_process_group
+from lexray.training.trainer import Trainer, TrainingResult
+from lexray.tuning.endings.verdicts import RUNGS, contender, judges, read_rungs
+from lexray.tuning.file.sweep_file import SweepFile
+from lexray.tuning.records import ended_record, new_record
+from lexray.tuning.results.frontier import frontier_table
+from lexray.tuning.sweep_folder import STOPPED, TrialRecord
+from lexray.tuning.sweep_plan import SweepPlan, plan_sweep
+from lexray.tuning.trial_run import TrialRun
 
 LRS = [0.01, 0.003, 0.001, 0.0003, 0.0001, 0.00003, 0.00001, 0.000003]
 """From learning well to not at all."""

@@ -14,13 +14,13 @@ import pytest
 from typer.testing import CliRunner
 from wandb_offline import read_offline
 
-from cluster.cli import app
-from storage.store import Store
-from training.metrics_log import MetricsLog
-from tuning.results.report import build_results
-from tuning.sweep_folder import DONE, FAILED, SweepFolder, TrialRecord
-from tuning.views.wandb_mirror import WandbMirror
-from tuning.views.wandb_runs import Described, WandbRuns
+from lexray.cluster.cli import app
+from lexray.storage.store import Store
+from lexray.training.metrics_log import MetricsLog
+from lexray.tuning.results.report import build_results
+from lexray.tuning.sweep_folder import DONE, FAILED, SweepFolder, TrialRecord
+from lexray.tuning.views.wandb_mirror import WandbMirror
+from lexray.tuning.views.wandb_runs import Described, WandbRuns
 
 RESULT = {"l0": 4.0, "fvu": 0.25, "explained_variance": 0.7, "dead_fraction": 0.0}
 
@@ -64,7 +64,7 @@ def test_a_sweep_is_sent_from_its_folder_alone(folder: SweepFolder, tmp_path: Pa
 
 
 def test_without_a_key_nothing_is_sent_and_one_line_says_why(folder: SweepFolder, monkeypatch: Any) -> None:
-    monkeypatch.setattr("tuning.views.wandb_runs.has_key", lambda: False)
+    monkeypatch.setattr("lexray.tuning.views.wandb_runs.has_key", lambda: False)
     refused = CliRunner().invoke(app, ["wandb", "sync", str(folder.store.local_path)])
     assert "no API key here; run `wandb login`" in str(refused.exception)
 
@@ -142,7 +142,7 @@ def test_a_server_that_refuses_turns_the_sweep_offline_once(
 ) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
-    monkeypatch.setitem(__import__("tuning.views.wandb_runs", fromlist=["SETTINGS"]).SETTINGS, "init_timeout", 5)
+    monkeypatch.setitem(__import__("lexray.tuning.views.wandb_runs", fromlist=["SETTINGS"]).SETTINGS, "init_timeout", 5)
     runs = WandbRuns(project="p", group="g", folder=str(tmp_path / "view"), mode="online")
     for trial in ("a", "b"):
         runs.start(Described(trial, trial, {}, 1))

@@ -9,12 +9,12 @@ from training_cases import CASES, random_dictionary, random_rows, sites_of
 from training_synthetic import small_config, small_dataset
 from wandb_offline import axes_of
 
-from storage.stream import local_stream
-from training.data_traffic import DataTraffic
-from training.dictionaries.base import BatchSums
-from training.loop import StepRecord
-from training.metrics import evaluate
-from tuning.views.wandb_runs import WORKERS_SHOWN, Described, WandbRuns, shown
+from lexray.storage.stream import local_stream
+from lexray.training.data_traffic import DataTraffic
+from lexray.training.dictionaries.base import BatchSums
+from lexray.training.loop import StepRecord
+from lexray.training.metrics import evaluate
+from lexray.tuning.views.wandb_runs import WORKERS_SHOWN, Described, WandbRuns, shown
 
 MOST_NAMES = 200
 WORKERS = 1024

@@ -18,14 +18,14 @@ import wandb
 from typer.testing import CliRunner
 from wandb_server import KEY, Mood, WandbServer, wandb_server
 
-from cluster.cli import app
-from storage.store import Store
-from training.metrics_log import MetricsLog
-from tuning.results.report import build_results
-from tuning.sweep_folder import DONE, SweepFolder, TrialRecord
-from tuning.views import wandb_runs
-from tuning.views.wandb_mirror import WandbMirror
-from tuning.views.wandb_runs import Described, WandbRuns
+from lexray.cluster.cli import app
+from lexray.storage.store import Store
+from lexray.training.metrics_log import MetricsLog
+from lexray.tuning.results.report import build_results
+from lexray.tuning.sweep_folder import DONE, SweepFolder, TrialRecord
+from lexray.tuning.views import wandb_runs
+from lexray.tuning.views.wandb_mirror import WandbMirror
+from lexray.tuning.views.wandb_runs import Described, WandbRuns
 
 # W&B's own threads complain when its connection is closed before they have ended.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -193,8 +193,8 @@ def test_limits_for_a_while_are_waited_out(server: WandbServer, tmp_path: Path) 
 LEAVES = """
 import logging, sys
 from types import SimpleNamespace as Some
-from tuning.views.wandb_mirror import WandbMirror
-from tuning.views.wandb_runs import WandbRuns
+from lexray.tuning.views.wandb_mirror import WandbMirror
+from lexray.tuning.views.wandb_runs import WandbRuns
 
 logging.basicConfig(stream=sys.stdout)
 trial = Some(id="a", name="a", config=Some(to_dict=dict), footprint=Some(workers=1))

@@ -5,27 +5,27 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from storage.config_file import checked_config, nearest
-from storage.errors import UserError
-from training.dictionaries.abs_topk import AbsTopK
-from training.dictionaries.archetypal import Archetypal, RelaxedArchetypal
-from training.dictionaries.base import Dictionary, DictionaryConfig
-from training.dictionaries.batch_topk import BatchTopK
-from training.dictionaries.crosscoder import Crosscoder, CrosscoderBatchTopK
-from training.dictionaries.gated import Gated, GatedPAnneal
-from training.dictionaries.group_max import GroupMax
-from training.dictionaries.hierarchical_topk import HierarchicalTopK
-from training.dictionaries.jumprelu import JumpReLU
-from training.dictionaries.kmeans import KMeans
-from training.dictionaries.matching_pursuit import MatchingPursuit
-from training.dictionaries.matryoshka import MatryoshkaBatchTopK
-from training.dictionaries.nmf import NMF, SNMF
-from training.dictionaries.p_anneal import PAnneal
-from training.dictionaries.pca import PCA
-from training.dictionaries.relu import ReLU, ReLUNormWeighted, ReLUTanh
-from training.dictionaries.topk import TopK
-from training.dictionaries.transcoder import SkipTranscoder, Transcoder
-from training.normalisers import Sites
+from lexray.storage.config_file import checked_config, nearest
+from lexray.storage.errors import UserError
+from lexray.training.dictionaries.abs_topk import AbsTopK
+from lexray.training.dictionaries.archetypal import Archetypal, RelaxedArchetypal
+from lexray.training.dictionaries.base import Dictionary, DictionaryConfig
+from lexray.training.dictionaries.batch_topk import BatchTopK
+from lexray.training.dictionaries.crosscoder import Crosscoder, CrosscoderBatchTopK
+from lexray.training.dictionaries.gated import Gated, GatedPAnneal
+from lexray.training.dictionaries.group_max import GroupMax
+from lexray.training.dictionaries.hierarchical_topk import HierarchicalTopK
+from lexray.training.dictionaries.jumprelu import JumpReLU
+from lexray.training.dictionaries.kmeans import KMeans
+from lexray.training.dictionaries.matching_pursuit import MatchingPursuit
+from lexray.training.dictionaries.matryoshka import MatryoshkaBatchTopK
+from lexray.training.dictionaries.nmf import NMF, SNMF
+from lexray.training.dictionaries.p_anneal import PAnneal
+from lexray.training.dictionaries.pca import PCA
+from lexray.training.dictionaries.relu import ReLU, ReLUNormWeighted, ReLUTanh
+from lexray.training.dictionaries.topk import TopK
+from lexray.training.dictionaries.transcoder import SkipTranscoder, Transcoder
+from lexray.training.normalisers import Sites
 
 _ALL: tuple[type[Dictionary], ...] = (
     ReLU, ReLUNormWeighted, ReLUTanh, PAnneal, Gated, GatedPAnneal, JumpReLU,

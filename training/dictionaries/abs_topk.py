@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from training.dictionaries.topk import TopK, TopKConfig
+from lexray.training.dictionaries.topk import TopK, TopKConfig
 
 
 @dataclass(frozen=True, kw_only=True)

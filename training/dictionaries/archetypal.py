@@ -12,15 +12,15 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from storage.errors import UserError
-from training.clusters import kmeans
-from training.dictionaries.base import Dictionary, DictionaryConfig, Sample
-from training.dictionaries.batch_topk import BatchTopK, BatchTopKConfig
-from training.dictionaries.jumprelu import JumpReLU, JumpReLUConfig
-from training.dictionaries.learned import Decoder, LearnedDictionary
-from training.dictionaries.mixing import with_codes
-from training.dictionaries.topk import TopK
-from training.normalisers import Sites
+from lexray.storage.errors import UserError
+from lexray.training.clusters import kmeans
+from lexray.training.dictionaries.base import Dictionary, DictionaryConfig, Sample
+from lexray.training.dictionaries.batch_topk import BatchTopK, BatchTopKConfig
+from lexray.training.dictionaries.jumprelu import JumpReLU, JumpReLUConfig
+from lexray.training.dictionaries.learned import Decoder, LearnedDictionary
+from lexray.training.dictionaries.mixing import with_codes
+from lexray.training.dictionaries.topk import TopK
+from lexray.training.normalisers import Sites
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from training.axes import Axes, Rows
-from training.selection import Score, topk_among
-from training.sparse_ops import chosen_preactivations, sparse_decode
+from lexray.training.axes import Axes, Rows
+from lexray.training.selection import Score, topk_among
+from lexray.training.sparse_ops import chosen_preactivations, sparse_decode
 
 
 def auxk_term(

@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from storage.errors import UserError
-from training.axes import ONE_PROCESS, Axes
-from training.code import Code
-from training.normalisers import Normaliser, NormaliserName, RowFrame, Sites
+from lexray.storage.errors import UserError
+from lexray.training.axes import ONE_PROCESS, Axes
+from lexray.training.code import Code
+from lexray.training.normalisers import Normaliser, NormaliserName, RowFrame, Sites
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from storage.errors import UserError
-from training.axes import Chosen
-from training.code import Code
-from training.dictionaries.base import BatchSums
-from training.dictionaries.learned import Decoder
-from training.dictionaries.topk import TopK, TopKConfig
-from training.selection import Score, pairs_above, scores_above, subset
+from lexray.storage.errors import UserError
+from lexray.training.axes import Chosen
+from lexray.training.code import Code
+from lexray.training.dictionaries.base import BatchSums
+from lexray.training.dictionaries.learned import Decoder
+from lexray.training.dictionaries.topk import TopK, TopKConfig
+from lexray.training.selection import Score, pairs_above, scores_above, subset
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from storage.errors import UserError
-from training.dictionaries.base import DictionaryConfig
-from training.dictionaries.batch_topk import BatchTopK, BatchTopKConfig
-from training.dictionaries.learned import DecoderNorm, LearnedConfig, LearnedDictionary
-from training.dictionaries.relu import ReLU, ReLUConfig
-from training.normalisers import Sites
+from lexray.storage.errors import UserError
+from lexray.training.dictionaries.base import DictionaryConfig
+from lexray.training.dictionaries.batch_topk import BatchTopK, BatchTopKConfig
+from lexray.training.dictionaries.learned import DecoderNorm, LearnedConfig, LearnedDictionary
+from lexray.training.dictionaries.relu import ReLU, ReLUConfig
+from lexray.training.normalisers import Sites
 
 
 @dataclass(frozen=True, kw_only=True)

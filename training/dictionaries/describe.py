@@ -11,8 +11,8 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from textwrap import dedent
 from typing import Any
 
-from training.dictionaries import ARCHITECTURES
-from training.dictionaries.base import DictionaryConfig
+from lexray.training.dictionaries import ARCHITECTURES
+from lexray.training.dictionaries.base import DictionaryConfig
 
 READS = {
     "sae": "one site, which it reconstructs",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from training.dictionaries.base import DictionaryConfig
-from training.dictionaries.describe import Description, Option, describe_all, options_of
-from training.dictionaries.learned import LearnedConfig
+from lexray.training.dictionaries.base import DictionaryConfig
+from lexray.training.dictionaries.describe import Description, Option, describe_all, options_of
+from lexray.training.dictionaries.learned import LearnedConfig
 
 HEAD = """# Architectures
 

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.code import Code
-from training.dictionaries.base import Terms
-from training.dictionaries.p_anneal import PAnnealing, PSchedule
-from training.dictionaries.relu import ReLU, ReLUConfig
-from training.entries import entries_above
-from training.selection import pairs_above
+from lexray.training.code import Code
+from lexray.training.dictionaries.base import Terms
+from lexray.training.dictionaries.p_anneal import PAnnealing, PSchedule
+from lexray.training.dictionaries.relu import ReLU, ReLUConfig
+from lexray.training.entries import entries_above
+from lexray.training.selection import pairs_above
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from storage.errors import UserError
-from training.axes import Chosen, evenly_chosen
-from training.dictionaries.learned import Decoder
-from training.dictionaries.topk import TopK, TopKConfig
-from training.selection import ALL, joined, row_chunks
+from lexray.storage.errors import UserError
+from lexray.training.axes import Chosen, evenly_chosen
+from lexray.training.dictionaries.learned import Decoder
+from lexray.training.dictionaries.topk import TopK, TopKConfig
+from lexray.training.selection import ALL, joined, row_chunks
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from storage.errors import UserError
-from training.axes import Chosen
-from training.clusters import assign, kmeans, nearest
-from training.code import Code
-from training.dictionaries.base import Sample, Terms
-from training.dictionaries.solved import FromRowsConfig, Solved
-from training.normalisers import Sites
+from lexray.storage.errors import UserError
+from lexray.training.axes import Chosen
+from lexray.training.clusters import assign, kmeans, nearest
+from lexray.training.code import Code
+from lexray.training.dictionaries.base import Sample, Terms
+from lexray.training.dictionaries.solved import FromRowsConfig, Solved
+from lexray.training.normalisers import Sites
 
 STARTING_ROUNDS = 5
 

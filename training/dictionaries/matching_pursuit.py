@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from storage.errors import UserError
-from training.code import Code
-from training.dictionaries.base import Terms, powers_of_two_to
-from training.dictionaries.learned import LearnedConfig, LearnedDictionary
-from training.pursuit import StopRule, orthogonal_pursuit, pursue, to_code
+from lexray.storage.errors import UserError
+from lexray.training.code import Code
+from lexray.training.dictionaries.base import Terms, powers_of_two_to
+from lexray.training.dictionaries.learned import LearnedConfig, LearnedDictionary
+from lexray.training.pursuit import StopRule, orthogonal_pursuit, pursue, to_code
 
 
 @dataclass(frozen=True, kw_only=True)

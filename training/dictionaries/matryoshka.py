@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from storage.errors import UserError
-from training.axes import Chosen
-from training.dictionaries.batch_topk import BatchTopK, BatchTopKConfig
-from training.dictionaries.learned import Decoder
-from training.dictionaries.topk import Reconstruction
-from training.selection import subset
-from training.sparse_ops import sparse_decode
+from lexray.storage.errors import UserError
+from lexray.training.axes import Chosen
+from lexray.training.dictionaries.batch_topk import BatchTopK, BatchTopKConfig
+from lexray.training.dictionaries.learned import Decoder
+from lexray.training.dictionaries.topk import Reconstruction
+from lexray.training.selection import subset
+from lexray.training.sparse_ops import sparse_decode
 
 
 @dataclass(frozen=True, kw_only=True)

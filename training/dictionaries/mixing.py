@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from training.dictionaries.base import Dictionary
+from lexray.training.dictionaries.base import Dictionary
 
 
 def with_codes(frame: type[Dictionary], *codes: type[Dictionary]) -> dict[str, type[Dictionary]]:

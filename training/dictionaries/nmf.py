@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from storage.errors import UserError
-from training.clusters import random_rows
-from training.code import Code
-from training.dictionaries.base import DictionaryConfig, Sample, Terms
-from training.dictionaries.solved import FromRowsConfig, Solved
-from training.factors import least_squares_atoms, multiplicative_atoms, sparse_codes
-from training.normalisers import NormaliserName, Sites
+from lexray.storage.errors import UserError
+from lexray.training.clusters import random_rows
+from lexray.training.code import Code
+from lexray.training.dictionaries.base import DictionaryConfig, Sample, Terms
+from lexray.training.dictionaries.solved import FromRowsConfig, Solved
+from lexray.training.factors import least_squares_atoms, multiplicative_atoms, sparse_codes
+from lexray.training.normalisers import NormaliserName, Sites
 
 
 @dataclass(frozen=True, kw_only=True)

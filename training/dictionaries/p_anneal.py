@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from storage.errors import UserError
-from training.dictionaries.base import BatchSums
-from training.dictionaries.penalised import Penalised, PenalisedConfig
-from training.dictionaries.relu import ReLU, ReLUConfig
+from lexray.storage.errors import UserError
+from lexray.training.dictionaries.base import BatchSums
+from lexray.training.dictionaries.penalised import Penalised, PenalisedConfig
+from lexray.training.dictionaries.relu import ReLU, ReLUConfig
 
 
 @dataclass(frozen=True, kw_only=True)

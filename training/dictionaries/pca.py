@@ -11,13 +11,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from storage.errors import UserError
-from training.axes import Chosen
-from training.code import Code
-from training.dictionaries.base import DictionaryConfig, Terms
-from training.dictionaries.solved import Solved, SolvedConfig
-from training.normalisers import Sites
-from training.selection import topk
+from lexray.storage.errors import UserError
+from lexray.training.axes import Chosen
+from lexray.training.code import Code
+from lexray.training.dictionaries.base import DictionaryConfig, Terms
+from lexray.training.dictionaries.solved import Solved, SolvedConfig
+from lexray.training.normalisers import Sites
+from lexray.training.selection import topk
 
 
 @dataclass(frozen=True, kw_only=True)

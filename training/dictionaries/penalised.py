@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from storage.errors import UserError
-from training.controller import L0Controller
-from training.dictionaries.base import BatchSums
-from training.dictionaries.learned import LearnedConfig, LearnedDictionary
-from training.normalisers import Sites
+from lexray.storage.errors import UserError
+from lexray.training.controller import L0Controller
+from lexray.training.dictionaries.base import BatchSums
+from lexray.training.dictionaries.learned import LearnedConfig, LearnedDictionary
+from lexray.training.normalisers import Sites
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from storage.errors import UserError
-from training.code import Code
-from training.dictionaries.base import Terms
-from training.dictionaries.learned import DecoderNorm
-from training.dictionaries.penalised import Penalised, PenalisedConfig
-from training.entries import entries_above
-from training.selection import pairs_above
+from lexray.storage.errors import UserError
+from lexray.training.code import Code
+from lexray.training.dictionaries.base import Terms
+from lexray.training.dictionaries.learned import DecoderNorm
+from lexray.training.dictionaries.penalised import Penalised, PenalisedConfig
+from lexray.training.entries import entries_above
+from lexray.training.selection import pairs_above
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from storage.errors import UserError
-from training.code import Code
-from training.dictionaries.base import Dictionary, DictionaryConfig, Terms
-from training.normalisers import Sites
-from training.sparse_ops import sparse_decode
+from lexray.storage.errors import UserError
+from lexray.training.code import Code
+from lexray.training.dictionaries.base import Dictionary, DictionaryConfig, Terms
+from lexray.training.normalisers import Sites
+from lexray.training.sparse_ops import sparse_decode
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from storage.errors import UserError
-from training.axes import Axes, Chosen
-from training.code import Code
-from training.dictionaries.auxk import auxk_term
-from training.dictionaries.base import Terms
-from training.dictionaries.learned import Decoder, LearnedConfig, LearnedDictionary
-from training.selection import Score, topk
-from training.sparse_ops import chosen_preactivations, sparse_decode
+from lexray.storage.errors import UserError
+from lexray.training.axes import Axes, Chosen
+from lexray.training.code import Code
+from lexray.training.dictionaries.auxk import auxk_term
+from lexray.training.dictionaries.base import Terms
+from lexray.training.dictionaries.learned import Decoder, LearnedConfig, LearnedDictionary
+from lexray.training.selection import Score, topk
+from lexray.training.sparse_ops import chosen_preactivations, sparse_decode
 
 
 @dataclass(frozen=True, kw_only=True)

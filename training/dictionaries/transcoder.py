@@ -11,15 +11,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from storage.errors import UserError
-from training.dictionaries.base import Dictionary, DictionaryConfig
-from training.dictionaries.batch_topk import BatchTopK, BatchTopKConfig
-from training.dictionaries.jumprelu import JumpReLU, JumpReLUConfig
-from training.dictionaries.learned import LearnedDictionary
-from training.dictionaries.mixing import with_codes
-from training.dictionaries.relu import ReLU
-from training.dictionaries.topk import TopK
-from training.normalisers import Sites
+from lexray.storage.errors import UserError
+from lexray.training.dictionaries.base import Dictionary, DictionaryConfig
+from lexray.training.dictionaries.batch_topk import BatchTopK, BatchTopKConfig
+from lexray.training.dictionaries.jumprelu import JumpReLU, JumpReLUConfig
+from lexray.training.dictionaries.learned import LearnedDictionary
+from lexray.training.dictionaries.mixing import with_codes
+from lexray.training.dictionaries.relu import ReLU
+from lexray.training.dictionaries.topk import TopK
+from lexray.training.normalisers import Sites
 
 
 @dataclass(frozen=True, kw_only=True)

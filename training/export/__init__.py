@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from storage.errors import UserError
-from storage.store import StorageSettings, Store
-from training.export import dictionary_learning, sae_lens, sparsify
-from training.export.folded import Folded, are_equal, fold
-from training.export.origin import Origin, origin_of
-from training.saved import load_dictionary, read_dictionary_config
+from lexray.storage.errors import UserError
+from lexray.storage.store import StorageSettings, Store
+from lexray.training.export import dictionary_learning, sae_lens, sparsify
+from lexray.training.export.folded import Folded, are_equal, fold
+from lexray.training.export.origin import Origin, origin_of
+from lexray.training.saved import load_dictionary, read_dictionary_config
 
 Writer = Callable[[Folded, Origin, Store], tuple[str, list[str]]]
 

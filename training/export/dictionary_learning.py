@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from storage.errors import UserError
-from storage.store import Store
-from training.export.folded import Folded, are_equal
-from training.export.origin import Origin
+from lexray.storage.errors import UserError
+from lexray.storage.store import Store
+from lexray.training.export.folded import Folded, are_equal
+from lexray.training.export.origin import Origin
 
 CONFIG, TENSORS = "config.json", "ae.pt"
 TRAINERS = {

@@ -18,20 +18,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from storage.errors import UserError
-from training.dictionaries.abs_topk import AbsTopK
-from training.dictionaries.base import Dictionary
-from training.dictionaries.batch_topk import BatchTopK
-from training.dictionaries.gated import Gated
-from training.dictionaries.group_max import GroupMax
-from training.dictionaries.jumprelu import JumpReLU
-from training.dictionaries.learned import LearnedDictionary
-from training.dictionaries.matching_pursuit import MatchingPursuit
-from training.dictionaries.matryoshka import MatryoshkaBatchTopK
-from training.dictionaries.relu import ReLU
-from training.dictionaries.topk import TopK
-from training.normalisers import Normaliser
-from training.pursuit import StopRule
+from lexray.storage.errors import UserError
+from lexray.training.dictionaries.abs_topk import AbsTopK
+from lexray.training.dictionaries.base import Dictionary
+from lexray.training.dictionaries.batch_topk import BatchTopK
+from lexray.training.dictionaries.gated import Gated
+from lexray.training.dictionaries.group_max import GroupMax
+from lexray.training.dictionaries.jumprelu import JumpReLU
+from lexray.training.dictionaries.learned import LearnedDictionary
+from lexray.training.dictionaries.matching_pursuit import MatchingPursuit
+from lexray.training.dictionaries.matryoshka import MatryoshkaBatchTopK
+from lexray.training.dictionaries.relu import ReLU
+from lexray.training.dictionaries.topk import TopK
+from lexray.training.normalisers import Normaliser
+from lexray.training.pursuit import StopRule
 
 Activation = Literal["relu", "gated", "jumprelu", "topk", "abs_topk", "group_max", "pursuit"]
 

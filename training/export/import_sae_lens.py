@@ -17,14 +17,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from storage.errors import UserError
-from storage.store import StorageSettings, Store
-from training.dictionaries import dictionary_config, make_dictionary
-from training.dictionaries.jumprelu import JumpReLU
-from training.export import check_empty
-from training.export.sae_lens import CONFIG, TENSORS
-from training.normalisers import Sites
-from training.saved import save_dictionary
+from lexray.storage.errors import UserError
+from lexray.storage.store import StorageSettings, Store
+from lexray.training.dictionaries import dictionary_config, make_dictionary
+from lexray.training.dictionaries.jumprelu import JumpReLU
+from lexray.training.export import check_empty
+from lexray.training.export.sae_lens import CONFIG, TENSORS
+from lexray.training.normalisers import Sites
+from lexray.training.saved import save_dictionary
 
 Tensors = dict[str, Tensor]
 THRESHOLD = "threshold"

@@ -15,10 +15,10 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from storage.errors import UserError
-from storage.store import Store
-from training.export.folded import COMPARING, Folded
-from training.export.origin import Origin
+from lexray.storage.errors import UserError
+from lexray.storage.store import Store
+from lexray.training.export.folded import COMPARING, Folded
+from lexray.training.export.origin import Origin
 
 CONFIG, TENSORS = "cfg.json", "sae_weights.safetensors"
 VERSION = "6.54.12"

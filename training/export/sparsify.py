@@ -11,10 +11,10 @@ import json
 
 from safetensors.torch import save
 
-from storage.errors import UserError
-from storage.store import Store
-from training.export.folded import Folded
-from training.export.origin import Origin
+from lexray.storage.errors import UserError
+from lexray.storage.store import Store
+from lexray.training.export.folded import Folded
+from lexray.training.export.origin import Origin
 
 CONFIG, TENSORS = "cfg.json", "sae.safetensors"
 ACTIVATIONS = {"topk": "topk", "group_max": "groupmax"}

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from storage.store import Store
-from storage.stream import BatchStream
-from storage.windows import StreamSpec, WindowSource
-from training.batches import raw_rows
-from training.config import DataConfig
-from training.dictionaries.base import Dictionary, RawRows
-from training.measures.coherence import COMPARE_FLOP
-from training.measures.measure import MEASURES_VERSION, Measures, measure
-from training.saved import load_dictionary
+from lexray.storage.store import Store
+from lexray.storage.stream import BatchStream
+from lexray.storage.windows import StreamSpec, WindowSource
+from lexray.training.batches import raw_rows
+from lexray.training.config import DataConfig
+from lexray.training.dictionaries.base import Dictionary, RawRows
+from lexray.training.measures.coherence import COMPARE_FLOP
+from lexray.training.measures.measure import MEASURES_VERSION, Measures, measure
+from lexray.training.saved import load_dictionary
 
 MEASURES_FILE, FIRED_FILE = "measures.json", "fired.npy"
 

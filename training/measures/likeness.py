@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from training.dictionaries.base import Dictionary
+from lexray.training.dictionaries.base import Dictionary
 
 _TINY = 1e-12
 

@@ -7,10 +7,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from training.dictionaries import make_dictionary
-from training.dictionaries.base import Dictionary
-from training.dictionaries.learned import LearnedDictionary
-from training.measures.coherence import COMPARE_FLOP, compared_atoms, cosine_blocks, unit_rows
+from lexray.training.dictionaries import make_dictionary
+from lexray.training.dictionaries.base import Dictionary
+from lexray.training.dictionaries.learned import LearnedDictionary
+from lexray.training.measures.coherence import COMPARE_FLOP, compared_atoms, cosine_blocks, unit_rows
 
 HUNGARIAN_WIDTH = 4096
 """Widest dictionaries that are matched one to one: that takes seconds at most, and grows with the cube of the width."""

@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from storage.errors import UserError
-from training.dictionaries.base import Dictionary, RawRows
-from training.measures.coherence import COMPARE_FLOP, coherence
-from training.measures.firing import FiringCounts
-from training.measures.likeness import Likeness
-from training.measures.rate import Rates, contribution_norms
-from training.metrics import METRICS_VERSION, Sums
+from lexray.storage.errors import UserError
+from lexray.training.dictionaries.base import Dictionary, RawRows
+from lexray.training.measures.coherence import COMPARE_FLOP, coherence
+from lexray.training.measures.firing import FiringCounts
+from lexray.training.measures.likeness import Likeness
+from lexray.training.measures.rate import Rates, contribution_norms
+from lexray.training.metrics import METRICS_VERSION, Sums
 
 MEASURES_VERSION = 1
-"""Of the definitions; those of `training.metrics` have a version of their own."""
+"""Of the definitions; those of `lexray.training.metrics` have a version of their own."""
 
 Batches = Callable[[], Iterable[RawRows]]
 """Gives the same rows again at each call, in batches of any sizes."""

@@ -29,10 +29,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from storage.errors import UserError
-from storage.harvest.model_reader import Inputs, read_whole
-from storage.harvest.site_choice import Place, find_layers
-from training.dictionaries.base import Dictionary
+from lexray.storage.errors import UserError
+from lexray.storage.harvest.model_reader import Inputs, read_whole
+from lexray.storage.harvest.site_choice import Place, find_layers
+from lexray.training.dictionaries.base import Dictionary
 
 Change = Callable[[Tensor], Tensor]
 """What is done to a site's activations (B, T, width of the site) on their way through the model."""

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from storage.config_file import describe
-from storage.errors import UserError
-from storage.harvest.harvest_file import TextChoice
-from storage.harvest.language_model import inspect_model, load_causal_model, load_tokenizer, special_token_ids
-from storage.harvest.pieces import PieceCutter, PiecesBuilder
-from storage.harvest.plan import batches
-from storage.harvest.site_choice import SiteChoice, check_numbers, find_place
-from storage.harvest.text import read_documents
-from storage.harvest.token_rows import pad
-from storage.store import StorageSettings
-from training.measures.splice import PieceBatch, Spliced
+from lexray.storage.config_file import describe
+from lexray.storage.errors import UserError
+from lexray.storage.harvest.harvest_file import TextChoice
+from lexray.storage.harvest.language_model import inspect_model, load_causal_model, load_tokenizer, special_token_ids
+from lexray.storage.harvest.pieces import PieceCutter, PiecesBuilder
+from lexray.storage.harvest.plan import batches
+from lexray.storage.harvest.site_choice import SiteChoice, check_numbers, find_place
+from lexray.storage.harvest.text import read_documents
+from lexray.storage.harvest.token_rows import pad
+from lexray.storage.store import StorageSettings
+from lexray.training.measures.splice import PieceBatch, Spliced
 
 BATCH_TOKENS = 1024
 """Of one forward pass, padding included: logits of four cases are held at once."""

@@ -19,12 +19,12 @@ from functools import partial
 from threading import Thread
 from typing import NamedTuple
 
-from storage.errors import UserError
-from storage.store import Store
-from tuning.endings.look import LOOK_EVERY_S, Look
-from tuning.file.stop_block import SECONDS_PER_HOUR, EndsBlock, in_utc
-from tuning.sweep_folder import PAUSED, SweepFolder, parsed
-from tuning.trials import Footprint, Trial
+from lexray.storage.errors import UserError
+from lexray.storage.store import Store
+from lexray.tuning.endings.look import LOOK_EVERY_S, Look
+from lexray.tuning.file.stop_block import SECONDS_PER_HOUR, EndsBlock, in_utc
+from lexray.tuning.sweep_folder import PAUSED, SweepFolder, parsed
+from lexray.tuning.trials import Footprint, Trial
 
 log = logging.getLogger("lexray")
 

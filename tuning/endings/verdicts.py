@@ -16,11 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from storage.errors import CorruptDataError, UserError
-from storage.store import Store
-from training.dictionaries import architecture
-from training.dictionaries.base import Dictionary
-from tuning.endings.early_stopping import (
+from lexray.storage.errors import CorruptDataError, UserError
+from lexray.storage.store import Store
+from lexray.training.dictionaries import architecture
+from lexray.training.dictionaries.base import Dictionary
+from lexray.tuning.endings.early_stopping import (
     MIN_EVALUATIONS,
     Contender,
     Measure,
@@ -30,8 +30,8 @@ from tuning.endings.early_stopping import (
     measured,
     rung_steps,
 )
-from tuning.sweep_folder import SweepFolder
-from tuning.trials import Trial
+from lexray.tuning.sweep_folder import SweepFolder
+from lexray.tuning.trials import Trial
 
 log = logging.getLogger("lexray")
 

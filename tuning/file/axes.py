@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from storage.config_file import FileModel, describe
+from lexray.storage.config_file import FileModel, describe
 
 TRIAL_AXES = ("architecture", "width", "expansion", "target_l0", "seed", "lr")
 """Axes that every architecture has; of `width` and `expansion` a sweep has one."""

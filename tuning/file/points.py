@@ -7,12 +7,12 @@ import json
 from dataclasses import fields
 from typing import Any
 
-from storage.errors import UserError
-from training.dictionaries import architecture
-from tuning.file.axes import SITE_AXES, Point, Range, Values, grid
-from tuning.file.rules import can_be_met, included, meets
-from tuning.file.search import draws
-from tuning.file.sweep_file import SweepFile
+from lexray.storage.errors import UserError
+from lexray.training.dictionaries import architecture
+from lexray.tuning.file.axes import SITE_AXES, Point, Range, Values, grid
+from lexray.tuning.file.rules import can_be_met, included, meets
+from lexray.tuning.file.search import draws
+from lexray.tuning.file.sweep_file import SweepFile
 
 DRAWS_PER_TRIAL = 200
 """Draws in search of points that were not drawn before, until the axes are taken to have no more."""

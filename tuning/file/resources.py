@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from storage.config_file import FileModel
+from lexray.storage.config_file import FileModel
 
 
 class MeshBlock(FileModel):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from storage.config_file import FileModel
-from tuning.file.axes import Point, Range, Values, axis_values, grid
+from lexray.storage.config_file import FileModel
+from lexray.tuning.file.axes import Point, Range, Values, axis_values, grid
 
 Condition = dict[str, Any]
 """Axis to value, or to a list of values: met by points that have one of each."""

@@ -6,10 +6,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from training.dictionaries import ARCHITECTURES
-from training.dictionaries.describe import options_of
-from tuning.file.axes import TRIAL_AXES
-from tuning.file.sweep_file import SweepFile
+from lexray.training.dictionaries import ARCHITECTURES
+from lexray.training.dictionaries.describe import options_of
+from lexray.tuning.file.axes import TRIAL_AXES
+from lexray.tuning.file.sweep_file import SweepFile
 
 
 def sweep_schema() -> dict[str, Any]:

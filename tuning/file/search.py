@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from storage.config_file import FileModel
-from tuning.file.axes import Point, Range, Values
+from lexray.storage.config_file import FileModel
+from lexray.tuning.file.axes import Point, Range, Values
 
 
 class SearchBlock(FileModel):

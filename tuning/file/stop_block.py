@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from storage.config_file import FileModel
-from tuning.endings.early_stopping import LAST_SHARE, StopRules
+from lexray.storage.config_file import FileModel
+from lexray.tuning.endings.early_stopping import LAST_SHARE, StopRules
 
 SECONDS_PER_HOUR = 3600.0
 

@@ -7,15 +7,15 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from storage.chunk_cache import CacheSettings
-from storage.config_file import FileModel, StorageBlock, nearest
-from training.dictionaries import ARCHITECTURES, architecture
-from training.dictionaries.base import Kind
-from tuning.file.axes import SITE_AXES, TRIAL_AXES, Point, Range, Values, axis_values
-from tuning.file.resources import PricesBlock, ResourcesBlock
-from tuning.file.rules import Condition, Rule
-from tuning.file.search import SearchBlock
-from tuning.file.stop_block import EndsBlock
+from lexray.storage.chunk_cache import CacheSettings
+from lexray.storage.config_file import FileModel, StorageBlock, nearest
+from lexray.training.dictionaries import ARCHITECTURES, architecture
+from lexray.training.dictionaries.base import Kind
+from lexray.tuning.file.axes import SITE_AXES, TRIAL_AXES, Point, Range, Values, axis_values
+from lexray.tuning.file.resources import PricesBlock, ResourcesBlock
+from lexray.tuning.file.rules import Condition, Rule
+from lexray.tuning.file.search import SearchBlock
+from lexray.tuning.file.stop_block import EndsBlock
 
 TRAINING_SETTINGS = ("lr", "rows", "lr_scale", "precision")
 """What a rule may set of the training."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from training.config import OptimizerConfig
+from lexray.training.config import OptimizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,17 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from storage.errors import UserError
-from storage.manifest import MANIFEST, Manifest, load_manifest
-from storage.store import Store
-from storage.stream import BatchStream
-from storage.writer import DatasetWriter
-from training.config import TrainingConfig
-from training.dictionaries.learned import LearnedDictionary
-from training.saved import CONFIG, load_dictionary, read_dictionary_config
-from training.start import build_dictionary, ensure_process_group, sample_rows
-from training.trainer import Trainer, read_locally
-from tuning.ground_truth.worlds import World
+from lexray.storage.errors import UserError
+from lexray.storage.manifest import MANIFEST, Manifest, load_manifest
+from lexray.storage.store import Store
+from lexray.storage.stream import BatchStream
+from lexray.storage.writer import DatasetWriter
+from lexray.training.config import TrainingConfig
+from lexray.training.dictionaries.learned import LearnedDictionary
+from lexray.training.saved import CONFIG, load_dictionary, read_dictionary_config
+from lexray.training.start import build_dictionary, ensure_process_group, sample_rows
+from lexray.training.trainer import Trainer, read_locally
+from lexray.tuning.ground_truth.worlds import World
 
 SITE = "site"
 ROWS_PER_DOCUMENT = 16

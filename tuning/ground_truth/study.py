@@ -11,15 +11,22 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from storage.errors import UserError
-from storage.manifest import Manifest
-from storage.store import Store
-from training.config import DataConfig, EveryConfig, TrainingConfig
-from training.dictionaries import dictionary_config
-from tuning.ground_truth.arms import Arm, Plan, plans
-from tuning.ground_truth.recovery import activation_f1, hierarchy, identifiability, match, random_stability, stability
-from tuning.ground_truth.running import SITE, Learned, initial_atoms, learned, store_world, train_once
-from tuning.ground_truth.worlds import WORLDS, World, make_world
+from lexray.storage.errors import UserError
+from lexray.storage.manifest import Manifest
+from lexray.storage.store import Store
+from lexray.training.config import DataConfig, EveryConfig, TrainingConfig
+from lexray.training.dictionaries import dictionary_config
+from lexray.tuning.ground_truth.arms import Arm, Plan, plans
+from lexray.tuning.ground_truth.recovery import (
+    activation_f1,
+    hierarchy,
+    identifiability,
+    match,
+    random_stability,
+    stability,
+)
+from lexray.tuning.ground_truth.running import SITE, Learned, initial_atoms, learned, store_world, train_once
+from lexray.tuning.ground_truth.worlds import WORLDS, World, make_world
 
 TRAINING_ROWS, UNSEEN_ROWS = 65_536, 4096
 TRAINING_SEED, UNSEEN_SEED = 0, 1

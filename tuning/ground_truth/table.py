@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from tuning.ground_truth.study import Result
+from lexray.tuning.ground_truth.study import Result
 
 COLUMNS = {
     "cosine": "cosine",

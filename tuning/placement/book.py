@@ -6,9 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from training.config import MeshConfig
-from tuning.placement.nodes import Node, place
-from tuning.trials import Footprint
+from lexray.training.config import MeshConfig
+from lexray.tuning.placement.nodes import Node, place
+from lexray.tuning.trials import Footprint
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,10 @@ from typing import Any
 import ray
 from ray._private.state import available_resources_per_node, state
 
-from tuning.placement.book import NodeState, View
-from tuning.placement.nodes import Node, trials_on_head
-from tuning.placement.object_store import STORE_SHARE
-from tuning.planning.plan import Machines
+from lexray.tuning.placement.book import NodeState, View
+from lexray.tuning.placement.nodes import Node, trials_on_head
+from lexray.tuning.placement.object_store import STORE_SHARE
+from lexray.tuning.planning.plan import Machines
 
 MAX_TO_COME = 64
 """Nodes to come that are looked at, of each kind: no trial is wider."""

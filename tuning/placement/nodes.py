@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from storage.errors import UserError
-from tuning.trials import Footprint, Trial
+from lexray.storage.errors import UserError
+from lexray.tuning.trials import Footprint, Trial
 
 HEAD = "node:__internal_head__"
 """What only the head of a cluster has."""

@@ -9,11 +9,11 @@ from typing import Any
 
 from ray.autoscaler.sdk import request_resources
 
-from tuning.placement.book import Book, View, Wish, Wishes
-from tuning.placement.cluster_view import RecentView, cluster_view
-from tuning.placement.nodes import HEAD, place
-from tuning.trials import Footprint
-from tuning.window_servers import WindowServers
+from lexray.tuning.placement.book import Book, View, Wish, Wishes
+from lexray.tuning.placement.cluster_view import RecentView, cluster_view
+from lexray.tuning.placement.nodes import HEAD, place
+from lexray.tuning.trials import Footprint
+from lexray.tuning.window_servers import WindowServers
 
 ON_HEAD = {HEAD: 0.0001}
 """A little of what only the head has: nobody takes that node away while the cluster lives."""
@@ -31,7 +31,7 @@ class Placement:
 
 
 class Placer:
-    """Runs as a Ray actor; see `tuning.placement.rooms.placing`. Its decisions are those of `Book`."""
+    """Runs as a Ray actor; see `lexray.tuning.placement.rooms.placing`. Its decisions are those of `Book`."""
 
     def __init__(
         self,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from tuning.file.resources import ElasticBlock
-from tuning.placement.book import Wish, Wishes
-from tuning.planning.mesh_choice import is_allowed
-from tuning.trials import Trial
+from lexray.tuning.file.resources import ElasticBlock
+from lexray.tuning.placement.book import Wish, Wishes
+from lexray.tuning.planning.mesh_choice import is_allowed
+from lexray.tuning.trials import Trial
 
 
 def wishes_of(trial: Trial, elastic: ElasticBlock, has_room: Callable[[Trial], bool]) -> Wishes:

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from training.config import TrainingConfig
-from training.measures.held_out import MEASURED_ROWS
-from training.measures.rate import SHARES
-from tuning.placement.nodes import Node
-from tuning.sweep_folder import FINISHED, TrialRecord
-from tuning.trials import Footprint
+from lexray.training.config import TrainingConfig
+from lexray.training.measures.held_out import MEASURED_ROWS
+from lexray.training.measures.rate import SHARES
+from lexray.tuning.placement.nodes import Node
+from lexray.tuning.sweep_folder import FINISHED, TrialRecord
+from lexray.tuning.trials import Footprint
 
 START_S = 10.0
 """Seconds that a trial takes besides its rows: its processes start, import torch, save and end."""

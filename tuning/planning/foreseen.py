@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from storage.errors import CorruptDataError
-from storage.store import Store
-from tuning.sweep_folder import DONE, TARGET_MISSED, TrialRecord
+from lexray.storage.errors import CorruptDataError
+from lexray.storage.store import Store
+from lexray.tuning.sweep_folder import DONE, TARGET_MISSED, TrialRecord
 
 PLAN_FILE = "plan.json"
 

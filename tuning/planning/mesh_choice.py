@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from storage.errors import UserError
-from storage.manifest import Manifest
-from training.config import MeshConfig, TrainingConfig
-from training.memory import Needs, needs
-from tuning.placement.nodes import Node
-from tuning.trials import Footprint, Trial
+from lexray.storage.errors import UserError
+from lexray.storage.manifest import Manifest
+from lexray.training.config import MeshConfig, TrainingConfig
+from lexray.training.memory import Needs, needs
+from lexray.tuning.placement.nodes import Node
+from lexray.tuning.trials import Footprint, Trial
 
 USABLE = 0.9
 """Share of a memory that trainings may fill: allocators leave gaps, and libraries want some for themselves."""

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from storage.manifest import Manifest
-from storage.stream_memory import StreamShape, stream_memory
-from tuning.file.resources import PricesBlock
-from tuning.placement.nodes import Node
-from tuning.planning.forecast import (
+from lexray.storage.manifest import Manifest
+from lexray.storage.stream_memory import StreamShape, stream_memory
+from lexray.tuning.file.resources import PricesBlock
+from lexray.tuning.placement.nodes import Node
+from lexray.tuning.planning.forecast import (
     SWEEP_START_S,
     Reading,
     Speed,
@@ -21,11 +21,11 @@ from tuning.planning.forecast import (
     timeline,
     trial_seconds,
 )
-from tuning.planning.mesh_choice import gib
-from tuning.planning.row_counts import Part, RowCounts
-from tuning.planning.worker_memory import WorkerMemory, worker_memory
-from tuning.trials import Trial
-from tuning.window_servers import most_workers, shape_of
+from lexray.tuning.planning.mesh_choice import gib
+from lexray.tuning.planning.row_counts import Part, RowCounts
+from lexray.tuning.planning.worker_memory import WorkerMemory, worker_memory
+from lexray.tuning.trials import Trial
+from lexray.tuning.window_servers import most_workers, shape_of
 
 HOUR_S = 3600.0
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from storage.store import Store
-from tuning.planning.forecast import Speed, finished_speeds
-from tuning.planning.foreseen import PLAN_FILE, read_plan
-from tuning.planning.plan import Plan
-from tuning.sweep_folder import SweepFolder
+from lexray.storage.store import Store
+from lexray.tuning.planning.forecast import Speed, finished_speeds
+from lexray.tuning.planning.foreseen import PLAN_FILE, read_plan
+from lexray.tuning.planning.plan import Plan
+from lexray.tuning.sweep_folder import SweepFolder
 
 
 def known_speeds(folder: SweepFolder, trials: Sequence[str]) -> dict[str, Speed]:

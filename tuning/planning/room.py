@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from storage.errors import UserError
-from storage.manifest import Manifest
-from training.memory import needs
-from tuning.placement.nodes import Node
-from tuning.planning.mesh_choice import USABLE, gib, rooms_of, with_mesh
-from tuning.trials import Footprint, Trial
+from lexray.storage.errors import UserError
+from lexray.storage.manifest import Manifest
+from lexray.training.memory import needs
+from lexray.tuning.placement.nodes import Node
+from lexray.tuning.planning.mesh_choice import USABLE, gib, rooms_of, with_mesh
+from lexray.tuning.trials import Footprint, Trial
 
 
 def refuse_what_has_no_room(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from storage.errors import UserError
-from storage.selection import SelectedRows
-from storage.windows import WindowReader
-from training.config import DataConfig
+from lexray.storage.errors import UserError
+from lexray.storage.selection import SelectedRows
+from lexray.storage.windows import WindowReader
+from lexray.training.config import DataConfig
 
 MAX_OUTLYING_SHARE = 0.2
 """Share of the dataset's rows with outlying norms beyond which the filter is taken for a mistake."""

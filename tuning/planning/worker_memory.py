@@ -1,4 +1,4 @@
-"""The memory of a trial's worker, by what has it: formulas of `training.memory` and what the stream adds."""
+"""The memory of a trial's worker, by what has it: formulas of `lexray.training.memory` and what the stream adds."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import resource
 import sys
 from dataclasses import dataclass
 
-from storage.manifest import Manifest
-from storage.stream_memory import StreamShape
-from training.memory import PROCESS_BYTES, needs, rank_memory
-from tuning.trials import Trial
+from lexray.storage.manifest import Manifest
+from lexray.storage.stream_memory import StreamShape
+from lexray.training.memory import PROCESS_BYTES, needs, rank_memory
+from lexray.tuning.trials import Trial
 
 
 @dataclass(frozen=True, kw_only=True)

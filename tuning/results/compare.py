@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tuning.sweep_folder import SweepFolder
+from lexray.tuning.sweep_folder import SweepFolder
 
 FACTS = ("dataset_id", "inputs", "outputs", "held_out", "seed", "lanes", "drop_special", "max_norm_ratio")
 """What of a trial's data decides which rows it is judged on."""

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from storage.errors import CorruptDataError, UserError
-from training.measures.matching import initial_atoms
-from training.saved import TENSORS, load_dictionary
-from tuning.sweep_folder import SweepFolder, TrialRecord
+from lexray.storage.errors import CorruptDataError, UserError
+from lexray.training.measures.matching import initial_atoms
+from lexray.training.saved import TENSORS, load_dictionary
+from lexray.tuning.sweep_folder import SweepFolder, TrialRecord
 
 LOADED_BYTES = 4 * 2**30
 """Dictionaries of larger files are left out."""

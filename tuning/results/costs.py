@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tuning.endings.ends import Spent, sum_spent
-from tuning.file.resources import PricesBlock
-from tuning.file.stop_block import SECONDS_PER_HOUR
-from tuning.sweep_folder import TrialRecord
+from lexray.tuning.endings.ends import Spent, sum_spent
+from lexray.tuning.file.resources import PricesBlock
+from lexray.tuning.file.stop_block import SECONDS_PER_HOUR
+from lexray.tuning.sweep_folder import TrialRecord
 
 
 @dataclass(frozen=True, kw_only=True)

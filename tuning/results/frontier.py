@@ -17,8 +17,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from storage.store import Store
-from tuning.sweep_folder import DONE, FAILED, FINISHED, PAUSED, STOPPED, TARGET_MISSED, TrialRecord
+from lexray.storage.store import Store
+from lexray.tuning.sweep_folder import DONE, FAILED, FINISHED, PAUSED, STOPPED, TARGET_MISSED, TrialRecord
 
 FRONTIER_FILE = "frontier.parquet"
 

@@ -1,4 +1,4 @@
-"""How often the latents of a dictionary fire, as a small picture in the manner of `tuning.results.curves`."""
+"""How often the latents of a dictionary fire, as a small picture in the manner of `lexray.tuning.results.curves`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
-from tuning.results.curves import BOX, Axis, short_number
+from lexray.tuning.results.curves import BOX, Axis, short_number
 
 _RAREST_LOG10 = -5
 """The axis begins here, so that trials can be held against each other, or below where a latent fired more rarely."""

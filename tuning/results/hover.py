@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pandas as pd
 from matplotlib.figure import Figure
 
-from tuning.results.frontier import HEADINGS, format_cell
+from lexray.tuning.results.frontier import HEADINGS, format_cell
 
 _POINTS_PER_INCH = 72
 """Units of an SVG that matplotlib writes."""

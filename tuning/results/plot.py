@@ -21,9 +21,9 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from tuning.results.frontier import non_dominated
-from tuning.results.hover import hover_links
-from tuning.sweep_folder import FINISHED, STOPPED, TARGET_MISSED
+from lexray.tuning.results.frontier import non_dominated
+from lexray.tuning.results.hover import hover_links
+from lexray.tuning.sweep_folder import FINISHED, STOPPED, TARGET_MISSED
 
 WIDE_IN, NARROW_IN = (12.0, 8.0), (4.2, 5.6)
 """Inches: for a page or a slide, and for a phone."""

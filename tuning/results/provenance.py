@@ -9,9 +9,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from storage.manifest import Manifest
-from storage.store import Store
-from tuning.sweep_folder import parsed
+from lexray.storage.manifest import Manifest
+from lexray.storage.store import Store
+from lexray.tuning.sweep_folder import parsed
 
 DATASET_FILE = "dataset.json"
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from tuning.sweep_folder import DONE, TARGET_MISSED
+from lexray.tuning.sweep_folder import DONE, TARGET_MISSED
 
 L0_TOLERANCE = 0.1
 """A dictionary stands for a target L0 if its own is at most so much above it, as a share."""

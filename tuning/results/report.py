@@ -15,15 +15,15 @@ import jinja2
 import pandas as pd
 import yaml
 
-from storage.store import Store
-from training.measures.held_out import read_measures
-from tuning.endings.ends import Spent, read_spent
-from tuning.file.resources import PricesBlock
-from tuning.file.search import SearchBlock
-from tuning.planning.foreseen import PLAN_FILE, Outcome, outcomes, read_plan
-from tuning.results.costs import Cost, costs
-from tuning.results.curves import short_number
-from tuning.results.frontier import (
+from lexray.storage.store import Store
+from lexray.training.measures.held_out import read_measures
+from lexray.tuning.endings.ends import Spent, read_spent
+from lexray.tuning.file.resources import PricesBlock
+from lexray.tuning.file.search import SearchBlock
+from lexray.tuning.planning.foreseen import PLAN_FILE, Outcome, outcomes, read_plan
+from lexray.tuning.results.costs import Cost, costs
+from lexray.tuning.results.curves import short_number
+from lexray.tuning.results.frontier import (
     COLUMNS,
     FRONTIER_FILE,
     HEADINGS,
@@ -32,12 +32,12 @@ from tuning.results.frontier import (
     frontier_table,
     write_frontier,
 )
-from tuning.results.plot import NARROW_IN, WIDE_IN, frontier_figure, frontier_svg, frontier_vectors
-from tuning.results.provenance import DATASET_FILE, read_dataset
-from tuning.results.report_sections import sections
-from tuning.results.stability import STABILITY_FILE, read_stability, write_stability
-from tuning.results.trial_section import trial_section
-from tuning.sweep_folder import (
+from lexray.tuning.results.plot import NARROW_IN, WIDE_IN, frontier_figure, frontier_svg, frontier_vectors
+from lexray.tuning.results.provenance import DATASET_FILE, read_dataset
+from lexray.tuning.results.report_sections import sections
+from lexray.tuning.results.stability import STABILITY_FILE, read_stability, write_stability
+from lexray.tuning.results.trial_section import trial_section
+from lexray.tuning.sweep_folder import (
     DONE,
     FAILED,
     PAUSED,

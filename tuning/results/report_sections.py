@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from tuning.results.provenance import told
-from tuning.results.recommend import Recommendation, recommend
-from tuning.sweep_folder import TrialRecord
+from lexray.tuning.results.provenance import told
+from lexray.tuning.results.recommend import Recommendation, recommend
+from lexray.tuning.sweep_folder import TrialRecord
 
 SHOWN = 40
 """Recommendations at most: a sweep over many sites has some for each of them."""
@@ -56,7 +56,7 @@ def sections(
     dataset: Mapping[str, Any] | None = None,
 ) -> Sections:
     """From the frontier table, the trials' records and, where there are such, the documents of
-    `tuning.results.stability` and `tuning.results.provenance`.
+    `lexray.tuning.results.stability` and `lexray.tuning.results.provenance`.
     """
     found = recommend(table)
     return Sections(

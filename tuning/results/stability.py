@@ -20,8 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, pairwise
 from typing import Any
 
-from storage.store import Store
-from training.measures.matching import (
+from lexray.storage.store import Store
+from lexray.training.measures.matching import (
     FOUND_ABOVE,
     found_share,
     match,
@@ -29,8 +29,8 @@ from training.measures.matching import (
     random_found_share,
     random_match,
 )
-from tuning.results.comparisons import Atoms, Comparisons, read_atoms
-from tuning.sweep_folder import FINISHED, SweepFolder, TrialRecord
+from lexray.tuning.results.comparisons import Atoms, Comparisons, read_atoms
+from lexray.tuning.sweep_folder import FINISHED, SweepFolder, TrialRecord
 
 STABILITY_FILE = "stability.json"
 FORMAT, VERSION = "lexray-stability", 1

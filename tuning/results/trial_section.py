@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from training.measures.held_out import FIRED_FILE, MEASURES_FILE
-from training.saved import CONFIG, TENSORS
-from tuning.results.curves import CURVES, curve_svg
-from tuning.results.frontier import HEADINGS, MEASURED, format_cell
-from tuning.results.histograms import caption, firing_svg
-from tuning.sweep_folder import FINISHED, STOPPED, TrialRecord
+from lexray.training.measures.held_out import FIRED_FILE, MEASURES_FILE
+from lexray.training.saved import CONFIG, TENSORS
+from lexray.tuning.results.curves import CURVES, curve_svg
+from lexray.tuning.results.frontier import HEADINGS, MEASURED, format_cell
+from lexray.tuning.results.histograms import caption, firing_svg
+from lexray.tuning.sweep_folder import FINISHED, STOPPED, TrialRecord
 
 
 class TrialSection(NamedTuple):

@@ -15,16 +15,16 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any
 
-from storage.errors import UserError
-from tuning.file.axes import Point
-from tuning.file.points import DRAWS_PER_TRIAL, corners, effective, is_excluded, key
-from tuning.file.search import draws
-from tuning.file.sweep_file import SweepFile
-from tuning.records import new_record
-from tuning.search.questions import Axes, has_widths, questions
-from tuning.search.study import Known, fits, proposals, seed_of
-from tuning.sweep_folder import FINISHED, PENDING, STOPPED, SweepFolder, TrialRecord
-from tuning.trials import Trial
+from lexray.storage.errors import UserError
+from lexray.tuning.file.axes import Point
+from lexray.tuning.file.points import DRAWS_PER_TRIAL, corners, effective, is_excluded, key
+from lexray.tuning.file.search import draws
+from lexray.tuning.file.sweep_file import SweepFile
+from lexray.tuning.records import new_record
+from lexray.tuning.search.questions import Axes, has_widths, questions
+from lexray.tuning.search.study import Known, fits, proposals, seed_of
+from lexray.tuning.sweep_folder import FINISHED, PENDING, STOPPED, SweepFolder, TrialRecord
+from lexray.tuning.trials import Trial
 
 log = logging.getLogger("lexray")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from tuning.planning.plan import Plan
-from tuning.trials import Trial
+from lexray.tuning.planning.plan import Plan
+from lexray.tuning.trials import Trial
 
 
 def largest(bounds: Iterable[Trial]) -> list[Trial]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from training.dictionaries import architecture
-from tuning.file.axes import SITE_AXES, Point, Range, Values, grid
-from tuning.file.points import effective, key
-from tuning.file.sweep_file import SweepFile
+from lexray.training.dictionaries import architecture
+from lexray.tuning.file.axes import SITE_AXES, Point, Range, Values, grid
+from lexray.tuning.file.points import effective, key
+from lexray.tuning.file.sweep_file import SweepFile
 
 Axes = Mapping[str, Values]
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from tuning.file.axes import Point, Range, Values
+from lexray.tuning.file.axes import Point, Range, Values
 
 if TYPE_CHECKING:
     from optuna import Study

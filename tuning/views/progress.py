@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from tuning.sweep_folder import FAILED, PAUSED, STOPPED, TrialRecord
-from tuning.trial_run import TrialRun
+from lexray.tuning.sweep_folder import FAILED, PAUSED, STOPPED, TrialRecord
+from lexray.tuning.trial_run import TrialRun
 
 
 @dataclass(kw_only=True)
@@ -27,7 +27,7 @@ class _Running:
 
 @dataclass(kw_only=True)
 class TerminalView:
-    """Follows a sweep, see `tuning.views.follow.Follower`: trials, step, rows/s, L0 and FVU."""
+    """Follows a sweep, see `lexray.tuning.views.follow.Follower`: trials, step, rows/s, L0 and FVU."""
 
     console: Console
     num_trials: int

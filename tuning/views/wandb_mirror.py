@@ -15,10 +15,10 @@ from typing import Any
 
 import pandas as pd
 
-from tuning.results.report import FIGURE_FILE
-from tuning.sweep_folder import SweepFolder, TrialRecord
-from tuning.trial_run import TrialRun
-from tuning.views.wandb_runs import Described, WandbRuns, reason_of
+from lexray.tuning.results.report import FIGURE_FILE
+from lexray.tuning.sweep_folder import SweepFolder, TrialRecord
+from lexray.tuning.trial_run import TrialRun
+from lexray.tuning.views.wandb_runs import Described, WandbRuns, reason_of
 
 log = logging.getLogger("lexray")
 
@@ -29,7 +29,7 @@ PATIENCE_S = 30.0
 
 @dataclass(kw_only=True)
 class WandbMirror:
-    """Follows a sweep, see `tuning.views.follow.Follower`."""
+    """Follows a sweep, see `lexray.tuning.views.follow.Follower`."""
 
     runs: WandbRuns
     patience_s: float = PATIENCE_S

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import pandas as pd
 import wandb
 
-from tuning.sweep_folder import PAUSED, TrialRecord
+from lexray.tuning.sweep_folder import PAUSED, TrialRecord
 
 log = logging.getLogger("lexray")
 

@@ -1,5 +1,0 @@
-"""`python -m cluster` is `lexray`."""
-
-from cluster.cli import main
-
-main()
