@@ -52,9 +52,9 @@ def run_sweep_file(file: str, where: Where, messages: Console, as_json: bool) ->
         if plan.expected:
             from lexray.cluster.connect import connected
 
-            mirrors = _wandb(plan)
             driver = _driver(plan, where, mirrors)
             driver.check()
+            mirrors += _wandb(plan)
             stack.enter_context(_terminable(driver))
             with messages.status("starting Ray" if where.address is None else f"joining {where.address}"):
                 stack.enter_context(connected(where.address, is_job=bool(where.job), pools=where.pools))
@@ -122,9 +122,14 @@ def _wandb(plan: SweepPlan) -> list[Any]:
     block = plan.sweep.wandb
     if block.mode == "disabled":
         return []
+    from lexray.tuning.file.wandb_block import split_project
+    from lexray.tuning.views.wandb_ids import RunIds, file_name
     from lexray.tuning.views.wandb_mirror import WandbMirror
     from lexray.tuning.views.wandb_runs import WandbRuns, has_key
 
-    local = plan.folder.store.local_path or str(Path.cwd() / "wandb-runs" / plan.sweep.name)
+    local = plan.folder.store.local_path or str(Path.cwd() / "wandb-runs" / file_name(plan.sweep.name))
     mode: Any = block.mode if block.mode != "auto" else ("online" if has_key() else "offline")
-    return [WandbMirror(runs=WandbRuns(project=block.project, group=plan.sweep.name, folder=local, mode=mode))]
+    entity, project = split_project(block.project)
+    ids = RunIds.of_folder(plan.folder.store)
+    runs = WandbRuns(project=project, entity=entity, ids=ids, group=plan.sweep.name, folder=local, mode=mode)
+    return [WandbMirror(runs=runs)]

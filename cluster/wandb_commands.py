@@ -17,7 +17,9 @@ messages = Console(stderr=True, emoji=False)
 @wandb_app.command()
 def sync(
     url: Annotated[str, typer.Argument(help="Folder of a sweep: path or url.")],
-    project: Annotated[str | None, typer.Option(help="W&B project; by default that of the sweep file.")] = None,
+    project: Annotated[
+        str | None, typer.Option(help="W&B project, or ENTITY/PROJECT; by default that of the sweep file.")
+    ] = None,
     offline: Annotated[str | None, typer.Option(help="Write W&B's offline files below this folder instead.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")] = False,
 ) -> None:
@@ -28,8 +30,10 @@ def sync(
     Example: lexray wandb sync runs/quickstart/sweep
     """
     from lexray.cluster.commands import print_json
+    from lexray.tuning.file.wandb_block import split_project
     from lexray.tuning.results.report import build_results
     from lexray.tuning.sweep_folder import SweepFolder
+    from lexray.tuning.views.wandb_ids import RunIds
     from lexray.tuning.views.wandb_mirror import send
     from lexray.tuning.views.wandb_runs import WandbRuns, has_key
 
@@ -39,8 +43,14 @@ def sync(
     if offline is None and not has_key():
         raise UserError("W&B: no API key here; run `wandb login`, set WANDB_API_KEY, or give --offline FOLDER")
     table = build_results(folder, store.list_folders("trials"))
+    try:
+        entity, project_name = split_project(project or block.project)
+    except ValueError as error:
+        raise UserError(f"--project: {error}") from error
     runs = WandbRuns(
-        project=project or block.project,
+        project=project_name,
+        entity=entity,
+        ids=RunIds.of_folder(store),
         group=name,
         folder=offline or store.local_path or "wandb-runs",
         mode="online" if offline is None else "offline",
@@ -49,18 +59,19 @@ def sync(
     sent: dict[str, int] = {}
     with messages.status("W&B") as status:
 
-        def told(trial: str, records: int) -> None:
+        def on_sent(trial: str, records: int) -> None:
             sent[trial] = records
             status.update(f"W&B: {len(sent)} trials, {sum(sent.values()):,} records")
 
-        try:
-            send(folder, runs, table, told)
-        except Exception as error:
-            raise UserError(f"W&B: {type(error).__name__}: {error}") from error
+        refused = send(folder, runs, table, on_sent)
     if as_json:
-        print_json({"url": store.url, "project": runs.project, "records": sent})
+        print_json({"url": store.url, "project": runs.project, "records": sent, "refused": refused})
     else:
-        print(f"{store.url}: {len(sent)} runs and the sweep's own, {sum(sent.values()):,} records, {runs.mode}")
+        print(f"{store.url}: {len(sent)} trials sent, {sum(sent.values()):,} records, {runs.mode}")
+    if refused:
+        name, reason = next(iter(refused.items()))
+        messages.print(f"W&B refused {len(refused)} runs, first {name}: {reason}", markup=False, soft_wrap=True)
+        raise typer.Exit(1)
 
 
 def _wandb_of(store: Store) -> tuple[Any, str]:

@@ -45,6 +45,8 @@ class WandbServer:
 
     mood: Mood = "well"
     runs: dict[str, KeptRun] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)
+    """Ids of runs that it does not take, as with those that were deleted there."""
     asked: Counter[str] = field(default_factory=Counter)
     """Requests by kind, refused ones too."""
     released: threading.Event = field(default_factory=threading.Event)
@@ -175,6 +177,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if self.path == "/graphql":
             asked = json.loads(body)
+            variables = asked.get("variables") or {}
+            if "UpsertBucket" in asked["query"] and variables.get("name") in self.kept.refused:
+                self._reply({"errors": [{"message": f"run {variables['name']} was deleted"}]}, status=400)
+                return
             self._reply({"data": self.kept.answer(asked["query"], asked.get("variables") or {})})
         elif self.path.endswith("/file_stream"):
             if self.headers.get("Content-Encoding") == "gzip":

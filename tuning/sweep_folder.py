@@ -9,6 +9,7 @@ trials/TRIAL/metrics.jsonl     one JSON object per logged step (storage of `lexr
 trials/TRIAL/checkpoints/      see lexray.training.checkpoints
 trials/TRIAL/dictionary/       the trained dictionary: config.json, dictionary.safetensors
 trials/TRIAL/measures.json     measures of it at the end, see training.measures; fired.npy: rows of each latent
+wandb.json                     which runs of W&B are this folder's (lexray.tuning.views.wandb_ids)
 dataset.json                   what the dataset said of itself (lexray.tuning.results.provenance)
 plan.json                      what was foreseen of all this (lexray.tuning.planning.plan)
 driver.json, log.txt           who runs it and what that one says (lexray.tuning.driver_record, lexray.tuning.driver)

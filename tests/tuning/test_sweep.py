@@ -21,6 +21,7 @@ from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.orchestrate import run_sweep
 from lexray.tuning.results.frontier import read_frontier
 from lexray.tuning.sweep_plan import SweepPlan, plan_sweep
+from lexray.tuning.views.wandb_ids import RunIds
 from lexray.tuning.views.wandb_mirror import WandbMirror
 from lexray.tuning.views.wandb_runs import WandbRuns
 
@@ -48,7 +49,9 @@ def swept(data, ray_session, tmp_path_factory):
         rules=[{"when": {"architecture": "topk"}, "set": {"workers": 2}}],
     )
     made = plan(folder, content)
-    mirror = WandbMirror(runs=WandbRuns(project="lexray", group="small", folder=str(folder / "out"), mode="offline"))
+    mirror = WandbMirror(
+        runs=WandbRuns(ids=RunIds("x"), project="lexray", group="small", folder=str(folder / "out"), mode="offline")
+    )
     table = run_sweep(made, [mirror])
     mirror.show_results(made.folder, table)
     return made, table, folder / "out"
@@ -89,11 +92,11 @@ def test_wandb_holds_what_the_metrics_files_hold(swept):
     for folder in (out / "wandb").glob("offline-run-*"):
         run, history = read_offline(folder)
         runs[run["id"]] = run, history
-    (of_the_sweep,) = set(runs) - {trial.id for trial in made.trials}
+    (of_the_sweep,) = set(runs) - {f"{trial.id}-x" for trial in made.trials}
     assert of_the_sweep.startswith("sweep-")
     assert runs[of_the_sweep][1][0]["frontier.nrows"] == 3
     for trial in made.trials:
-        run, history = runs[trial.id]
+        run, history = runs[f"{trial.id}-x"]
         assert run["group"] == "small"
         assert run["dictionary"]["width"] == 64
         logged = [{k: v for k, v in row.items() if not k.startswith("_")} for row in history]

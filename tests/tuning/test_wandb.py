@@ -19,6 +19,7 @@ from lexray.storage.store import Store
 from lexray.training.metrics_log import MetricsLog
 from lexray.tuning.results.report import build_results
 from lexray.tuning.sweep_folder import DONE, FAILED, SweepFolder, TrialRecord
+from lexray.tuning.views.wandb_ids import RunIds
 from lexray.tuning.views.wandb_mirror import WandbMirror
 from lexray.tuning.views.wandb_runs import Described, WandbRuns
 
@@ -54,7 +55,7 @@ def test_a_sweep_is_sent_from_its_folder_alone(folder: SweepFolder, tmp_path: Pa
     assert json.loads(done.stdout)["records"] == {"topk-a": 5, "topk-b": 5}
     runs = offline_runs(tmp_path / "sent")
     for trial in ("a", "b"):
-        about, history = runs.pop(trial)
+        about, history = runs.pop(RunIds.of_folder(folder.store).of_trial(trial))
         assert (about["group"], about["project"]) == ("small", "mine")
         logged = [{k: v for k, v in row.items() if not k.startswith("_")} for row in history]
         assert logged == folder.read_metrics(trial)
@@ -97,7 +98,7 @@ def run_of(trial: str) -> Any:
 def test_nobody_waits_for_a_server_that_hangs_but_the_end_and_not_for_long(
     folder: SweepFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    runs = Hanging(project="p", group="g", folder=str(tmp_path), mode="online")
+    runs = Hanging(ids=RunIds("x"), project="p", group="g", folder=str(tmp_path), mode="online")
     mirror = WandbMirror(runs=runs, patience_s=0.2)
     began = time.monotonic()
     mirror.started(run_of("a"))
@@ -118,7 +119,7 @@ def test_nobody_waits_for_a_server_that_hangs_but_the_end_and_not_for_long(
 
 
 def test_what_fails_in_the_view_is_a_warning(folder: SweepFolder, tmp_path: Path, caplog: Any) -> None:
-    mirror = WandbMirror(runs=WandbRuns(project="p", group="g", folder=str(tmp_path), mode="offline"))
+    mirror = WandbMirror(runs=WandbRuns(ids=RunIds("x"), project="p", group="g", folder=str(tmp_path), mode="offline"))
     mirror.started(run_of("a"))
     mirror.logged(run_of("a"), [{"rows": 128}])  # no step
     mirror.finish(folder.store.url)
@@ -128,7 +129,7 @@ def test_what_fails_in_the_view_is_a_warning(folder: SweepFolder, tmp_path: Path
 def test_records_of_a_trial_that_was_not_started_are_no_further_failure(
     folder: SweepFolder, tmp_path: Path, caplog: Any
 ) -> None:
-    mirror = WandbMirror(runs=WandbRuns(project="p", group="g", folder=str(tmp_path), mode="offline"))
+    mirror = WandbMirror(runs=WandbRuns(ids=RunIds("x"), project="p", group="g", folder=str(tmp_path), mode="offline"))
     mirror.logged(run_of("a"), [{"step": 1}])
     mirror.ended(run_of("a"), None)
     mirror.finish(folder.store.url)
@@ -143,7 +144,7 @@ def test_a_server_that_refuses_turns_the_sweep_offline_once(
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.setitem(__import__("lexray.tuning.views.wandb_runs", fromlist=["SETTINGS"]).SETTINGS, "init_timeout", 5)
-    runs = WandbRuns(project="p", group="g", folder=str(tmp_path / "view"), mode="online")
+    runs = WandbRuns(ids=RunIds("x"), project="p", group="g", folder=str(tmp_path / "view"), mode="online")
     for trial in ("a", "b"):
         runs.start(Described(trial, trial, {}, 1))
         runs.log(trial, folder.read_metrics(trial))

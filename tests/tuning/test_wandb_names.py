@@ -14,6 +14,7 @@ from lexray.training.data_traffic import DataTraffic
 from lexray.training.dictionaries.base import BatchSums
 from lexray.training.loop import StepRecord
 from lexray.training.metrics import evaluate
+from lexray.tuning.views.wandb_ids import RunIds
 from lexray.tuning.views.wandb_runs import WORKERS_SHOWN, Described, WandbRuns, shown
 
 MOST_NAMES = 200
@@ -55,7 +56,7 @@ def test_all_architectures_on_a_thousand_workers_have_fewer_than_200_names(tmp_p
 
 
 def test_curves_are_drawn_over_rows(tmp_path: Path) -> None:
-    runs = WandbRuns(project="p", group="g", folder=str(tmp_path), mode="offline")
+    runs = WandbRuns(ids=RunIds("x"), project="p", group="g", folder=str(tmp_path), mode="offline")
     runs.start(Described("a", "a", {}, 1))
     runs.log("a", [{"step": 10, "rows": 1280, "train/fvu": 0.5}])
     runs.finish_all()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 import pytest
 import wandb
 from typer.testing import CliRunner
-from wandb_server import KEY, Mood, WandbServer, wandb_server
+from wandb_server import KEY, KeptRun, Mood, WandbServer, wandb_server
 
 from lexray.cluster.cli import app
 from lexray.storage.store import Store
@@ -24,6 +26,7 @@ from lexray.training.metrics_log import MetricsLog
 from lexray.tuning.results.report import build_results
 from lexray.tuning.sweep_folder import DONE, SweepFolder, TrialRecord
 from lexray.tuning.views import wandb_runs
+from lexray.tuning.views.wandb_ids import RunIds
 from lexray.tuning.views.wandb_mirror import WandbMirror
 from lexray.tuning.views.wandb_runs import Described, WandbRuns
 
@@ -63,8 +66,14 @@ def folder(tmp_path: Path) -> SweepFolder:
     return made
 
 
-def runs_in(place: Path, **options: Any) -> WandbRuns:
-    return WandbRuns(project="p", group="g", folder=str(place), mode="online", **options)
+def runs_in(place: Path, folder: SweepFolder | None = None, **options: Any) -> WandbRuns:
+    """Runs of the sweep in `folder`, or of some other sweep."""
+    ids = RunIds("some") if folder is None else RunIds.of_folder(folder.store)
+    return WandbRuns(ids=ids, project="p", group="g", folder=str(place), mode="online", **options)
+
+
+def kept(server: WandbServer, runs: WandbRuns, trial: str = "a") -> KeptRun:
+    return server.runs[runs.ids.of_trial(trial)]
 
 
 def run_of(trial: str) -> Any:
@@ -103,24 +112,71 @@ def test_a_run_that_goes_on_is_the_same_run_with_everything_once(
         runs.start(Described("a", "topk-a", {"rows": 1}, 1))
         runs.log("a", records)
         runs.finish("a", TrialRecord(trial="a", name="a", config={}, status=DONE, result=RESULT))
-    assert list(server.runs) == ["a"]
-    assert server.runs["a"].rows == RECORDS
-    assert server.runs["a"].attributes["groupName"] == "g"
-    assert server.runs["a"].completions == 2
+    assert list(server.runs) == ["a-some"]
+    assert kept(server, runs).rows == RECORDS
+    assert kept(server, runs).attributes["groupName"] == "g"
+    assert kept(server, runs).completions == 2
     assert "Tried to log to step" not in capfd.readouterr().err  # W&B's complaint of steps that it has
+
+
+def test_equal_trials_of_two_sweeps_are_runs_of_their_own(
+    server: WandbServer, folder: SweepFolder, tmp_path: Path
+) -> None:
+    copy = SweepFolder(Store.at(str(tmp_path / "copy")))
+    shutil.copytree(str(folder.store.local_path), str(copy.store.local_path))
+    RunIds.of_folder(folder.store)  # the copy gets the random number of the first folder
+    shutil.copy(f"{folder.store.local_path}/wandb.json", f"{copy.store.local_path}/wandb.json")
+    made = [(runs_in(tmp_path, folder), RECORDS), (runs_in(tmp_path, copy), RECORDS[:3])]
+    for number, (runs, records) in enumerate(made):
+        runs.group = f"sweep {number}"
+        runs.start(Described("a", "topk-a", {"rows": 1}, 1))
+        runs.log("a", records)
+        runs.finish("a", None)
+    for number, (runs, records) in enumerate(made):
+        assert kept(server, runs).rows == records
+        assert kept(server, runs).attributes["groupName"] == f"sweep {number}"
+    assert len(server.runs) == 2
+
+
+def test_a_run_that_the_server_refuses_leaves_the_others_online(
+    server: WandbServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = runs_in(tmp_path)
+    server.refused.add(runs.ids.of_trial("b"))
+    for trial in ("a", "b", "c", "b", "d"):
+        runs.start(Described(trial, trial, {}, 1))
+        runs.log(trial, RECORDS)
+        runs.finish(trial, None)
+    assert {trial for trial in "abcd" if runs.ids.of_trial(trial) in server.runs} == {"a", "c", "d"}
+    assert all(kept(server, runs, trial).rows == RECORDS for trial in "acd")
+    assert caplog.text.count("W&B does not take the run b") == 2
+    assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 2
+
+
+def test_a_sync_sends_the_other_runs_and_names_the_refused_one(server: WandbServer, folder: SweepFolder) -> None:
+    ids = RunIds.of_folder(folder.store)
+    record = folder.read_trial("a")
+    assert record is not None
+    folder.write_trial(replace(record, trial="b", name="topk-b"))
+    server.refused.add(ids.of_trial("a"))
+    done = CliRunner().invoke(app, ["wandb", "sync", str(folder.store.local_path), "--json"])
+    assert done.exit_code == 1
+    assert list(json.loads(done.stdout)["records"]) == ["topk-b"]
+    assert list(json.loads(done.stdout)["refused"]) == ["topk-a"]
+    assert {ids.of_trial("b"), ids.of_sweep} == set(server.runs)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_what_a_server_lacks_comes_with_a_sync(server: WandbServer, folder: SweepFolder, tmp_path: Path) -> None:
-    runs = runs_in(tmp_path)
+    runs = runs_in(tmp_path, folder)
     runs.start(Described("a", "topk-a", {}, 1))
     runs.log("a", RECORDS[:5])
     runs.finish_all()
-    assert server.runs["a"].steps == STEPS[:5]
+    assert kept(server, runs).steps == STEPS[:5]
     sync(folder)
     sync(folder)  # it may be called again
-    assert server.runs["a"].rows == RECORDS
+    assert kept(server, runs).rows == RECORDS
     assert len(server.runs) == 2  # the sweep's own
 
 
@@ -130,7 +186,7 @@ def test_what_a_server_lacks_comes_with_a_sync(server: WandbServer, folder: Swee
 def test_a_server_that_turns_bad_is_waited_for_in_bounds_and_a_sync_leaves_no_gap(
     server: WandbServer, folder: SweepFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture, mood: str
 ) -> None:
-    mirror = WandbMirror(runs=runs_in(tmp_path, finish_timeout_s=2), patience_s=2)
+    mirror = WandbMirror(runs=runs_in(tmp_path, folder, finish_timeout_s=2), patience_s=2)
     mirror.started(run_of("a"))
     mirror.logged(run_of("a"), RECORDS[:5])
     wait_for(lambda: server.asked["file_stream"], "the first part of the run")
@@ -139,12 +195,12 @@ def test_a_server_that_turns_bad_is_waited_for_in_bounds_and_a_sync_leaves_no_ga
     mirror.ended(run_of("a"), folder.read_trial("a"))
     mirror.show_results(folder, build_results(folder, ["a"]))
     assert f"`lexray wandb sync {folder.store.url}` sends it" in caplog.text
-    kept = list(server.runs["a"].steps)
-    assert kept == STEPS[: len(kept)]
+    steps = list(kept(server, mirror.runs).steps)
+    assert steps == STEPS[: len(steps)]
     turn(server, "well")
     leave_wandb()
     sync(folder)
-    assert server.runs["a"].rows == RECORDS
+    assert kept(server, mirror.runs).rows == RECORDS
 
 
 def turn(server: WandbServer, mood: Any) -> None:
@@ -187,18 +243,19 @@ def test_limits_for_a_while_are_waited_out(server: WandbServer, tmp_path: Path) 
     wait_for(lambda: server.asked["429"], "a refusal")
     server.mood = "well"
     runs.finish("a", None)
-    assert server.runs["a"].rows == RECORDS
+    assert kept(server, runs).rows == RECORDS
 
 
 LEAVES = """
 import logging, sys
 from types import SimpleNamespace as Some
 from lexray.tuning.views.wandb_mirror import WandbMirror
+from lexray.tuning.views.wandb_ids import RunIds
 from lexray.tuning.views.wandb_runs import WandbRuns
 
 logging.basicConfig(stream=sys.stdout)
 trial = Some(id="a", name="a", config=Some(to_dict=dict), footprint=Some(workers=1))
-runs = WandbRuns(project="p", group="g", folder=sys.argv[1], mode="online", finish_timeout_s=2)
+runs = WandbRuns(ids=RunIds("x"), project="p", group="g", folder=sys.argv[1], mode="online", finish_timeout_s=2)
 mirror = WandbMirror(runs=runs, patience_s=1)
 mirror.started(Some(trial=trial))
 mirror.logged(Some(trial=trial), [{"step": 1, "rows": 128}])

@@ -16,6 +16,7 @@ from lexray.tuning.file.resources import PricesBlock, ResourcesBlock
 from lexray.tuning.file.rules import Condition, Rule
 from lexray.tuning.file.search import SearchBlock
 from lexray.tuning.file.stop_block import EndsBlock
+from lexray.tuning.file.wandb_block import WandbBlock
 
 TRAINING_SETTINGS = ("lr", "rows", "lr_scale", "precision")
 """What a rule may set of the training."""
@@ -121,14 +122,6 @@ class CacheBlock(FileModel):
     @property
     def settings(self) -> CacheSettings:
         return CacheSettings(**self.model_dump())
-
-
-class WandbBlock(FileModel):
-    """The view in W&B: one run per dictionary, grouped by sweep. It never changes or stops a sweep."""
-
-    project: str = "lexray"
-    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """`auto` is online where an API key is configured, else offline."""
 
 
 class SweepFile(EndsBlock):

@@ -18,7 +18,7 @@ import pandas as pd
 from lexray.tuning.results.report import FIGURE_FILE
 from lexray.tuning.sweep_folder import SweepFolder, TrialRecord
 from lexray.tuning.trial_run import TrialRun
-from lexray.tuning.views.wandb_runs import Described, WandbRuns, reason_of
+from lexray.tuning.views.wandb_runs import MAX_FAILURES_IN_A_ROW, Described, WandbRuns, reason_of
 
 log = logging.getLogger("lexray")
 
@@ -91,18 +91,35 @@ class WandbMirror:
                     log.warning("W&B: %s (`lexray wandb sync` sends what it lacks)", reason_of(error))
 
 
-def send(folder: SweepFolder, runs: WandbRuns, table: pd.DataFrame, told: Callable[[str, int], None]) -> None:
-    """Make W&B's runs from the sweep's folder alone; `told` hears of each trial and how many records it has.
+def send(
+    folder: SweepFolder, runs: WandbRuns, table: pd.DataFrame, on_sent: Callable[[str, int], None]
+) -> dict[str, str]:
+    """Make W&B's runs from the sweep's folder alone; `on_sent` gets each trial's name and its number of records.
 
-    Runs that are there already get what they lack.
+    Runs that are there already get what they lack. Returns the reason by name of each run that W&B refused; after
+    `MAX_FAILURES_IN_A_ROW` of them nothing more is sent.
     """
+    refused: dict[str, str] = {}
+    failures_in_a_row = 0
     for trial in folder.store.list_folders("trials"):
         record = folder.read_trial(trial)
         if record is None:
             continue
         records = folder.read_metrics(trial)
-        runs.start(Described(trial, record.name, record.config, record.workers))
-        runs.log(trial, records)
-        runs.finish(trial, record)
-        told(record.name, len(records))
-    runs.show_sweep(folder.store.url, table, folder.store.read(FIGURE_FILE))
+        try:
+            runs.start(Described(trial, record.name, record.config, record.workers))
+            runs.log(trial, records)
+            runs.finish(trial, record)
+        except Exception as error:
+            refused[record.name] = reason_of(error)
+            failures_in_a_row += 1
+            if failures_in_a_row == MAX_FAILURES_IN_A_ROW:
+                return refused  # each further run would wait for the same time-out
+            continue
+        failures_in_a_row = 0
+        on_sent(record.name, len(records))
+    try:
+        runs.show_sweep(folder.store.url, table, folder.store.read(FIGURE_FILE))
+    except Exception as error:
+        refused["the sweep's own"] = reason_of(error)
+    return refused

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import netrc
 import os
@@ -17,6 +16,7 @@ import pandas as pd
 import wandb
 
 from lexray.tuning.sweep_folder import PAUSED, TrialRecord
+from lexray.tuning.views.wandb_ids import MAX_NAME_CHARACTERS, RunIds, shortened
 
 log = logging.getLogger("lexray")
 
@@ -37,13 +37,15 @@ SETTINGS: dict[str, Any] = {
 }
 
 Mode = Literal["online", "offline"]
+MAX_FAILURES_IN_A_ROW = 2
+"""Runs that are not taken, one after another, before the server counts as unreachable."""
 
 
 class Described(NamedTuple):
     """What a dictionary's run is about."""
 
     trial: str
-    """Its id, and that of the run."""
+    """Its id."""
     name: str
     config: dict[str, Any]
     workers: int
@@ -51,9 +53,16 @@ class Described(NamedTuple):
 
 @dataclass(kw_only=True)
 class WandbRuns:
-    """Calls may take long, or raise. The first run that the server does not take turns everything offline."""
+    """Calls may take long, or raise.
+
+    A run that the server refuses is written offline, or left to `lexray wandb sync`; the others stay online. After
+    `MAX_FAILURES_IN_A_ROW` of them all that follow are written offline.
+    """
 
     project: str
+    entity: str | None = None
+    """None: the user's default one."""
+    ids: RunIds
     group: str
     """The sweep's name."""
     folder: str
@@ -66,11 +75,12 @@ class WandbRuns:
     finish_timeout_s: float = FINISH_TIMEOUT_S
     """After this the end of a run raises TimeoutError."""
     _open: dict[str, Any] = field(default_factory=dict)
+    _failures_in_a_row: int = 0
 
     def start(self, about: Described) -> None:
         run = self._open[about.trial] = self._init(
-            id=about.trial,
-            name=about.name,
+            id=self.ids.of_trial(about.trial),
+            name=shortened(about.name, MAX_NAME_CHARACTERS),
             config={**about.config, "trial": about.trial, "workers": about.workers},
         )
         if self.mode == "online" and run.url:  # W&B warns whoever asks it for the page of a run that has none
@@ -103,8 +113,8 @@ class WandbRuns:
 
     def show_sweep(self, url: str, table: pd.DataFrame, picture: bytes) -> None:
         """The frontier as a table and a picture (PNG), in one run of the sweep at `url`."""
-        name = hashlib.sha256(f"{self.group} {url}".encode()).hexdigest()[:8]
-        run = self._init(id=f"sweep-{name}", name=f"{self.group} (sweep)", config={"url": url}, job_type="sweep")
+        name = shortened(f"{self.group} (sweep)", MAX_NAME_CHARACTERS)
+        run = self._init(id=self.ids.of_sweep, name=name, config={"url": url}, job_type="sweep")
         shown = table.astype(object).where(table.notna(), None)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "frontier.png"
@@ -116,27 +126,41 @@ class WandbRuns:
     def _init(self, **about: Any) -> Any:
         os.makedirs(self.folder, exist_ok=True)
         try:
-            return self._try(about)
+            run = self._try(about, self.mode)
         except Exception as error:
             if self.mode != "online" or not self.falls_back:
                 raise
-            self.mode = "offline"
-            log.warning(
-                "W&B does not answer (%s): runs are written offline; `lexray wandb sync` sends them", reason_of(error)
-            )
+            self._note_failure(about["name"], error)
             if self._open:
                 raise  # W&B's process holds the id now, and the runs that are open, too
             wandb.teardown()
-            return self._try(about)
+            return self._try(about, "offline")
+        self._failures_in_a_row = 0
+        return run
 
-    def _try(self, about: dict[str, Any]) -> Any:
+    def _note_failure(self, name: str, error: Exception) -> None:
+        """Warn, and turn everything offline when the server rather than one run is the trouble."""
+        self._failures_in_a_row += 1
+        if self._failures_in_a_row < MAX_FAILURES_IN_A_ROW:
+            log.warning(
+                "W&B does not take the run %s (%s): it is written offline; `lexray wandb sync` sends it",
+                name, reason_of(error),
+            )  # fmt: skip
+            return
+        self.mode = "offline"
+        log.warning(
+            "W&B does not answer (%s): runs are written offline; `lexray wandb sync` sends them", reason_of(error)
+        )
+
+    def _try(self, about: dict[str, Any], mode: Mode) -> Any:
         run = wandb.init(
             project=self.project,
-            group=self.group,
+            entity=self.entity,
+            group=shortened(self.group, MAX_NAME_CHARACTERS),
             dir=self.folder,
             resume="allow",
             reinit="create_new",
-            mode=self.mode,
+            mode=mode,
             settings=wandb.Settings(
                 **SETTINGS, finish_timeout=self.finish_timeout_s, finish_timeout_raises=self.finish_timeout_s > 0
             ),
