@@ -25,6 +25,7 @@ CONNECT_TIMEOUT_S = 10
 
 # Read by the processes that Ray starts for this command.
 PROCESS_ENV = {
+    "PYTHONSAFEPATH": "1",  # Ray's dashboard forks servers by `python -c`, which import from the working directory
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon the end or death of a worker is noticed
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # workers that hang say no goodbye; they are killed after it
