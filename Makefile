@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 PARITY_VENV := .venv-parity
 PARITY_INSTALLED := $(PARITY_VENV)/.installed
 
-.PHONY: install quickstart test lint parity slow timeouts long infra-lint infra-tables infra-rendered
+.PHONY: install quickstart test lint parity slow timeouts long fuzz infra-lint infra-tables infra-rendered
 
 install: $(INSTALLED)
 
@@ -49,6 +49,11 @@ long: $(INSTALLED)
 
 slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+# Hostile documents for every reader of what others wrote.
+FUZZ_S ?= 600
+fuzz: $(INSTALLED)
+	$(BIN)/python -m pytest -m fuzz tests/fuzz --fuzz-s $(FUZZ_S)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -17,6 +17,8 @@ LAST = ("test_mesh.py", "test_target_l0.py", "test_mesh_checkpoints.py")
 
 def pytest_addoption(parser):
     parser.addoption("--budget-s", type=float, help="begin no test after so many seconds; what was not run is listed")
+    parser.addoption("--fuzz-s", type=float, default=600, help="seconds of fuzzing, shared by all readers")
+    parser.addoption("--fuzz-seed", type=int, help="repeat the documents of a run that failed")
     parser.addoption("--turn", type=int, default=0, help="which file comes first when there is a budget")
 
 
