@@ -43,7 +43,12 @@ def folder(tmp_path: Path) -> SweepFolder:
 
 
 def offline_runs(place: Path) -> dict[str, tuple[dict, list[dict]]]:
-    found = [read_offline(run) for run in (place / "wandb").glob("offline-run-*")]
+    """The runs below `place` by id; W&B may write the last bytes of a finished run a moment later."""
+    for _ in range(300):
+        found = [read_offline(run) for run in (place / "wandb").glob("offline-run-*")]
+        if all("id" in run for run, _ in found):
+            break
+        time.sleep(0.1)
     return {run["id"]: (run, history) for run, history in found}
 
 

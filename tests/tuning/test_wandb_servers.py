@@ -73,7 +73,7 @@ def runs_in(place: Path, folder: SweepFolder | None = None, **options: Any) -> W
 
 
 def kept(server: WandbServer, runs: WandbRuns, trial: str = "a") -> KeptRun:
-    return server.runs[runs.ids.of_trial(trial)]
+    return server.runs[runs._ids.of_trial(trial)]
 
 
 def run_of(trial: str) -> Any:
@@ -142,12 +142,12 @@ def test_a_run_that_the_server_refuses_leaves_the_others_online(
     server: WandbServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     runs = runs_in(tmp_path)
-    server.refused.add(runs.ids.of_trial("b"))
+    server.refused.add(runs._ids.of_trial("b"))
     for trial in ("a", "b", "c", "b", "d"):
         runs.start(Described(trial, trial, {}, 1))
         runs.log(trial, RECORDS)
         runs.finish(trial, None)
-    assert {trial for trial in "abcd" if runs.ids.of_trial(trial) in server.runs} == {"a", "c", "d"}
+    assert {trial for trial in "abcd" if runs._ids.of_trial(trial) in server.runs} == {"a", "c", "d"}
     assert all(kept(server, runs, trial).rows == RECORDS for trial in "acd")
     assert caplog.text.count("W&B does not take the run b") == 2
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 2

@@ -9,12 +9,14 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 import wandb
 
+from lexray.storage.store import Store
 from lexray.tuning.sweep_folder import PAUSED, TrialRecord
 from lexray.tuning.views.wandb_ids import MAX_NAME_CHARACTERS, RunIds, shortened
 
@@ -62,11 +64,12 @@ class WandbRuns:
     project: str
     entity: str | None = None
     """None: the user's default one."""
-    ids: RunIds
     group: str
     """The sweep's name."""
     folder: str
-    """Local folder below which W&B keeps its files."""
+    """Local folder below which W&B keeps its files: the sweep's own where that is local."""
+    ids: RunIds | None = None
+    """None: those of `folder`."""
     mode: Mode
     falls_back: bool = True
     """Whether runs are written offline when the server does not answer."""
@@ -79,7 +82,7 @@ class WandbRuns:
 
     def start(self, about: Described) -> None:
         run = self._open[about.trial] = self._init(
-            id=self.ids.of_trial(about.trial),
+            id=self._ids.of_trial(about.trial),
             name=shortened(about.name, MAX_NAME_CHARACTERS),
             config={**about.config, "trial": about.trial, "workers": about.workers},
         )
@@ -114,7 +117,7 @@ class WandbRuns:
     def show_sweep(self, url: str, table: pd.DataFrame, picture: bytes) -> None:
         """The frontier as a table and a picture (PNG), in one run of the sweep at `url`."""
         name = shortened(f"{self.group} (sweep)", MAX_NAME_CHARACTERS)
-        run = self._init(id=self.ids.of_sweep, name=name, config={"url": url}, job_type="sweep")
+        run = self._init(id=self._ids.of_sweep, name=name, config={"url": url}, job_type="sweep")
         shown = table.astype(object).where(table.notna(), None)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "frontier.png"
@@ -122,6 +125,10 @@ class WandbRuns:
             run.log({"frontier": wandb.Table(dataframe=shown), "frontier_picture": wandb.Image(str(file))})
         run.summary.update({f"trials/{status}": int(n) for status, n in table["status"].value_counts().items()})
         run.finish(exit_code=0)
+
+    @cached_property
+    def _ids(self) -> RunIds:
+        return self.ids or RunIds.of_folder(Store.at(self.folder))
 
     def _init(self, **about: Any) -> Any:
         os.makedirs(self.folder, exist_ok=True)
