@@ -82,7 +82,7 @@ def test_a_document_is_read_as_what_it_is() -> None:
         (b'{"steps": 9223372036854775808}', "steps: Input should be less than 9223372036854775808"),
         (b'{"steps": 1, "loss": 1e999}', "loss: Input should be a finite number, got inf"),
         (b'{"steps": 1, "loss": "low"}', "loss: Input should be a valid number, got 'low'"),
-        (b'{"steps": 1, "names": "ab"}', "names: Input should be a valid list"),
+        (b'{"steps": 1, "names": "ab"}', "names: Input should be a valid array"),
         (b'{"steps": 1, "names": ["a", 2]}', "names.1: Input should be a valid string, got 2"),
         (b'{"steps": 1, "about": [18446744073709551616]}', "about: a whole number has more than 64 bits"),
         (b'{"steps": "' + b"x" * 100_000 + b'"}', "(100,002 characters)"),
@@ -111,17 +111,17 @@ json_values = st.recursive(
 @given(st.binary() | json_values.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes_are_a_record_or_one_line(content: bytes) -> None:
     try:
-        found = parse_document(content, RECORD, "record.json")
+        said = repr(parse_document(content, RECORD, "record.json"))
     except CorruptDataError as error:
-        assert "\n" not in str(error)
-    else:
-        assert isinstance(found, Record)
+        said = str(error)
+    assert said.startswith(("Record(", "record.json: "))
+    assert "\n" not in said
 
 
 def test_lines_are_named_by_their_number() -> None:
     kind = TypeAdapter(dict[str, Any])
     assert parse_lines(b'{"a": 1}\n\n{"b": 2}\n', kind, "log") == [{"a": 1}, {"b": 2}]
-    with pytest.raises(CorruptDataError, match="^log: line 3: is not valid JSON"):
+    with pytest.raises(CorruptDataError, match=r"^log: line 3: is not valid JSON"):
         parse_lines(b'{"a": 1}\n\n{"b": \n', kind, "log")
 
 
