@@ -12,18 +12,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from typing import Any, Literal
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any, Literal
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, TypeAdapter
 
+from lexray.storage.documents import Plain, parse_document, read_bounded, shortened
 from lexray.storage.errors import CorruptDataError, UserError
+from lexray.storage.manifest_checks import contradictions
 from lexray.storage.store import Store, reachable
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2
 COLUMNS = {"token_id": "int32", "position": "int32", "document": "int32"}
 """Columns that every dataset has besides the norms of its sites (`norm_column`)."""
+MAX_BYTES = 512 * 2**20
+"""Bytes of a manifest at most: that of 20 TB in chunks of a few MiB has some 250 MB."""
+READERS = 16
+"""Sizes of shards that are asked for at once: from an object store each of them costs a round trip."""
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int32": 4}
 
 
@@ -38,7 +45,7 @@ class Site(_Frozen):
     dtype: Literal["bfloat16", "float16", "float32"]
     source: str = ""
     """Where in the model, for people: `hidden state after layer 3`."""
-    mean: list[float]
+    mean: Annotated[list[float], FailFast()]
     """Mean vector over all rows (width)."""
     mean_squared_norm: float
     """Mean over rows of the squared Euclidean norm, before centring."""
@@ -58,7 +65,7 @@ class Shard(_Frozen):
     bytes: int
     offsets: dict[str, int]
     """Byte offset of each tensor (sites and columns) in the file."""
-    checksums: dict[str, list[str]]
+    checksums: dict[str, Annotated[list[str], FailFast()]]
     """Per tensor, the xxh3-64 (hex) of each chunk in order."""
 
 
@@ -73,10 +80,10 @@ class Manifest(_Frozen):
     sites: dict[str, Site]
     columns: dict[str, str]
     """Dtype of each column; see `columns_of`."""
-    special_token_ids: list[int] = Field(default_factory=list)
+    special_token_ids: Annotated[list[int], FailFast()] = Field(default_factory=list)
     """Token ids that the model's tokenizer calls special; rows that carry them can be filtered when read."""
-    shards: list[Shard] = Field(min_length=1)
-    provenance: dict[str, Any] = Field(default_factory=dict)
+    shards: Annotated[list[Shard], FailFast()] = Field(min_length=1)
+    provenance: dict[str, Plain] = Field(default_factory=dict)
 
     def site(self, name: str, *, field: str = "site") -> Site:
         """The site called `name`. Raises UserError listing the dataset's sites."""
@@ -88,14 +95,20 @@ class Manifest(_Frozen):
     def bytes(self) -> int:
         return sum(shard.bytes for shard in self.shards)
 
+    @property
+    def columns_of_sites(self) -> dict[str, str]:
+        """The columns that a dataset of these sites has."""
+        return columns_of(self.sites)
+
     def row_bytes(self, tensor: str) -> int:
         """Bytes of one row of a site or column."""
         return self.sites[tensor].row_bytes if tensor in self.sites else ITEM_BYTES[self.columns[tensor]]
 
     def check_shards(self, store: Store) -> None:
         """Raise UserError naming the first shard that is missing or has another size than promised."""
-        for shard in self.shards:
-            size = store.size(shard.file)
+        with reachable("dataset", store.url), ThreadPoolExecutor(READERS) as readers:
+            sizes = readers.map(lambda shard: store.size(shard.file), self.shards)
+        for shard, size in zip(self.shards, sizes, strict=True):
             if size is None:
                 raise UserError(f"dataset {store.url}: shard {shard.file} is missing; harvest it again")
             if size != shard.bytes:
@@ -103,6 +116,12 @@ class Manifest(_Frozen):
                     f"dataset {store.url}: shard {shard.file} has {size:,} bytes, the manifest says {shard.bytes:,}; "
                     "it is truncated or replaced, harvest it again"
                 )
+
+
+class _Version(BaseModel):
+    """What every manifest says, of whichever version."""
+
+    version: Plain = None
 
 
 def norm_column(site: str) -> str:
@@ -115,31 +134,33 @@ def columns_of(sites: Iterable[str]) -> dict[str, str]:
     return COLUMNS | {norm_column(site): "float32" for site in sites}
 
 
+_MANIFEST, _VERSION = TypeAdapter(Manifest), TypeAdapter(_Version)
+
+
 def load_manifest(store: Store) -> Manifest:
     """Read and check a dataset's manifest. Raises UserError in one line when there is none or it is not one."""
+    manifest = read_manifest(store)
+    for file, what in contradictions(manifest):
+        raise UserError(f"dataset {store.url}: {file}: {what}; harvest it again")
+    return manifest
+
+
+def read_manifest(store: Store) -> Manifest:
+    """The same, of a manifest whose numbers may contradict each other."""
     with reachable("dataset", store.url):
         try:
-            raw = store.read(MANIFEST)
+            raw = read_bounded(store, MANIFEST, MAX_BYTES)
+            version = parse_document(raw, _VERSION, MANIFEST).version
+            if version != FORMAT_VERSION:
+                raise CorruptDataError(f"manifest version {shortened(repr(version))}, this lexray reads {FORMAT_VERSION}")
+            manifest = parse_document(raw, _MANIFEST, MANIFEST)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UserError(f"dataset {store.url}: no {MANIFEST} there; run `lexray harvest` or fix the url") from error
-    try:
-        content = json.loads(raw)
-        version = content.get("version")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"dataset {store.url}: {MANIFEST} is not valid JSON") from error
-    if version != FORMAT_VERSION:
-        raise UserError(
-            f"dataset {store.url}: manifest version {version}, this lexray reads {FORMAT_VERSION}; harvest it again"
-        )
-    try:
-        manifest = Manifest.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"dataset {store.url}: {MANIFEST} field {where}: {first['msg']}") from error
+        except CorruptDataError as error:
+            raise UserError(f"dataset {store.url}: {error}; harvest it again") from error
     if dataset_id(manifest) != manifest.id:
         raise UserError(
-            f"dataset {store.url}: {MANIFEST} was changed after it was written: its id is {manifest.id}, "
+            f"dataset {store.url}: {MANIFEST} was changed after it was written: its id is {shortened(manifest.id)}, "
             f"its content gives {dataset_id(manifest)}; harvest it again"
         )
     return manifest

@@ -7,24 +7,29 @@ counted and named, and are no damage. Memory: 17 bytes per row of a site (hash, 
 
 from __future__ import annotations
 
-import json
-import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from lexray.storage.chunk_reads import PARALLEL_READS
+from lexray.storage.documents import parse_document
 from lexray.storage.errors import CorruptDataError
-from lexray.storage.manifest import MANIFEST, Manifest, Shard, load_manifest, norm_column
+from lexray.storage.manifest import MANIFEST, Manifest, Shard, norm_column, read_manifest
+from lexray.storage.manifest_checks import MAX_HEADER_BYTES, contradictions
 from lexray.storage.reader import DatasetReader
 from lexray.storage.row_checks import ChunkFacts, SiteFindings, SiteSums, chunk_facts, new_sums
 from lexray.storage.store import Store, reachable
 
 STATISTICS_TOLERANCE = 1e-6
 """How far the manifest's statistics may be from the rows', relative to the root mean squared norm (or its square)."""
+MAX_CLAIM_RATIO, MAX_CLAIM_BYTES = 16, 2**30
+"""A dataset that claims more bytes than so many times those there are, and these on top, is not read."""
+_HEADER = TypeAdapter(dict[str, Any])
 _HEADER_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "int32": "I32"}
 
 
@@ -62,13 +67,16 @@ def verify(store: Store, *, on_progress: Callable[[int, int], None] | None = Non
     `on_progress` is called with the rows checked so far and those there are. Raises UserError when there is no
     dataset to check.
     """
-    manifest = load_manifest(store)
+    manifest = read_manifest(store)
     damage = manifest_damage(manifest)
     if damage:  # places of chunks would be made up
         return Findings(url=store.url, manifest=manifest, damage=damage, sites={})
     with reachable("dataset", store.url):
         sizes = {shard.file: store.size(shard.file) for shard in manifest.shards}
         damage = [one for shard in manifest.shards for one in shard_damage(store, manifest, shard, sizes[shard.file])]
+        there = sum(size or 0 for size in sizes.values())
+        if manifest.bytes > MAX_CLAIM_RATIO * there + MAX_CLAIM_BYTES:  # memory would be taken for rows nobody has
+            return Findings(url=store.url, manifest=manifest, damage=damage, sites={})
         missing = {file for file, size in sizes.items() if size is None}
         check = _Pass(DatasetReader(store, manifest), missing, on_progress or (lambda done, total: None))
         damage += check.run()
@@ -79,21 +87,7 @@ def verify(store: Store, *, on_progress: Callable[[int, int], None] | None = Non
 
 def manifest_damage(manifest: Manifest) -> list[Damage]:
     """What in a manifest contradicts the rest of it, so that the places of its chunks cannot be trusted."""
-    whats: list[tuple[str, str]] = []
-    total = sum(shard.rows for shard in manifest.shards)
-    if total != manifest.rows:
-        whats.append((MANIFEST, f"{manifest.rows:,} rows, but its shards have {total:,}"))
-    for name, site in manifest.sites.items():
-        if len(site.mean) != site.width:
-            whats.append((MANIFEST, f"site {name} has width {site.width}, but its mean has {len(site.mean)} values"))
-    tensors = {*manifest.sites, *manifest.columns}
-    for shard in manifest.shards:
-        chunks = math.ceil(shard.rows / manifest.chunk_rows)
-        for name in sorted(tensors):
-            listed = len(shard.checksums.get(name, []))
-            if name not in shard.offsets or listed != chunks:
-                whats.append((shard.file, f"{name} has {chunks} chunks, the manifest lists {listed} checksums"))
-    return [Damage(file=file, what=what) for file, what in whats]
+    return [Damage(file=file, what=what) for file, what in contradictions(manifest)]
 
 
 def shard_damage(store: Store, manifest: Manifest, shard: Shard, size: int | None) -> list[Damage]:
@@ -103,7 +97,7 @@ def shard_damage(store: Store, manifest: Manifest, shard: Shard, size: int | Non
     damage = []
     if size != shard.bytes:
         damage.append(Damage(file=shard.file, what=f"{size:,} bytes, the manifest says {shard.bytes:,}"))
-    header = _read_header(store, shard)
+    header = _read_header(store, shard, size)
     if header is None:
         return [*damage, Damage(file=shard.file, what="its safetensors header cannot be read")]
     for name in (*manifest.sites, *manifest.columns):
@@ -136,19 +130,19 @@ def statistics_damage(name: str, site: SiteFindings) -> list[Damage]:
     ]
 
 
-def _read_header(store: Store, shard: Shard) -> dict[str, tuple[str, list[int], int]] | None:
+def _read_header(store: Store, shard: Shard, size: int) -> dict[str, tuple[str, list[int], int]] | None:
     """Per tensor its dtype, shape and absolute byte offset; None when the bytes are no safetensors header."""
     try:
         length = int.from_bytes(store.read_range(shard.file, 0, 8), "little")
-        if length > shard.bytes:
+        if length > min(size, MAX_HEADER_BYTES):
             return None
-        entries = json.loads(store.read_range(shard.file, 8, length))
+        entries = parse_document(store.read_range(shard.file, 8, length), _HEADER, shard.file)
         entries.pop("__metadata__", None)
         return {
             name: (entry["dtype"], entry["shape"], 8 + length + entry["data_offsets"][0])
             for name, entry in entries.items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+    except (CorruptDataError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         return None
 
 

@@ -259,7 +259,7 @@ def test_a_truncated_shard_is_named_with_both_sizes(dataset: Written) -> None:
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1, 2]", b'"text"', b"3", b"null"])
 def test_a_manifest_that_is_no_json_object_is_refused(content: bytes, dataset: Written) -> None:
     dataset.store.write(MANIFEST, content)
-    assert refusal(dataset.store) == "manifest.json is not valid JSON"
+    assert refusal(dataset.store).startswith(("manifest.json: is not valid JSON (", "manifest.json: Input should be an"))
 
 
 @pytest.mark.parametrize(
@@ -267,14 +267,14 @@ def test_a_manifest_that_is_no_json_object_is_refused(content: bytes, dataset: W
     [
         ({"version": 1}, "manifest version 1, this lexray reads 2; harvest it again"),
         ({"version": None}, "manifest version None, this lexray reads 2"),
-        ({"format": "parquet"}, "manifest.json field format: Input should be 'lexray-activations'"),
-        ({"colour": "red"}, "manifest.json field colour: Extra inputs are not permitted"),
-        ({"rows": "many"}, "manifest.json field rows: Input should be a valid integer, unable to parse string"),
-        ({"rows": 0}, "manifest.json field rows: Input should be greater than 0"),
-        ({"chunk_rows": 0}, "manifest.json field chunk_rows: Input should be greater than 0"),
-        ({"shards": []}, "manifest.json field shards: List should have at least 1 item after validation, not 0"),
-        ({"shards": [{"file": "x"}]}, "manifest.json field shards.0.rows: Field required"),
-        ({"sites": {"x": {"dtype": "int8"}}}, "manifest.json field sites.x.width: Field required"),
+        ({"format": "parquet"}, "manifest.json: format: Input should be 'lexray-activations'"),
+        ({"colour": "red"}, "manifest.json: colour: Extra inputs are not permitted"),
+        ({"rows": "many"}, "manifest.json: rows: Input should be a valid integer, got 'many'"),
+        ({"rows": 0}, "manifest.json: rows: Input should be greater than 0"),
+        ({"chunk_rows": 0}, "manifest.json: chunk_rows: Input should be greater than 0"),
+        ({"shards": []}, "manifest.json: shards: List should have at least 1 item after validation, not 0"),
+        ({"shards": [{"file": "x"}]}, "manifest.json: shards.0.rows: Field required"),
+        ({"sites": {"x": {"dtype": "int8"}}}, "manifest.json: sites.x.width: Field required"),
     ],
 )
 def test_a_manifest_with_a_wrong_field_is_refused_by_its_name(
