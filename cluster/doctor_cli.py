@@ -13,7 +13,7 @@ from rich.text import Text
 
 from lexray.cluster.jobs_cli import Cluster, Json, NoCode, TokenFile
 from lexray.cluster.provisioned.connection import Target
-from lexray.storage.config_file import read_config_file
+from lexray.storage.config_file import read_config_file, read_text
 from lexray.storage.errors import UserError
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _by_job(asked: Asked, target: Target, *, with_code: bool) -> tuple[str, list
     """On a cluster whose dashboard we reach."""
     from lexray.cluster.doctor.outside import Errand, diagnose_by_job
 
-    text = asked.file.read_text() if asked.file is not None else None
+    text = read_text(str(asked.file)) if asked.file is not None else None
     request = request_of(asked)  # refuses a wrong file here, not there
     given = {
         "--data": request.data_url,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from lexray.cluster.commands import print_json
+from lexray.storage.config_file import mapping_of
 from lexray.storage.errors import UserError
 from lexray.storage.store import Store
 
@@ -98,10 +98,10 @@ def _given_sites(text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        given = yaml.safe_load(text)
-    except yaml.YAMLError:
+        given = mapping_of(text, "--site")
+    except UserError:
         given = None
-    if not isinstance(given, dict):
+    if given is None:
         raise UserError(f"--site: {text!r} is not of the form 'NAME: {{hidden_state: 3}}'")
     return given
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lexray.cluster.commands import print_json
-from lexray.storage.config_file import read_config_file
+from lexray.storage.config_file import read_config_file, read_text
 from lexray.storage.errors import UserError
 from lexray.tuning.placement.object_store import STORE_SHARE
 
@@ -44,7 +44,7 @@ def run_plan(file: str, address: str | None, measure: bool, messages: Console, a
     from lexray.tuning.sweep_plan import plan_sweep
 
     sweep = read_config_file(file, SweepFile)
-    plan = plan_sweep(sweep, Path(file).read_text())
+    plan = plan_sweep(sweep, read_text(file))
     machines = this_machine() if address is None else _cluster(address, messages)
     plan = checked(plan, machines)
     speeds = known_speeds(plan.folder, [trial.id for trial in plan.trials])

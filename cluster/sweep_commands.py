@@ -13,7 +13,7 @@ from rich.console import Console
 
 from lexray.cluster.commands import FAILED, OK, print_frontier
 from lexray.cluster.provisioned.description import Pool
-from lexray.storage.config_file import read_config_file
+from lexray.storage.config_file import read_config_file, read_text
 
 if TYPE_CHECKING:
     from lexray.tuning.driver import Driver
@@ -44,7 +44,7 @@ def run_sweep_file(file: str, where: Where, messages: Console, as_json: bool) ->
     from lexray.tuning.sweep_plan import plan_sweep
 
     sweep = read_config_file(file, SweepFile)
-    plan = plan_sweep(sweep, Path(file).read_text())
+    plan = plan_sweep(sweep, read_text(file))
     messages.print(_todo(plan), markup=False, highlight=False, soft_wrap=True)
     with ExitStack() as stack:
         mirrors: list[Any] = []

@@ -76,9 +76,13 @@ def sync(
 
 def _wandb_of(store: Store) -> tuple[Any, str]:
     """The W&B block and the name of the sweep file as run."""
-    import yaml
-
+    from lexray.storage.config_file import MAX_BYTES, checked_content, mapping_of
+    from lexray.storage.documents import read_bounded
     from lexray.tuning.file.sweep_file import WandbBlock
 
-    content = yaml.safe_load(store.read("sweep.yaml"))
-    return WandbBlock(**content.get("wandb", {})), content["name"]
+    file = f"{store.url}/sweep.yaml"
+    content = mapping_of(read_bounded(store, "sweep.yaml", MAX_BYTES, file).decode(errors="replace"), file)
+    block = content.get("wandb", {})
+    if not isinstance(block, dict) or not isinstance(content.get("name"), str):
+        raise UserError(f"{file}: name is no text, or wandb holds no settings")
+    return checked_content(f"{file}: wandb", block, WandbBlock), content["name"]

@@ -5,14 +5,18 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
+from lexray.storage.documents import shortened
 from lexray.storage.errors import UserError
 from lexray.storage.objects.settings import StorageSettings
+from lexray.storage.yaml_values import load_yaml
+
+MAX_BYTES = 256 * 1024
+"""Bytes of a file of settings at most."""
 
 
 class FileModel(BaseModel):
@@ -47,21 +51,35 @@ def read_config_file(path: str, model: type[Model]) -> Model:
 
 def read_mapping(path: str) -> dict[Any, Any]:
     """What a YAML or JSON file of keys and values holds. Raises UserError naming the file."""
+    return mapping_of(read_text(path), path)
+
+
+def read_text(path: str) -> str:
+    """The text of a file of at most `MAX_BYTES`, in UTF-8. Raises UserError naming the file."""
     try:
-        text = Path(path).read_text()
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
-    return mapping_of(text, path)
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{path}: more than {MAX_BYTES:,} bytes, which no settings have; is it another file?")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}: line {line}: byte {content[error.start]:#x} is not UTF-8; save it as that") from error
 
 
 def mapping_of(text: str, path: str) -> dict[Any, Any]:
     """The same of text that was read from `path`."""
+    if len(text) > MAX_BYTES:
+        raise UserError(f"{path}: more than {MAX_BYTES:,} characters, which no settings have; is it another file?")
     try:
-        content = yaml.load(text, _UniqueKeys)
+        content = load_yaml(text)
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+        raise UserError(f"{path}: not valid YAML ({shortened(' '.join(str(error).split()), 300)})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no settings; expected `key: value` lines")
     return content
@@ -73,17 +91,6 @@ def checked_content(path: str, content: dict[Any, Any], model: type[Model]) -> M
         return model.model_validate(content)
     except ValidationError as error:
         raise UserError(f"{path}: {describe(error, model)}") from error
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML itself lets the last of two equal keys win without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key, _ in node.value:
-            if keys.count(key.value) > 1:
-                raise yaml.YAMLError(f"{key.value!r} stands twice, line {key.start_mark.line + 1} is one of them")
-        return super().construct_mapping(node, deep)
 
 
 def checked_block(block: Model, changes: dict[str, Any]) -> Model:
@@ -113,7 +120,7 @@ def describe(error: ValidationError, model: type[BaseModel] = FileModel) -> str:
     errors = error.errors()
     unknown = [e for e in errors if e["type"] == "extra_forbidden"]  # often the reason why another key is missing
     first = (unknown or errors)[0]
-    where = ".".join(str(part) for part in first["loc"])
+    where = shortened(" ".join(".".join(str(part) for part in first["loc"]).split()))
     if first["type"] == "extra_forbidden":
         known = _known_keys(model, first["loc"][:-1])
         return f"{where}: unknown key{nearest(str(first['loc'][-1]), known)}"
@@ -122,7 +129,7 @@ def describe(error: ValidationError, model: type[BaseModel] = FileModel) -> str:
     message = first["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     given = first.get("input")
-    shown = f", got {given!r}" if isinstance(given, str | int | float | bool | None) and where else ""
+    shown = f", got {shortened(repr(given))}" if isinstance(given, str | int | float | bool | None) and where else ""
     return f"{where}: {message}{shown}" if where else message
 
 

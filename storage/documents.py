@@ -12,9 +12,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from lexray.storage.errors import CorruptDataError
 from lexray.storage.objects.multipart import PART_BYTES
@@ -28,9 +29,10 @@ _SHOWN = 60
 """Characters of a foreign value that a message repeats."""
 
 T = TypeVar("T")
+Checked = TypeVar("Checked")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The JSON value itself. Raises ValueError for nesting beyond `MAX_DEPTH`, and for numbers beyond 64 bits."""
     level, depth = [value], 0
     while level:
@@ -48,8 +50,34 @@ def _plain(value: Any) -> Any:
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 """A whole number from 0 that fits 64 bits."""
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Plain = Annotated[Any, AfterValidator(_plain)]
+Plain = Annotated[Any, AfterValidator(plain)]
 """Any JSON value, of bounded depth, whose whole numbers fit 64 bits; other numbers may be NaN or infinite."""
+OPEN = ConfigDict(extra="allow", strict=True)
+"""Of a TypedDict that describes some of an object's fields and leaves the others alone."""
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float | None):
+        raise ValueError("is no number")
+    return plain(value)
+
+
+Number = Annotated[Any, AfterValidator(_number)]
+"""A measured number; None and NaN for one that means nothing."""
+
+
+def as_described(kind: Any) -> Callable[[Checked], Checked]:
+    """A check that a value is of `kind`, which gives the value back as it is. Raises ValueError in one line."""
+    adapter = TypeAdapter(kind)
+
+    def check(value: Checked) -> Checked:
+        try:
+            adapter.validate_python(plain(value))
+        except ValidationError as error:
+            raise ValueError(first_mistake(error)) from None
+        return value
+
+    return check
 
 
 def parse_document(content: bytes | str, kind: TypeAdapter[T], file: str, *, remedy: str = "") -> T:

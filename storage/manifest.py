@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import xxhash
 from pydantic import BaseModel, ConfigDict, FailFast, Field, TypeAdapter
@@ -152,7 +152,9 @@ def read_manifest(store: Store) -> Manifest:
             raw = read_bounded(store, MANIFEST, MAX_BYTES)
             version = parse_document(raw, _VERSION, MANIFEST).version
             if version != FORMAT_VERSION:
-                raise CorruptDataError(f"manifest version {shortened(repr(version))}, this lexray reads {FORMAT_VERSION}")
+                raise CorruptDataError(
+                    f"manifest version {shortened(repr(version))}, this lexray reads {FORMAT_VERSION}"
+                )
             manifest = parse_document(raw, _MANIFEST, MANIFEST)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UserError(f"dataset {store.url}: no {MANIFEST} there; run `lexray harvest` or fix the url") from error

@@ -100,7 +100,9 @@ def _of_shard(manifest: Manifest, shard: Shard) -> Iterator[str]:
     for name in sorted(tensors):
         if len(shard.checksums[name]) != chunks:
             yield f"{name} has {chunks:,} chunks, the manifest lists {len(shard.checksums[name]):,} checksums"
-    spans = sorted((begin, begin + shard.rows * manifest.row_bytes(name), name) for name, begin in shard.offsets.items())
+    spans = sorted(
+        (begin, begin + shard.rows * manifest.row_bytes(name), name) for name, begin in shard.offsets.items()
+    )
     if not 8 <= spans[0][0] <= MAX_HEADER_BYTES:
         yield f"{spans[0][2]} begins at byte {spans[0][0]:,}, where no tensor of a safetensors file can"
     for (_, end, before), (begin, _, name) in pairwise(spans):

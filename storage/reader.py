@@ -70,10 +70,17 @@ class DatasetReader:
             yield from (rows[i * self.manifest.chunk_rows :][: self.manifest.chunk_rows] for i in chunks)
 
     def _empty(self, rows: int, tensor: str) -> np.ndarray:
-        if tensor in self.manifest.sites:
-            site = self.manifest.sites[tensor]
-            return np.empty((rows, site.width), NUMPY_DTYPES[site.dtype])
-        return np.empty(rows, NUMPY_DTYPES[self.manifest.columns[tensor]])
+        try:
+            if tensor in self.manifest.sites:
+                site = self.manifest.sites[tensor]
+                return np.empty((rows, site.width), NUMPY_DTYPES[site.dtype])
+            return np.empty(rows, NUMPY_DTYPES[self.manifest.columns[tensor]])
+        except MemoryError as error:
+            size = rows * self.manifest.row_bytes(tensor)
+            raise CorruptDataError(
+                f"dataset {self.store.url}: {rows:,} rows of {tensor} take {size:,} bytes at once, more than there is "
+                "memory; write it again with smaller chunks and shards"
+            ) from error
 
     def _read(self, number: int, tensor: str, chunks: range, first_byte: int, out: memoryview) -> None:
         """Bytes of some chunks of a shard's tensor, read again where they are damaged: it may have been on the way."""

@@ -56,7 +56,8 @@ class SelectedRows:
 
 def select_rows(reader: DatasetReader, selection: Selection, sites: Sequence[str]) -> SelectedRows:
     """Apply a selection for a stream of these sites. Raises UserError when no document can be held out."""
-    usual = [np.ones(place.rows, dtype=bool) for place in reader.chunks]
+    # Views of one value: memory is taken only with the columns, once they were read.
+    usual = [np.broadcast_to(np.True_, place.rows) for place in reader.chunks]
     if selection.drop_special and reader.manifest.special_token_ids:
         usual = _without_special(reader, usual)
     special = reader.manifest.rows - _count(usual)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
+from lexray.storage.config_file import checked_config
 from lexray.storage.errors import UserError
 from lexray.storage.manifest import Manifest
 from lexray.storage.selection import Selection
@@ -260,17 +261,28 @@ class TrainingConfig:
 
     @staticmethod
     def from_dict(content: dict[str, Any]) -> TrainingConfig:
-        data = {**content["data"], "storage": StorageSettings(**content["data"]["storage"])}
-        data |= {name: tuple(data[name]) for name in ("inputs", "outputs")}
-        return TrainingConfig(
-            dictionary=dictionary_config(content["dictionary"]),
-            data=DataConfig(**data),
-            rows=content["rows"],
-            optimizer=OptimizerConfig(**content["optimizer"]),
-            seed=content["seed"],
-            mesh=MeshConfig(**content["mesh"]),
-            every=EveryConfig(**content["every"]),
-        )
+        """The configuration of `to_dict`. Raises UserError naming the first field that is not as it should be."""
+        try:
+            data = {**content["data"], "storage": StorageSettings(**content["data"]["storage"])}
+            return TrainingConfig(
+                dictionary=dictionary_config(content["dictionary"]),
+                data=checked_config(DataConfig, data),
+                rows=_whole(content, "rows"),
+                optimizer=checked_config(OptimizerConfig, content["optimizer"]),
+                seed=_whole(content, "seed"),
+                mesh=checked_config(MeshConfig, content["mesh"]),
+                every=checked_config(EveryConfig, content["every"]),
+            )
+        except KeyError as error:
+            raise UserError(f"training configuration: {error.args[0]} is missing") from error
+        except (TypeError, AttributeError) as error:
+            raise UserError(f"training configuration: a field is of another type ({error})") from error
+
+
+def _whole(content: dict[str, Any], name: str) -> int:
+    if type(content[name]) is not int:
+        raise UserError(f"{name}: {content[name]!r} is not a whole number")
+    return int(content[name])
 
 
 def _number(text: str) -> float:

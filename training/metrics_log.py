@@ -10,11 +10,28 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
+from pydantic import AfterValidator, TypeAdapter
+from typing_extensions import TypedDict
+
+from lexray.storage.documents import OPEN, Count, Number, as_described, read_lines
 from lexray.storage.store import Store
 
 METRICS = "metrics.jsonl"
+MAX_BYTES = 64 * 2**20
+
+
+class Logged(TypedDict):
+    """What every line has."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    step: Count
+    rows: NotRequired[Count]
+
+
+LINE: TypeAdapter[dict[str, Any]] = TypeAdapter(Annotated[dict[str, Number], AfterValidator(as_described(Logged))])
+"""Each value is a number; one that means nothing is null, or NaN."""
 
 
 @dataclass(kw_only=True)
@@ -30,12 +47,13 @@ class MetricsLog:
         self._written_at = -float("inf")
 
     def resume(self, step: int) -> None:
-        """Keep what was logged up to `step`."""
+        """Keep what was logged up to `step`. Raises CorruptDataError."""
+        file, remedy = f"{self.store.url}/{METRICS}", "remove it to go on without it"
         try:
-            text = self.store.read(METRICS).decode()
+            records = read_lines(self.store, METRICS, LINE, file=file, remedy=remedy, max_bytes=MAX_BYTES)
         except FileNotFoundError:
             return
-        self.records = [r for r in map(json.loads, text.splitlines()) if r["step"] <= step]
+        self.records = [record for record in records if record["step"] <= step]
 
     def add(self, record: dict[str, Any]) -> None:
         """Append; records of the same step become one, which is written when its step is over."""

@@ -15,10 +15,13 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import Field, TypeAdapter
+
+from lexray.storage.documents import Finite, read_document
 from lexray.storage.errors import UserError
 from lexray.storage.store import Store
-from lexray.tuning.sweep_folder import parsed
 
 log = logging.getLogger("lexray")
 
@@ -37,6 +40,10 @@ WATCH_S = 2.5 * BEAT_S
 """How long a newcomer watches a record that may be of a dead driver: the clocks of two machines may differ."""
 
 
+UnixTime = Annotated[Finite, Field(ge=0, lt=1e11)]
+"""Seconds that can be shown as a date."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DriverRecord:
     """What `driver.json` holds. Times are Unix times of the driver's machine."""
@@ -52,8 +59,8 @@ class DriverRecord:
     """Name or address of the Ray cluster; empty for a Ray that the driver started itself."""
     job: str = ""
     """Id of the job that the driver is, empty if it is none."""
-    started_s: float
-    seen_s: float
+    started_s: UnixTime
+    seen_s: UnixTime
     """When it was last written."""
     state: str = RUNNING
     reason: str = ""
@@ -68,6 +75,9 @@ class DriverRecord:
         """For people."""
         parts = [self.host, f"job {self.job}" if self.job else "", f"cluster {self.cluster}" if self.cluster else ""]
         return ", ".join(part for part in parts if part)
+
+
+_DRIVER = TypeAdapter(DriverRecord)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +100,9 @@ def this_place(cluster: str = "", job: str = "") -> Place:
 def read_driver(store: Store) -> DriverRecord | None:
     """The record in a sweep's folder, None where no driver left one. Raises CorruptDataError."""
     try:
-        content = store.read(DRIVER_FILE)
-    except FileNotFoundError:
+        return read_document(store, DRIVER_FILE, _DRIVER, remedy="remove it if nobody runs the sweep")
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    found = parsed(content, DRIVER_FILE)
-    known = DriverRecord.__dataclass_fields__
-    return DriverRecord(**{name: value for name, value in found.items() if name in known})
 
 
 def write_driver(store: Store, record: DriverRecord) -> None:

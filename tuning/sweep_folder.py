@@ -24,9 +24,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from lexray.storage.documents import Count, Finite, Number, Plain, read_document, read_lines
 from lexray.storage.errors import CorruptDataError, UserError
 from lexray.storage.store import Store, reachable
+from lexray.training.metrics_log import LINE, METRICS
+from lexray.training.metrics_log import MAX_BYTES as METRICS_BYTES
 from lexray.training.saved import CONFIG as DICTIONARY_CONFIG
+from lexray.tuning.folder_documents import Config, Curve
 
 DONE, TARGET_MISSED, FAILED, RUNNING, PENDING = "done", "target missed", "failed", "running", "pending"
 FINISHED = (DONE, TARGET_MISSED)
@@ -47,26 +53,29 @@ class TrialRecord:
     """Id: a hash of the configuration."""
     name: str
     """For people: `topk-1536-l0-16`."""
-    config: dict[str, Any]
+    config: Config
     """Plain nested values: `dictionary` (architecture, width, target_l0, ...), `data`, `optimizer`, ..."""
-    point: dict[str, Any] = field(default_factory=dict)
+    point: dict[str, Plain] = field(default_factory=dict)
     """Of the sweep's axes."""
-    number: int | None = None
+    number: Count | None = None
     """Its place in a search that chose points while the sweep ran."""
     status: str = PENDING
     reason: str = ""
     """Why it failed, or which L0 was reached instead of the target."""
-    workers: int = 1
-    result: dict[str, float] = field(default_factory=dict)
+    workers: Count = 1
+    result: dict[str, Number] = field(default_factory=dict)
     """Held-out metrics at the end: l0, fvu, explained_variance, dead_fraction."""
-    curve: list[dict[str, float]] = field(default_factory=list)
+    curve: Curve = field(default_factory=list)
     """The same metrics at other numbers of active latents, `k`, where the architecture offers them."""
-    stopped: dict[str, Any] = field(default_factory=dict)
+    stopped: dict[str, Plain] = field(default_factory=dict)
     """The verdict that ended it early: rule, rung, step, by which trial, both numbers, under which `rules`."""
-    timing: dict[str, float] = field(default_factory=dict)
+    timing: dict[str, Finite] = field(default_factory=dict)
     """Seconds: `total_s` wall time of the trial, `train_s` spent in training steps; `rows_per_s`."""
-    memory: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, Finite] = field(default_factory=dict)
     """`peak_bytes` of the first worker's process, with what it maps; of its last attempt."""
+
+
+_TRIAL = TypeAdapter(TrialRecord)
 
 
 @dataclass(frozen=True)
@@ -92,18 +101,15 @@ class SweepFolder:
         self.trial_store(record.trial).write("trial.json", json.dumps(asdict(record), indent=1).encode())
 
     def read_trial(self, trial: str) -> TrialRecord | None:
-        """The record, or None when the trial never started."""
+        """The record, or None when the trial never started. Raises CorruptDataError."""
+        file, remedy = f"trials/{trial}/trial.json", "remove it to train the trial again"
         try:
-            content = self.trial_store(trial).read("trial.json")
-        except FileNotFoundError:
+            record = read_document(self.trial_store(trial), "trial.json", _TRIAL, file=file, remedy=remedy)
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        file = f"trials/{trial}/trial.json"
-        try:
-            return TrialRecord(**parsed(content, file))
-        except TypeError as error:
-            raise CorruptDataError(
-                f"{file}: not a trial's record ({error}); remove it to train the trial again"
-            ) from error
+        if record.trial != trial:
+            raise CorruptDataError(f"{file}: trial: {record.trial!r}, but its folder is called {trial!r}; {remedy}")
+        return record
 
     def is_finished(self, trial: str, stop_rules: Mapping[str, Any] | None = None) -> bool:
         """Whether the trial was trained to its end, or stopped under these very rules, and its dictionary is there."""
@@ -116,20 +122,13 @@ class SweepFolder:
 
     def read_metrics(self, trial: str) -> list[dict[str, Any]]:
         """The trial's logged records in order of step; empty when there are none."""
+        file, remedy = f"trials/{trial}/{METRICS}", "remove it to go on without it"
+        store = self.trial_store(trial)
         try:
-            text = self.trial_store(trial).read("metrics.jsonl").decode()
-        except FileNotFoundError:
+            return read_lines(store, METRICS, LINE, file=file, remedy=remedy, max_bytes=METRICS_BYTES)
+        except (FileNotFoundError, NotADirectoryError):
             return []
-        return [parsed(line, f"trials/{trial}/metrics.jsonl") for line in text.splitlines() if line]
 
 
 def _is_stopped_under(record: TrialRecord, stop_rules: Mapping[str, Any] | None) -> bool:
     return record.status == STOPPED and stop_rules is not None and record.stopped.get("rules") == stop_rules
-
-
-def parsed(text: str | bytes, file: str) -> Any:
-    """JSON that `file` holds. Raises CorruptDataError."""
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise CorruptDataError(f"{file}: not valid JSON ({error}); remove it to go on without it") from error

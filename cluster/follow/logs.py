@@ -25,6 +25,8 @@ from lexray.tuning.driver_record import RUNNING, read_driver
 from lexray.tuning.sweep_folder import SweepFolder
 
 POLL_S = 3.0
+LOG_BYTES = 16 * 2**20
+"""Of a driver's log, its end."""
 
 
 def run_logs(text: str, trial: str | None, follow: bool, target: Target, messages: Console, as_json: bool) -> None:
@@ -143,8 +145,10 @@ def _goes_on(folder: SweepFolder, target: Target) -> Callable[[], bool]:
 
 
 def _text(folder: SweepFolder) -> str:
+    size = folder.store.size(LOG_FILE) or 0
+    start = max(0, size - LOG_BYTES)
     try:
-        return folder.store.read(LOG_FILE).decode(errors="replace")
+        return folder.store.read_range(LOG_FILE, start, size - start).decode(errors="replace")
     except FileNotFoundError:
         return ""
 

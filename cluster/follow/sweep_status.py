@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from lexray.storage.documents import parse_lines
 from lexray.storage.store import Store
+from lexray.training.metrics_log import LINE, METRICS
 from lexray.tuning.driver_record import RUNNING as DRIVEN
 from lexray.tuning.driver_record import DriverRecord, is_alive, read_driver
 from lexray.tuning.planning.foreseen import read_plan
@@ -148,12 +149,13 @@ def _steps(config: Mapping[str, Any], batch_rows: int) -> int:
 
 def newest_records(store: Store) -> list[dict[str, Any]]:
     """The last logged records of the trial in this folder, in order of step; empty when there are none."""
-    size = store.size("metrics.jsonl")
+    size = store.size(METRICS)
     if not size:
         return []
     start = max(0, size - TAIL_BYTES)
     try:
-        lines = store.read_range("metrics.jsonl", start, size - start).split(b"\n")
+        lines = store.read_range(METRICS, start, size - start).split(b"\n")
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in lines[bool(start) :] if line.endswith(b"}")]
+    whole = b"\n".join(line for line in lines[bool(start) :] if line.endswith(b"}"))
+    return parse_lines(whole, LINE, f"{store.url}/{METRICS}, its last records", remedy="remove it to go on without it")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -37,11 +36,11 @@ class SubmitOptions:
 
 def run_submit(file: str, target: Target, options: SubmitOptions, messages: Console, as_json: bool) -> int:
     """`lexray submit`: plan and job id on stdout. Exit code 1 when the job that was waited for failed."""
-    from lexray.storage.config_file import read_config_file
+    from lexray.storage.config_file import read_config_file, read_text
     from lexray.tuning.file.sweep_file import SweepFile
 
     sweep = read_config_file(file, SweepFile)
-    return _send(sweep, Path(file).read_text(), target, options, messages, as_json)
+    return _send(sweep, read_text(file), target, options, messages, as_json)
 
 
 def run_resume(url: str, target: Target, options: SubmitOptions, messages: Console, as_json: bool) -> int:

@@ -259,7 +259,9 @@ def test_a_truncated_shard_is_named_with_both_sizes(dataset: Written) -> None:
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1, 2]", b'"text"', b"3", b"null"])
 def test_a_manifest_that_is_no_json_object_is_refused(content: bytes, dataset: Written) -> None:
     dataset.store.write(MANIFEST, content)
-    assert refusal(dataset.store).startswith(("manifest.json: is not valid JSON (", "manifest.json: Input should be an"))
+    assert refusal(dataset.store).startswith(
+        ("manifest.json: is not valid JSON (", "manifest.json: Input should be an")
+    )
 
 
 @pytest.mark.parametrize(

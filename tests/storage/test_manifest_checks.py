@@ -1,4 +1,4 @@
-"""The numbers of a manifest follow from bytes that are there, or the dataset is refused before anything is taken for it.
+"""The numbers of a manifest follow from bytes that are there, or the dataset is refused before memory is taken.
 
 Whoever changes a manifest can compute its id anew, so every manifest here has the id of its content.
 """

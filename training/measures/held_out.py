@@ -6,11 +6,16 @@ import io
 import json
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
+from itertools import pairwise
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import AfterValidator, Field, TypeAdapter
+from typing_extensions import TypedDict
 
+from lexray.storage.documents import OPEN, Count, as_described, read_document
+from lexray.storage.errors import CorruptDataError
 from lexray.storage.store import Store
 from lexray.storage.stream import BatchStream
 from lexray.storage.windows import StreamSpec, WindowSource
@@ -28,6 +33,8 @@ MEASURED_ROWS = 65_536
 
 OpenStream = Callable[[StreamSpec], WindowSource]
 """How a stream's windows are reached."""
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 log = logging.getLogger("lexray")
 
@@ -49,6 +56,37 @@ def measure_held_out(
     return measure(dictionary.to(device), batches, max_flop=max_flop)
 
 
+class FiringPart(TypedDict):
+    """The section `firing` of `measures.json`."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    dense_above: Share
+    dense_fraction: Share
+    dead_fraction: Share
+    log10_edges: list[Annotated[float, Field(ge=-300, le=0)]]
+    histogram: list[Count]
+
+
+class MeasuresPart(TypedDict):
+    """What is read again of `measures.json`."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    firing: FiringPart
+
+
+def _of_this_version(document: dict[str, Any]) -> dict[str, Any] | None:
+    if document.get("version") != MEASURES_VERSION or "error" in document:
+        return None
+    firing = as_described(MeasuresPart)(document)["firing"]
+    edges, bins = firing["log10_edges"], firing["histogram"]
+    if len(edges) != len(bins) + 1 or any(low >= high for low, high in pairwise(edges)):
+        raise ValueError(f"firing: {len(bins)} bins between {len(edges)} edges, or edges that do not rise")
+    return document
+
+
+_MEASURES: TypeAdapter[dict[str, Any] | None] = TypeAdapter(Annotated[dict[str, Any], AfterValidator(_of_this_version)])
+
+
 def write_measures(store: Store, measures: Measures) -> None:
     """Write `measures.json` and `fired.npy` (rows in which each latent fired, int64) into a trial's folder."""
     counts = io.BytesIO()
@@ -60,11 +98,12 @@ def write_measures(store: Store, measures: Measures) -> None:
 def read_measures(store: Store) -> dict[str, Any] | None:
     """The document in a trial's folder, None where there is none of this version or measuring failed."""
     try:
-        document = json.loads(store.read(MEASURES_FILE))
-    except (FileNotFoundError, ValueError):
+        return read_document(store, MEASURES_FILE, _MEASURES, file=f"{store.url}/{MEASURES_FILE}")
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    is_known = isinstance(document, dict) and document.get("version") == MEASURES_VERSION and "error" not in document
-    return document if is_known else None
+    except CorruptDataError as error:
+        log.warning("%s; the report goes on without it", error)
+        return None
 
 
 def measure_trial(store: Store, open_stream: OpenStream, data: DataConfig, device: torch.device | str = "cpu") -> None:

@@ -19,11 +19,14 @@ from functools import partial
 from threading import Thread
 from typing import NamedTuple
 
+from lexray.storage.documents import read_document
 from lexray.storage.errors import UserError
 from lexray.storage.store import Store
 from lexray.tuning.endings.look import LOOK_EVERY_S, Look
 from lexray.tuning.file.stop_block import SECONDS_PER_HOUR, EndsBlock, in_utc
-from lexray.tuning.sweep_folder import PAUSED, SweepFolder, parsed
+from lexray.tuning.folder_documents import ENDING as ENDING_DOCUMENT
+from lexray.tuning.folder_documents import SPENT as SPENT_DOCUMENT
+from lexray.tuning.sweep_folder import PAUSED, SweepFolder
 from lexray.tuning.trials import Footprint, Trial
 
 log = logging.getLogger("lexray")
@@ -47,10 +50,11 @@ class Spent(NamedTuple):
 
 
 def read_spent(store: Store) -> Spent:
-    """What the trial in this folder has spent so far."""
+    """What the trial in this folder has spent so far. Raises CorruptDataError."""
+    file, remedy = f"{store.url}/{SPENT}", "remove it to count from nothing"
     try:
-        return Spent(**parsed(store.read(SPENT), f"{store.url}/{SPENT}"))
-    except FileNotFoundError:
+        return Spent(**read_document(store, SPENT, SPENT_DOCUMENT, file=file, remedy=remedy))
+    except (FileNotFoundError, NotADirectoryError):
         return Spent()
 
 
@@ -109,12 +113,11 @@ class Pause:
 
 
 def read_ending(folder: SweepFolder) -> str:
-    """The status that running trials are to end with; empty while they are to go on."""
+    """The status that running trials are to end with; empty while they are to go on. Raises CorruptDataError."""
     try:
-        status: str = parsed(folder.store.read(ENDING), ENDING)["status"]
+        return read_document(folder.store, ENDING, ENDING_DOCUMENT, remedy="remove it to go on")["status"]
     except FileNotFoundError:
         return ""
-    return status
 
 
 def write_ending(store: Store, status: str) -> None:

@@ -14,8 +14,12 @@ import logging
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import AfterValidator, TypeAdapter
+from typing_extensions import TypedDict
+
+from lexray.storage.documents import OPEN, Count, Number, Plain, as_described, read_document
 from lexray.storage.errors import CorruptDataError, UserError
 from lexray.storage.store import Store
 from lexray.training.dictionaries import architecture
@@ -42,26 +46,59 @@ _READERS = 16
 """Small files read at once: from an object store each of them costs a round trip."""
 
 
+class MeasurePart(TypedDict):
+    """A `Measure` in `rungs.json`."""
+
+    l0: float
+    fvu: float
+    l0_noise: float
+    fvu_noise: float
+
+
+class VerdictPart(TypedDict):
+    """A verdict in `rungs.json` that ends a trial."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    rule: str
+    rung: Count
+    step: Count
+    by: str
+    l0: float
+    fvu: float
+    by_l0: float
+    by_fvu: float
+
+
+def _verdicts(given: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    as_described(dict[str, VerdictPart])({step: verdict for step, verdict in given.items() if "rule" in verdict})
+    return given
+
+
 @dataclass(kw_only=True)
 class Rungs:
     """What `rungs.json` holds; steps are text there, as JSON has it."""
 
-    measures: dict[str, dict[str, float]] = field(default_factory=dict)
+    measures: Annotated[dict[str, dict[str, Number]], AfterValidator(as_described(dict[str, MeasurePart]))] = field(
+        default_factory=dict
+    )
     """Step to `Measure`."""
-    verdicts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    verdicts: Annotated[dict[str, dict[str, Plain]], AfterValidator(_verdicts)] = field(default_factory=dict)
     """Step to the record of a verdict; one without `rule` lets the trial go on."""
-    rules: dict[str, Any] = field(default_factory=dict)
+    rules: dict[str, Plain] = field(default_factory=dict)
     """Under which the verdicts were given: under others they do not count."""
+
+
+_RUNGS = TypeAdapter(Rungs)
 
 
 def read_rungs(store: Store) -> Rungs:
     """Those of the trial in this folder; empty when it reached none, or its file cannot be used."""
     try:
-        return Rungs(**json.loads(store.read(RUNGS)))
-    except FileNotFoundError:
+        return read_document(store, RUNGS, _RUNGS, file=f"{store.url}/{RUNGS}")
+    except (FileNotFoundError, NotADirectoryError):
         return Rungs()
-    except (ValueError, TypeError, CorruptDataError) as error:
-        log.warning("%s/%s cannot be read (%s): its rungs count as not reached", store.url, RUNGS, error)
+    except CorruptDataError as error:
+        log.warning("%s; its rungs count as not reached", error)
         return Rungs()
 
 

@@ -46,12 +46,17 @@ def kind_of(config: TrainingConfig) -> str:
     )
 
 
+_TIMES = {"rows_per_s", "total_s", "train_s"}
+
+
 def finished_speeds(records: Sequence[TrialRecord | None]) -> dict[str, Speed]:
     """Speeds by kind, from the records of trials that trained to their end; the mean of several."""
     by_kind: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for record in records:
-        if record is not None and record.status in FINISHED and record.timing.get("rows_per_s"):
-            timing = record.timing
+        if record is None or record.status not in FINISHED or not record.timing.keys() >= _TIMES:
+            continue
+        timing = record.timing
+        if timing["rows_per_s"] > 0:
             outside_s = max(0.0, timing["total_s"] - timing["train_s"])
             by_kind[kind_of(TrainingConfig.from_dict(record.config))].append((timing["rows_per_s"], outside_s))
     return {

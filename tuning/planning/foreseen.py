@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lexray.storage.errors import CorruptDataError
+from lexray.storage.documents import read_document
 from lexray.storage.store import Store
+from lexray.tuning.folder_documents import PLAN, PLAN_BYTES
 from lexray.tuning.sweep_folder import DONE, TARGET_MISSED, TrialRecord
 
 PLAN_FILE = "plan.json"
@@ -18,16 +18,9 @@ PLAN_FILE = "plan.json"
 def read_plan(store: Store) -> dict[str, Any] | None:
     """The document of `Plan.to_dict` as written, or None where no plan lies. Raises CorruptDataError."""
     try:
-        content = store.read(PLAN_FILE)
+        return read_document(store, PLAN_FILE, PLAN, remedy="remove it to go on without it", max_bytes=PLAN_BYTES)
     except FileNotFoundError:
         return None
-    try:
-        document = json.loads(content)
-    except ValueError as error:
-        raise CorruptDataError(f"{PLAN_FILE}: not valid JSON ({error}); remove it to go on without it") from error
-    if not isinstance(document, dict):
-        raise CorruptDataError(f"{PLAN_FILE}: not a plan; remove it to go on without it")
-    return document
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,18 +47,21 @@ def outcomes(
     """Memory, time and bytes of the trials trained to their end, as far as they were both foreseen and measured."""
     if document is None:
         return []
-    foreseen = {trial["id"]: trial for trial in document["trials"]}
+    foreseen = {trial["id"]: trial for trial in document.get("trials", ())}
     pairs = [(foreseen[r.trial], r) for r in records if r.status in (DONE, TARGET_MISSED) and r.trial in foreseen]
     found = []
-    peaks = [(p["memory"]["resident"], r.memory["peak_bytes"]) for p, r in pairs if r.memory.get("peak_bytes")]
+    needs = [(p.get("memory", {}).get("resident"), r.memory.get("peak_bytes")) for p, r in pairs]
+    peaks = [(need, peak) for need, peak in needs if need and peak]
     if peaks:
         largest = max(peaks, key=lambda pair: pair[1])
         found.append(Outcome(name="largest worker, peak", unit="bytes", predicted=largest[0], real=largest[1]))
-    times = [(p["seconds"], r.timing["total_s"]) for p, r in pairs if p["seconds"] and r.timing.get("total_s")]
+    seconds = [(p.get("seconds"), r.timing.get("total_s")) for p, r in pairs]
+    times = [(predicted, real) for predicted, real in seconds if predicted and real]
     if times:
         predicted, real = (sum(column) for column in zip(*times, strict=True))
         found.append(Outcome(name="wall time of the trials", unit="seconds", predicted=predicted, real=real))
-    if len(pairs) == len(foreseen) and not any(trial["reused"] for trial in document["trials"]):
+    is_whole = len(pairs) == len(foreseen) and not any(trial.get("reused") for trial in foreseen.values())
+    if is_whole and "store_bytes" in document:
         read = sum(_bytes_read(metrics.get(record.trial, ())) for _, record in pairs)
         predicted = document["store_bytes"]
         found.append(Outcome(name="read from the store", unit="bytes", predicted=predicted, real=read))

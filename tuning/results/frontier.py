@@ -137,7 +137,7 @@ def _curve_rows(record: TrialRecord) -> list[dict[str, Any]]:
     """Rows of a finished trial's other numbers of active latents; time was spent once, in the trial's own row."""
     if record.status not in FINISHED or not record.curve:
         return []
-    trained = record.config["dictionary"]["target_l0"]
+    trained = record.config.get("dictionary", {}).get("target_l0")
     return [
         {
             **_row(record),

@@ -9,9 +9,10 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lexray.storage.documents import read_document
 from lexray.storage.manifest import Manifest
 from lexray.storage.store import Store
-from lexray.tuning.sweep_folder import parsed
+from lexray.tuning.folder_documents import DATASET
 
 DATASET_FILE = "dataset.json"
 
@@ -34,13 +35,11 @@ def write_dataset(store: Store, url: str, manifest: Manifest) -> None:
 
 
 def read_dataset(store: Store) -> dict[str, Any] | None:
-    """The document above; None where a sweep has none."""
+    """The document above; None where a sweep has none. Raises CorruptDataError."""
     try:
-        content = store.read(DATASET_FILE)
+        return read_document(store, DATASET_FILE, DATASET, remedy="remove it to go on without it")
     except FileNotFoundError:
         return None
-    document: dict[str, Any] = parsed(content, DATASET_FILE)
-    return document
 
 
 def told(document: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -9,12 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jinja2
 import pandas as pd
-import yaml
 
+from lexray.storage.config_file import MAX_BYTES, FileModel, checked_content, mapping_of
+from lexray.storage.documents import read_bounded
+from lexray.storage.errors import UserError
 from lexray.storage.store import Store
 from lexray.training.measures.held_out import read_measures
 from lexray.tuning.endings.ends import Spent, read_spent
@@ -51,6 +53,7 @@ from lexray.tuning.sweep_folder import (
 
 REPORT_FILE, FIGURE_FILE, VECTORS_FILE, SWEEP_FILE = "report.html", "frontier.png", "frontier.svg", "sweep.yaml"
 
+Block = TypeVar("Block", bound=FileModel)
 Metrics = Mapping[str, Sequence[Mapping[str, Any]]]
 """Trial id to its logged records."""
 
@@ -159,7 +162,7 @@ def _documents(store: Store, trials: _Trials, first_files: list[str]) -> dict[st
 
 def _costs(records: Sequence[TrialRecord], spent: Mapping[str, Spent], block: Any) -> dict[str, Any]:
     """The table of costs, in money where the sweep file's `block` has prices."""
-    prices = PricesBlock(**block) if isinstance(block, dict) else None
+    prices = _block(PricesBlock, block)
     return {"costs": [_cost(cost, prices) for cost in costs(records, spent, prices)], "prices": prices}
 
 
@@ -172,7 +175,7 @@ def _template() -> jinja2.Template:
 
 def _sweep_yaml(store: Store) -> str:
     try:
-        return store.read(SWEEP_FILE).decode()
+        return read_bounded(store, SWEEP_FILE, MAX_BYTES).decode(errors="replace")
     except FileNotFoundError:
         return ""
 
@@ -184,10 +187,9 @@ def _place(store: Store) -> str:
 def _parsed(sweep_yaml: str) -> dict[str, Any]:
     """What the sweep file says; nothing, when someone broke it since."""
     try:
-        content = yaml.safe_load(sweep_yaml)
-    except yaml.YAMLError:
+        return mapping_of(sweep_yaml, SWEEP_FILE)
+    except UserError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _summary(records: list[TrialRecord], metrics: Metrics) -> list[tuple[str, str]]:
@@ -207,7 +209,16 @@ def _summary(records: list[TrialRecord], metrics: Metrics) -> list[tuple[str, st
 
 def _chosen(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     """How the points of the axes were chosen."""
-    return [("points", str(SearchBlock(**(content.get("search") or {}))))] if "axes" in content else []
+    search = _block(SearchBlock, content.get("search") or {})
+    return [("points", str(search))] if "axes" in content and search is not None else []
+
+
+def _block(model: type[Block], block: Any) -> Block | None:
+    """A block of the sweep file; None where there is none, or someone broke it since."""
+    try:
+        return checked_content(SWEEP_FILE, block, model) if isinstance(block, dict) else None
+    except UserError:
+        return None
 
 
 def _outcome(found: Outcome) -> tuple[str, str, str, str]:

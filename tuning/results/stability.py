@@ -20,6 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, pairwise
 from typing import Any
 
+from lexray.storage.documents import read_document
+from lexray.storage.errors import CorruptDataError
 from lexray.storage.store import Store
 from lexray.training.measures.matching import (
     FOUND_ABOVE,
@@ -29,6 +31,7 @@ from lexray.training.measures.matching import (
     random_found_share,
     random_match,
 )
+from lexray.tuning.folder_documents import STABILITY
 from lexray.tuning.results.comparisons import Atoms, Comparisons, read_atoms
 from lexray.tuning.sweep_folder import FINISHED, SweepFolder, TrialRecord
 
@@ -44,7 +47,7 @@ SEEDS = 6
 
 def write_stability(folder: SweepFolder, records: Sequence[TrialRecord]) -> dict[str, Any] | None:
     """Write `stability.json` of a sweep's finished trials; None, and nothing written, where none can be compared."""
-    finished = {record.trial: record for record in records if record.status in FINISHED}
+    finished = {r.trial: r for r in records if r.status in FINISHED and "dictionary" in r.config}
     known = (read_stability(folder.store) or {}).get("numbers", {})
     comparisons = Comparisons(lambda trial: read_atoms(folder, finished[trial]), known)
     found = stability(list(finished.values()), comparisons)
@@ -62,12 +65,12 @@ def write_stability(folder: SweepFolder, records: Sequence[TrialRecord]) -> dict
 
 
 def read_stability(store: Store) -> dict[str, Any] | None:
-    """The document in a sweep's folder, None where there is none of this version."""
+    """The document in a sweep's folder, None where there is none of this version that can be read."""
     try:
-        document = json.loads(store.read(STABILITY_FILE))
-    except (FileNotFoundError, ValueError):
+        document = read_document(store, STABILITY_FILE, STABILITY)
+    except (FileNotFoundError, CorruptDataError):
         return None
-    return document if isinstance(document, dict) and document.get("version") == VERSION else None
+    return document if document["version"] == VERSION else None
 
 
 def stability(records: Sequence[TrialRecord], comparisons: Comparisons) -> dict[str, Any]:

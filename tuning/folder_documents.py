@@ -1,0 +1,224 @@
+"""What the documents of a sweep's folder have to look like; a folder may be anybody's, or damaged.
+
+Each description names what lexray reads of a document, and no more: further fields are left alone, so that a folder of
+a later version can be read. Files are named relative to the sweep's folder in what is raised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, NotRequired, Required
+
+from pydantic import AfterValidator, Field, TypeAdapter
+from typing_extensions import TypedDict
+
+from lexray.storage.documents import OPEN, Count, Finite, Number, Plain, as_described
+
+PLAN_BYTES = 64 * 2**20
+
+Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Seconds = Annotated[float, Field(ge=0, le=1e15)]
+
+
+class DictionaryPart(TypedDict, total=False):
+    """The `dictionary` of a trial's configuration."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    architecture: Required[str]
+    width: Required[Count]
+    target_l0: Required[Finite]
+
+
+class DataPart(TypedDict, total=False):
+    """Its `data`."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    url: str
+    dataset_id: str
+    inputs: list[str]
+    outputs: list[str]
+    batch_rows: Count
+
+
+class ConfigPart(TypedDict, total=False):
+    """The `config` of a trial's record; empty for one that is not known."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    dictionary: DictionaryPart
+    data: DataPart
+    rows: Count
+    seed: Whole
+
+
+Config = Annotated[dict[str, Any], AfterValidator(as_described(ConfigPart))]
+
+
+class CurvePoint(TypedDict):
+    """Metrics at another number of active latents."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    k: Finite
+
+
+Curve = Annotated[list[dict[str, Number]], AfterValidator(as_described(list[CurvePoint]))]
+
+
+class PlannedMemory(TypedDict, total=False):
+    """The `memory` of a trial in `plan.json`."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    resident: Finite
+
+
+class PlannedTrial(TypedDict, total=False):
+    """A trial in `plan.json`."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    id: Required[str]
+    name: str
+    steps: Count
+    reused: bool
+    seconds: Seconds | None
+    memory: PlannedMemory
+
+
+class PlannedSpeed(TypedDict):
+    """How fast a kind of trial was measured to be, in `plan.json`."""
+
+    rows_per_s: Annotated[float, Field(gt=0, le=1e15)]
+    evaluated_rows_per_s: NotRequired[Annotated[float, Field(gt=0, le=1e15)] | None]
+    overhead_s: NotRequired[Seconds | None]
+    source: str
+
+
+class PlanDocument(TypedDict, total=False):
+    """`plan.json`."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    trials: list[PlannedTrial]
+    store_bytes: Finite
+    speeds: dict[str, PlannedSpeed]
+
+
+PLAN: TypeAdapter[dict[str, Any]] = TypeAdapter(Annotated[dict[str, Any], AfterValidator(as_described(PlanDocument))])
+
+
+class DatasetSite(TypedDict):
+    """A site in `dataset.json`."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    width: Count
+    dtype: str
+    source: str
+
+
+class DatasetDocument(TypedDict):
+    """`dataset.json`."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    rows: Count
+    sites: dict[str, DatasetSite]
+    provenance: dict[str, Any]
+
+
+DATASET: TypeAdapter[dict[str, Any]] = TypeAdapter(
+    Annotated[dict[str, Any], AfterValidator(as_described(DatasetDocument))]
+)
+
+
+class AboutTrials(TypedDict):
+    """What every entry of `stability.json` says of its trials."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    architecture: str
+    width: Count
+    target_l0: Finite
+
+
+class StableSeeds(AboutTrials):
+    """An entry of its `seeds`."""
+
+    trials: list[str]
+    stability: Number
+    at_start: Number
+    floor: Number
+    score: Number
+
+
+class FoundWidths(AboutTrials):
+    """An entry of its `widths`."""
+
+    larger_width: Count
+    found: Finite
+    floor: Finite
+
+
+class ChosenWidth(TypedDict):
+    """An entry of its `chosen`."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    trials: list[str]
+
+
+SHAPE_LIMIT = 2**28
+"""Numbers of a dictionary whose shape is believed; that of a larger one is read from it."""
+
+
+def _numbers(given: dict[str, Any]) -> dict[str, Any]:
+    """The `numbers` of `stability.json` that can be what their names say."""
+    return {name: value for name, value in given.items() if _NUMBERS.get(name.split(" ", 1)[0], _is_number)(value)}
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15)
+
+
+def _is_match(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and _is_number(value[0]) and isinstance(value[1], str)
+
+
+def _is_shape(value: Any) -> bool:
+    whole = isinstance(value, list) and len(value) == 2 and all(type(size) is int and size > 0 for size in value)
+    return whole and value[0] * value[1] <= SHAPE_LIMIT
+
+
+_NUMBERS: dict[str, Callable[[Any], bool]] = {"end": _is_match, "shape": _is_shape}
+
+
+class StabilityDocument(TypedDict, total=False):
+    """`stability.json`."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    version: Required[Plain]
+    seeds: list[StableSeeds]
+    widths: list[FoundWidths]
+    chosen: list[ChosenWidth]
+    numbers: dict[str, Any]
+
+
+def _stability(document: dict[str, Any]) -> dict[str, Any]:
+    return {**document, "numbers": _numbers(document.get("numbers", {}))}
+
+
+STABILITY: TypeAdapter[dict[str, Any]] = TypeAdapter(
+    Annotated[dict[str, Any], AfterValidator(as_described(StabilityDocument)), AfterValidator(_stability)]
+)
+
+
+class SpentDocument(TypedDict):
+    """`spent.json`."""
+
+    cpu_s: Seconds
+    gpu_s: Seconds
+
+
+SPENT: TypeAdapter[SpentDocument] = TypeAdapter(SpentDocument)
+
+
+class EndingDocument(TypedDict):
+    """`ending.json`."""
+
+    status: str
+
+
+ENDING: TypeAdapter[EndingDocument] = TypeAdapter(EndingDocument)
