@@ -6,10 +6,11 @@ import sys
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from lexray.cluster.commands import print_json
+from lexray.cluster.consoles import TextConsole
 from lexray.storage.errors import UserError
 
 
@@ -30,7 +31,7 @@ def list_architectures(name: str | None, as_json: bool, as_markdown: bool) -> No
     if as_json:
         print_json([description.to_dict() for description in found])
         return
-    out = Console(emoji=False, highlight=False)
+    out = TextConsole()
     if name is None:
         out.print(_overview(found))
         out.print("`lexray architectures NAME` shows equations and options.")
@@ -48,15 +49,15 @@ def print_schema() -> None:
 def _overview(found: list[Any]) -> Table:
     table = Table("architecture", "what it is", "paper", box=None, pad_edge=False)
     for description in found:
-        table.add_row(description.name, escape(description.summary), escape(description.paper))
+        table.add_row(description.name, description.summary, description.paper)
     return table
 
 
 def _print_one(out: Console, description: Any) -> None:
-    out.print(f"[bold]{description.name}[/bold]: {escape(description.summary)}\n{escape(description.paper)}")
+    out.print(Text.assemble((description.name, "bold"), f": {description.summary}\n{description.paper}"))
     out.print(f"reads {description.reads}; learns by {description.learns_by}\n")
     out.print(description.equations + "\n", markup=False, soft_wrap=True)  # a broken line would be another equation
     table = Table("option", "default", "", box=None, pad_edge=False)
     for option in description.options:
-        table.add_row(option.name, "required" if option.required else escape(repr(option.default)), escape(option.doc))
+        table.add_row(option.name, "required" if option.required else repr(option.default), option.doc)
     out.print(table)

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lexray.cluster.commands import print_json
+from lexray.cluster.consoles import TextConsole
 from lexray.storage.store import Store
 
 MIN_TABLE_WIDTH = 200
@@ -49,6 +50,6 @@ def run_ground_truth(
     if as_json:
         print_json({"seeds": options.num_seeds, "quick": quick, "results": study_document(results)})
         return
-    out = Console(emoji=False, highlight=False)
-    out = out if out.is_terminal else Console(emoji=False, highlight=False, width=MIN_TABLE_WIDTH)
+    out = TextConsole()
+    out = out if out.is_terminal else TextConsole(width=MIN_TABLE_WIDTH)
     out.print(study_table(results))

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
-from rich.markup import escape
+from rich.text import Text
 
+from lexray.cluster.consoles import TextConsole, plain_streams
 from lexray.cluster.data_cli import data_app
 from lexray.cluster.dictionary_cli import bench_app, dictionary_app
 from lexray.cluster.doctor_cli import doctor_app
@@ -43,7 +43,7 @@ app.add_typer(provisioned_app)  # no name: its commands stand beside the others
 app.add_typer(doctor_app)
 app.add_typer(dictionary_app)
 
-messages = Console(stderr=True, emoji=False)  # `:secret:` of an ARN is none
+messages = TextConsole(stderr=True)
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 
 
@@ -154,7 +154,12 @@ def schema() -> None:
 
 
 def main() -> None:
-    """Entry point: turns errors into one line and an exit code."""
+    """Entry point: turns errors into one line and an exit code, and lets nothing foreign act on the terminal."""
+    with plain_streams():
+        _main()
+
+
+def _main() -> None:
     logging.getLogger("lexray").setLevel(logging.INFO)
     logging.getLogger("lexray").addHandler(RichHandler(console=messages, show_time=False, show_path=False))
     try:
@@ -179,5 +184,5 @@ def main() -> None:
 
 
 def _fail(line: str, code: int) -> None:
-    messages.print(f"[red]error[/red] {escape(' '.join(line.split()))}", highlight=False, soft_wrap=True)
+    messages.print(Text.assemble(("error", "red"), f" {' '.join(line.split())}"), soft_wrap=True)
     sys.exit(code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lexray.cluster.consoles import TextConsole
 from lexray.storage.config_file import read_config_file
 from lexray.storage.store import Store
 
@@ -85,8 +87,17 @@ def rows_progress(label: str, messages: Console) -> Iterator[OnRows]:
 
 
 def print_json(document: Any) -> None:
-    """The one result of a command, on stdout."""
-    sys.stdout.write(json.dumps(document, indent=1, default=str) + "\n")
+    """The one result of a command, on stdout: ASCII without control characters, and null for NaN and infinities."""
+    text = json.dumps(_finite(document), indent=1, default=str, allow_nan=False)
+    sys.stdout.write(text.replace("\x7f", "\\u007f") + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def print_frontier(table: Any, store: Store, messages: Console, as_json: bool) -> None:
@@ -96,7 +107,7 @@ def print_frontier(table: Any, store: Store, messages: Console, as_json: bool) -
     if as_json:
         print_json({"url": store.url, "trials": json.loads(table.to_json(orient="records"))})
         return
-    Console(emoji=False).print(frontier_rich_table(table))
+    TextConsole().print(frontier_rich_table(table))
     for row in table[table["reason"].astype(bool)].itertuples():
         messages.print(f"{row.name}: {row.status}, {row.reason}", markup=False, highlight=False, soft_wrap=True)
     for kind, file in (("picture", "frontier.png"), ("report", "report.html")):

@@ -8,6 +8,9 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from lexray.cluster.consoles import TextConsole
 
 
 def compare_sweeps(first: str, second: str, messages: Console, as_json: bool) -> None:
@@ -31,8 +34,8 @@ def compare_sweeps(first: str, second: str, messages: Console, as_json: bool) ->
         })  # fmt: skip
         return
     for difference in differences:
-        messages.print(f"[yellow]not the same rows[/yellow]  {difference}", highlight=False, soft_wrap=True)
-    Console(emoji=False).print(_trials_table(trials))
+        messages.print(Text.assemble(("not the same rows", "yellow"), f"  {difference}"), soft_wrap=True)
+    TextConsole().print(_trials_table(trials))
     for row in shares.itertuples():
         print(
             f"width {row.width}, {row.sites}: the second beats {row.beaten_1:.0%} of the first's {row.points_1} "

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from lexray.cluster.commands import print_json
+from lexray.cluster.consoles import TextConsole
 from lexray.storage.errors import UserError
 from lexray.storage.store import Store, reachable
 
@@ -173,11 +173,11 @@ def result_document(result: BenchResult) -> dict[str, Any]:
 
 
 def _print_result(result: BenchResult) -> None:
-    out = Console(emoji=False, highlight=False)
+    out = TextConsole()
     plain, stream = result.plain, result.stream
     checksums, permuting = result.core.share_of_core(stream.mb_per_s)
     reads = "1 read at a time" if plain.parallel == 1 else f"{plain.parallel} reads at once"
-    out.print(f"{escape(result.url)}: {', '.join(map(escape, result.sites))}", soft_wrap=True)
+    out.print(f"{result.url}: {', '.join(result.sites)}", soft_wrap=True)
     table = Table("", "MB/s", "", box=None, pad_edge=False)
     table.columns[1].justify = "right"
     table.add_row("plain reads", f"{plain.mb_per_s:,.0f}", f"{plain.gets_per_s:,.0f} GETs/s, {reads}")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from lexray.cluster.consoles import TextConsole
 
 data_app = typer.Typer(no_args_is_help=True, help="Look at datasets of activations, check, measure and import them.")
-messages = Console(stderr=True, emoji=False)
+messages = TextConsole(stderr=True)
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 
 

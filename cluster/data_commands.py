@@ -7,10 +7,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from lexray.cluster.commands import FAILED, OK, dataset_summary, print_json, rows_progress
+from lexray.cluster.consoles import TextConsole
 from lexray.storage.store import Store
 
 if TYPE_CHECKING:
@@ -34,11 +34,9 @@ def inspect_dataset(url: str, messages: Console, as_json: bool) -> None:
     if as_json:
         print_json({"url": store.url, **summary})
         return
-    out = Console(emoji=False, highlight=False)
-    out = out if out.is_terminal else Console(emoji=False, highlight=False, width=MIN_TABLE_WIDTH)
-    out.print(
-        f"{escape(store.url)}\n{manifest.rows:,} rows in {len(manifest.shards)} shards, {manifest.bytes / 1e6:,.1f} MB"
-    )
+    out = TextConsole()
+    out = out if out.is_terminal else TextConsole(width=MIN_TABLE_WIDTH)
+    out.print(f"{store.url}\n{manifest.rows:,} rows in {len(manifest.shards)} shards, {manifest.bytes / 1e6:,.1f} MB")
     out.print(_sites_table(summary["sites"]))
     for name, value in manifest.provenance.items():
         out.print(
@@ -54,14 +52,14 @@ def _sites_table(sites: dict[str, Any]) -> Table:
     for name, site in sites.items():
         quantiles = site["norm_quantiles"]
         table.add_row(
-            escape(name),
+            name,
             str(site["width"]),
             site["dtype"],
             f"{site['mean_squared_norm']:.4g}",
             f"{site['mean_norm']:.4g}",
             *(f"{quantiles[level]:.4g}" for level in ("0.01", "0.5", "0.99", "1")),
             share_in_words(*share_above(quantiles, NORM_RATIO * quantiles["0.5"])),
-            escape(site["source"]),
+            site["source"],
         )
     return table
 
@@ -126,12 +124,12 @@ def import_dataset(
 
 
 def _print_findings(found: Findings) -> None:
-    out = Console(emoji=False, highlight=False)
-    out = out if out.is_terminal else Console(emoji=False, highlight=False, width=MIN_TABLE_WIDTH)
+    out = TextConsole()
+    out = out if out.is_terminal else TextConsole(width=MIN_TABLE_WIDTH)
     number = len(found.damage)
     verdict = "sound" if found.sound else f"{number:,} {'damage' if number == 1 else 'damages'}, named on stderr"
     shards = len(found.manifest.shards)
-    out.print(f"{escape(found.url)}: {found.manifest.rows:,} rows in {shards:,} shards, {verdict}", soft_wrap=True)
+    out.print(f"{found.url}: {found.manifest.rows:,} rows in {shards:,} shards, {verdict}", soft_wrap=True)
     columns = (
         "site",
         "rows read",
@@ -144,7 +142,7 @@ def _print_findings(found: Findings) -> None:
     )
     table = Table(*columns, box=None, pad_edge=False)
     for name, site in found.sites.items():
-        table.add_row(escape(name), *_site_words(site))
+        table.add_row(name, *_site_words(site))
     out.print(table)
 
 

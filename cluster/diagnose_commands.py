@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lexray.cluster.commands import print_json
+from lexray.cluster.consoles import TextConsole
 from lexray.storage.errors import UserError
 from lexray.storage.store import Store
 
@@ -37,7 +38,7 @@ def run_diagnose(url: str, data: str | None, max_rows: int, messages: Console, a
     if as_json:
         print_json({"sites": sites, "counts": found.counts(), "latents": _latents(found, sites)})
         return
-    Console(emoji=False, highlight=False).print(_table(found, sites))
+    TextConsole().print(_table(found, sites))
 
 
 def _table(found: Any, sites: list[str]) -> Table:

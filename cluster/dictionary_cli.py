@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from lexray.cluster.consoles import TextConsole
 
 dictionary_app = typer.Typer()
 bench_app = typer.Typer(no_args_is_help=True, help="Measure lexray on problems with known answers.")
-messages = Console(stderr=True, emoji=False)
+messages = TextConsole(stderr=True)
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
+from lexray.cluster.consoles import TextConsole
 from lexray.cluster.jobs_cli import Cluster, Json, NoCode, TokenFile
 from lexray.cluster.provisioned.connection import Target
 from lexray.storage.config_file import read_config_file, read_text
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lexray.cluster.doctor.verdict import Check
 
 HEALTHY, UNHEALTHY = 0, 1
-messages = Console(stderr=True, emoji=False)
+messages = TextConsole(stderr=True)
 doctor_app = typer.Typer()
 
 
@@ -62,7 +62,7 @@ def doctor(
     if as_json:
         print_json(as_document(checks, where, time.monotonic() - began))
     else:
-        Console(emoji=False).print(as_table(checks))
+        TextConsole().print(as_table(checks))
     raise typer.Exit(HEALTHY if is_healthy(checks) else UNHEALTHY)
 
 

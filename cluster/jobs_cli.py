@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from lexray.cluster.consoles import TextConsole
 from lexray.cluster.provisioned.connection import Target
 
 jobs_app = typer.Typer()
-messages = Console(stderr=True, emoji=False)
+messages = TextConsole(stderr=True)
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 Address = Annotated[str | None, typer.Option(help="Dashboard of the cluster's head, as http://HOST:8265.")]
 Cluster = Annotated[

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lexray.cluster.commands import print_json
+from lexray.cluster.consoles import TextConsole
 from lexray.storage.config_file import mapping_of
 from lexray.storage.errors import UserError
 from lexray.storage.store import Store
@@ -72,7 +73,7 @@ def run_measure(url: str, options: MeasureOptions, messages: Console, as_json: b
     if as_json:
         print_json(found.document)
         return
-    Console(emoji=False, highlight=False).print(_table(found.document))
+    TextConsole().print(_table(found.document))
 
 
 def _in_model(dictionary: Any, options: MeasureOptions, config: Any, manifest: Any, device: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lexray.cluster.commands import print_json
+from lexray.cluster.consoles import TextConsole
 from lexray.storage.config_file import read_config_file, read_text
 from lexray.storage.errors import UserError
 from lexray.tuning.placement.object_store import STORE_SHARE
@@ -188,7 +189,7 @@ def _refuse_over_cap(plan: SweepPlan, made: Plan) -> None:
 
 def print_plan(plan: Plan) -> None:
     """A table of the trials, and the sums below it."""
-    out = Console(emoji=False, highlight=False)
+    out = TextConsole()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("trial", overflow="ellipsis", max_width=34)
     for column in ("", "mesh", "steps", "memory/worker", "GPU", "time"):

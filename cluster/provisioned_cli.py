@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from lexray.cluster.consoles import TextConsole
 
 provisioned_app = typer.Typer()
-messages = Console(stderr=True, emoji=False)  # `:secret:` of an ARN is none
+messages = TextConsole(stderr=True)
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 Description = Annotated[Path, typer.Argument(metavar="CLUSTER", help="Description of the cluster (JSON or YAML).")]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a root: infra/aws-ec2, or a copy beside it.")]

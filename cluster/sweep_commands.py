@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from lexray.cluster.commands import FAILED, OK, print_frontier
+from lexray.cluster.consoles import TextConsole
 from lexray.cluster.provisioned.description import Pool
 from lexray.storage.config_file import read_config_file, read_text
 
@@ -96,7 +97,7 @@ def _views(plan: SweepPlan, messages: Console, driver: Driver) -> list[Any]:
     """On the terminal, and as lines in the sweep's folder."""
     from lexray.tuning.views.progress import TerminalView
 
-    kept = Console(file=driver.log, emoji=False, width=LOG_WIDTH, no_color=True, force_terminal=False)  # type: ignore[arg-type]
+    kept = TextConsole(file=driver.log, width=LOG_WIDTH, no_color=True, force_terminal=False)  # type: ignore[arg-type]
     reused = len(plan.trials) - len(plan.unfinished)
     return [
         TerminalView(console=console, num_trials=plan.num_trials, num_reused=reused) for console in (messages, kept)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from lexray.cluster.consoles import TextConsole
 from lexray.storage.errors import UserError
 from lexray.storage.store import Store
 
 wandb_app = typer.Typer(no_args_is_help=True, help="Show sweeps in W&B.")
-messages = Console(stderr=True, emoji=False)
+messages = TextConsole(stderr=True)
 
 
 @wandb_app.command()

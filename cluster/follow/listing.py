@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lexray.cluster.commands import print_json
+from lexray.cluster.consoles import TextConsole
 from lexray.cluster.follow.sweep_status import READERS, state_of
 from lexray.cluster.follow.words import moment
 from lexray.cluster.jobs.job_client import JobClient
@@ -92,9 +93,9 @@ def _show(found: list[dict[str, Any]], as_json: bool) -> None:
         table.add_column(column.removesuffix("_s"), overflow="fold")
     for row in found:
         table.add_row(*(Text(_cell(name, value)) for name, value in row.items()))
-    out = Console(emoji=False, highlight=False)
+    out = TextConsole()
     if not out.is_terminal:  # for other programs: a line for each
-        out = Console(emoji=False, highlight=False, width=WIDE)
+        out = TextConsole(width=WIDE)
     out.print(table)
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lexray.cluster.commands import print_json
+from lexray.cluster.consoles import TextConsole
 from lexray.cluster.follow.sweep_status import LEFT, LOST, UNKNOWN, SweepStatus, TrialStatus, sweep_status
 from lexray.cluster.follow.which import connected_if_told, meant
 from lexray.cluster.follow.words import moment, resume_command, span
@@ -41,7 +42,7 @@ def run_status(text: str, target: Target, messages: Console, as_json: bool) -> N
 
 def print_status(status: SweepStatus, job: Job | None) -> None:
     """Few lines about the sweep, then its trials."""
-    out = Console(emoji=False, highlight=False)
+    out = TextConsole()
     for name, value in [*_lines(status), *([("job", f"{job.id}: {job.status}")] if job is not None else [])]:
         out.print(f"{name:<10}{value}", markup=False, soft_wrap=True)
     listed = status.trials

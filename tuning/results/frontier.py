@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lexray.storage.store import Store
+from lexray.storage.visible_text import spreadsheet_cell
 from lexray.tuning.sweep_folder import DONE, FAILED, FINISHED, PAUSED, STOPPED, TARGET_MISSED, TrialRecord
 
 FRONTIER_FILE = "frontier.parquet"
@@ -161,7 +162,8 @@ def _number(value: float | None) -> float:
 def write_frontier(store: Store, table: pd.DataFrame) -> None:
     """Write the table as `frontier.parquet`, and as `frontier.csv` for programs that do not read that."""
     store.write(FRONTIER_FILE, table.to_parquet(index=False))
-    store.write("frontier.csv", table.to_csv(index=False).encode())
+    texts = {name: table[name].map(spreadsheet_cell) for name, dtype in COLUMNS.items() if dtype == "str"}
+    store.write("frontier.csv", table.assign(**texts).to_csv(index=False).encode())
 
 
 def read_frontier(store: Store) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pandas as pd
 from matplotlib.figure import Figure
 
+from lexray.storage.visible_text import visible
 from lexray.tuning.results.frontier import HEADINGS, format_cell
 
 _POINTS_PER_INCH = 72
@@ -28,7 +29,7 @@ def hover_links(figure: Figure, points: pd.DataFrame, radius_pt: float) -> str:
     places = places / figure.dpi * _POINTS_PER_INCH
     height_pt = figure.get_figheight() * _POINTS_PER_INCH
     links = (
-        f'<a href="#row-{index}"><title>{html.escape(told(row))}</title>'
+        f'<a href="#row-{index}"><title>{html.escape(visible(told(row)))}</title>'
         f'<circle cx="{x:.1f}" cy="{height_pt - y:.1f}" r="{radius_pt:g}"/></a>'
         for (index, row), (x, y) in zip(points.iterrows(), places.tolist(), strict=True)
     )

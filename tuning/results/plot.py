@@ -21,6 +21,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from lexray.storage.visible_text import visible
 from lexray.tuning.results.frontier import non_dominated
 from lexray.tuning.results.hover import hover_links
 from lexray.tuning.sweep_folder import FINISHED, STOPPED, TARGET_MISSED
@@ -38,6 +39,8 @@ _FAINT = 0.4
 """Opacity of trials that were stopped early."""
 _CROWD = 60
 """More points than this are drawn smaller."""
+_TINY, _ABSURD = 1e-30, 1e30
+"""Beyond these a picture has no place for a number."""
 _REACH, _CROWDED_REACH = 8.0, 5.0
 """How near a pointer must come to a point, in points of the picture."""
 
@@ -96,6 +99,7 @@ def _draw(table: pd.DataFrame, size_in: tuple[float, float]) -> Figure:
         axes.text(0.5, 0.5, "No trial has finished yet", ha="center", va="center", color=_INK, fontsize=16)
         return figure
     colours = width_colours([int(width) for width in points["width"]])
+    points = points.assign(architecture=[_label(name) for name in points["architecture"]])
     architectures = sorted(points["architecture"].unique())
     markers = {name: _MARKERS[index % len(_MARKERS)] for index, name in enumerate(architectures)}
     narrow = size_in[0] < 6
@@ -116,7 +120,8 @@ def _draw(table: pd.DataFrame, size_in: tuple[float, float]) -> Figure:
 def _drawable(table: pd.DataFrame) -> pd.DataFrame:
     having = table[table["status"].isin((*FINISHED, STOPPED)) & table["width"].notna()]
     # A dictionary without any active latent has no place on a logarithmic axis.
-    return having[np.isfinite(having["l0"]) & np.isfinite(having["fvu"]) & (having["l0"] > 0)]
+    can_be = (having["l0"] > _TINY) & (having["l0"] < _ABSURD) & (having["fvu"].abs() < _ABSURD)
+    return having[can_be]
 
 
 def _draw_group(axes: Axes, group: pd.DataFrame, colour: str, marker: str, marker_size: float) -> None:
@@ -188,8 +193,15 @@ def _add_legend(
         labelcolor=_INK,
     )
     for text in legend.get_texts():
+        text.set_parse_math(False)  # an architecture of somebody else's may be called $x$
         if text.get_text() in ("width", "architecture"):
             text.set_fontweight("bold")
+
+
+def _label(name: str) -> str:
+    """An architecture in a legend, which would leave out a name that begins with an underscore."""
+    shown = visible(name)
+    return f" {shown}" if shown.startswith("_") else shown
 
 
 def _heading(text: str) -> Line2D:

@@ -18,6 +18,7 @@ from lexray.storage.config_file import MAX_BYTES, FileModel, checked_content, ma
 from lexray.storage.documents import read_bounded
 from lexray.storage.errors import UserError
 from lexray.storage.store import Store
+from lexray.storage.visible_text import visible
 from lexray.training.measures.held_out import read_measures
 from lexray.tuning.endings.ends import Spent, read_spent
 from lexray.tuning.file.resources import PricesBlock
@@ -169,8 +170,15 @@ def _costs(records: Sequence[TrialRecord], spent: Mapping[str, Spent], block: An
 @cache
 def _template() -> jinja2.Template:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_shown
+    )
     return environment.get_template("report.html.j2")
+
+
+def _shown(value: Any) -> Any:
+    """Foreign text without control characters; markup of our own, and numbers, as they are."""
+    return visible(value) if type(value) is str else value
 
 
 def _sweep_yaml(store: Store) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from lexray.tuning.sweep_folder import FAILED, PAUSED, STOPPED, TrialRecord
 from lexray.tuning.trial_run import TrialRun
@@ -113,13 +113,14 @@ def _number(value: float | None, form: str) -> str:
     return "" if value is None else form.format(value)
 
 
-def _end_line(run: TrialRun, record: TrialRecord | None) -> str:
+def _end_line(run: TrialRun, record: TrialRecord | None) -> Text:
+    name = run.trial.name
     if record is not None and record.status in (STOPPED, *PAUSED):
-        return f"[yellow]{record.status}[/yellow] {run.trial.name}: {escape(record.reason)}"
+        return Text.assemble((record.status, "yellow"), f" {name}: {record.reason}")
     if record is None or record.status == FAILED or not record.result:
         reason = record.reason if record is not None and record.reason else "ended without a word"
-        return f"[red]failed[/red] {run.trial.name}: {escape(reason)}"
-    seconds = record.timing.get("total_s", 0.0)
-    result = f"L0 {record.result['l0']:.1f}, FVU {record.result['fvu']:.4f}, {seconds:.0f} s"
-    note = f" [yellow]{record.status}: {escape(record.reason)}[/yellow]" if record.reason else ""
-    return f"[green]ended[/green]  {run.trial.name}: {result}{note}"
+        return Text.assemble(("failed", "red"), f" {name}: {reason}")
+    l0, fvu = _number(record.result.get("l0"), "{:.1f}"), _number(record.result.get("fvu"), "{:.4f}")
+    result = f"L0 {l0}, FVU {fvu}, {record.timing.get('total_s', 0.0):.0f} s"
+    note = (f" {record.status}: {record.reason}", "yellow") if record.reason else ""
+    return Text.assemble(("ended", "green"), f"  {name}: {result}", note)
