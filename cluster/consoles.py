@@ -75,7 +75,7 @@ def plain_streams() -> Iterator[None]:
     """Standard output and error are plain streams meanwhile."""
     before = sys.stdout, sys.stderr
     # The progress bars of other libraries go back to the start of their line.
-    sys.stdout, sys.stderr = PlainStream(before[0]), PlainStream(before[1], keeps="\r")  # type: ignore[assignment]
+    sys.stdout, sys.stderr = PlainStream(before[0]), PlainStream(before[1], keeps="\r")
     try:
         yield
     finally:

@@ -97,7 +97,7 @@ def _views(plan: SweepPlan, messages: Console, driver: Driver) -> list[Any]:
     """On the terminal, and as lines in the sweep's folder."""
     from lexray.tuning.views.progress import TerminalView
 
-    kept = TextConsole(file=driver.log, width=LOG_WIDTH, no_color=True, force_terminal=False)  # type: ignore[arg-type]
+    kept = TextConsole(file=driver.log, width=LOG_WIDTH, no_color=True, force_terminal=False)
     reused = len(plan.trials) - len(plan.unfinished)
     return [
         TerminalView(console=console, num_trials=plan.num_trials, num_reused=reused) for console in (messages, kept)

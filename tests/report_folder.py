@@ -66,7 +66,8 @@ def full_sweep(place: Path) -> tuple[SweepFolder, list[str]]:
         folder.write_trial(record)
         store = folder.trial_store(record.trial)
         lines = [
-            {"rows": 100 * n, "train/fvu": 1 / (n + 1), "train/l0": 9.0, "eval/dead_fraction": 0.1} for n in range(9)
+            {"step": n, "rows": 100 * n, "train/fvu": 1 / (n + 1), "train/l0": 9.0, "eval/dead_fraction": 0.1}
+            for n in range(9)
         ]
         store.write("metrics.jsonl", "\n".join(map(json.dumps, lines)).encode())
         if record.result:

@@ -213,5 +213,5 @@ def test_a_paused_trial_is_unfinished_and_goes_on_from_its_step(data, tmp_path):
 def test_hours_that_cannot_be_read_are_named(data, tmp_path):
     made = plan(tmp_path, data)
     made.folder.trial_store(made.trials[0].id).write("spent.json", b'{"cpu_s"')
-    with pytest.raises(CorruptDataError, match=r"spent.json: not valid JSON"):
+    with pytest.raises(CorruptDataError, match=r"spent.json: is not valid JSON"):
         plan(tmp_path, data, cpu_hours=1)

@@ -306,5 +306,5 @@ def test_the_report_shows_what_was_foreseen_beside_what_came(planned) -> None:
 def test_a_damaged_plan_is_named(planned, tmp_path: Path) -> None:
     sweep = planned()
     sweep.folder.store.write("plan.json", b"{")
-    with pytest.raises(CorruptDataError, match=r"plan\.json: not valid JSON"):
+    with pytest.raises(CorruptDataError, match=r"plan\.json: is not valid JSON"):
         read_plan(sweep.folder.store)

@@ -21,6 +21,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from lexray.storage.documents import shortened
 from lexray.storage.visible_text import visible
 from lexray.tuning.results.frontier import non_dominated
 from lexray.tuning.results.hover import hover_links
@@ -199,8 +200,8 @@ def _add_legend(
 
 
 def _label(name: str) -> str:
-    """An architecture in a legend, which would leave out a name that begins with an underscore."""
-    shown = visible(name)
+    """An architecture in a legend, which leaves out names that begin with an underscore; ours are ASCII."""
+    shown = shortened(" ".join(visible(name).split()).encode("ascii", "replace").decode(), 40)
     return f" {shown}" if shown.startswith("_") else shown
 
 
