@@ -5,10 +5,18 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from lexray.storage.documents import shortened
 from lexray.storage.errors import UserError
@@ -17,12 +25,29 @@ from lexray.storage.yaml_values import load_yaml
 
 MAX_BYTES = 256 * 1024
 """Bytes of a file of settings at most."""
+MAX_SECONDS = 1e9
+"""Of a span of time in a file: 30 years."""
+SMALLEST, LARGEST = 1e-15, 1e15
+"""Between these, squares and quotients of two settings still are float32 numbers."""
 
 
 class FileModel(BaseModel):
     """Base of everything that a user writes in YAML: frozen, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers(cls, given: Any) -> Any:
+        """Where a number belongs: no `true`, which counts as 1, and no whole number beyond 64 bits."""
+        for name, value in given.items() if isinstance(given, dict) else ():
+            annotation = cls.model_fields[name].annotation if name in cls.model_fields else None
+            kinds = {annotation, *get_args(annotation)}
+            if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+                raise ValueError(f"{name}: {str(value).lower()} stands where a number belongs")
+            if isinstance(value, int) and abs(value) >= 2**63:
+                raise ValueError(f"{name}: {value} has more than 64 bits")
+        return given
 
 
 class StorageBlock(FileModel):
@@ -34,7 +59,7 @@ class StorageBlock(FileModel):
     anonymous: bool = False
     addressing_style: Literal["auto", "path", "virtual"] = "auto"
     options: dict[str, JsonValue] = {}
-    retry_budget_s: float | None = Field(default=None, ge=0)
+    retry_budget_s: float | None = Field(default=None, ge=0, le=MAX_SECONDS)
 
     @property
     def settings(self) -> StorageSettings:
@@ -107,12 +132,31 @@ Config = TypeVar("Config")
 def checked_config(config_class: type[Config], values: dict[str, Any]) -> Config:
     """A configuration dataclass with its fields' types checked. Raises UserError naming the first wrong field."""
     for name, value in values.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{name}: {value} is not a finite number")
+        _check_number(name, value)
+    return typed_config(config_class, values)
+
+
+def typed_config(config_class: type[Config], values: dict[str, Any]) -> Config:
+    """The same of values that were checked when they were written: only their types are looked at."""
     try:
-        return TypeAdapter(config_class).validate_python(values)
+        found = TypeAdapter(config_class).validate_python(values)
     except ValidationError as error:
         raise UserError(describe(error)) from error
+    for name, value in values.items():
+        if isinstance(value, bool) and not isinstance(getattr(found, name), bool):
+            raise UserError(f"{name}: {str(value).lower()} stands where a number belongs")
+    return found
+
+
+def _check_number(name: str, value: Any) -> None:
+    """Raise UserError for a number that computations in float32 and with 64-bit integers would make another of."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name}: {value} is not a finite number")
+    if isinstance(value, float) and value != 0 and not SMALLEST <= abs(value) <= LARGEST:
+        bound = f"at least {SMALLEST:g}" if abs(value) < SMALLEST else f"at most {LARGEST:g}"
+        raise UserError(f"{name}: {value:g} is out of what float32 can compute with; use {bound}")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise UserError(f"{name}: {value} has more than 64 bits")
 
 
 def describe(error: ValidationError, model: type[BaseModel] = FileModel) -> str:

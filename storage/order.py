@@ -124,11 +124,21 @@ def rank_lanes(rank: int, num_ranks: int, lanes: int) -> range:
     return range(start, start + size + (rank < larger))
 
 
+def check_lanes(batch_rows: int, lanes: int) -> None:
+    """Raise UserError unless every lane gives the same number of rows, one or more, to a batch."""
+    if batch_rows < lanes:
+        raise UserError(
+            f"data.batch_rows: {batch_rows} rows cannot come from data.lanes {lanes} in equal shares; "
+            f"use {lanes} or more, or lower data.lanes to {batch_rows}"
+        )
+    if batch_rows % lanes:
+        near = round(batch_rows / lanes) * lanes
+        raise UserError(f"data.batch_rows: {batch_rows} is not a multiple of data.lanes {lanes}; use {near}")
+
+
 def steps_per_epoch(selected_rows: int, batch_rows: int, lanes: int) -> int:
     """Whole global batches in an epoch. Raises UserError when not even one fits, or lanes do not divide the batch."""
-    if batch_rows % lanes:
-        near = max(lanes, round(batch_rows / lanes) * lanes)
-        raise UserError(f"batch_rows: {batch_rows} is not a multiple of data.lanes {lanes}; use {near}")
+    check_lanes(batch_rows, lanes)
     steps = (selected_rows // lanes) // (batch_rows // lanes)
     if not steps:
         raise UserError(f"batch_rows: {batch_rows:,} is larger than the {selected_rows:,} training rows of the dataset")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-from lexray.storage.config_file import checked_config
+from lexray.storage.config_file import typed_config
 from lexray.storage.errors import UserError
 from lexray.storage.manifest import Manifest
 from lexray.storage.selection import Selection
@@ -82,6 +82,8 @@ class DataConfig:
 
 
 Precision = Literal["fp32", "bf16"]
+MIN_EPS, MIN_CLIP_NORM, MAX_LR, MAX_LR_SCALE = 1e-15, 1e-9, 10.0, 1e3
+"""What Adam can compute with in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,18 +111,27 @@ class OptimizerConfig:
         if self.precision not in get_args(Precision):
             raise UserError(f"precision: {self.precision!r} is not one of {', '.join(get_args(Precision))}")
         for name, factor in self.lr_scale.items():
-            if not factor >= 0:
-                raise UserError(f"lr_scale.{name}: {factor:g} is below 0")
-        if self.lr != "auto" and not self.lr > 0:
-            raise UserError(f"lr: {self.lr} must be above 0")
+            if not 0 <= factor <= MAX_LR_SCALE:
+                raise UserError(f"lr_scale.{name}: {factor:g} must be at least 0 and at most {MAX_LR_SCALE:g}")
+        if self.lr != "auto" and not 0 < self.lr <= MAX_LR:
+            raise UserError(
+                f"lr: {self.lr} must be above 0 and at most {MAX_LR:g}: Adam moves every weight by about as much a step"
+            )
         if not (self.warmup >= 0 and self.decay >= 0 and self.warmup + self.decay <= 1):
             raise UserError(f"warmup {self.warmup} and decay {self.decay}: neither below 0, nor their sum above 1")
         for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
             if not 0 <= value < 1:
                 raise UserError(f"{name}: {value} must be at least 0 and below 1")
-        for name, value in (("eps", self.eps), ("clip_norm", self.clip_norm)):
-            if not value >= 0:
-                raise UserError(f"{name}: {value} is below 0")
+        if not MIN_EPS <= self.eps <= 1:
+            raise UserError(
+                f"eps: {self.eps:g} must be at least {MIN_EPS:g} and at most 1: Adam divides by it where a gradient "
+                "was always 0, as that of a dead latent, and 0 / 0 makes its weights NaN"
+            )
+        if not (self.clip_norm == 0 or self.clip_norm >= MIN_CLIP_NORM):
+            raise UserError(
+                f"clip_norm: {self.clip_norm:g} must be at least {MIN_CLIP_NORM:g}, or 0 to switch clipping off: "
+                "squares of smaller gradients are no float32 numbers"
+            )
 
     def peak_lr(self, width: int) -> float:
         return 2e-4 / (width / 2**14) ** 0.5 if self.lr == "auto" else self.lr
@@ -266,12 +277,12 @@ class TrainingConfig:
             data = {**content["data"], "storage": StorageSettings(**content["data"]["storage"])}
             return TrainingConfig(
                 dictionary=dictionary_config(content["dictionary"]),
-                data=checked_config(DataConfig, data),
+                data=typed_config(DataConfig, data),
                 rows=_whole(content, "rows"),
-                optimizer=checked_config(OptimizerConfig, content["optimizer"]),
+                optimizer=typed_config(OptimizerConfig, content["optimizer"]),
                 seed=_whole(content, "seed"),
-                mesh=checked_config(MeshConfig, content["mesh"]),
-                every=checked_config(EveryConfig, content["every"]),
+                mesh=typed_config(MeshConfig, content["mesh"]),
+                every=typed_config(EveryConfig, content["every"]),
             )
         except KeyError as error:
             raise UserError(f"training configuration: {error.args[0]} is missing") from error

@@ -10,7 +10,7 @@ from typing import Any
 from lexray.storage.config_file import checked_block, checked_config
 from lexray.storage.errors import UserError
 from lexray.storage.manifest import Manifest
-from lexray.storage.order import rank_lanes, steps_per_epoch
+from lexray.storage.order import check_lanes, rank_lanes, steps_per_epoch
 from lexray.storage.store import Store
 from lexray.training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
 from lexray.training.dictionaries import architecture, dictionary_config
@@ -99,6 +99,7 @@ def trial_at(sweep: SweepFile, manifest: Manifest, training_rows: Callable[[Data
         MeshConfig, {"data": axes.data, "feature": axes.feature, **_part(resources.model_dump(), ENGINE_SETTINGS)}
     )
     row_parts = mesh.row_parts(dictionary)
+    check_lanes(data.batch_rows, data.lanes)
     rank_lanes(0, row_parts, sweep.data.lanes)
     mesh.check(dictionary)
     mesh.check_batch(data.batch_rows, row_parts, data.lanes)
@@ -168,7 +169,7 @@ def _name(sweep: SweepFile, point: Point, config: TrainingConfig) -> str:
 
 def _seed(point: Point) -> int:
     seed = point.get("seed", 0)
-    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         raise UserError(f"axes.seed: {seed!r} is not a whole number from 0 to 2^63 - 1")
     return seed
 

@@ -122,6 +122,52 @@ def test_a_batch_that_the_lanes_do_not_divide(refused_sweep):
     assert "100 is not a multiple of data.lanes 16" in refused_sweep(data={"batch_rows": 100})
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"data": {"batch_rows": 8}}, "data.batch_rows: 8 rows cannot come from data.lanes 16 in equal shares; use 16"),
+        ({"data": {"lanes": 10**9}}, "data.batch_rows: 128 rows cannot come from data.lanes 1000000000"),
+        ({"data": {"batch_rows": 17}}, "data.batch_rows: 17 is not a multiple of data.lanes 16; use 16"),
+        ({"data": {"held_out": 0.98}}, "larger than the dataset's 120 training rows (data.held_out 0.98 keeps the"),
+        ({"data": {"batch_rows": 2**63}}, "data: batch_rows: 9223372036854775808 has more than 64 bits"),
+        ({"training": {"rows": True}}, "training: rows: true stands where a number belongs"),
+        ({"training": {"eps": 0}}, "eps: 0 must be at least 1e-15 and at most 1: Adam divides by it"),
+        ({"training": {"eps": 1e-50}}, "eps: 1e-50 is out of what float32 can compute with; use at least 1e-15"),
+        ({"training": {"eps": 2.0}}, "eps: 2 must be at least 1e-15 and at most 1"),
+        ({"training": {"lr": 1e5}}, "lr: 100000.0 must be above 0 and at most 10: Adam moves every weight"),
+        ({"training": {"lr": 1e-50}}, "lr: 1e-50 is out of what float32"),
+        ({"axes": {"lr": [1e30]}}, "lr: 1e+30 is out of what float32"),
+        ({"training": {"lr_scale": {"b_dec": 1e30}}}, "lr_scale.b_dec: 1e+30 must be at least 0 and at most 1000"),
+        ({"training": {"clip_norm": 1e-12}}, "clip_norm: 1e-12 must be at least 1e-09, or 0"),
+        ({"options": {"relu": {"initial_coefficient": 1e-40}}}, "initial_coefficient: 1e-40 is out of what float32"),
+        ({"options": {"topk": {"aux_weight": 1e30}}}, "aux_weight: 1e+30 is out of what float32"),
+        ({"options": {"all": {"dead_after_rows": True}}}, "dead_after_rows: true stands where a number belongs"),
+        ({"axes": {"architecture": ["jumprelu"]}, "options": {"jumprelu": {"bandwidth": 1e-300}}}, "bandwidth: 1e-300"),
+        ({"axes": {"target_l0": [1e-300]}}, "target_l0: 1e-300 is out of what float32"),
+        ({"axes": {"width": [10**12]}}, "width: 1,000,000,000,000, but latents are numbered with 32 bits"),
+        ({"axes": {"seed": [True]}}, "axes.seed: True is not a whole number"),
+        ({"axes": {"seed": list(range(15_000))}}, "axes: 30,000 dictionaries; a sweep has at most 20,000"),
+        ({"search": {"kind": "random", "trials": 10**9}}, "search.trials: 1,000,000,000 dictionaries"),
+        ({"include": [{"seed": list(range(15_000))}]}, "include: entry 1: 30,000 dictionaries"),
+        ({"deadline": 1e300}, "deadline: neither hours above 0 nor a time"),
+        ({"resources": {"timeout_s": 1e300}}, "resources.timeout_s: input should be less than or equal to 1000000000"),
+        ({"resources": {"gpu_memory_gib": 1e300}}, "resources.gpu_memory_gib: input should be less than or equal"),
+        ({"every": {"checkpoint_s": 1e300}}, "every.checkpoint_s: input should be less than or equal to 1000000000"),
+        ({"storage": {"retry_budget_s": 1e300}}, "storage.retry_budget_s: input should be less than or equal"),
+        ({"name": ""}, "name: string should have at least 1 character"),
+    ],
+)
+def test_a_value_that_would_end_in_nan_or_in_an_error_elsewhere(refused_sweep, changes, expected):
+    assert expected in refused_sweep(**changes)
+
+
+def test_an_expansion_that_gives_no_latent(refused, data, tmp_path):
+    content = sweep_content(str(data), str(tmp_path / "out"))
+    del content["axes"]["width"]
+    content["axes"]["expansion"] = [1e-18]
+    assert "axes.expansion: 1e-18 times" in refused("sweep", write_sweep(tmp_path / "sweep.yaml", content))
+
+
 def test_nothing_held_out(refused_sweep):
     assert "data.held_out: input should be greater than 0" in refused_sweep(data={"held_out": 0})
 

@@ -39,6 +39,8 @@ class DictionaryConfig:
     def __post_init__(self) -> None:
         if self.width < 1:
             raise UserError(f"width: {self.width}, but a dictionary needs at least one latent")
+        if self.width >= 2**31:
+            raise UserError(f"width: {self.width:,}, but latents are numbered with 32 bits: at most {2**31 - 1:,}")
         if not 0 < self.target_l0 <= self.width:
             raise UserError(f"target_l0: {self.target_l0:g} must be above 0 and at most the width {self.width}")
         for name, value in (("dead_after_rows", self.dead_after_rows), ("sample_rows", self.sample_rows)):

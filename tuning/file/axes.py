@@ -18,6 +18,9 @@ SITE_AXES = {"sae": ("site",), "transcoder": ("site", "output_site"), "crosscode
 DIGITS = 4
 """Digits of a number that is drawn from a range: trials have readable names, and the same ones on every machine."""
 
+MAX_POINTS = 20_000
+"""Dictionaries of a sweep at most: all of them are planned before the first is trained."""
+
 Point = dict[str, Any]
 """Axis to value: what one trial has."""
 
@@ -77,6 +80,12 @@ def axis_values(axis: str, given: Any) -> Values:
     return given
 
 
+def check_count(count: int) -> None:
+    """Raise ValueError for more points than a sweep may have."""
+    if count > MAX_POINTS:
+        raise ValueError(f"{count:,} dictionaries; a sweep has at most {MAX_POINTS:,}")
+
+
 def grid(axes: Mapping[str, list[Any]]) -> list[Point]:
     """Every combination of the axes' values; the last axis changes fastest."""
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
@@ -87,7 +96,7 @@ def width_of(expansion: Any, site_width: int) -> int:
     if isinstance(expansion, bool) or not isinstance(expansion, int | float) or not expansion > 0:
         raise ValueError(f"expansion: {expansion!r} is not a number above 0")
     width = expansion * site_width
-    if not math.isfinite(width) or abs(width - round(width)) > 1e-6:
+    if not math.isfinite(width) or abs(width - round(width)) > 1e-6 or width < 0.5:
         raise ValueError(
             f"expansion: {expansion:g} times the site's width {site_width} is {width:g}, not a whole number of "
             f"latents; use {max(1, round(width)) / site_width:.6g}"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from dataclasses import fields
 from typing import Any
 
 from lexray.storage.errors import UserError
 from lexray.training.dictionaries import architecture
-from lexray.tuning.file.axes import SITE_AXES, Point, Range, Values, grid
+from lexray.tuning.file.axes import SITE_AXES, Point, Range, Values, check_count, grid
 from lexray.tuning.file.rules import can_be_met, included, meets
 from lexray.tuning.file.search import draws
 from lexray.tuning.file.sweep_file import SweepFile
@@ -38,7 +39,15 @@ def points_of(sweep: SweepFile) -> list[Point]:
     return points
 
 
+def _check_count(count: int, field: str) -> None:
+    try:
+        check_count(count)
+    except ValueError as error:
+        raise UserError(f"{field}: {error}") from error
+
+
 def _grid(sweep: SweepFile) -> list[Point]:
+    _check_count(math.prod(len(values) for values in sweep.axes.values() if isinstance(values, list)), "axes")
     points = grid({axis: values for axis, values in sweep.axes.items() if isinstance(values, list)})
     kept = [point for point in points if not is_excluded(sweep, point)]
     if not kept:
@@ -48,6 +57,7 @@ def _grid(sweep: SweepFile) -> list[Point]:
 
 def _drawn(sweep: SweepFile) -> list[Point]:
     wanted = sweep.search.trials or 0
+    _check_count(wanted, "search.trials")
     found: dict[str, Point] = {}
     for point in itertools.islice(draws(sweep.axes, sweep.search.seed), DRAWS_PER_TRIAL * wanted):
         if not is_excluded(sweep, point):
@@ -63,6 +73,7 @@ def _drawn(sweep: SweepFile) -> list[Point]:
 def corners(sweep: SweepFile) -> list[Point]:
     """The points of the axes with a smallest or a largest number on each, less those excluded; each dictionary once."""
     axes = {axis: _extremes(values) for axis, values in sweep.axes.items()}
+    _check_count(math.prod(map(len, axes.values())), "axes")
     found: dict[str, Point] = {}
     for point in grid(axes):
         if not is_excluded(sweep, point):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from lexray.storage.config_file import FileModel
+from lexray.storage.config_file import MAX_SECONDS, FileModel
 
 
 class MeshBlock(FileModel):
@@ -25,9 +25,9 @@ class ElasticBlock(FileModel):
     """Workers over which rows are split when nodes are lost and the mesh asked for cannot be had; at least so many."""
     max_data: int | None = Field(default=None, gt=0)
     """The most workers over which rows are split when nodes join a running sweep; by default those asked for."""
-    shrink_after_s: float = Field(default=300.0, ge=0)
+    shrink_after_s: float = Field(default=300.0, ge=0, le=MAX_SECONDS)
     """How long a trial waits for nodes that an autoscaler may still add before it goes on with what is left."""
-    grow_after_s: float = Field(default=60.0, ge=0)
+    grow_after_s: float = Field(default=60.0, ge=0, le=MAX_SECONDS)
     """How long there must have been room for more workers before a running trial takes them."""
 
 
@@ -38,9 +38,9 @@ class ResourcesBlock(FileModel):
     """Workers that split the rows of a batch: short for `mesh: {data: ...}`."""
     mesh: MeshBlock | Literal["auto"] | None = None
     """Workers along both axes; `auto` takes the smallest mesh whose workers have room on the cluster's nodes."""
-    cpus_per_worker: float = Field(default=1, gt=0)
+    cpus_per_worker: float = Field(default=1, gt=0, le=1e6)
     gpus_per_worker: float = Field(default=0, ge=0)
-    gpu_memory_gib: float | None = Field(default=None, gt=0)
+    gpu_memory_gib: float | None = Field(default=None, gt=0, le=1e6)
     """Memory of a GPU of the cluster, for `mesh: auto`; by default that of this machine's, where there is one."""
     zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
     offload_optimizer: bool = False
@@ -49,7 +49,7 @@ class ResourcesBlock(FileModel):
     """Parts in which each worker computes its rows of a batch, one after another: less memory, the same result."""
     check_rows: bool = False
     """For debugging: compare the rows that the workers have of every batch, each planned row once."""
-    timeout_s: float = Field(default=600.0, ge=1)
+    timeout_s: float = Field(default=600.0, ge=1, le=MAX_SECONDS)
     """How long the workers of a trial wait for each other before the silent ones are named and all start again."""
 
     elastic: ElasticBlock = ElasticBlock()

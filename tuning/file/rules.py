@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from lexray.storage.config_file import FileModel
-from lexray.tuning.file.axes import Point, Range, Values, axis_values, grid
+from lexray.tuning.file.axes import Point, Range, Values, axis_values, check_count, grid
 
 Condition = dict[str, Any]
 """Axis to value, or to a list of values: met by points that have one of each."""
@@ -59,4 +60,6 @@ def included(entry: Condition, axes: Mapping[str, Values]) -> list[Point]:
     for axis, values in {**unnamed, **named}.items():
         if isinstance(values, Range):
             raise ValueError(f"give {axis} a value; a range has none of its own")
-    return grid({axis: values for axis, values in {**unnamed, **named}.items() if isinstance(values, list)})
+    listed = {axis: values for axis, values in {**unnamed, **named}.items() if isinstance(values, list)}
+    check_count(math.prod(map(len, listed.values())))
+    return grid(listed)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from lexray.storage.config_file import FileModel
+from lexray.storage.config_file import MAX_SECONDS, FileModel
 from lexray.tuning.endings.early_stopping import LAST_SHARE, StopRules
 
 SECONDS_PER_HOUR = 3600.0
@@ -45,7 +45,7 @@ def _moment(value: Any) -> Any:
         if value.tzinfo is None:
             raise ValueError(f"{value.isoformat()} has no time zone; append Z or an offset like +01:00")
         return value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_SECONDS:
         raise ValueError("neither hours above 0 nor a time like 2030-01-31T18:00:00Z")
     return float(value)
 

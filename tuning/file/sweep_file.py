@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from lexray.storage.chunk_cache import CacheSettings
-from lexray.storage.config_file import FileModel, StorageBlock, nearest
+from lexray.storage.config_file import MAX_SECONDS, FileModel, StorageBlock, nearest
 from lexray.training.dictionaries import ARCHITECTURES, architecture
 from lexray.training.dictionaries.base import Kind
 from lexray.tuning.file.axes import SITE_AXES, TRIAL_AXES, Point, Range, Values, axis_values
@@ -103,7 +103,7 @@ class EveryBlock(FileModel):
     log: int = Field(default=50, gt=0)
     evaluate: int = Field(default=1000, gt=0)
     checkpoint: int = Field(default=1000, gt=0)
-    checkpoint_s: float | None = Field(default=600, gt=0)
+    checkpoint_s: float | None = Field(default=600, gt=0, le=MAX_SECONDS)
     """Save a checkpoint, too, when the newest is so many seconds old; null: by steps only."""
     eval_rows: int = Field(default=65_536, gt=0)
     """Held-out rows of an evaluation at most."""
@@ -127,8 +127,8 @@ class CacheBlock(FileModel):
 class SweepFile(EndsBlock):
     """A sweep."""
 
-    name: str
-    output: str
+    name: str = Field(min_length=1)
+    output: str = Field(min_length=1)
     """Folder of the sweep: a path, file:// or s3://."""
     data: DataBlock
     training: TrainingBlock

@@ -27,7 +27,10 @@ class RowCounts:
         rows = int(selected.counts.sum())
         _check_outlying(data, selected)
         if data.batch_rows > rows:
-            raise UserError(f"data.batch_rows: {data.batch_rows:,} is larger than the dataset's {rows:,} training rows")
+            raise UserError(
+                f"data.batch_rows: {data.batch_rows:,} is larger than the dataset's {rows:,} training rows "
+                f"(data.held_out {data.held_out:g} keeps the others); lower one of them"
+            )
         return rows
 
     def held_out(self, data: DataConfig) -> int:
