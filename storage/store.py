@@ -14,21 +14,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from types import ModuleType
 from typing import Any, TypeVar
 
-from lexray.storage.errors import UnreachableError, UserError
-from lexray.storage.objects.connections import CLIENT, FILESYSTEM, call_slots, connection, forget, known_schemes
-from lexray.storage.objects.files import (
-    cat_into,
-    info,
-    list_entries,
-    read_local_into,
-    remove,
-    write_beside,
-    write_local,
-)
+from lexray.storage.errors import MissingBucketError, UnreachableError
+from lexray.storage.objects import files, local_files, s3_objects
+from lexray.storage.objects.connections import CLIENT, FILESYSTEM, call_slots, connection, forget
 from lexray.storage.objects.first_answer import first_answer
 from lexray.storage.objects.multipart import PART_BYTES, upload_parts
+from lexray.storage.objects.places import FILE, check_path, check_url, is_name, scheme_of
 from lexray.storage.objects.retries import (
     Retrier,
     RetryPolicy,
@@ -53,16 +47,21 @@ class Store:
 
     url: str
     settings: StorageSettings = field(default_factory=StorageSettings)
+    base: str = field(default="", compare=False)
+    """Local folder that this one is a part of; below it no link to a folder is followed when something is written."""
 
     @staticmethod
     def at(url: str, settings: StorageSettings | None = None) -> Store:
-        """A store whose url holds everywhere: local paths become absolute `file://` urls."""
-        scheme = url.split("://", 1)[0] if "://" in url else "file"
-        if scheme == "file":
+        """Return a store whose url holds everywhere: local paths become absolute `file://` urls.
+
+        Raises UserError for urls and settings that must not or cannot be used, see `lexray.storage.objects.places`.
+        """
+        scheme, settings = scheme_of(url), settings or StorageSettings()
+        if scheme == FILE:
             url = "file://" + os.path.abspath(os.path.expanduser(url.removeprefix("file://")))
-        elif scheme not in known_schemes():
-            raise UserError(f"url {url!r}: no storage scheme is called {scheme!r}; use a path, file:// or s3://")
-        return Store(url.rstrip("/"), settings or StorageSettings())
+        check_url(url, scheme)
+        settings.check(scheme, url)
+        return Store(url.rstrip("/"), settings)
 
     @property
     def scheme(self) -> str:
@@ -74,8 +73,18 @@ class Store:
         return self.url.removeprefix("file://") if self.scheme == "file" else None
 
     def at_path(self, path: str) -> Store:
-        """The store of a sub-folder."""
-        return Store(f"{self.url}/{path}", self.settings)
+        """Return the store of a sub-folder."""
+        check_path(path, self.scheme)
+        return Store(f"{self.url}/{path}", self.settings, self._base)
+
+    @property
+    def _base(self) -> str:
+        return self.base or self.local_path or ""
+
+    @property
+    def _files(self) -> ModuleType:
+        """The operations on this scheme's files."""
+        return local_files if self.scheme == FILE else s3_objects if self.scheme in S3 else files
 
     @property
     def filesystem(self) -> Any:
@@ -83,6 +92,7 @@ class Store:
         return connection(FILESYSTEM, self.scheme, self.settings)
 
     def _full(self, path: str) -> str:
+        check_path(path, self.scheme)
         root = self.local_path if self.local_path is not None else self.url
         return f"{root}/{path}" if path else root
 
@@ -94,8 +104,8 @@ class Store:
 
         def once() -> T:
             with call_slots():
-                used[:] = [connection(kind, self.scheme, self.settings)]
-                return action(used[0])
+                used[:] = [None if self.scheme == FILE else connection(kind, self.scheme, self.settings)]
+                return self._answer_of(action, used[0])
 
         def renew() -> None:
             forget(kind, self.scheme, self.settings, used)
@@ -110,11 +120,20 @@ class Store:
             return patient()
         return first_answer((self.scheme, self.settings), name, once, patient, retrier.policy.budget_s)
 
+    def _answer_of(self, action: Callable[[Any], T], used: Any) -> T:
+        try:
+            return action(used)
+        except FileNotFoundError as error:
+            if s3_answer(error)[0] != "NoSuchBucket":
+                raise
+            bucket = self.url.split("://", 1)[1].split("/", 1)[0]
+            raise MissingBucketError(f"bucket {bucket!r} does not exist; create it, or correct the url") from error
+
     def read(self, path: str) -> bytes:
-        """The whole file; a large one of an object store in parts, side by side. Raises FileNotFoundError."""
+        """Return the whole file; a large one of an object store in parts, side by side. Raises FileNotFoundError."""
         if self.local_path is not None:
-            data: bytes = self._call(path, lambda fs: fs.cat_file(self._full(path)))
-            return data
+            full = self._full(path)
+            return self._call(path, lambda fs: local_files.read(fs, full))
         first = self.read_range(path, 0, PART_BYTES)
         size = self.size(path) if len(first) == PART_BYTES else len(first)
         if size is None:
@@ -137,6 +156,8 @@ class Store:
         if self._has_client:
             place = _bucket_and_key(full)
             return self._ranged(path, start, b"", lambda client: client.get_range(*place, start, length))
+        if self.local_path is not None:
+            return self._call(path, lambda _: local_files.read_range(full, start, length))
         return self._ranged(path, start, b"", lambda fs: fs.cat_file(full, start=start, end=start + length))
 
     def read_range_into(self, path: str, start: int, out: memoryview) -> int:
@@ -151,8 +172,8 @@ class Store:
             place = _bucket_and_key(full)
             return self._ranged(path, start, 0, lambda client: client.get_range_into(*place, start, out))
         if self.local_path is not None:
-            return self._ranged(path, start, 0, lambda _: read_local_into(full, start, out))
-        return self._ranged(path, start, 0, lambda fs: cat_into(fs, full, start, out))
+            return self._call(path, lambda _: local_files.read_into(full, start, out))
+        return self._ranged(path, start, 0, lambda fs: files.cat_into(fs, full, start, out))
 
     def _ranged(self, path: str, start: int, nothing: T, action: Callable[[Any], T]) -> T:
         """`action` of the filesystem, or of the client for ranges; `nothing` for a range behind the end."""
@@ -181,13 +202,13 @@ class Store:
         """The file appears whole or not at all."""
         full = self._full(path)
         if self.local_path is not None:
-            self._call(path, lambda fs: write_local(full, data))
+            self._call(path, lambda _: local_files.write(self._base, full, data))
         elif self.scheme in S3 and len(data) >= 2 * PART_BYTES:
             self._write_parts(path, data)
         elif self.scheme in ATOMIC:
             self._call(path, lambda fs: fs.pipe_file(full, data))
         else:
-            self._call(path, lambda fs: write_beside(fs, full, data))
+            self._call(path, lambda fs: files.write_beside(fs, full, data))
 
     def _write_parts(self, path: str, data: bytes) -> None:
         brief = replace(self.settings.policy, budget_s=min(ABORT_BUDGET_S, self.settings.policy.budget_s))
@@ -203,12 +224,17 @@ class Store:
         whole.call(self._full(path), lambda: upload_parts(call_s3, give_up, bucket, key, data, part_bytes=PART_BYTES))
 
     def size(self, path: str) -> int | None:
-        """Bytes of the file, None when it is not there."""
-        found = self._call(path, lambda fs: info(fs, self._full(path)))
-        return None if found is None else int(found["size"])
+        """Return the bytes of the file, None when there is no file."""
+        found = self._info(path)
+        return int(found["size"]) if found is not None and found["type"] == "file" else None
 
     def exists(self, path: str) -> bool:
-        return self._call(path, lambda fs: info(fs, self._full(path))) is not None
+        """Whether a file or a folder is there."""
+        return self._info(path) is not None
+
+    def _info(self, path: str) -> dict[str, Any] | None:
+        full = self._full(path)
+        return self._call(path, lambda fs: self._files.info(fs, full))
 
     def list_folders(self, path: str = "") -> list[str]:
         """Names of the folders directly below `path`, sorted; empty when there is nothing."""
@@ -219,12 +245,18 @@ class Store:
         return [name for name, kind in self._entries(path) if kind == "file"]
 
     def _entries(self, path: str) -> list[tuple[str, str]]:
-        entries = self._call(path, lambda fs: list_entries(fs, self._full(path)))
-        return sorted((entry["name"].rstrip("/").rsplit("/", 1)[-1], entry["type"]) for entry in entries)
+        """Names and kinds; those that are no path below this folder, as others may write them, are left out."""
+        full = self._full(path)
+        found = self._call(path, lambda fs: self._files.entries(fs, full))
+        return sorted((name, kind) for name, kind in found if is_name(name, self.scheme))
 
     def delete(self, path: str) -> None:
-        """Remove a file or folder; nothing happens when it is not there."""
-        self._call(path, lambda fs: remove(fs, self._full(path)))
+        """Remove the file or folder of exactly this name; nothing happens when it is not there."""
+        full = self._full(path)
+        if self.local_path is not None:
+            self._call(path, lambda _: local_files.remove(self._base, full))
+        else:
+            self._call(path, lambda fs: self._files.remove(fs, full))
 
     def check_writable(self, what: str) -> None:
         """Raise UserError naming `what` unless a file can be written here (and leave nothing behind)."""
@@ -261,7 +293,7 @@ def reachable(what: str, url: str) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError):
         raise
     except Exception as error:
-        if not isinstance(error, OSError | ImportError) and not is_of_botocore(error):
+        if not isinstance(error, OSError | ImportError | MissingBucketError) and not is_of_botocore(error):
             raise
         raise UnreachableError(f"{what}: cannot read {url} ({reason(error)})") from error
 

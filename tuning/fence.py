@@ -36,7 +36,8 @@ class FencedStore(Store):
     check: Callable[[], None] = lambda: None
 
     def at_path(self, path: str) -> FencedStore:
-        return FencedStore(f"{self.url}/{path}", self.settings, self.check)
+        inner = super().at_path(path)
+        return FencedStore(inner.url, inner.settings, inner.base, self.check)
 
     def write(self, path: str, data: bytes) -> None:
         self.check()
@@ -63,7 +64,7 @@ class Fence:
     @property
     def fenced_store(self) -> FencedStore:
         """The folder, for this attempt alone."""
-        return FencedStore(self.store.url, self.store.settings, self.check)
+        return FencedStore(self.store.url, self.store.settings, self.store.base, self.check)
 
     def take(self) -> None:
         """The folder is this attempt's from now on."""

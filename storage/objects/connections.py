@@ -25,12 +25,6 @@ _BUILDING: dict[int, threading.Lock] = {}
 _SLOTS: dict[int, threading.BoundedSemaphore] = {}
 
 
-def known_schemes() -> list[str]:
-    """Every scheme that an installed package may know."""
-    schemes: list[str] = fsspec.available_protocols()
-    return schemes
-
-
 def call_slots() -> threading.BoundedSemaphore:
     """This process's places for calls."""
     return _SLOTS.setdefault(os.getpid(), threading.BoundedSemaphore(REQUESTS_IN_FLIGHT))

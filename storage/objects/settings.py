@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lexray.storage.errors import UserError
+from lexray.storage.objects.options import check_options, check_transport, is_insecure_allowed
 from lexray.storage.objects.retries import RetryPolicy
 
 REQUESTS_IN_FLIGHT = 32
@@ -35,7 +36,7 @@ class StorageSettings:
     addressing_style: str = "auto"
     """`auto`, `path` or `virtual`."""
     options: str = "{}"
-    """JSON object of further arguments for the filesystem of the url's scheme; never credentials."""
+    """JSON object of further arguments for the filesystem of the url's scheme, see `lexray.storage.objects.options`."""
     retry_budget_s: float | None = None
     """Seconds for which a failing call is tried again; None is the default of `RetryPolicy`, 0 is not at all."""
 
@@ -44,10 +45,27 @@ class StorageSettings:
         return RetryPolicy() if self.retry_budget_s is None else RetryPolicy(budget_s=self.retry_budget_s)
 
     def arguments(self, scheme: str) -> dict[str, Any]:
-        """Arguments of the scheme's filesystem. Raises UserError for options that hold a credential."""
-        options = json.loads(self.options)
+        """Arguments of the scheme's filesystem. Raises UserError for options that a file may not set."""
+        if scheme == "file":
+            return {}  # options are those of the other store of a sweep
+        options = self._parsed_options()
         _refuse_secrets(options, _S3_SECRETS if scheme in S3 else _SECRETS)
+        check_options(options, scheme, insecure=is_insecure_allowed())
         return _merged(self.s3_options(), options) if scheme in S3 else options
+
+    def _parsed_options(self) -> dict[str, Any]:
+        try:
+            options = json.loads(self.options)
+        except (ValueError, TypeError, RecursionError):
+            options = None
+        if not isinstance(options, dict):
+            raise UserError(f"storage.options: must be an object of options, got {str(self.options)[:40]!r}")
+        return options
+
+    def check(self, scheme: str, url: str) -> None:
+        """Raise UserError for settings, of a file perhaps, that must not be used to reach `url`."""
+        self.arguments(scheme)
+        check_transport(scheme, url, self.endpoint_url, insecure=is_insecure_allowed())
 
     def s3_options(self) -> dict[str, Any]:
         """Arguments of `s3fs.S3FileSystem`."""

@@ -21,7 +21,7 @@ from faulty_server import Cut, Decide, Fault, Flip, Lost, Refusal, Request, Rese
 from synthetic import Written, read_into, write_rows
 
 import lexray.storage.store
-from lexray.storage.errors import CorruptDataError, UserError
+from lexray.storage.errors import CorruptDataError, MissingBucketError, UserError
 from lexray.storage.manifest import load_manifest
 from lexray.storage.objects.retries import RetryPolicy, StoreUnavailableError, retried_calls
 from lexray.storage.objects.settings import REQUESTS_IN_FLIGHT, StorageSettings
@@ -162,7 +162,7 @@ def test_each_retry_is_one_request_so_counts_are_true(healthy: Store, with_fault
     [
         (Refusal(403, "AccessDenied"), PermissionError),
         (Refusal(403, "InvalidAccessKeyId"), PermissionError),
-        (Refusal(404, "NoSuchBucket"), FileNotFoundError),
+        (Refusal(404, "NoSuchBucket"), MissingBucketError),
         (Refusal(404, "NoSuchKey"), FileNotFoundError),
         (Refusal(400, "InvalidRequest"), OSError),
     ],

@@ -23,6 +23,7 @@ from synthetic import Written, read_into, write_rows
 from lexray.storage.config_file import StorageBlock
 from lexray.storage.errors import CorruptDataError, UserError
 from lexray.storage.manifest import load_manifest
+from lexray.storage.objects.options import SCHEMES
 from lexray.storage.objects.retries import RetryPolicy
 from lexray.storage.objects.settings import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, REQUESTS_IN_FLIGHT, StorageSettings
 from lexray.storage.reader import DatasetReader
@@ -65,6 +66,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "memory":
         return Store.at(f"memory://{uuid.uuid4().hex}/place")
     if request.param == "dir":
+        request.getfixturevalue("monkeypatch").setitem(SCHEMES, "dir", {"path": None, "target_protocol": None})
         options = json.dumps({"path": str(tmp_path), "target_protocol": "file"})
         return Store.at("dir://place", StorageSettings(options=options))
     return Store.at(str(tmp_path / "place"))
@@ -133,8 +135,10 @@ def test_folders_are_listed_sorted_without_files(store: Store) -> None:
 
 
 def test_an_empty_object_that_stands_for_a_folder_is_no_folder_in_itself(s3: Store) -> None:
+    client = boto3.client("s3", endpoint_url=s3.settings.endpoint_url, region_name="us-east-1")
+    prefix = s3.url.removeprefix(f"s3://{BUCKET}/")
     for path in ("trials/", "trials/a/", "trials/b/file"):
-        s3.write(path, b"")
+        client.put_object(Bucket=BUCKET, Key=f"{prefix}/{path}", Body=b"")
     assert s3.list_folders("trials") == ["a", "b"]
 
 
@@ -174,20 +178,19 @@ def test_local_paths_become_absolute_urls(tmp_path: Path, monkeypatch: pytest.Mo
 def test_an_unknown_scheme_is_refused() -> None:
     with pytest.raises(UserError) as caught:
         Store.at("s4://bucket/folder")
-    assert str(caught.value) == (
-        "url 's4://bucket/folder': no storage scheme is called 's4'; use a path, file:// or s3://"
-    )
+    line = "url 's4://bucket/folder': no storage scheme is called 's4'; use a path, file:// or s3:// (or s3a://, gs://"
+    assert str(caught.value).startswith(line)
 
 
 def test_settings_become_options_of_the_filesystem() -> None:
     options = json.dumps({"requester_pays": True, "config_kwargs": {"read_timeout": 99}})
     settings = StorageSettings(
-        endpoint_url="http://x", region="r", profile="p", anonymous=True, addressing_style="path", options=options
+        endpoint_url="https://x", region="r", profile="p", anonymous=True, addressing_style="path", options=options
     )
     found = settings.arguments("s3")
     config = found.pop("config_kwargs")
     assert found == {
-        "client_kwargs": {"endpoint_url": "http://x", "region_name": "r"},
+        "client_kwargs": {"endpoint_url": "https://x", "region_name": "r"},
         "profile": "p",
         "anon": True,
         "use_listings_cache": False,
@@ -198,7 +201,8 @@ def test_settings_become_options_of_the_filesystem() -> None:
     assert config["max_pool_connections"] == REQUESTS_IN_FLIGHT
     assert (config["connect_timeout"], config["read_timeout"]) == (CONNECT_TIMEOUT_S, 99)
     assert StorageSettings().arguments("s3")["config_kwargs"]["read_timeout"] == READ_TIMEOUT_S
-    assert StorageSettings(options='{"auto_mkdir": true}').arguments("memory") == {"auto_mkdir": True}
+    assert StorageSettings(options='{"project": "p"}').arguments("gs") == {"project": "p"}
+    assert StorageSettings(options='{"requester_pays": true}').arguments("file") == {}
 
 
 @pytest.mark.parametrize(
@@ -271,7 +275,7 @@ def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize("store", ["file", "s3", "dir"], indirect=True)
+@pytest.mark.parametrize("store", ["file", "s3"], indirect=True)
 def test_a_forked_process_builds_a_filesystem_of_its_own(store: Store) -> None:
     store.write("file", b"0123456789")
     done = run_python(FORK, pickle.dumps(store).hex())
@@ -306,7 +310,7 @@ def test_a_place_that_cannot_be_written_is_told_in_one_line(tmp_path: Path, s3: 
     (tmp_path / "file").write_text("in the way")
     below_a_file = Store.at(str(tmp_path / "file" / "out"))
     nowhere = Store.at("s3://no-such-bucket/out", s3.settings)
-    for store, reason in ((below_a_file, "Not a directory"), (nowhere, "The specified bucket does not exist")):
+    for store, reason in ((below_a_file, "Not a directory"), (nowhere, "bucket 'no-such-bucket' does not exist")):
         with pytest.raises(UserError) as caught:
             store.check_writable("output")
         assert str(caught.value) == f"output: cannot write to {store.url} ({reason}); choose another place"

@@ -1,0 +1,98 @@
+"""Objects of S3 by their exact keys, through s3fs's `call_s3`: each function is one try of one operation.
+
+s3fs itself expands globs when it deletes, and reads folders into keys that end with slashes. Keys are deleted by name in
+the body of a request: as a part of its url an HTTP client would resolve `..` in them, and reach another object.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from lexray.storage.objects.retries import s3_answer
+
+DELETED_AT_ONCE = 1000
+"""Keys in one request: S3's own limit."""
+_UNWRITABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+"""Characters that XML has no way to write."""
+
+
+def info(filesystem: Any, full: str) -> dict[str, Any] | None:
+    """Return type and size of an object, or of a folder: a prefix of others. None when there is neither."""
+    bucket, key, _ = filesystem.split_path(full)
+    try:
+        if not key:
+            filesystem.call_s3("head_bucket", Bucket=bucket)
+            return {"type": "directory", "size": 0}
+        answer = filesystem.call_s3("head_object", Bucket=bucket, Key=key)
+        return {"type": "file", "size": int(answer["ContentLength"])}
+    except FileNotFoundError:
+        if not key:
+            return None
+    page = _list(filesystem, Bucket=bucket, Prefix=f"{key}/", MaxKeys=1)
+    return {"type": "directory", "size": 0} if page.get("KeyCount", len(page.get("Contents", []))) else None
+
+
+def entries(filesystem: Any, full: str) -> list[tuple[str, str]]:
+    """Return names and kinds (`file`, `directory`) of what lies directly below a prefix; empty names are left out."""
+    bucket, key, _ = filesystem.split_path(full)
+    prefix, found = f"{key}/" if key else "", []
+    for page in _pages(filesystem, Bucket=bucket, Prefix=prefix, Delimiter="/"):
+        found += [(folder["Prefix"][len(prefix) : -1], "directory") for folder in page.get("CommonPrefixes", [])]
+        found += [(entry["Key"][len(prefix) :], "file") for entry in page.get("Contents", [])]
+    return [(name, kind) for name, kind in found if name]
+
+
+def read(filesystem: Any, full: str) -> bytes:
+    """Return the whole object."""
+    data: bytes = filesystem.cat_file(full)
+    return data
+
+
+def remove(filesystem: Any, full: str) -> None:
+    """Delete the object of this key and all whose keys begin with it and a slash."""
+    bucket, key, _ = filesystem.split_path(full)
+    if not key:
+        raise OSError(errno.EPERM, "is a whole bucket, which lexray does not delete")
+    keys = [key]
+    for page in _pages(filesystem, Bucket=bucket, Prefix=f"{key}/"):
+        keys += [entry["Key"] for entry in page.get("Contents", [])]
+    for start in range(0, len(keys), DELETED_AT_ONCE):
+        _delete(filesystem, bucket, keys[start : start + DELETED_AT_ONCE])
+
+
+def _delete(filesystem: Any, bucket: str, keys: list[str]) -> None:
+    named = [key for key in keys if not _UNWRITABLE.search(key)]
+    for key in set(keys) - set(named):
+        if {".", ".."} & set(key.split("/")):
+            raise OSError(errno.EINVAL, f"{key!r} cannot be deleted by its exact name")
+        filesystem.call_s3("delete_object", Bucket=bucket, Key=key)
+    if not named:
+        return
+    objects = [{"Key": key} for key in named]
+    answer = filesystem.call_s3("delete_objects", Bucket=bucket, Delete={"Objects": objects, "Quiet": True})
+    refused = [one for one in answer.get("Errors", []) if one.get("Code") != "NoSuchKey"]
+    if refused:
+        why = refused[0].get("Message") or refused[0].get("Code")
+        raise OSError(errno.EBUSY, f"{refused[0].get('Key')} could not be deleted: {why}")
+
+
+def _pages(filesystem: Any, **arguments: Any) -> Iterator[dict[str, Any]]:
+    while True:
+        page = _list(filesystem, **arguments)
+        yield page
+        if not page.get("IsTruncated"):
+            return
+        arguments["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def _list(filesystem: Any, **arguments: Any) -> dict[str, Any]:
+    try:
+        page: dict[str, Any] = filesystem.call_s3("list_objects_v2", **arguments)
+    except FileNotFoundError as error:
+        if s3_answer(error)[0] == "NoSuchBucket":
+            raise
+        return {}
+    return page
