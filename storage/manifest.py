@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Literal
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, FailFast, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, FailFast, Field, TypeAdapter, field_validator
 
 from lexray.storage.documents import Plain, parse_document, read_bounded, shortened
 from lexray.storage.errors import CorruptDataError, UserError
@@ -25,6 +26,8 @@ from lexray.storage.store import Store, reachable
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2
+SHARD_FILE = re.compile(r"shards/[0-9]{6,12}\.safetensors")
+"""A manifest may be a stranger's: it can name no other files."""
 COLUMNS = {"token_id": "int32", "position": "int32", "document": "int32"}
 """Columns that every dataset has besides the norms of its sites (`norm_column`)."""
 MAX_BYTES = 512 * 2**20
@@ -61,12 +64,20 @@ class Shard(_Frozen):
     """One immutable file of rows."""
 
     file: str
+    """Path below the dataset's folder: `shards/NNNNNN.safetensors`."""
     rows: int
     bytes: int
     offsets: dict[str, int]
     """Byte offset of each tensor (sites and columns) in the file."""
     checksums: dict[str, Annotated[list[str], FailFast()]]
     """Per tensor, the xxh3-64 (hex) of each chunk in order."""
+
+    @field_validator("file")
+    @classmethod
+    def _is_a_shard(cls, file: str) -> str:
+        if not SHARD_FILE.fullmatch(file):
+            raise ValueError(f"{file[:80]!r} cannot be the name of a shard, which is shards/NNNNNN.safetensors")
+        return file
 
 
 class Manifest(_Frozen):

@@ -125,5 +125,5 @@ def delete_temporary(store: Store, keep_every: int) -> None:
     for folder in checkpoint_folders(store):
         if not is_permanent(folder, keep_every):
             store.delete(folder)
-    if not checkpoint_folders(store):
+    if not store.list_folders() and not store.list_files():
         store.delete("")

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors.torch import save
 from torch import Tensor
 
@@ -33,6 +35,8 @@ from lexray.training.checkpoint_parts import MOMENTS, WEIGHTS, WHOLE, Share, Sli
 log = logging.getLogger("lexray")
 
 MANIFEST, VERSION = "manifest.json", 2
+MAX_DIMENSIONS = 8
+_FOLDER = re.compile(r"step-([0-9]{1,18})(-.*)?")
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float64, torch.int64)}
 
 
@@ -56,21 +60,42 @@ class _Frozen(BaseModel):
 
 
 class StoredRows(_Frozen):
-    """Rows of a tensor in a part's file."""
+    """Rows of a tensor in a part's file. A manifest may be a stranger's: its numbers must agree with each other."""
 
-    start: int
-    whole_rows: int
-    shape: list[int]
+    start: int = Field(ge=0)
+    whole_rows: int = Field(ge=0)
+    shape: list[Annotated[int, Field(ge=0)]] = Field(max_length=MAX_DIMENSIONS)
     dtype: str
-    offset: int
-    bytes: int
+    offset: int = Field(ge=0)
+    bytes: int = Field(ge=0)
     xxh3: str
+
+    @property
+    def rows(self) -> int:
+        """Rows that lie here; a scalar is one."""
+        return self.shape[0] if self.shape else 1
+
+    @property
+    def whole(self) -> tuple[int, str, list[int]]:
+        """What all parts of one tensor have in common."""
+        return self.whole_rows, self.dtype, self.shape[1:]
+
+    @model_validator(mode="after")
+    def _agree(self) -> StoredRows:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype {self.dtype} is none of {', '.join(DTYPES)}")
+        promised = math.prod(self.shape) * DTYPES[self.dtype].itemsize
+        if self.bytes != promised:
+            raise ValueError(f"{self.bytes} bytes, but its shape takes {promised}")
+        if self.start + self.rows > self.whole_rows:
+            raise ValueError(f"rows {self.start} to {self.start + self.rows} of {self.whole_rows}")
+        return self
 
 
 class Part(_Frozen):
     """What one rank wrote."""
 
-    file: str
+    file: str = Field(pattern=r"^part-[0-9]{5,9}\.safetensors$")
     tensors: dict[str, StoredRows]
 
 
@@ -140,13 +165,15 @@ class StoredCheckpoint:
         for part in self.manifest.parts:
             for key, rows in part.tensors.items():
                 found.setdefault(key, []).append((part.file, rows))
+        for key, stored in found.items():
+            if any(rows.whole != stored[0][1].whole for _, rows in stored):
+                raise CorruptDataError(f"{self.folder}/{MANIFEST}: its parts disagree on what {key} is")
         return {key: sorted(rows, key=lambda entry: entry[1].start) for key, rows in found.items()}
 
     def _read_rows(self, key: str, stored: list[tuple[str, StoredRows]], wanted: range) -> Tensor:
         pieces, at = [], wanted.start
         for file, rows in stored:
-            count = rows.shape[0] if rows.shape else 1
-            begin, end = max(at, rows.start), min(wanted.stop, rows.start + count)
+            begin, end = max(at, rows.start), min(wanted.stop, rows.start + rows.rows)
             if begin >= end:
                 continue
             if begin != at:
@@ -162,6 +189,8 @@ class StoredCheckpoint:
         data = _read(self.store, f"{self.folder}/{file}", rows.offset, rows.bytes)
         if len(data) != rows.bytes or chunk_checksum(data) != rows.xxh3:
             raise CorruptDataError(f"{self.folder}/{file}: {key} does not match the manifest's checksum")
+        if not data:
+            return torch.empty(rows.shape, dtype=DTYPES[rows.dtype])
         return torch.frombuffer(bytearray(data), dtype=DTYPES[rows.dtype]).view(rows.shape)
 
 
@@ -206,9 +235,8 @@ def folder_of(step: int, attempt: str) -> str:
 
 def step_of(folder: str) -> int | None:
     """The step that a folder is called by, None when it is no checkpoint's."""
-    name, _, rest = folder.partition("-")
-    step = rest.split("-")[0]
-    return int(step) if name == "step" and step.isdigit() else None
+    found = _FOLDER.fullmatch(folder)
+    return int(found[1]) if found else None
 
 
 def _read(store: Store, path: str, start: int = 0, length: int | None = None) -> bytes:

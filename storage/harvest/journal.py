@@ -73,7 +73,8 @@ class Journal:
         except (FileNotFoundError, ValidationError):
             return None
         shard = entry.written.shard
-        found = entry.plan == self.plan_id and self.store.size(shard.file) == shard.bytes
+        is_ours = entry.plan == self.plan_id and shard.file == shard_file(number)
+        found = is_ours and self.store.size(shard.file) == shard.bytes
         return entry.written if found else None
 
     def check_current(self) -> None:

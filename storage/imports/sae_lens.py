@@ -142,7 +142,11 @@ def _saved_files(folder: SourceFolder) -> tuple[list[SourceFile], dict[str, Any]
         )
     if not isinstance(state.get("_data_files"), list) or not isinstance(info.get("features"), dict):
         raise UserError(f"{folder}: {STATE} names no data files or {INFO} no features; save it again by save_to_disk")
-    return [folder.file(entry["filename"]) for entry in state["_data_files"]], info["features"]
+    names = [entry["filename"] for entry in state["_data_files"]]
+    for name in names:
+        if not isinstance(name, str) or "/" in name or name in ("", ".", ".."):
+            raise UserError(f"{folder.file(STATE)}: _data_files: {name!r} is not the name of a file in this folder")
+    return [folder.file(name) for name in names], info["features"]
 
 
 def _hub_files(folder: SourceFolder) -> tuple[list[SourceFile], dict[str, Any]]:

@@ -1,7 +1,7 @@
 """What lexray does with files on other fsspec filesystems: each function is one try of one operation.
 
-Only methods of fsspec are called that take a path as it is: `rm`, `copy` and `mv` expand globs. Filesystems keep listings
-and sizes; they are made to forget them first, so that every answer is of now.
+Only methods of fsspec are called that take a path as it is: `rm`, `copy` and `mv` expand globs. Filesystems keep
+listings and sizes; they are made to forget them first, so that every answer is of now.
 """
 
 from __future__ import annotations

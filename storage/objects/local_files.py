@@ -1,8 +1,8 @@
 """Files of this machine: each function is one try of one operation on the very path that it is given.
 
-Only regular files and folders exist here: what is read may have been handed over by somebody else, and a device or a pipe
-under the name of a file would be read for ever. Symbolic links to regular files are read. Below the folder that a store
-was opened at nothing is written or deleted through links to folders: they may lead to a neighbour's.
+Only regular files and folders exist here: what is read may have been handed over by somebody else, and a device or a
+pipe under the name of a file would be read for ever. Symbolic links to regular files are read. Below the folder that a
+store was opened at nothing is written or deleted through links to folders: they may lead to a neighbour's.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def read(_: Any, full: str) -> bytes:
 
 def read_into(full: str, start: int, out: memoryview) -> int:
     """Fill `out` from a file; return how many bytes there were."""
-    with opened(full) as (descriptor, _):
-        return _fill(descriptor, start, out)
+    with opened(full) as (descriptor, size):
+        return _fill(descriptor, start, out[: max(0, size - start)])
 
 
 def _fill(descriptor: int, start: int, out: memoryview) -> int:
@@ -122,7 +122,7 @@ def _check_no_links(base: str, folder: str) -> None:
     while len(folder) > len(base):
         if os.path.islink(folder):
             raise UserError(
-                f"{folder}: is a symbolic link to {os.readlink(folder)}; lexray writes and deletes nothing through links "
-                "below its output: replace it by the folder itself"
+                f"{folder}: is a symbolic link to {os.readlink(folder)}; lexray writes and deletes nothing through "
+                "links below its output: replace it by the folder itself"
             )
         folder = os.path.dirname(folder)

@@ -1,8 +1,8 @@
 """Which schemes there are, and which of their filesystems' options a file may set.
 
-A sweep file, a harvest file or a dictionary may be a stranger's. What these options could do otherwise: turn TLS off, send
-requests through a proxy, read a key file, wrap another filesystem, make results public. So there is a list of what is
-harmless, and what weakens TLS needs `LEXRAY_INSECURE_STORAGE=1` in the environment, which no file can set.
+A sweep file, a harvest file or a dictionary may be a stranger's. What these options could do otherwise: turn TLS off,
+send requests through a proxy, read a key file, wrap another filesystem, make results public. So there is a list of what
+is harmless, and what weakens TLS needs `LEXRAY_INSECURE_STORAGE=1` in the environment, which no file can set.
 """
 
 from __future__ import annotations

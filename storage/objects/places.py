@@ -1,7 +1,8 @@
 """Which urls and paths name exactly one place: pure functions, asked before anything is read or written.
 
-Libraries below read more into names than people mean: fsspec expands `*`, `?` and `[..]` and chains filesystems at `::`,
-HTTP clients resolve `..`, s3fs cuts keys at `?versionId=`. What would not reach the very place that it names is refused.
+Libraries below read more into names than people mean: fsspec expands `*`, `?` and `[..]` and chains filesystems at
+`::`, HTTP clients resolve `..`, s3fs cuts keys at `?versionId=`. What would not reach the very place that it names is
+refused.
 """
 
 from __future__ import annotations

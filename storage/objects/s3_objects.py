@@ -1,7 +1,7 @@
 """Objects of S3 by their exact keys, through s3fs's `call_s3`: each function is one try of one operation.
 
-s3fs itself expands globs when it deletes, and reads folders into keys that end with slashes. Keys are deleted by name in
-the body of a request: as a part of its url an HTTP client would resolve `..` in them, and reach another object.
+s3fs itself expands globs when it deletes, and reads folders into keys that end with slashes. Keys are deleted by name
+in the body of a request: as a part of its url an HTTP client would resolve `..` in them, and reach another object.
 """
 
 from __future__ import annotations

@@ -275,7 +275,21 @@ def test_a_manifest_that_is_no_json_object_is_refused(content: bytes, dataset: W
         ({"rows": 0}, "manifest.json: rows: Input should be greater than 0"),
         ({"chunk_rows": 0}, "manifest.json: chunk_rows: Input should be greater than 0"),
         ({"shards": []}, "manifest.json: shards: List should have at least 1 item after validation, not 0"),
-        ({"shards": [{"file": "x"}]}, "manifest.json: shards.0.rows: Field required"),
+        ({"shards": [{"file": "shards/000000.safetensors"}]}, "manifest.json: shards.0.rows: Field required"),
+        *(
+            ({"shards": [{"file": file}]}, f"manifest.json: shards.0.file: {file!r} cannot be the name of a shard")
+            for file in (
+                "x",
+                "../x",
+                "/dev/zero",
+                "shards/../../000000.safetensors",
+                "shards/000000.safetensors\n",
+                "",
+                "shards/٠٠٠٠٠٠.safetensors",
+                "shards//000000.safetensors",
+                "s3://b/shards/000000.safetensors",
+            )
+        ),
         ({"sites": {"x": {"dtype": "int8"}}}, "manifest.json: sites.x.width: Field required"),
     ],
 )
