@@ -3,10 +3,14 @@
     DIR/lexray-chunks/DATASET/SITE/00000017.chunk     the bytes of one site's chunk 17, as they lie in the store
     DIR/lexray-chunks/usage                           bytes that all chunks take together; its lock is the cache's
 
-Any number of processes may use one folder, at once or one after the other. A file appears whole (renamed into place)
-and is trusted by nobody: who reads a chunk compares its checksum with the manifest. What is over the limit is removed,
-chunks used longest ago first. `usage` is written before the file that it counts, so that a process that is killed in
-between makes the cache seem fuller than it is, never emptier; the next clearing counts afresh.
+Any number of a user's processes may use one folder, at once or one after the other. A file appears whole (renamed into
+place) and is trusted by nobody: who reads a chunk compares its checksum with the manifest. `lexray-chunks` belongs to
+the user alone (0700), since DIR may be writable for everybody, like /tmp: a folder that another user made, or a link in
+its place, is not used. Everything below is reached from its descriptor, one name at a time, and no link is followed.
+
+What is over the limit is removed, chunks used longest ago first. `usage` is written before the file that it counts, so
+that a process that is killed in between makes the cache seem fuller than it is, never emptier; the next clearing counts
+afresh.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 from urllib.parse import quote
+
+from lexray.storage.private_files import private_file, private_folder, private_root
 
 log = logging.getLogger("lexray")
 
@@ -46,8 +52,12 @@ class ChunkName(NamedTuple):
     chunk: int
 
     @property
-    def path(self) -> str:
-        return os.path.join(self.dataset_id, quote(self.site, safe=""), f"{self.chunk:08d}{SUFFIX}")
+    def folders(self) -> tuple[str, str]:
+        return _folder_name(self.dataset_id), _folder_name(self.site)
+
+    @property
+    def file(self) -> str:
+        return f"{self.chunk:08d}{SUFFIX}"
 
 
 class ChunkCache:
@@ -61,11 +71,10 @@ class ChunkCache:
 
     def read(self, name: ChunkName) -> bytes | None:
         """The bytes as they were once added, None when they are not there; to be verified."""
-        path = os.path.join(self._root, name.path)
         try:
-            with open(path, "rb") as file:
+            with self._folder(name) as folder, private_file(folder, name.file, os.O_RDONLY) as file:
                 data = file.read()
-            os.utime(path)  # used now: it goes last
+                os.utime(file.fileno())  # used now: it goes last
         except OSError:
             return None
         return data
@@ -76,9 +85,9 @@ class ChunkCache:
         if not self._adding or size > self.settings.bytes:
             return
         try:
-            with self._usage() as usage:
+            with self._usage() as usage, self._folder(name, make=True) as folder:
                 self._make_room(usage, size)
-                _write_whole(os.path.join(self._root, name.path), data)
+                _write_whole(folder, name.file, data)
         except OSError as error:
             self._give_up(error)
 
@@ -92,14 +101,25 @@ class ChunkCache:
 
     def remove(self, name: ChunkName) -> None:
         """Forget a chunk that turned out damaged."""
-        with suppress(OSError):
-            os.remove(os.path.join(self._root, name.path))
+        with suppress(OSError), self._folder(name) as folder:
+            os.remove(name.file, dir_fd=folder)
+
+    @contextmanager
+    def _folder(self, name: ChunkName, *, make: bool = False) -> Iterator[int]:
+        """Yield a descriptor of the folder that holds a chunk."""
+        dataset, site = name.folders
+        with (
+            private_root(self._root, make=make) as root,
+            private_folder(root, dataset, make=make) as inner,
+            private_folder(inner, site, make=make) as folder,
+        ):
+            yield folder
 
     @contextmanager
     def _usage(self) -> Iterator[BinaryIO]:
         """The file of the bytes in use, locked against other threads and processes."""
-        os.makedirs(self._root, exist_ok=True)
-        with open(os.path.join(self._root, "usage"), "a+b") as file:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
+        with private_root(self._root, make=True) as root, private_file(root, "usage", flags) as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
             yield file
 
@@ -116,33 +136,40 @@ class ChunkCache:
     def _clear(self, limit: int) -> int:
         """Remove the chunks used longest ago until those left take at most `limit` bytes; the bytes they take."""
         found = []
-        for folder, _, files in os.walk(self._root):
-            for file in files:
-                path = os.path.join(folder, file)
-                if file.endswith(PARTIAL):
-                    os.remove(path)  # of a process that died: whoever lives and writes holds the lock
-                elif file.endswith(SUFFIX):
+        with private_root(self._root) as root:
+            for folder, _, files, descriptor in os.fwalk(".", dir_fd=root):
+                for file in files:
                     with suppress(FileNotFoundError):
-                        status = os.stat(path)
-                        found.append((status.st_mtime_ns, status.st_size, path))
-        used = sum(size for _, size, _ in found)
-        for _, size, path in sorted(found):
-            if used <= limit:
-                break
-            with suppress(FileNotFoundError):
-                os.remove(path)
-            used -= size
+                        if file.endswith(PARTIAL):
+                            os.remove(file, dir_fd=descriptor)  # of a process that died: who writes holds the lock
+                        elif file.endswith(SUFFIX):
+                            status = os.stat(file, dir_fd=descriptor, follow_symlinks=False)
+                            found.append((status.st_mtime_ns, status.st_size, os.path.join(folder, file)))
+            used = sum(size for _, size, _ in found)
+            for _, size, path in sorted(found):
+                if used <= limit:
+                    break
+                with suppress(FileNotFoundError):
+                    os.remove(path, dir_fd=root)
+                used -= size
         return used
 
 
-def _write_whole(path: str, data: bytes | memoryview) -> None:
-    partial = path + PARTIAL
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+def _folder_name(name: str) -> str:
+    """The name of a folder, one for each name; never `.` or `..`."""
+    quoted = quote(name, safe="")
+    return quoted if quoted.strip(".") else quoted.replace(".", "%2E") or "%"
+
+
+def _write_whole(folder: int, name: str, data: bytes | memoryview) -> None:
+    partial = name + PARTIAL
+    with suppress(FileNotFoundError):
+        os.remove(partial, dir_fd=folder)
     try:
-        with open(partial, "wb") as file:
+        with private_file(folder, partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
             file.write(data)
-        os.replace(partial, path)
+        os.replace(partial, name, src_dir_fd=folder, dst_dir_fd=folder)
     except BaseException:
         with suppress(OSError):
-            os.remove(partial)
+            os.remove(partial, dir_fd=folder)
         raise

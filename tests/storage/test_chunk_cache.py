@@ -271,3 +271,91 @@ def test_a_stream_goes_on_when_the_disk_takes_no_more(written: Written, settings
     assert not any(file.stat().st_size for file in Path(settings.dir).rglob("*.chunk"))
     assert not list(Path(settings.dir).rglob("*.partial"))
     assert os.path.isdir(settings.dir)
+
+
+# A place where others may write
+
+
+def chunks_folder(settings: CacheSettings) -> Path:
+    return Path(settings.dir) / "lexray-chunks"
+
+
+def check_nothing_is_kept(settings: CacheSettings, why: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The cache is given up in one line, and serves nothing."""
+    cache, name = ChunkCache(settings), ChunkName("d", "x", 0)
+    with caplog.at_level(logging.WARNING, logger="lexray"):
+        cache.add(name, b"mine")
+        cache.add(name, b"mine")
+    lines = [record.message for record in caplog.records if record.name == "lexray"]
+    assert lines == [f"cache.dir {settings.dir}: no further chunks are kept there ({why})"]
+    assert cache.read(name) is None
+    cache.remove(name)
+
+
+def test_folders_and_files_are_the_users_alone(settings: CacheSettings) -> None:
+    chunks_folder(settings).mkdir(parents=True, mode=0o755)
+    chunks_folder(settings).chmod(0o777)  # as another program may have left it
+    cache = ChunkCache(settings)
+    cache.add(ChunkName("d", "layers.3/out", 0), b"x")
+    assert cache.read(ChunkName("d", "layers.3/out", 0)) == b"x"
+    made = [chunks_folder(settings), *chunks_folder(settings).rglob("*")]
+    assert len(made) == 5
+    assert {(path.is_dir(), path.stat().st_mode & 0o777) for path in made} == {(True, 0o700), (False, 0o600)}
+
+
+def test_the_folder_of_another_user_is_not_used(
+    settings: CacheSettings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ChunkCache(settings).add(ChunkName("d", "x", 0), b"another's")
+    me = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: me + 1)
+    check_nothing_is_kept(settings, f"belongs to another user (uid {me}, not {me + 1})", caplog)
+    assert [file.read_bytes() for file in files_of(settings)] == [b"another's"]
+
+
+def test_a_link_in_place_of_the_folder_is_not_followed(
+    settings: CacheSettings, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir(mode=0o755)
+    Path(settings.dir).mkdir()
+    chunks_folder(settings).symlink_to(victim)
+    check_nothing_is_kept(settings, "is a symbolic link", caplog)
+    assert list(victim.iterdir()) == []
+    assert victim.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("at", ["usage", "d", "d/x", "d/x/00000000.chunk", "d/x/00000000.chunk.partial"])
+@pytest.mark.parametrize("kind", ["symbolic", "hard", "pipe"])
+def test_no_victim_is_written_or_read_through_what_stands_in_the_cache(
+    at: str, kind: str, settings: CacheSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    victim, folder = tmp_path / "victim", at in ("d", "d/x")
+    if folder:
+        (victim / "x").mkdir(parents=True)
+        (victim / "00000000.chunk").write_bytes(b"precious")
+        (victim / "x" / "00000000.chunk").write_bytes(b"precious")
+    else:
+        victim.write_bytes(b"precious")
+    place = chunks_folder(settings) / at
+    place.parent.mkdir(parents=True)
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "hard" and not folder:
+        place.hardlink_to(victim)
+    else:
+        place.symlink_to(victim)
+    before = {path: path.read_bytes() for path in [victim, *victim.rglob("*")] if path.is_file()}
+    cache = ChunkCache(CacheSettings(dir=settings.dir, bytes=4))
+    for number in range(3):
+        cache.add(ChunkName("d", "x", number), b"mine")
+        assert cache.read(ChunkName("d", "x", number)) in (None, b"mine", *([b"precious"] if kind == "hard" else []))
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "../../victim", "a\nb", "%2E%2E", "..."])
+def test_a_site_of_an_odd_name_stays_in_the_cache(name: str, settings: CacheSettings) -> None:
+    cache = ChunkCache(settings)
+    cache.add(ChunkName("d", name, 0), b"x")
+    assert cache.read(ChunkName("d", name, 0)) == b"x"
+    assert [len(file.relative_to(chunks_folder(settings) / "d").parts) for file in files_of(settings)] == [2]

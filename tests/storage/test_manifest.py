@@ -285,7 +285,7 @@ def test_a_manifest_that_is_no_json_object_is_refused(content: bytes, dataset: W
                 "shards/../../000000.safetensors",
                 "shards/000000.safetensors\n",
                 "",
-                "shards/٠٠٠٠٠٠.safetensors",
+                "shards/\u0660\u0660\u0660\u0660\u0660\u0660.safetensors",
                 "shards//000000.safetensors",
                 "s3://b/shards/000000.safetensors",
             )
