@@ -19,6 +19,7 @@ from ray.experimental.internal_kv import _internal_kv_put
 from lexray.cluster.jobs.package import code_package
 from lexray.cluster.provisioned.description import Liveness, Pool
 from lexray.storage.errors import UserError
+from lexray.storage.objects.options import insecure_env
 from lexray.tuning.placement.object_store import STORE_SHARE
 
 CONNECT_TIMEOUT_S = 10
@@ -72,7 +73,7 @@ def _start_local(code: dict[str, str]) -> None:
         dashboard_host="127.0.0.1",
         log_to_driver=False,
         logging_level=logging.ERROR,
-        runtime_env={"env_vars": PROCESS_ENV, **code},
+        runtime_env={"env_vars": PROCESS_ENV | insecure_env(), **code},
     )
 
 
@@ -83,7 +84,7 @@ def _join(address: str, code: dict[str, str]) -> None:
             address=address,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env={"env_vars": PROCESS_ENV, **code},
+            runtime_env={"env_vars": PROCESS_ENV | insecure_env(), **code},
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]

@@ -23,7 +23,7 @@ Allowed = dict[str, Any]
 
 _S3: Allowed = {
     "requester_pays": None, "default_block_size": None, "default_fill_cache": None, "default_cache_type": None,
-    "max_concurrency": None, "cache_regions": None, "fixed_upload_size": None,
+    "max_concurrency": None, "cache_regions": None, "fixed_upload_size": None, "client_kwargs": {},
     "s3_additional_kwargs": {
         "ServerSideEncryption": None, "SSEKMSKeyId": None, "SSEKMSEncryptionContext": None, "BucketKeyEnabled": None,
         "StorageClass": None, "RequestPayer": None, "ExpectedBucketOwner": None, "ChecksumAlgorithm": None,

@@ -34,7 +34,7 @@ def scheme_of(url: str) -> str:
             raise UserError(f"url {url!r}: chained urls (`::`) are not supported; give the url of the files themselves")
         if scheme.lower() in SCHEMES:
             raise UserError(f"url {url!r}: schemes are written in lower case; write {scheme.lower()}://")
-        if re.fullmatch(r"[A-Za-z][A-Za-z0-9+.:-]*", scheme):
+        if "/" not in scheme:
             known = ", ".join(f"{name}://" for name in SCHEMES if name not in (FILE, "s3"))
             raise UserError(
                 f"url {url!r}: no storage scheme is called {scheme!r}; use a path, file:// or s3:// (or {known})"
@@ -50,13 +50,13 @@ def scheme_of(url: str) -> str:
 
 def check_url(url: str, scheme: str) -> None:
     """Raise UserError for a url (local paths absolute) that does not name exactly one folder or file."""
-    odd = _CONTROL.search(url)
+    odd, shown = _CONTROL.search(url), url.removeprefix("file://")
     if odd:
-        raise UserError(f"url {url!r}: holds the character {odd[0]!r}, which cannot be a part of a name here")
+        raise UserError(f"url {shown!r}: holds the character {odd[0]!r}; choose another name")
     place = url.split("://", 1)[1].rstrip("/")
     if scheme == FILE:
         if not place:
-            raise UserError(f"url {url!r}: is the root of the file system; name a folder in it")
+            raise UserError(f"url {shown!r}: is the root of the file system; name a folder in it")
         return
     if not place:
         raise UserError(f"url {url!r}: names no {'bucket' if scheme in S3 else 'place'}; write {scheme}://NAME/FOLDER")
