@@ -69,3 +69,25 @@ def test_a_store_that_is_lost_amid_a_run_fails_the_run_in_one_line(lexray, monke
     monkeypatch.setattr(cli, "app", lost)
     code, out, err = lexray("report", "s3://b")
     assert (code, out, err.strip()) == (1, "", f"error {GIVEN_UP}")
+
+
+@pytest.mark.parametrize("url", ["s3:/x", "s3://", "s3://b*d/x", "s3://b//x", "zip::s3://b/x", "/tmp/a\x1b[2J"])
+def test_a_url_that_names_no_place_is_one_line(lexray, monkeypatch, tmp_path, url):
+    monkeypatch.chdir(tmp_path)
+    for command in COMMANDS:
+        code, out, err = lexray(*(url if word == "PLACE" else word for word in command))
+        assert (code, out) == (2, ""), (command, err)
+        assert err.strip().startswith(f"error url {url!r}: "), (command, err)
+        assert err.strip().count("\n") == 0, (command, err)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_bucket_that_does_not_exist_is_one_line(lexray, monkeypatch, tmp_path, s3_server):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    for command in COMMANDS:
+        code, out, err = lexray(*("s3://no-such-bucket/x" if word == "PLACE" else word for word in command))
+        assert (code, out) == (2, ""), (command, err)
+        assert "bucket 'no-such-bucket' does not exist" in err, (command, err)
+        assert err.strip().count("\n") == 0, (command, err)
+    assert not any(tmp_path.iterdir())

@@ -1,6 +1,8 @@
 """Checkpoints exist whole or not at all, and the newest whole one is found."""
 
+import json
 import logging
+import os
 import threading
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lexray.storage.errors import CorruptDataError
+from lexray.storage.manifest import chunk_checksum
 from lexray.storage.store import Store
 from lexray.training.checkpoint_parts import WHOLE, Share
 from lexray.training.checkpoint_writer import FAILURES_IN_A_ROW, CheckpointWriter, delete_temporary
@@ -18,6 +21,7 @@ from lexray.training.checkpoints import (
     checkpoint_folders,
     newest_checkpoint,
     open_checkpoint,
+    step_of,
     write_manifest,
     write_part,
 )
@@ -175,6 +179,68 @@ def test_a_manifest_that_is_something_else_is_refused_by_name(store, manifest):
     store.write(f"{folder_of(20)}/{MANIFEST}", manifest)
     with pytest.raises(CorruptDataError, match=f"{folder_of(20)}/{MANIFEST}: not the manifest of this checkpoint"):
         read_checkpoint(store, folder_of(20))
+
+
+def forged(store: Store, **changes) -> None:
+    """A manifest whose checksum is right, as a stranger writes it, with one field of the first tensor replaced."""
+    content = json.loads(json.loads(store.read(f"{folder_of(20)}/{MANIFEST}"))["content"])
+    part = content["parts"][0]
+    for name, value in changes.items():
+        (part if name == "file" else part["tensors"]["weights/W_enc"])[name] = value
+    text = json.dumps(content)
+    outer = {"xxh3": chunk_checksum(text.encode()), "content": text}
+    store.write(f"{folder_of(20)}/{MANIFEST}", json.dumps(outer).encode())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"file": file} for file in ("../x", "/dev/zero", f"{PART}/..", "", "x", "part-00000.json", "..")),
+        *({"shape": shape} for shape in ([10**12, 10**6], [-5, -3], [5], [], [1] * 4000)),
+        *({"dtype": dtype} for dtype in ("float8", "int8", "", "object")),
+        *({"bytes": size} for size in (10**18, -1, 0, 59)),
+        {"start": -1}, {"start": 10**18}, {"whole_rows": 4}, {"offset": -8},
+        {"shape": [10**9, 3], "bytes": 12 * 10**9, "whole_rows": 10**9},
+        {"offset": 10**15}, {"xxh3": "0"}, {"start": 1, "whole_rows": 6},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_forged_manifest_is_refused_by_name_and_at_once(store, changes):
+    write_checkpoint(store, checkpoint(20))
+    forged(store, **changes)
+    with pytest.raises(CorruptDataError, match=folder_of(20)):
+        read_checkpoint(store, folder_of(20))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "link to nothing"])
+def test_a_part_that_is_no_regular_file_is_missing(tmp_path, kind):
+    store = Store.at(str(tmp_path))
+    write_checkpoint(store, checkpoint(20))
+    part = tmp_path / folder_of(20) / PART
+    part.unlink()
+    if kind == "pipe":
+        os.mkfifo(part)
+    elif kind == "folder":
+        part.mkdir()
+    else:
+        part.symlink_to("/dev/zero" if kind == "device" else tmp_path / "nowhere")
+    with pytest.raises(CorruptDataError, match=f"{PART} is missing"):
+        read_checkpoint(store, folder_of(20))
+
+
+@pytest.mark.parametrize(
+    "name", ["step-²-a", "step-" + "9" * 5000, "step--a", "step", "stepper-1", "step-1a", "step-+1"]
+)
+def test_folders_of_other_names_are_no_checkpoints(tmp_path, name):
+    store = Store.at(str(tmp_path))
+    assert step_of(name) is None
+    if len(name) < 200:
+        store.write(f"{name}/file", b"x")
+    write_checkpoint(store, checkpoint(20))
+    assert newest_checkpoint(store).step == 20
+    delete_temporary(store, 0)
+    if len(name) < 200:
+        assert store.read(f"{name}/file") == b"x", "what is not a checkpoint is not deleted with them"
 
 
 def test_when_all_are_damaged_there_is_none_and_each_is_named(store, caplog):
