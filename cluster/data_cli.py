@@ -73,17 +73,30 @@ def bench_data(
 
 @data_app.command("import")
 def import_rows(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Path or url of tensor files or a SAELens cache.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder of tensor files or tables: path or url.")],
     url: Annotated[str, typer.Argument(help="Folder of the dataset to write: path or url.")],
     site: Annotated[list[str] | None, typer.Option(help="NAME or NEW=NAME of a site, several times.")] = None,
     document_rows: Annotated[int | None, typer.Option(min=1, help="Rows of a document, where none are told.")] = None,
     dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32; else the source's own.")] = None,
+    files: Annotated[str | None, typer.Option(help="Files side by side: rows of one site, or sites.")] = None,
+    lists: Annotated[str | None, typer.Option(help="Tensors of a list: rows of one site, or sites.")] = None,
+    raw_dtype: Annotated[str | None, typer.Option(help="Dtype of raw numbers (np.memmap), as float32.")] = None,
+    raw_width: Annotated[int | None, typer.Option(help="Numbers of a row in raw files.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Turn .npy, .pt or .safetensors files (rows x width each), or activations cached by SAELens, into a dataset.
+    """Turn .npy, .npz, .pt, .safetensors or raw files, or tables (Parquet, datasets, SAELens), into a dataset.
 
     Example: lexray data import downloads/layer8 runs/layer8
     """
-    from lexray.cluster.data_commands import import_dataset
+    from lexray.cluster.data_commands import ImportFlags, import_dataset
 
-    import_dataset(source, url, tuple(site or ()), document_rows, dtype, messages, as_json)
+    flags = ImportFlags(
+        sites=tuple(site or ()),
+        document_rows=document_rows,
+        dtype=dtype,
+        files=files,
+        lists=lists,
+        raw_dtype=raw_dtype,
+        raw_width=raw_width,
+    )
+    import_dataset(source, url, flags, messages, as_json)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -94,33 +94,53 @@ def verify_dataset(url: str, messages: Console, as_json: bool) -> int:
     return OK if found.sound else FAILED
 
 
-def import_dataset(
-    source: str,
-    url: str,
-    sites: tuple[str, ...],
-    document_rows: int | None,
-    dtype: str | None,
-    messages: Console,
-    as_json: bool,
-) -> None:
-    """`lexray data import`: the dataset's url, rows and size on stdout, what had to be made up on stderr."""
+@dataclass(frozen=True, kw_only=True)
+class ImportFlags:
+    """Options of `lexray data import`, as they are given."""
+
+    sites: tuple[str, ...] = ()
+    document_rows: int | None = None
+    dtype: str | None = None
+    files: str | None = None
+    lists: str | None = None
+    raw_dtype: str | None = None
+    raw_width: int | None = None
+
+
+def import_dataset(source: str, url: str, flags: ImportFlags, messages: Console, as_json: bool) -> None:
+    """`lexray data import`: url, rows and size of the dataset on stdout; before, its sites and files on stderr."""
+    from lexray.storage.imports.array_files import RawFormat
+    from lexray.storage.imports.options import ImportOptions, meaning
     from lexray.storage.imports.rows import SiteNames, check_dtype, import_rows
-    from lexray.storage.imports.sae_lens import SaeLensCache, is_sae_lens_cache
     from lexray.storage.imports.source import open_source
+    from lexray.storage.imports.table_files import is_tables
+    from lexray.storage.imports.tables import TableFolder
     from lexray.storage.imports.tensors import TensorFolder
 
-    check_dtype(dtype)
+    check_dtype(flags.dtype)
+    options = ImportOptions(
+        names=SiteNames(wanted=flags.sites),
+        document_rows=flags.document_rows,
+        files=meaning(flags.files, "--files"),
+        lists=meaning(flags.lists, "--lists"),
+        raw=RawFormat.of(flags.raw_dtype, flags.raw_width),
+    )
     folder = open_source(source, url)
-    reader = SaeLensCache if is_sae_lens_cache(folder) else TensorFolder
-    rows = reader(folder, SiteNames(wanted=sites), document_rows)
+    rows = TableFolder(folder, options) if is_tables(folder) else TensorFolder(folder, options)
+
+    def on_start(overview: list[str]) -> None:
+        for line in [*overview, *(f"note: {note}" for note in rows.notes)]:
+            messages.print(line, markup=False, highlight=False, soft_wrap=True)
+
     with rows_progress("import", messages) as on_progress:
-        manifest = import_rows(rows, url, dtype=dtype, on_progress=on_progress)
+        manifest = import_rows(rows, url, dtype=flags.dtype, on_start=on_start, on_progress=on_progress)
     if as_json:
-        print_json({"url": Store.at(url).url, **dataset_summary(manifest), "notes": rows.notes})
+        files = {
+            site: {"files": len(names), "first": names[0], "last": names[-1]} for site, names in rows.files.items()
+        }
+        print_json({"url": Store.at(url).url, **dataset_summary(manifest), "imported": files, "notes": rows.notes})
         return
     print(f"{Store.at(url).url}: {manifest.rows:,} rows, {manifest.bytes / 1e6:,.1f} MB, imported")
-    for note in rows.notes:
-        messages.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_findings(found: Findings) -> None:

@@ -1,6 +1,6 @@
 """Import: rows that another program stored become a dataset, block after block.
 
-A `RowSource` knows its rows and sites before any is read (`import_tensors`, `import_sae_lens`); `import_rows` writes
+A `RowSource` knows its rows and sites before any is read (`tensors`, `tables`); `import_rows` writes
 them with the checks of a harvest. Legend of shapes: B rows of a block, D width of a site.
 """
 
@@ -22,6 +22,8 @@ from lexray.storage.writer import TORCH_DTYPES, DatasetWriter
 
 BLOCK_BYTES = 16 * 2**20
 """Bound on the bytes of a block (at least one row, or one context)."""
+SHOWN_FILES = 8
+"""Names of a site's files that an overview lists."""
 UNKNOWN_TOKEN = -1
 """Token id of rows whose source does not tell it."""
 
@@ -47,6 +49,8 @@ class RowSource(Protocol):
     """What each site is stored as in the source."""
     sources: dict[str, str]
     """Per site what it is called in the source."""
+    files: dict[str, list[str]]
+    """Per site the names of its files in the order of its rows."""
     provenance: dict[str, Any]
     notes: list[str]
     """What had to be made up or was left out."""
@@ -63,14 +67,14 @@ class SiteNames:
 
     def choose(self, found: list[str], place: str) -> dict[str, str]:
         """Name in the source of each site. Raises UserError for names that are unknown, equal or cannot name a site."""
-        pairs = [name.partition("=")[::2] for name in self.wanted] or [(name, "") for name in found]
+        pairs = [name.partition("=")[::2] for name in self.wanted]
         chosen: dict[str, str] = {}
-        for new, old in pairs:
+        for new, old in pairs or [(name.replace("/", "."), name) for name in found]:
             old = old or new
             if old not in found:
                 raise UserError(f"--site: {place} has no {old!r}; it has {', '.join(found)}")
             if new in chosen:
-                raise UserError(f"--site: {new!r} stands twice; give each site a name of its own (NEW=NAME)")
+                raise UserError(f"--site: {new!r} stands twice; give each site a name of its own (--site NEW={old})")
             check_site_name(new, f"--site NEW={old}")
             chosen[new] = old
         return chosen
@@ -87,22 +91,31 @@ def check_site_name(name: str, advice: str) -> None:
 
 
 def import_rows(
-    source: RowSource, url: str, *, dtype: str | None = None, on_progress: Callable[[int, int], None] | None = None
+    source: RowSource,
+    url: str,
+    *,
+    dtype: str | None = None,
+    on_start: Callable[[list[str]], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
     """Write a source's rows as the dataset `url`; whatever goes wrong, no shard is left.
 
-    `dtype` None keeps the sites' own dtype if they have one that datasets know in common, else stores float32. Raises
-    UserError when there is a dataset already, or a value is not finite, before or after rounding.
+    `on_start` receives the lines of `overview` before anything is written. `dtype` None keeps the sites' own dtype if
+    they have one that datasets know in common, else stores float32. Raises UserError when there is a dataset
+    already, or a value is not finite, before or after rounding.
     """
     store = Store.at(url)
     if store.exists(MANIFEST):
         raise UserError(f"output: {store.url} already holds a dataset; choose another output or remove it")
     store.check_writable("output")
+    stored = dtype or common_dtype(source.dtypes)
+    if on_start is not None:
+        on_start(overview(source, stored))
     report = on_progress or (lambda done, total: None)
     writer = DatasetWriter(
         store=store,
         sites=source.widths,
-        dtype=dtype or common_dtype(source.dtypes),
+        dtype=stored,
         sources=source.sources,
         provenance={"imported": source.provenance},
     )
@@ -120,6 +133,18 @@ def import_rows(
     except BaseException:
         writer.discard()
         raise
+
+
+def overview(source: RowSource, dtype: str) -> list[str]:
+    """One line for each site: rows, width, dtypes, and its files from the first to the last."""
+    lines = []
+    for site, width in source.widths.items():
+        names, found = source.files[site], str(source.dtypes[site]).removeprefix("torch.")
+        listed = names if len(names) <= SHOWN_FILES else [*names[: SHOWN_FILES - 2], "...", names[-1]]
+        cast = dtype if found == dtype else f"{found} stored as {dtype}"
+        files = f"{len(names)} files" if len(names) > 1 else "1 file"
+        lines.append(f"site {site}: {source.rows:,} rows x {width:,}, {cast}, {files}: {', '.join(listed)}")
+    return lines
 
 
 def check_dtype(dtype: str | None) -> None:

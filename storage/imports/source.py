@@ -6,8 +6,10 @@ files into memory, so the copy lives until the last of them lets go, and nothing
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,11 +45,22 @@ class SourceFile:
 
     @property
     def suffix(self) -> str:
-        return PurePosixPath(self.path).suffix
+        """Ending of the name in lower case."""
+        return PurePosixPath(self.path).suffix.lower()
+
+    @property
+    def stem(self) -> str:
+        return PurePosixPath(self.path).stem
+
+    @property
+    def folder_name(self) -> str:
+        return str(self).rsplit("/", 2)[-2]
 
     @cached_property
     def size(self) -> int:
         """Bytes. Raises FileNotFoundError."""
+        if self.store.local_path is not None:
+            return os.stat(str(self)).st_size
         found = self.store.size(self.path)
         if found is None:
             raise FileNotFoundError(str(self))
@@ -116,15 +129,52 @@ class SourceFolder:
         return SourceFolder(self.store.at_path(name))
 
     def files(self) -> list[SourceFile]:
-        """The files directly inside, in the order of their names; hidden ones are none."""
-        return [self.file(name) for name in self.store.list_files() if not name.startswith(".")]
+        """The files directly inside, also those that are links, sorted by name; hidden ones are none."""
+        if self.store.local_path is None:
+            return [self.file(name) for name in self.store.list_files() if not is_hidden(name)]
+        return [self.file(name) for name, kind in self._local_entries() if kind == "file"]
 
     def folders(self) -> list[SourceFolder]:
-        """The sub-folders, in the order of their names."""
-        return [self.folder(name) for name in self.store.list_folders()]
+        """The sub-folders, also those that are links, sorted by name; hidden ones are none."""
+        if self.store.local_path is None:
+            return [self.folder(name) for name in self.store.list_folders() if not is_hidden(name)]
+        return [self.folder(name) for name, kind in self._local_entries() if kind == "folder"]
+
+    def _local_entries(self) -> list[tuple[str, str]]:
+        """Name and kind of what lies here, links resolved. Raises UserError for links that lead nowhere."""
+        root = str(self)
+        if not os.path.isdir(root):
+            return []
+        with reachable("SOURCE", self.store.url):
+            names = sorted(name for name in os.listdir(root) if not is_hidden(name))
+        return [(name, _entry_kind(f"{root}/{name}")) for name in names]
 
     def has(self, path: str) -> bool:
         return self.store.exists(path)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is one that programs keep for themselves."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _entry_kind(path: str) -> str:
+    """`file` or `folder`. Raises UserError for broken links, loops of links, and devices."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        if not os.path.islink(path):
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        what = "loops" if error.errno == errno.ELOOP else "cannot be followed"
+        what = "does not exist" if error.errno == errno.ENOENT else what
+        raise UserError(
+            f"{path}: is a link to {os.readlink(path)}, which {what}; download the file again or remove the link"
+        ) from error
+    if stat.S_ISDIR(mode):
+        return "folder"
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path}: is neither a file nor a folder but a device or pipe; remove it from SOURCE")
+    return "file"
 
 
 def open_source(source: str, output: str) -> SourceFolder:
@@ -132,7 +182,7 @@ def open_source(source: str, output: str) -> SourceFolder:
     store = Store.at(_real_url(source))
     folder = SourceFolder(store)
     with reachable("SOURCE", store.url):
-        empty = not (store.list_files() or store.list_folders())
+        empty = not (folder.files() or folder.folders())
         if store.local_path is not None and not os.path.isdir(store.local_path):
             raise UserError(f"SOURCE: {folder} is not a folder; give the folder that holds the tensor files")
         if empty and store.local_path is None:

@@ -1,8 +1,8 @@
-"""Tensors over many files, one file after the other, and which of them a folder holds."""
+"""A tensor over many files, one file after the other, and the checks that hold the parts of a series together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,10 +10,13 @@ import numpy as np
 import torch
 
 from lexray.storage.errors import UserError
-from lexray.storage.imports.source import SourceFile, SourceFolder
-from lexray.storage.imports.tensor_files import READERS, StoredTensor, TensorFacts, tensor_facts
+from lexray.storage.imports.file_names import check_same_names
+from lexray.storage.imports.source import SourceFile
+from lexray.storage.imports.stored_tensor import TensorFacts
+from lexray.storage.imports.tensor_files import Opener
 
-Opener = Callable[[SourceFile], dict[str, StoredTensor]]
+FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+INTEGERS = (torch.bool, torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +28,6 @@ class Part:
     """What the tensor is called in the file."""
     facts: TensorFacts
 
-    @property
-    def rows(self) -> int:
-        return self.facts.rows
-
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
@@ -36,133 +35,135 @@ class Series:
 
     parts: list[Part]
     open_file: Opener
+    lead: int = 1
+    """Dimensions that count rows: 2 for documents x tokens."""
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """Number of the first row of each file, and of the row after the last."""
-        return np.cumsum([0, *(part.rows for part in self.parts)])
+        """Number of the first row of each part, and of the row after the last."""
+        return np.cumsum([0, *self.part_rows])
+
+    @property
+    def part_rows(self) -> list[int]:
+        return [part.facts.rows(self.lead) for part in self.parts]
 
     @property
     def rows(self) -> int:
         return int(self.starts[-1])
 
     @property
-    def dtypes(self) -> list[torch.dtype]:
-        return [part.facts.dtype for part in self.parts]
+    def files(self) -> list[SourceFile]:
+        """The files in order, each once."""
+        return list(dict.fromkeys(part.file for part in self.parts))
+
+    @cached_property
+    def document_starts(self) -> np.ndarray:
+        """First row of each document where two dimensions count rows."""
+        shapes = [part.facts.shape for part in self.parts]
+        pieces = [begin + np.arange(shape[0]) * shape[1] for begin, shape in zip(self.starts[:-1], shapes, strict=True)]
+        return np.concatenate(pieces)
 
     def read(self, start: int, stop: int) -> torch.Tensor:
         """Rows from `start` up to `stop`; where files of several dtypes meet, in the widest of them."""
         first, last = np.searchsorted(self.starts, [start, stop - 1], side="right") - 1
         pieces = []
-        for part, begin in zip(self.parts[first : last + 1], self.starts[first : last + 1].tolist(), strict=True):
-            low, high = max(start - begin, 0), min(stop - begin, part.rows)
+        for index in range(int(first), int(last) + 1):
+            part, begin, end = self.parts[index], int(self.starts[index]), int(self.starts[index + 1])
+            low, high = max(start, begin) - begin, min(stop, end) - begin
             if low < high:
-                pieces.append(self.open_file(part.file)[part.name].read(low, high))
+                pieces.append(self.open_file(part.file).tensors[part.name].read(low, high, self.lead))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def place(self, row: int) -> str:
         """File and number in it of a row."""
         index = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return f"{self.parts[index].file}, row {row - self.starts[index]}"
+        part, inside = self.parts[index], row - int(self.starts[index])
+        item = f", {part.name}" if "[" in part.name else ""
+        if self.lead == 1:
+            return f"{part.file}{item}, row {inside}"
+        return f"{part.file}{item}, document {inside // part.facts.shape[1]}, token {inside % part.facts.shape[1]}"
 
 
-def find_series(folder: SourceFolder, new_opener: Callable[[], Opener]) -> tuple[dict[str, Series], list[str]]:
-    """Every series of a folder by its name, and what was passed over. Series that share no file share no opener."""
-    files, ignored = _tensor_files(folder)
-    folders = {inside.name: _tensor_files(inside) for inside in folder.folders()}
-    folders = {name: found for name, found in folders.items() if found[0]}
-    if files and folders:
-        raise UserError(f"{folder}: {len(files)} tensor files beside {len(folders)} sub-folders of them; keep one kind")
-    if not files and not folders:
-        raise UserError(f"{folder}: no {', '.join(READERS)} file there; give the folder that holds them")
-    if files:
-        found = _side_by_side(files, new_opener())
-    else:
-        found = {name: _only_tensors(inside, new_opener()) for name, (inside, _) in folders.items()}
-        ignored += [file for _, passed in folders.values() for file in passed]
-    names = ", ".join(file.name for file in ignored[:3])
-    return found, [f"passed over {len(ignored)} files of other kinds ({names})"] if ignored else []
+def check_parts(series: Series, name: str, *, ndim: int, dtypes: tuple[torch.dtype, ...], advice: str = "") -> None:
+    """Raise UserError naming the first file whose tensor is no run of rows as the first file's.
 
-
-def _side_by_side(files: list[SourceFile], open_file: Opener) -> dict[str, Series]:
-    tensors = {file: tensor_facts(file, open_file) for file in files}
-    first = files[0]
-    for file, found in tensors.items():
-        if found.keys() != tensors[first].keys():
-            raise UserError(
-                f"{file}: holds {_listed(found)}, but {first.name} holds {_listed(tensors[first])}; "
-                "each file needs the same tensors"
-            )
-        rows = {name: facts.rows for name, facts in found.items()}
-        for name, count in rows.items():
-            if count != next(iter(rows.values())):
-                other = next(iter(rows))
-                raise UserError(f"{file}: {name} has {count} rows, {other} {rows[other]}; each row needs all of them")
-    return {
-        name: Series(
-            parts=[Part(file=file, name=name, facts=tensors[file][name]) for file in files], open_file=open_file
-        )
-        for name in tensors[first]
-    }
-
-
-def _only_tensors(files: list[SourceFile], open_file: Opener) -> Series:
-    parts = []
-    for file in files:
-        found = tensor_facts(file, open_file)
-        if len(found) != 1:
-            raise UserError(f"{file}: holds {len(found)} tensors, expected 1 in a file of a site's own folder")
-        ((name, facts),) = found.items()
-        parts.append(Part(file=file, name=name, facts=facts))
-    return Series(parts=parts, open_file=open_file)
-
-
-def _tensor_files(folder: SourceFolder) -> tuple[list[SourceFile], list[SourceFile]]:
-    """The tensor files directly in a folder, and its other files."""
-    files = folder.files()
-    return [file for file in files if file.suffix in READERS], [file for file in files if file.suffix not in READERS]
-
-
-def check_parts(series: Series, name: str, *, ndim: int, dtypes: tuple[torch.dtype, ...]) -> None:
-    """Raise UserError naming the first file whose tensor is no run of rows as the first file's."""
-    first = series.parts[0]
+    A site has one dimension more than count rows, its width; a column has none.
+    """
+    first, called, is_site = series.parts[0], name or "its tensor", ndim > series.lead
     for part in series.parts:
-        shape = part.facts.shape
-        if len(shape) != ndim or 0 in shape[1:]:
-            wanted = "rows x width" if ndim == 2 else "one number per row"
+        shape, dtype = part.facts.shape, part.facts.dtype
+        if part.facts.problem:
+            raise UserError(f"{part.file}: {called} {part.facts.problem}{advice}")
+        if len(shape) != ndim or (is_site and shape[-1] == 0):
             raise UserError(
-                f"{part.file}: {name} has shape {list(shape)}, expected {ndim} dimensions ({wanted}); reshape it"
+                f"{part.file}: {called} has shape {list(shape)}, expected {ndim} dimensions "
+                f"({_dimensions(series.lead, is_site)}); reshape it{advice}"
             )
-        if part.facts.dtype not in dtypes:
+        if dtype not in dtypes:
             known = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            cast = "; convert its values to float16 or float32" if is_site else ""
             raise UserError(
-                f"{part.file}: {name} has dtype {str(part.facts.dtype).removeprefix('torch.')}, expected one of {known}"
+                f"{part.file}: {called} has dtype {str(dtype).removeprefix('torch.')}, "
+                f"expected one of {known}{cast}{advice}"
             )
-        if shape[1:] != first.facts.shape[1:]:
+        if is_site and shape[-1] != first.facts.shape[-1]:
             raise UserError(
-                f"{part.file}: {name} has width {shape[1]}, but {first.file.name} has {first.facts.shape[1]}; "
+                f"{part.file}: {called} has width {shape[-1]}, but {first.file.name} has {first.facts.shape[-1]}; "
                 "a site has one width"
             )
 
 
-def check_aligned(series: dict[str, Series]) -> int:
-    """The rows that all series have. Raises UserError with both numbers when they differ."""
-    (first, expected), *others = [(name, of_name.rows) for name, of_name in series.items()]
-    for name, rows in others:
-        if rows != expected:
-            raise UserError(f"{name} has {rows:,} rows, but {first} has {expected:,}; each row needs both")
-    if not expected:
-        raise UserError(f"{series[first].parts[0].file}: {first} has 0 rows; there is nothing to import")
-    return expected
+def _dimensions(lead: int, is_site: bool) -> str:
+    if lead == 2:
+        return "documents x tokens x width" if is_site else "documents x tokens, as its sites"
+    return "rows x width" if is_site else "one number per row"
 
 
-def widest(dtypes: list[torch.dtype]) -> torch.dtype:
+def check_paired(series: dict[str, Series], *, by_name: bool) -> int:
+    """The rows that all series have. Raises UserError naming the first file in which two differ.
+
+    With `by_name` each series has files of its own, whose names must be those of the others.
+    """
+    (first, expected), *others = series.items()
+    for name, other in others:
+        if by_name:
+            check_same_names(expected.files, other.files)
+        by_part = len(expected.parts) == len(other.parts)
+        for (place, rows), (other_place, other_rows) in zip(
+            _runs(expected, by_part), _runs(other, by_part), strict=True
+        ):
+            if rows != other_rows:
+                raise UserError(
+                    f"{other_place}: {name or 'its tensor'} has {other_rows:,} rows, but {first} has {rows:,} in "
+                    f"{place}; rows of sites are paired file by file, so each file needs the same rows of all"
+                )
+        if expected.lead == other.lead == 2 and by_part and _shapes(expected) != _shapes(other):
+            raise UserError(
+                f"{other.parts[0].file}: {name} and {first} differ in documents or tokens; reshape one like the other"
+            )
+    if not expected.rows:
+        raise UserError(f"{expected.parts[0].file}: {first or 'its tensor'} has 0 rows; there is nothing to import")
+    return expected.rows
+
+
+def _runs(series: Series, by_part: bool) -> list[tuple[str, int]]:
+    """Place and rows of each part, or of each file."""
+    counts = zip(series.parts, series.part_rows, strict=True)
+    if by_part:
+        return [(f"{part.file}{', ' + part.name if '[' in part.name else ''}", rows) for part, rows in counts]
+    rows_of = dict.fromkeys(map(str, series.files), 0)
+    for part, rows in counts:
+        rows_of[str(part.file)] += rows
+    return list(rows_of.items())
+
+
+def _shapes(series: Series) -> list[tuple[int, ...]]:
+    return [part.facts.shape[:2] for part in series.parts]
+
+
+def widest(dtypes: Sequence[torch.dtype]) -> torch.dtype:
     """The dtype that holds the values of all."""
     widest = dtypes[0]
     for dtype in dtypes[1:]:
         widest = torch.promote_types(widest, dtype)
     return widest
-
-
-def _listed(found: dict[str, TensorFacts]) -> str:
-    return ", ".join(name or "a tensor without a name" for name in found) or "nothing"

@@ -1,105 +1,157 @@
-"""Import a folder of `.npy`, `.pt` and `.safetensors` files, each a run of rows, in the order of their names.
+"""Import a folder of files of tensors: `.npy`, `.npz`, `.pt`, `.pth`, `.safetensors`, or raw numbers.
 
-Two layouts: files side by side, where a tensor's name is its site's; or a sub-folder for each site, whose files hold
-one tensor each. Tensors called `token_id` (or `token_ids`), `position` and `document` are columns: one integer per row.
+Two layouts: files side by side; or a sub-folder for each site, whose files hold one tensor each. Tensors are rows x
+width, or documents x tokens x width. Tensors called as in `COLUMN_NAMES` are columns: one integer per row.
+
+Legend of shapes: B rows of a block, D width of a site.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache
-from itertools import pairwise
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from lexray.storage.errors import UserError
-from lexray.storage.imports.rows import UNKNOWN_TOKEN, Block, SiteNames, block_rows, check_site_name
+from lexray.storage.imports.documents import (
+    FILTERS,
+    PositionCounter,
+    check_columns,
+    check_lengths,
+    column_names,
+    kept_by_mask,
+    made_up_columns,
+    made_up_starts,
+)
+from lexray.storage.imports.options import ImportOptions
+from lexray.storage.imports.rows import UNKNOWN_TOKEN, Block, block_rows, check_site_name
 from lexray.storage.imports.source import SourceFolder
-from lexray.storage.imports.tensor_files import UNNAMED, open_tensor_file
-from lexray.storage.imports.tensor_series import Opener, check_aligned, check_parts, find_series, widest
+from lexray.storage.imports.stored_tensor import UNNAMED
+from lexray.storage.imports.tensor_files import Opener
+from lexray.storage.imports.tensor_layout import find_layout
+from lexray.storage.imports.tensor_series import FLOATS, INTEGERS, Series, check_paired, check_parts, widest
 
-COLUMN_NAMES = {"token_id": "token_id", "token_ids": "token_id", "position": "position", "document": "document"}
-FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
-DOCUMENT_ROWS = 256
-"""Rows of a made-up document where files are few."""
-MANY_FILES = 20
-"""From this number of files on, each counts as a document: then a share of 5 % is at least one."""
 _OPEN_FILES = 64
 _OPEN_COPIES = 2
 """Of each site: a block may begin in one file and end in the next."""
+_MASK_ROWS = 2**20
+"""Rows of a mask that are counted at once."""
 
 
 class TensorFolder:
     """The rows of a folder. Raises UserError for files and tensors that do not fit together."""
 
-    def __init__(self, folder: SourceFolder, names: SiteNames, document_rows: int | None = None) -> None:
-        open_files = _OPEN_FILES if folder.store.local_path is not None else _OPEN_COPIES
-
-        def new_opener() -> Opener:
-            return lru_cache(maxsize=open_files)(open_tensor_file)
-
-        found, self.notes = find_series(folder, new_opener)
-        self._columns = {COLUMN_NAMES[name]: series for name, series in found.items() if name in COLUMN_NAMES}
-        chosen = _choose(folder, [name for name in found if name not in COLUMN_NAMES], names)
-        self._sites = {new: found[old] for new, old in chosen.items()}
-        for site, series in self._sites.items():
-            check_parts(series, site, ndim=2, dtypes=FLOATS)
-        for column, series in self._columns.items():
-            check_parts(series, column, ndim=1, dtypes=INTEGERS)
-        self.rows = check_aligned(self._sites | self._columns)
-        self.widths = {site: series.parts[0].facts.shape[1] for site, series in self._sites.items()}
-        self.dtypes = {site: widest(series.dtypes) for site, series in self._sites.items()}
+    def __init__(self, folder: SourceFolder, options: ImportOptions | None = None) -> None:
+        options = options or ImportOptions()
+        max_open = _OPEN_FILES if folder.store.local_path is not None else _OPEN_COPIES
+        layout = find_layout(folder, lambda: Opener(options.raw, max_open), options)
+        self.notes = list(layout.notes)
+        columns = column_names(layout.series, str(folder))
+        chosen = _choose(folder, [name for name in layout.series if name not in columns.values()], options)
+        lead = 2 if len(layout.series[next(iter(chosen.values()))].parts[0].facts.shape) == 3 else 1
+        self._sites = {new: replace(layout.series[old], lead=lead) for new, old in chosen.items()}
+        self._columns = {
+            column: replace(layout.series[old], lead=1 if column == "lengths" else lead)
+            for column, old in columns.items()
+        }
+        check_columns(self._columns, str(folder), documents_known=lead == 2)
+        _check_series(self._sites, self._columns, layout.series, chosen, options)
+        of_rows = self._sites | {name: one for name, one in self._columns.items() if name != "lengths"}
+        self._stored_rows = check_paired(of_rows, by_name=layout.by_name)
+        self.widths = {site: series.parts[0].facts.shape[-1] for site, series in self._sites.items()}
+        self.dtypes = {
+            site: widest([part.facts.dtype for part in series.parts]) for site, series in self._sites.items()
+        }
+        self.files = {site: [file.name for file in series.files] for site, series in self._sites.items()}
         self.sources = {site: f"{chosen[site] or 'tensor'} in {folder}" for site in chosen}
-        self._document_starts, rule = self._made_up_documents(document_rows)
+        self._document_starts, rule = self._documents(options.document_rows)
+        self._lengths = self._read_lengths()
+        self.rows = self._count_rows()
         self.provenance = self._describe(folder, chosen, rule)
 
     def blocks(self) -> Iterator[Block]:
         """All rows in order, a few MB at a time."""
         row_bytes = sum(width * self.dtypes[site].itemsize for site, width in self.widths.items())
-        step, count = block_rows(row_bytes), _PositionCounter()
-        for start in range(0, self.rows, step):
-            stop = min(start + step, self.rows)
-            given = {name: column.read(start, stop).numpy() for name, column in self._columns.items()}
-            columns = self._made_up(start, stop) | given
-            if "document" in given and "position" not in given:
-                columns["position"] = count(given["document"])
-            vectors = {site: of_site.read(start, stop) for site, of_site in self._sites.items()}
-            yield Block(vectors, columns, self._origin(start))
+        step, count = block_rows(row_bytes), PositionCounter()
+        for start in range(0, self._stored_rows, step):
+            stop = min(start + step, self._stored_rows)
+            kept = np.flatnonzero(self._keep(start, stop))
+            if not len(kept):
+                continue
+            columns = {name: column[kept] for name, column in self._all_columns(start, stop).items()}
+            if "mask" in self._columns or ("document" in self._columns and "position" not in self._columns):
+                columns["position"] = count(columns["document"])
+            vectors = {site: _rows(of_site.read(start, stop), kept) for site, of_site in self._sites.items()}
+            yield Block(vectors, columns, self._origin(start, kept))
 
-    def _origin(self, start: int) -> Callable[[str, int], str]:
-        """Place in the files of a row counted from `start`; made-up columns have none."""
+    def _all_columns(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Columns of the stored rows from `start` up to `stop`, as the source gives them, else made up."""
+        given = {name: one.read(start, stop).numpy() for name, one in self._columns.items() if name not in FILTERS}
+        return made_up_columns(self._document_starts, start, stop) | given
+
+    def _origin(self, start: int, kept: np.ndarray) -> Callable[[str, int], str]:
+        """Place in the files of the rows of a block; made-up columns have none."""
         series = self._sites | self._columns
-        return lambda name, row: series[name].place(start + row)
+        return lambda name, row: series[name].place(start + int(kept[row]))
 
-    def _made_up(self, start: int, stop: int) -> dict[str, np.ndarray]:
-        rows = np.arange(start, stop)
-        document = np.searchsorted(self._document_starts, rows, side="right") - 1
-        position = rows - self._document_starts[document]
-        return {"token_id": np.full(len(rows), UNKNOWN_TOKEN), "position": position, "document": document}
-
-    def _made_up_documents(self, document_rows: int | None) -> tuple[np.ndarray, str]:
+    def _documents(self, document_rows: int | None) -> tuple[np.ndarray, str]:
         """First row of each document, and the rule in words; files of the first site are not crossed."""
-        if "document" in self._columns:
-            if document_rows is not None:
-                raise UserError(
-                    f"--document-rows: {document_rows}, but the source has documents of its own; leave it out"
-                )
+        first = next(iter(self._sites.values()))
+        structured = "document" in self._columns or first.lead == 2
+        if structured and document_rows is not None:
+            raise UserError(f"--document-rows: {document_rows}, but the source has documents of its own; leave it out")
+        if first.lead == 2:
+            told = "as the source says" if "document" in self._columns else "one for each first index of the tensors"
+            return first.document_starts, told
+        if structured:
             return np.zeros(1, np.int64), "as the source says"
-        starts = next(iter(self._sites.values())).starts
-        files = len(starts) - 1
-        if document_rows is None and files >= MANY_FILES:
-            return np.unique(starts[:-1]), f"one for each of {files} files"
-        step = document_rows or DOCUMENT_ROWS
-        pieces = [np.arange(start, stop, step) for start, stop in pairwise(starts)]
-        return np.concatenate(pieces), f"of {step} rows each, a new one with each file"
+        return made_up_starts(first.starts, document_rows)
+
+    def _read_lengths(self) -> np.ndarray | None:
+        """Tokens of each document, where the source says them. Raises UserError for impossible ones."""
+        if "lengths" not in self._columns:
+            return None
+        column, first = self._columns["lengths"], next(iter(self._sites.values()))
+        documents, name = len(self._document_starts), column.parts[0].file
+        if column.rows != documents:
+            raise UserError(
+                f"{name}: lengths of {column.rows:,} documents, but the sites have {documents:,}; store one each"
+            )
+        lengths = column.read(0, column.rows).numpy().astype(np.int64)
+        tokens = np.diff([*self._document_starts, first.rows])
+        check_lengths(lengths, tokens, lambda document: f"{name}, document {document}")
+        return lengths
+
+    def _keep(self, start: int, stop: int) -> np.ndarray:
+        """Which of the stored rows from `start` up to `stop` belong to a document (B), bool."""
+        if self._lengths is not None:
+            made_up = made_up_columns(self._document_starts, start, stop)
+            kept: np.ndarray = made_up["position"] < self._lengths[made_up["document"]]
+            return kept
+        if "mask" not in self._columns:
+            return np.ones(stop - start, dtype=bool)
+        mask = self._columns["mask"]
+        return kept_by_mask(mask.read(start, stop).numpy(), lambda row: mask.place(start + row))
+
+    def _count_rows(self) -> int:
+        """Rows that belong to a document."""
+        if self._lengths is None and "mask" not in self._columns:
+            return self._stored_rows
+        starts = range(0, self._stored_rows, _MASK_ROWS)
+        rows = sum(int(self._keep(start, min(start + _MASK_ROWS, self._stored_rows)).sum()) for start in starts)
+        name = "lengths" if self._lengths is not None else "mask"
+        self.notes.append(f"rows: {rows:,} of {self._stored_rows:,} stored ones, by the column {name}")
+        if not rows:
+            raise UserError(f"{self._columns[name].parts[0].file}: its {name} keep 0 of {self._stored_rows:,} rows")
+        return rows
 
     def _describe(self, folder: SourceFolder, chosen: dict[str, str], rule: str) -> dict[str, Any]:
         token_ids = "as the source says" if "token_id" in self._columns else f"unknown ({UNKNOWN_TOKEN})"
         self.notes += [f"documents: {rule}", f"token ids: {token_ids}"]
-        files = {part.file for series in (self._sites | self._columns).values() for part in series.parts}
+        files = {file for series in (self._sites | self._columns).values() for file in series.files}
         return {
             "format": "tensor files",
             "folder": str(folder),
@@ -111,31 +163,41 @@ class TensorFolder:
         }
 
 
-class _PositionCounter:
-    """Positions inside documents that are told row by row, over blocks."""
+def _check_series(
+    sites: dict[str, Series],
+    columns: dict[str, Series],
+    found: dict[str, Series],
+    chosen: dict[str, str],
+    options: ImportOptions,
+) -> None:
+    """Raise UserError for the first tensor that is no rows of a site, or no column, as it should be."""
+    for site, series in sites.items():
+        good = [name for name, one in found.items() if name != chosen[site] and name and _looks_like_site(one)]
+        others = " ".join(f"--site {name}" for name in good)
+        advice = f", or leave it out by {others}" if others and not options.names.wanted else ""
+        check_parts(series, site, ndim=series.lead + 1, dtypes=FLOATS, advice=advice)
+    for column, series in columns.items():
+        check_parts(series, column, ndim=series.lead, dtypes=INTEGERS)
 
-    def __init__(self) -> None:
-        self._document: int | None = None
-        self._next = 0
 
-    def __call__(self, document: np.ndarray) -> np.ndarray:
-        """(B) numbers of documents as (B) positions: 0 wherever the number changes."""
-        rows = np.arange(len(document))
-        begins = np.concatenate([[document[0] != self._document], document[1:] != document[:-1]])
-        last_begin = np.maximum.accumulate(np.where(begins, rows, -1))
-        positions = np.where(last_begin < 0, self._next + rows, rows - last_begin)
-        self._document, self._next = int(document[-1]), int(positions[-1]) + 1
-        return positions
+def _looks_like_site(series: Series) -> bool:
+    facts = series.parts[0].facts
+    return len(facts.shape) in (2, 3) and facts.dtype in FLOATS and not facts.problem
 
 
-def _choose(folder: SourceFolder, found: list[str], names: SiteNames) -> dict[str, str]:
+def _rows(x_BD: torch.Tensor, kept: np.ndarray) -> torch.Tensor:
+    return x_BD if len(kept) == len(x_BD) else x_BD[torch.from_numpy(kept)]
+
+
+def _choose(folder: SourceFolder, found: list[str], options: ImportOptions) -> dict[str, str]:
     """Name in the source of each site; a tensor without a name is called by `--site NAME`, else as its folder."""
     if found != [UNNAMED]:
         if not found:
             raise UserError(f"{folder}: its files hold columns but no site; each site is a tensor of rows x width")
-        return names.choose(found, str(folder))
-    if len(names.wanted) > 1:
-        raise UserError(f"--site: {len(names.wanted)} names, but {folder} holds 1 tensor in each file; give 1 name")
-    name = names.wanted[0] if names.wanted else folder.name
+        return options.names.choose(found, str(folder))
+    wanted = options.names.wanted
+    if len(wanted) > 1:
+        raise UserError(f"--site: {len(wanted)} names, but {folder} holds 1 tensor in each file; give 1 name")
+    name = wanted[0] if wanted else folder.name
     check_site_name(name, "--site NAME")
     return {name: UNNAMED}

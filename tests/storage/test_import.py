@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,68 +16,20 @@ import pytest
 import torch
 from cached_activations import write_cache
 from faulty_server import faulty_server
+from import_cases import NO_BFLOAT16, SAVE, TORCH, folder_of, imported, random_rows, refusal, stored
 from safetensors.torch import save_file
 from synthetic import write_rows
 
 from lexray.storage.errors import UserError
 from lexray.storage.imports import rows as import_rows_module
 from lexray.storage.imports import source as import_source_module
-from lexray.storage.imports.rows import SiteNames, check_dtype, import_rows
-from lexray.storage.imports.sae_lens import SaeLensCache, is_sae_lens_cache
+from lexray.storage.imports.documents import DOCUMENT_ROWS, MANY_FILES
+from lexray.storage.imports.rows import check_dtype
 from lexray.storage.imports.source import SourceFolder, open_source
-from lexray.storage.imports.tensors import DOCUMENT_ROWS, MANY_FILES, TensorFolder
-from lexray.storage.manifest import Manifest, load_manifest
-from lexray.storage.reader import DatasetReader
+from lexray.storage.imports.tensors import TensorFolder
+from lexray.storage.manifest import load_manifest
 from lexray.storage.store import Store
 from lexray.storage.verify import verify
-
-TORCH = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
-Save = Callable[[torch.Tensor, Path], None]
-NO_BFLOAT16 = ("npy", "bfloat16")
-SAVE: dict[str, Save] = {
-    "npy": lambda tensor, path: np.save(path, tensor.numpy()),
-    "pt": torch.save,
-    "safetensors": lambda tensor, path: save_file({"x": tensor}, path),
-}
-
-
-def random_rows(rows: int, width: int = 4, seed: int = 0) -> torch.Tensor:
-    return torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
-
-
-def folder_of(place: Path, files: dict[str, torch.Tensor]) -> Path:
-    """One tensor in each file, by the suffix of its name."""
-    for name, tensor in files.items():
-        (place / name).parent.mkdir(parents=True, exist_ok=True)
-        SAVE[name.rsplit(".", 1)[1]](tensor, place / name)
-    return place
-
-
-def imported(
-    source: Path | str, output: Path, *sites: str, dtype: str | None = None, rows: int | None = None
-) -> Manifest:
-    folder = SourceFolder.at(str(source))
-    reader = SaeLensCache if is_sae_lens_cache(folder) else TensorFolder
-    return import_rows(reader(folder, SiteNames(wanted=sites), rows), str(output), dtype=dtype)
-
-
-def stored(output: Path, name: str) -> torch.Tensor:
-    """A site or column of a dataset, whole."""
-    store = Store.at(str(output))
-    reader = DatasetReader(store, load_manifest(store))
-    whole = torch.from_numpy(np.concatenate([reader.read_chunk(i, name) for i in range(len(reader.chunks))]))
-    site = reader.manifest.sites.get(name)
-    return whole.view(torch.bfloat16) if site is not None and site.dtype == "bfloat16" else whole
-
-
-def refusal(source: Path | str, output: Path, *sites: str, **options: Any) -> str:
-    """The one line that refuses an import, which leaves no file."""
-    with pytest.raises(UserError) as caught:
-        imported(source, output, *sites, **options)
-    assert not [path for path in output.rglob("*") if path.is_file()]
-    assert len(str(caught.value).splitlines()) == 1
-    return str(caught.value)
-
 
 # Tensor files
 
@@ -91,7 +42,7 @@ def test_every_format_and_dtype_arrives_bit_for_bit_in_the_order_of_names(
     kind: str, dtype: str, tmp_path: Path
 ) -> None:
     rows = random_rows(50).to(TORCH[dtype])
-    source = folder_of(tmp_path / "in", {f"b.{kind}": rows[20:], f"a.{kind}": rows[:20]})
+    source = folder_of(tmp_path / "in", {f"10.{kind}": rows[20:], f"9.{kind}": rows[:20]})
     manifest = imported(source, tmp_path / "out", "x")
     assert (manifest.rows, manifest.sites["x"].dtype) == (50, dtype)
     assert torch.equal(stored(tmp_path / "out", "x"), rows)
@@ -116,8 +67,8 @@ def test_float64_is_stored_as_float32_unless_told(tmp_path: Path) -> None:
 def test_arrays_of_any_byte_order_and_memory_order_are_read(tmp_path: Path) -> None:
     rows = random_rows(30)
     (tmp_path / "in").mkdir()
-    np.save(tmp_path / "in" / "a.npy", np.asfortranarray(rows[:20].numpy()))
-    np.save(tmp_path / "in" / "b.npy", rows[20:].numpy().astype(">f4"))
+    np.save(tmp_path / "in" / "0.npy", np.asfortranarray(rows[:20].numpy()))
+    np.save(tmp_path / "in" / "1.npy", rows[20:].numpy().astype(">f4"))
     imported(tmp_path / "in", tmp_path / "out", "x")
     assert torch.equal(stored(tmp_path / "out", "x"), rows)
 
@@ -125,16 +76,16 @@ def test_arrays_of_any_byte_order_and_memory_order_are_read(tmp_path: Path) -> N
 def test_blocks_of_any_size_give_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {
         f"{letter}/{part}.npy": random_rows(n, seed=n)
-        for letter, sizes in (("p", (7, 30, 1)), ("q", (20, 18)))
+        for letter, sizes in (("p", (7, 30, 1)), ("q", (7, 30, 1)))
         for part, n in enumerate(sizes)
     }
     source = folder_of(tmp_path / "in", files)
-    imported(source, tmp_path / "whole", rows=5)
+    imported(source, tmp_path / "whole", document_rows=5)
     monkeypatch.setattr(import_rows_module, "BLOCK_BYTES", 3 * 2 * 4 * 4)
-    assert [
-        len(block.columns["document"]) for block in TensorFolder(SourceFolder.at(str(source)), SiteNames()).blocks()
-    ] == [3] * 12 + [2]
-    imported(source, tmp_path / "parts", rows=5)
+    assert [len(block.columns["document"]) for block in TensorFolder(SourceFolder.at(str(source))).blocks()] == [
+        3
+    ] * 12 + [2]
+    imported(source, tmp_path / "parts", document_rows=5)
     for name in ("p", "q", "token_id", "position", "document"):
         assert torch.equal(stored(tmp_path / "parts", name), stored(tmp_path / "whole", name))
 
@@ -164,13 +115,13 @@ def test_positions_in_told_documents_go_on_over_blocks(tmp_path: Path, monkeypat
     assert stored(tmp_path / "out", "position").tolist() == [0, 1, 2, 3, 4, 0, 1, 0, 1, 2, 3]
 
 
-def test_sub_folders_are_sites_whose_files_need_not_end_together(tmp_path: Path) -> None:
+def test_sub_folders_are_sites_whose_files_pair_by_name_in_any_format(tmp_path: Path) -> None:
     early, late = random_rows(40, 3), random_rows(40, 5, seed=1)
     files = {
         "early/0.npy": early[:7],
         "early/1.npy": early[7:],
-        "late/0.pt": late[:30],
-        "late/1.safetensors": late[30:],
+        "late/0.pt": late[:7],
+        "late/1.safetensors": late[7:],
     }
     imported(folder_of(tmp_path / "in", files), tmp_path / "out")
     assert torch.equal(stored(tmp_path / "out", "early"), early)
@@ -189,7 +140,7 @@ def test_sites_can_be_chosen_and_called_otherwise(tmp_path: Path) -> None:
 
 
 def test_documents_are_files_when_there_are_many_else_runs_of_rows_inside_a_file(tmp_path: Path) -> None:
-    few = folder_of(tmp_path / "few", {"a.npy": random_rows(600), "b.npy": random_rows(10)})
+    few = folder_of(tmp_path / "few", {"0.npy": random_rows(600), "1.npy": random_rows(10)})
     manifest = imported(few, tmp_path / "1")
     assert np.bincount(stored(tmp_path / "1", "document")).tolist() == [DOCUMENT_ROWS, DOCUMENT_ROWS, 88, 10]
     assert stored(tmp_path / "1", "position")[[0, 255, 256, 599, 600]].tolist() == [0, 255, 0, 87, 0]
@@ -198,12 +149,12 @@ def test_documents_are_files_when_there_are_many_else_runs_of_rows_inside_a_file
     many = folder_of(tmp_path / "many", {f"{i:03d}.npy": random_rows(1 + i % 3) for i in range(MANY_FILES)})
     imported(many, tmp_path / "2")
     assert np.bincount(stored(tmp_path / "2", "document")).tolist() == [1 + i % 3 for i in range(MANY_FILES)]
-    imported(many, tmp_path / "3", rows=2)
+    imported(many, tmp_path / "3", document_rows=2)
     assert set(np.bincount(stored(tmp_path / "3", "document")).tolist()) == {1, 2}
 
 
 def test_a_dataset_says_where_it_came_from(tmp_path: Path) -> None:
-    source = folder_of(tmp_path / "in", {"a.npy": random_rows(8), "b.npy": random_rows(8)})
+    source = folder_of(tmp_path / "in", {"0.npy": random_rows(8), "1.npy": random_rows(8)})
     manifest = imported(source, tmp_path / "out", "x")
     told = manifest.provenance["imported"]
     assert (told["format"], told["folder"], told["files"]) == ("tensor files", str(source), 2)
@@ -234,7 +185,7 @@ def test_code_in_a_file_is_refused_and_not_executed(tmp_path: Path) -> None:
     assert "a.pt: " in refusal(source, tmp_path / "out")
     (source / "a.pt").unlink()
     np.save(source / "a.npy", np.array([Unwanted(witness)], dtype=object), allow_pickle=True)
-    assert "a.npy: not an .npy file of numbers" in refusal(source, tmp_path / "out")
+    assert "a.npy: holds an array of Python objects, which is never loaded" in refusal(source, tmp_path / "out")
     assert not witness.exists()
     pickle.loads(pickle.dumps(Unwanted(witness)))
     assert witness.exists(), "else this test would prove nothing"
@@ -245,32 +196,34 @@ def test_tensors_that_do_not_fit_are_refused_with_file_and_both_numbers(tmp_path
         return refusal(folder_of(tmp_path / name, files), tmp_path / "out", *sites)
 
     rows = random_rows(9)
-    assert "b.npy: x has width 5, but a.npy has 4" in line("width", {"a.npy": rows, "b.npy": random_rows(9, 5)}, "x")
+    assert "1.npy: x has width 5, but 0.npy has 4" in line("width", {"0.npy": rows, "1.npy": random_rows(9, 5)}, "x")
     unequal = {"p/0.npy": rows, "q/0.npy": rows[:8].clone()}
-    assert "q has 8 rows, but p has 9" in line("unequal", unequal)
+    assert "q/0.npy: q has 8 rows, but p has 9 in" in line("unequal", unequal)
     assert "shape [9], expected 2 dimensions" in line("flat", {"a.npy": rows[:, 0].clone()}, "x")
     assert "dtype int64, expected one of" in line("int", {"a.npy": torch.ones(3, 3).long()}, "x")
     assert "has 0 rows" in line("empty", {"a.npy": rows[:0].clone()}, "x")
     assert "3 tensor files beside 1 sub-folders" in line(
         "both", {f"{i}.npy": rows for i in range(3)} | {"p/0.npy": rows}
     )
-    mixed = {"a.safetensors": rows, "b.npy": rows}
-    assert "b.npy: holds a tensor without a name, but a.safetensors holds x" in line("kinds", mixed)
+    mixed = {"0.safetensors": rows, "1.npy": rows}
+    assert "1.npy: holds a tensor without a name, but 0.safetensors holds x" in line("kinds", mixed)
     (tmp_path / "nothing").mkdir()
-    assert "no .npy, .pt, .safetensors file there" in refusal(tmp_path / "nothing", tmp_path / "out")
+    assert "no .npy, .npz, .pt, .pth, .safetensors or .parquet file there" in refusal(
+        tmp_path / "nothing", tmp_path / "out"
+    )
 
 
 def test_unequal_rows_inside_a_file_are_refused_with_both_numbers(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     save_file({"x": random_rows(9), "y": random_rows(8)}, tmp_path / "in" / "a.safetensors")
-    assert "a.safetensors: y has 8 rows, x 9" in refusal(tmp_path / "in", tmp_path / "out")
+    assert "a.safetensors: y has 8 rows, but x has 9 in" in refusal(tmp_path / "in", tmp_path / "out")
 
 
 def test_values_that_are_not_finite_are_refused_by_file_and_row(tmp_path: Path) -> None:
     rows = random_rows(40)
     rows[33, 2] = float("nan")
-    source = folder_of(tmp_path / "in", {"a.npy": rows[:30].clone(), "b.npy": rows[30:].clone()})
-    assert "b.npy, row 3: NaN or Inf" in refusal(source, tmp_path / "out", "x")
+    source = folder_of(tmp_path / "in", {"0.npy": rows[:30].clone(), "1.npy": rows[30:].clone()})
+    assert "1.npy, row 3: NaN or Inf" in refusal(source, tmp_path / "out", "x")
     rows[33, 2] = 1e6
     source = folder_of(tmp_path / "in2", {"a.npy": rows})
     line = refusal(source, tmp_path / "out", "x", dtype="float16")
@@ -370,7 +323,7 @@ def test_a_cache_that_is_not_as_sae_lens_leaves_it_is_refused(tmp_path: Path) ->
     def line(source: Path, **options: Any) -> str:
         return refusal(source, tmp_path / "out", **options)
 
-    assert "each context is a document" in line(fresh("documents"), rows=4)
+    assert "each context is a document" in line(fresh("documents"), document_rows=4)
     missing = fresh("missing")
     (missing / "data-00001-of-00003.arrow").unlink()
     assert "data-00001-of-00003.arrow: no such file" in line(missing)
@@ -384,7 +337,7 @@ def test_a_cache_that_is_not_as_sae_lens_leaves_it_is_refused(tmp_path: Path) ->
     (other / "dataset_info.json").write_text(json.dumps(info))
     assert "has 72 numbers in 3 contexts, expected 30 in each" in line(other)
     (other / "dataset_info.json").write_text(json.dumps({"features": {"text": {"dtype": "string"}}}))
-    assert "no feature is an Array2D of floats; its features are text" in line(other)
+    assert "holds vectors of floats" in line(other)
     (tmp_path / "splits").mkdir()
     fresh("splits/train")
     (tmp_path / "splits" / "dataset_dict.json").write_text("{}")
@@ -434,7 +387,7 @@ def test_a_repository_of_the_hub_that_is_not_one_cache_is_refused(tmp_path: Path
     (tmp_path / "other").mkdir()
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "other" / "a.parquet")
     line = refusal(tmp_path / "other", tmp_path / "out")
-    assert "its schema has no features of `datasets`; its columns are ['text']" in line
+    assert "a.parquet: no column holds vectors of floats; its columns are text (string)" in line
 
 
 # Sources in other stores
@@ -470,7 +423,7 @@ def test_files_of_an_object_store_give_the_rows_of_local_ones(
 ) -> None:
     early, late = random_rows(40, 3), random_rows(40, 5, seed=1)
     files = {f"early/{i}.{kind}": early[i * 10 : i * 10 + 10] for i in range(4)}
-    files |= {f"late/{i}.{kind}": late[i * 8 : i * 8 + 8] for i in range(5)}
+    files |= {f"late/{i}.{kind}": late[i * 10 : i * 10 + 10] for i in range(4)}
     source = folder_of(tmp_path / "in", {name: rows.clone() for name, rows in files.items()})
     here = imported(source, tmp_path / "here")
     monkeypatch.setattr(import_rows_module, "BLOCK_BYTES", 3 * 8 * 4)
@@ -516,10 +469,10 @@ def test_of_files_in_an_object_store_every_byte_is_read_about_once(
 
 
 def test_what_is_wrong_in_an_object_store_is_named_by_its_url(bucket: str, copies: Path, tmp_path: Path) -> None:
-    source = uploaded(folder_of(tmp_path / "in", {"a.npy": random_rows(9), "b.npy": random_rows(9, 5)}), bucket)
-    assert f"{bucket}/b.npy: x has width 5, but a.npy has 4" in refusal(source, tmp_path / "out", "x")
-    Store.at(bucket).write("b.npy", b"not one")
-    assert f"{bucket}/b.npy: not an .npy file" in refusal(source, tmp_path / "out", "x")
+    source = uploaded(folder_of(tmp_path / "in", {"0.npy": random_rows(9), "1.npy": random_rows(9, 5)}), bucket)
+    assert f"{bucket}/1.npy: x has width 5, but 0.npy has 4" in refusal(source, tmp_path / "out", "x")
+    Store.at(bucket).write("1.npy", b"not one")
+    assert f"{bucket}/1.npy: not an .npy file" in refusal(source, tmp_path / "out", "x")
     with pytest.raises(UserError, match="lies in SOURCE"):
         open_source(bucket, f"{bucket}/out")
     with pytest.raises(UserError, match="holds no file"):

@@ -1,0 +1,173 @@
+"""Tables of Arrow and Parquet: the files that `datasets` leaves (`save_to_disk`, `push_to_hub`) and any others.
+
+`save_to_disk` leaves `dataset_info.json` (features), `state.json` (names of the data files in order) and Arrow streams.
+A repository of the hub holds Parquet files in `data/`, whose schema carries the features. All are read with pyarrow
+alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lexray.storage.errors import UserError
+from lexray.storage.imports.file_names import check_one_series, in_order
+from lexray.storage.imports.options import ImportOptions
+from lexray.storage.imports.source import SourceFile, SourceFolder
+from lexray.storage.imports.tensor_layout import tensor_files
+
+STATE, INFO, SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
+PARQUET, ARROW = (".parquet", ".pq"), (".arrow", ".feather")
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Data files in order, and what their columns are."""
+
+    folder: SourceFolder
+    files: list[SourceFile]
+    schema: Any
+    """Arrow schema of the first file."""
+    features: dict[str, Any]
+    """Features of `datasets` by name, empty where nothing carries them."""
+
+
+def is_tables(folder: SourceFolder) -> bool:
+    """Whether a folder holds tables rather than files of tensors."""
+    return any(folder.has(name) for name in (STATE, SPLITS)) or bool(_table_files(folder))
+
+
+def find_tables(folder: SourceFolder, options: ImportOptions) -> Tables:
+    """The tables of a folder. Raises UserError when they are not one, or not whole."""
+    for option, value in (("--files", options.files if options.files == "sites" else None), ("--lists", options.lists)):
+        if value is not None:
+            raise UserError(f"{option}: {value}, but {folder} holds tables, whose columns are sites; leave it out")
+    if options.raw is not None:
+        raise UserError(f"--raw-dtype: {options.raw.dtype}, but {folder} holds tables, not raw numbers; leave it out")
+    if folder.has(STATE) or folder.has(SPLITS):
+        return _saved(folder)
+    files = in_order(_table_files(folder))
+    beside, _ = tensor_files(folder, None)
+    if beside:
+        raise UserError(f"{folder}: holds the table {files[0].name} beside the tensors {beside[0].name}; keep one kind")
+    if len(files) > 1 and options.files is None:
+        check_one_series(files, folder, "add --files rows if they are one, else give a folder for each")
+    schema = read_schema(files[0])
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, ValueError, TypeError, RecursionError):
+        features = {}
+    return Tables(folder, files, schema, features if isinstance(features, dict) else {})
+
+
+def _table_files(folder: SourceFolder) -> list[SourceFile]:
+    """Directly in the folder, else in `data/`."""
+    for place in (folder, folder.folder("data")):
+        found = [file for file in place.files() if file.suffix in PARQUET + ARROW]
+        if found:
+            return found
+    return []
+
+
+def _saved(folder: SourceFolder) -> Tables:
+    """What `save_to_disk` left."""
+    if folder.has(SPLITS):
+        splits = ", ".join(inside.name for inside in folder.folders() if inside.has(STATE))
+        raise UserError(f"{folder}: holds the splits {splits}; give the folder of one of them")
+    state, info = (_read_json(folder.file(name)) for name in (STATE, INFO))
+    if state.get("_indices_data_files"):
+        raise UserError(
+            f"{folder.file(STATE)}: the rows are reordered by an index file; save it again after flatten_indices()"
+        )
+    entries, features = state.get("_data_files"), info.get("features")
+    if not isinstance(entries, list) or not isinstance(features, dict):
+        raise UserError(f"{folder}: {STATE} names no data files or {INFO} no features; save it again by save_to_disk")
+    names: list[str] = []
+    for entry in entries:
+        name = entry.get("filename") if isinstance(entry, dict) else None
+        if not isinstance(name, str) or "/" in name or name in ("", ".", ".."):
+            raise UserError(f"{folder.file(STATE)}: {name!r} is no name of a data file; save it again by save_to_disk")
+        names.append(name)
+    if not names:
+        raise UserError(f"{folder}: {STATE} names 0 data files; there is nothing to import")
+    present = {file.name for file in folder.files()}
+    for name in names:
+        if name not in present:
+            raise UserError(f"{folder.file(name)}: no such file, but {STATE} names it; copy the whole folder")
+    files = [folder.file(name) for name in names]
+    return Tables(folder, files, read_schema(files[0]), features)
+
+
+def _read_json(file: SourceFile) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read())
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: no such file; a folder of save_to_disk has one, so this one is not whole") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not valid JSON") from error
+    return content if isinstance(content, dict) else {}
+
+
+def read_schema(file: SourceFile) -> Any:
+    """The Arrow schema of a data file."""
+    if file.suffix in PARQUET:
+        with open_parquet(file, edges=True) as parquet:
+            return parquet.schema_arrow
+    with _open_arrow(file) as reader:
+        return reader.schema
+
+
+def record_count(file: SourceFile) -> int:
+    """Records of a data file; an Arrow stream is read through for it."""
+    if file.suffix in PARQUET:
+        with open_parquet(file, edges=True) as parquet:
+            return int(parquet.metadata.num_rows)
+    return sum(batch.num_rows for batch in record_batches(file, 1))
+
+
+def record_batches(file: SourceFile, records: int, columns: list[str] | None = None) -> Iterator[Any]:
+    """The record batches of a data file: of Arrow as they lie there, of Parquet with this many records at most."""
+    if file.suffix in PARQUET:
+        with open_parquet(file) as parquet:
+            yield from parquet.iter_batches(batch_size=records, columns=columns)
+        return
+    with _open_arrow(file) as reader:
+        if isinstance(reader, pa.ipc.RecordBatchFileReader):
+            yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
+        else:
+            yield from reader
+
+
+@contextmanager
+def _open_arrow(file: SourceFile) -> Iterator[Any]:
+    """A reader of an Arrow stream or an Arrow file, mapped into memory."""
+    try:
+        with file.local() as path, pa.memory_map(str(path)) as mapped:
+            is_file = mapped.read(6) == b"ARROW1"
+            mapped.seek(0)
+            with (pa.ipc.open_file if is_file else pa.ipc.open_stream)(mapped) as reader:
+                yield reader
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: no such file, but {STATE} names it; copy the whole folder") from error
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{file}: not a whole Arrow stream ({_first_line(error)}); copy it again") from error
+
+
+@contextmanager
+def open_parquet(file: SourceFile, *, edges: bool = False) -> Iterator[Any]:
+    """A Parquet file, mapped into memory; with `edges` only what its end says of it is to be used."""
+    try:
+        with file.local(edges=edges) as path, pq.ParquetFile(path, memory_map=True) as parquet:
+            yield parquet
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{file}: not a whole Parquet file ({_first_line(error)}); copy it again") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
