@@ -193,7 +193,9 @@ def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo, header: _Header
                 raise EOFError(f"{copy.tell():,} of {header.bytes:,} bytes")
             return _mapped(Path(copy.name), header, 0)
     except Exception as error:  # each kind of compression has errors of its own, and a disk may be full
-        raise UserError(f"{file}: {member.filename} cannot be unpacked ({_first_line(error)}); save it again") from error
+        raise UserError(
+            f"{file}: {member.filename} cannot be unpacked ({_first_line(error)}); save it again"
+        ) from error
 
 
 def _mapped(path: Path, header: _Header, begin: int) -> np.ndarray:

@@ -107,11 +107,14 @@ def check_same_names(first: Sequence[SourceFile], other: Sequence[SourceFile]) -
     """
     if [name_key(file.stem) for file in first] == [name_key(file.stem) for file in other]:
         return
-    keys, others = ([name_key(_without_folder(file)) for file in files] for files in (first, other))
+    named = all(_names_folder(file) for file in (*first, *other))
+    keys, others = ([name_key(_without_folder(file) if named else file.stem) for file in one] for one in (first, other))
+    if keys == others:
+        return
     for index in range(max(len(keys), len(others))):
         if index < min(len(keys), len(others)) and keys[index] == others[index]:
             continue
-        first_lacks = index >= len(keys) or (index < len(others) and _before(others[index], keys[index]))
+        first_lacks = index >= len(keys) or (index < len(others) and others[index] < keys[index])
         found, lacking = (other[index], first[0]) if first_lacks else (first[index], other[0])
         raise UserError(
             f"{found}: {lacking.folder_name} has no file of this name; "
@@ -119,10 +122,9 @@ def check_same_names(first: Sequence[SourceFile], other: Sequence[SourceFile]) -
         )
 
 
+def _names_folder(file: SourceFile) -> bool:
+    return file.folder_name in file.stem and not file.folder_name.isdigit()
+
+
 def _without_folder(file: SourceFile) -> str:
-    folder = file.folder_name
-    return file.stem if folder.isdigit() else file.stem.replace(folder, "")
-
-
-def _before(left: Key, right: Key) -> bool:
-    return left < right
+    return file.stem.replace(file.folder_name, "")

@@ -117,53 +117,47 @@ def find_width(files: Sequence[SourceFile], name: str, column: VectorColumn) -> 
 
 def read_vectors(batch: Any, name: str, column: VectorColumn, place: str, first: int) -> Vectors:
     """The vectors of a batch whose first record has number `first`. Raises UserError for nulls and unequal lists."""
-    values = _storage(batch, name, place)
-    records = len(values)
-    _refuse_nulls(values, f"{place}, {name}", "record", first)
-    counts = np.ones(records, np.int64)
+    values, where = _storage(batch, name, place), f"{place}, {name}"
+    counts = np.ones(len(values), np.int64)
+    _refuse_nulls(values, where, first, counts)
     if column.depth == 2:
         counts = _lengths(values)
         values = _plain(values.flatten())
-        _refuse_nulls(values, f"{place}, {name}", "vector", 0)
+        _refuse_nulls(values, where, first, counts)
     lengths = _lengths(values)
     flat = _plain(values.flatten())
     width = column.width or int(next(iter(lengths), 0))
     bad = np.flatnonzero(lengths != width)
     if column.context is not None and (len(bad) or (counts != column.context).any()):
         raise UserError(
-            f"{place}: {name} has {len(flat):,} numbers in {records} contexts, expected "
+            f"{place}: {name} has {len(flat):,} numbers in {len(counts)} contexts, expected "
             f"{column.context * width:,} in each, none of them null; cache it again"
         )
     if len(bad):
-        record = int(np.searchsorted(np.cumsum(counts), bad[0], side="right"))
         raise UserError(
-            f"{place}, {name}, record {first + record}: a vector of {lengths[bad[0]]} numbers, but others have "
-            f"{width}; a site has one width"
+            f"{where}, record {first + _record(counts, bad[0])}: a vector of {lengths[bad[0]]} numbers, but others "
+            f"have {width}; a site has one width"
         )
-    if flat.null_count:
-        raise UserError(
-            f"{place}, {name}: {flat.null_count} of {len(flat):,} numbers from record {first} on are null; "
-            "take such records out and import again"
-        )
+    _refuse_nulls(flat, where, first, counts * width)
     return Vectors(counts, flat.to_numpy(zero_copy_only=False), width)
 
 
 def read_integers(batch: Any, name: str, counts: np.ndarray | None, place: str, first: int) -> np.ndarray:
     """The integers of a column: one for each record, or with `counts` a list of so many. Raises UserError otherwise."""
-    values = _storage(batch, name, place)
-    _refuse_nulls(values, f"{place}, {name}", "record", first)
+    values, where = _storage(batch, name, place), f"{place}, {name}"
+    _refuse_nulls(values, where, first, np.ones(len(values), np.int64))
     if counts is not None:
         lengths = _lengths(values)
         bad = np.flatnonzero(lengths != counts)
         if len(bad):
             raise UserError(
-                f"{place}, {name}, record {first + bad[0]}: {lengths[bad[0]]} numbers, but {counts[bad[0]]} vectors; "
+                f"{where}, record {first + bad[0]}: {lengths[bad[0]]} numbers, but {counts[bad[0]]} vectors; "
                 "each vector needs one"
             )
         values = _plain(values.flatten())
-        _refuse_nulls(values, f"{place}, {name}", "number", 0)
+        _refuse_nulls(values, where, first, counts)
     array: np.ndarray = values.to_numpy(zero_copy_only=False)
-    return array.astype(np.int64)
+    return array
 
 
 def is_integers(kind: Any, depth: int) -> bool:
@@ -190,7 +184,13 @@ def _lengths(values: Any) -> np.ndarray:
     return lengths.astype(np.int64)
 
 
-def _refuse_nulls(values: Any, place: str, what: str, first: int) -> None:
+def _refuse_nulls(values: Any, where: str, first: int, counts: np.ndarray) -> None:
+    """Raise UserError for the record of the first null, given how many values each record has."""
     if values.null_count:
-        number = first + pc.index(values.is_null(), True).as_py()
-        raise UserError(f"{place}, {what} {number}: null; take such records out and import again")
+        record = first + _record(counts, pc.index(values.is_null(), True).as_py())
+        raise UserError(f"{where}, record {record}: null; take such records out and import again")
+
+
+def _record(counts: np.ndarray, index: int) -> int:
+    """The record that holds a value, given how many values each record has."""
+    return int(np.searchsorted(np.cumsum(counts), index, side="right"))

@@ -65,7 +65,7 @@ class TableFolder:
             raise UserError(f"{place}: no column holds vectors of floats; its columns are {_kinds(tables.schema)}")
         self._chosen = options.names.choose(list(found), str(folder))
         self._vectors = {site: found[old] for site, old in self._chosen.items()}
-        self._depth, self._context = self._common_shape()
+        self._depth, self._context = self._common_shape(str(folder))
         self._columns = _integer_columns(tables.schema, self._depth, place)
         check_columns(self._columns, place, documents_known=self._depth == 2)
         if self._depth == 2 and options.document_rows is not None:
@@ -136,18 +136,19 @@ class TableFolder:
             made_up["position"] = counter(columns["document"])
         return Block(vectors, made_up | columns, origin)
 
-    def _common_shape(self) -> tuple[int, int | None]:
+    def _common_shape(self, place: str) -> tuple[int, int | None]:
         """Depth and context of all chosen columns."""
         (first, expected), *others = [(self._chosen[site], column) for site, column in self._vectors.items()]
         for name, column in others:
             if column.depth != expected.depth:
                 kinds = ["a vector" if one.depth == 1 else "a list of vectors" for one in (column, expected)]
                 raise UserError(
-                    f"a record of {name} holds {kinds[0]}, but of {first} {kinds[1]}; choose one kind by --site"
+                    f"{place}: a record of {name} holds {kinds[0]}, but of {first} {kinds[1]}; "
+                    "choose one kind by --site"
                 )
             if column.context != expected.context and None not in (column.context, expected.context):
                 raise UserError(
-                    f"{name} has contexts of {column.context} positions, but {first} of {expected.context}; "
+                    f"{place}: {name} has contexts of {column.context} positions, but {first} of {expected.context}; "
                     "each row needs both"
                 )
         contexts = {column.context for column in self._vectors.values()}
@@ -218,7 +219,7 @@ class TableFolder:
             )
         if "lengths" not in self._columns:
             return np.ones(rows, dtype=bool)
-        lengths = read_integers(batch, self._columns["lengths"], None, str(file), inside)
+        lengths = read_integers(batch, self._columns["lengths"], None, str(file), inside).astype(np.int64)
         check_lengths(lengths, counts, lambda record: f"{file}, record {inside + record}")
         kept: np.ndarray = np.arange(rows) - np.repeat(np.cumsum(counts) - counts, counts) < np.repeat(lengths, counts)
         return kept
