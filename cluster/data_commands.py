@@ -130,7 +130,7 @@ def import_dataset(source: str, url: str, flags: ImportFlags, messages: Console,
 
     def on_start(overview: list[str]) -> None:
         for line in [*overview, *(f"note: {note}" for note in rows.notes)]:
-            messages.print(line, markup=False, highlight=False, soft_wrap=True)
+            messages.print(" ".join(line.split()), markup=False, highlight=False, soft_wrap=True)
 
     with rows_progress("import", messages) as on_progress:
         manifest = import_rows(rows, url, dtype=flags.dtype, on_start=on_start, on_progress=on_progress)

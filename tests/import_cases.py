@@ -24,10 +24,12 @@ from lexray.storage.store import Store
 
 TORCH = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 Save = Callable[[torch.Tensor, Path], None]
-NO_BFLOAT16 = ("npy", "bfloat16")
+NO_BFLOAT16 = {("npy", "bfloat16"), ("npz", "bfloat16")}
 SAVE: dict[str, Save] = {
     "npy": lambda tensor, path: np.save(path, tensor.numpy()),
+    "npz": lambda tensor, path: np.savez(path, x=tensor.numpy()),
     "pt": torch.save,
+    "pth": torch.save,
     "safetensors": lambda tensor, path: save_file({"x": tensor}, path),
 }
 

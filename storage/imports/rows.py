@@ -6,6 +6,7 @@ them with the checks of a harvest. Legend of shapes: B rows of a block, D width 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,8 +117,8 @@ def import_rows(
         store=store,
         sites=source.widths,
         dtype=stored,
-        sources=source.sources,
-        provenance={"imported": source.provenance},
+        sources=_as_utf8(source.sources),
+        provenance=_as_utf8({"imported": source.provenance}),
     )
     report(0, source.rows)
     try:
@@ -181,6 +182,12 @@ def _as_stored(block: Block, site: str, dtype: str) -> torch.Tensor:
             f"{block.origin(site, bad[0])}: a value of {largest:.4g}, but --dtype {dtype} ends at {limit:.4g}; {advice}"
         )
     return stored
+
+
+def _as_utf8(names: dict[str, Any]) -> dict[str, Any]:
+    """The same with `?` for what UTF-8 cannot say: names of files may be any bytes."""
+    content: dict[str, Any] = json.loads(json.dumps(names, ensure_ascii=False).encode("utf-8", "replace"))
+    return content
 
 
 def _as_int32(block: Block, name: str) -> np.ndarray:

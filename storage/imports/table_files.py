@@ -118,9 +118,16 @@ def read_schema(file: SourceFile) -> Any:
     """The Arrow schema of a data file."""
     if file.suffix in PARQUET:
         with open_parquet(file, edges=True) as parquet:
-            return parquet.schema_arrow
+            return _named(parquet.schema_arrow)
     with _open_arrow(file) as reader:
-        return reader.schema
+        return _named(reader.schema)
+
+
+def _named(schema: Any) -> Any:
+    """The schema, unless its names are not readable or not unique. Raises ValueError."""
+    if len(set(schema.names)) < len(schema.names):
+        raise ValueError(f"two columns of one name among {', '.join(schema.names)}"[:200])
+    return schema
 
 
 def record_count(file: SourceFile) -> int:
@@ -139,9 +146,15 @@ def record_batches(file: SourceFile, records: int, columns: list[str] | None = N
         return
     with _open_arrow(file) as reader:
         if isinstance(reader, pa.ipc.RecordBatchFileReader):
-            yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
+            yield from map(_checked, (reader.get_batch(index) for index in range(reader.num_record_batches)))
         else:
-            yield from reader
+            yield from map(_checked, reader)
+
+
+def _checked(batch: Any) -> Any:
+    """The batch, unless its lists point beyond its data. Raises ArrowInvalid."""
+    batch.validate(full=True)
+    return batch
 
 
 @contextmanager
@@ -153,9 +166,9 @@ def _open_arrow(file: SourceFile) -> Iterator[Any]:
             mapped.seek(0)
             with (pa.ipc.open_file if is_file else pa.ipc.open_stream)(mapped) as reader:
                 yield reader
-    except FileNotFoundError as error:
-        raise UserError(f"{file}: no such file, but {STATE} names it; copy the whole folder") from error
-    except (pa.ArrowException, OSError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file makes pyarrow fail in any way
         raise UserError(f"{file}: not a whole Arrow stream ({_first_line(error)}); copy it again") from error
 
 
@@ -165,7 +178,9 @@ def open_parquet(file: SourceFile, *, edges: bool = False) -> Iterator[Any]:
     try:
         with file.local(edges=edges) as path, pq.ParquetFile(path, memory_map=True) as parquet:
             yield parquet
-    except (pa.ArrowException, OSError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file makes pyarrow fail in any way
         raise UserError(f"{file}: not a whole Parquet file ({_first_line(error)}); copy it again") from error
 
 

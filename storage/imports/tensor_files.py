@@ -48,6 +48,10 @@ READERS: dict[str, Callable[[Path, SourceFile, RawFormat | None], OpenedFile]] =
 }
 
 
+OPEN_COPIES = 2
+"""Of each site: a block may begin in one file and end in the next."""
+
+
 def open_tensor_file(file: SourceFile, *, raw: RawFormat | None = None, edges: bool = False) -> OpenedFile:
     """The tensors of a file by their names. Raises UserError naming the file when it is not what its name says.
 
@@ -62,14 +66,15 @@ def open_tensor_file(file: SourceFile, *, raw: RawFormat | None = None, edges: b
 
 
 class Opener:
-    """Opens files of tensors and keeps the last few open."""
+    """Opens files of tensors and keeps the last few open: of those that may lie unpacked on disk `OPEN_COPIES`."""
 
     def __init__(self, raw: RawFormat | None, max_open: int) -> None:
         self._raw = raw
         self._open = lru_cache(maxsize=max_open)(partial(open_tensor_file, raw=raw))
+        self._unpack = lru_cache(maxsize=min(max_open, OPEN_COPIES))(partial(open_tensor_file, raw=raw))
 
     def __call__(self, file: SourceFile) -> OpenedFile:
-        return self._open(file)
+        return (self._unpack if file.suffix == ".npz" else self._open)(file)
 
     def facts(self, file: SourceFile) -> FileFacts:
         """What a file says of its tensors; of a file in another store only both ends are read."""

@@ -39,6 +39,7 @@ def find_layout(folder: SourceFolder, new_opener: Callable[[], Opener], options:
     folders = {inside.name: tensor_files(inside, options.raw) for inside in folder.folders()}
     for inside in folder.folders():
         _check_depth(inside, bool(folders[inside.name][0]), options.raw)
+    empty = [name for name, (found, _) in folders.items() if not found]
     folders = {name: found for name, found in folders.items() if found[0]}
     if files and folders:
         raise UserError(
@@ -57,6 +58,7 @@ def find_layout(folder: SourceFolder, new_opener: Callable[[], Opener], options:
             notes += passed_over
     names = ", ".join(file.name for file in ignored[:3])
     notes += [f"passed over {len(ignored)} files of other kinds ({names})"] if ignored else []
+    notes += [f"passed over {len(empty)} folders without tensor files ({', '.join(empty[:3])})"] if empty else []
     return Layout(found, not files, notes)
 
 

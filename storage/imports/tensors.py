@@ -30,13 +30,11 @@ from lexray.storage.imports.options import ImportOptions
 from lexray.storage.imports.rows import UNKNOWN_TOKEN, Block, block_rows, check_site_name
 from lexray.storage.imports.source import SourceFolder
 from lexray.storage.imports.stored_tensor import UNNAMED
-from lexray.storage.imports.tensor_files import Opener
+from lexray.storage.imports.tensor_files import OPEN_COPIES, Opener
 from lexray.storage.imports.tensor_layout import find_layout
 from lexray.storage.imports.tensor_series import FLOATS, INTEGERS, Series, check_paired, check_parts, widest
 
 _OPEN_FILES = 64
-_OPEN_COPIES = 2
-"""Of each site: a block may begin in one file and end in the next."""
 _MASK_ROWS = 2**20
 """Rows of a mask that are counted at once."""
 
@@ -46,7 +44,7 @@ class TensorFolder:
 
     def __init__(self, folder: SourceFolder, options: ImportOptions | None = None) -> None:
         options = options or ImportOptions()
-        max_open = _OPEN_FILES if folder.store.local_path is not None else _OPEN_COPIES
+        max_open = _OPEN_FILES if folder.store.local_path is not None else OPEN_COPIES
         layout = find_layout(folder, lambda: Opener(options.raw, max_open), options)
         self.notes = list(layout.notes)
         columns = column_names(layout.series, str(folder))
@@ -82,7 +80,7 @@ class TensorFolder:
             if not len(kept):
                 continue
             columns = {name: column[kept] for name, column in self._all_columns(start, stop).items()}
-            if "mask" in self._columns or ("document" in self._columns and "position" not in self._columns):
+            if "position" not in self._columns and ("mask" in self._columns or "document" in self._columns):
                 columns["position"] = count(columns["document"])
             vectors = {site: _rows(of_site.read(start, stop), kept) for site, of_site in self._sites.items()}
             yield Block(vectors, columns, self._origin(start, kept))
@@ -104,8 +102,9 @@ class TensorFolder:
         if structured and document_rows is not None:
             raise UserError(f"--document-rows: {document_rows}, but the source has documents of its own; leave it out")
         if first.lead == 2:
-            told = "as the source says" if "document" in self._columns else "one for each first index of the tensors"
-            return first.document_starts, told
+            starts = first.document_starts
+            made_up = f"{len(starts):,}, one for each first index of the tensors (documents x tokens x width)"
+            return starts, "as the source says" if "document" in self._columns else made_up
         if structured:
             return np.zeros(1, np.int64), "as the source says"
         return made_up_starts(first.starts, document_rows)

@@ -114,6 +114,45 @@ def test_import_writes_a_sound_dataset_and_says_what_was_made_up(lexray, tmp_pat
     assert content["provenance"]["imported"]["folder"] == str(tmp_path / "in")
 
 
+def test_import_prints_what_it_takes_from_where_before_it_writes(lexray, tmp_path):
+    for site in ("early", "late"):
+        (tmp_path / "in" / site).mkdir(parents=True)
+        for number in range(12):
+            np.save(tmp_path / "in" / site / f"{number}.npy", np.ones((3, 4), dtype=np.float64))
+    np.save(tmp_path / "in" / "late" / "11.npy", np.full((3, 4), np.nan))
+    code, out, err = lexray("data", "import", tmp_path / "in", tmp_path / "out")
+    assert (code, out) == (2, "")
+    *printed, error = err.splitlines()
+    names = "0.npy, 1.npy, 2.npy, 3.npy, 4.npy, 5.npy, ..., 11.npy"
+    for site in ("early", "late"):
+        assert f"site {site}: 36 rows x 4, float64 stored as float32, 12 files: {names}" in printed
+    assert "late/11.npy, row 0: NaN" in error
+
+
+def test_import_takes_what_the_files_do_not_say_from_options(lexray, tmp_path):
+    rows = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    (tmp_path / "in").mkdir()
+    for layer in (3, 4):
+        rows.tofile(tmp_path / "in" / f"layer{layer}.bin")
+    command = ("data", "import", tmp_path / "in", tmp_path / "out")
+    said = []
+    for more in [(), ("--raw-dtype", "float32"), ("--raw-dtype", "float32", "--raw-width", "4")]:
+        code, out, err = lexray(*command, *more)
+        assert (code, out, len(err.strip().splitlines())) == (2, "", 1)
+        said.append(err)
+    assert "--raw-dtype float32 --raw-width WIDTH" in said[0]
+    assert "--raw-width: is missing" in said[1]
+    assert "add --files rows or --files sites" in said[2]
+    code, out, _ = lexray(*command, *more, "--files", "sites", "--json")
+    content = json.loads(out)
+    assert (code, content["rows"], list(content["sites"])) == (0, 30, ["layer3", "layer4"])
+    assert content["imported"]["layer4"] == {"files": 1, "first": "layer4.bin", "last": "layer4.bin"}
+    for wrong in (("--files", "both"), ("--lists", "x"), ("--raw-dtype", "int8", "--raw-width", "4")):
+        code, out, err = lexray(*command, *wrong)
+        assert (code, out, len(err.strip().splitlines())) == (2, "", 1)
+        assert f"{wrong[0]}: {wrong[1]!r} is none of" in err
+
+
 def test_import_as_json_is_one_document_and_takes_sites_and_dtype(lexray, tmp_path):
     command = ("data", "import", tensor_files(tmp_path / "in"), tmp_path / "out", "--site", "x=late", "--json")
     code, out, _ = lexray(*command, "--dtype", "bfloat16")

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from lexray.storage.errors import UserError
 from lexray.storage.imports.file_names import check_one_series, check_same_names, in_order, name_key
 from lexray.storage.imports.source import SourceFolder, open_source
+from lexray.storage.imports.tensors import TensorFolder
 
 ROWS = random_rows(60)
 IDS = torch.arange(60)
@@ -289,3 +290,15 @@ def test_a_folder_without_rows_says_what_it_holds(tmp_path: Path) -> None:
     line = refusal(source, tmp_path / "out")
     assert "it holds acts.h5" in line
     assert "or save the rows as .npy" in line
+
+
+def test_folders_that_are_no_sites_are_named(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "in", {"x/0.npy": ROWS})
+    (source / "docs").mkdir()
+    (source / "docs" / "README.md").write_text("rows")
+    assert "passed over 1 folders without tensor files (docs)" in TensorFolder(SourceFolder.at(str(source))).notes
+
+
+def test_names_that_are_not_utf8_do_not_stop_an_import(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / os.fsdecode(b"in-\xff"), {os.fsdecode(b"\xfe-0.npy"): ROWS})
+    assert imported(source, tmp_path / "out", "x").provenance["imported"]["folder"].endswith("/in-?")

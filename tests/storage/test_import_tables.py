@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from import_cases import folder_of, imported, random_rows, refusal, stored
 
 from lexray.storage.imports import rows as import_rows_module
@@ -189,6 +191,7 @@ NONE = pa.array([None, *X[1:].tolist()], pa.list_(pa.float32()))
         ({"x": nested([2, 3]), "lengths": [2, 4]}, "record 1: a length of 4, but 3 rows are stored"),
         ({"x": nested([2, 3]), "mask": [[0, 0], [0, 0, 0]]}, "hold 0 rows"),
         ({"x": nested([2, 3]), "y": X[:2].tolist()}, "choose one kind by --site"),
+        ({"x": X[:2].tolist(), "token_id": pa.array([1, 2**64 - 1], pa.uint64())}, f"token_id {2**64 - 1}, but"),
         ({"x": [[1.0, float("nan")]]}, "x, record 0: NaN or Inf"),
         ({"x": [[[1.0, 2.0], [1.0, float("inf")]]]}, "x, context 0, position 1: NaN or Inf"),
     ],
@@ -257,3 +260,30 @@ def test_a_table_that_is_cut_is_refused_by_name(write: str, tmp_path: Path) -> N
     for size in (0, 5, len(whole) // 3, len(whole) // 2):
         path.write_bytes(whole[:size])
         assert f"{path.name}: not a whole" in refusal(source, tmp_path / "out")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_no_damage_to_a_table_gives_anything_but_one_line_or_rows(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    place = tmp_path_factory.mktemp("damage")
+    lengths = [3, 0, 7, 1]
+    columns = {"x": nested(lengths), "token_ids": [[1] * n for n in lengths], "text": ["a"] * 4}
+    source = WRITERS[data.draw(st.sampled_from(sorted(WRITERS)))](place / "in", columns)
+    path = data.draw(st.sampled_from(sorted(source.iterdir())))
+    damaged = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(damaged)
+    try:
+        imported(source, place / "out")
+    except Exception:
+        assert str(source) in refusal(source, place / "out")
+
+
+def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([fixed(X), fixed(2 * X)], names=["x", "x"])
+    (tmp_path / "in").mkdir()
+    pq.write_table(table, tmp_path / "in" / "x.parquet")
+    assert "two columns of one name" in refusal(tmp_path / "in", tmp_path / "out")
