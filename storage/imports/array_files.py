@@ -33,6 +33,12 @@ POSITIONAL = "arr_"
 """What `np.savez` calls arrays that were given without a name, before their number."""
 
 
+MAX_RATIO = 200
+"""Of the size of vectors to their compressed size; sparse ones compress well, only constant ones so well."""
+LEAST_CLAIM = 2**28
+"""What is smaller may compress as it likes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RawFormat:
     """How to read files that hold numbers and nothing else."""
@@ -178,6 +184,7 @@ def _member_opener(
 
 def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo, header: _Header, file: SourceFile) -> np.ndarray:
     """A compressed array, mapped from a temporary file that has no name."""
+    check_ratio(header.bytes, member.compress_size, f"{file}: {member.filename} claims {header.bytes:,} bytes")
     place = tempfile.gettempdir()
     free = shutil.disk_usage(place).free
     if free < header.bytes:
@@ -243,6 +250,15 @@ def _not_numbers(dtype: np.dtype[Any]) -> str:
     if dtype.names is not None:
         return f"a structured array (fields {', '.join(dtype.names)})"
     return "" if dtype.kind in "biufc" else f"an array of {dtype}"
+
+
+def check_ratio(claimed: int, stored: int, said: str) -> None:
+    """Raise UserError when compressed data claims to be much more than vectors that are worth training on can be."""
+    if claimed > max(LEAST_CLAIM, MAX_RATIO * stored):
+        raise UserError(
+            f"{said} in {stored:,} compressed ones, more than {MAX_RATIO} to 1: no vectors compress so well; "
+            "save it again without compression"
+        )
 
 
 def _first_line(error: BaseException) -> str:

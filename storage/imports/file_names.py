@@ -69,6 +69,7 @@ def check_one_series(files: Sequence[SourceFile], folder: SourceFolder, choice: 
     They are if their names differ in numbers only and the numbers do not seem to count places in a model. `choice`
     says how the user decides otherwise.
     """
+    _check_complete(files)
     keys = [name_key(file.stem) for file in files]
     for file, key in zip(files, keys, strict=True):
         if key[::2] != keys[0][::2]:
@@ -82,6 +83,16 @@ def check_one_series(files: Sequence[SourceFile], folder: SourceFolder, choice: 
     for index in range(1, len(keys[0]), 2):
         if len({key[index] for key in keys}) > 1 and _counts_places(keys[0], index):
             raise _ambiguous(folder, files[0], files[1], choice)
+
+
+def _check_complete(files: Sequence[SourceFile]) -> None:
+    """Raise UserError when names such as `shard-00001-of-00004` promise more files than there are."""
+    found = re.search(r"[0-9]-of-([0-9]+)", files[0].stem)
+    if found and len(files) < int(found[1]):
+        raise UserError(
+            f"{files[0]}: its name says {int(found[1])} files, but {len(files)} are there; copy the others, "
+            "or add --files rows to import these alone"
+        )
 
 
 def _ambiguous(folder: SourceFolder, first: SourceFile, second: SourceFile, choice: str) -> UserError:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lexray.storage.errors import UserError
+from lexray.storage.imports.array_files import check_ratio
 from lexray.storage.imports.file_names import check_one_series, in_order
 from lexray.storage.imports.options import ImportOptions
 from lexray.storage.imports.source import SourceFile, SourceFolder
@@ -56,7 +57,7 @@ def find_tables(folder: SourceFolder, options: ImportOptions) -> Tables:
     beside, _ = tensor_files(folder, None)
     if beside:
         raise UserError(f"{folder}: holds the table {files[0].name} beside the tensors {beside[0].name}; keep one kind")
-    if len(files) > 1 and options.files is None:
+    if options.files is None:
         check_one_series(files, folder, "add --files rows if they are one, else give a folder for each")
     schema = read_schema(files[0])
     try:
@@ -177,11 +178,20 @@ def open_parquet(file: SourceFile, *, edges: bool = False) -> Iterator[Any]:
     """A Parquet file, mapped into memory; with `edges` only what its end says of it is to be used."""
     try:
         with file.local(edges=edges) as path, pq.ParquetFile(path, memory_map=True) as parquet:
+            _check_claims(parquet.metadata, file)
             yield parquet
     except UserError:
         raise
     except Exception as error:  # a damaged file makes pyarrow fail in any way
         raise UserError(f"{file}: not a whole Parquet file ({_first_line(error)}); copy it again") from error
+
+
+def _check_claims(metadata: Any, file: SourceFile) -> None:
+    """Raise UserError when a file claims more numbers than its bytes can hold of any vectors."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    numbers = sum(group.column(index).num_values for group in groups for index in range(group.num_columns))
+    claimed = max(numbers, metadata.num_rows, sum(group.num_rows for group in groups))
+    check_ratio(claimed, file.size, f"{file}: claims {claimed:,} numbers")
 
 
 def _first_line(error: BaseException) -> str:

@@ -109,10 +109,10 @@ def _side_by_side(
     facts = {file: _checked_facts(file, open_file) for file in files}
     columns = [file for file in files if set(facts[file].tensors) == {UNNAMED} and file.stem in COLUMN_NAMES]
     others = [file for file in files if file not in columns]
-    if len(others) > 1 and options.files is None:
+    if others and options.files is None:
         choice = "add --files sites" if columns else _CHOOSE_FILES
         check_one_series(others, folder, choice)
-        if columns:
+        if columns and len(others) > 1:
             raise UserError(
                 f"{columns[0]}: holds one column beside {len(others)} files of rows; {choice} if each is a site, "
                 "else store the column in a sub-folder and the rows in another"
@@ -166,7 +166,7 @@ def _only_tensors(
     if options.files == "sites":
         raise UserError(f"--files: sites, but {folder} is a site's own folder; give it as SOURCE or leave --files out")
     files = in_order(files)
-    if len(files) > 1 and options.files is None:
+    if options.files is None:
         choice = f"add --files rows, or give {folder} as SOURCE with --files sites"
         check_one_series(files, folder, choice)
     facts = {file: _checked_facts(file, open_file) for file in files}

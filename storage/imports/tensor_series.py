@@ -94,7 +94,7 @@ def check_parts(series: Series, name: str, *, ndim: int, dtypes: tuple[torch.dty
         shape, dtype = part.facts.shape, part.facts.dtype
         if part.facts.problem:
             raise UserError(f"{part.file}: {called} {part.facts.problem}{advice}")
-        if len(shape) != ndim or (is_site and shape[-1] == 0):
+        if len(shape) != ndim or (is_site and 0 in shape[1:]):
             raise UserError(
                 f"{part.file}: {called} has shape {list(shape)}, expected {ndim} dimensions "
                 f"({_dimensions(series.lead, is_site)}); reshape it{advice}"

@@ -336,6 +336,20 @@ def test_a_header_that_promises_more_than_the_file_holds_is_refused_with_both_nu
     assert "600 bytes, its header promises 608; copy it again" in refusal(source, tmp_path / "out")
 
 
+def test_an_archive_of_nothing_that_claims_much_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    rows = 2**28 // 64 + 1
+    source = written(tmp_path / "in", "x.npz", lambda path: _npz(path, CLAIM % rows, bytes(rows * 64)))
+    assert "more than 200 to 1" in refusal(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("shape", [(10**15, 0, 4), (10**15, 0)])
+def test_shapes_that_need_no_bytes_are_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "in", {"1.npy": ROWS.reshape(3, 10, 4)})
+    header = str({"descr": "<f4", "fortran_order": False, "shape": shape}).encode() + b"\n"
+    (source / "0.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
+    assert "0.npy: x has shape" in refusal(source, tmp_path / "out", "x")
+
+
 # Raw numbers
 
 

@@ -140,6 +140,13 @@ def test_a_sub_folder_of_layers_is_no_series_unsaid(tmp_path: Path) -> None:
     assert "1.safetensors: holds q, but 0.safetensors holds p" in refusal(source, tmp_path / "no")
 
 
+@pytest.mark.parametrize("names", [["x-00000-of-00003.npy"], ["x-00000-of-00003.npy", "x-00001-of-00003.npy"]])
+def test_a_name_that_promises_more_files_than_there_are_is_refused(names: list[str], tmp_path: Path) -> None:
+    line = refusal(parts(tmp_path / "in", *names), tmp_path / "out")
+    assert f"its name says 3 files, but {len(names)} are there" in line
+    assert imported(tmp_path / "in", tmp_path / "out", files="rows").rows == 10 * len(names)
+
+
 # Pairs
 
 

@@ -287,3 +287,13 @@ def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     pq.write_table(table, tmp_path / "in" / "x.parquet")
     assert "two columns of one name" in refusal(tmp_path / "in", tmp_path / "out")
+
+
+def test_a_table_of_nothing_that_claims_much_is_refused(tmp_path: Path) -> None:
+    constant = pa.DictionaryArray.from_arrays(pa.array(np.zeros(1000, np.int32)), pa.array(["a"]))
+    source = parquet(tmp_path / "in", {"x": fixed(np.zeros((1000, 4), np.float32)), "n": constant})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lexray.storage.imports.array_files.LEAST_CLAIM", 1000)
+        patch.setattr("lexray.storage.imports.array_files.MAX_RATIO", 1)
+        assert "x.parquet: claims 5,000 numbers in" in refusal(source, tmp_path / "out")
+    assert imported(source, tmp_path / "out").rows == 1000
