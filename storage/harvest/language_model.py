@@ -120,8 +120,12 @@ def load_causal_model(facts: ModelFacts) -> Any:
 
 
 def special_token_ids(tokenizer: Any) -> list[int]:
-    """Ids of tokens that stand for no text. The unknown token stands for a word, unless it has another role too."""
+    """Ids of tokens that stand for no text: those with a role, and added ones marked special, such as chat markers.
+
+    The unknown token stands for a word, unless it has another role too.
+    """
     ids = set(tokenizer.all_special_ids)
+    ids |= {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     roles = [getattr(tokenizer, f"{role}_token_id", None) for role in ("bos", "eos", "sep", "cls", "pad", "mask")]
     if tokenizer.unk_token_id not in roles:
         ids.discard(tokenizer.unk_token_id)

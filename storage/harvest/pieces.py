@@ -8,15 +8,16 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from lexray.storage.errors import UserError
+from lexray.storage.harvest.frame import Frame, encode
 from lexray.storage.harvest.harvest_file import Context
 
 _DOCUMENTS_PER_CALL = 64  # A tokenizer works on the documents of one call in parallel.
+_CHARACTERS_PER_CALL = 1 << 26  # Its memory is many times that of the text.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,13 +108,21 @@ class Piece:
 
 @dataclass(kw_only=True)
 class PieceCutter:
-    """Cuts documents into pieces, each in the special tokens that the tokenizer puts around a text."""
+    """Cuts documents into pieces, each in the special tokens that the tokenizer puts around a text.
+
+    Where the text has those special tokens itself (chat templates write them out), they are not added once more.
+    """
 
     tokenizer: Any
     context_length: int
     """Tokens of a piece, special ones included."""
     context: Context
-    _frame: tuple[list[int], list[int]] | None = None
+    own_frames: int = 0
+    """How many times so far a text had special tokens of its own where the tokenizer adds them."""
+    shared_separators: int = 0
+    """How many pieces so far were cut where a separator between documents takes the place of such a token."""
+    _frame: Frame | None = None
+    _joint: int | None = None
 
     def cut(self, documents: Iterable[str]) -> Iterator[Piece]:
         """Pieces in the order of the documents. Raises UserError when `context_length` leaves no room for text."""
@@ -123,30 +132,66 @@ class PieceCutter:
     def _split(self, documents: Iterable[tuple[int, list[int]]]) -> Iterator[Piece]:
         """Every token once, as pieces of `context_length` tokens, the last of a document shorter; or the first only."""
         for number, ids in documents:
-            prefix, suffix, room = self._room
-            for start in range(0, len(ids), room):
-                yield Piece(prefix + ids[start : start + room] + suffix, [(0, number)])
-                if self.context == "truncate":
-                    break
+            frame, room = self._room
+            end = len(ids) - frame.repeats_at_end(ids, 0, len(ids))
+            self.own_frames += end < len(ids)
+            taken = 0
+            while taken < end:
+                first = taken + frame.repeats_at_start(ids, taken, end)
+                stop = min(first + room, end)
+                text = self._text(ids, taken, first, stop)
+                taken = stop
+                if text:
+                    yield Piece(frame.around(text), [(0, number)])
+                    if self.context == "truncate":
+                        break
 
     def _pack(self, documents: Iterable[tuple[int, list[int]]]) -> Iterator[Piece]:
         """Documents one after the other with a separator behind each, cut where a piece is full."""
-        separator = self._separator()
+        self._joint = separator = self._separator()
         ids: list[int] = []
         owners: list[tuple[int, int]] = []
+        is_first = True
         for number, document in documents:
-            prefix, suffix, room = self._room
+            frame, room = self._room
+            bare = _without(document, separator, is_first=is_first)
+            self.own_frames += len(bare) < len(document)
+            if not bare:
+                continue
+            is_first = False
             owners.append((len(ids), number))
-            ids += [*document, separator]
-            taken = 0
-            while len(ids) - taken > room:  # the last separator of all is not needed
-                yield _packed(ids[taken : taken + room], owners, prefix, suffix)
-                taken += room
-                owners = _owners_after(owners, room)
+            ids += [*bare, separator]
+            taken, first = 0, frame.repeats_at_start(ids, 0, len(ids))
+            while len(ids) - first > room:  # the last separator of all is not needed
+                yield from self._packed(ids, owners, taken, first, first + room)
+                taken = first + room
+                first = taken + frame.repeats_at_start(ids, taken, len(ids))
+            owners = _owners_after(owners, taken)
             del ids[:taken]
         if len(ids) > 1:
-            prefix, suffix, _ = self._room
-            yield _packed(ids[:-1], owners, prefix, suffix)
+            frame, _ = self._room
+            first = frame.repeats_at_start(ids, 0, len(ids) - 1)
+            yield from self._packed(ids, owners, 0, first, len(ids) - 1)
+
+    def _packed(
+        self, ids: list[int], owners: list[tuple[int, int]], taken: int, first: int, stop: int
+    ) -> Iterator[Piece]:
+        """The piece of `ids[first:stop]`, or none; special tokens in front belong to its first document."""
+        text = self._text(ids, taken, first, stop)
+        if text:
+            frame, _ = self._room
+            inside = [(offset, number) for offset, number in _owners_after(owners, first) if offset < len(text)]
+            shifted = [(offset + len(frame.prefix) if offset else 0, number) for offset, number in inside]
+            yield Piece(frame.around(text), shifted)
+
+    def _text(self, ids: list[int], taken: int, first: int, stop: int) -> list[int]:
+        """`ids[first:stop]` without the tokens that the frame puts behind it; `ids[taken:first]` it puts in front."""
+        frame, _ = self._room
+        last = stop - frame.repeats_at_end(ids, first, stop)
+        repeated = ids[taken:first] + ids[last:stop]
+        self.own_frames += any(token != self._joint for token in repeated)
+        self.shared_separators += self._joint in repeated
+        return ids[first:last]
 
     def _separator(self) -> int:
         for role in ("eos", "sep"):
@@ -158,56 +203,55 @@ class PieceCutter:
         )
 
     @property
-    def _room(self) -> tuple[list[int], list[int], int]:
-        """Special tokens before and after a piece, and how many tokens of text it holds."""
+    def _room(self) -> tuple[Frame, int]:
+        """Special tokens around a piece, and how many tokens of text it holds."""
         assert self._frame is not None
-        prefix, suffix = self._frame
-        room = self.context_length - len(prefix) - len(suffix)
+        special = len(self._frame.around([]))
+        room = self.context_length - special
         if room < 1:
             raise UserError(
-                f"context_length: {self.context_length} leaves no room for text beside "
-                f"{len(prefix) + len(suffix)} special tokens"
+                f"context_length: {self.context_length} leaves no room for text beside {special} special tokens"
             )
-        return prefix, suffix, room
+        return self._frame, room
 
     def _encode_all(self, documents: Iterable[str]) -> Iterator[tuple[int, list[int]]]:
         """Number and bare token ids of each document that has any."""
-        stream, first = iter(documents), 0
-        while texts := list(islice(stream, _DOCUMENTS_PER_CALL)):
+        first = 0
+        for texts in _calls(documents):
             for index, ids in enumerate(encode(self.tokenizer, texts)):
                 if not ids:
                     continue
                 if self._frame is None:
-                    self._frame = special_frame(ids, encode(self.tokenizer, [texts[index]], add_special_tokens=True)[0])
+                    self._frame = Frame.find(self.tokenizer, texts[index], ids)
                 yield first + index, ids
             first += len(texts)
 
 
-def _packed(ids: list[int], owners: list[tuple[int, int]], prefix: list[int], suffix: list[int]) -> Piece:
-    """A piece of `ids`; special tokens in front belong to its first document."""
-    inside = [(offset, number) for offset, number in owners if offset < len(ids)]
-    shifted = [(offset + len(prefix) if offset else 0, number) for offset, number in inside]
-    return Piece(prefix + ids + suffix, shifted)
+def _without(ids: list[int], separator: int, *, is_first: bool) -> list[int]:
+    """A document without separators of its own at its end, and at its start, where a separator stands before it."""
+    start, end = 0, len(ids)
+    while end and ids[end - 1] == separator:
+        end -= 1
+    while not is_first and start < end and ids[start] == separator:
+        start += 1
+    return ids[start:end]
+
+
+def _calls(documents: Iterable[str]) -> Iterator[list[str]]:
+    """The documents in lists of as many as a tokenizer is given at once."""
+    texts: list[str] = []
+    characters = 0
+    for document in documents:
+        texts.append(document)
+        characters += len(document)
+        if len(texts) == _DOCUMENTS_PER_CALL or characters >= _CHARACTERS_PER_CALL:
+            yield texts
+            texts, characters = [], 0
+    if texts:
+        yield texts
 
 
 def _owners_after(owners: list[tuple[int, int]], removed: int) -> list[tuple[int, int]]:
     """The documents of what is left after the first `removed` tokens are gone."""
     running = [number for offset, number in owners if offset <= removed][-1:]
     return [(0, number) for number in running] + [(o - removed, n) for o, n in owners if o > removed]
-
-
-def special_frame(bare: list[int], framed: list[int]) -> tuple[list[int], list[int]]:
-    """Special tokens before and after a text, from its ids without and with them. Raises UserError."""
-    for start in range(len(framed) - len(bare) + 1):
-        if framed[start : start + len(bare)] == bare:
-            return framed[:start], framed[start + len(bare) :]
-    raise UserError("model: its tokenizer changes a text's tokens when special tokens are added; lexray cannot cut it")
-
-
-def encode(tokenizer: Any, texts: list[str], *, add_special_tokens: bool = False) -> list[list[int]]:
-    """Token ids of each text."""
-    encoded = tokenizer(
-        texts, add_special_tokens=add_special_tokens, return_attention_mask=False, return_token_type_ids=False
-    )
-    ids: list[list[int]] = encoded["input_ids"]
-    return ids

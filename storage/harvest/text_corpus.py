@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from lexray.storage.errors import UserError
+from lexray.storage.harvest.frame import encode
 from lexray.storage.harvest.harvest_file import HarvestFile
 from lexray.storage.harvest.language_model import ModelFacts, load_tokenizer, special_token_ids
-from lexray.storage.harvest.pieces import PieceCutter, Pieces, PiecesBuilder, TokenPieces, encode
+from lexray.storage.harvest.pieces import PieceCutter, Pieces, PiecesBuilder, TokenPieces
 from lexray.storage.harvest.replica import ReplicaFacts
 from lexray.storage.harvest.text import TextFacts, TextMeter, read_documents
 
