@@ -172,7 +172,9 @@ def _main() -> None:
         _fail(str(error), WRONG_INPUT)
     except (CorruptDataError, ClusterLostError, RefusedError, StoreUnavailableError) as error:
         _fail(str(error), FAILED)
-    except (typer.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt) as error:
+        if isinstance(error.__cause__, EOFError):  # typer takes any for the end of what a user types
+            raise error.__cause__ from None
         _fail("interrupted; run the same command again to continue", INTERRUPTED)
     except Exception as error:
         if is_of_botocore(error):

@@ -27,6 +27,7 @@ class OnRows(Protocol):
 
 def run_harvest(file: str, address: str | None, messages: Console, as_json: bool) -> None:
     """`lexray harvest`: the dataset's url, rows and size on stdout."""
+    from lexray.storage.harvest.corpus_report import report_lines
     from lexray.storage.harvest.harvest import harvest
     from lexray.storage.harvest.harvest_file import HarvestFile
 
@@ -44,6 +45,8 @@ def run_harvest(file: str, address: str | None, messages: Console, as_json: bool
         manifest, reused = harvest(
             config, on_progress=on_progress, on_tokens=on_tokens, connect=connect, joins=address is not None
         )
+    for line in report_lines(manifest.provenance.get("corpus", {})):
+        messages.print(f"corpus: {line}", markup=False, highlight=False, soft_wrap=True)
     url = Store.at(config.output).url
     if as_json:
         print_json({"url": url, "reused": reused, **dataset_summary(manifest)})

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from lexray.storage.harvest.corpus_report import CorpusReport
 from lexray.storage.harvest.harvest_file import HarvestFile
 from lexray.storage.harvest.image_corpus import open_images
 from lexray.storage.harvest.language_model import ModelFacts
@@ -30,6 +31,11 @@ class Corpus(Protocol):
     @property
     def facts(self) -> dict[str, Any]:
         """What identifies it, as a part of the dataset's provenance."""
+        ...
+
+    @property
+    def report(self) -> CorpusReport:
+        """What was replaced or left out while it was read."""
         ...
 
     @property

@@ -1,20 +1,25 @@
-"""Files of a corpus: found by path, url or glob, read whole, or row by row as JSON lines and parquet."""
+"""Files of a corpus: found by path, url or pattern, and read, unpacked where they are packed."""
 
 from __future__ import annotations
 
-import glob
-import json
-from collections.abc import Iterator
+import io
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
-from lexray.storage.config_file import nearest
 from lexray.storage.errors import UserError
+from lexray.storage.harvest.corpus_report import CorpusReport
+from lexray.storage.harvest.file_patterns import Entry, LocalTree, UrlTree, expand, plain_path
+from lexray.storage.harvest.packed_files import HEAD_BYTES, find_packing, unpack
+from lexray.storage.objects.connections import known_schemes
+from lexray.storage.objects.retries import Retrier
+from lexray.storage.objects.settings import S3
 from lexray.storage.store import StorageSettings, Store, reachable
 
-_ROWS_PER_READ = 256
+T = TypeVar("T")
+
+_BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,79 +34,134 @@ class CorpusFile:
     """Bytes."""
     settings: StorageSettings
 
+    @property
+    def place(self) -> str:
+        """What to call it at the beginning of an error."""
+        return f"{self.field}: {printable(self.name)}"
+
     @contextmanager
-    def open(self, *, unpack: bool = False) -> Iterator[BinaryIO]:
-        """For reading. Raises UserError for any trouble of the file or its store."""
-        filesystem = Store.at(self.name, self.settings).filesystem
-        try:
-            with (
-                reachable(self.field, self.name),
-                filesystem.open(self.name, "rb", compression="infer" if unpack else None) as file,
-            ):
-                yield file
-        except FileNotFoundError as error:
-            raise UserError(f"{self.field}: {self.name} is not there any more") from error
+    def open(self) -> Iterator[io.BufferedReader]:
+        """For reading as it lies there. Raises UserError for any trouble of the file or its store."""
+        opened = self._call(self._open)
+        with opened, io.BufferedReader(_Guarded(self, opened), _BUFFER_BYTES) as file:
+            yield file
+
+    @contextmanager
+    def open_unpacked(self) -> Iterator[Iterator[tuple[str, BinaryIO]]]:
+        """For reading: place for errors and content of the file, or of each file in it if it is a zip archive.
+
+        Raises UserError for any trouble of the file or its store, and when it cannot be unpacked.
+        """
+        with self.open() as raw:
+            packing = find_packing(self.place, self.name, raw.peek(HEAD_BYTES)[:HEAD_BYTES])
+            if packing is None:
+                yield iter([(self.place, raw)])
+            else:
+                members = unpack(self.place, raw, packing, self.size)
+                yield ((f"{self.place}/{printable(name)}" if name else self.place, file) for name, file in members)
 
     def read(self) -> bytes:
         with self.open() as file:
             return file.read()
 
+    def _open(self) -> Any:
+        if "://" not in self.name:
+            return open(self.name, "rb", buffering=0)
+        return Store.at(self.name, self.settings).filesystem.open(self.name, "rb")
 
-def find_files(field: str, pattern: str, settings: StorageSettings) -> list[CorpusFile]:
-    """The files that match, in the order of their names. Raises UserError when there is none."""
-    found = _glob_urls(field, pattern, settings) if "://" in pattern else _glob_paths(pattern)
-    if not found:
-        raise UserError(f"{field}: no file matches {pattern!r}")
-    return [CorpusFile(field=field, name=name, size=size, settings=settings) for name, size in sorted(found.items())]
-
-
-def _glob_paths(pattern: str) -> dict[str, int]:
-    paths = [Path(name) for name in glob.glob(str(Path(pattern).expanduser()), recursive=True)]
-    return {str(path): path.stat().st_size for path in paths if path.is_file()}
-
-
-def _glob_urls(field: str, pattern: str, settings: StorageSettings) -> dict[str, int]:
-    filesystem = Store.at(pattern, settings).filesystem
-    with reachable(field, pattern):
+    def _call(self, action: Callable[[], T]) -> T:
+        """What `action` returns, tried again where the store is at fault."""
         try:
-            found = filesystem.glob(pattern, detail=True)
+            with reachable(self.field, printable(self.name)):
+                return Retrier(policy=self.settings.policy).call(printable(self.name), action)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise UserError(f"{self.place} is not there any more") from error
+
+
+class _Guarded(io.RawIOBase):
+    """A file whose errors name it; what reads it raises errors of its own."""
+
+    def __init__(self, file: CorpusFile, opened: Any) -> None:
+        self._file, self._opened = file, opened
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return bool(self._opened.seekable())
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file._call(lambda: self._opened.read(len(buffer)))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._file._call(lambda: self._opened.seek(offset, whence)))
+
+    def tell(self) -> int:
+        return int(self._opened.tell())
+
+
+def find_files(
+    field: str, pattern: str, settings: StorageSettings, report: CorpusReport | None = None
+) -> list[CorpusFile]:
+    """The files that match, in the order of their names.
+
+    Raises UserError when there is none, or one of them is a link that leads nowhere.
+    """
+    found = _find(field, pattern, settings, report or CorpusReport())
+    literal = (pattern.rstrip("/"), plain_path(pattern))
+    for name, entry in sorted(found.items()):
+        _check(field, pattern, name, entry, is_literal=name.rstrip("/") in literal)
+    files = {name: entry.size for name, entry in found.items() if entry.kind == "file"}
+    if not files:
+        raise UserError(f"{field}: no file matches {pattern!r}{_hint(pattern, found)}")
+    return [CorpusFile(field=field, name=name, size=size, settings=settings) for name, size in sorted(files.items())]
+
+
+def _find(field: str, pattern: str, settings: StorageSettings, report: CorpusReport) -> dict[str, Entry]:
+    """All that matches, by name."""
+    if "\0" in pattern:
+        raise UserError(f"{field}: {pattern!r} holds a NUL character, which no file name has")
+    scheme, separator, rest = pattern.partition("://")
+    if separator and scheme in S3 and not rest.split("/")[0]:
+        raise UserError(f"{field}: {pattern} names no bucket; write {scheme}://BUCKET/NAMES")
+    with reachable(field, pattern):
+        if not separator or scheme == "file":
+            return dict(expand(LocalTree(report), plain_path(pattern)))
+        filesystem = Store.at(pattern, settings).filesystem
+        try:
+            if scheme in ("http", "https"):  # where `?` begins a query
+                found = filesystem.glob(pattern, detail=True)
+                return {name: Entry(kind="file", size=int(entry.get("size") or 0)) for name, entry in found.items()}
+            return dict(expand(UrlTree(filesystem, Retrier(policy=settings.policy)), pattern))
         except FileNotFoundError:
             return {}
-    scheme = pattern.split("://", 1)[0]
-    entries = {name: entry for name, entry in found.items() if entry.get("type", "file") == "file"}
-    return {name if "://" in name else f"{scheme}://{name}": int(e.get("size") or 0) for name, e in entries.items()}
 
 
-def rows_of_jsonl(file: CorpusFile, column: str) -> Iterator[Any]:
-    """One value for each line that is not blank; None where the object has no such key."""
-    with file.open(unpack=True) as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{file.field}: {file.name} line {number} is not JSON") from error
-            if not isinstance(row, dict):
-                raise UserError(f"{file.field}: {file.name} line {number} is no object with a key {column!r}")
-            if number == 1 and column not in row:
-                raise UserError(f"{file.field}: {file.name} has no key {column!r}{nearest(column, list(row))}")
-            yield row.get(column)
+def _check(field: str, pattern: str, name: str, entry: Entry, *, is_literal: bool) -> None:
+    """Raise UserError for what cannot be read though it is named."""
+    if entry.kind == "broken":
+        raise UserError(f"{field}: {printable(name)} is a link that leads nowhere ({entry.target}); mend or remove it")
+    if is_literal and entry.kind == "folder":
+        folder = pattern.rstrip("/")
+        raise UserError(
+            f"{field}: {pattern} is a folder; write {folder}/* for the files in it, or {folder}/**/* for those in "
+            "its folders too"
+        )
+    if is_literal and entry.kind == "other":
+        raise UserError(f"{field}: {pattern} is not a regular file")
 
 
-def rows_of_parquet(file: CorpusFile, column: str) -> Iterator[Any]:
-    """One value for each row, read a few hundred rows at a time."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _hint(pattern: str, found: dict[str, Entry]) -> str:
+    if any(entry.kind == "folder" for entry in found.values()):
+        return f" but folders do; write {pattern.rstrip('/')}/* for the files in them"
+    scheme, _, rest = pattern.partition(":/")
+    if "://" not in pattern and rest and not rest.startswith("/") and scheme in known_schemes():
+        return f"; a url is written {scheme}://{rest}"
+    return ""
 
-    with file.open() as opened:
-        try:
-            table = pq.ParquetFile(opened)
-            if column not in table.schema_arrow.names:
-                known = nearest(column, table.schema_arrow.names)
-                raise UserError(f"{file.field}: {file.name} has no column {column!r}{known}")
-            for batch in table.iter_batches(batch_size=_ROWS_PER_READ, columns=[column]):
-                yield from batch.column(0).to_pylist()
-        except pa.ArrowInvalid as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{file.field}: {file.name} is not a parquet file ({reason})") from error
+
+def printable(name: str) -> str:
+    """The name of a file with escapes for bytes that are not UTF-8."""
+    return name.encode("utf-8", "backslashreplace").decode()

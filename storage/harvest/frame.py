@@ -50,9 +50,7 @@ class Frame:
     def repeats_at_end(self, ids: list[int], start: int, end: int) -> int:
         """Number of tokens of `ids[start:end]` at its end that stand in the suffix too."""
         found, size, backwards = 0, len(self.suffix), self.suffix[::-1]
-        while count := _overlap(
-            ids[max(start, end - found - size) : end - found][::-1], backwards, self.special_ids
-        ):
+        while count := _overlap(ids[max(start, end - found - size) : end - found][::-1], backwards, self.special_ids):
             found += count
         return found
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,22 +19,30 @@ def open_dataset(
 ) -> Any:
     """The split of the dataset that `choice` names, or of the parquet files `data_files`. Raises UserError."""
     datasets = _require_datasets()
-    name = choice.dataset if data_files is None else "parquet"
     with _opening(field, str(choice.dataset or data_files), datasets):
-        opened = datasets.load_dataset(
-            name,
-            choice.config,
-            split=choice.split,
-            revision=choice.revision,
-            streaming=streaming,
-            data_files=data_files,
-        )
+        if data_files is None and _is_saved(str(choice.dataset)):
+            opened = datasets.load_from_disk(choice.dataset)
+        else:
+            opened = datasets.load_dataset(
+                choice.dataset if data_files is None else "parquet",
+                choice.config,
+                split=choice.split,
+                revision=choice.revision,
+                streaming=streaming,
+                # The library takes names for patterns.
+                data_files=None if data_files is None else [glob.escape(name) for name in data_files],
+            )
     names = list(opened.column_names or ())
     if names and choice.column not in names:
         raise UserError(
             f"{field}: {choice.dataset or data_files} has no column {choice.column!r}{nearest(choice.column, names)}"
         )
     return opened
+
+
+def _is_saved(folder: str) -> bool:
+    """Whether it is what `Dataset.save_to_disk` writes."""
+    return all(os.path.isfile(os.path.join(folder, name)) for name in ("state.json", "dataset_info.json"))
 
 
 def rows_of_dataset(field: str, opened: Any, column: str) -> Iterator[Any]:
@@ -62,7 +72,10 @@ def _opening(field: str, what: str, datasets: Any) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise UserError(f"{field}: cannot read {what} ({reason(error)})") from error
+        said = reason(error)
+        if os.path.isdir(what) and glob.escape(what) != what:
+            said = "the datasets library takes *, ? and [ in a folder's name for a pattern; rename the folder"
+        raise UserError(f"{field}: cannot read {what} ({said})") from error
     finally:
         if bars_were_on:
             datasets.enable_progress_bars()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ import numpy as np
 import xxhash
 
 from lexray.storage.errors import UserError
-from lexray.storage.harvest.corpus_files import CorpusFile, find_files
+from lexray.storage.harvest.corpus_files import CorpusFile, find_files, printable
+from lexray.storage.harvest.corpus_report import CorpusReport
 from lexray.storage.harvest.harvest_file import ImageChoice
 from lexray.storage.harvest.hub_datasets import open_dataset
 from lexray.storage.harvest.image_pieces import CLASS_TOKEN, REGISTER, ImagePieces
@@ -32,6 +33,7 @@ class ImageCorpus:
     pad_id: int = 0
     first_pieces: int = 2
     """How many make a first batch."""
+    report: CorpusReport = field(default_factory=CorpusReport)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -51,7 +53,7 @@ class ImageCorpus:
 
     def _name(self, number: int) -> str:
         entry = self.source[number] if isinstance(self.source, list) else None
-        return entry.name if isinstance(entry, CorpusFile) else f"row {number}"
+        return printable(entry.name) if isinstance(entry, CorpusFile) else f"row {number}"
 
     def _read(self, number: int) -> bytes:
         entry = self.source[number]
@@ -71,8 +73,9 @@ class ImageCorpus:
 def open_images(choice: ImageChoice, settings: StorageSettings) -> ImageCorpus:
     """Find the images. Raises UserError when there are none."""
     if choice.files is not None:
-        files = find_files("images.files", choice.files, settings)
-        return ImageCorpus(source=files, images=_facts_of_files(files))
+        report = CorpusReport()
+        files = find_files("images.files", choice.files, settings, report)
+        return ImageCorpus(source=files, images=_facts_of_files(files), report=report)
     names = None
     if choice.parquet is not None:
         names = [file.name for file in find_files("images.parquet", choice.parquet, settings)]
@@ -83,7 +86,7 @@ def _facts_of_files(files: list[CorpusFile]) -> dict[str, Any]:
     """Names and sizes stand for the content: reading every image would take as long as the harvest."""
     digest = xxhash.xxh3_128()
     for file in files:
-        digest.update(f"{file.name.rsplit('/', 1)[-1]}\0{file.size}\0".encode())
+        digest.update(f"{file.name.rsplit('/', 1)[-1]}\0{file.size}\0".encode(errors="surrogateescape"))
     return {"images": len(files), "fingerprint": digest.hexdigest()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,10 +32,16 @@ class ImagePieces:
 
 
 def decode_image(data: bytes, name: str) -> Any:
-    """The picture as RGB. Raises UserError when the file is not one."""
+    """The picture as RGB, of an animation the first. Raises UserError when the file is not one, or is too large."""
     from PIL import Image
 
+    if not data:
+        raise UserError(f"images: {name} is empty")
     try:
-        return Image.open(io.BytesIO(data)).convert("RGB")
-    except (OSError, ValueError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of metadata that is odd, or of half of the most pixels
+            return Image.open(io.BytesIO(data)).convert("RGB")
+    except Image.UnidentifiedImageError as error:
+        raise UserError(f"images: {name} is not an image of a kind that can be read") from error
+    except Exception as error:  # a damaged file makes its decoder raise anything
         raise UserError(f"images: {name} is not an image that can be read ({reason(error)})") from error

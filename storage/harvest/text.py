@@ -7,15 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lexray.storage.errors import UserError
-from lexray.storage.harvest.corpus_files import CorpusFile, find_files, rows_of_jsonl, rows_of_parquet
+from lexray.storage.harvest.corpus_files import CorpusFile, find_files
+from lexray.storage.harvest.corpus_report import CorpusReport
+from lexray.storage.harvest.corpus_tables import Place, decode, rows_of_jsonl, rows_of_parquet
 from lexray.storage.harvest.harvest_file import TextChoice
 from lexray.storage.harvest.hub_datasets import open_dataset, rows_of_dataset
+from lexray.storage.objects.retries import reason
 from lexray.storage.store import StorageSettings
+
+MOST_DOCUMENT_BYTES = 1 << 30
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_LONE_SURROGATE = re.compile("[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ class TextMeter:
 
     def pass_on(self, documents: Iterable[str]) -> Iterator[str]:
         for document in documents:
-            data = document.encode("utf-8", "surrogatepass")
+            data = document.encode()
             # The length keeps ["ab", "c"] apart from ["a", "bc"].
             self._digest.update(len(data).to_bytes(8, "little") + data)
             self.documents += 1
@@ -54,44 +62,72 @@ class TextMeter:
         return TextFacts(self.documents, self.characters, self._digest.hexdigest())
 
 
-def read_documents(text: TextChoice, settings: StorageSettings) -> Iterator[str]:
-    """The documents in their fixed order. Raises UserError naming the module, file or row that cannot be read."""
+def read_documents(text: TextChoice, settings: StorageSettings, report: CorpusReport | None = None) -> Iterator[str]:
+    """The documents in their fixed order, as text that a tokenizer takes; `report` counts what was mended in them.
+
+    Raises UserError naming the module, file, line or row that cannot be read.
+    """
+    report = CorpusReport() if report is None else report
+    for place, value in _read(text, settings, report):
+        yield _as_document(place, text.column, value, report)
+
+
+def _read(text: TextChoice, settings: StorageSettings, report: CorpusReport) -> Iterator[tuple[Place, Any]]:
+    """Where each document stands, and what is there."""
     if text.python is not None:
-        yield from _documents_of_module(text.python)
+        for index, document in enumerate(_documents_of_module(text.python)):
+            yield Place(f"text.python: {text.python}", "entry", index), document
     elif text.files is not None:
-        for file in find_files("text.files", text.files, settings):
-            yield _decode(file)
+        for file in find_files("text.files", text.files, settings, report):
+            yield from _documents_of_file(file, report)
     elif text.dataset is not None:
         opened = open_dataset("text.dataset", text, streaming=text.streaming)
-        rows = rows_of_dataset("text.dataset", opened, text.column)
-        yield from _strings(f"text.dataset: {text.dataset}", text.column, rows)
+        for number, value in enumerate(rows_of_dataset("text.dataset", opened, text.column)):
+            yield Place(f"text.dataset: {text.dataset}", "row", number), value
     else:
-        kind, read = ("jsonl", rows_of_jsonl) if text.jsonl is not None else ("parquet", rows_of_parquet)
-        for file in find_files(f"text.{kind}", getattr(text, kind), settings):
-            yield from _strings(f"text.{kind}: {file.name}", text.column, read(file, text.column))
+        kind, rows_of = ("jsonl", rows_of_jsonl) if text.jsonl is not None else ("parquet", rows_of_parquet)
+        for file in find_files(f"text.{kind}", getattr(text, kind), settings, report):
+            yield from rows_of(file, text.column)
 
 
-def _strings(place: str, column: str, rows: Iterable[Any]) -> Iterator[str]:
-    """The rows as documents; a missing value is an empty one, so that numbers of documents are numbers of rows."""
-    for number, row in enumerate(rows):
-        if not isinstance(row, str | None):
-            raise UserError(f"{place} row {number}: {column!r} is a {type(row).__name__}, expected a string")
-        yield row or ""
+def _as_document(place: Place, column: str, value: Any, report: CorpusReport) -> str:
+    """A value as a document; a missing one is empty, so that numbers of documents are numbers of rows."""
+    if value is None:
+        report.add("missing_texts", str(place))
+        return ""
+    if not isinstance(value, str):
+        raise UserError(f"{place}: {column!r} is a {type(value).__name__}, expected a string")
+    if value.isascii() or not _SURROGATE.search(value):
+        return value
+    mended, count = _LONE_SURROGATE.subn("\ufffd", value)
+    report.add("lone_surrogates", str(place), count)
+    return mended.encode("utf-16-le", "surrogatepass").decode("utf-16-le")  # two halves side by side are a character
 
 
-def _decode(file: CorpusFile) -> str:
-    try:
-        return file.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file.field}: {file.name} is not UTF-8 text (byte {error.start})") from error
+def _documents_of_file(file: CorpusFile, report: CorpusReport) -> Iterator[tuple[Place, str]]:
+    """The file, or each file in it if it is a zip archive."""
+    with file.open_unpacked() as members:
+        for name, opened in members:
+            data = opened.read(MOST_DOCUMENT_BYTES + 1)
+            if len(data) > MOST_DOCUMENT_BYTES:
+                raise UserError(f"{name} is a document of more than {MOST_DOCUMENT_BYTES:,} bytes; divide it")
+            if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise UserError(f"{name} is UTF-16 text; convert it to UTF-8")
+            document = decode(name, data)
+            if document.startswith("\ufeff"):
+                report.add("byte_order_marks", name)
+            yield Place(name, "", 0), document.removeprefix("\ufeff")
 
 
 def _documents_of_module(place: str) -> list[str]:
     module_name, attribute = place.split(":")
     try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except ImportError as error:
-        raise UserError(f"text.python: cannot import {module_name!r} ({error})") from error
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
+        said = f"{reason(error)}" if isinstance(error, ImportError) else f"{type(error).__name__}: {reason(error)}"
+        raise UserError(f"text.python: cannot import {module_name!r} ({said})") from error
+    try:
+        found = getattr(module, attribute)
     except AttributeError as error:
         raise UserError(f"text.python: module {module_name!r} has no {attribute!r}") from error
     documents = list(found.values()) if isinstance(found, dict) else found

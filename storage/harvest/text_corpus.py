@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lexray.storage.errors import UserError
+from lexray.storage.harvest.corpus_report import CorpusReport
 from lexray.storage.harvest.frame import encode
 from lexray.storage.harvest.harvest_file import HarvestFile
 from lexray.storage.harvest.language_model import ModelFacts, load_tokenizer, special_token_ids
@@ -37,13 +38,16 @@ class TextCorpus:
     pad_id: int
     first_pieces: int
     """How many make a first batch."""
+    framing: dict[str, int]
+    """How many pieces are cut otherwise than before lexray knew of special tokens in texts; no zeros."""
+    report: CorpusReport
 
     def __len__(self) -> int:
         return len(self.pieces)
 
     @property
     def facts(self) -> dict[str, Any]:
-        return {"text": self.text.as_dict()}
+        return {"text": self.text.as_dict(), **({"framing": self.framing} if self.framing else {})}
 
     def rows_of_pieces(self, facts: ReplicaFacts) -> np.ndarray:
         return self.rows
@@ -64,18 +68,23 @@ def read_text(config: HarvestFile, models: dict[str, ModelFacts], on_tokens: OnT
         context_length=config.context_length,
         context=config.context or ("truncate" if by_text else "split"),
     )
+    markers = dropped.difference(tokenizer.all_special_ids)
     meter, builder, rows, total, seen = TextMeter(), PiecesBuilder(), array("q"), 0, set[int]()
-    documents = meter.pass_on(read_documents(config.text, config.storage.settings))
+    report = CorpusReport()
+    documents = meter.pass_on(read_documents(config.text, config.storage.settings, report))
     for piece in cutter.cut(_compared(documents, tokenizers)):
         builder.add(piece)
         rows.append(1 if by_text else sum(token not in dropped for token in piece.token_ids))
         total += rows[-1]
+        if not markers.isdisjoint(piece.token_ids):
+            report.add("marker_tokens", count=sum(token in markers for token in piece.token_ids))
         seen.update(piece.token_ids)
         if config.max_rows is not None and total >= config.max_rows:
             break
         if len(rows) % _PIECES_PER_REPORT == 0:
             on_tokens(total, config.max_rows)
     facts = meter.facts()
+    report.add("own_frames", count=cutter.own_frames)
     if not total:
         raise UserError("text: its documents have no token but special ones; there is nothing to harvest")
     # transformers makes up an empty tokenizer for a folder without one.
@@ -89,7 +98,18 @@ def read_text(config: HarvestFile, models: dict[str, ModelFacts], on_tokens: OnT
         special_ids=[] if by_text else special_ids,
         pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
         first_pieces=max(1, config.batch_tokens // config.context_length),
+        framing=_framing(cutter, report),
+        report=report,
     )
+
+
+def _framing(cutter: PieceCutter, report: CorpusReport) -> dict[str, int]:
+    counts = {
+        "own_frames": cutter.own_frames,
+        "shared_separators": cutter.shared_separators,
+        "marker_tokens": report.counts.get("marker_tokens", 0),
+    }
+    return {kind: count for kind, count in counts.items() if count}
 
 
 def measure(config: HarvestFile, documents: int | None) -> TextFacts:

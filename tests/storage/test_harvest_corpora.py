@@ -106,9 +106,9 @@ def test_text_behind_s3(tmp_path: Path, s3_server: str) -> None:
     [
         ({"parquet": "a.parquet", "column": "bod"}, "a.parquet has no column 'bod'; did you mean 'body'?"),
         ({"parquet": "a.parquet", "column": "id"}, "a.parquet row 0: 'id' is a int, expected a string"),
-        ({"parquet": "a.jsonl"}, "a.jsonl is not a parquet file ("),
+        ({"parquet": "a.jsonl"}, "a.jsonl is not a parquet file that can be read ("),
         ({"jsonl": "a.jsonl", "column": "bod"}, "a.jsonl has no key 'bod'; did you mean 'body'?"),
-        ({"jsonl": "a.jsonl", "column": "id"}, "a.jsonl row 0: 'id' is a int, expected a string"),
+        ({"jsonl": "a.jsonl", "column": "id"}, "a.jsonl line 1: 'id' is a int, expected a string"),
         ({"jsonl": "bad.jsonl"}, "bad.jsonl line 1 is not JSON"),
         ({"jsonl": "list.jsonl"}, "list.jsonl line 1 is no object with a key 'text'"),
         ({"jsonl": "none.jsonl"}, "text.jsonl: no file matches "),

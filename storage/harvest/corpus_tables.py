@@ -1,0 +1,153 @@
+"""Tables of a corpus, row by row: JSON lines, parquet and arrow files.
+
+Each row is its place, for errors, and the value of one column.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO, NamedTuple
+
+from lexray.storage.config_file import nearest
+from lexray.storage.errors import UserError
+from lexray.storage.harvest.corpus_files import CorpusFile
+from lexray.storage.harvest.packed_files import DamagedFileError
+from lexray.storage.objects.retries import reason
+
+MOST_LINE_BYTES = 1 << 30
+_ROWS_PER_READ = 256
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+class Place(NamedTuple):
+    """Where a document stands; written out only when it is needed."""
+
+    file: str
+    unit: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.file} {self.unit} {self.number}" if self.unit else self.file
+
+
+def rows_of_jsonl(file: CorpusFile, column: str) -> Iterator[tuple[Place, Any]]:
+    """One value for each line that is not blank; None where the object has no such key."""
+    with file.open_unpacked() as members:
+        for name, lines in members:
+            is_first = True
+            for number, line in _lines(name, lines):
+                row = _parse(Place(name, "line", number), line, column)
+                if is_first and column not in row:
+                    raise UserError(f"{name} has no key {column!r}{nearest(column, list(row))}")
+                is_first = False
+                yield Place(name, "line", number), row.get(column)
+
+
+def _lines(name: str, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Number, from 1, and bytes of each line that is not blank."""
+    number = 0
+    try:
+        while line := file.readline(MOST_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MOST_LINE_BYTES:
+                raise UserError(
+                    f"{name} line {number} is longer than {MOST_LINE_BYTES:,} bytes; give one JSON object a line"
+                )
+            if number == 1 and line.startswith(_UTF16):
+                raise UserError(f"{name} is UTF-16 text; convert it to UTF-8")
+            if line.strip():
+                yield number, line
+    except DamagedFileError as error:
+        raise UserError(f"{error}; the first {number:,} lines could be read") from error
+
+
+def _parse(place: Place, line: bytes, column: str) -> dict[str, Any]:
+    try:
+        # A surrogate that was encoded by itself passes: it is replaced like one that is written as \ud83d.
+        row = json.loads(line.decode("utf-8-sig", "surrogatepass"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{place} is not UTF-8 text (byte {error.start} of it)") from error
+    except RecursionError as error:
+        raise UserError(f"{place} is nested too deeply") from error
+    except ValueError as error:
+        raise UserError(f"{place} is not JSON ({reason(error)})") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{place} is no object with a key {column!r}")
+    return row
+
+
+def rows_of_parquet(file: CorpusFile, column: str) -> Iterator[tuple[Place, Any]]:
+    """One value for each row of a parquet or arrow file, read a few hundred rows at a time."""
+    number = 0
+    with file.open() as opened, _reading_arrow(file):
+        for batch in _batches(file, opened, column):
+            for value in _values(file, number, batch):
+                yield Place(file.place, "row", number), value
+                number += 1
+
+
+@contextmanager
+def _reading_arrow(file: CorpusFile) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
+    except UserError:
+        raise
+    except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
+        raise UserError(f"{file.place} is not a parquet file that can be read ({reason(error)})") from error
+
+
+def _batches(file: CorpusFile, opened: Any, column: str) -> Iterator[Any]:
+    """The column (rows) a few hundred rows at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    head = opened.peek(8)[:8]
+    if head.startswith((b"ARROW1", b"\xff\xff\xff\xff")):  # the file and the stream that `datasets` saves
+        reader = pa.ipc.open_file(opened) if head.startswith(b"ARROW1") else pa.ipc.open_stream(opened)
+        _check_column(file, reader.schema.names, column)
+        count = getattr(reader, "num_record_batches", None)
+        batches = reader if count is None else (reader.get_batch(index) for index in range(count))
+        for batch in batches:
+            for start in range(0, len(batch), _ROWS_PER_READ):
+                yield batch.column(column).slice(start, _ROWS_PER_READ)
+        return
+    table = pq.ParquetFile(opened)
+    _check_column(file, table.schema_arrow.names, column)
+    for batch in table.iter_batches(batch_size=_ROWS_PER_READ, columns=[column]):
+        yield batch.column(0)
+
+
+def _check_column(file: CorpusFile, names: list[str], column: str) -> None:
+    if column not in names:
+        raise UserError(f"{file.place} has no column {column!r}{nearest(column, names)}")
+
+
+def _values(file: CorpusFile, first: int, column: Any) -> list[Any]:
+    """The values of a column of strings, or of bytes that are UTF-8."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_string_view(column.type) or pa.types.is_binary_view(column.type):
+        column = pc.cast(column, pa.large_binary())
+    elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = column.cast(pa.large_binary())
+    elif not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+        return list(column.to_pylist())
+    return [
+        value if value is None else decode(str(Place(file.place, "row", first + index)), value)
+        for index, value in enumerate(column.to_pylist())
+    ]
+
+
+def decode(place: str, data: bytes) -> str:
+    """UTF-8 bytes as text, in which a surrogate that was encoded by itself is one. Raises UserError."""
+    try:
+        return data.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{place} is not UTF-8 text (byte {error.start})") from error

@@ -1,0 +1,167 @@
+"""Files that are packed (gzip, bzip2, xz, zstandard, lz4, zip), unpacked as they are read.
+
+The first bytes of a file decide how it is packed: servers and tools unpack on the way and keep the name.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+from lexray.storage.errors import UserError
+from lexray.storage.objects.retries import reason
+
+HEAD_BYTES = 512
+_BUFFER_BYTES = 1 << 20
+_MAGIC: dict[str, tuple[bytes, ...]] = {
+    "gzip": (b"\x1f\x8b",),
+    "bzip2": tuple(b"BZh%d" % level + block for level in range(1, 10) for block in (b"1AY&SY", b"\x17rE8P\x90")),
+    "xz": (b"\xfd7zXZ\x00",),
+    # A file may begin with a frame to be skipped.
+    "zstandard": (b"\x28\xb5\x2f\xfd", *(bytes([0x50 + number]) + b"\x2a\x4d\x18" for number in range(16))),
+    "lz4": (b"\x04\x22\x4d\x18",),
+    "zip": (b"PK\x03\x04", b"PK\x05\x06"),
+    "7z": (b"7z\xbc\xaf\x27\x1c",),
+    "rar": (b"Rar!\x1a\x07",),
+}
+_SUFFIXES = {
+    ".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".lzma": "lzma", ".zst": "zstandard", ".zstd": "zstandard",
+    ".lz4": "lz4", ".zip": "zip", ".7z": "7z", ".rar": "rar",
+}  # fmt: skip
+_REFUSED = {"7z", "rar", "tar"}
+
+
+class DamagedFileError(UserError):
+    """A packed file that ends too early or holds bytes that cannot be unpacked."""
+
+
+def find_packing(place: str, name: str, head: bytes) -> str | None:
+    """How the file `name` that begins with `head` is packed, None for a plain one.
+
+    Raises UserError, which begins with `place`, for a file that is neither what its name says nor text.
+    """
+    found = _packing_of(head)
+    said = next((packing for suffix, packing in _SUFFIXES.items() if name.lower().endswith(suffix)), None)
+    if said == "lzma" and found is None and head[:1] == b"\x5d":  # it has no magic bytes
+        found = said
+    if found in _REFUSED:
+        raise UserError(f"{place} is a {found} archive; unpack it and give the files in it")
+    is_cut = said is not None and any(magic.startswith(head) for magic in _MAGIC.get(said, ()))
+    if found is None and said is not None and (is_cut or not _is_text(head)):
+        begins = head[:6].hex(" ") or "nothing: it is empty"
+        raise UserError(f"{place} is named as {said}, but begins with {begins}; copy or pack it again")
+    return found
+
+
+def _packing_of(head: bytes) -> str | None:
+    if head[257:262] == b"ustar":
+        return "tar"
+    return next((packing for packing, magic in _MAGIC.items() if head.startswith(magic)), None)
+
+
+def _is_text(head: bytes) -> bool:
+    """Whether the first bytes of a file, of which a character may be cut, are text; nothing at all is none."""
+    try:
+        text = head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < HEAD_BYTES - 3:
+            return False
+        text = head[: error.start].decode("utf-8")
+    return bool(text) and "\0" not in text
+
+
+def unpack(place: str, raw: BinaryIO, packing: str, size: int) -> Iterator[tuple[str, BinaryIO]]:
+    """Name and content of each file in the packed file `raw` of `size` bytes; the name is empty unless it is a zip.
+
+    Reading raises DamagedFileError, which begins with `place`, where the bytes cannot be unpacked.
+    """
+    if packing != "zip":
+        yield "", _reader(place, raw, _OPENERS[packing], packing, size)
+        return
+    with _unpacking(place, raw, packing, size):
+        archive = zipfile.ZipFile(raw)
+    for member in archive.infolist():
+        if _is_document(member):
+            yield member.filename, _reader(place, raw, lambda _, m=member: archive.open(m), packing, size)
+
+
+def _is_document(member: zipfile.ZipInfo) -> bool:
+    """Whether it is a file that people have packed, no folder and nothing that macOS adds."""
+    parts = member.filename.split("/")
+    return not member.is_dir() and parts[0] != "__MACOSX" and parts[-1] != ".DS_Store"
+
+
+def _reader(place: str, raw: BinaryIO, opener: Callable[[Any], Any], packing: str, size: int) -> BinaryIO:
+    with _unpacking(place, raw, packing, size):
+        inner = opener(raw)
+    return io.BufferedReader(_Unpacked(place, raw, inner, packing, size), _BUFFER_BYTES)
+
+
+def _arrow_stream(packing: str) -> Callable[[Any], Any]:
+    def opener(raw: Any) -> Any:
+        import pyarrow as pa
+
+        return pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), packing)
+
+    return opener
+
+
+_OPENERS: dict[str, Callable[[Any], Any]] = {
+    "gzip": lambda raw: gzip.GzipFile(fileobj=raw),
+    "bzip2": bz2.BZ2File,
+    "xz": lzma.LZMAFile,
+    "lzma": lzma.LZMAFile,
+    "zstandard": _arrow_stream("zstd"),
+    "lz4": _arrow_stream("lz4"),
+}
+
+
+@contextmanager
+def _unpacking(place: str, raw: BinaryIO, packing: str, size: int) -> Iterator[None]:
+    """Turn whatever a library raises into one line for the user; errors of the store pass."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        said = reason(error).rstrip(".")
+        if "too much memory" in said:  # of zstandard frames with a window above 128 MiB
+            raise UserError(
+                f"{place} is packed with a window above 128 MiB, which cannot be read; unpack it with "
+                "zstd -d --long=31, or pack it again with zstd --long=27"
+            ) from error
+        read = size if raw.closed else raw.tell()
+        raise DamagedFileError(
+            f"{place} is cut short or damaged: cannot unpack it as {packing} at byte {read:,} of {size:,} ({said}); "
+            "copy it again"
+        ) from error
+
+
+class _Unpacked(io.RawIOBase):
+    """The unpacked bytes."""
+
+    def __init__(self, place: str, raw: BinaryIO, inner: Any, packing: str, size: int) -> None:
+        self._inner = inner
+        # As much as there is before the damage, where a library can say.
+        self._read = getattr(inner, "read1", inner.read)
+        self._source = place, raw, packing, size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with _unpacking(*self._source):
+            data = self._read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._inner.close()
+        super().close()
