@@ -96,7 +96,7 @@ class _Guarded(io.RawIOBase):
         return len(data)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return int(self._file._call(lambda: self._opened.seek(offset, whence)))
+        return int(self._opened.seek(offset, whence))
 
     def tell(self) -> int:
         return int(self._opened.tell())

@@ -74,7 +74,9 @@ def harvest(
         with _open_pool(config, corpus, threads=threads, connect=connect, joins=joins) as (pool, size):
             facts = pool.describe()
             run = _describe_run(config, facts, size.threads)
-            journal = _open_journal(config, store, source | {"run": run, "corpus": corpus.report.as_dict()}, plan)
+            report = corpus.report.as_dict()
+            told = {"corpus": report} if report else {}
+            journal = _open_journal(config, store, source | {"run": run} | told, plan)
             return _write(config, corpus, journal, pool, facts, on_progress), False
     except BaseException:
         _remove_if_only_begun(store)

@@ -27,7 +27,14 @@ from transformers import (
     ViTImageProcessor,
 )
 
+from lexray.storage.config_file import StorageBlock
+from lexray.storage.errors import UserError
 from lexray.storage.harvest.harvest import harvest
+from lexray.storage.harvest.harvest_file import ImageChoice
+from lexray.storage.harvest.image_corpus import open_images
+from lexray.storage.harvest.image_pieces import decode_image
+
+SETTINGS = StorageBlock().settings
 
 SIZE: dict[str, Any] = {
     "hidden_size": 16,
@@ -168,12 +175,70 @@ def test_every_source_gives_the_same_rows(tmp_path: Path, monkeypatch: pytest.Mo
 def test_images_that_cannot_be_read(tmp_path: Path) -> None:
     config = image_file(tmp_path, "vit", shard_rows=1000)
     (tmp_path / "images" / "3.png").write_bytes(b"no image")
-    assert refusal(config).startswith(f"images: {tmp_path}/images/3.png is not an image that can be read (")
+    place = f"images: {tmp_path}/images/3.png"
+    assert refusal(config) == f"{place} is not an image of a kind that can be read"
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert (
         refusal(image_file(tmp_path, "vit", images="no/such/*.png")) == "images.files: no file matches 'no/such/*.png'"
     )
     assert refusal(image_file(tmp_path, "vit", model=str(tiny_model("bert")))).startswith("images: ")
+
+
+def saved(picture: Image.Image, format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format=format, **options)
+    return buffer.getvalue()
+
+
+def test_damaged_images_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = {format: saved(pictures()[0], format) for format in ("PNG", "JPEG", "GIF", "TIFF", "WEBP")}
+    draw = np.random.default_rng(0)
+    for format, data in whole.items():
+        for kept in (0, 5, 40, len(data) // 2):
+            with pytest.raises(UserError, match=r"images: a\.png is (empty|not an image)"):
+                decode_image(data[:kept], "a.png")
+        for _ in range(40):
+            changed = bytearray(data)
+            for place in draw.integers(0, len(data), 3):
+                changed[place] ^= int(draw.integers(1, 256))
+            try:
+                assert decode_image(bytes(changed), "a.png").mode == "RGB"
+            except UserError as error:
+                said = str(error)
+                assert said.startswith("images: a.png is not an image "), format
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(
+        UserError, match=r"a\.png is not an image that can be read \(Image size \(2560 pixels\) exceeds"
+    ):
+        decode_image(whole["PNG"], "a.png")
+
+
+def test_images_of_other_modes_and_animations_are_pictures() -> None:
+    first, second = pictures()[:2]
+    animated = saved(first, "GIF", save_all=True, append_images=[second.resize(first.size)], duration=100)
+    assert decode_image(animated, "a.gif").tobytes() == decode_image(saved(first, "GIF"), "b.gif").tobytes()
+    for mode, format in (("CMYK", "JPEG"), ("P", "PNG"), ("1", "PNG"), ("LA", "PNG"), ("RGBA", "WEBP")):
+        picture = decode_image(saved(first.convert(mode), format), "a")
+        assert (picture.mode, picture.size) == ("RGB", first.size)
+
+
+def test_images_are_found_under_odd_names_and_behind_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    write_images(tmp_path / "blobs")
+    folder = tmp_path / "snapshot [v1]"
+    folder.mkdir()
+    for number in range(NUM_IMAGES):
+        (folder / f"{number}.png").symlink_to(f"../blobs/{number}.png")
+    table = pa.table({"image": [{"bytes": data, "path": None} for data in encoded()]})
+    pq.write_table(table, folder / "a.parquet")
+    expected = open_images(ImageChoice(files=f"{tmp_path}/blobs/*.png"), SETTINGS)
+    for choice in (ImageChoice(files=f"{folder}/*.png"), ImageChoice(parquet=f"{folder}/*.parquet")):
+        corpus = open_images(choice, SETTINGS)
+        assert corpus.select(np.arange(5)).images == expected.select(np.arange(5)).images
+    (folder / "9.png").symlink_to("nowhere.png")
+    with pytest.raises(UserError, match=r"images\.files: .*/9\.png is a link that leads nowhere \(nowhere\.png\)"):
+        open_images(ImageChoice(files=f"{folder}/*.png"), SETTINGS)
 
 
 def test_images_of_several_sizes_are_refused(tmp_path: Path) -> None:
