@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from lexray.storage.errors import UserError
 from lexray.storage.harvest.corpus_report import CorpusReport
-from lexray.storage.harvest.file_patterns import Entry, LocalTree, UrlTree, expand, plain_path
+from lexray.storage.harvest.file_patterns import Entry, LocalTree, UrlTree, count_alternatives, expand, plain_path
 from lexray.storage.harvest.packed_files import HEAD_BYTES, find_packing, unpack
 from lexray.storage.objects.connections import known_schemes
 from lexray.storage.objects.retries import Retrier
@@ -19,6 +19,7 @@ from lexray.storage.store import StorageSettings, Store, reachable
 
 T = TypeVar("T")
 
+MOST_ALTERNATIVES = 10_000
 _BUFFER_BYTES = 1 << 20
 
 
@@ -126,6 +127,8 @@ def _find(field: str, pattern: str, settings: StorageSettings, report: CorpusRep
     scheme, separator, rest = pattern.partition("://")
     if separator and scheme in S3 and not rest.split("/")[0]:
         raise UserError(f"{field}: {pattern} names no bucket; write {scheme}://BUCKET/NAMES")
+    if (alternatives := count_alternatives(pattern)) > MOST_ALTERNATIVES:
+        raise UserError(f"{field}: the braces stand for {alternatives:,} names, at most {MOST_ALTERNATIVES:,} may")
     with reachable(field, pattern):
         if not separator or scheme == "file":
             return dict(expand(LocalTree(report), plain_path(pattern)))

@@ -7,6 +7,7 @@ where there is one. Links are followed.
 from __future__ import annotations
 
 import fnmatch
+import math
 import os
 import re
 import stat
@@ -135,6 +136,11 @@ def plain_path(pattern: str) -> str:
     path = os.path.expanduser(pattern.removeprefix("file://"))
     parts = [part for part in path.split("/") if part not in ("", ".")]
     return ("/" if path.startswith("/") else "") + "/".join(parts) or "."
+
+
+def count_alternatives(pattern: str) -> int:
+    """How many patterns the braces of `pattern` stand for, at most."""
+    return math.prod(1 + choices.count(",") for choices in re.findall(r"\{([^{}]*)", pattern))
 
 
 @dataclass(frozen=True, kw_only=True)

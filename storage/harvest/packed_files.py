@@ -19,6 +19,7 @@ from lexray.storage.objects.retries import reason
 
 HEAD_BYTES = 512
 _BUFFER_BYTES = 1 << 20
+_STEP_BYTES = 1 << 16
 _MAGIC: dict[str, tuple[bytes, ...]] = {
     "gzip": (b"\x1f\x8b",),
     "bzip2": tuple(b"BZh%d" % level + block for level in range(1, 10) for block in (b"1AY&SY", b"\x17rE8P\x90")),
@@ -50,6 +51,8 @@ def find_packing(place: str, name: str, head: bytes) -> str | None:
     said = next((packing for suffix, packing in _SUFFIXES.items() if name.lower().endswith(suffix)), None)
     if said == "lzma" and found is None and head[:1] == b"\x5d":  # it has no magic bytes
         found = said
+    if found == "zip" and said != "zip":
+        raise UserError(f"{place} is a zip archive, as .docx and .npz files are; unpack it, or name it .zip")
     if found in _REFUSED:
         raise UserError(f"{place} is a {found} archive; unpack it and give the files in it")
     is_cut = said is not None and any(magic.startswith(head) for magic in _MAGIC.get(said, ()))
@@ -100,7 +103,11 @@ def _is_document(member: zipfile.ZipInfo) -> bool:
 def _reader(place: str, raw: BinaryIO, opener: Callable[[Any], Any], packing: str, size: int) -> BinaryIO:
     with _unpacking(place, raw, packing, size):
         inner = opener(raw)
-    return io.BufferedReader(_Unpacked(place, raw, inner, packing, size), _BUFFER_BYTES)
+    reader = io.BufferedReader(_Unpacked(place, raw, inner, packing, size), _BUFFER_BYTES)
+    within = _packing_of(reader.peek(HEAD_BYTES)[:HEAD_BYTES])
+    if within is not None:
+        raise UserError(f"{place} is a {within} file packed as {packing}; unpack it and give what is in it")
+    return reader
 
 
 def _arrow_stream(packing: str) -> Callable[[Any], Any]:
@@ -148,7 +155,7 @@ class _Unpacked(io.RawIOBase):
 
     def __init__(self, place: str, raw: BinaryIO, inner: Any, packing: str, size: int) -> None:
         self._inner = inner
-        # As much as there is before the damage, where a library can say.
+        # Little at once, so that what lies before damage is read.
         self._read = getattr(inner, "read1", inner.read)
         self._source = place, raw, packing, size
 
@@ -157,7 +164,7 @@ class _Unpacked(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         with _unpacking(*self._source):
-            data = self._read(len(buffer))
+            data = self._read(min(len(buffer), _STEP_BYTES))
         buffer[: len(data)] = data
         return len(data)
 

@@ -10,7 +10,7 @@ import importlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 from lexray.storage.errors import UserError
 from lexray.storage.harvest.corpus_files import CorpusFile, find_files
@@ -108,15 +108,22 @@ def _documents_of_file(file: CorpusFile, report: CorpusReport) -> Iterator[tuple
     """The file, or each file in it if it is a zip archive."""
     with file.open_unpacked() as members:
         for name, opened in members:
-            data = opened.read(MOST_DOCUMENT_BYTES + 1)
-            if len(data) > MOST_DOCUMENT_BYTES:
-                raise UserError(f"{name} is a document of more than {MOST_DOCUMENT_BYTES:,} bytes; divide it")
+            data = _read_whole(name, opened)
             if data.startswith((b"\xff\xfe", b"\xfe\xff")):
                 raise UserError(f"{name} is UTF-16 text; convert it to UTF-8")
             document = decode(name, data)
             if document.startswith("\ufeff"):
                 report.add("byte_order_marks", name)
             yield Place(name, "", 0), document.removeprefix("\ufeff")
+
+
+def _read_whole(name: str, file: BinaryIO) -> bytes:
+    data = bytearray()
+    while block := file.read(1 << 20):
+        data += block
+        if len(data) > MOST_DOCUMENT_BYTES:
+            raise UserError(f"{name} is a document of more than {MOST_DOCUMENT_BYTES:,} bytes; divide it")
+    return bytes(data)
 
 
 def _documents_of_module(place: str) -> list[str]:

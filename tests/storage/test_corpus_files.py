@@ -163,6 +163,8 @@ def test_folders_devices_and_nothing_are_refused_in_a_line(tmp_path: Path) -> No
     assert refused(f"{tmp_path}/dir [v1]").endswith(
         f"write {tmp_path}/dir [v1]/* for the files in it, or {tmp_path}/dir [v1]/**/* for those in its folders too"
     )
+    said = "the braces stand for 1,073,741,824 names, at most 10,000 may"
+    assert refused(f"{tmp_path}/" + "{a,b}" * 30) == said
     assert refused("/dev/zero") == "/dev/zero is not a regular file"
     assert refused(f"{tmp_path}/pipe") == f"{tmp_path}/pipe is not a regular file"
     assert refused(f"{tmp_path}/pip?") == f"no file matches '{tmp_path}/pip?'"

@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from transformers import AutoModel, AutoTokenizer
 
 from lexray.storage.config_file import StorageBlock
+from lexray.storage.errors import UserError
 from lexray.storage.harvest.harvest import harvest
 from lexray.storage.harvest.harvest_file import TextChoice
 from lexray.storage.harvest.pieces import PieceCutter, PiecesBuilder
@@ -77,6 +78,21 @@ def test_a_dataset_folder_gives_the_same_rows(streaming: bool, tmp_path: Path, m
     assert refusal(wrong) == f"text.dataset: {tmp_path / 'data'} has no column 'txt'; did you mean 'text'?"
     wrong = harvest_file(tmp_path, output=str(tmp_path / "c"), text=text | {"split": "tes"})
     assert refusal(wrong).startswith(f"text.dataset: cannot read {tmp_path / 'data'} (")
+
+
+def test_a_dataset_that_was_saved_to_disk(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    made = datasets.Dataset.from_dict({"text": ["a", None, "b"]})
+    made.save_to_disk(tmp_path / "saved")
+    made.to_parquet(tmp_path / "train [v1]" / "train.parquet")
+    for streaming in (True, False):
+        choice = TextChoice(dataset=str(tmp_path / "saved"), streaming=streaming)
+        assert list(read_documents(choice, StorageBlock().settings)) == ["a", "", "b"]
+        choice = TextChoice(dataset=str(tmp_path / "train [v1]"), streaming=streaming)
+        with pytest.raises(
+            UserError, match=r"the datasets library takes \*, \? and \[ in a folder's name for a pattern"
+        ):
+            list(read_documents(choice, StorageBlock().settings))
 
 
 def test_text_behind_s3(tmp_path: Path, s3_server: str) -> None:
