@@ -34,9 +34,9 @@ class TextChoice(FileModel):
     files: str | None = Field(default=None, min_length=1)
     """Path, url or glob (`**` crosses folders) of UTF-8 files: a document each, in the order of their names."""
     jsonl: str | None = Field(default=None, min_length=1)
-    """Path, url or glob of files with a JSON object a line: a document each. `.gz` and the like are unpacked."""
+    """Path, url or glob of files with a JSON object a line: a document each. Packed files are unpacked."""
     parquet: str | None = Field(default=None, min_length=1)
-    """Path, url or glob of parquet files: a document each row."""
+    """Path, url or glob of parquet or arrow files: a document each row."""
     dataset: str | None = Field(default=None, min_length=1)
     """Hugging Face dataset: its name, or a folder."""
     column: str = Field(default="text", min_length=1)

@@ -12,6 +12,7 @@ import lzma
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, BinaryIO
 
 from lexray.storage.errors import UserError
@@ -91,7 +92,11 @@ def unpack(place: str, raw: BinaryIO, packing: str, size: int) -> Iterator[tuple
         archive = zipfile.ZipFile(raw)
     for member in archive.infolist():
         if _is_document(member):
-            yield member.filename, _reader(place, raw, lambda _, m=member: archive.open(m), packing, size)
+            yield member.filename, _reader(place, raw, partial(_open_member, archive, member), packing, size)
+
+
+def _open_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, raw: Any) -> Any:
+    return archive.open(member)
 
 
 def _is_document(member: zipfile.ZipInfo) -> bool:
