@@ -260,7 +260,7 @@ def test_what_cannot_be_done_is_told_in_one_line(changes: dict[str, Any], messag
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\xff\xfe", "is not UTF-8 text (byte 0)"),
+        (b"\xe9x", "is not UTF-8 text (byte 0)"),
         (b"", "text: 1 documents with 0 characters; there is nothing to harvest"),
         (b" \n ", "text: its documents have no token but special ones; there is nothing to harvest"),
     ],
