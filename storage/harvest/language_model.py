@@ -6,17 +6,22 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import xxhash
 
 from lexray.storage.errors import UserError
+from lexray.storage.harvest.model_folder import check_claims, check_folder, check_weights
+from lexray.storage.harvest.tower import NoTowerError, describe_tower, text_config_of
 
 _MODEL_FILES = {".json", ".txt", ".model", ".safetensors", ".bin"}
+# Neither Python files nor pickled objects of a model folder are run.
+_NO_FOREIGN_CODE = {"trust_remote_code": False, "weights_only": True}
 
 
 @dataclass(frozen=True)
@@ -30,10 +35,15 @@ class ModelFacts:
     path: str
     """What `from_pretrained` is given: a folder or a name."""
     num_layers: int
+    """Layers of the part that is read."""
     max_context: int | None
-    """Most tokens it takes at once, None when it says nothing."""
+    """Most tokens it takes at once, None when nothing limits them."""
     fingerprint: str
     """Hash of the folder's files, or the commit of a model from the hub."""
+    tower: str = ""
+    """Path of the part that reads the text inside the whole model, empty for the whole."""
+    vocabulary: int | None = None
+    """Rows of its token embedding, None when it has no such table."""
 
 
 def require_transformers() -> Any:
@@ -46,25 +56,58 @@ def require_transformers() -> Any:
 
 
 def inspect_model(name: str, *, field: str = "model", vision: bool = False) -> ModelFacts:
-    """Read the model's configuration. Raises UserError when there is no such model or it has no layers to count.
+    """Read the model's configuration and build it without weights, to measure the part that reads the text.
 
-    `field` is the harvest file's, for errors; `vision` takes the vision tower of a model that has more than one.
+    `field` is the harvest file's, for errors; `vision` takes the vision tower of a model that has more than one. Raises
+    UserError when there is no such model, none of its parts reads text, or it needs code of its own.
     """
     transformers = require_transformers()
     path = _resolve(name, field)
+    folder = Path(path)
+    if folder.is_dir():
+        check_folder(folder, field)
     with _loading(name, field):
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
-    if getattr(config, "is_encoder_decoder", False):
-        raise UserError(f"{field}: {name!r} is an encoder-decoder; choose an encoder or a causal language model")
-    tower = getattr(config, "vision_config", config) if vision else config
-    num_layers = getattr(tower, "num_hidden_layers", None)
-    if not isinstance(num_layers, int):
-        kind = "vision transformer" if vision else "language model"
-        raise UserError(f"{field}: the configuration of {name!r} has no num_hidden_layers; choose a {kind}")
-    folder = Path(path)
+    check_claims(config, f"{field}: {name!r}")
     fingerprint = _hash_folder(folder) if folder.is_dir() else str(getattr(config, "_commit_hash", None))
-    max_context = None if vision else getattr(config, "max_position_embeddings", None)
-    return ModelFacts(name, field, path, num_layers, max_context, fingerprint)
+    if vision:
+        return ModelFacts(name, field, path, _vision_layers(config, name, field), None, fingerprint)
+    try:
+        with _loading(name, field), torch.device("meta"):
+            whole = _build(config)
+            tower = describe_tower(whole)
+    except NoTowerError as error:
+        raise UserError(f"{field}: {name!r} is {error}; choose a language model or text encoder") from error
+    if folder.is_dir():
+        check_weights(whole, folder, field)
+    return ModelFacts(name, field, path, tower.num_layers, tower.max_context, fingerprint, tower.path, tower.vocabulary)
+
+
+def _vision_layers(config: Any, name: str, field: str) -> int:
+    num_layers = getattr(getattr(config, "vision_config", config), "num_hidden_layers", None)
+    if not isinstance(num_layers, int):
+        raise UserError(f"{field}: the configuration of {name!r} has no num_hidden_layers; choose a vision transformer")
+    return num_layers
+
+
+def _model_class(config: Any) -> Any:
+    """The class that loads the model without its head: the automatic one, or that of a text encoder stored alone."""
+    transformers = require_transformers()
+    if type(config) in transformers.MODEL_MAPPING:
+        return transformers.AutoModel
+    for name in config.architectures or ():
+        found = getattr(transformers, str(name), None)
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+            return found
+    return transformers.AutoModel
+
+
+def _build(config: Any) -> Any:
+    """The model that a configuration describes, on torch's default device."""
+    model_class = _model_class(config)
+    if hasattr(model_class, "from_config"):
+        return model_class.from_config(config, trust_remote_code=False)
+    return model_class(config)
 
 
 def load_tokenizer(facts: ModelFacts) -> Any:
@@ -86,18 +129,19 @@ def load_image_processor(facts: ModelFacts) -> Any:
 
 
 def load_model(facts: ModelFacts, *, compute_dtype: str = "auto", attention: str = "auto", vision: bool = False) -> Any:
-    """The model without its head, in evaluation mode, on the CPU. Raises UserError."""
+    """The part of the model that is read, without any head, in evaluation mode, on the CPU. Raises UserError."""
     transformers = require_transformers()
     chosen: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
     with _loading(facts.name, facts.field):
+        config = transformers.AutoConfig.from_pretrained(facts.path, trust_remote_code=False)
         if vision:
-            config = transformers.AutoConfig.from_pretrained(facts.path, trust_remote_code=False)
-            chosen["config"] = getattr(config, "vision_config", config)
-        model, loaded = transformers.AutoModel.from_pretrained(
-            facts.path, dtype=compute_dtype, trust_remote_code=False, output_loading_info=True, **chosen
+            config = getattr(config, "vision_config", config)
+        model_class = transformers.AutoModel if vision else _model_class(config)
+        whole, loaded = model_class.from_pretrained(
+            facts.path, config=config, dtype=compute_dtype, output_loading_info=True, **_NO_FOREIGN_CODE, **chosen
         )
-    # A pooler is commonly absent and never on the way to a hidden state; anything else would be random numbers.
-    missing = sorted(key for key in loaded["missing_keys"] if "pooler" not in key)
+    model = whole.get_submodule(facts.tower)
+    missing = _missing(whole, model, loaded["missing_keys"])
     if missing:
         raise UserError(f"{facts.field}: {facts.name!r} has no weights for {missing[0]} ({len(missing)} missing)")
     if vision and model.main_input_name != "pixel_values":
@@ -106,13 +150,33 @@ def load_model(facts: ModelFacts, *, compute_dtype: str = "auto", attention: str
     return model.eval()
 
 
+def _missing(whole: Any, tower: Any, keys: Iterable[str]) -> list[str]:
+    """The keys of tensors that the tower computes with, by their names in the whole model.
+
+    A pooler is commonly absent and never on the way to a hidden state, and sinusoids are computed; anything else would
+    be random numbers.
+    """
+    tensors = whole.state_dict(keep_vars=True)
+    ours = {
+        id(tensor)
+        for module in tower.modules()
+        if "Sinusoidal" not in type(module).__name__
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))
+    }
+    return sorted(key for key in keys if "pooler" not in key and (key not in tensors or id(tensors[key]) in ours))
+
+
 def load_causal_model(facts: ModelFacts) -> Any:
     """The model with the head that predicts next tokens, in evaluation mode, on the CPU. Raises UserError."""
     transformers = require_transformers()
     with _loading(facts.name, facts.field):
-        model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
-            facts.path, dtype="auto", trust_remote_code=False, output_loading_info=True
-        )
+        config = transformers.AutoConfig.from_pretrained(facts.path, trust_remote_code=False)
+    if getattr(text_config_of(config), "is_encoder_decoder", False):
+        raise UserError(f"{facts.field}: {facts.name!r} is an encoder-decoder; give a causal language model")
+    inside = type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    auto = transformers.AutoModelForImageTextToText if inside else transformers.AutoModelForCausalLM
+    with _loading(facts.name, facts.field):
+        model, loaded = auto.from_pretrained(facts.path, dtype="auto", output_loading_info=True, **_NO_FOREIGN_CODE)
     if loaded["missing_keys"]:
         missing = min(loaded["missing_keys"])
         raise UserError(f"{facts.field}: {facts.name!r} has no weights for {missing}; it is no whole language model")
@@ -182,6 +246,8 @@ def _loading(name: str, field: str) -> Iterator[None]:
         logging.disable_progress_bar()
     try:
         yield
+    except (NoTowerError, UserError):
+        raise
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"{field}: cannot load {name!r} ({lines[0]})") from error

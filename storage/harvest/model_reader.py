@@ -12,17 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from lexray.storage.errors import UserError
+from lexray.storage.harvest.layer_check import check_layers
+from lexray.storage.harvest.layout import Inputs, Layout, Layouts, longest_piece, measure_layouts, shape_error
 from lexray.storage.harvest.site_choice import Place, find_layers
-
-Inputs = Mapping[str, torch.Tensor]
-"""Keyword arguments of a model: `input_ids` and `attention_mask` (B, T), or `pixel_values`."""
+from lexray.storage.harvest.tower import reads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,41 +35,60 @@ class ModelReader:
     """Where each site is read."""
     layers: nn.ModuleList | None
     """The model's layers when hidden states are read in front of them, None to run the whole model."""
+    layouts: Mapping[Place, Layout] = field(default_factory=dict)
+    """How the model lays out the vectors of a text batch; images are always (pieces, tokens, width)."""
+
+    pads: bool = True
+    """Whether texts of several lengths may run together."""
 
     def read(self, inputs: Inputs) -> dict[str, torch.Tensor]:
-        """Per site (B, T, D); what they hold in padding means nothing."""
+        """Per site (B, T, D); what they hold in padding means nothing. Raises UserError where a token has no vector."""
         wanted = set(self.places.values())
         found = read_whole(self.model, wanted, inputs) if self.layers is None else self._read_early(wanted, inputs)
-        return {name: found[place] for name, place in self.places.items()}
+        return {name: self._arrange(name, place, found[place], inputs) for name, place in self.places.items()}
+
+    def _arrange(self, name: str, place: Place, x: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+        if place not in self.layouts:
+            return x
+        pieces, tokens = inputs["input_ids"].shape
+        if not self.layouts[place].fits(x, (pieces, tokens)):
+            raise shape_error(name, place, x, (pieces, tokens))
+        return self.layouts[place].arrange(x, (pieces, tokens))
 
     def _read_early(self, wanted: set[Place], inputs: Inputs) -> dict[Place, torch.Tensor]:
         assert self.layers is not None
         return read_early(self.model, self.layers, wanted, inputs)
 
 
-def choose_reader(model: Any, *, num_layers: int, places: dict[str, Place], first: Inputs) -> ModelReader:
+def choose_reader(
+    model: Any,
+    *,
+    num_layers: int,
+    places: dict[str, Place],
+    first: Inputs,
+    pad_id: int = 0,
+    batched: bool = True,
+) -> ModelReader:
     """A reader that stops early when that agrees with the whole model on the batch `first`, else the whole model.
 
-    Raises UserError for a place that gives no (B, T, D) tensor, with a vector for each token of a text.
+    `batched` says whether pieces will ever run together. Raises UserError for a place that has not one vector for each
+    token of a text, and for a layer that is not where the model's own hidden states say.
     """
     wanted = set(places.values())
-    expected = read_whole(model, wanted, first)
+    measured = Layouts({}, pads=True)
+    if "input_ids" in first:
+        read = partial(read_whole, model, wanted)
+        measured = measure_layouts(read, places, first, pad_id=pad_id, batched=batched)
+    alone = longest_piece(first)
+    check_layers(model, num_layers, places, lambda wanted: read_whole(model, wanted, alone))
+    whole = ModelReader(model=model, places=places, layers=None, layouts=measured.of, pads=measured.pads)
+    expected = whole.read(first)
     for name, place in places.items():
-        _check_shape(name, place, expected[place], first)
+        if expected[name].dim() != 3:
+            raise shape_error(name, place, expected[name], (len(next(iter(first.values()))), 0))
     layers = _layers_to_stop_in(model, num_layers, wanted)
-    if layers is not None and not _agree(read_early(model, layers, wanted, first), expected, first):
-        layers = None
-    return ModelReader(model=model, places=places, layers=layers)
-
-
-def _check_shape(name: str, place: Place, x: torch.Tensor, inputs: Inputs) -> None:
-    if x.dim() != 3:
-        shape = tuple(x.shape)
-        raise UserError(f"sites.{name}: the {place.label} has the shape {shape}, expected (pieces, tokens, width)")
-    mask = inputs.get("attention_mask")
-    if mask is not None and x.shape[:2] != mask.shape:
-        found, wanted = tuple(x.shape[:2]), tuple(mask.shape)
-        raise UserError(f"sites.{name}: has {found} vectors for (pieces, tokens) {wanted}; choose another module")
+    early = replace(whole, layers=layers)
+    return early if layers is not None and _agree(early, expected, first) else whole
 
 
 def _layers_to_stop_in(model: nn.Module, num_layers: int, wanted: set[Place]) -> nn.ModuleList | None:
@@ -80,13 +100,24 @@ def _layers_to_stop_in(model: nn.Module, num_layers: int, wanted: set[Place]) ->
     return None if numbers else nn.ModuleList()
 
 
-def _agree(found: dict[Place, torch.Tensor], expected: dict[Place, torch.Tensor], inputs: Inputs) -> bool:
+def _agree(early: ModelReader, expected: dict[str, torch.Tensor], inputs: Inputs) -> bool:
+    """Whether stopping early gives the same bits for every real token."""
     mask = inputs.get("attention_mask")
     real_BT = slice(None) if mask is None else mask.bool()
-    return found.keys() == expected.keys() and all(
-        found[place].shape == x.shape and torch.equal(found[place][real_BT], x[real_BT])
-        for place, x in expected.items()
+    try:
+        found = early.read(inputs)
+    except (UserError, KeyError):  # other shapes, or not all places before the end
+        return False
+    return all(
+        found[name].shape == x_BTD.shape and torch.equal(found[name][real_BT], x_BTD[real_BT])
+        for name, x_BTD in expected.items()
     )
+
+
+def run(model: Any, inputs: Inputs, **options: Any) -> Any:
+    """The forward pass, without the mask where a model takes none."""
+    taken = {name: x for name, x in inputs.items() if name != "attention_mask" or reads(model, name)}
+    return model(**taken, **options)
 
 
 @torch.no_grad()
@@ -104,7 +135,7 @@ def read_whole(model: Any, wanted: set[Place], inputs: Inputs) -> dict[Place, to
     with ExitStack() as hooks:
         for place in modules:
             _hook(hooks, model.get_submodule(place.module), place, keep, is_input=place.is_input)
-        output = model(**inputs, output_hidden_states=len(modules) < len(wanted))
+        output = run(model, inputs, output_hidden_states=len(modules) < len(wanted))
     for place, times in calls.items():
         if times != 1:
             raise UserError(f"sites: the model runs {place.module} {times} times for a text; choose another module")
@@ -138,7 +169,7 @@ def read_early(model: Any, layers: nn.ModuleList, wanted: set[Place], inputs: In
             module = model.get_submodule(place.module) if place.hidden_state is None else layers[place.hidden_state]
             _hook(hooks, module, place, keep, is_input=at_layer or place.is_input)
         with suppress(_AllFoundError):
-            model(**inputs)
+            run(model, inputs)
     return found
 
 

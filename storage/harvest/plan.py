@@ -54,12 +54,18 @@ def cut_rows(rows: np.ndarray, max_rows: int | None) -> np.ndarray:
     return np.diff(np.minimum(np.cumsum(rows), max_rows), prepend=0)
 
 
-def batches(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
-    """Pieces that go through the model together, by number: of like length, to save padding, the longest first."""
+def batches(lengths: np.ndarray, batch_tokens: int, *, pads: bool = True) -> list[np.ndarray]:
+    """Pieces that go through the model together, by number: of like length, to save padding, the longest first.
+
+    Without `pads` only pieces of equal length go together, so that none is padded.
+    """
     order = np.argsort(-lengths.astype(np.int64), kind="stable")
     found, start = [], 0
     while start < len(order):
-        pieces = max(1, batch_tokens // int(lengths[order[start]]))
-        found.append(order[start : start + pieces])
-        start += pieces
+        longest = int(lengths[order[start]])
+        pieces = order[start : start + max(1, batch_tokens // longest)]
+        if not pads:
+            pieces = pieces[lengths[pieces] == longest]
+        found.append(pieces)
+        start += len(pieces)
     return found

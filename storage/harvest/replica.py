@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -84,7 +84,7 @@ class Replica:
                 widths=self._loaded.widths,
                 sources={name: self._source(name) for name in self._config.sites},
                 compute_dtypes={field: str(r.model.dtype).removeprefix("torch.") for field, r in readers.items()},
-                device=next(iter(readers.values())).model.device.type,
+                device=self._settings.device,
                 rows_per_image=getattr(self._loaded.rows, "rows_per_image", 0),
             )
 
@@ -183,10 +183,19 @@ def _load(settings: ReplicaSettings) -> _Loaded:
         sites = config.sites_of(field)
         places = {site: find_place(site, choice, model, facts.num_layers) for site, choice in sites.items()}
         on_device = _to_device(inputs, model)
-        readers[field] = choose_reader(model, num_layers=facts.num_layers, places=places, first=on_device)
+        readers[field] = choose_reader(
+            model,
+            num_layers=facts.num_layers,
+            places=places,
+            first=on_device,
+            pad_id=settings.pad_id,
+            batched=config.batch_tokens > 1,
+        )
         states |= readers[field].read(on_device)
     assert rows is not None
     rows = rows.fitted(inputs, states)
+    if isinstance(rows, TokenRows):
+        rows = replace(rows, pads=all(reader.pads for reader in readers.values()))
     widths = {site: states[site].shape[-1] for site in config.sites}
     return _Loaded(readers=readers, rows=rows, widths=widths)
 

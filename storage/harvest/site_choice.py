@@ -16,6 +16,7 @@ Role = Literal["residual_in", "residual_out", "mlp_in", "mlp_out", "attention_ou
 _ROLES = ("residual_in", "residual_out", "mlp_in", "mlp_out", "attention_out")
 
 # What a layer's parts are called: (its attention, which adds nothing to its result yet; its MLP's first and last part).
+# Families whose layers add up as `out = in + attention + mlp` need no line: that is measured (see layer_check).
 _PARTS: dict[str, tuple[str, str, str]] = {
     **dict.fromkeys(("gpt2", "gptj", "gpt_neo", "codegen"), ("attn", "mlp", "mlp")),
     **dict.fromkeys(
@@ -32,8 +33,15 @@ _PARTS: dict[str, tuple[str, str, str]] = {
         ("attention.output.dense", "intermediate", "output.dense"),
     ),
     "distilbert": ("attention", "ffn", "ffn"),
+    **dict.fromkeys(("bart", "mbart", "plbart", "marian", "opt"), ("self_attn", "fc1", "fc2")),
     **dict.fromkeys(("dinov2", "dinov2_with_registers", "dinov3_vit", "vit"), ("attention", "mlp", "mlp")),
 }  # fmt: skip
+_ATTENTIONS = ("attention.output.dense", "self_attn", "attn", "attention", "self_attention", "layer.0.SelfAttention")
+_MLPS = (
+    ("intermediate", "output.dense"),
+    *((name, name) for name in ("mlp", "feed_forward", "block_sparse_moe", "ffn", "layer.1.DenseReluDense")),
+    ("fc1", "fc2"),
+)
 # As transformers before 5 names the parts of a ViT's layer.
 _OLDER_PARTS = {"vit": ("attention", "intermediate", "output.dense")}
 
@@ -72,6 +80,10 @@ class Place:
     """Number of one that the model itself reports, or None for a module's."""
     module: str = ""
     is_input: bool = False
+    layer: int | None = None
+    """Number of the layer that it belongs to, when a site names it so."""
+    parts: tuple[str, str] | None = None
+    """Modules of that layer taken for its attention and its MLP by their names alone; what they give must be tried."""
 
     @property
     def label(self) -> str:
@@ -116,28 +128,43 @@ def _check_path(field: str, path: str, model: nn.Module) -> None:
 
 def find_layers(model: nn.Module, num_layers: int) -> tuple[str, nn.ModuleList] | None:
     """Path and modules of the outermost list of `num_layers`, which in nearly all models is the stack of layers."""
-    lists = ((name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == num_layers)
-    return next(lists, None)
+    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == num_layers]
+    return min(lists, key=lambda found: found[0].count("."), default=None)
 
 
 def _find_role(name: str, layer: int, role: str, model: nn.Module, num_layers: int) -> Place:
     found = find_layers(model, num_layers)
     if found is None:
-        paths = [path for path, _ in model.named_modules() if path]
-        raise UserError(
-            f"sites.{name}.layer: cannot tell the model's layers; give a module: {', '.join(paths[:12])}, ..."
-        )
+        raise UserError(f"sites.{name}.layer: cannot tell the model's layers; give a module: {_some_modules(model)}")
     path = f"{found[0]}.{layer}"
     if role in ("residual_in", "residual_out"):
-        return Place(None, path, role == "residual_in")
+        return Place(None, path, role == "residual_in", layer)
     kind = getattr(getattr(model, "config", None), "model_type", "")
     inside = {part for part, _ in found[1][layer].named_modules() if part}
-    for parts in (_PARTS.get(kind), _OLDER_PARTS.get(kind)):
-        if parts is not None and inside.issuperset(parts):
-            attention, mlp_first, mlp_last = parts
-            part = {"attention_out": attention, "mlp_in": mlp_first, "mlp_out": mlp_last}[role]
-            return Place(None, f"{path}.{part}", role == "mlp_in")
-    raise UserError(
+    known = next((parts for parts in (_PARTS.get(kind), _OLDER_PARTS.get(kind)) if parts and inside >= {*parts}), None)
+    parts = known or _parts_by_name(inside)
+    if parts is None:
+        raise role_error(name, role, model, path)
+    part = {"attention_out": parts[0], "mlp_in": parts[1], "mlp_out": parts[2]}[role]
+    tried = None if known else (f"{path}.{parts[0]}", f"{path}.{parts[2]}")
+    return Place(None, f"{path}.{part}", role == "mlp_in", layer, tried)
+
+
+def _parts_by_name(inside: set[str]) -> tuple[str, str, str] | None:
+    attention = next((part for part in _ATTENTIONS if part in inside), None)
+    mlp = next((parts for parts in _MLPS if inside >= {*parts}), None)
+    return None if attention is None or mlp is None else (attention, *mlp)
+
+
+def role_error(name: str, role: str, model: nn.Module, path: str) -> UserError:
+    """Where the layer at `path` has its roles is not known."""
+    kind = getattr(getattr(model, "config", None), "model_type", "")
+    inside = sorted(part for part, _ in model.get_submodule(path).named_modules() if part)
+    return UserError(
         f"sites.{name}.read: {role} is not known for models of type {kind!r}; give a module of the layer: "
-        + ", ".join(f"{path}.{part}" for part in sorted(inside))
+        + ", ".join(f"{path}.{part}" for part in inside)
     )
+
+
+def _some_modules(model: nn.Module) -> str:
+    return ", ".join([path for path, _ in model.named_modules() if path][:12]) + ", ..."

@@ -18,6 +18,7 @@ from lexray.storage.harvest.language_model import ModelFacts, load_tokenizer, sp
 from lexray.storage.harvest.pieces import PieceCutter, Pieces, PiecesBuilder, TokenPieces
 from lexray.storage.harvest.replica import ReplicaFacts
 from lexray.storage.harvest.text import TextFacts, TextMeter, read_documents
+from lexray.storage.harvest.token_ids import check_token_ids, choose_pad_id
 
 OnTokens = Callable[[int, int | None], None]
 """Called with the rows found so far and the most that are wanted, None for all."""
@@ -90,13 +91,15 @@ def read_text(config: HarvestFile, models: dict[str, ModelFacts], on_tokens: OnT
     # transformers makes up an empty tokenizer for a folder without one.
     if seen <= {*special_ids, tokenizer.unk_token_id}:
         raise UserError(f"{field}: the tokenizer of {models[field].name!r} knows no word of the text; is it complete?")
+    pieces = builder.build()
+    check_token_ids(pieces, tokenizer, models.values())
     return TextCorpus(
-        pieces=builder.build(),
+        pieces=pieces,
         rows=np.frombuffer(rows, dtype=np.int64),
         text=facts,
         dropped_ids=tuple(sorted(dropped)),
         special_ids=[] if by_text else special_ids,
-        pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
+        pad_id=choose_pad_id(tokenizer, models.values()),
         first_pieces=max(1, config.batch_tokens // config.context_length),
         framing=_framing(cutter, report),
         report=report,

@@ -54,13 +54,15 @@ class TokenRows:
     pad_id: int
     dropped_ids: np.ndarray
     """Token ids that become no rows."""
+    pads: bool = True
+    """Whether pieces of several lengths run together."""
 
     def inputs(self, pieces: TokenPieces, numbers: np.ndarray) -> dict[str, torch.Tensor]:
         """The pieces of these numbers padded on the right (B, T), and 1 where they are real (B, T)."""
         return pad(pieces.ids(numbers), self.pad_id)
 
     def batches(self, pieces: TokenPieces, batch_tokens: int) -> list[np.ndarray]:
-        return batches(pieces.lengths, batch_tokens)
+        return batches(pieces.lengths, batch_tokens, pads=self.pads)
 
     def fitted(self, inputs: Inputs, states: dict[str, torch.Tensor]) -> TokenRows:
         return self

@@ -24,7 +24,7 @@ from harvest_cases import (
     tiny_model,
     write_text,
 )
-from transformers import AutoModel, BertConfig, CLIPConfig, T5Config
+from transformers import AutoModel, BertConfig, T5Config
 
 from lexray.storage.harvest.harvest import harvest
 from lexray.storage.harvest.model_reader import ModelReader, choose_reader, read_whole
@@ -277,9 +277,7 @@ def test_models_that_cannot_be_read(tmp_path: Path) -> None:
     config = harvest_file(tmp_path, model=str(folder))
     assert refusal(config).startswith(f"model: cannot load '{folder}' (")
     T5Config().save_pretrained(folder)
-    assert "is an encoder-decoder; choose an encoder or a causal" in refusal(config)
-    CLIPConfig().save_pretrained(folder)
-    assert "has no num_hidden_layers; choose a language model" in refusal(config)
+    assert refusal(config).startswith(f"model: cannot load '{folder}' (Error no file named model.s")
     BERT.save_pretrained(folder)
     assert refusal(config) == f"model: the tokenizer of '{folder}' knows no word of the text; is it complete?"
     save_tokenizer(folder, "[CLS] $A [SEP]")
@@ -291,7 +289,7 @@ def test_models_that_cannot_be_read(tmp_path: Path) -> None:
     save_model(folder, BERT, "[CLS] $A [SEP]")
     words = [f"w{i}" for i in range(40)]
     save_tokenizer(folder, "[CLS] $A [SEP]", ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *map(str, range(99)), *words])
-    assert refusal(config).startswith(f"model: '{folder}' cannot be run on the text (")
+    assert refusal(config).startswith("model: document 0 holds token 103 ('w0'), but the embedding of ")
     assert not (tmp_path / "out").exists()
 
 

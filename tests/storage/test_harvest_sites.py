@@ -185,8 +185,8 @@ def test_models_that_see_different_tokens_are_refused(tmp_path: Path) -> None:
             "sites.x.module: the model has no module 'encoder.layer.3.output.dens'; "
             "there are encoder.layer.3.output.dense, ",
         ),
-        ({"module": "embeddings.position_embeddings"}, "sites.x: has (1, 8) vectors for (pieces, tokens) (3, 8)"),
-        ({"module": "pooler"}, "sites.x: the output of pooler has the shape (3, 16), expected (pieces, tokens, width)"),
+        ({"module": "embeddings.position_embeddings"}, "sites.x: has (1, 8) vectors for (pieces, tokens) (2, 8)"),
+        ({"module": "pooler"}, "sites.x: the output of pooler has the shape (2, 16), expected (pieces, tokens, width)"),
         ({"module": "encoder.layer"}, "sites: the model runs encoder.layer 0 times for a text; choose another module"),
     ],
 )

@@ -30,7 +30,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lexray.storage.errors import UserError
-from lexray.storage.harvest.model_reader import Inputs, read_whole
+from lexray.storage.harvest.layer_check import close
+from lexray.storage.harvest.layout import Inputs, Layout
+from lexray.storage.harvest.model_reader import choose_reader
 from lexray.storage.harvest.site_choice import Place, find_layers
 from lexray.training.dictionaries.base import Dictionary
 
@@ -46,6 +48,8 @@ class Spliced:
 
     model: Any
     """With its head; a `transformers` model."""
+    tower: Any
+    """The part of it that reads the text, in which places are."""
     num_layers: int
     inputs: tuple[Place, ...]
     outputs: tuple[Place, ...]
@@ -54,11 +58,16 @@ class Spliced:
         """Logits (B, T, V) with the activations at these places changed. Raises UserError for a place that is passed
         not once."""
         passed = dict.fromkeys(changes, 0)
+        pieces, tokens = inputs["input_ids"].shape
+        size = (pieces, tokens)
 
         def changing(place: Place) -> Change:
-            def change(x_BTD: Tensor) -> Tensor:
+            def change(x: Tensor) -> Tensor:
                 passed[place] += 1
-                return changes[place](x_BTD)
+                layout = Layout.FLAT if x.dim() == 2 else Layout.PIECES_FIRST
+                if not layout.fits(x, size):
+                    raise UserError(f"sites: the {place.label} has not one vector for each token; give another module")
+                return layout.restore(changes[place](layout.arrange(x, size)))
 
             return change
 
@@ -89,10 +98,15 @@ class Spliced:
     def check(self, inputs: Inputs) -> None:
         """Raise UserError unless places hold what a harvest reads there, and no token sees later ones."""
         real_BT = inputs["attention_mask"].bool()
+        names = {place.label: place for place in (*self.inputs, *self.outputs)}
+        reader = choose_reader(self.tower, num_layers=self.num_layers, places=names, first=inputs)
+        if not reader.pads:
+            raise UserError("model: padding changes its vectors, so texts cannot be compared in batches")
+        read = reader.read(inputs)
         logits_BTV, found = self.activations(inputs)
-        read = read_whole(self.model.base_model, set(found), inputs)
         for place, x_BTD in found.items():
-            if x_BTD.shape != read[place].shape or not torch.equal(x_BTD[real_BT], read[place][real_BT]):
+            expected_BTD = read[place.label]
+            if x_BTD.shape != expected_BTD.shape or not close(x_BTD[real_BT], expected_BTD[real_BT]):
                 raise UserError(f"sites: the {place.label} is not what the model's layers pass on; give a module")
         ids_BT, last_B1 = inputs["input_ids"], inputs["attention_mask"].sum(1, keepdim=True) - 1
         other_BT = ids_BT.scatter(1, last_B1, (ids_BT.gather(1, last_B1) + 1) % logits_BTV.shape[2])
@@ -103,7 +117,7 @@ class Spliced:
 
     def _module(self, place: Place) -> tuple[nn.Module, bool]:
         """The module whose input (True) or output a place is."""
-        base = self.model.base_model
+        base = self.tower
         if place.hidden_state is None:
             return base.get_submodule(place.module), place.is_input
         if place.hidden_state == self.num_layers:

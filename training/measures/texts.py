@@ -18,7 +18,9 @@ from lexray.storage.harvest.pieces import PieceCutter, PiecesBuilder
 from lexray.storage.harvest.plan import batches
 from lexray.storage.harvest.site_choice import SiteChoice, check_numbers, find_place
 from lexray.storage.harvest.text import read_documents
+from lexray.storage.harvest.token_ids import check_token_ids, choose_pad_id
 from lexray.storage.harvest.token_rows import pad
+from lexray.storage.harvest.tower import find_tower
 from lexray.storage.store import StorageSettings
 from lexray.training.measures.splice import PieceBatch, Spliced
 
@@ -75,11 +77,11 @@ def load_spliced(
     for site in inputs + outputs:
         check_numbers(site, facts.sites[site], found.num_layers)
     model = load_causal_model(found).to(device)
-    places = {
-        site: find_place(site, facts.sites[site], model.base_model, found.num_layers) for site in inputs + outputs
-    }
+    tower = find_tower(model.base_model)
+    places = {site: find_place(site, facts.sites[site], tower, found.num_layers) for site in inputs + outputs}
     return Spliced(
         model=model,
+        tower=tower,
         num_layers=found.num_layers,
         inputs=tuple(places[site] for site in inputs),
         outputs=tuple(places[site] for site in outputs),
@@ -97,9 +99,10 @@ def piece_batches(
     name: str, facts: HarvestFacts, text: TextChoice, *, max_tokens: int, device: str
 ) -> Iterator[PieceBatch]:
     """The text in pieces, cut as for the harvest, until there are `max_tokens`. Raises UserError for an empty one."""
-    tokenizer = load_tokenizer(inspect_model(name))
+    model = inspect_model(name)
+    tokenizer = load_tokenizer(model)
     limit, tokenizer.model_max_length = tokenizer.model_max_length, int(1e30)
-    length = min(facts.context_length, int(limit))
+    length = min(facts.context_length, int(limit), model.max_context or facts.context_length)
     cutter = PieceCutter(tokenizer=tokenizer, context_length=length, context=facts.context)  # type: ignore[arg-type]
     builder, total = PiecesBuilder(), 0
     for piece in cutter.cut(read_documents(text, StorageSettings())):
@@ -110,9 +113,10 @@ def piece_batches(
     if not total:
         raise UserError("texts: there is no token in them")
     pieces = builder.build()
+    check_token_ids(pieces, tokenizer, [model])
     dropped = special_token_ids(tokenizer) if facts.drops_special else []
     everything = pieces.select(np.arange(len(pieces)))
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    pad_id = choose_pad_id(tokenizer, [model])
     for numbers in batches(pieces.lengths, BATCH_TOKENS):
         inputs = {key: value.to(device) for key, value in pad(everything.ids(numbers), pad_id).items()}
         is_special_BT = torch.isin(inputs["input_ids"], torch.tensor(dropped, device=device, dtype=torch.int64))

@@ -1,0 +1,162 @@
+"""In which order a model's vectors for a batch of texts lie: measured, because shapes alone do not tell.
+
+Some modules give (tokens, pieces, width), some (pieces x tokens, width), some vectors of a few tokens only, in an order
+of their own. A text run alone leaves no doubt, so a batch of two texts is compared with each of them alone. That also
+shows whether padding changes a model's vectors (FNet has no mask, ConvBERT's convolutions reach into it): then only texts
+of one length run together.
+
+Legend of shapes: B pieces of a batch, T tokens (padded), D width, N tokens of one piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from lexray.storage.errors import UserError
+from lexray.storage.harvest.site_choice import Place
+
+Inputs = Mapping[str, torch.Tensor]
+"""Keyword arguments of a model: `input_ids` and `attention_mask` (B, T), or `pixel_values`."""
+Read = Callable[[Inputs], dict[Place, torch.Tensor]]
+"""Runs the model and gives what it holds at each place, as the model lays it out."""
+
+
+class Layout(Enum):
+    """How vectors of a batch are laid out; the value is the shape."""
+
+    PIECES_FIRST = "(pieces, tokens, width)"
+    TOKENS_FIRST = "(tokens, pieces, width)"
+    FLAT = "(pieces x tokens, width)"
+
+    def fits(self, x: torch.Tensor, size: tuple[int, int]) -> bool:
+        """Whether a tensor can have this layout for `size` = (B, T)."""
+        pieces, tokens = size
+        expected = {
+            Layout.PIECES_FIRST: (pieces, tokens),
+            Layout.TOKENS_FIRST: (tokens, pieces),
+            Layout.FLAT: (pieces * tokens,),
+        }
+        return x.dim() == len(expected[self]) + 1 and x.shape[:-1] == expected[self]
+
+    def arrange(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """The vectors as (B, T, D)."""
+        if self is Layout.TOKENS_FIRST:
+            return x.transpose(0, 1)
+        return x.unflatten(0, size) if self is Layout.FLAT else x
+
+    def restore(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        """The opposite of `arrange`."""
+        if self is Layout.TOKENS_FIRST:
+            return x_BTD.transpose(0, 1)
+        return x_BTD.flatten(0, 1) if self is Layout.FLAT else x_BTD
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """How a model lays out the vectors of texts."""
+
+    of: dict[Place, Layout]
+    pads: bool
+    """Whether texts of several lengths may run together: padding changes no vector."""
+
+
+def measure_layouts(
+    read: Read, places: Mapping[str, Place], first: Inputs, *, pad_id: int = 0, batched: bool = True
+) -> Layouts:
+    """Run the longest piece of the batch `first` and another text alone and together, and compare.
+
+    The other text is its beginning, or, where padding changes vectors, the same tokens in reverse. With `batched` false
+    pieces never run together. Raises UserError for a place that has not one vector for each token, or whose vectors
+    depend on the other texts of a batch.
+    """
+    long_N = longest_piece(first)["input_ids"][0]
+    long_N = long_N.repeat(2) if len(long_N) == 1 else long_N
+    if not batched:
+        return Layouts(_compare(read, places, [long_N], pad_id), pads=False)
+    # With as many pieces as tokens it would be open which of the two comes first.
+    more = [long_N] if len(long_N) == 2 else []
+    try:
+        return Layouts(_compare(read, places, [long_N, long_N[: len(long_N) // 2], *more], pad_id), pads=True)
+    except _DependsOnBatchError:
+        pass
+    try:
+        return Layouts(_compare(read, places, [long_N, long_N.flip(0), *more], pad_id), pads=False)
+    except _DependsOnBatchError as error:
+        raise UserError(
+            f"{error} depend on the other texts of a batch; write batch_tokens: 1 to run each piece alone, "
+            "or choose another site"
+        ) from error
+
+
+class _DependsOnBatchError(Exception):
+    """Texts together give other vectors than alone; the message names the place."""
+
+
+def _compare(read: Read, places: Mapping[str, Place], texts: list[torch.Tensor], pad_id: int) -> dict[Place, Layout]:
+    alone = [read(_batch([text_N], pad_id)) for text_N in texts[:2]]
+    both, size = read(_batch(texts, pad_id)), (len(texts), len(texts[0]))
+    return {
+        place: _choose(name, place, [found[place] for found in alone], both[place], size)
+        for name, place in places.items()
+    }
+
+
+def longest_piece(inputs: Inputs) -> Inputs:
+    """The piece of a batch that has most tokens, alone and without padding; images stay together."""
+    if "input_ids" not in inputs:
+        return inputs
+    longest = int(inputs["attention_mask"].sum(1).argmax())
+    ids_N = inputs["input_ids"][longest][inputs["attention_mask"][longest].bool()]
+    return _batch([ids_N], 0)
+
+
+def _batch(texts: list[torch.Tensor], pad_id: int) -> Inputs:
+    """Texts of token ids (N) as inputs, padded on the right (B, T)."""
+    ids = pad_sequence(texts, batch_first=True, padding_value=pad_id)
+    mask = pad_sequence([torch.ones_like(text_N) for text_N in texts], batch_first=True)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def _choose(name: str, place: Place, alone: list[torch.Tensor], both: torch.Tensor, size: tuple[int, int]) -> Layout:
+    """The layout in which the vectors of two texts together, in a batch of `size` = (B, T), are those of each alone."""
+    fitting = [layout for layout in Layout if layout.fits(both, size)]
+    for layout in fitting:
+        rows = [x.reshape(-1, x.shape[-1]) for x in alone]
+        both_BTD = layout.arrange(both, size)
+        if all(_agree(x_TD[: len(x_ND)], x_ND) for x_TD, x_ND in zip(both_BTD, rows, strict=False)):
+            return layout
+    if fitting:
+        raise _DependsOnBatchError(f"sites.{name}: vectors of the {place.label}")
+    raise shape_error(name, place, both, size)
+
+
+def _agree(x_ND: torch.Tensor, expected_ND: torch.Tensor) -> bool:
+    """Whether vectors are equal but for rounding, and for tokens that rounding sends to another expert."""
+    if x_ND.shape != expected_ND.shape:
+        return False
+    tolerance, share = (0.01, 0.02) if expected_ND.dtype == torch.float32 else (0.1, 0.25)
+    distance_N = (x_ND.double() - expected_ND.double()).norm(dim=1)
+    scale_N = expected_ND.double().norm(dim=1)
+    return bool((distance_N > tolerance * (scale_N + scale_N.mean())).double().mean() <= share)
+
+
+def shape_error(name: str, place: Place, x: torch.Tensor, size: tuple[int, int]) -> UserError:
+    """What is wrong with the shape of a site's tensor for `size` = (B, T)."""
+    pieces, tokens = size
+    if x.dim() == 2 and len(x) not in (pieces, pieces * tokens):
+        return UserError(
+            f"sites.{name}: the {place.label} gives {len(x)} vectors for {pieces * tokens} tokens; "
+            "choose another module (an expert sees only the tokens that are routed to it)"
+        )
+    if x.dim() != 3:
+        return UserError(
+            f"sites.{name}: the {place.label} has the shape {tuple(x.shape)}, expected (pieces, tokens, width)"
+        )
+    return UserError(
+        f"sites.{name}: has {tuple(x.shape[:2])} vectors for (pieces, tokens) {size}; choose another module"
+    )

@@ -1,0 +1,154 @@
+"""The part of a model that reads the text: the model itself, or a language model or text encoder inside a larger one.
+
+Everything here is measured on the modules rather than listed by name. It holds for a model without weights (on
+torch's `meta` device), so a harvest file is checked before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+MAX_LAYERS = 1000
+"""A configuration that claims more layers is refused: building them takes minutes, and no published model has them."""
+_LAYER_COUNTS = ("encoder_layers", "num_encoder_layers", "num_hidden_layers", "num_layers", "n_layers", "n_layer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tower:
+    """Facts of the part of a model that reads the text."""
+
+    path: str
+    """Its path inside the whole model, empty when it is the whole model."""
+    num_layers: int
+    max_context: int | None
+    """Most tokens that it reads at once, None when nothing limits them."""
+    vocabulary: int | None
+    """Rows of its token embedding; ids from this number on do not exist. None when it has no such table."""
+
+
+class NoTowerError(ValueError):
+    """The model has no part that reads text; the message says why."""
+
+
+def describe_tower(model: Any) -> Tower:
+    """Measure the part of a `transformers` model that reads the text. Raises NoTowerError."""
+    tower = find_tower(model)
+    if tower is model:
+        path = ""
+    else:
+        path = next(name for name, module in model.named_modules() if module is tower)
+    return Tower(
+        path=path,
+        num_layers=_count_layers(tower),
+        max_context=max_positions(tower),
+        vocabulary=_vocabulary(tower),
+    )
+
+
+def find_tower(model: Any) -> Any:
+    """Return the module that reads the text. Raises NoTowerError naming what the model reads instead."""
+    tower = _inner_model(model)
+    if _is_encoder_decoder(tower):
+        whole, tower = tower, tower.get_encoder()
+        if not hasattr(tower, "config"):  # FSMT
+            tower.config = whole.config
+    if not reads(tower, "input_ids"):
+        read = getattr(tower, "main_input_name", None)
+        read = read if isinstance(read, str) and reads(tower, read) else "other inputs"
+        raise NoTowerError(f"a model of type {tower.config.model_type!r} that reads {read}, not token ids of a text")
+    return tower
+
+
+def _is_encoder_decoder(model: Any) -> bool:
+    """Whether a model has two halves; the configuration of T5's encoder stored alone does not say so."""
+    halves = [getattr(model, name, None) for name in ("encoder", "decoder")]
+    split = all(isinstance(half, nn.Module) and reads(half, "input_ids") for half in halves)
+    return split or bool(getattr(model.config, "is_encoder_decoder", False))
+
+
+def reads(module: nn.Module, name: str) -> bool:
+    """Whether the forward pass of a module takes an argument of this name."""
+    return name in inspect.signature(module.forward).parameters
+
+
+def _inner_model(model: Any) -> Any:
+    """The first module inside that was built from the text part of the model's configuration, else the model."""
+    if getattr(model.config, "is_encoder_decoder", False):
+        text_config = getattr(model.config, "text_config", None)
+    else:
+        text_config = text_config_of(model.config)
+    if text_config is None or type(text_config) is type(model.config):
+        return model
+    for module in model.modules():
+        if module is not model and type(getattr(module, "config", None)) is type(text_config):
+            inner = getattr(module, "base_model", module)
+            if getattr(inner.config, "is_encoder_decoder", False) or reads(inner, "input_ids"):
+                return inner
+    return model
+
+
+def text_config_of(config: Any) -> Any:
+    """The part of a configuration that describes the text model; the configuration itself when it has no parts."""
+    try:
+        return config.get_text_config()
+    except ValueError:  # transformers finds several parts that read text
+        return getattr(config, "text_config", config)
+
+
+def _count_layers(tower: Any) -> int:
+    """Layers of the tower: the number in its configuration for which there is a list of modules, else the first."""
+    config = text_config_of(tower.config)
+    counts = [getattr(config, name, None) for name in _LAYER_COUNTS]
+    counts = [count for count in counts if isinstance(count, int) and count > 0]
+    lengths = [len(module) for module in tower.modules() if isinstance(module, nn.ModuleList)]
+    for count in counts:
+        if count in lengths:
+            return count
+    if counts:
+        return counts[0]
+    raise NoTowerError(f"a model of type {tower.config.model_type!r}, whose configuration counts no layers")
+
+
+def max_positions(tower: Any) -> int | None:
+    """Most tokens that the tower has positions for: what its configuration says, or fewer if its tables hold fewer.
+
+    A table of learned or sinusoidal positions loses the rows before its first position: `offset` of them (OPT, BART),
+    or those up to its `padding_idx` (RoBERTa, MPNet, ESM).
+    """
+    limits = [_usable_rows(table) for table in _position_tables(tower, type(tower.config))]
+    said = getattr(text_config_of(tower.config), "max_position_embeddings", None)
+    if isinstance(said, int) and said > 0:  # XLNet says -1 for no limit
+        limits.append(said)
+    return min(limits, default=None)
+
+
+def _position_tables(module: nn.Module, config_type: type) -> Iterator[nn.Module]:
+    """Tables of absolute positions below a module, without those of towers inside it that read images."""
+    for name, child in module.named_children():
+        if isinstance(getattr(child, "config", None), config_type | None):
+            is_table = hasattr(child, "padding_idx") and hasattr(child, "weight")
+            if is_table and (name == "wpe" or name.startswith(("pos", "embed_pos", "char_pos"))):
+                yield child
+            yield from _position_tables(child, config_type)
+
+
+def _usable_rows(table: Any) -> int:
+    rows, padding = table.weight.shape[0], getattr(table, "padding_idx", None)
+    skipped = getattr(table, "offset", None)
+    if not isinstance(skipped, int):
+        skipped = 0 if padding is None else padding + 1
+    return int(rows) - skipped
+
+
+def _vocabulary(tower: Any) -> int | None:
+    try:
+        table = tower.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        table = getattr(tower, "embed_tokens", None)
+    # Only a table of embeddings has a `padding_idx`, be it None; other modules are given ids of other kinds.
+    return int(table.weight.shape[0]) if hasattr(table, "padding_idx") else None
