@@ -249,6 +249,11 @@ def _loading(name: str, field: str) -> Iterator[None]:
     except (NoTowerError, UserError):
         raise
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{field}: {name!r} needs code of its own (auto_map), which is not run; "
+                "choose a model that transformers has a class for"
+            ) from error
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"{field}: cannot load {name!r} ({lines[0]})") from error
     finally:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from harvest_cases import DOCUMENTS, WORDS, causal_model, tiny_model, write_text
+from harvest_cases import DOCUMENTS, WORDS, causal_model, save_tokenizer, tiny_model, write_text
+from model_families import make
 from torch import Tensor
 
 from lexray.storage.errors import UserError
@@ -42,12 +43,12 @@ def means_at(spliced: Spliced, batches: list[PieceBatch]) -> list[Tensor]:
     return [torch.cat([acts[place][text] for acts, text in found]).mean(0) for place in spliced.outputs]
 
 
-def dictionary_of(*means: Tensor, perfect: bool) -> Dictionary:
+def dictionary_of(*means: Tensor, perfect: bool, width: int = WIDTH) -> Dictionary:
     """One that gives every row back, or the site's mean whatever it reads."""
     sites = [
         SiteStatistics(mean=tuple(mean.tolist()), mean_squared_norm=float(mean.square().sum()) + 1) for mean in means
     ]
-    width = WIDTH * len(means)
+    width *= len(means)
     name = "topk" if len(means) == 1 else "crosscoder_batch_topk"
     config = dictionary_config(
         {"architecture": name, "width": 2 * width, "target_l0": width, "normaliser": "none" if perfect else "standard"}
@@ -223,3 +224,36 @@ def test_the_text_is_read_up_to_the_tokens_that_are_wanted(tmp_path: Path) -> No
     counts = [sum(int(batch.inputs["attention_mask"].sum()) for batch in part) for part in (whole, some)]
     assert counts[0] > 50
     assert 20 <= counts[1] < 28
+
+
+@pytest.mark.parametrize("name", ["gemma3", "llava", "qwen2_vl"])
+def test_a_language_model_inside_another_is_spliced(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    make(name).save_pretrained(folder)
+    save_tokenizer(folder, "$A")
+    facts = facts_of(site={"hidden_state": 2})
+    spliced = load_spliced(str(folder), facts, ("site",), ("site",), "cpu")
+    text = text_choice(write_text(tmp_path / "text"))
+    batches = list(piece_batches(str(folder), facts, text, max_tokens=10_000, device="cpu"))
+    found = recovered(spliced, dictionary_of(*means_at(spliced, batches), perfect=True, width=32), batches)
+    assert found["kl"]["replaced"] == pytest.approx(0, abs=1e-6)
+    assert found["kl"]["zero"] > 1e-6
+
+
+def test_the_flat_output_of_a_module_is_spliced(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    make("opt").save_pretrained(folder)
+    save_tokenizer(folder, "$A")
+    facts = facts_of(site={"module": "decoder.layers.1.fc2"})
+    spliced = load_spliced(str(folder), facts, ("site",), ("site",), "cpu")
+    text = text_choice(write_text(tmp_path / "text"))
+    batches = list(piece_batches(str(folder), facts, text, max_tokens=10_000, device="cpu"))
+    found = recovered(spliced, dictionary_of(*means_at(spliced, batches), perfect=True, width=32), batches)
+    assert found["kl"]["replaced"] == pytest.approx(0, abs=1e-6)
+    assert found["tokens_replaced"] == 45
+
+
+def test_an_encoder_decoder_is_not_spliced(tmp_path: Path) -> None:
+    make("t5").save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="is an encoder-decoder; give a causal language model"):
+        load_spliced(str(tmp_path), facts_of(site={"hidden_state": 2}), ("site",), ("site",), "cpu")
