@@ -91,16 +91,10 @@ def rows_progress(label: str, messages: Console) -> Iterator[OnRows]:
 
 def print_json(document: Any) -> None:
     """The one result of a command, on stdout: ASCII without control characters, and null for NaN and infinities."""
-    text = json.dumps(_finite(document), indent=1, default=str, allow_nan=False)
+    from lexray.training.json_values import with_nulls
+
+    text = json.dumps(with_nulls(document), indent=1, default=str, allow_nan=False)
     sys.stdout.write(text.replace("\x7f", "\\u007f") + "\n")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def print_frontier(table: Any, store: Store, messages: Console, as_json: bool) -> None:

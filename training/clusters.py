@@ -30,8 +30,18 @@ class Assignment(NamedTuple):
 
 
 @torch.no_grad()
-def kmeans(batches: Callable[[], Iterable[Tensor]], count: int, rows: Rows, seed: int, rounds: int = ROUNDS) -> Tensor:
-    """Centroids (count, D) of all ranks' rows. Raises UserError when there are fewer rows than centroids."""
+def kmeans(
+    batches: Callable[[], Iterable[Tensor]],
+    count: int,
+    rows: Rows,
+    seed: int,
+    rounds: int = ROUNDS,
+    typical_length: float = 1.0,
+) -> Tensor:
+    """Centroids (count, D) of all ranks' rows, whose scale is `typical_length`.
+
+    Raises UserError when there are fewer rows than centroids.
+    """
     centroids_CD = random_rows(batches, count, rows, seed)
     for _ in range(rounds):
         found = assign(batches(), centroids_CD, rows)
@@ -42,7 +52,7 @@ def kmeans(batches: Callable[[], Iterable[Tensor]], count: int, rows: Rows, seed
             new_CD[empty_C.nonzero()[0, 0]] = found.farthest[1:].to(new_CD.dtype)
         moved = float((new_CD - centroids_CD).norm())
         centroids_CD = new_CD
-        if moved < 1e-6 * max(1.0, float(centroids_CD.norm())):
+        if moved < 1e-6 * max(typical_length, float(centroids_CD.norm())):
             break
     return centroids_CD
 

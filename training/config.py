@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from lexray.storage.config_file import typed_config
 from lexray.storage.errors import UserError
-from lexray.storage.manifest import Manifest
+from lexray.storage.manifest import Manifest, Site
 from lexray.storage.selection import Selection
 from lexray.storage.store import StorageSettings, Store
 from lexray.storage.windows import StreamSpec
@@ -54,14 +54,24 @@ class DataConfig:
         return self.outputs or self.inputs
 
     def sites_in(self, manifest: Manifest) -> Sites:
-        """Statistics of the sites that a dictionary reads and reconstructs."""
+        """Statistics of the sites that a dictionary reads and reconstructs.
 
-        def statistics(names: tuple[str, ...]) -> tuple[SiteStatistics, ...]:
-            sites = [manifest.site(name) for name in names]
-            return tuple(SiteStatistics(mean=tuple(s.mean), mean_squared_norm=s.mean_squared_norm) for s in sites)
+        Raises UserError naming dataset and site where all rows are equal: FVU has no meaning there.
+        """
 
-        inputs = statistics(self.inputs)
-        return Sites(inputs=inputs, outputs=statistics(self.outputs) if self.outputs else inputs)
+        inputs = tuple(self._statistics(name, manifest.site(name)) for name in self.inputs)
+        outputs = tuple(self._statistics(name, manifest.site(name)) for name in self.outputs)
+        return Sites(inputs=inputs, outputs=outputs or inputs)
+
+    def _statistics(self, name: str, site: Site) -> SiteStatistics:
+        found = SiteStatistics(mean=tuple(site.mean), mean_squared_norm=site.mean_squared_norm)
+        if not found.has_variance:
+            raise UserError(
+                f"dataset {self.url}: site {name!r} has no variance: its rows have a mean squared norm of "
+                f"{found.mean_squared_norm:.3g} and differ from their mean by {found.variance:.3g}, so a dictionary "
+                "has nothing to explain; choose another site"
+            )
+        return found
 
     def stream_spec(self, part: Literal["train", "held_out"]) -> StreamSpec:
         """The stream of training rows, or of held-out ones."""

@@ -42,7 +42,7 @@ class StepRecord(NamedTuple):
         sums, rows = self.batch.sums, self.batch.rows
         terms = {name: value for name, value in sums.items() if name not in ("error", "variance", "active")}
         values = {
-            "fvu": sums["error"] / max(sums["variance"], 1e-12),
+            "fvu": sums["error"] / sums["variance"] if sums["variance"] > 0 else math.nan,
             "l0": sums["active"] / rows,
             "lr": self.lr,
             **terms,

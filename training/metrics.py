@@ -10,6 +10,7 @@ from torch import Tensor
 from lexray.training.axes import ALL_ROWS, Rows
 from lexray.training.code import Code
 from lexray.training.dictionaries.base import Dictionary, RawRows
+from lexray.training.normalisers import NO_VARIANCE
 
 METRICS_VERSION = 1
 """Of the definitions below; saved beside every logged value."""
@@ -28,10 +29,13 @@ def evaluate(
 
     - `fvu`: sum ||y - y_hat||^2 / sum ||y - mean||^2, the mean being that of these very rows. Predicting it gives 1.
       Of several sites, the mean of their values, which are `fvu/SITE` then.
-    - `explained_variance`: mean over rows of 1 - ||y - y_hat||^2 / ||y - dataset mean||^2; sites over their scale.
+    - `explained_variance`: mean over rows of 1 - ||y - y_hat||^2 / ||y - dataset mean||^2; sites over their scale. Rows
+      that equal the dataset's mean have no such value and are left out.
     - `l0`: mean number of non-zero latents per row.
     - `dead_fraction`: share of latents that were active in none of the last `dead_after_rows` training rows.
     - `rows`: how many rows were seen.
+
+    A value that has no meaning is NaN, never 0: an FVU of rows that do not differ, a mean over no rows.
 
     `k` encodes with another number of active latents than was trained. `sites` are the names of what is reconstructed.
     """
@@ -41,15 +45,15 @@ def evaluate(
         code = dictionary.encode(batch.x_BD, **other_k)
         sums.add(code, dictionary.decode(code, batch.x_BD), batch.y_BO)
     sums.values = rows.sum(sums.values)
-    fvu, num_rows = sums.fvu(), float(sums.num_rows)
+    fvu = sums.fvu()
     named = zip((f"fvu/{site}" for site in sites), fvu, strict=True) if len(fvu) > 1 and sites else ()
     return {
         "fvu": sum(fvu) / len(fvu),
         **dict(named),
-        "explained_variance": float(sums.explained) / max(1.0, num_rows),
-        "l0": float(sums.active) / max(1.0, num_rows),
+        "explained_variance": float(sums.explained / sums.off_mean),  # 0 / 0 is NaN
+        "l0": float(sums.active / sums.num_rows),
         "dead_fraction": float(dictionary.latents.sum(dictionary.dead_F.double().sum())) / dictionary.config.width,
-        "rows": num_rows,
+        "rows": float(sums.num_rows),
     }
 
 
@@ -64,35 +68,44 @@ class Sums:
         self.weights_S = torch.stack(scales_S) ** -2  # every site counts alike, whatever the length of its vectors
         num_sites = len(self.widths)
         # On the ranks' own device: NCCL adds up nothing on the host.
-        self.values = torch.zeros(3 + 2 * num_sites + len(self.mean_O), dtype=torch.float64, device=self.mean_O.device)
+        self.values = torch.zeros(4 + 2 * num_sites + len(self.mean_O), dtype=torch.float64, device=self.mean_O.device)
 
     @property
     def _parts(self) -> tuple[Tensor, ...]:
-        """Views: rows, explained variance, active latents; squared errors and distances (S each); distances (O)."""
+        """Views: rows, rows off the dataset's mean, explained variance summed over these, active latents; squared errors
+        and distances (S each); distances (O)."""
         num_sites = len(self.widths)
-        return self.values.split([1, 1, 1, num_sites, num_sites, len(self.mean_O)])
+        return self.values.split([1, 1, 1, 1, num_sites, num_sites, len(self.mean_O)])
 
     @property
     def num_rows(self) -> Tensor:
         return self._parts[0]
 
     @property
-    def explained(self) -> Tensor:
+    def off_mean(self) -> Tensor:
         return self._parts[1]
 
     @property
-    def active(self) -> Tensor:
+    def explained(self) -> Tensor:
         return self._parts[2]
+
+    @property
+    def active(self) -> Tensor:
+        return self._parts[3]
 
     def add(self, code: Code, y_hat_BO: Tensor, y_BO: Tensor) -> None:
         """A batch of raw targets, their reconstruction and code."""
-        centred_BO = y_BO.double() - self.mean_O
-        errors_SB = self._by_site(y_hat_BO.double() - y_BO.double())
+        y_BO = y_BO.double()
+        centred_BO = y_BO - self.mean_O
+        errors_SB = self._by_site(y_hat_BO.double() - y_BO)
         squares_SB = self._by_site(centred_BO)
-        explained_B = 1 - self.weights_S @ errors_SB / (self.weights_S @ squares_SB).clamp_min(1e-12)
-        num_rows, explained, active, error_S, square_S, shift_O = self._parts
+        distance_B, norm_B = self.weights_S @ squares_SB, self.weights_S @ self._by_site(y_BO)
+        off_mean_B = distance_B > NO_VARIANCE * norm_B
+        explained_B = 1 - self.weights_S @ errors_SB / distance_B
+        num_rows, off_mean, explained, active, error_S, square_S, shift_O = self._parts
         num_rows += len(y_BO)
-        explained += explained_B.sum()
+        off_mean += off_mean_B.sum()
+        explained += torch.where(off_mean_B, explained_B, 0.0).sum()
         active += self.dictionary.latents.sum(code.active_per_row.sum())
         error_S += errors_SB.sum(1)
         square_S += squares_SB.sum(1)
@@ -100,14 +113,18 @@ class Sums:
 
     @property
     def variance_S(self) -> Tensor:
-        """Sum of squared distances from the mean of the rows that were added, at each site (S)."""
-        num_rows, _, _, _, square_S, shift_O = self._parts
+        """Sum of squared distances from the mean of the rows that were added, at each site (S); NaN where the rows do
+        not differ by more than rounding, or there are none."""
+        num_rows, *_, square_S, shift_O = self._parts
         shift_S = torch.stack([part.square().sum() for part in shift_O.split(self.widths)])
-        return (square_S - shift_S / num_rows.clamp_min(1)).clamp_min(1e-12)
+        variance_S = square_S - shift_S / num_rows
+        of_mean_O = num_rows * self.mean_O.square() + 2 * self.mean_O * shift_O
+        norm_S = square_S + torch.stack([part.sum() for part in of_mean_O.split(self.widths)])
+        return torch.where(variance_S > NO_VARIANCE * torch.maximum(norm_S, square_S), variance_S, torch.nan)
 
     def fvu(self) -> list[float]:
-        """Of each site (S), about the mean of the rows that were added."""
-        fvu: list[float] = (self._parts[3] / self.variance_S).tolist()
+        """Of each site (S), about the mean of the rows that were added; NaN where these have no variance."""
+        fvu: list[float] = (self._parts[4] / self.variance_S).tolist()
         return fvu
 
     def _by_site(self, values_BO: Tensor) -> Tensor:

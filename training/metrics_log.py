@@ -1,4 +1,5 @@
-"""`metrics.jsonl` of a trial: what was logged, one JSON object per line, in order of step.
+"""`metrics.jsonl` of a trial: what was logged, one JSON object per line, in order of step. A value without meaning
+is null.
 
 The file is written whole each time (an object store cannot append), at most every `interval_s`. After a restart the
 records past the resumed step are dropped, so that no step appears twice.
@@ -17,6 +18,7 @@ from typing_extensions import TypedDict
 
 from lexray.storage.documents import OPEN, Count, Number, as_described, read_lines
 from lexray.storage.store import Store
+from lexray.training.json_values import with_nulls
 
 METRICS = "metrics.jsonl"
 MAX_BYTES = 64 * 2**20
@@ -66,5 +68,5 @@ class MetricsLog:
 
     def flush(self) -> None:
         """Write the file."""
-        self.store.write(METRICS, "".join(json.dumps(r) + "\n" for r in self.records).encode())
+        self.store.write(METRICS, "".join(json.dumps(with_nulls(r)) + "\n" for r in self.records).encode())
         self._written_at = self.clock()

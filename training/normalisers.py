@@ -27,7 +27,11 @@ from lexray.training.axes import Rows
 
 NormaliserName = Literal["none", "centre", "unit_norm", "standard", "layer_norm", "whiten"]
 
-LAYER_NORM_EPS = 1e-5
+NO_VARIANCE = 1e-12
+"""A site has no variance when its variance is at most this share of its mean squared norm: sums of equal float32 rows
+leave less than that, and rows that differ by less cannot be told from rounding."""
+LAYER_NORM_FLOOR = 1e-5
+"""A row's own deviation is at least this share of its norm, so that a constant row does not blow up its rounding."""
 WHITEN_FLOOR = 1e-4
 """Eigenvalues of the covariance below this share of their mean are raised to it: noise is not blown up."""
 
@@ -46,9 +50,19 @@ class SiteStatistics:
         return len(self.mean)
 
     @property
+    def variance(self) -> float:
+        """Mean squared distance from the mean, over all dimensions together."""
+        return max(self.mean_squared_norm - sum(m * m for m in self.mean), 0.0)
+
+    @property
+    def has_variance(self) -> bool:
+        """Whether the rows differ by more than rounding."""
+        return self.variance > NO_VARIANCE * self.mean_squared_norm
+
+    @property
     def scale(self) -> float:
-        """Root of the mean squared distance from the mean: dividing by it makes the total variance 1."""
-        return max(self.mean_squared_norm - sum(m * m for m in self.mean), 1e-12) ** 0.5
+        """Root of the variance: dividing by it makes the total variance 1. Positive without variance, too."""
+        return max(self.variance, NO_VARIANCE * self.mean_squared_norm) ** 0.5 or 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,13 +129,16 @@ class Normaliser(nn.Module):
         self.register_buffer("mean_D", mean_D)
         self.register_buffer("shift_D", mean_D.clone() if centred else torch.zeros_like(mean_D))
         self.register_buffer("scale_D", scale_D)
+        keeps_scale = kind in ("none", "centre")
+        self.typical_length = sum(site.scale**2 for site in sites) ** 0.5 if keeps_scale else 1.0
+        """Scale of normalised rows, for tolerances while training; a loaded dictionary does not know it."""
         if kind == "whiten":
             self.register_buffer("whiten_DD", torch.eye(len(mean_D)))
             self.register_buffer("unwhiten_DD", torch.eye(len(mean_D)))
 
     def _scale(self, site: SiteStatistics) -> float:
         if self.kind == "unit_norm":
-            return max(site.mean_squared_norm, 1e-12) ** 0.5
+            return site.mean_squared_norm**0.5 or 1.0
         return site.scale if self.kind == "standard" else 1.0
 
     @property
@@ -135,7 +152,9 @@ class Normaliser(nn.Module):
             return None
         x_BD = x_BD.to(self.mean_D.dtype)
         variance_B1, mean_B1 = torch.var_mean(x_BD, dim=1, keepdim=True, correction=0)
-        return RowFrame(mean_B1, (variance_B1 * x_BD.shape[1]).sqrt() + LAYER_NORM_EPS)
+        floor_B1 = LAYER_NORM_FLOOR * x_BD.norm(dim=1, keepdim=True)
+        scale_B1 = torch.maximum((variance_B1 * x_BD.shape[1]).sqrt(), floor_B1)
+        return RowFrame(mean_B1, torch.where(scale_B1 > 0, scale_B1, 1.0))
 
     def normalise(self, x_BD: Tensor, frame: RowFrame | None = None) -> Tensor:
         """Raw rows (B, D) as the dictionary sees them. `frame` spares `layer_norm` to compute it again."""

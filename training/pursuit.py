@@ -21,6 +21,8 @@ from lexray.training.axes import Latents
 from lexray.training.code import Code
 from lexray.training.selection import from_counts
 
+LEAST_SCORE = 1e-6
+"""Orthogonal pursuit is done with a row when no atom explains so small a share of its length: that is rounding."""
 OMP_CHUNK_NUMBERS = 2**25
 """Numbers that orthogonal pursuit holds of the atoms of a few rows at once."""
 
@@ -134,14 +136,14 @@ def orthogonal_pursuit(x_BD: Tensor, atoms_FD: Tensor, rule: StopRule, latents: 
 
 
 def _orthogonal(x_BD: Tensor, atoms_FD: Tensor, rule: StopRule, latents: Latents) -> tuple[Tensor, Tensor]:
-    residual_BD, num_rows = x_BD, len(x_BD)
+    residual_BD, num_rows, least_B = x_BD, len(x_BD), LEAST_SCORE * x_BD.norm(dim=1)
     picks_BT = torch.zeros(num_rows, 0, dtype=torch.int64, device=x_BD.device)
     values_BT, support_BTD = x_BD.new_zeros(num_rows, 0), x_BD.new_zeros(num_rows, 0, x_BD.shape[1])
     going_B = torch.ones(num_rows, dtype=torch.bool, device=x_BD.device)
     for _ in range(rule.rounds):
         going_B &= residual_BD.norm(dim=1) >= rule.residual_norm
         best_B, pick_B = latents.argmax(residual_BD @ atoms_FD.T)
-        going_B &= (best_B > 1e-6) & ~(picks_BT == pick_B[:, None]).any(1)
+        going_B &= (best_B > least_B) & ~(picks_BT == pick_B[:, None]).any(1)
         if not going_B.any():
             break
         pick_B = torch.where(going_B, pick_B, -1)

@@ -23,6 +23,8 @@ from lexray.training.sample import largest_keys, row_hashes
 
 ENCODER_LENGTH = 0.2
 """Length of a restarted encoder row, as a share of the living ones' mean."""
+TINY = torch.finfo(torch.float32).tiny
+"""Divides vectors of length 0 without a floor for short ones, whatever the scale of the rows."""
 
 
 def resample_dead(engine: Optimizer, raw: RawRows, total_rows: int, rows: Rows) -> int:
@@ -62,9 +64,9 @@ def worst_rows(dictionary: LearnedDictionary, raw: RawRows, count: int, rows: Ro
     # Not by calling the module: DeepSpeed's hooks would put the gathered parameters away again under ZeRO 3.
     y_hat_BO = dictionary.decode(dictionary.encode(raw.x_BD), raw.x_BD)
     error_BO = y_BO - dictionary.output.normalise(y_hat_BO, dictionary.output.frame(raw.y_BO))
-    weight_B = error_BO.square().sum(1).square().clamp_min(1e-30)
+    weight_B = error_BO.double().square().sum(1).square().clamp_min(torch.finfo(torch.float64).tiny)
     uniform_B = row_hashes(x_BD, dictionary.step).clamp(1e-9, 1 - 1e-9)
-    key_B = uniform_B.log() / weight_B.double()  # log of u^(1 / weight), up to its sign's order
+    key_B = uniform_B.log() / weight_B  # log of u^(1 / weight), up to its sign's order
     count = min(count, int(rows.sum(torch.tensor(len(x_BD), device=x_BD.device))))
     mine = torch.cat([key_B[:, None], x_BD.double(), error_BO.double()], 1)
     return largest_keys(mine, count, rows)[:, 1:].to(x_BD.dtype)
@@ -77,8 +79,8 @@ def restarts(dictionary: LearnedDictionary, dead_U: Tensor, starts: Tensor) -> d
     length = 1.0 if encoder is None else dictionary.living_mean(encoder.norm(dim=1), default=1.0)
     direction_UD = residuals_UO if dictionary.sites.reconstructs_its_input else inputs_UD
     new = {
-        "W_enc": F.normalize(direction_UD, dim=1) * ENCODER_LENGTH * length,
-        "W_dec": residuals_UO / dictionary.code_norms(residuals_UO).clamp_min(1e-12)[:, None],
+        "W_enc": F.normalize(direction_UD, dim=1, eps=TINY) * ENCODER_LENGTH * length,
+        "W_dec": residuals_UO / dictionary.code_norms(residuals_UO).clamp_min(TINY)[:, None],
     }
 
     def put(values: Tensor) -> Rewrite:

@@ -34,20 +34,23 @@ def largest_keys(keyed_BK: Tensor, count: int, rows: Rows | None = None) -> Tens
 
 
 @torch.no_grad()
-def geometric_median(batches: Callable[[], Iterable[Tensor]], rows: Rows, like: Tensor) -> Tensor:
+def geometric_median(
+    batches: Callable[[], Iterable[Tensor]], rows: Rows, like: Tensor, typical_length: float = 1.0
+) -> Tensor:
     """The point whose summed distance to all rows (any ranks' batches of (b, D)) is least (D).
 
     Weiszfeld's iteration from the mean: each round averages the rows weighted by 1 / distance to the last estimate.
+    `typical_length` is the scale of the rows; it ends once it moves by little of that.
     """
     estimate = weighted_mean(batches, rows, like, lambda x_BD: torch.ones(len(x_BD), dtype=x_BD.dtype))
     for _ in range(MEDIAN_ROUNDS):
         before = estimate
 
         def weights(x_BD: Tensor, centre: Tensor = before) -> Tensor:
-            return 1 / (x_BD - centre).norm(dim=1).clamp_min(1e-12)
+            return 1 / (x_BD - centre).norm(dim=1).clamp_min(1e-12 * typical_length)
 
         estimate = weighted_mean(batches, rows, like, weights)
-        if float((estimate - before).norm()) <= MEDIAN_TOLERANCE * max(1.0, float(before.norm())):
+        if float((estimate - before).norm()) <= MEDIAN_TOLERANCE * max(typical_length, float(before.norm())):
             break
     return estimate.to(like.dtype)
 

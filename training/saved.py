@@ -18,6 +18,7 @@ from lexray.storage.store import StorageSettings, Store, reachable
 from lexray.training.checkpoints import open_checkpoint, step_of
 from lexray.training.dictionaries import architecture, dictionary_config, make_dictionary
 from lexray.training.dictionaries.base import Dictionary
+from lexray.training.json_values import with_nulls
 from lexray.training.normalisers import Sites
 
 CONFIG, TENSORS = "config.json", "dictionary.safetensors"
@@ -34,7 +35,7 @@ def save_dictionary(
     tensors = dictionary.tensors_to_save(tensors if tensors is not None else dictionary.state_dict())
     content = {"format": FORMAT, "version": FORMAT_VERSION, **describe_dictionary(dictionary), **(about or {})}
     store.write(TENSORS, save({name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}))
-    store.write(CONFIG, json.dumps(content, indent=1).encode())  # last: a folder with a config is complete
+    store.write(CONFIG, json.dumps(with_nulls(content), indent=1).encode())  # last: a folder with a config is complete
 
 
 def load_dictionary(url: str, settings: StorageSettings | None = None) -> Dictionary:

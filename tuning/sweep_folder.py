@@ -29,6 +29,7 @@ from pydantic import TypeAdapter
 from lexray.storage.documents import Count, Finite, Number, Plain, read_document, read_lines
 from lexray.storage.errors import CorruptDataError, UserError
 from lexray.storage.store import Store, reachable
+from lexray.training.json_values import with_nulls
 from lexray.training.metrics_log import LINE, METRICS
 from lexray.training.metrics_log import MAX_BYTES as METRICS_BYTES
 from lexray.training.saved import CONFIG as DICTIONARY_CONFIG
@@ -64,7 +65,7 @@ class TrialRecord:
     """Why it failed, or which L0 was reached instead of the target."""
     workers: Count = 1
     result: dict[str, Number] = field(default_factory=dict)
-    """Held-out metrics at the end: l0, fvu, explained_variance, dead_fraction."""
+    """Held-out metrics at the end: l0, fvu, explained_variance, dead_fraction; None for one without meaning."""
     curve: Curve = field(default_factory=list)
     """The same metrics at other numbers of active latents, `k`, where the architecture offers them."""
     stopped: dict[str, Plain] = field(default_factory=dict)
@@ -98,7 +99,7 @@ class SweepFolder:
         return self.store.at_path(f"trials/{trial}")
 
     def write_trial(self, record: TrialRecord) -> None:
-        self.trial_store(record.trial).write("trial.json", json.dumps(asdict(record), indent=1).encode())
+        self.trial_store(record.trial).write("trial.json", json.dumps(with_nulls(asdict(record)), indent=1).encode())
 
     def read_trial(self, trial: str) -> TrialRecord | None:
         """The record, or None when the trial never started. Raises CorruptDataError."""

@@ -16,6 +16,7 @@ from lexray.training.config import DataConfig, EveryConfig, MeshConfig, Optimize
 from lexray.training.dictionaries import architecture, dictionary_config
 from lexray.training.dictionaries.base import DictionaryConfig
 from lexray.training.engine_settings import check_names
+from lexray.training.gradient_scale import check_gradient_scale
 from lexray.tuning.file.axes import Point, width_of
 from lexray.tuning.file.points import effective, key, points_of, shown
 from lexray.tuning.file.resources import ResourcesBlock
@@ -115,7 +116,9 @@ def trial_at(sweep: SweepFile, manifest: Manifest, training_rows: Callable[[Data
         mesh=mesh,
         every=EveryConfig(**sweep.every.model_dump()),
     )
-    check_names(config, data.sites_in(manifest))
+    sites = data.sites_in(manifest)
+    check_names(config, sites)
+    check_gradient_scale(config, sites)
     return Trial(
         id=config.trial,
         name=_name(sweep, point, config),

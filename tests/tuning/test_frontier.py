@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,18 @@ from lexray.tuning.results.frontier import (
     read_frontier,
     write_frontier,
 )
-from lexray.tuning.sweep_folder import DONE, FAILED, PAUSED, PENDING, RUNNING, STOPPED, TARGET_MISSED, TrialRecord
+from lexray.tuning.search.asking import values_of
+from lexray.tuning.sweep_folder import (
+    DONE,
+    FAILED,
+    PAUSED,
+    PENDING,
+    RUNNING,
+    STOPPED,
+    TARGET_MISSED,
+    SweepFolder,
+    TrialRecord,
+)
 
 GRID = st.sampled_from([0.0, 0.5, 1.0, 2.0, 4.0, math.nan, math.inf])
 POINTS = st.lists(st.tuples(GRID, GRID), max_size=12)
@@ -59,6 +71,20 @@ def test_the_frontier_does_not_depend_on_order(points: list[tuple[float, float]]
     array = np.array(points, dtype=np.float64).reshape(-1, 2)
     kept = non_dominated(array[:, 0], array[:, 1])
     assert non_dominated(array[order, 0], array[order, 1]).tolist() == kept[order].tolist()
+
+
+def test_a_result_without_meaning_is_null_on_disk_off_the_frontier_and_a_dash(tmp_path: Path) -> None:
+    folder = SweepFolder(Store.at(str(tmp_path)))
+    folder.write_trial(replace(record("a", 4, 0.5), result={"l0": 4.0, "fvu": math.nan, "explained_variance": math.nan}))
+    written = json.loads((tmp_path / "trials/a/trial.json").read_text(), parse_constant=pytest.fail)
+    assert written["result"] == {"l0": 4.0, "fvu": None, "explained_variance": None}
+    known = folder.read_trial("a")
+    assert known is not None
+    table = frontier_table([known, record("b", 16, 0.4)])
+    row = table[table["trial"] == "a"].iloc[0]
+    assert not row["on_frontier"]
+    assert (format_cell("fvu", row["fvu"]), format_cell("l0", row["l0"])) == ("-", "4.00")
+    assert values_of(known, with_width=False) is None
 
 
 def test_widths_do_not_compete() -> None:

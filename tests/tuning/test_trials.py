@@ -28,6 +28,8 @@ def data(tmp_path_factory) -> str:
         "positive": torch.rand(ROWS, WIDTH, generator=generator),
         "rarely_negative": torch.rand(ROWS, WIDTH, generator=generator) - 0.01,
         "loud": torch.randn(ROWS, WIDTH, generator=generator),
+        "flat": torch.full((ROWS, WIDTH), 0.1),
+        "tiny": 1e-9 * torch.randn(ROWS, WIDTH, generator=generator),
     }
     vectors["loud"][::10] *= 100
     written = write_rows(tmp_path_factory.mktemp("data"), ROWS, vectors=vectors, dtype="float32", chunk_rows=64)
@@ -243,3 +245,23 @@ def test_rules_set_options_of_the_engine(trials):
 def test_options_that_do_not_fit_are_refused(trials, changes, said):
     with pytest.raises(UserError, match=said):
         trials(**changes)
+
+
+@pytest.mark.parametrize("changes", [
+    {"data": {"site": "flat"}},
+    {"axes": axes("transcoder"), "data": {"output_site": "flat"}},
+    {"axes": axes("crosscoder"), "data": {"sites": ["early", "flat"]}},
+    {"axes": axes("topk", site=["early", "flat"])},
+])  # fmt: skip
+def test_a_site_without_variance_is_refused_by_the_plan(trials, data, changes):
+    """Every row is the same there: FVU would be 0 / 0."""
+    with pytest.raises(UserError) as error:
+        trials(**changes)
+    assert str(error.value).startswith(f"dataset {data}: site 'flat' has no variance")
+    assert "\n" not in str(error.value)
+
+
+def test_rows_that_are_too_small_for_adam_without_a_normaliser_are_refused_by_the_plan(trials):
+    assert trials(data={"site": "tiny"})
+    with pytest.raises(UserError, match="normaliser: none leaves site 'tiny' .* use normaliser: standard"):
+        trials(data={"site": "tiny"}, options={"all": {"normaliser": "none"}})

@@ -111,11 +111,13 @@ class Archetypal(LearnedDictionary):
     def prepare_atoms(self, sample: Sample) -> None:
         """Find the candidates, place the atoms, point the encoder at them."""
         seed = 0 if self.config.candidates_seed == "shared" else self.seed
-        self.candidates_CD.copy_(kmeans(self.normalised_sample(sample), self.config.num_candidates, self.rows, seed))
+        rows, length = self.normalised_sample(sample), self.output.typical_length
+        found_CD = kmeans(rows, self.config.num_candidates, self.rows, seed, typical_length=length)
+        self.candidates_CD.copy_(found_CD)
         owned = self.latents.slice_of(self.config.width)
         self.mixture_FC.copy_(initial_mixture(self.config, self.seed)[owned])
         atoms_FO = self.decoder().atoms_FO
-        self.W_enc.copy_(atoms_FO / atoms_FO.square().sum(1, keepdim=True).clamp_min(1e-6))
+        self.W_enc.copy_(atoms_FO / atoms_FO.square().sum(1, keepdim=True).clamp_min(1e-6 * length**2))
 
     # The contract ----------------------------------------------------------------------------------------------
 

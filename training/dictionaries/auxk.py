@@ -39,10 +39,16 @@ def auxk_term(
     values_N = value(chosen_preactivations(z_BF, chosen, x_BD, W_enc_FD, bias_F))
     e_hat_BO = axes.latents.sum(sparse_decode(values_N, chosen, atoms_FO))
     e_BO = residual_BO.detach()
-    return (e_BO - e_hat_BO).square().sum() / residual_variance(e_BO, total_rows, axes.rows)
+    variance = residual_variance(e_BO, total_rows, axes.rows)
+    return (e_BO - e_hat_BO).square().sum() / torch.where(variance > 0, variance, torch.inf)
 
 
 def residual_variance(e_BO: Tensor, total_rows: int, rows: Rows) -> Tensor:
-    """Sum over the global batch of the squared distance of residuals from their mean (scalar, no gradient)."""
+    """Sum over the global batch of the squared distance of residuals from their mean (scalar, no gradient).
+
+    It is at least the rounding of the residuals' own squares, and zero where nothing is left to explain.
+    """
     sums = rows.sum(torch.cat([e_BO.sum(0), e_BO.square().sum().reshape(1)]))
-    return (sums[-1] - sums[:-1].square().sum() / total_rows).clamp_min(1e-12)
+    squares = sums[-1]
+    floor = torch.finfo(squares.dtype).eps * squares
+    return torch.maximum(squares - sums[:-1].square().sum() / total_rows, floor)

@@ -61,8 +61,8 @@ class KMeans(Solved):
     @torch.no_grad()
     def prepare(self, sample: Sample) -> None:
         super().prepare(sample)
-        rows = self.normalised_sample(sample)
-        self.W_dec.copy_(kmeans(rows, self.config.width, self.rows, self.seed, STARTING_ROUNDS))
+        rows, length = self.normalised_sample(sample), self.output.typical_length
+        self.W_dec.copy_(kmeans(rows, self.config.width, self.rows, self.seed, STARTING_ROUNDS, length))
 
     @torch.no_grad()
     def learn(self, x_BD: Tensor, total_rows: int) -> Terms:

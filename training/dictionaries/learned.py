@@ -115,7 +115,8 @@ class LearnedDictionary(Dictionary):
         if self.config.bias_init == "mean":
             self.b_dec.copy_(self.output.normalised_mean_D)
         elif self.config.bias_init == "geometric_median":
-            self.b_dec.copy_(geometric_median(self.normalised_sample(sample), self.rows, self.b_dec))
+            normalised, length = self.normalised_sample(sample), self.output.typical_length
+            self.b_dec.copy_(geometric_median(normalised, self.rows, self.b_dec, length))
         self.prepare_atoms(sample)
 
     def prepare_atoms(self, sample: Sample) -> None:

@@ -98,7 +98,7 @@ class SNMF(Solved):
         super().prepare(sample)
         normalised = self.normalised_sample(sample)
         rows_FD = random_rows(lambda: map(self.to_factor, normalised()), self.config.width, self.rows, self.seed)
-        self._set_factors(F.normalize(rows_FD, dim=1))
+        self._set_factors(F.normalize(rows_FD, dim=1, eps=torch.finfo(torch.float32).tiny))
 
     @torch.no_grad()
     def learn(self, x_BD: Tensor, total_rows: int) -> Terms:
@@ -109,7 +109,8 @@ class SNMF(Solved):
         for summed, batch in ((self.sum_zz_FF, z_BF.T @ z_BF), (self.sum_zx_FD, z_BF.T @ factor_BD)):
             summed.mul_(self.config.forgetting).add_(self.rows.sum(batch))
         factors_FD = self.new_factors(self.get_buffer("factors"))
-        lengths_F = factors_FD.norm(dim=1).clamp_min(1e-12)
+        lengths_F = factors_FD.norm(dim=1)
+        lengths_F = torch.where(lengths_F > 0, lengths_F, 1.0)
         # Unit factors: codes, and the sums over them, take the lengths.
         self.sum_zz_FF.mul_(lengths_F[:, None] * lengths_F)
         self.sum_zx_FD.mul_(lengths_F[:, None])

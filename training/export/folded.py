@@ -96,7 +96,7 @@ class Folded:
 
     def with_unit_atoms(self) -> Folded:
         """Every atom of length 1, so that a code says how long its part of the row is. Raises UserError."""
-        norms_F = self.norms_F.clamp_min(1e-12)
+        norms_F = _positive(self.norms_F)
         if self.pursuit is not None:
             if (norms_F - 1).abs().max() > EQUAL_NORMS:
                 raise UserError("unit atoms: matching pursuit with atoms of other lengths gives other codes with these")
@@ -111,6 +111,11 @@ class Folded:
     def bias_of_centred_F(self) -> Tensor:
         """The bias that goes with W_enc (x - b_dec), for formats that subtract it."""
         return self.bias_F + self.W_enc_FD @ self.b_dec_O
+
+
+def _positive(norms_F: Tensor) -> Tensor:
+    """Norms that can divide: those of 0 become negligible beside the longest."""
+    return norms_F.clamp_min(1e-12 * float(norms_F.max()) or 1.0)
 
 
 def are_equal(values_F: Tensor) -> bool:
@@ -156,7 +161,7 @@ def _normalised(made: LearnedDictionary) -> Folded:
     )
     if isinstance(made, TopK) and decoder.norms_F is not None:
         # Latents are ranked by code times norm, which becomes the code.
-        folded = folded.with_scaled_latents(decoder.norms_F.clamp_min(1e-12))
+        folded = folded.with_scaled_latents(_positive(decoder.norms_F))
     if isinstance(made, JumpReLU):
         return replace(folded, threshold_F=made.threshold_F.detach())
     if isinstance(made, BatchTopK):

@@ -22,7 +22,7 @@ dimensions is within it; of wider dictionaries a sample of atoms is compared wit
 
 def unit_rows(atoms_FO: Tensor) -> Tensor:
     """The atoms as float32 vectors of length 1; an atom of length 0 stays 0, like no other."""
-    return F.normalize(atoms_FO.detach().float(), dim=1)
+    return F.normalize(atoms_FO.detach().float(), dim=1, eps=torch.finfo(torch.float32).tiny)
 
 
 def cosine_blocks(queries_QO: Tensor, keys_FO: Tensor) -> Iterator[tuple[slice, Tensor]]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lexray.storage.errors import UserError
 from lexray.training.dictionaries.base import Dictionary, RawRows
+from lexray.training.json_values import with_nulls
 from lexray.training.measures.coherence import COMPARE_FLOP, coherence
 from lexray.training.measures.firing import FiringCounts
 from lexray.training.measures.likeness import Likeness
@@ -27,7 +28,7 @@ class Measures(NamedTuple):
     """What was found."""
 
     document: dict[str, Any]
-    """Plain values, see `docs/metrics.md`."""
+    """Plain values, see `docs/metrics.md`; None where a value has no meaning."""
     fired_F: Tensor
     """Rows in which each latent is active (F), int64."""
 
@@ -61,7 +62,7 @@ def measure(dictionary: Dictionary, batches: Batches, *, max_flop: float | None 
         "description_length": rates.description_length(variance_S),
         "coherence": coherence(atoms_FO, round(first.firing.l0), max_flop=max_flop),
     }
-    return Measures(document, first.firing.counts_F.cpu())
+    return Measures(with_nulls(document), first.firing.counts_F.cpu())
 
 
 class _First:

@@ -96,7 +96,7 @@ def rounded(code: Code, norms_F: Tensor, step: float) -> Rounded:
     """Contributions rounded to multiples of `step`; what becomes 0 is not active."""
     norm_N = norms_F[code.indices]
     levels_N = (code.values * norm_N / step).round().long().clamp(-LARGEST_LEVEL, LARGEST_LEVEL)
-    values_N = torch.where(norm_N > 0, levels_N * step / norm_N.clamp_min(1e-30), 0.0).to(code.values.dtype)
+    values_N = torch.where(norm_N > 0, levels_N * step / norm_N, 0.0).to(code.values.dtype)
     return Rounded(code._replace(values=values_N), levels_N)
 
 
@@ -127,10 +127,11 @@ class _Point:
             code, levels_N = rounded(code, self.norms_F, self.step)
             self.levels += torch.bincount(levels_N + LARGEST_LEVEL, minlength=len(self.levels))
         self.firing.add(code)
-        error_BO = self.dictionary.decode(code, batch.x_BD) - batch.y_BO
-        self.error_S += torch.stack([part.square().sum(1).double().sum() for part in error_BO.split(self.widths, 1)])
+        error_BO = (self.dictionary.decode(code, batch.x_BD) - batch.y_BO).double()
+        self.error_S += torch.stack([part.square().sum() for part in error_BO.split(self.widths, 1)])
 
     def fvu(self, variance_S: Tensor) -> float:
+        """NaN where the rows of a site have no variance."""
         return float((self.error_S / variance_S).mean())
 
     def bits(self) -> float:
@@ -146,7 +147,7 @@ class Rates:
         """`contribution`: root mean square of |value| * ||atom|| over the active pairs."""
         self.dictionary, self.norms_F = dictionary, contribution_norms(dictionary)
         self.ks: list[int | None] = [None, *numbers_of_latents(dictionary, l0)]
-        steps = [0.0, *(share * max(contribution, 1e-30) for share in STEPS)]
+        steps = [0.0, *(share * (contribution or 1.0) for share in STEPS)]  # nothing active: any step does
         self.points = {(k, step): _Point(dictionary, step, self.norms_F) for k in self.ks for step in steps}
 
     def add(self, batch: RawRows) -> None:

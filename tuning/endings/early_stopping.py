@@ -123,8 +123,12 @@ def rung_steps(rules: StopRules, num_steps: int, evaluate: int) -> tuple[int, ..
 def measured(evaluations: Sequence[Mapping[str, Any]]) -> Measure:
     """The newest of a training's evaluations (`eval/l0`, `eval/fvu`, in order) and the noise of the newest few."""
     newest = evaluations[-NOISE_EVALUATIONS:]
-    l0, fvu = ([float(record[name]) for record in newest] for name in ("eval/l0", "eval/fvu"))
+    l0, fvu = ([_number(record[name]) for record in newest] for name in ("eval/l0", "eval/fvu"))
     return Measure(l0=l0[-1], fvu=fvu[-1], l0_noise=noise_of(l0), fvu_noise=noise_of(fvu))
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
 
 
 def noise_of(values: Sequence[float]) -> float:

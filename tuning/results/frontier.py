@@ -110,7 +110,7 @@ def frontier_table(records: list[TrialRecord]) -> pd.DataFrame:
 
 def _row(record: TrialRecord) -> dict[str, Any]:
     dictionary: Mapping[str, Any] = record.config.get("dictionary", {})
-    result: Mapping[str, float] = record.result if record.status in (*FINISHED, STOPPED) else {}
+    result: Mapping[str, float | None] = record.result if record.status in (*FINISHED, STOPPED) else {}
     return {
         "trial": record.trial,
         "name": record.name,

@@ -144,7 +144,8 @@ class Search:
 def values_of(record: TrialRecord, *, with_width: bool) -> tuple[float, ...] | None:
     """What is to be small of a trial that ended; None for one that failed."""
     result = record.result if record.status in (*FINISHED, STOPPED) else {}
-    values = [float(result.get(name, math.nan)) for name in ("l0", "fvu")]
+    found = [result.get(name) for name in ("l0", "fvu")]
+    values = [math.nan if value is None else value for value in found]
     values += [float(record.config["dictionary"]["width"])] if with_width else []
     return tuple(values) if all(map(math.isfinite, values)) else None
 

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from lexray.tuning.results.frontier import MISSING
 from lexray.tuning.sweep_folder import FAILED, PAUSED, STOPPED, TrialRecord
 from lexray.tuning.trial_run import TrialRun
 
@@ -120,7 +121,7 @@ def _end_line(run: TrialRun, record: TrialRecord | None) -> Text:
     if record is None or record.status == FAILED or not record.result:
         reason = record.reason if record is not None and record.reason else "ended without a word"
         return Text.assemble(("failed", "red"), f" {name}: {reason}")
-    l0, fvu = _number(record.result.get("l0"), "{:.1f}"), _number(record.result.get("fvu"), "{:.4f}")
+    l0, fvu = (_number(record.result.get(key), form) or MISSING for key, form in (("l0", "{:.1f}"), ("fvu", "{:.4f}")))
     result = f"L0 {l0}, FVU {fvu}, {record.timing.get('total_s', 0.0):.0f} s"
     note = (f" {record.status}: {record.reason}", "yellow") if record.reason else ""
     return Text.assemble(("ended", "green"), f"  {name}: {result}", note)

@@ -106,7 +106,8 @@ class WandbRuns:
         if run is None:
             return
         if record is not None:
-            run.summary.update({f"result/{k}": v for k, v in record.result.items()} | {"status": record.status})
+            result = {f"result/{k}": v for k, v in record.result.items() if v is not None}
+            run.summary.update(result | {"status": record.status})
         is_well = record is not None and (bool(record.result) or record.status in PAUSED)
         run.finish(exit_code=0 if is_well else 1)
 
@@ -178,8 +179,8 @@ class WandbRuns:
 
 
 def shown(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What W&B is told of a record: all but what single workers above the first `WORKERS_SHOWN` have to say."""
-    numbers = {name: re.search(r"_worker(\d+)$", name) for name in record}
+    """What W&B is told of a record: values that there are, of single workers the first `WORKERS_SHOWN` alone."""
+    numbers = {name: re.search(r"_worker(\d+)$", name) for name, value in record.items() if value is not None}
     return {name: record[name] for name, found in numbers.items() if found is None or int(found[1]) < WORKERS_SHOWN}
 
 
