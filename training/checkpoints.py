@@ -154,11 +154,43 @@ class StoredCheckpoint:
 
     def read(self, share: Share = WHOLE) -> Checkpoint:
         """The state as a rank holds it. Raises CorruptDataError naming the file that is missing or damaged."""
-        state: dict[str, Tensor] = {}
-        for key, stored in self._by_key().items():
-            wanted = share.to_read(key, stored[0][1].whole_rows)
-            state[key] = self._read_rows(key, stored, wanted)
+        state = self._read_keys(share)
         return Checkpoint(self.step, _below(WEIGHTS, state), _below(MOMENTS, state))
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Whole shapes of the weights and buffers by name, as the parts' files have room for.
+
+        Raises CorruptDataError where a part promises more than its file holds.
+        """
+        for part in self.manifest.parts:
+            self._check_room(part)
+        return {
+            key.removeprefix(WEIGHTS): (rows.whole_rows, *rows.shape[1:]) if rows.shape else ()
+            for key, ((_, rows), *_) in self._by_key().items()
+            if key.startswith(WEIGHTS)
+        }
+
+    def read_weights(self) -> dict[str, Tensor]:
+        """Whole weights and buffers by name, without the moments. Raises CorruptDataError like `read`."""
+        return _below(WEIGHTS, self._read_keys(WHOLE, WEIGHTS))
+
+    def _read_keys(self, share: Share, prefix: str = "") -> dict[str, Tensor]:
+        return {
+            key: self._read_rows(key, stored, share.to_read(key, stored[0][1].whole_rows))
+            for key, stored in self._by_key().items()
+            if key.startswith(prefix)
+        }
+
+    def _check_room(self, part: Part) -> None:
+        size, wanted = self.store.size(f"{self.folder}/{part.file}"), 0
+        for key, rows in part.tensors.items():
+            if rows.dtype not in DTYPES or min(rows.shape, default=0) < 0:
+                raise CorruptDataError(f"{self.folder}/{MANIFEST}: {key[:80]!r} is no tensor")
+            if rows.bytes != math.prod(rows.shape) * DTYPES[rows.dtype].itemsize:
+                raise CorruptDataError(f"{self.folder}/{MANIFEST}: {key[:80]!r} has {rows.bytes} bytes, not its shape's")
+            wanted += rows.bytes
+        if size is None or size < wanted:
+            raise CorruptDataError(f"{self.folder}/{part.file}: has {size or 0:,} bytes, the manifest says {wanted:,}")
 
     def _by_key(self) -> dict[str, list[tuple[str, StoredRows]]]:
         found: dict[str, list[tuple[str, StoredRows]]] = {}
@@ -206,7 +238,7 @@ def open_checkpoint(store: Store, folder: str) -> StoredCheckpoint:
         intact = chunk_checksum(content.encode()) == outer["xxh3"] and set(outer) == {"content", "xxh3"}
         manifest = Manifest.model_validate_json(content)
         intact = intact and manifest.version == VERSION and step_of(folder) == manifest.step and bool(manifest.parts)
-    except (ValueError, KeyError, TypeError, AttributeError, ValidationError):
+    except (ValueError, KeyError, TypeError, AttributeError, ValidationError, RecursionError):
         intact = False
     if not intact:
         raise CorruptDataError(f"{folder}/{MANIFEST}: not the manifest of this checkpoint")

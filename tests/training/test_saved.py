@@ -231,7 +231,7 @@ def test_a_missing_tensor_is_refused_by_name(folder):
 def test_tensors_of_another_width_are_refused_by_name(folder):
     content = json.loads((folder / CONFIG).read_text())
     edit(folder, dictionary={**content["dictionary"], "width": 31})
-    assert "size mismatch" in refusal(folder)
+    assert "rows_since_fired_F has the shape 30, its configuration implies 31" in refusal(folder)
 
 
 def test_another_version_is_refused_with_both_versions(folder):
@@ -241,7 +241,7 @@ def test_another_version_is_refused_with_both_versions(folder):
 
 def test_another_format_is_refused(folder):
     edit(folder, format="sae")
-    assert "has format sae" in refusal(folder)
+    assert "has format 'sae'" in refusal(folder)
 
 
 @pytest.mark.parametrize("text", ["", "{", "\x00"])

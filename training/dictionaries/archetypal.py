@@ -140,13 +140,13 @@ class Archetypal(LearnedDictionary):
         kept = {name: tensor for name, tensor in tensors.items() if name not in MADE_OF}
         return {**kept, "W_dec": atoms_of(tensors)}
 
-    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+    def take_saved_form(self) -> None:
         """Become a dictionary with plain atoms."""
+        like = self.mixture_FC
         for name in MADE_OF:
             if hasattr(self, name):
                 delattr(self, name)
-        self.W_dec = nn.Parameter(torch.zeros(self.config.width, self.sites.output_width))
-        super().load_tensors(tensors)
+        self.W_dec = nn.Parameter(like.new_empty(self.config.width, self.sites.output_width))
 
 
 MADE_OF = ("mixture_FC", "candidates_CD", "relaxation_FD", "log_scale")

@@ -209,9 +209,8 @@ class Dictionary(nn.Module):
         """Values of k at which the trained dictionary is evaluated besides its own; `encode` then takes `k=`."""
         return []
 
-    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Fill the module from a saved dictionary. Raises RuntimeError when they do not belong together."""
-        self.load_state_dict(tensors)
+    def take_saved_form(self) -> None:
+        """Have the parameters and buffers that a saved dictionary has, whatever their values: for use, not training."""
 
     def tensors_to_save(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The full state as it is published: constraints folded in."""

@@ -80,6 +80,6 @@ class Solved(Dictionary):
         """Without the sums that only further training would need."""
         return {name: t for name, t in tensors.items() if not name.startswith("sum_")}
 
-    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        sums = {name: buffer for name, buffer in self.state_dict().items() if name.startswith("sum_")}
-        super().load_tensors({**sums, **tensors})
+    def take_saved_form(self) -> None:
+        for name in [name for name, _ in self.named_buffers() if name.startswith("sum_")]:
+            delattr(self, name)
