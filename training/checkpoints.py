@@ -187,7 +187,9 @@ class StoredCheckpoint:
             if rows.dtype not in DTYPES or min(rows.shape, default=0) < 0:
                 raise CorruptDataError(f"{self.folder}/{MANIFEST}: {key[:80]!r} is no tensor")
             if rows.bytes != math.prod(rows.shape) * DTYPES[rows.dtype].itemsize:
-                raise CorruptDataError(f"{self.folder}/{MANIFEST}: {key[:80]!r} has {rows.bytes} bytes, not its shape's")
+                raise CorruptDataError(
+                    f"{self.folder}/{MANIFEST}: {key[:80]!r} has {rows.bytes} bytes, not its shape's"
+                )
             wanted += rows.bytes
         if size is None or size < wanted:
             raise CorruptDataError(f"{self.folder}/{part.file}: has {size or 0:,} bytes, the manifest says {wanted:,}")

@@ -72,8 +72,8 @@ class Sums:
 
     @property
     def _parts(self) -> tuple[Tensor, ...]:
-        """Views: rows, rows off the dataset's mean, explained variance summed over these, active latents; squared errors
-        and distances (S each); distances (O)."""
+        """Views: rows, those off the dataset's mean, explained variance of these, active latents; squared errors and
+        distances (S each); distances (O)."""
         num_sites = len(self.widths)
         return self.values.split([1, 1, 1, 1, num_sites, num_sites, len(self.mean_O)])
 

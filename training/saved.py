@@ -81,7 +81,9 @@ def _of_checkpoint(store: Store) -> Dictionary:
     try:
         with reachable("dictionary", store.url):
             stored = open_checkpoint(Store(parent, store.settings), folder)
-            dictionary = _blank(stored.manifest.about, shapes := stored.shapes(), f"dictionary {store.url}: its manifest")
+            dictionary = _blank(
+                stored.manifest.about, shapes := stored.shapes(), f"dictionary {store.url}: its manifest"
+            )
             check_shapes(shapes, shapes_of(dictionary), by="its manifest")
             tensors = dictionary.tensors_to_save(stored.read_weights())
             dictionary.take_saved_form()

@@ -78,8 +78,8 @@ def _parsed(header: bytes) -> dict[str, Any]:
 def _span(name: str, entry: Any) -> tuple[StoredTensor, int, int]:
     """A tensor, and the first byte of it and behind it."""
     match entry:
-        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end]} if (
-            dtype in ITEM_BYTES and all(map(_is_count, (*shape, begin, end)))
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end]} if dtype in ITEM_BYTES and all(
+            map(_is_count, (*shape, begin, end))
         ):
             if end - begin == math.prod(shape) * ITEM_BYTES[dtype]:
                 return StoredTensor(dtype, tuple(shape)), begin, end

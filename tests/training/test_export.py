@@ -302,9 +302,9 @@ def import_refusal(folder: Path, path: Path) -> str:
         ({"normalize_activations": "expected_average_only_in"}, "which is not in the weights"),
         ({"metadata": {}}, "written before SAELens 6"),
         ({"metadata": {"sae_lens_version": "5.10.2"}}, "written before SAELens 6"),
-        ({"architecture": "gated"}, "has no r_mag, which gated needs"),
-        ({"architecture": "jumprelu"}, "has no threshold, which jumprelu needs"),
-        ({"k": F + 1}, f"target_l0: {F + 1} must be above 0 and at most the width {F}"),
+        ({"architecture": "gated", "k": None}, "it has no b_gate, which cfg.json (gated"),
+        ({"architecture": "jumprelu", "k": None}, "it has no threshold, which cfg.json (jumprelu"),
+        ({"k": F + 1}, f"k: {F + 1} is not a whole number from 1 to {F}"),
     ],
 )
 def test_a_sae_lens_folder_that_does_not_fit_is_refused(sae_lens_folder, tmp_path, changes, reason):

@@ -75,7 +75,9 @@ def test_the_frontier_does_not_depend_on_order(points: list[tuple[float, float]]
 
 def test_a_result_without_meaning_is_null_on_disk_off_the_frontier_and_a_dash(tmp_path: Path) -> None:
     folder = SweepFolder(Store.at(str(tmp_path)))
-    folder.write_trial(replace(record("a", 4, 0.5), result={"l0": 4.0, "fvu": math.nan, "explained_variance": math.nan}))
+    folder.write_trial(
+        replace(record("a", 4, 0.5), result={"l0": 4.0, "fvu": math.nan, "explained_variance": math.nan})
+    )
     written = json.loads((tmp_path / "trials/a/trial.json").read_text(), parse_constant=pytest.fail)
     assert written["result"] == {"l0": 4.0, "fvu": None, "explained_variance": None}
     known = folder.read_trial("a")

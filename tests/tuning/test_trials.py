@@ -263,5 +263,5 @@ def test_a_site_without_variance_is_refused_by_the_plan(trials, data, changes):
 
 def test_rows_that_are_too_small_for_adam_without_a_normaliser_are_refused_by_the_plan(trials):
     assert trials(data={"site": "tiny"})
-    with pytest.raises(UserError, match="normaliser: none leaves site 'tiny' .* use normaliser: standard"):
+    with pytest.raises(UserError, match=r"normaliser: none leaves site 'tiny' .* use normaliser: standard"):
         trials(data={"site": "tiny"}, options={"all": {"normaliser": "none"}})
