@@ -38,7 +38,7 @@ Progress = Callable[[int, int], None]
 Connect = Callable[[], AbstractContextManager[None]]
 """Inside what it gives, Ray is connected."""
 
-UNCOMPARED = ("python", "threads")
+UNCOMPARED = ("python", "threads", "model_types")
 """Parts of a run that may change while a harvest is under way; threads are kept as they were."""
 
 
@@ -73,7 +73,7 @@ def harvest(
     try:
         with _open_pool(config, corpus, threads=threads, connect=connect, joins=joins) as (pool, size):
             facts = pool.describe()
-            run = _describe_run(config, facts, size.threads)
+            run = _describe_run(config, facts, size.threads) | {"model_types": _model_types(models)}
             report = corpus.report.as_dict()
             told = {"corpus": report} if report else {}
             journal = _open_journal(config, store, source | {"run": run} | told, plan)
@@ -100,6 +100,11 @@ def _model_facts(config: HarvestFile, models: dict[str, ModelFacts]) -> dict[str
     if config.models is None:
         return facts
     return {"models": {field.removeprefix("models."): fact for field, fact in facts.items()}}
+
+
+def _model_types(models: dict[str, ModelFacts]) -> dict[str, str]:
+    """The models' families by name, `model` where there is one."""
+    return {field.removeprefix("models."): facts.model_type for field, facts in models.items()}
 
 
 @contextmanager

@@ -44,6 +44,8 @@ class ModelFacts:
     """Path of the part that reads the text inside the whole model, empty for the whole."""
     vocabulary: int | None = None
     """Rows of its token embedding, None when it has no such table."""
+    model_type: str = ""
+    """Its family, as Hugging Face's configurations call it: `gpt2`, `llama`, `bert`."""
 
 
 def require_transformers() -> Any:
@@ -71,7 +73,9 @@ def inspect_model(name: str, *, field: str = "model", vision: bool = False) -> M
     check_claims(config, f"{field}: {name!r}")
     fingerprint = _hash_folder(folder) if folder.is_dir() else str(getattr(config, "_commit_hash", None))
     if vision:
-        return ModelFacts(name, field, path, _vision_layers(config, name, field), None, fingerprint)
+        tower_type = str(getattr(getattr(config, "vision_config", config), "model_type", ""))
+        layers = _vision_layers(config, name, field)
+        return ModelFacts(name, field, path, layers, None, fingerprint, model_type=tower_type)
     try:
         with _loading(name, field), torch.device("meta"):
             whole = _build(config)
@@ -80,7 +84,11 @@ def inspect_model(name: str, *, field: str = "model", vision: bool = False) -> M
         raise UserError(f"{field}: {name!r} is {error}; choose a language model or text encoder") from error
     if folder.is_dir():
         check_weights(whole, folder, field)
-    return ModelFacts(name, field, path, tower.num_layers, tower.max_context, fingerprint, tower.path, tower.vocabulary)
+    read = whole.get_submodule(tower.path) if tower.path else whole
+    return ModelFacts(
+        name, field, path, tower.num_layers, tower.max_context, fingerprint, tower.path, tower.vocabulary,
+        model_type=str(getattr(getattr(read, "config", config), "model_type", "")),
+    )  # fmt: skip
 
 
 def _vision_layers(config: Any, name: str, field: str) -> int:

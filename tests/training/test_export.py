@@ -187,7 +187,7 @@ def test_the_last_hidden_state_names_no_hook_because_models_differ_in_a_norm_beh
     about = json.loads(json.dumps(ABOUT))
     about["data"]["provenance"]["settings"]["sites"]["middle"]["hidden_state"] = 12
     export_dictionary(saved(tmp_path / "dictionary", trained("topk"), **about), "sae-lens", str(tmp_path / "out"))
-    assert json.loads((tmp_path / "out/cfg.json").read_text())["metadata"]["hook_name"] == "middle"
+    assert "hook_name" not in json.loads((tmp_path / "out/cfg.json").read_text())["metadata"]
 
 
 def test_b_dec_is_folded_out_of_every_encoder_but_that_of_matching_pursuit(tmp_path):

@@ -126,7 +126,7 @@ def _config(folded: Folded, origin: Origin, name: str) -> dict[str, Any]:
         **({"group_sizes": _group_sizes(folded).tolist()} if name == "MatryoshkaBatchTopKSAE" else {}),
         "layer": origin.layer,
         "lm_name": origin.model or "unknown",  # readers split it at slashes
-        "submodule_name": origin.hook_name,
+        "submodule_name": origin.hook_name or next(iter(origin.sites), None),
         "wandb_name": origin.architecture,
         "device": "cpu",
         "seed": None,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from lexray.training.export.hook_names import Hook, hook_of
+
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
@@ -22,47 +24,70 @@ class Origin:
     steps: int | None = None
 
     hook_name: str | None = None
-    """TransformerLens' name of the read site, or the dataset's name of it where that is not known."""
+    """TransformerLens' name of the read site; None where it has none, or another vector there."""
+    hook_name_out: str | None = None
+    """The same of the reconstructed site, where that is another."""
 
 
 def origin_of(content: dict[str, Any]) -> Origin:
     """The origin of a saved dictionary, given its `config.json`."""
-    sites, training = content.get("sites") or {}, content.get("training") or {}
-    read = [site.get("name") for site in sites.get("inputs", [])]
-    written = [site.get("name") for site in sites.get("outputs", [])]
-    provenance = (content.get("data") or {}).get("provenance") or {}
-    settings = provenance.get("settings") or {}
-    imported = ((content.get("imported") or {}).get("config") or {}).get("metadata") or {}
-    layer = _layer(provenance, read[0]) if read else None
+    sites, training = _part(content, "sites"), _part(content, "training")
+    read, written = (_names(sites.get(kind)) for kind in ("inputs", "outputs"))
+    provenance = _part(_part(content, "data"), "provenance")
+    imported = _part(_part(_part(content, "imported"), "config"), "metadata")
+    hook, hook_out = (_hook(provenance, names[0]) if names else None for names in (read, written))
+    named_alike = not written or written == read
     return Origin(
         architecture=content["dictionary"]["architecture"],
-        sites=tuple(name for name in dict.fromkeys([*read, *written]) if name),
-        model=settings.get("model") or imported.get("model_name"),
-        layer=layer,
-        hook_name=imported.get("hook_name") or _hook_name(layer) or (read[0] if read else None),
-        context_length=settings.get("context_length"),
-        l0=(content.get("held_out") or {}).get("l0"),
-        lr=(training.get("optimizer") or {}).get("lr"),
+        sites=tuple(dict.fromkeys([*read, *written])),
+        model=_model(provenance, read) or imported.get("model_name"),
+        layer=hook.output_of if hook is not None else None,
+        hook_name=imported.get("hook_name") or (hook.name if hook is not None else None),
+        hook_name_out=None if named_alike else imported.get("hook_name_out") or (hook_out.name if hook_out else None),
+        context_length=_part(provenance, "settings").get("context_length"),
+        l0=_part(content, "held_out").get("l0"),
+        lr=_part(training, "optimizer").get("lr"),
         steps=_steps(training),
     )
 
 
-def _hook_name(layer: int | None) -> str | None:
-    if layer is None:
-        return None
-    return "blocks.0.hook_resid_pre" if layer < 0 else f"blocks.{layer}.hook_resid_post"
+def _part(content: dict[str, Any], name: str) -> dict[str, Any]:
+    """A part of a document, empty where it is none."""
+    part = content.get(name)
+    return part if isinstance(part, dict) else {}
 
 
-def _layer(provenance: dict[str, Any], site: str) -> int | None:
-    """Hidden state n is what layer n - 1 gives; behind the last one, models differ in a norm that follows it."""
-    settings = provenance.get("settings") or {}
-    hidden_state = ((settings.get("sites") or {}).get(site) or {}).get("hidden_state")
-    num_layers = (provenance.get("model") or {}).get("num_layers")
-    if hidden_state is None or num_layers is None or hidden_state >= num_layers:
-        return None
-    return int(hidden_state) - 1
+def _names(sites: Any) -> list[str]:
+    found = [site.get("name") for site in sites if isinstance(site, dict)] if isinstance(sites, list) else []
+    return [name for name in found if isinstance(name, str) and name]
+
+
+def _site(provenance: dict[str, Any], name: str) -> dict[str, Any]:
+    """How the harvest file describes a site."""
+    return _part(_part(_part(provenance, "settings"), "sites"), name)
+
+
+def _model(provenance: dict[str, Any], read: list[str]) -> Any:
+    """Name or path of the model that the first site was read in."""
+    settings = _part(provenance, "settings")
+    if not read or not _part(settings, "models"):
+        return settings.get("model")
+    return _part(settings, "models").get(str(_site(provenance, read[0]).get("model")))
+
+
+def _hook(provenance: dict[str, Any], name: str) -> Hook | None:
+    """The hook of a site, by what the harvest has noted of its model."""
+    site, types = _site(provenance, name), _part(_part(provenance, "run"), "model_types")
+    model = site.get("model")
+    facts = _part(provenance, "model") if model is None else _part(_part(provenance, "models"), str(model))
+    num_layers, family = facts.get("num_layers"), types.get("model" if model is None else str(model))
+    return hook_of(
+        site,
+        num_layers=num_layers if type(num_layers) is int else None,
+        family=family if isinstance(family, str) else None,
+    )
 
 
 def _steps(training: dict[str, Any]) -> int | None:
-    rows, batch_rows = training.get("rows"), (training.get("data") or {}).get("batch_rows")
-    return rows // batch_rows if rows and batch_rows else None
+    rows, batch_rows = training.get("rows"), _part(training, "data").get("batch_rows")
+    return rows // batch_rows if type(rows) is int and type(batch_rows) is int and rows and batch_rows > 0 else None

@@ -103,7 +103,7 @@ def _metadata(origin: Origin) -> dict[str, Any]:
     known = {
         "model_name": origin.model,
         "hook_name": origin.hook_name,
-        "hook_name_out": origin.sites[1] if len(origin.sites) > 1 else None,
+        "hook_name_out": origin.hook_name_out,
         "context_size": origin.context_length,
         "l0": origin.l0,
         "training_architecture": origin.architecture,
