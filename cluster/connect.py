@@ -66,9 +66,12 @@ def connected(address: str | None, *, is_job: bool = False, pools: Sequence[Pool
 
 
 def _start_local(code: dict[str, str]) -> None:
+    from lexray.training.device import usable_gpus
+
     os.environ.update({name: value for name, value in Liveness().ray_env.items() if name not in os.environ})
     ray.init(
         address="local",
+        num_gpus=usable_gpus(),  # Ray counts also those for which this torch has no CUDA
         include_dashboard=True,  # Ray Train frees the workers of stopped trials through it
         dashboard_host="127.0.0.1",
         log_to_driver=False,

@@ -38,10 +38,9 @@ class MeasureOptions:
 
 def run_measure(url: str, options: MeasureOptions, messages: Console, as_json: bool) -> None:
     """Measure a saved dictionary on held-out rows of its dataset, and in its language model if one is given."""
-    import torch
-
     from lexray.storage.stream import local_stream
     from lexray.training.config import TrainingConfig
+    from lexray.training.device import device_of_command
     from lexray.training.measures.coherence import COMPARE_FLOP
     from lexray.training.measures.held_out import measure_held_out, write_measures
     from lexray.training.saved import load_dictionary, read_dictionary_config
@@ -56,7 +55,7 @@ def run_measure(url: str, options: MeasureOptions, messages: Console, as_json: b
     config = TrainingConfig.from_dict(content["training"]).data
     if options.data is not None:
         config = replace(config, url=Store.at(options.data).url)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_of_command().type
     with messages.status("reading held-out rows"):
         stream = local_stream(config.stream_spec("held_out"), batch_rows=config.batch_rows)
         if stream.manifest.id != config.dataset_id:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,9 +79,8 @@ def checked(plan: SweepPlan, machines: Machines) -> SweepPlan:
 
 def this_machine() -> Machines:
     """What Ray would find here, without starting it."""
-    import torch
-
     from lexray.storage.stream_memory import node_memory
+    from lexray.training.device import usable_gpus
     from lexray.tuning.placement.nodes import HEAD, Node, trials_on_head
     from lexray.tuning.planning.plan import Machines
 
@@ -89,7 +89,7 @@ def this_machine() -> Machines:
     store = min(int(STORE_SHARE * free), OBJECT_STORE_MAX_BYTES)
     if memory.shared is not None:
         store = min(store, int(SHM_SHARE * memory.shared))
-    node = Node(_cpus(), float(torch.cuda.device_count()), float(free - store))
+    node = Node(_cpus(), float(usable_gpus()), float(free - store))
     most = trials_on_head([{HEAD: 1.0, "memory": node.memory_bytes}])
     return Machines(nodes=[node], object_store_bytes=[store], trials_on_head=most)
 
@@ -127,9 +127,8 @@ def measured_speeds(plan: SweepPlan, known: Mapping[str, Speed], messages: Conso
 
     A mesh is taken to scale evenly.
     """
-    import torch
-
     from lexray.cluster.company import company
+    from lexray.training.device import usable_gpus
     from lexray.tuning.planning.forecast import kind_of
     from lexray.tuning.search.bounds import largest
 
@@ -137,11 +136,15 @@ def measured_speeds(plan: SweepPlan, known: Mapping[str, Speed], messages: Conso
     kinds = {kind_of(trial.config): trial for trial in (*plan.unfinished, *bounds)}
     wanted = {kind: t for kind, t in kinds.items() if kind not in known or known[kind].source == "measured"}
     found: dict[str, Speed] = {}
+    if not usable_gpus() and (elsewhere := [kind for kind, trial in wanted.items() if trial.footprint.on_gpu]):
+        messages.print(f"not timed: {len(elsewhere)} kind(s) of trial train on GPUs, and this machine has none")
+        wanted = {kind: trial for kind, trial in wanted.items() if kind not in elsewhere}
     if not wanted:
         return found
     threads = max(1, int(min(trial.footprint.cpus_per_worker for trial in wanted.values())))
     together = min(sum(t.footprint.workers for t in plan.expected), int(_cpus() // threads))
-    others = 0 if torch.cuda.is_available() else max(0, together - 1)
+    others = 0 if any(trial.footprint.on_gpu for trial in wanted.values()) else max(0, together - 1)
+    wanted = dict(sorted(wanted.items(), key=lambda item: not item[1].footprint.on_gpu))  # a group for NCCL serves both
     width = max(site.width for site in plan.manifest.sites.values())
     with messages.status("timing steps"), company(others, threads=threads, site_width=width):
         for _ in range(ROUNDS):
@@ -156,12 +159,14 @@ def _measured(plan: SweepPlan, trial: Trial) -> Speed:
     import torch
 
     from lexray.cluster.step_timer import StepTimer
+    from lexray.training.device import CPU, device_of_command
     from lexray.tuning.planning.forecast import Speed
 
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, int(trial.footprint.cpus_per_worker)))  # as Ray lets a worker have them
     try:
-        timer = StepTimer(trial.config.data, trial.config.dictionary, plan.manifest, trial.config.optimizer)
+        device = device_of_command() if trial.footprint.on_gpu else CPU
+        timer = StepTimer(trial.config.data, trial.config.dictionary, plan.manifest, trial.config.optimizer, device)
         trained, evaluated = timer.trained_rows_per_s(MEASURE_S), timer.evaluated_rows_per_s(MEASURE_S / 4)
     finally:
         torch.set_num_threads(threads)
@@ -234,6 +239,7 @@ def _sums(plan: Plan) -> list[tuple[str, str]]:
         read = size(plan.store_bytes)
     lines += [
         ("at once", f"{plan.at_once} trials"),
+        ("devices", _devices(todo)),
         ("memory", _made_of(max(todo, key=lambda trial: trial.memory.resident))),
         ("store", f"{read} read"),
         ("steps", f"{plan.steps:,}"),
@@ -244,6 +250,13 @@ def _sums(plan: Plan) -> list[tuple[str, str]]:
     if plan.currency:
         lines += [("cost", UNKNOWN if plan.cost is None else f"{plan.cost:,.2f} {plan.currency}")]
     return lines
+
+
+def _devices(trials: Sequence[TrialPlan]) -> str:
+    """What the workers of the trials compute on, and how many trials do."""
+    counts = Counter(trial.gpus / trial.workers for trial in trials)
+    kinds = (("CPUs" if not gpus else f"{gpus:g} GPU a worker", count) for gpus, count in sorted(counts.items()))
+    return ", ".join(f"{kind} ({count} trial(s))" for kind, count in kinds)
 
 
 def _made_of(trial: TrialPlan) -> str:

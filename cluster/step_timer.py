@@ -5,18 +5,21 @@ from __future__ import annotations
 from functools import cached_property
 from itertools import count
 
+import torch
+
 from lexray.storage.bench import median_seconds
 from lexray.storage.manifest import Manifest
 from lexray.storage.stream import local_stream
 from lexray.training.axes import ALL_ROWS
 from lexray.training.batches import raw_rows
 from lexray.training.config import DataConfig, OptimizerConfig, TrainingConfig
+from lexray.training.device import device_of_command
 from lexray.training.dictionaries.base import Dictionary, DictionaryConfig, RawRows
 from lexray.training.loop import global_sums
 from lexray.training.mesh import ONE_RANK
 from lexray.training.metrics import evaluate
 from lexray.training.optimizer import Optimizer
-from lexray.training.start import build_dictionary, ensure_process_group, make_engine, training_device
+from lexray.training.start import build_dictionary, ensure_process_group, make_engine
 
 MANY_STEPS = 10**6
 """Of the training whose beginning is measured; its schedules hardly move."""
@@ -33,8 +36,11 @@ class StepTimer:
         dictionary: DictionaryConfig,
         manifest: Manifest,
         optimizer: OptimizerConfig | None = None,
+        device: torch.device | None = None,
     ) -> None:
-        ensure_process_group()
+        """`device` is where it trains; None: on this machine's first GPU, or on its CPUs without one."""
+        self.device = device_of_command() if device is None else device
+        ensure_process_group(self.device)
         self.manifest = manifest
         self.config = TrainingConfig(
             dictionary=dictionary,
@@ -49,11 +55,11 @@ class StepTimer:
         data = self.config.data
         stream = local_stream(data.stream_spec("train"), batch_rows=data.batch_rows)
         steps = range(min(SAMPLE_BATCHES, stream.steps_per_epoch))
-        return [raw_rows(stream.batch(step), data, training_device()) for step in steps]
+        return [raw_rows(stream.batch(step), data, self.device) for step in steps]
 
     @cached_property
     def dictionary(self) -> Dictionary:
-        made = build_dictionary(self.config, self.manifest).to(training_device())
+        made = build_dictionary(self.config, self.manifest).to(self.device)
         if made.needs_sample:
             made.prepare(lambda: self.batches)
         return made

@@ -12,14 +12,19 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read by DeepSpeed when it is imported
+from lexray.training.device import ACCELERATOR, CPU
+
+os.environ.setdefault(ACCELERATOR, CPU.type)  # unless a worker with a GPU said so before
 
 import deepspeed
+from deepspeed.accelerator import get_accelerator, set_accelerator
+from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
 
 from lexray.training.adam_states import ADAM_MOMENTS, AdamStates
 from lexray.training.checkpoint_parts import MOMENTS, WEIGHTS
@@ -64,6 +69,8 @@ class Engine:
         self, dictionary: Dictionary, config: OptimizerConfig, workers: MeshConfig, mesh: Mesh = ONE_RANK
     ) -> None:
         self.dictionary, self.mesh = dictionary, mesh
+        device = dictionary.input.mean_D.device
+        _accelerate_on(device)
         self.zero_stage, self.micro_batches = workers.stage, workers.micro_batches
         _mark_split(dictionary)
         self._loss_of = _LossOf(dictionary, config.precision)
@@ -71,12 +78,16 @@ class Engine:
         wanted = [(group["names"], group["lr_scale"]) for group in groups]
         self._adam = torch.optim.Adam(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
         self._engine, *_ = deepspeed.initialize(
+            args=SimpleNamespace(device_rank=device.index or 0),  # else it takes the GPU whose number is LOCAL_RANK
             model=self._loss_of,
             optimizer=self._adam,
-            config=deepspeed_config(config, workers, sum(p.numel() for p in dictionary.parameters())),
+            config=deepspeed_config(
+                config, workers, sum(p.numel() for p in dictionary.parameters()), on_gpu=device.type == "cuda"
+            ),
             mpu=mesh if mesh.place.size > 1 else None,
             dist_init_required=False,
         )
+        assert self.device == device, f"DeepSpeed took {self.device}, the dictionary lies on {device}"
         self._states = AdamStates(self._engine, self._adam, self.zero_stage, mesh.place)
         peak_lr = config.peak_lr(dictionary.config.width)
         self._set_lr(peak_lr)
@@ -198,6 +209,15 @@ class Engine:
             self._engine.backward(self._engine(x_BD, self.mesh.place.data, y_BO) * 0.0)
             self._engine.step()
         self._states.find()
+
+
+def _accelerate_on(device: torch.device) -> None:
+    """Have DeepSpeed compute on devices of this type, whatever it found when it was imported.
+
+    A process has engines on both only where a command times trials with GPUs and without.
+    """
+    if get_accelerator().device_name() != device.type:
+        set_accelerator(CUDA_Accelerator() if device.type == "cuda" else CPU_Accelerator())
 
 
 def _mark_split(dictionary: Dictionary) -> None:

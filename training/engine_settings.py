@@ -57,7 +57,9 @@ def check_groups(live: list[LiveGroup], wanted: list[LiveGroup]) -> None:
         raise RuntimeError(f"DeepSpeed's optimizer has the groups {live}, asked for were {wanted}")
 
 
-def deepspeed_config(config: OptimizerConfig, workers: MeshConfig, num_parameters: int) -> dict[str, Any]:
+def deepspeed_config(
+    config: OptimizerConfig, workers: MeshConfig, num_parameters: int, *, on_gpu: bool = False
+) -> dict[str, Any]:
     """DeepSpeed's own configuration: fp32 parameters and reductions, nothing printed, nothing compiled."""
     bucket = min(REDUCE_BUCKET, max(1, round(BUCKET_SHARE * num_parameters)))
     # Every parameter is sharded, however small: what a rank holds is then a formula.
@@ -67,7 +69,7 @@ def deepspeed_config(config: OptimizerConfig, workers: MeshConfig, num_parameter
         "stage3_param_persistence_threshold": 0,
     }
     if workers.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
     return {
         "train_micro_batch_size_per_gpu": 1,  # used by DeepSpeed for its reports alone
         "gradient_accumulation_steps": workers.micro_batches,

@@ -13,30 +13,24 @@ from lexray.storage.stream import BatchStream
 from lexray.training.axes import ONE_PROCESS, Axes
 from lexray.training.batches import raw_rows
 from lexray.training.config import TrainingConfig
+from lexray.training.device import ACCELERATOR, CPU, backend_of
 from lexray.training.dictionaries import make_dictionary
 from lexray.training.dictionaries.base import Dictionary, RawRows
-from lexray.training.engine import Engine
 from lexray.training.mesh import Mesh, Place
 from lexray.training.optimizer import Optimizer
 from lexray.training.solver import Solver
 
 
-def ensure_process_group() -> None:
-    """A group of one where nobody made one: DeepSpeed wants one always."""
+def ensure_process_group(device: torch.device = CPU) -> None:
+    """Make a group of one, for tensors on `device` and on the host, where there is none: DeepSpeed always wants one."""
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed refuses to start without it
     if not dist.is_initialized():
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(
-            backend,
+            "gloo" if device == CPU else f"cpu:gloo,{device.type}:{backend_of(device)}",
             store=dist.HashStore(),  # type: ignore[attr-defined]
             rank=0,
             world_size=1,
         )
-
-
-def training_device() -> torch.device:
-    """Where this rank computes: collectives of NCCL need their tensors there, from the first starting value on."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def place_in(config: TrainingConfig, rank: int) -> Place:
@@ -58,7 +52,10 @@ def sample_rows(config: TrainingConfig, stream: BatchStream, device: torch.devic
 
 
 def make_engine(dictionary: Dictionary, config: TrainingConfig, mesh: Mesh) -> Optimizer:
-    """What changes the dictionary as it asks for."""
+    """Return what changes the dictionary as it asks for, on the device where the dictionary lies."""
     if dictionary.learns_by == "statistics":
         return Solver(dictionary)
+    os.environ.setdefault(ACCELERATOR, dictionary.input.mean_D.device.type)
+    from lexray.training.engine import Engine  # DeepSpeed takes an accelerator for good when it is imported
+
     return Engine(dictionary, config.optimizer, config.mesh, mesh)

@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+import torch
 import torch.distributed as dist
 
 from lexray.storage.errors import UserError
@@ -18,6 +19,7 @@ from lexray.training.checkpoint_parts import Share
 from lexray.training.checkpoint_writer import CheckpointWriter
 from lexray.training.config import TrainingConfig
 from lexray.training.data_traffic import DataTraffic
+from lexray.training.device import CPU
 from lexray.training.hooks import CheckpointHook, Emit, EndHook, EvaluateHook, LogHook, TimedCheckpointHook
 from lexray.training.loop import Hook, run_hooks, training_steps
 from lexray.training.mesh import Mesh, connect
@@ -26,7 +28,7 @@ from lexray.training.metrics_log import MetricsLog
 from lexray.training.optimizer import Optimizer
 from lexray.training.resume import new_attempt, newest_state
 from lexray.training.saved import describe_dictionary, save_dictionary, to_state_dict
-from lexray.training.start import build_dictionary, make_engine, place_in, sample_rows, training_device
+from lexray.training.start import build_dictionary, make_engine, place_in, sample_rows
 from lexray.training.watch import BEAT_S, SILENT_AFTER_BEATS, Alone, RowCheck, Watch, exchange_seats
 
 PATIENCE_S = 20.0
@@ -99,8 +101,8 @@ class Trainer:
     rank, or on none; asked on rank 0 alone."""
     pause: Callable[[], str] | None = None
     """The same, asked every `every.log` steps: why the training saves its state and ends, to be gone on with later."""
-    may_share_device: bool = False
-    """Whether ranks may compute on one GPU."""
+    device: torch.device = CPU
+    """Where this rank computes. Collectives of NCCL need their tensors there, from the first starting value on."""
     timeout_s: float = 600.0
     """How long ranks wait for each other, in a collective and for parts of a checkpoint."""
     rank: int = field(default_factory=lambda: dist.get_rank())
@@ -121,19 +123,19 @@ class Trainer:
         return Watch(rank=self.rank, num_ranks=self.num_ranks, interval_s=interval_s)
 
     def _build(self) -> Parts:
-        mesh = connect(place_in(self.config, self.rank), training_device(), self.timeout_s)
+        mesh = connect(place_in(self.config, self.rank), self.device, self.timeout_s)
         assert mesh.place.size == self.num_ranks, (mesh.place, self.num_ranks)
         stream, held_out = self._stream("train", mesh), self._stream("held_out", mesh)
-        dictionary = build_dictionary(self.config, stream.manifest, mesh.axes).to(training_device())
+        dictionary = build_dictionary(self.config, stream.manifest, mesh.axes).to(self.device)
         share = Share(mesh.place, dictionary.split_names())
         state = newest_state(self.store.at_path("checkpoints"), share, mesh)
         start = state.step if state else 0
         row_ids = stream.batch(start).row_ids
-        exchange_seats(mesh, row_ids, training_device(), may_share_device=self.may_share_device)
+        exchange_seats(mesh, row_ids, self.device)
         if state is not None:
             dictionary.load_state_dict(state.weights)
         elif dictionary.needs_sample:
-            dictionary.prepare(lambda: sample_rows(self.config, stream, training_device()))
+            dictionary.prepare(lambda: sample_rows(self.config, stream, self.device))
         engine = make_engine(dictionary, self.config, mesh)
         if state is not None:
             engine.restore(state)

@@ -177,15 +177,15 @@ def seat_of(row_ids: np.ndarray, device: torch.device) -> Seat:
     return Seat(socket.gethostname(), uuid, xxhash.xxh3_64_hexdigest(np.ascontiguousarray(row_ids).tobytes()))
 
 
-def check_seats(seats: Sequence[Seat], places: Sequence[Place], *, may_share_device: bool) -> None:
+def check_seats(seats: Sequence[Seat], places: Sequence[Place]) -> None:
     """Raise RuntimeError naming two ranks that share what they must not share, or read other rows than they must."""
     for a, first in enumerate(seats):
         for b in range(a + 1, len(seats)):
             second, same_data = seats[b], places[a].data_index == places[b].data_index
-            if first.device and first[:2] == second[:2] and not may_share_device:
+            if first.device and first[:2] == second[:2]:
                 raise RuntimeError(
-                    f"ranks {a} and {b} both compute on {first.device} of {first.host}; "
-                    "give resources.gpus_per_worker below 1 if they are meant to share it"
+                    f"ranks {a} and {b} both compute on GPU {first.device} of {first.host}, and NCCL needs one for "
+                    "each; look whether CUDA_VISIBLE_DEVICES names a GPU twice there"
                 )
             if (first.rows == second.rows) != same_data:
                 what = "read the same rows, but split them" if not same_data else "read other rows, but share them"
@@ -229,7 +229,7 @@ def check_rows(step: int, by_rank: Sequence[np.ndarray], planned: np.ndarray, fe
         )
 
 
-def exchange_seats(mesh: Mesh, row_ids: np.ndarray, device: torch.device, *, may_share_device: bool) -> None:
+def exchange_seats(mesh: Mesh, row_ids: np.ndarray, device: torch.device) -> None:
     """Every rank calls it before its first step; raises on all of them when something is wrong on one."""
     place = mesh.place
     if place.size == 1:
@@ -237,4 +237,4 @@ def exchange_seats(mesh: Mesh, row_ids: np.ndarray, device: torch.device, *, may
     seats: list[Seat | None] = [None] * place.size
     dist.all_gather_object(seats, seat_of(row_ids, device))
     places = [Place(rank=rank, data=place.data, feature=place.feature) for rank in range(place.size)]
-    check_seats([seat for seat in seats if seat is not None], places, may_share_device=may_share_device)
+    check_seats([seat for seat in seats if seat is not None], places)

@@ -16,11 +16,13 @@ from lexray.storage.manifest import MANIFEST, Manifest, load_manifest
 from lexray.storage.store import Store, reachable
 from lexray.storage.stream import local_stream
 from lexray.storage.stream_memory import StreamShape
-from lexray.tuning.endings.ends import Ends, check_ends, ends_of
+from lexray.training.device import usable_gpus
+from lexray.tuning.endings.ends import Ends, check_ends, check_gpu_hours, ends_of
 from lexray.tuning.endings.verdicts import check_rungs
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.placement.nodes import Node, refuse_what_never_fits
 from lexray.tuning.planning.forecast import Speed
+from lexray.tuning.planning.gpu_choice import gpu_lines, with_gpus
 from lexray.tuning.planning.mesh_choice import Room, rooms_of, with_mesh
 from lexray.tuning.planning.plan import Machines, Plan, make_plan
 from lexray.tuning.planning.room import refuse_what_has_no_room
@@ -166,30 +168,38 @@ def _check_nonnegative(trials: list[Trial]) -> None:
 
 
 def with_meshes(plan: SweepPlan, nodes: Sequence[Node]) -> SweepPlan:
-    """The plan with the meshes chosen that the sweep file leaves open. Raises UserError where none fits."""
+    """The plan with the GPUs and meshes chosen that the sweep file leaves open. Raises UserError where none fits."""
     gpu_bytes = gpu_bytes_of(plan.sweep)
 
     def rooms(footprint: Footprint) -> list[Room]:
         return rooms_of(nodes, footprint, gpu_bytes)
 
+    def decide(trial: Trial) -> Trial:
+        return with_mesh(with_gpus(trial, nodes), plan.manifest, rooms)
+
     def fit(trial: Trial) -> Trial:
-        fitted = with_mesh(trial, plan.manifest, rooms)
+        fitted = decide(trial)
         refuse_what_never_fits([fitted], nodes)
         refuse_what_has_no_room([fitted], plan.manifest, nodes, gpu_bytes)
         return fitted
 
-    decided = [with_mesh(trial, plan.manifest, rooms) for trial in plan.unfinished]
+    decided = [decide(trial) for trial in plan.unfinished]
+    for line in gpu_lines(plan.unfinished, decided, nodes):
+        log.info("%s", line)
     for trial in (now for before, now in zip(plan.unfinished, decided, strict=True) if before.auto_mesh):
         mesh = trial.config.mesh
         log.info(
             "%s: a mesh of %d x %d workers (data x feature), ZeRO %d", trial.name, mesh.data, mesh.feature, mesh.stage
         )
     search = plan.search.fitted(fit) if plan.search is not None and plan.to_ask else plan.search
-    return replace(plan, unfinished=decided, search=search)
+    plan = replace(plan, unfinished=decided, search=search)
+    if plan.expected:
+        check_gpu_hours(plan.sweep, plan.expected)
+    return plan
 
 
 def gpu_bytes_of(sweep: SweepFile) -> int | None:
     """Memory of a GPU as the file says, else of the first one here; Ray does not know that of others."""
     if sweep.resources.gpu_memory_gib is not None:
         return round(sweep.resources.gpu_memory_gib * 2**30)
-    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+    return torch.cuda.get_device_properties(0).total_memory if usable_gpus() else None

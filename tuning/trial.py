@@ -12,7 +12,6 @@ from typing import Any
 
 import ray
 import ray.train
-import ray.train.torch
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
@@ -21,9 +20,10 @@ from lexray.storage.errors import UserError
 from lexray.storage.server import ServedWindows
 from lexray.storage.windows import LocalWindows, WindowReader, local_chunks
 from lexray.training.checkpoint_writer import delete_temporary
+from lexray.training.device import use_device
 from lexray.training.loop import TrainingFailedError
 from lexray.training.measures.held_out import measure_trial
-from lexray.training.start import ensure_process_group, training_device
+from lexray.training.start import ensure_process_group
 from lexray.training.trainer import OpenStream, Trainer
 from lexray.tuning.attempts import Attempts, sweep_is_over
 from lexray.tuning.endings.ends import Meter, Pause, read_spent
@@ -36,6 +36,7 @@ from lexray.tuning.records import ended_record, new_record, reason_of
 from lexray.tuning.sweep_folder import FAILED, MOVING, PAUSED, RUNNING, TrialRecord
 from lexray.tuning.train_here import ReportToTune, TrainHere
 from lexray.tuning.trial_run import TrialRun
+from lexray.tuning.worker_device import device_of_worker
 
 log = logging.getLogger("lexray")
 
@@ -131,13 +132,11 @@ def torch_trainer(
         train_loop_config={"run": run, "meter": meter, "began_s": began_s},
         scaling_config=ScalingConfig(  # type: ignore[call-arg]
             num_workers=footprint.workers,
-            use_gpu=footprint.gpus_per_worker > 0,
+            use_gpu=footprint.on_gpu,
             resources_per_worker={"CPU": footprint.cpus_per_worker, "GPU": footprint.gpus_per_worker},
             label_selector=[{"ray.io/node-id": node_id} for node_id in run.nodes] or None,
         ),
-        torch_config=WorkersConfig(
-            backend="nccl" if footprint.gpus_per_worker else "gloo", timeout_s=round(footprint.timeout_s)
-        ),
+        torch_config=WorkersConfig(on_gpu=footprint.on_gpu, timeout_s=round(footprint.timeout_s)),
         run_config=RunConfig(
             name=run.trial.id,
             storage_path=run.ray_storage_path,
@@ -170,19 +169,19 @@ class BoundedReports:
 def train_worker(config: dict[str, Any]) -> None:
     """What each Ray Train worker runs. The first says what became of the trial, while this attempt has its folder."""
     run: TrialRun = config["run"]
-    if torch.cuda.is_available():
-        torch.cuda.set_device(ray.train.torch.get_device())
-    ensure_process_group()
+    device = device_of_worker(on_gpu=run.trial.footprint.on_gpu)
+    use_device(device)
+    ensure_process_group(device)
     fence = run.fence
     is_first = ray.train.get_context().get_world_rank() == 0
     with fence.watching() if is_first else nullcontext():
-        record = _trained(run, config["meter"], config["began_s"], fence)
+        record = _trained(run, config["meter"], config["began_s"], fence, device)
     if is_first:
         fence.confirm()
         run.folder.write_trial(replace(record, memory={"peak_bytes": peak_resident_bytes()}))
 
 
-def _trained(run: TrialRun, meter: Meter, began_s: float, fence: Fence) -> TrialRecord:
+def _trained(run: TrialRun, meter: Meter, began_s: float, fence: Fence, device: torch.device) -> TrialRecord:
     """Train this worker's share; the record of the trial as that ended."""
     rank, store = ray.train.get_context().get_world_rank(), fence.fenced_store
     trainer = Trainer(
@@ -190,7 +189,7 @@ def _trained(run: TrialRun, meter: Meter, began_s: float, fence: Fence) -> Trial
         store=store,
         trial=run.trial.id,
         timeout_s=run.trial.footprint.timeout_s,
-        may_share_device=run.trial.footprint.gpus_per_worker < 1,
+        device=device,
         open_stream=_nearest_stream(run, f"{run.trial.id}/{rank}"),
         on_evaluation=BoundedReports(run.trial.config.num_steps),
         verdict=run.judge,
@@ -202,7 +201,7 @@ def _trained(run: TrialRun, meter: Meter, began_s: float, fence: Fence) -> Trial
     try:
         result = trainer.run()
         if rank == 0 and result.ended == "done":  # by one worker alone: the others did their part
-            measure_trial(store, trainer.open_stream, run.trial.config.data, training_device())
+            measure_trial(store, trainer.open_stream, run.trial.config.data, device)
         return ended_record(run, record, result, time.time() - began_s)
     except (UserError, TrainingFailedError) as error:  # raised on every rank; another attempt would end the same way
         return replace(record, status=FAILED, reason=str(error))

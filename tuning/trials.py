@@ -44,6 +44,11 @@ class Footprint:
     def gpus(self) -> float:
         return self.workers * self.gpus_per_worker
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether its workers compute on GPUs. Nothing else decides it, whatever GPUs their nodes have."""
+        return self.gpus_per_worker > 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
@@ -59,6 +64,8 @@ class Trial:
     """Of the sweep's axes."""
     number: int | None = None
     """Its place in a search that chooses points while the sweep runs."""
+    auto_gpus: bool = False
+    """Whether GPUs are still to be chosen for it, from what the nodes have; until then it has none."""
     auto_mesh: bool = False
     """Whether its mesh is still to be chosen, from what the nodes have (`lexray.tuning.planning.mesh_choice`)."""
 
@@ -89,10 +96,13 @@ def trial_at(sweep: SweepFile, manifest: Manifest, training_rows: Callable[[Data
     resources = checked_block(sweep.resources, _mesh_settings(settings))
     changes = _part(point, ("lr",)) | _part(settings, TRAINING_SETTINGS)
     training = checked_block(sweep.training, changes | ({"epochs": None} if "rows" in settings else {}))
-    axes = resources.axes
+    resources.check_gpus()
+    axes, gpus = resources.axes, resources.gpus_per_worker
     footprint = Footprint(
         workers=axes.data * axes.feature,
-        **_part(resources.model_dump(), ("cpus_per_worker", "gpus_per_worker", "timeout_s")),
+        cpus_per_worker=resources.cpus_per_worker,
+        gpus_per_worker=0.0 if gpus == "auto" else gpus,
+        timeout_s=resources.timeout_s,
     )
     data = data_config(sweep, manifest, point)
     dictionary = dictionary_config(_dictionary_options(sweep, manifest, data, point, settings))
@@ -125,6 +135,7 @@ def trial_at(sweep: SweepFile, manifest: Manifest, training_rows: Callable[[Data
         config=config,
         footprint=footprint,
         point=point,
+        auto_gpus=gpus == "auto",
         auto_mesh=resources.mesh == "auto",
     )
 

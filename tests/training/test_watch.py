@@ -110,10 +110,9 @@ def seats(rows: str, devices: str = "    ", hosts: str = "hhhh") -> list[Seat]:
 
 
 def test_ranks_of_one_mesh_read_what_they_must():
-    check_seats(seats("aabb"), PLACES, may_share_device=False)
-    check_seats(seats("aabb", "0123"), PLACES, may_share_device=False)
-    check_seats(seats("aabb", "0101", "hhkk"), PLACES, may_share_device=False)
-    check_seats(seats("aabb", "0000"), PLACES, may_share_device=True)
+    check_seats(seats("aabb"), PLACES)
+    check_seats(seats("aabb", "0123"), PLACES)
+    check_seats(seats("aabb", "0101", "hhkk"), PLACES)
 
 
 @pytest.mark.parametrize(
@@ -121,12 +120,12 @@ def test_ranks_of_one_mesh_read_what_they_must():
     [
         (seats("aaaa"), "ranks 0 and 2 read the same rows, but split them"),
         (seats("abcc"), "ranks 0 and 1 read other rows, but share them"),
-        (seats("aabb", "0121"), "ranks 1 and 3 both compute on 1 of h"),
+        (seats("aabb", "0121"), "ranks 1 and 3 both compute on GPU 1 of h, and NCCL needs one for each"),
     ],
 )
 def test_ranks_that_share_what_they_must_not_are_named(found, line):
     with pytest.raises(RuntimeError, match=line):
-        check_seats(found, PLACES, may_share_device=False)
+        check_seats(found, PLACES)
 
 
 def test_a_seat_tells_rows_apart():

@@ -97,7 +97,7 @@ def test_a_sweep_whose_hours_are_spent_is_refused_with_both_numbers(data, tmp_pa
         ({"deadline": "2090-01-31T18:00:00"}, "has no time zone"),
         ({"deadline": "tomorrow"}, "neither hours nor a time"),
         ({"deadline": 0}, "neither hours above 0"),
-        ({"gpu_hours": 3}, "no trial has a GPU"),
+        ({"gpu_hours": 3, "resources": {"gpus_per_worker": 0}}, "no trial has a GPU"),
         ({"cpu_hours": -3}, "cpu_hours"),
     ],
 )

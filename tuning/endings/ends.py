@@ -229,10 +229,7 @@ def check_ends(sweep: EndsBlock, ends: Ends, trials: Sequence[Trial], now_s: flo
     if ends.deadline_s is not None and ends.deadline_s <= now_s:
         passed, now = in_utc(ends.deadline_s), in_utc(now_s)
         raise UserError(f"deadline: {passed} has passed, it is {now}; give a later one or leave it out")
-    if sweep.gpu_hours is not None and not any(trial.footprint.gpus for trial in trials):
-        raise UserError(
-            f"gpu_hours: {sweep.gpu_hours:g}, but no trial has a GPU (resources.gpus_per_worker is 0); use cpu_hours"
-        )
+    check_gpu_hours(sweep, trials)
     for name, hours, spent_s in (
         ("gpu_hours", sweep.gpu_hours, ends.before.gpu_s),
         ("cpu_hours", sweep.cpu_hours, ends.before.cpu_s),
@@ -241,6 +238,15 @@ def check_ends(sweep: EndsBlock, ends: Ends, trials: Sequence[Trial], now_s: flo
             raise UserError(
                 f"{name}: {spent_s / SECONDS_PER_HOUR:.3g} of {hours:g} are spent; raise it or leave it out"
             )
+
+
+def check_gpu_hours(sweep: EndsBlock, trials: Sequence[Trial]) -> None:
+    """Raise UserError for a cap on the hours of GPUs where no trial has any, or may still be given one."""
+    if sweep.gpu_hours is not None and not any(trial.footprint.on_gpu or trial.auto_gpus for trial in trials):
+        raise UserError(
+            f"gpu_hours: {sweep.gpu_hours:g}, but no trial has a GPU (resources.gpus_per_worker is 0, or auto on a "
+            "cluster without GPUs); use cpu_hours"
+        )
 
 
 def _spent_before(folder: SweepFolder) -> Spent:

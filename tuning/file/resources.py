@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from lexray.storage.config_file import MAX_SECONDS, FileModel
+from lexray.storage.errors import UserError
 
 
 class MeshBlock(FileModel):
@@ -39,7 +41,9 @@ class ResourcesBlock(FileModel):
     mesh: MeshBlock | Literal["auto"] | None = None
     """Workers along both axes; `auto` takes the smallest mesh whose workers have room on the cluster's nodes."""
     cpus_per_worker: float = Field(default=1, gt=0, le=1e6)
-    gpus_per_worker: float = Field(default=0, ge=0)
+    gpus_per_worker: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
+    """0 trains on CPUs, also beside GPUs; below 1 trials of one worker share a GPU; `auto` is 1 where the cluster has a
+    GPU for each worker of the trial, else 0."""
     gpu_memory_gib: float | None = Field(default=None, gt=0, le=1e6)
     """Memory of a GPU of the cluster, for `mesh: auto`; by default that of this machine's, where there is one."""
     zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
@@ -65,6 +69,28 @@ class ResourcesBlock(FileModel):
     def axes(self) -> MeshBlock:
         """The workers along both axes; one, as long as `auto` is undecided."""
         return self.mesh if isinstance(self.mesh, MeshBlock) else MeshBlock(data=self.workers or 1)
+
+    def check_gpus(self) -> None:
+        """Raise UserError for GPUs that no worker would use, and for workers of one mesh that would share a GPU."""
+        gpus, mesh = self.gpus_per_worker, self.axes
+        if gpus == "auto" or gpus in (0, 1):
+            return
+        if gpus > 1:
+            raise UserError(
+                f"resources.gpus_per_worker: {gpus:g}, but a worker computes on 1 GPU; give 1, and mesh: "
+                f"{{data: {math.ceil(gpus * mesh.data)}, feature: {mesh.feature}}} to train on as many GPUs"
+            )
+        if mesh.data * mesh.feature > 1:
+            raise UserError(
+                f"resources.gpus_per_worker: {gpus:g}, but mesh: {{data: {mesh.data}, feature: {mesh.feature}}} has "
+                f"{mesh.data * mesh.feature} workers, and NCCL needs 1 GPU for each; give 1, or 0 to train on CPUs, or "
+                "train with 1 worker"
+            )
+        if (self.elastic.max_data or 1) > 1:
+            raise UserError(
+                f"resources.elastic.max_data: {self.elastic.max_data}, but gpus_per_worker is {gpus:g}, and NCCL "
+                "needs 1 GPU for each of several workers; leave max_data out, or give gpus_per_worker: 1"
+            )
 
 
 class PricesBlock(FileModel):

@@ -45,10 +45,10 @@ class Option(NamedTuple):
 Estimate = Callable[[MeshConfig], Needs]
 
 
-def meshes(config: TrainingConfig, rooms: Sequence[Room]) -> Iterator[MeshConfig]:
+def meshes(config: TrainingConfig, rooms: Sequence[Room], max_workers: int = MAX_WORKERS) -> Iterator[MeshConfig]:
     """Every mesh that the dictionary allows and the nodes have workers for, in the order in which they are tried."""
     widest, most = max((room.workers for room in rooms), default=0), sum(room.workers for room in rooms)
-    for workers in range(1, min(most, MAX_WORKERS) + 1):
+    for workers in range(1, min(most, max_workers) + 1):
         for feature in range(min(workers, widest), 0, -1):
             if workers % feature:
                 continue
@@ -70,10 +70,12 @@ def is_allowed(config: TrainingConfig, mesh: MeshConfig) -> bool:
     return parts <= config.data.lanes
 
 
-def choose_mesh(config: TrainingConfig, rooms: Sequence[Room], estimate: Estimate, name: str) -> MeshConfig:
+def choose_mesh(
+    config: TrainingConfig, rooms: Sequence[Room], estimate: Estimate, name: str, max_workers: int = MAX_WORKERS
+) -> MeshConfig:
     """The first mesh whose workers fit every node that may get one. Raises UserError with numbers when none does."""
     leanest: Option | None = None
-    for mesh in meshes(config, rooms):
+    for mesh in meshes(config, rooms, max_workers):
         option = Option(mesh, estimate(mesh))
         if _fits(option.needs, rooms):
             return mesh
@@ -119,11 +121,11 @@ def gib(size: int) -> str:
 
 def rooms_of(nodes: Sequence[Node], footprint: Footprint, gpu_bytes: int | None) -> list[Room]:
     """What nodes offer to workers like these, if all their workers are busy. Raises UserError for unknown GPUs."""
-    on_gpu = footprint.gpus_per_worker > 0
+    on_gpu = footprint.on_gpu
     if on_gpu and gpu_bytes is None:
         raise UserError(
             "resources.mesh: auto needs to know the memory of the cluster's GPUs, and this machine has none; give "
-            "resources.gpu_memory_gib"
+            "resources.gpu_memory_gib, or resources.gpus_per_worker: 0 to train on CPUs"
         )
     of_gpu = int((gpu_bytes or 0) * min(1.0, footprint.gpus_per_worker)) if on_gpu else None
     counted = ((node, node.workers(footprint)) for node in nodes)
@@ -138,13 +140,14 @@ def with_mesh(trial: Trial, manifest: Manifest, rooms: Callable[[Footprint], Seq
     """The trial with its mesh chosen, if it leaves that open; `rooms` says what nodes offer to such workers."""
     if not trial.auto_mesh:
         return trial
-    config, on_gpu = trial.config, trial.footprint.gpus_per_worker > 0
+    config, on_gpu = trial.config, trial.footprint.on_gpu
     sites = config.data.sites_in(manifest)
     mesh = choose_mesh(
         config,
         rooms(trial.footprint),
         lambda mesh: needs(replace(config, mesh=mesh), sites, on_gpu=on_gpu),
         trial.name,
+        max_workers=1 if trial.footprint.gpus_per_worker % 1 else MAX_WORKERS,  # NCCL: no two of them on one GPU
     )
     footprint = replace(trial.footprint, workers=mesh.data * mesh.feature)
     return replace(trial, config=replace(config, mesh=mesh), footprint=footprint, auto_mesh=False)

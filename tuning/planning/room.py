@@ -22,7 +22,7 @@ def refuse_what_has_no_room(
     """
     for trial in trials:
         footprint = trial.footprint
-        wanted = needs(trial.config, trial.config.data.sites_in(manifest), on_gpu=footprint.gpus_per_worker > 0)
+        wanted = needs(trial.config, trial.config.data.sites_in(manifest), on_gpu=footprint.on_gpu)
         of_gpu = int((gpu_bytes or 0) * min(1.0, footprint.gpus_per_worker))
         if of_gpu and wanted.device > USABLE * of_gpu:
             lack = _lack("GPU memory", wanted.device, "a GPU", of_gpu)

@@ -53,7 +53,7 @@ def worker_memory(trial: Trial, manifest: Manifest, shape: StreamShape, *, epoch
     )
     sites = trial.config.data.sites_in(manifest)
     held = rank_memory(trial.config, sites)
-    wanted = needs(trial.config, sites, on_gpu=trial.footprint.gpus_per_worker > 0)
+    wanted = needs(trial.config, sites, on_gpu=trial.footprint.on_gpu)
     return WorkerMemory(
         process=PROCESS_BYTES,
         weights=held.weights + held.gathered,
