@@ -1,9 +1,9 @@
-"""A GPU that is not there: it finds lines where tensors of two devices meet, and lines where the host waits for the GPU.
+"""A GPU that is not there. It finds lines where tensors of two devices meet, and where the host waits for the GPU.
 
-Tensors of `GPU` say that they lie on a device of their own, while the host holds their values. A dispatch mode asks fake
-tensors of each operation whether its devices go together and whether its result depends on values, and then computes it
-on the host, so that control flow goes on as on a GPU. Not seen: limits, speed, rounding, streams and memory of CUDA,
-NCCL, waits inside its kernels other than those listed, a Boolean mask that is assigned a tensor.
+Tensors of `GPU` say that they lie on a device of their own, while the host holds their values. A dispatch mode asks
+fake tensors of each operation whether its devices go together and whether its result depends on values, and then
+computes it on the host, so that control flow goes on as on a GPU. Not seen: limits, speed, rounding, streams and
+memory of CUDA, NCCL, waits inside its kernels other than those listed, a Boolean mask that is assigned a tensor.
 
 This rests on private names of torch, which change its whole process: use it in one of its own, as `tests/training/
 test_fake_gpu.py` does. They are

@@ -69,7 +69,7 @@ def _check_fits(size: PoolSize, there: Resources) -> None:
 def resources_of_machine() -> Resources:
     """What this process may use."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Resources(cpus=cpus, gpus=torch.cuda.device_count())
+    return Resources(cpus=cpus, gpus=torch.cuda.device_count() if torch.cuda.is_available() else 0)
 
 
 def resources_of_cluster() -> Resources:
