@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import cloudpickle
 import pytest
 import torch
 from ray.train.v2._internal.callbacks.accelerators import _get_visible_accelerator_ids_per_worker
@@ -18,11 +20,10 @@ from lexray.storage.errors import UserError
 from lexray.training.device import CPU
 from lexray.tuning.file.resources import ResourcesBlock
 from lexray.tuning.file.sweep_file import SweepFile
-from lexray.tuning.orchestrate import run_sweep
+from lexray.tuning.orchestrate import Work, run_sweep
 from lexray.tuning.placement.nodes import Node, place
 from lexray.tuning.planning.gpu_choice import gpu_lines, with_gpus
 from lexray.tuning.sweep_plan import SweepPlan, plan_sweep, with_meshes
-from lexray.tuning.trial import run_trial
 from lexray.tuning.trials import Footprint
 from lexray.tuning.worker_device import choose_device
 
@@ -210,29 +211,95 @@ def test_a_cap_on_hours_of_gpus_waits_for_what_auto_becomes(data: str, tmp_path:
 # On Ray -----------------------------------------------------------------------------------------------------------
 
 
-def beside_a_gpu(config: dict[str, Any]) -> None:
-    """Run a trial whose workers find that CUDA is available, as they do on a node with GPUs."""
-    from lexray.tuning import trial
+def beside_a_gpu() -> Work:
+    """Return what runs a trial whose workers find that CUDA is available, as they do on a node with GPUs.
 
-    real = trial.train_worker
+    It is sent to Ray by value: this file is no module there.
+    """
 
-    def train_worker(config: dict[str, Any]) -> None:
-        import torch
+    def work(config: dict[str, Any]) -> None:
+        from lexray.tuning import trial
 
-        torch.cuda.is_available = lambda: True
-        torch.cuda.device_count = lambda: 1
-        real(config)
+        real = trial.train_worker
 
-    trial.train_worker = train_worker
-    run_trial(config)
+        def train_worker(config: dict[str, Any]) -> None:
+            import torch
+
+            torch.cuda.is_available = lambda: True
+            torch.cuda.device_count = lambda: 1
+            real(config)
+
+        trial.train_worker = train_worker
+        trial.run_trial(config)
+
+    return work
 
 
 @pytest.mark.ray
 def test_a_worker_beside_a_gpu_that_its_trial_did_not_ask_for_trains_to_the_end(
     data: str, ray_session: str, tmp_path: Path
 ) -> None:
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    axes = {"architecture": ["topk"], "width": [64], "target_l0": [4]}
     resources = {"gpus_per_worker": 0, "offload_optimizer": True, "zero_stage": 1}
-    made = plan(data, tmp_path, training={"rows": 128 * 10}, resources=resources)
-    frontier = run_sweep(made, [], work=beside_a_gpu)
-    assert list(frontier["status"]) == ["done", "done"], list(frontier["reason"])
+    made = plan(data, tmp_path, axes=axes, training={"rows": 128 * 10}, resources=resources)
+    frontier = run_sweep(made, [], work=beside_a_gpu())
+    assert list(frontier["status"]) == ["done"], list(frontier["reason"])
+
+
+SEES_A_GPU = """
+import torch.cuda
+
+torch.cuda.is_available, torch.cuda.device_count = (lambda: True), (lambda: 1)
+"""
+"""What every process of a sweep runs when Python starts, as if its machine had a GPU."""
+
+WITH_A_GPU_FOR_RAY_ALONE = """
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import ray
+
+from lexray.cluster.connect import PROCESS_ENV
+from lexray.storage.config_file import read_config_file
+from lexray.tuning.file.sweep_file import SweepFile
+from lexray.tuning.orchestrate import Work, run_sweep
+from lexray.tuning.sweep_plan import plan_sweep
+
+if __name__ == "__main__":
+    ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, runtime_env={"env_vars": PROCESS_ENV})
+    plan = plan_sweep(read_config_file(sys.argv[1], SweepFile), Path(sys.argv[1]).read_text())
+    frontier = run_sweep(plan, [])
+    print(*frontier["status"], *frontier["reason"], sep="\\n")
+"""
+
+
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in `folder`, which is on the path of all its processes, with a Ray of its own."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment["PYTHONPATH"] = f"{folder}:{Path(__file__).parents[2]}"
+    return subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_sweep_without_gpus_is_trained_on_a_machine_that_seems_to_have_one(data: str, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SEES_A_GPU)
+    content = sweep_content(data, str(tmp_path / "out"), resources={"gpus_per_worker": 0})
+    done = run(tmp_path, "-m", "lexray", "sweep", write_sweep(tmp_path / "sweep.yaml", content), "--json")
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("out/trials/*/dictionary/*.safetensors"))) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_trial_on_a_gpu_that_torch_cannot_use_fails_with_the_host_and_what_to_do(data: str, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(WITH_A_GPU_FOR_RAY_ALONE)
+    content = sweep_content(data, str(tmp_path / "out"), retries=0)
+    done = run(tmp_path, "program.py", write_sweep(tmp_path / "sweep.yaml", content))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("failed") == 2
+    line = f"Ray gave GPU 0 of {socket.gethostname()} to a worker, but torch {torch.__version__} can use 0 GPU(s) there"
+    assert done.stdout.count(line) == 2, done.stdout

@@ -34,6 +34,7 @@ def refuse_what_has_no_room(
         raise UserError(
             f"resources: {footprint.workers} worker(s) of trial {trial.name} each need {lack}; "
             + _what_fits(trial, manifest, nodes, gpu_bytes)
+            + (", resources.gpus_per_worker: 0 trains on CPUs" if footprint.on_gpu else "")
         )
 
 
