@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from lexray.cluster.consoles import TextConsole
-from lexray.cluster.jobs_cli import Cluster, Json, NoCode, TokenFile
+from lexray.cluster.jobs_cli import Cluster, Insecure, Json, NoCode, TokenFile, Trust, target_of
 from lexray.cluster.provisioned.connection import Target
 from lexray.storage.config_file import read_config_file, read_text
 from lexray.storage.errors import UserError
@@ -34,6 +34,8 @@ def doctor(
     ] = None,
     cluster: Cluster = None,
     token_file: TokenFile = None,
+    trust: Trust = False,
+    insecure: Insecure = False,
     data: Annotated[str | None, typer.Option(help="Dataset to read a chunk of, instead of the file's.")] = None,
     output: Annotated[str | None, typer.Option(help="Folder to write a key to, instead of the file's.")] = None,
     region: Annotated[str | None, typer.Option(help="Where the nodes run, if nothing else tells.")] = None,
@@ -51,8 +53,7 @@ def doctor(
     asked = Asked(file, data, output, region, min_free_gib, min_gb_s)
     began = time.monotonic()
     if cluster is not None or (address or "").startswith(("http://", "https://")):
-        named = [None if path is None else str(path) for path in (cluster, token_file)]
-        target = Target(address=address, cluster=named[0], token_file=named[1])
+        target = target_of(address, cluster, token_file, trust=trust, insecure=insecure)
         where, checks = _by_job(asked, target, with_code=not no_code)
     else:
         where, checks = _joined(asked, address, token_file)

@@ -20,6 +20,13 @@ Cluster = Annotated[
 TokenFile = Annotated[
     Path | None, typer.Option(help="File that holds the cluster's token.", envvar="RAY_AUTH_TOKEN_PATH")
 ]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Agree that the token goes to this cluster; remembered, else asked once.")
+]
+Insecure = Annotated[
+    bool,
+    typer.Option("--insecure", help="Send the token over plain http to another machine; anybody between reads it."),
+]
 SweepUrl = Annotated[str, typer.Argument(metavar="URL", help="Folder of the sweep.")]
 SweepOrJob = Annotated[str, typer.Argument(metavar="URL|JOB", help="Folder of the sweep, or id of its job.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait for its end; exit code 1 if it fails.")]
@@ -27,9 +34,12 @@ Follow = Annotated[bool, typer.Option("--follow", "-f", help="Wait for its end a
 NoCode = Annotated[bool, typer.Option("--no-code", help="Send the sweep file alone: the cluster has lexray.")]
 
 
-def _target(address: str | None, cluster: Path | None, token_file: Path | None) -> Target:
-    named = None if cluster is None else str(cluster)
-    return Target(address=address, cluster=named, token_file=None if token_file is None else str(token_file))
+def target_of(
+    address: str | None, cluster: Path | None, token_file: Path | None, *, trust: bool, insecure: bool
+) -> Target:
+    """How the options of a command name a cluster."""
+    cluster_name, file = (None if path is None else str(path) for path in (cluster, token_file))
+    return Target(address=address, cluster=cluster_name, token_file=file, is_trusted=trust, is_insecure=insecure)
 
 
 @jobs_app.command()
@@ -38,6 +48,8 @@ def submit(
     address: Address = None,
     cluster: Cluster = None,
     token_file: TokenFile = None,
+    trust: Trust = False,
+    insecure: Insecure = False,
     wait: Wait = False,
     follow: Follow = False,
     no_code: NoCode = False,
@@ -50,7 +62,15 @@ def submit(
     from lexray.cluster.jobs.submit_command import SubmitOptions, run_submit
 
     options = SubmitOptions(wait=wait or follow, follow=follow, with_code=not no_code)
-    raise typer.Exit(run_submit(str(file), _target(address, cluster, token_file), options, messages, as_json))
+    raise typer.Exit(
+        run_submit(
+            str(file),
+            target_of(address, cluster, token_file, trust=trust, insecure=insecure),
+            options,
+            messages,
+            as_json,
+        )
+    )
 
 
 @jobs_app.command()
@@ -59,6 +79,8 @@ def resume(
     address: Address = None,
     cluster: Cluster = None,
     token_file: TokenFile = None,
+    trust: Trust = False,
+    insecure: Insecure = False,
     wait: Wait = False,
     follow: Follow = False,
     no_code: NoCode = False,
@@ -71,7 +93,11 @@ def resume(
     from lexray.cluster.jobs.submit_command import SubmitOptions, run_resume
 
     options = SubmitOptions(wait=wait or follow, follow=follow, with_code=not no_code)
-    raise typer.Exit(run_resume(url, _target(address, cluster, token_file), options, messages, as_json))
+    raise typer.Exit(
+        run_resume(
+            url, target_of(address, cluster, token_file, trust=trust, insecure=insecure), options, messages, as_json
+        )
+    )
 
 
 @jobs_app.command()
@@ -80,6 +106,8 @@ def status(
     address: Address = None,
     cluster: Cluster = None,
     token_file: TokenFile = None,
+    trust: Trust = False,
+    insecure: Insecure = False,
     as_json: Json = False,
 ) -> None:
     """Say how a sweep stands, from its folder: trials, steps, speed, what it waits for. The cluster may be gone.
@@ -88,7 +116,7 @@ def status(
     """
     from lexray.cluster.follow.status import run_status
 
-    run_status(sweep, _target(address, cluster, token_file), messages, as_json)
+    run_status(sweep, target_of(address, cluster, token_file, trust=trust, insecure=insecure), messages, as_json)
 
 
 @jobs_app.command()
@@ -98,6 +126,8 @@ def logs(
     address: Address = None,
     cluster: Cluster = None,
     token_file: TokenFile = None,
+    trust: Trust = False,
+    insecure: Insecure = False,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the sweep ends.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -107,7 +137,9 @@ def logs(
     """
     from lexray.cluster.follow.logs import run_logs
 
-    run_logs(sweep, trial, follow, _target(address, cluster, token_file), messages, as_json)
+    run_logs(
+        sweep, trial, follow, target_of(address, cluster, token_file, trust=trust, insecure=insecure), messages, as_json
+    )
 
 
 @jobs_app.command()
@@ -117,6 +149,8 @@ def stop(
     address: Address = None,
     cluster: Cluster = None,
     token_file: TokenFile = None,
+    trust: Trust = False,
+    insecure: Insecure = False,
     as_json: Json = False,
 ) -> None:
     """Have a running sweep save its state and end; with a cluster, see that its job ends.
@@ -125,7 +159,11 @@ def stop(
     """
     from lexray.cluster.follow.stop import run_stop
 
-    raise typer.Exit(run_stop(sweep, force, _target(address, cluster, token_file), messages, as_json))
+    raise typer.Exit(
+        run_stop(
+            sweep, force, target_of(address, cluster, token_file, trust=trust, insecure=insecure), messages, as_json
+        )
+    )
 
 
 @jobs_app.command("list")
@@ -134,6 +172,8 @@ def list_(
     address: Address = None,
     cluster: Cluster = None,
     token_file: TokenFile = None,
+    trust: Trust = False,
+    insecure: Insecure = False,
     as_json: Json = False,
 ) -> None:
     """List the sweeps below a folder, or those that a cluster was given.
@@ -142,4 +182,4 @@ def list_(
     """
     from lexray.cluster.follow.listing import run_list
 
-    run_list(prefix, _target(address, cluster, token_file), messages, as_json)
+    run_list(prefix, target_of(address, cluster, token_file, trust=trust, insecure=insecure), messages, as_json)

@@ -18,6 +18,7 @@ from ray._private.authentication.http_token_authentication import get_auth_heade
 from ray.experimental.internal_kv import _internal_kv_get
 
 from lexray.cluster.doctor.findings import DashboardFacts, Listening, Unknown
+from lexray.cluster.provisioned.http import NoRedirect
 
 ASK_TIMEOUT_S = 6
 _LISTEN, _GET_ADDRESS = "0A", 0x8915
@@ -53,8 +54,8 @@ def ask_dashboard(url: str) -> int | Unknown:
 
 
 def http_status(url: str, headers: Mapping[str, str], data: bytes | None = None) -> int | Unknown:
-    """Status of a request that goes through no proxy for addresses of the cluster."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    """Status of a request that goes through no proxy and follows no redirect, which would carry a token elsewhere."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), NoRedirect)
     return status_of(opener, urllib.request.Request(url, data=data, headers=dict(headers)))
 
 

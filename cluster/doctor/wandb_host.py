@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from lexray.cluster.doctor.doors import status_of
 from lexray.cluster.doctor.findings import Unknown, WandbFacts
+from lexray.cluster.provisioned.http import NoRedirect
 
 PUBLIC_HOST = "https://api.wandb.ai"
 _QUERY = json.dumps({"query": "query Viewer { viewer { username } }"}).encode()
@@ -34,7 +35,7 @@ def _ask(host: str) -> int | Unknown:
     secret = base64.b64encode(f"api:{_key(urlsplit(host).hostname or host)}".encode()).decode()
     headers = {"Authorization": f"Basic {secret}", "Content-Type": "application/json", "User-Agent": "lexray"}
     request = urllib.request.Request(f"{host}/graphql", data=_QUERY, headers=headers)
-    return status_of(urllib.request.build_opener(), request)
+    return status_of(urllib.request.build_opener(NoRedirect), request)
 
 
 def _key(host: str) -> str:

@@ -12,9 +12,10 @@ from urllib.parse import urlsplit
 
 from lexray.cluster.provisioned import aws
 from lexray.cluster.provisioned.description import DASHBOARD_PORT, ClusterDescription, Direct, Kubectl, Ssm
-from lexray.cluster.provisioned.http import Dashboard
+from lexray.cluster.provisioned.http import Dashboard, refuse_clear_text
 from lexray.cluster.provisioned.kubernetes import KubectlCall, kubectl_call
 from lexray.cluster.provisioned.tokens import Secret, token_of, token_of_file
+from lexray.cluster.provisioned.trust import Ask, asked_on_terminal, check_trust, token_use
 from lexray.cluster.provisioned.tunnel import Tunnel, opened
 from lexray.storage.config_file import checked_content, read_mapping
 from lexray.storage.errors import UserError
@@ -30,6 +31,10 @@ class Target:
     """File that holds a ClusterDescription."""
     token_file: str | None = None
     """Goes before what the description says."""
+    is_trusted: bool = False
+    """The user agrees that the token is sent to this cluster (`--trust`)."""
+    is_insecure: bool = False
+    """The token may cross a network unencrypted (`--insecure`)."""
 
     def __bool__(self) -> bool:
         return self.address is not None or self.cluster is not None
@@ -38,7 +43,8 @@ class Target:
     def options(self) -> str:
         """The same on a command line."""
         given = {"--address": self.address, "--cluster": self.cluster, "--token-file": self.token_file}
-        return " ".join(f"{option} {value}" for option, value in given.items() if value is not None)
+        words = [f"{option} {value}" for option, value in given.items() if value is not None]
+        return " ".join([*words, *(["--insecure"] if self.is_insecure else [])])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,15 +79,20 @@ def read_description(path: str) -> ClusterDescription:
 
 
 @contextmanager
-def connect(target: Target) -> Iterator[Connection]:
-    """Inside, the cluster answers. Raises UserError in one line when it cannot be reached, or wants another token."""
+def connect(target: Target, ask: Ask | None = None) -> Iterator[Connection]:
+    """Inside, the cluster answers.
+
+    `ask` is how the user agrees that a token is sent to a described cluster for the first time; None asks on the
+    terminal, where there is one. Raises UserError in one line when the cluster cannot be reached, wants another token,
+    or may not receive this one.
+    """
     if target.address is not None and target.cluster is not None:
         raise UserError("--address and --cluster: both name a cluster; give one of the two")
     if not target:
         raise UserError("which cluster? give --address http://HOST:8265, or --cluster FILE")
     with ExitStack() as stack:
         stack.enter_context(ended_by_signals())
-        dashboard, description, tunnel = _reach(target, stack)
+        dashboard, description, tunnel = _reach(target, stack, ask or asked_on_terminal())
         version = dashboard.check()["ray_version"]
         yield Connection(
             dashboard=dashboard,
@@ -92,23 +103,40 @@ def connect(target: Target) -> Iterator[Connection]:
         )
 
 
-def _reach(target: Target, stack: ExitStack) -> tuple[Dashboard, ClusterDescription | None, Tunnel | None]:
-    given = token_of_file(target.token_file) if target.token_file is not None else None
+def _reach(
+    target: Target, stack: ExitStack, ask: Ask | None
+) -> tuple[Dashboard, ClusterDescription | None, Tunnel | None]:
     if target.address is not None:
-        url = dashboard_url(target.address, "--address")
-        return Dashboard(url=url, what=f"--address {target.address}", token=given), None, None
+        return _at_address(target, target.address), None, None
     assert target.cluster is not None
     description = read_description(target.cluster)
-    access = description.access
+    access, what = description.access, f"cluster {description.name}"
+    url = dashboard_url(access.address, "access.address") if isinstance(access, Direct) else None
+    use = token_use(description, url, target.token_file)
+    if use is not None:
+        if url is not None and not target.is_insecure:
+            refuse_clear_text(url, what)
+        check_trust(use, is_given=target.is_trusted, ask=ask)
+    given = token_of_file(target.token_file) if target.token_file is not None else None
     kubectl = None
     if isinstance(access, Kubectl):
         kubectl = stack.enter_context(kubectl_call(access, description.region))
     token = given or token_of(description, kubectl)
-    what = f"cluster {description.name}"
-    if isinstance(access, Direct):
-        return Dashboard(url=dashboard_url(access.address, "access.address"), what=what, token=token), description, None
+    if url is not None:
+        return Dashboard(url=url, what=what, token=token, is_insecure=target.is_insecure), description, None
     tunnel = stack.enter_context(opened(_tunnel(description, kubectl)))
     return _through(tunnel, what, token), description, tunnel
+
+
+def _at_address(target: Target, address: str) -> Dashboard:
+    """The user typed the address and named the token: that is consent to this pair."""
+    url, what = dashboard_url(address, "--address"), f"--address {address}"
+    if target.token_file is None:
+        return Dashboard(url=url, what=what)
+    if not target.is_insecure:
+        refuse_clear_text(url, what)
+    token = token_of_file(target.token_file)
+    return Dashboard(url=url, what=what, token=token, is_insecure=target.is_insecure)
 
 
 def _through(tunnel: Tunnel, what: str, token: Secret | None) -> Dashboard:
@@ -138,14 +166,18 @@ def _ssm(instance: str, port: int, local_port: int, region: str | None) -> list[
 
 
 def dashboard_url(address: str, field: str) -> str:
-    """`http://HOST:PORT` of what a user wrote. Raises UserError naming the field."""
+    """Return `http://HOST:PORT` for what a user wrote. Raises UserError naming the field."""
     written = address if "://" in address else f"http://{address}"
+    if not written.isascii() or not written.isprintable() or any(char in written for char in " \\"):
+        raise UserError(f"{field} {address!a}: write it in ASCII without spaces (xn--... for other letters)")
+    if "@" in written:
+        raise UserError(f"{field}: a dashboard takes no user and password; leave out what is before the @")
     try:
         parts = urlsplit(written)
         port = parts.port or (DASHBOARD_PORT if parts.scheme == "http" else None)
     except ValueError as error:
         raise UserError(f"{field} {address}: {error}") from error
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
         raise UserError(f"{field} {address}: jobs are submitted to a dashboard, as in http://HOST:{DASHBOARD_PORT}")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{parts.scheme}://{host}" + (f":{port}" if port is not None else "") + parts.path.rstrip("/")

@@ -16,6 +16,13 @@ SCHEMA = 1
 """Raised when a field changes its meaning; a `lexray` reads the descriptions of its own schema alone."""
 DASHBOARD_PORT = 8265
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{1,30}$")]
+# Arguments of `kubectl` and `aws`: one that begins with a dash would be an option, as `--server=http://...`.
+KubeName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]
+KubeKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9._][A-Za-z0-9._-]{0,252}$")]
+KubeContext = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,252}$")]
+AwsName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")]
+Region = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class Direct(FileModel):
@@ -32,20 +39,20 @@ class Ssm(FileModel):
     kind: Literal["ssm"] = "ssm"
     autoscaling_group: str
     """The group of one that keeps the head; its instance is looked up when the tunnel opens."""
-    port: int = DASHBOARD_PORT
+    port: Port = DASHBOARD_PORT
 
 
 class Kubectl(FileModel):
     """A head in Kubernetes: a tunnel by `kubectl port-forward`."""
 
     kind: Literal["kubectl"] = "kubectl"
-    namespace: str
-    service: str
+    namespace: KubeName
+    service: KubeName
     """Service of the head that KubeRay made."""
-    port: int = DASHBOARD_PORT
-    context: str | None = None
+    port: Port = DASHBOARD_PORT
+    context: KubeContext | None = None
     """Of the kubeconfig; None is its current one."""
-    eks_cluster: str | None = None
+    eks_cluster: AwsName | None = None
     """Its credentials are fetched by `aws eks update-kubeconfig` into a file that lasts as long as the tunnel."""
 
 
@@ -66,8 +73,8 @@ class KubernetesSecret(FileModel):
     """The secret that KubeRay makes with `authOptions.mode: token`, or another in the head's namespace."""
 
     kind: Literal["kubernetes_secret"] = "kubernetes_secret"
-    name: str
-    key: str = "auth_token"
+    name: KubeName
+    key: KubeKey = "auth_token"
 
 
 Token = Annotated[TokenFile | SecretsManager | KubernetesSecret, Field(discriminator="kind")]
@@ -132,7 +139,7 @@ class ClusterDescription(FileModel):
     schema_: Literal[1] = Field(alias="schema")
     name: Name
     provider: Literal["aws-ec2", "aws-eks", "kubernetes", "ray"]
-    region: str | None = None
+    region: Region | None = None
     access: Access
     token: Token | None = None
     """None: the cluster has no token. `lexray doctor` calls that a failure unless only this machine can reach it."""

@@ -28,7 +28,7 @@ def refuse_running(file: Path | None) -> None:
             "is a job running? The cluster was never made whole, and cannot be asked: give --force to remove it"
         )
     try:
-        with connect(Target(cluster=str(file))) as connection:
+        with connect(Target(cluster=str(file), is_trusted=True)) as connection:
             running = running_on(connection)
     except (UserError, ClusterLostError, RefusedError) as error:
         raise unasked(error) from error
@@ -80,7 +80,7 @@ def running_on(connection: Connection) -> list[str]:
 def drain(file: Path, messages: Console) -> None:
     """Ask every sweep to save and end, and wait a while. A cluster that cannot be asked is left as it is."""
     try:
-        with connect(Target(cluster=str(file))) as connection:
+        with connect(Target(cluster=str(file), is_trusted=True)) as connection:
             client = JobClient(connection.dashboard)
             for job in client.jobs():
                 if not job.is_running:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import ipaddress
 import json
 import time
 import urllib.error
@@ -21,11 +22,10 @@ TIMEOUT_S = 20.0
 PATIENCE_S = 20.0
 """How long a question is asked again of a dashboard that answered before: a tunnel may have to be opened anew."""
 PAUSE_S = 1.0
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 UNAUTHORIZED, FORBIDDEN, NOT_FOUND, SERVER_ERROR = 401, 403, 404, 500
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
+class NoRedirect(urllib.request.HTTPRedirectHandler):
     """A redirect would carry the token elsewhere."""
 
     def redirect_request(self, *_: Any) -> None:
@@ -40,12 +40,18 @@ class Dashboard:
     what: str
     """For people: how the user named it."""
     token: Secret | None = None
+    is_insecure: bool = False
+    """Send the token without encryption over a network."""
     renew: Callable[[], None] = lambda: None
     """Called when nothing comes back: a tunnel may be dead inside."""
     timeout_s: float = TIMEOUT_S
     patience_s: float = PATIENCE_S
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
+
+    def __post_init__(self) -> None:
+        if self.token is not None and not self.is_insecure:
+            refuse_clear_text(self.url, self.what)
 
     def check(self) -> dict[str, Any]:
         """The versions that it tells. Raises UserError when nothing answers, something else does, or not to us."""
@@ -116,8 +122,29 @@ class Dashboard:
             raise ConnectionError(f"{type(error).__name__}: an answer broke off") from error
 
     def _opener(self) -> urllib.request.OpenerDirector:
-        proxies = urllib.request.ProxyHandler({} if urlsplit(self.url).hostname in LOOPBACK else None)
-        return urllib.request.build_opener(proxies, _NoRedirect)
+        proxies = urllib.request.ProxyHandler({} if is_loopback(self.url) else None)
+        return urllib.request.build_opener(proxies, NoRedirect)
+
+
+def refuse_clear_text(url: str, what: str) -> None:
+    """Raise UserError for a dashboard whose token everybody on the way could read."""
+    parts = urlsplit(url)
+    if parts.scheme == "https" or is_loopback(url):
+        return
+    tunnel = f"ssh -N -L {parts.port or 80}:127.0.0.1:{parts.port or 80} {parts.hostname}"
+    raise UserError(
+        f"{what}: {url} would carry the token unencrypted over the network; use https, or a tunnel (`{tunnel}` and "
+        "the address http://127.0.0.1), or give --insecure if the network is trusted"
+    )
+
+
+def is_loopback(url: str) -> bool:
+    """Whether the url's host is this machine."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _why(error: OSError) -> str:

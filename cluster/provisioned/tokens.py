@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
+import stat
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from lexray.cluster.provisioned import aws
 from lexray.cluster.provisioned.description import (
@@ -18,6 +19,9 @@ from lexray.cluster.provisioned.description import (
 from lexray.cluster.provisioned.kubernetes import KubectlCall
 from lexray.cluster.provisioned.programs import output_of
 from lexray.storage.errors import UserError
+
+MAX_BYTES = 4096
+"""A token may be so long; Ray's have 36 to 64 characters."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,22 @@ class Secret:
 
 
 def token_of_file(path: str) -> Secret:
-    """The first and only line of a file."""
+    """Return the one word of a regular file. Raises UserError naming the file."""
     try:
-        text = Path(path).expanduser().read_text()
-    except (OSError, UnicodeDecodeError) as error:
+        text = _content(os.path.expanduser(path)).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"token file {path}: holds bytes instead of text") from error
+    except (OSError, ValueError) as error:
         raise UserError(f"token file {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     return _checked(text, f"token file {path}")
+
+
+def _content(path: str) -> bytes:
+    """Return at most `MAX_BYTES + 1` bytes of a regular file. Raises OSError for a pipe, a device or a folder."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(None, "not a regular file")
+        return file.read(MAX_BYTES + 1)
 
 
 def token_of(description: ClusterDescription, kubectl: KubectlCall | None) -> Secret | None:
@@ -71,6 +85,8 @@ def _of_kubernetes(where: KubernetesSecret, access: object, kubectl: KubectlCall
 
 
 def _checked(text: str, where: str) -> Secret:
+    if len(text.encode(errors="replace")) > MAX_BYTES:
+        raise UserError(f"{where}: more than {MAX_BYTES} bytes; it must hold the cluster's token and nothing else")
     token = text.strip()
     if not token:
         raise UserError(f"{where}: empty; it must hold the cluster's token")

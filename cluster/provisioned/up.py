@@ -12,10 +12,11 @@ from rich.console import Console
 
 from lexray.cluster.commands import FAILED, OK, print_json
 from lexray.cluster.provisioned.connection import ended_by_signals
-from lexray.cluster.provisioned.description import ClusterDescription
+from lexray.cluster.provisioned.description import ClusterDescription, Direct, TokenFile
 from lexray.cluster.provisioned.progress import Ask, Steps, carry_out, refuse_unasked, say
 from lexray.cluster.provisioned.terraform import Terraform
 from lexray.cluster.provisioned.terraform_plan import Plan, change_lines, cost_lines, counts, read_plan
+from lexray.cluster.provisioned.trust import remember, token_use
 from lexray.storage.config_file import checked_content
 from lexray.storage.errors import UserError
 
@@ -78,10 +79,19 @@ def _described(terraform: Terraform, plan: Plan) -> Made:
     content = terraform.outputs().get("cluster")
     if not isinstance(content, dict):
         raise UserError(f"{terraform.folder}: has no output `cluster`, which says how the cluster is reached")
-    checked_content(f"{terraform.folder}: output cluster", content, ClusterDescription)
+    described = checked_content(f"{terraform.folder}: output cluster", content, ClusterDescription)
+    _remember(described)
     file = terraform.folder / CLUSTER_FILE
     file.write_text(json.dumps(content, indent=1) + "\n")
     return Made(file=file, cluster=content, plan=plan)
+
+
+def _remember(description: ClusterDescription) -> None:
+    """Who agreed that a cluster is made agreed that it receives the token that was made with it."""
+    if isinstance(description.access, Direct) or isinstance(description.token, TokenFile):
+        return  # another server, or a file that was there before
+    if (use := token_use(description, None, None)) is not None:
+        remember(use)
 
 
 def _document(made: Made) -> dict[str, Any]:

@@ -7,6 +7,14 @@ import pytest
 from lexray.cluster.cli import main
 
 
+@pytest.fixture(autouse=True)
+def state_home(tmp_path_factory, monkeypatch):
+    """Folder of the user's state: what one test agrees to holds for no other."""
+    folder = tmp_path_factory.mktemp("state")
+    monkeypatch.setenv("XDG_STATE_HOME", str(folder))
+    return folder
+
+
 @pytest.fixture
 def lexray(capsys, monkeypatch):
     """Runs a command; returns its exit code, stdout and stderr."""

@@ -55,6 +55,10 @@ def described(tmp_path):
     return write
 
 
+def trusted(file: str) -> Target:
+    return Target(cluster=file, is_trusted=True)
+
+
 def one_line(target: Target) -> str:
     with pytest.raises(UserError) as refused, connect(target):
         pass
@@ -64,7 +68,7 @@ def one_line(target: Target) -> str:
 
 
 def test_a_tunnel_by_kubectl_leads_to_the_dashboard_and_leaves_no_process(programs, described):
-    with connect(Target(cluster=described({**KUBECTL, "context": "prod"}))) as connection:
+    with connect(trusted(described({**KUBECTL, "context": "prod"}))) as connection:
         assert (connection.name, connection.ray_version, connection.is_tunnelled) == ("sae", "2.60.0", True)
         assert len(programs.living()) == 2
     assert programs.living() == []
@@ -76,7 +80,7 @@ def test_a_tunnel_by_kubectl_leads_to_the_dashboard_and_leaves_no_process(progra
 
 def test_a_tunnel_that_dies_is_opened_anew_and_the_question_is_answered(programs, described, dashboard, caplog):
     dashboard.routes["/api/jobs/"] = lambda: (200, "[]")
-    with connect(Target(cluster=described(KUBECTL))) as connection:
+    with connect(trusted(described(KUBECTL))) as connection:
         for pid in programs.living():
             os.kill(pid, signal.SIGKILL)
         with caplog.at_level(logging.WARNING, "lexray"):
@@ -89,7 +93,7 @@ def test_a_tunnel_that_dies_is_opened_anew_and_the_question_is_answered(programs
 def test_whoever_is_told_to_go_closes_the_tunnel_first(programs, described):
     script = (
         "import sys, time\nfrom lexray.cluster.provisioned.connection import *\n"
-        "with connect(Target(cluster=sys.argv[1])):\n print('open', flush=True)\n time.sleep(60)\n"
+        "with connect(Target(cluster=sys.argv[1], is_trusted=True)):\n print('open', flush=True)\n time.sleep(60)\n"
     )
     command = [sys.executable, "-c", script, described(KUBECTL)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
@@ -102,7 +106,7 @@ def test_whoever_is_told_to_go_closes_the_tunnel_first(programs, described):
 
 
 def test_credentials_of_an_eks_cluster_lie_in_a_file_that_lasts_as_long_as_the_tunnel(programs, described):
-    with connect(Target(cluster=described({**KUBECTL, "eks_cluster": "sae-eks"}, region="eu-north-1"))):
+    with connect(trusted(described({**KUBECTL, "eks_cluster": "sae-eks"}, region="eu-north-1"))):
         update, forward = programs.calls()
         config = update[update.index("--kubeconfig") + 1]
         assert update[1:7] == ["eks", "update-kubeconfig", "--name", "sae-eks", "--region", "eu-north-1"]
@@ -113,10 +117,10 @@ def test_credentials_of_an_eks_cluster_lie_in_a_file_that_lasts_as_long_as_the_t
 
 def test_the_token_of_a_kubernetes_secret_is_read_by_kubectl(programs, described):
     programs.answer({"get": (0, base64.b64encode(TOKEN.encode()).decode(), "")})
-    with connect(Target(cluster=described(KUBECTL, {"kind": "kubernetes_secret", "name": "sae-auth"}))):
+    with connect(trusted(described(KUBECTL, {"kind": "kubernetes_secret", "name": "sae-auth"}))):
         assert programs.calls()[0][3:] == ["get", "secret", "sae-auth", "-o", "jsonpath={.data.auth_token}"]
     programs.answer({"get": (1, "", 'Error from server (NotFound): secrets "sae-auth" not found\n')})
-    line = one_line(Target(cluster=described(KUBECTL, {"kind": "kubernetes_secret", "name": "sae-auth"})))
+    line = one_line(trusted(described(KUBECTL, {"kind": "kubernetes_secret", "name": "sae-auth"})))
     assert 'secrets "sae-auth" not found' in line
 
 
@@ -144,7 +148,7 @@ def test_a_tunnel_by_ssm_leads_to_the_instance_that_the_group_keeps_now(programs
     file = described(
         {"kind": "ssm", "autoscaling_group": "sae-head"}, {"kind": "secrets_manager", "arn": arn}, region="us-east-1"
     )
-    with connect(Target(cluster=file)) as connection:
+    with connect(trusted(file)) as connection:
         assert connection.is_tunnelled
     (call,) = programs.calls()
     found = aws("autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=["sae-head"])
@@ -159,19 +163,19 @@ def test_a_tunnel_by_ssm_leads_to_the_instance_that_the_group_keeps_now(programs
 def test_what_aws_does_not_have_or_allow_is_one_line(programs, described, aws):
     group_of_one(aws, "sae-asleep", size=0)
     access = {"kind": "ssm", "autoscaling_group": "sae-asleep"}
-    assert "0 of 0 head(s) in service" in one_line(Target(cluster=described(access, region="us-east-1")))
+    assert "0 of 0 head(s) in service" in one_line(trusted(described(access, region="us-east-1")))
     access["autoscaling_group"] = "sae-none"
-    assert "none of that name in us-east-1" in one_line(Target(cluster=described(access, region="us-east-1")))
+    assert "none of that name in us-east-1" in one_line(trusted(described(access, region="us-east-1")))
     arn = "arn:aws:secretsmanager:us-east-1:123456789012:secret:none"
-    line = one_line(Target(cluster=described(access, {"kind": "secrets_manager", "arn": arn}, region="us-east-1")))
+    line = one_line(trusted(described(access, {"kind": "secrets_manager", "arn": arn}, region="us-east-1")))
     assert "AWS says ResourceNotFoundException" in line
 
 
 def test_what_kubectl_complains_of_is_one_line(programs, described, monkeypatch, tmp_path):
     programs.answer({"port-forward": (1, "", "noise\nerror: You must be logged in to the server\n")})
-    assert one_line(Target(cluster=described(KUBECTL))).endswith("You must be logged in to the server")
+    assert one_line(trusted(described(KUBECTL))).endswith("You must be logged in to the server")
     monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
-    assert "kubectl: not found on PATH" in one_line(Target(cluster=described(KUBECTL)))
+    assert "kubectl: not found on PATH" in one_line(trusted(described(KUBECTL)))
 
 
 def test_the_printed_output_of_terraform_is_read_with_and_without_its_wrapper(described, tmp_path, dashboard):
@@ -182,7 +186,7 @@ def test_the_printed_output_of_terraform_is_read_with_and_without_its_wrapper(de
     assert read_description(str(wrapped)) == plain
     (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(content))
     assert read_description(str(tmp_path / "cluster.yaml")) == plain
-    with connect(Target(cluster=str(wrapped))) as connection:
+    with connect(trusted(str(wrapped))) as connection:
         assert not connection.is_tunnelled
         assert connection.description == plain
 
@@ -196,9 +200,9 @@ def test_a_wrong_description_is_refused_with_its_field(described, tmp_path):
         described({"kind": "direct", "address": "http://h"})
         content = json.loads((tmp_path / "cluster.json").read_text()) | changes
         (tmp_path / "cluster.json").write_text(json.dumps(content))
-        assert message in one_line(Target(cluster=str(tmp_path / "cluster.json")))
+        assert message in one_line(trusted(str(tmp_path / "cluster.json")))
     (tmp_path / "cluster.json").write_text(json.dumps({"cluster": {"value": None, "type": "dynamic"}}))
-    assert "was `terraform apply` run?" in one_line(Target(cluster=str(tmp_path / "cluster.json")))
+    assert "was `terraform apply` run?" in one_line(trusted(str(tmp_path / "cluster.json")))
 
 
 def test_a_missing_and_a_wrong_token_are_refused_in_one_line_within_seconds(dashboard, tmp_path):

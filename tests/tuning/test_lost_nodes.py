@@ -47,7 +47,7 @@ class Cluster:
             self.store("data").write(str(file.relative_to(local)), file.read_bytes())
         head = machines.start_head()
         (place / "token").write_text(machines.token)
-        self.options = ["--address", f"http://{head}:{DASHBOARD_PORT}", "--token-file", str(place / "token")]
+        self.options = ["--address", f"http://{head}:{DASHBOARD_PORT}", "--token-file", str(place / "token"), "--insecure"]
 
     def store(self, name: str) -> Store:
         return Store.at(f"s3://lost/{name}", self.settings)
