@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import grpc
 import ray
@@ -17,7 +18,8 @@ from ray.core.generated import autoscaler_pb2, gcs_service_pb2, gcs_service_pb2_
 from ray.experimental.internal_kv import _internal_kv_put
 
 from lexray.cluster.jobs.package import code_package
-from lexray.cluster.provisioned.description import Liveness, Pool
+from lexray.cluster.local_ray import local_folder, started
+from lexray.cluster.provisioned.description import Pool
 from lexray.storage.errors import UserError
 from lexray.storage.objects.options import insecure_env
 from lexray.tuning.placement.object_store import STORE_SHARE
@@ -51,13 +53,13 @@ def connected(address: str | None, *, is_job: bool = False, pools: Sequence[Pool
     are nodes that the cluster's autoscaler may start.
     """
     os.environ.update({name: value for name, value in PROCESS_ENV.items() if name not in os.environ})
+    if address is None:
+        with local_ray():
+            yield
+        return
     with TemporaryDirectory(prefix="lexray-code-") as folder:
-        code = {} if is_job else shipped_code(Path(folder))
-        if address is None:
-            _start_local(code)
-        else:
-            _join(address, code)
-    if address is not None and pools:
+        _join(address, {} if is_job else shipped_code(Path(folder)))
+    if pools:
         _announce(pools)
     try:
         yield
@@ -65,19 +67,16 @@ def connected(address: str | None, *, is_job: bool = False, pools: Sequence[Pool
         ray.shutdown()
 
 
-def _start_local(code: dict[str, str]) -> None:
+@contextmanager
+def local_ray(**options: Any) -> Iterator[None]:
+    """Inside, a Ray on this machine is connected, for this user alone; `options` go to `ray.init`."""
     from lexray.training.device import usable_gpus
 
-    os.environ.update({name: value for name, value in Liveness().ray_env.items() if name not in os.environ})
-    ray.init(
-        address="local",
-        num_gpus=usable_gpus(),  # Ray counts also those for which this torch has no CUDA
-        include_dashboard=True,  # Ray Train frees the workers of stopped trials through it
-        dashboard_host="127.0.0.1",
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        runtime_env={"env_vars": PROCESS_ENV | insecure_env(), **code},
-    )
+    options = {"num_gpus": usable_gpus(), **options}  # Ray counts also GPUs for which this torch has no CUDA
+    with local_folder() as folder:
+        runtime_env = {"env_vars": PROCESS_ENV | insecure_env(), **shipped_code(folder.path)}
+        with started(folder, runtime_env=runtime_env, **options):
+            yield
 
 
 def _join(address: str, code: dict[str, str]) -> None:

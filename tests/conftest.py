@@ -1,7 +1,6 @@
 """One Ray and one S3 server for the whole test session."""
 
 import gc
-import logging
 import os
 import time
 
@@ -10,6 +9,7 @@ import ray
 from moto.server import ThreadedMotoServer
 
 from lexray.cluster.connect import PROCESS_ENV
+from lexray.cluster.local_ray import local_folder, started
 
 LAST = ("test_mesh.py", "test_target_l0.py", "test_mesh_checkpoints.py")
 """Matrices of which any part says something: what time is left is theirs."""
@@ -76,14 +76,5 @@ def ray_session(aws_credentials):
     """Address of a local Ray of 4 CPUs, started as `lexray` starts one."""
     os.environ.update(PROCESS_ENV)
     os.environ["OMP_NUM_THREADS"] = "1"
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        runtime_env={"env_vars": PROCESS_ENV},
-    )
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
+    with local_folder() as folder, started(folder, num_cpus=4, runtime_env={"env_vars": PROCESS_ENV}):
+        yield ray.get_runtime_context().gcs_address

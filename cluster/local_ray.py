@@ -1,0 +1,217 @@
+"""The Ray that lexray starts on this machine: reached by this user alone, whatever the machine's folders are like.
+
+On a shared host every user reaches loopback and `/tmp`. So Ray asks for a token that only this user can read, keeps its
+files in a folder that only this user can enter, and listens on loopback alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import socket
+import stat
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._private import ray_constants
+from ray._raylet import AuthenticationTokenLoader, Config
+
+from lexray.cluster.provisioned.description import Liveness
+from lexray.storage.errors import UserError
+
+log = logging.getLogger("lexray")
+
+HOST = "127.0.0.1"
+SOCKET_BYTES = 107 if sys.platform.startswith("linux") else 103
+"""The longest path of a Unix socket."""
+RAY_FOLDER = "r"
+LONGEST_SOCKET = f"session_{'0' * 26}_{'0' * 7}/sockets/plasma_store"
+"""What Ray makes below its folder; a time and a process id are in it."""
+CLEAN_UP_S = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalFolder:
+    """A private folder for one Ray, and what had to be replaced on this machine."""
+
+    path: Path
+    """Mode 0700, below it `token` (0600) and Ray's own folder, which Ray opens to everybody."""
+    notes: tuple[str, ...] = ()
+    """One line each: what was wrong, what is used instead, which variable to set."""
+
+    @property
+    def token_file(self) -> Path:
+        return self.path / "token"
+
+    @property
+    def ray_folder(self) -> Path:
+        return self.path / RAY_FOLDER
+
+
+@contextmanager
+def local_folder() -> Iterator[LocalFolder]:
+    """Inside, the folder is there; it is removed at the end. Raises UserError where this machine has no room for it."""
+    path, notes = make_private_folder(os.environ)
+    try:
+        yield LocalFolder(path=path, notes=notes)
+    finally:
+        _remove(path)
+
+
+@contextmanager
+def started(folder: LocalFolder, **options: Any) -> Iterator[None]:
+    """Inside, a Ray of this process's own is connected; `options` go to `ray.init`.
+
+    Raises UserError with Ray's reason when it does not start.
+    """
+    for note in folder.notes:
+        log.warning("%s", note)
+    with ExitStack() as stack:
+        stack.enter_context(_variables(_environment(folder)))
+        _write_token(folder.token_file)
+        stack.callback(_reread_token_settings)
+        _reread_token_settings()
+        stack.callback(ray.shutdown)
+        try:
+            with _on_loopback():
+                ray.init(
+                    address="local",
+                    _node_ip_address=HOST,
+                    _temp_dir=str(folder.ray_folder),
+                    include_dashboard=True,  # Ray Train frees the workers of stopped trials through it
+                    dashboard_host=HOST,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    **options,
+                )
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(f"Ray does not start on this machine: {_reason(error)}; `lexray doctor` looks why") from error
+        yield
+
+
+def make_private_folder(environ: Mapping[str, str]) -> tuple[Path, tuple[str, ...]]:
+    """Return a new folder (mode 0700) that Ray can use, and notes on the places that it cannot.
+
+    Raises UserError naming the variable to set when no place is left.
+    """
+    wrong: list[str] = []
+    for variable, place in _candidates(environ):
+        made, reason = _try(place)
+        if made is not None:
+            notes = [f"{line}; Ray's files go to {made.parent}" for line in wrong if line.startswith(tuple("RT"))]
+            return made, tuple(notes)
+        wrong.append(f"{variable or 'the folder'} {place}: {reason}")
+    raise UserError(f"no folder for Ray's files ({'; '.join(wrong)}); set RAY_TMPDIR to a short path of a writable one")
+
+
+def _candidates(environ: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Variables and places in the order of Ray, then others that most machines have."""
+    asked = ("RAY_TMPDIR", "TMPDIR") if sys.platform.startswith("linux") else ("RAY_TMPDIR",)
+    named = [(name, environ[name]) for name in asked if environ.get(name)]
+    others = ["/tmp", "/var/tmp", environ.get("XDG_RUNTIME_DIR", ""), "/dev/shm"]
+    return [*named, *(("", place) for place in others if place)]
+
+
+def _try(place: str) -> tuple[Path | None, str]:
+    """Make a private folder at a place; None and the reason where Ray could not use it."""
+    try:
+        mode = os.stat(place).st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            return None, "every user may replace what lies there"
+        made = Path(tempfile.mkdtemp(prefix="lexray-", dir=os.path.abspath(place)))
+    except OSError as error:
+        return None, str(error.strerror or error)
+    reason = _unfit(made)
+    if reason:
+        _remove(made)
+        return None, reason
+    return made, ""
+
+
+def _unfit(folder: Path) -> str:
+    """Why a folder cannot hold Ray's sockets, or is not private; empty where it can and is."""
+    longest = folder / RAY_FOLDER / LONGEST_SOCKET
+    if (over := len(os.fsencode(longest)) - SOCKET_BYTES) > 0:
+        have = len(os.fsencode(folder.parent))
+        return f"the path has {have} bytes, Ray's sockets allow {have - over}"
+    if stat.S_IMODE(folder.stat().st_mode) & 0o077:
+        return "its file system keeps no permissions"
+    try:
+        longest.parent.mkdir(parents=True)
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.bind(str(longest))
+        shutil.rmtree(folder / RAY_FOLDER)
+    except OSError as error:
+        return f"its file system takes no sockets ({error.strerror or error})"
+    return ""
+
+
+def _environment(folder: LocalFolder) -> dict[str, str | None]:
+    """Variables of this process and of all that Ray starts; None removes one."""
+    found: dict[str, str | None] = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder.token_file)}
+    found["RAY_AUTH_TOKEN"] = None  # goes before the path
+    return found | {name: value for name, value in Liveness().ray_env.items() if name not in os.environ}
+
+
+def _write_token(path: Path) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+
+
+@contextmanager
+def _variables(changes: Mapping[str, str | None]) -> Iterator[None]:
+    """Inside, the environment has these values; afterwards those of before."""
+    before = {name: os.environ.get(name) for name in changes}
+    _set(changes)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Have Ray take 127.0.0.1 for this node's address, as it does on macOS; else it listens on every interface."""
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _reread_token_settings() -> None:
+    """Ray read its variables when it was imported, and keeps the token that it once found."""
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder that processes which are ending may still write to."""
+    until_s = time.monotonic() + CLEAN_UP_S
+    while folder.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        if time.monotonic() > until_s:
+            return
+        time.sleep(0.05)
