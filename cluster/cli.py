@@ -15,6 +15,7 @@ from lexray.cluster.consoles import TextConsole, plain_streams
 from lexray.cluster.data_cli import data_app
 from lexray.cluster.dictionary_cli import bench_app, dictionary_app
 from lexray.cluster.doctor_cli import doctor_app
+from lexray.cluster.home import ensure_home
 from lexray.cluster.jobs_cli import jobs_app
 from lexray.cluster.provisioned.errors import ClusterLostError, RefusedError
 from lexray.cluster.provisioned_cli import provisioned_app
@@ -163,6 +164,8 @@ def _main() -> None:
     logging.getLogger("lexray").setLevel(logging.INFO)
     logging.getLogger("lexray").addHandler(RichHandler(console=messages, show_time=False, show_path=False))
     try:
+        if note := ensure_home():  # before any library looks for it
+            logging.getLogger("lexray").warning("%s", note)
         with answers_within(FIRST_ANSWER_S):
             code = app(standalone_mode=False) or 0
         if code != INTERRUPTED:  # what the command line makes of an interrupt, without a word

@@ -6,10 +6,9 @@ import logging
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import grpc
 import ray
@@ -18,7 +17,7 @@ from ray.core.generated import autoscaler_pb2, gcs_service_pb2, gcs_service_pb2_
 from ray.experimental.internal_kv import _internal_kv_put
 
 from lexray.cluster.jobs.package import code_package
-from lexray.cluster.local_ray import local_folder, started
+from lexray.cluster.local_ray import LocalFolder, is_on_loopback_alone, local_folder, on_loopback, started
 from lexray.cluster.provisioned.description import Pool
 from lexray.storage.errors import UserError
 from lexray.storage.objects.options import insecure_env
@@ -52,11 +51,11 @@ def connected(address: str | None, *, is_job: bool = False, pools: Sequence[Pool
     directory. A job of the cluster (`is_job`) ships no code: it arrived with the job, or the cluster has it. `pools`
     are nodes that the cluster's autoscaler may start.
     """
-    os.environ.update({name: value for name, value in PROCESS_ENV.items() if name not in os.environ})
     if address is None:
         with local_ray():
             yield
         return
+    _set_process_env()
     with TemporaryDirectory(prefix="lexray-code-") as folder:
         _join(address, {} if is_job else shipped_code(Path(folder)))
     if pools:
@@ -68,26 +67,32 @@ def connected(address: str | None, *, is_job: bool = False, pools: Sequence[Pool
 
 
 @contextmanager
-def local_ray(**options: Any) -> Iterator[None]:
-    """Inside, a Ray on this machine is connected, for this user alone; `options` go to `ray.init`."""
+def local_ray() -> Iterator[LocalFolder]:
+    """Inside, a Ray on this machine is connected, for this user alone. Raises RayStartError."""
     from lexray.training.device import usable_gpus
 
-    options = {"num_gpus": usable_gpus(), **options}  # Ray counts also GPUs for which this torch has no CUDA
-    with local_folder() as folder:
+    _set_process_env()
+    with ExitStack() as stack:
+        folder = stack.enter_context(local_folder())
         runtime_env = {"env_vars": PROCESS_ENV | insecure_env(), **shipped_code(folder.path)}
-        with started(folder, runtime_env=runtime_env, **options):
-            yield
+        stack.enter_context(started(folder, runtime_env=runtime_env, num_gpus=usable_gpus()))
+        yield folder
+
+
+def _set_process_env() -> None:
+    os.environ.update({name: value for name, value in PROCESS_ENV.items() if name not in os.environ})
 
 
 def _join(address: str, code: dict[str, str]) -> None:
     _check_answers(address)
     try:
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": PROCESS_ENV | insecure_env(), **code},
-        )
+        with on_loopback() if is_on_loopback_alone(address) else nullcontext():
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": PROCESS_ENV | insecure_env(), **code},
+            )
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--address {address}: no Ray cluster answers there ({reason})") from error

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from ray._raylet import AuthenticationTokenLoader, Config
 
 from lexray.cluster.provisioned.description import Liveness
 from lexray.storage.errors import UserError
+from lexray.storage.stream_memory import node_memory
+from lexray.tuning.placement.object_store import STORE_SHARE
 
 log = logging.getLogger("lexray")
 
@@ -36,7 +38,16 @@ SOCKET_BYTES = 107 if sys.platform.startswith("linux") else 103
 RAY_FOLDER = "r"
 LONGEST_SOCKET = f"session_{'0' * 26}_{'0' * 7}/sockets/plasma_store"
 """What Ray makes below its folder; a time and a process id are in it."""
+_PYTHON_SOCKET = "/pymp-00000000/listener-00000000"
+"""What Python's multiprocessing, which Ray's dashboard uses, makes below the temporary folder."""
 CLEAN_UP_S = 3.0
+SHARED_MEMORY = "/dev/shm"
+STORE_BYTES = 10**10
+"""Ray's object store has 30 % of the memory, and no more than this where `/dev/shm` is smaller."""
+
+
+class RayStartError(UserError):
+    """Ray cannot start on this machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +58,8 @@ class LocalFolder:
     """Mode 0700, below it `token` (0600) and Ray's own folder, which Ray opens to everybody."""
     notes: tuple[str, ...] = ()
     """One line each: what was wrong, what is used instead, which variable to set."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """For `ray.init`: where the object store lies, if not where Ray puts it."""
 
     @property
     def token_file(self) -> Path:
@@ -59,10 +72,11 @@ class LocalFolder:
 
 @contextmanager
 def local_folder() -> Iterator[LocalFolder]:
-    """Inside, the folder is there; it is removed at the end. Raises UserError where this machine has no room for it."""
+    """Inside, the folder is there; it is removed at the end. Raises RayStartError where no place will do."""
     path, notes = make_private_folder(os.environ)
+    options, store_notes = store_options(node_memory().machine, _free_shared_bytes(), path)
     try:
-        yield LocalFolder(path=path, notes=notes)
+        yield LocalFolder(path=path, notes=(*notes, *store_notes), options=options)
     finally:
         _remove(path)
 
@@ -71,7 +85,7 @@ def local_folder() -> Iterator[LocalFolder]:
 def started(folder: LocalFolder, **options: Any) -> Iterator[None]:
     """Inside, a Ray of this process's own is connected; `options` go to `ray.init`.
 
-    Raises UserError with Ray's reason when it does not start.
+    Raises RayStartError with Ray's reason.
     """
     for note in folder.notes:
         log.warning("%s", note)
@@ -82,7 +96,7 @@ def started(folder: LocalFolder, **options: Any) -> Iterator[None]:
         _reread_token_settings()
         stack.callback(ray.shutdown)
         try:
-            with _on_loopback():
+            with on_loopback():
                 ray.init(
                     address="local",
                     _node_ip_address=HOST,
@@ -91,17 +105,18 @@ def started(folder: LocalFolder, **options: Any) -> Iterator[None]:
                     dashboard_host=HOST,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
+                    **folder.options,
                     **options,
                 )
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"Ray does not start on this machine: {_reason(error)}; `lexray doctor` looks why") from error
+        except Exception as error:  # Ray raises bare ones, too
+            raise RayStartError(f"Ray does not start on this machine: {_reason(error)}") from error
         yield
 
 
 def make_private_folder(environ: Mapping[str, str]) -> tuple[Path, tuple[str, ...]]:
     """Return a new folder (mode 0700) that Ray can use, and notes on the places that it cannot.
 
-    Raises UserError naming the variable to set when no place is left.
+    Raises RayStartError naming the variable to set when no place is left.
     """
     wrong: list[str] = []
     for variable, place in _candidates(environ):
@@ -110,7 +125,7 @@ def make_private_folder(environ: Mapping[str, str]) -> tuple[Path, tuple[str, ..
             notes = [f"{line}; Ray's files go to {made.parent}" for line in wrong if line.startswith(tuple("RT"))]
             return made, tuple(notes)
         wrong.append(f"{variable or 'the folder'} {place}: {reason}")
-    raise UserError(f"no folder for Ray's files ({'; '.join(wrong)}); set RAY_TMPDIR to a short path of a writable one")
+    raise RayStartError(f"no folder for Ray's files ({'; '.join(wrong)}); set RAY_TMPDIR to a short, writable path")
 
 
 def _candidates(environ: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -155,10 +170,39 @@ def _unfit(folder: Path) -> str:
     return ""
 
 
+def store_options(memory_bytes: int, shared_bytes: int | None, folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return options of `ray.init` that keep the object store out of a `/dev/shm` that is missing, and notes.
+
+    `shared_bytes` are free there; None where there is no such folder, or it cannot be written. Ray itself puts the
+    store into its own folder where `/dev/shm` is only too small.
+    """
+    wanted = min(STORE_BYTES, int(STORE_SHARE * memory_bytes))
+    if not sys.platform.startswith("linux") or (shared_bytes is not None and shared_bytes >= wanted):
+        return {}, ()
+    have = "cannot be written" if shared_bytes is None else f"has {shared_bytes / 2**30:.1f} GiB free"
+    note = (
+        f"{SHARED_MEMORY} {have}, Ray's object store wants {wanted / 2**30:.1f} GiB: it lies in {folder.parent}, which "
+        "is slower; enlarge it (docker run --shm-size=8g, or an emptyDir of medium Memory)"
+    )
+    if shared_bytes is not None:
+        return {}, (note,)
+    return {"object_store_memory": wanted, "_plasma_directory": str(folder)}, (note,)
+
+
+def _free_shared_bytes() -> int | None:
+    if not os.access(SHARED_MEMORY, os.W_OK | os.X_OK):
+        return None
+    found = os.statvfs(SHARED_MEMORY)
+    return found.f_bavail * found.f_frsize
+
+
 def _environment(folder: LocalFolder) -> dict[str, str | None]:
     """Variables of this process and of all that Ray starts; None removes one."""
     found: dict[str, str | None] = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder.token_file)}
     found["RAY_AUTH_TOKEN"] = None  # goes before the path
+    if len(os.fsencode(tempfile.gettempdir())) > SOCKET_BYTES - len(_PYTHON_SOCKET):
+        found["TMPDIR"] = str(folder.path.parent)
+    found["RAY_enable_metrics_collection"] = "0"  # the port of metrics is the one that asks for no token
     return found | {name: value for name, value in Liveness().ray_env.items() if name not in os.environ}
 
 
@@ -186,8 +230,20 @@ def _set(values: Mapping[str, str | None]) -> None:
             os.environ[name] = value
 
 
+def is_on_loopback_alone(address: str) -> bool:
+    """Whether a Ray at `HOST:PORT` listens on loopback and on no other address of this machine."""
+    host, _, port = address.rpartition(":")
+    if host not in (HOST, "localhost"):
+        return False
+    try:
+        socket.create_connection((ray.util.get_node_ip_address(), int(port)), timeout=1.0).close()
+    except OSError:
+        return True
+    return False
+
+
 @contextmanager
-def _on_loopback() -> Iterator[None]:
+def on_loopback() -> Iterator[None]:
     """Have Ray take 127.0.0.1 for this node's address, as it does on macOS; else it listens on every interface."""
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
@@ -203,8 +259,10 @@ def _reread_token_settings() -> None:
     AuthenticationTokenLoader.instance().reset_cache()
 
 
-def _reason(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _reason(error: Exception) -> str:
+    """Return one line: what Ray says first, or last where it shows the end of a log."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1 if type(error) is Exception else 0]
 
 
 def _remove(folder: Path) -> None:

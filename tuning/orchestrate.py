@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
@@ -200,7 +201,13 @@ def _ray_storage_path(store: Store) -> str:
     """Where Ray may keep files of its own: beside a local sweep, else on this machine. It is a cache."""
     if store.local_path is not None:
         return str(Path(store.local_path) / ".ray")
-    return os.path.expanduser("~/.cache/lexray/ray")
+    cache = Path("~/.cache/lexray/ray").expanduser()
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=cache).close()
+    except OSError:
+        return tempfile.mkdtemp(prefix="lexray-ray-")
+    return str(cache)
 
 
 logging.getLogger("ray.tune").setLevel(logging.ERROR)

@@ -215,6 +215,8 @@ class Findings:
     gloo: AllReduce | Unknown = NOT_ASKED
     nccl: AllReduce | Unknown = NOT_ASKED
     wandb: WandbFacts | Unknown = NOT_ASKED
+    start_notes: tuple[str, ...] | None = None
+    """What this machine lacked when Ray was started here; None for a Ray that ran before."""
 
     @property
     def answering(self) -> list[tuple[NodeReport, MachineFacts]]:

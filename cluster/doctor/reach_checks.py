@@ -9,6 +9,15 @@ REFUSED = (401, 403)
 _TOKEN_ADVICE = "set RAY_AUTH_MODE=token and one token on every node, driver and client, and start Ray anew"
 
 
+def check_start(found: Findings, limits: Limits) -> Check:
+    """A Ray that was started here found its folders as it wants them."""
+    if found.start_notes is None:
+        return skipped("start", "this Ray ran before")
+    if found.start_notes:
+        return warn("start", "; ".join(found.start_notes), "Ray runs all the same; set what the line names")
+    return ok("start", "Ray starts here, with a token, in a private folder")
+
+
 def check_nodes(found: Findings, limits: Limits) -> Check:
     """Every living node answers, and none died unasked."""
     silent = [f"{node.name}: {node.machine.reason}" for node in found.nodes if isinstance(node.machine, Unknown)]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from lexray.cluster.connect import connected
+from dataclasses import replace
+
+from lexray.cluster.connect import connected, local_ray
 from lexray.cluster.doctor.asking import Deadline
 from lexray.cluster.doctor.examine import examine
 from lexray.cluster.doctor.gather import Request, gather
-from lexray.cluster.doctor.verdict import Check, Limits
+from lexray.cluster.doctor.verdict import Check, Limits, fail
+from lexray.cluster.local_ray import RayStartError
 
 TOTAL_S = 26.0
 """All questions together, once connected; what they leave undone is told as such."""
@@ -14,6 +17,18 @@ TOTAL_S = 26.0
 
 def diagnose(request: Request, address: str | None, limits: Limits) -> list[Check]:
     """Look at the cluster at `address`, None is this machine. Raises UserError when nobody answers there."""
+    if address is None:
+        return _of_this_machine(request, limits)
     with connected(address):
         found = gather(request, Deadline.after(TOTAL_S))
     return examine(found, limits)
+
+
+def _of_this_machine(request: Request, limits: Limits) -> list[Check]:
+    """One failed check where Ray cannot start here: there is nothing else to look at."""
+    try:
+        with local_ray() as folder:
+            found = gather(request, Deadline.after(TOTAL_S))
+    except RayStartError as error:
+        return [fail("start", str(error), "mend what the line names; a sweep on this machine would end the same way")]
+    return examine(replace(found, start_notes=folder.notes), limits)

@@ -47,7 +47,8 @@ class Cluster:
             self.store("data").write(str(file.relative_to(local)), file.read_bytes())
         head = machines.start_head()
         (place / "token").write_text(machines.token)
-        self.options = ["--address", f"http://{head}:{DASHBOARD_PORT}", "--token-file", str(place / "token"), "--insecure"]
+        where = ["--address", f"http://{head}:{DASHBOARD_PORT}", "--insecure"]
+        self.options = [*where, "--token-file", str(place / "token")]
 
     def store(self, name: str) -> Store:
         return Store.at(f"s3://lost/{name}", self.settings)
