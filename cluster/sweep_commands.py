@@ -89,7 +89,7 @@ def _driver(plan: SweepPlan, where: Where, mirrors: list[Any]) -> Driver:
 
     place = this_place(where.cluster or where.address or "", where.job)
     driver = Driver(store=plan.folder.store, place=place, links=links)
-    driver.log.write(f"{_todo(plan)}, on {driver.place.host}\n")
+    driver.log.write(f"{_todo(plan)}\n")
     return driver
 
 

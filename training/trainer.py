@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.distributed as dist
 
+from lexray.storage.anonymous import without_home
 from lexray.storage.errors import UserError
 from lexray.storage.manifest import Manifest
 from lexray.storage.store import Store
@@ -276,4 +277,4 @@ class Trainer:
             "training": self.config.to_dict(),
             "held_out": {"metrics_version": METRICS_VERSION, **metrics},
         }
-        save_dictionary(self.store.at_path("dictionary"), engine.dictionary, tensors, about)
+        save_dictionary(self.store.at_path("dictionary"), engine.dictionary, tensors, without_home(about))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TextIO
 
+from lexray.storage.anonymous import without_names
 from lexray.storage.errors import UserError
 from lexray.storage.store import Store
 from lexray.tuning.driver_record import (
@@ -62,7 +63,8 @@ class DriverLog:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(self.clock()))
         with self._lock:
             *lines, self._partial = (self._partial + text).split("\n")
-            self._text = newest(self._text + "".join(f"{stamp} {line}\n" for line in lines), self.max_bytes)
+            said = without_names("".join(f"{stamp} {line}\n" for line in lines))
+            self._text = newest(self._text + said, self.max_bytes)
             self._is_written = self._is_written and not lines
         return len(text)
 
@@ -163,7 +165,8 @@ class Driver:
             self._wake.clear()
 
     def _beat(self) -> None:
-        told = {"state": self._state, "reason": self._reason, "waiting": self._waiting(), "links": self.links()}
+        waiting = [without_names(line) for line in self._waiting()]
+        told = {"state": self._state, "reason": without_names(self._reason), "waiting": waiting, "links": self.links()}
         try:
             written = beat(self.store, self._record, self.clock(), **told)
             if written is None:

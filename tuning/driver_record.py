@@ -7,6 +7,8 @@ one that was taken for dead ends itself when it finds that another has taken ove
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import logging
 import os
@@ -36,6 +38,8 @@ Its record has the time of its own clock. One that is behind by up to `STALE_S` 
 driver look dead; one that is ahead makes a dead driver look alive for as much longer, and keeps a new one waiting no
 longer than `WATCH_S` (see `check_free`).
 """
+MARK_CHARS, SHORT_MARK = 32, 8
+"""Hexadecimal digits of a machine's mark, and those that people are shown."""
 WATCH_S = 2.5 * BEAT_S
 """How long a newcomer watches a record that may be of a dead driver: the clocks of two machines may differ."""
 
@@ -50,9 +54,8 @@ class DriverRecord:
 
     claim: str
     """Drawn by each driver when it starts."""
-    host: str
     machine: str = ""
-    """Tells machines, and containers, of equal host names apart."""
+    """Hash of the claim and the machine: who is on that machine can tell, nobody else learns its name."""
     process: str = ""
     """Pid and start of the process, where the system tells."""
     cluster: str = ""
@@ -72,8 +75,12 @@ class DriverRecord:
 
     @property
     def where(self) -> str:
-        """For people."""
-        parts = [self.host, f"job {self.job}" if self.job else "", f"cluster {self.cluster}" if self.cluster else ""]
+        """For people: this machine, or the hash of another one; job and cluster."""
+        here = this_place()
+        host = "this machine" if self.machine == here.mark(self.claim) else f"machine {self.machine[:SHORT_MARK]}"
+        if not self.machine:
+            host = "a machine"
+        parts = [host, f"job {self.job}" if self.job else "", f"cluster {self.cluster}" if self.cluster else ""]
         return ", ".join(part for part in parts if part)
 
 
@@ -82,19 +89,24 @@ _DRIVER = TypeAdapter(DriverRecord)
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a driver runs."""
+    """Where a driver runs. `machine` stays in this process; what is written is its `mark`."""
 
-    host: str
     machine: str
+    """Tells machines, and containers, of equal host names apart."""
     process: str
     cluster: str = ""
     job: str = ""
 
+    def mark(self, claim: str) -> str:
+        """Return the machine as records name it, another one for each claim; empty where it is not known."""
+        if not self.machine:
+            return ""
+        return hmac.digest(self.machine.encode(), claim.encode(), hashlib.sha256).hex()[:MARK_CHARS]
+
 
 def this_place(cluster: str = "", job: str = "") -> Place:
     """That of this process."""
-    host = socket.gethostname()
-    return Place(host=host, machine=_machine(), process=process_of(os.getpid()), cluster=cluster, job=job)
+    return Place(machine=_machine(), process=process_of(os.getpid()), cluster=cluster, job=job)
 
 
 def read_driver(store: Store) -> DriverRecord | None:
@@ -116,7 +128,7 @@ def is_alive(record: DriverRecord | None, now_s: float) -> bool:
 
 def is_dead_here(record: DriverRecord, place: Place) -> bool:
     """Whether it ran on this very machine and its process is gone."""
-    if not record.machine or record.machine != place.machine or not record.process:
+    if not record.machine or record.machine != place.mark(record.claim) or not record.process:
         return False
     return process_of(int(record.process.split(":")[0])) != record.process
 
@@ -136,7 +148,8 @@ def check_free(
 
 def claim(store: Store, place: Place, token: str, now_s: float) -> DriverRecord:
     """Write the record of a new driver, whose name is `token`; see `check_free`."""
-    record = DriverRecord(claim=token, started_s=now_s, seen_s=now_s, **asdict(place))
+    where = asdict(replace(place, machine=place.mark(token)))
+    record = DriverRecord(claim=token, started_s=now_s, seen_s=now_s, **where)
     write_driver(store, record)
     return record
 

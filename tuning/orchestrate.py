@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
@@ -165,6 +166,7 @@ def _tune(
     # A trial's function only waits for its workers, whose CPUs the placer counts: all it takes itself is memory, of the
     # node that stays as long as the cluster.
     trainable = tune.with_resources(work, tune.PlacementGroupFactory([{"memory": DRIVER_BYTES, **ON_HEAD}]))
+    storage_path = _ray_storage_path(plan.folder.store)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
@@ -174,13 +176,16 @@ def _tune(
         ),
         run_config=tune.RunConfig(
             name="tune",
-            storage_path=_ray_storage_path(plan.folder.store),
+            storage_path=storage_path,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=plan.sweep.retries),
         ),
     )
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # Tune prints even when told not to
-        tuner.fit()
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # Tune prints even when told not to
+            tuner.fit()
+    finally:
+        shutil.rmtree(storage_path, ignore_errors=True)  # names this machine, and nothing reads it again
 
 
 def _close_unfinished(plan: SweepPlan) -> None:
@@ -198,16 +203,15 @@ def _close_unfinished(plan: SweepPlan) -> None:
 
 
 def _ray_storage_path(store: Store) -> str:
-    """Where Ray may keep files of its own: beside a local sweep, else on this machine. It is a cache."""
+    """Return a folder for Ray's own files, a cache: beside a local sweep, else on this machine, one for each run."""
     if store.local_path is not None:
         return str(Path(store.local_path) / ".ray")
     cache = Path("~/.cache/lexray/ray").expanduser()
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=cache).close()
+        return tempfile.mkdtemp(dir=cache)
     except OSError:
         return tempfile.mkdtemp(prefix="lexray-ray-")
-    return str(cache)
 
 
 logging.getLogger("ray.tune").setLevel(logging.ERROR)

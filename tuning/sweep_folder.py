@@ -26,6 +26,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from lexray.storage.anonymous import without_home
 from lexray.storage.documents import Count, Finite, Number, Plain, read_document, read_lines
 from lexray.storage.errors import CorruptDataError, UserError
 from lexray.storage.store import Store, reachable
@@ -99,7 +100,8 @@ class SweepFolder:
         return self.store.at_path(f"trials/{trial}")
 
     def write_trial(self, record: TrialRecord) -> None:
-        self.trial_store(record.trial).write("trial.json", json.dumps(with_nulls(asdict(record)), indent=1).encode())
+        content = with_nulls(without_home(asdict(record)))
+        self.trial_store(record.trial).write("trial.json", json.dumps(content, indent=1).encode())
 
     def read_trial(self, trial: str) -> TrialRecord | None:
         """The record, or None when the trial never started. Raises CorruptDataError."""

@@ -80,6 +80,7 @@ def dashboard(**changes: Any) -> DashboardFacts:
 def healthy(*workers: NodeReport, **changes: Any) -> Findings:
     settled = {
         "client_versions": VERSIONS,
+        "start_notes": (),
         "nodes": (head(), *(workers or (node("10.0.0.2"),))),
         "dashboard": dashboard(),
         "regions": (BucketRegion(url="s3://b/d", bucket="eu-west-1", asked="eu-west-1", nodes="eu-west-1"),),

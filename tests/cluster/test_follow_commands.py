@@ -53,9 +53,17 @@ def write_metrics(folder: SweepFolder, trial: str, last: int, **values: float) -
     folder.trial_store(trial).write("metrics.jsonl", ("\n".join(lines) + "\n").encode())
 
 
+MACHINE = "0123456789abcdef"
+
+
 def driven(folder: SweepFolder, *, seen_ago_s: float = 0.0, **changes: Any) -> DriverRecord:
     now_s = time.time()
-    fields: dict[str, Any] = {"claim": "c", "host": "head-1", "started_s": now_s - 900, "seen_s": now_s - seen_ago_s}
+    fields: dict[str, Any] = {
+        "claim": "c",
+        "machine": "0123456789abcdef",
+        "started_s": now_s - 900,
+        "seen_s": now_s - seen_ago_s,
+    }
     record = DriverRecord(**{**fields, **changes})
     write_driver(folder.store, record)
     return record
@@ -66,7 +74,7 @@ def test_a_running_sweep_tells_trials_steps_speed_waiting_and_links(folder, lexr
     code, out, err = lexray("status", folder.store.url)
     assert (code, err) == (0, "")
     lines = {line.split("  ")[0].strip(): line for line in out.splitlines()}
-    assert "running on head-1" in lines["state"]
+    assert "running on machine 01234567" in lines["state"]
     assert "1 done, 1 stopped early, 2 running, 1 pending" in lines["trials"]
     assert "1,900 of 4,300" in lines["steps"]
     assert "1,600 rows/s, 25% waiting for data" in lines["speed"]

@@ -163,11 +163,11 @@ def test_what_the_cluster_has_no_room_for_is_refused_before_anything_is_sent(lex
 
 
 def test_a_sweep_that_is_driven_elsewhere_is_not_sent(lexray, sweep_file, server, tmp_path):
-    record = DriverRecord(claim="c", host="far", cluster="other", started_s=0, seen_s=time.time())
+    record = DriverRecord(claim="c", machine="0123456789abcdef", cluster="other", started_s=0, seen_s=time.time())
     write_driver(Store.at(str(tmp_path / "out")), record)
     code, _, err = lexray("submit", sweep_file(), "--address", server.url)
     assert code == 2
-    assert "is being run by far, cluster other" in err
+    assert "is being run by machine 01234567, cluster other" in err
     assert server.sent == []
 
 

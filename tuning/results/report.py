@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import jinja2
 import pandas as pd
 
+from lexray.storage.anonymous import without_home
 from lexray.storage.config_file import MAX_BYTES, FileModel, checked_content, mapping_of
 from lexray.storage.documents import read_bounded
 from lexray.storage.errors import UserError
@@ -121,7 +122,7 @@ def write_report(
         **_costs(records, spent, content.get("prices")),
         **_documents(store, trials, [SWEEP_FILE] if sweep_yaml else []),
     )
-    store.write(REPORT_FILE, page.encode())
+    store.write(REPORT_FILE, without_home(page).encode())
 
 
 class _Trials(NamedTuple):

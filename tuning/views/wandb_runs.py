@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import pandas as pd
 import wandb
 
+from lexray.storage.anonymous import without_home
 from lexray.storage.store import Store
 from lexray.tuning.sweep_folder import PAUSED, TrialRecord
 from lexray.tuning.views.wandb_ids import MAX_NAME_CHARACTERS, RunIds, shortened
@@ -36,6 +37,7 @@ SETTINGS: dict[str, Any] = {
     "x_disable_meta": True,
     "disable_git": True,
     "disable_code": True,
+    "host": "lexray",  # W&B tells everybody of a project the name of the machine
 }
 
 Mode = Literal["online", "offline"]
@@ -172,7 +174,7 @@ class WandbRuns:
             settings=wandb.Settings(
                 **SETTINGS, finish_timeout=self.finish_timeout_s, finish_timeout_raises=self.finish_timeout_s > 0
             ),
-            **about,
+            **without_home(about),
         )
         run.define_metric("*", step_metric="rows")
         return run
