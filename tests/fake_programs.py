@@ -84,7 +84,7 @@ def _lives(pid: int) -> bool:
 class ADashboard:
     """An HTTP server on loopback that answers as told: `routes` from path to status and body."""
 
-    def __init__(self, token: str | None = None) -> None:
+    def __init__(self, token: str | None = None, port: int = 0) -> None:
         self.routes: dict[str, Callable[[], tuple[int, str]]] = {
             "/api/version": lambda: (200, json.dumps({"version": "4", "ray_version": "2.60.0"}))
         }
@@ -112,7 +112,7 @@ class ADashboard:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self.port = self._server.server_port
         self.url = f"http://127.0.0.1:{self.port}"
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()

@@ -19,7 +19,7 @@ from lexray.cluster.doctor.stores import (
     who_am_i,
     write_one_key,
 )
-from lexray.cluster.doctor.traffic import Door, Ring, free_port, knock, open_door, sum_over_nodes
+from lexray.cluster.doctor.traffic import Door, Ring, knock, open_door, open_meeting, sum_over_nodes
 from lexray.storage.objects.settings import StorageSettings
 
 CALLS_AT_ONCE = 12
@@ -83,7 +83,7 @@ class Probe:
         return knock(doors)
 
     def meeting(self) -> Door:
-        return free_port(self._host)
+        return open_meeting(self._host)
 
     def sum(self, ring: Ring) -> AllReduce:
         return sum_over_nodes(ring)

@@ -42,6 +42,10 @@ class Ring(NamedTuple):
     """`gloo` or `nccl`."""
 
 
+_MEETINGS: dict[Door, socket.socket] = {}
+"""Ports of this process that wait for a sum."""
+
+
 def open_door(host: str) -> Door:
     """Listen at this node's address until the process ends."""
     listener = socket.create_server((host, 0), backlog=1024)
@@ -69,10 +73,12 @@ def knock(doors: Mapping[str, Door]) -> dict[str, str]:
     return {name: why for name, why in answers.items() if why}
 
 
-def free_port(host: str) -> Door:
-    """A port that nobody listens at just now."""
-    with socket.create_server((host, 0)) as listener:
-        return Door(host, listener.getsockname()[1])
+def open_meeting(host: str) -> Door:
+    """Listen at this node's address for the ranks of one sum; the port stays ours until rank 0 takes it over."""
+    listener = socket.create_server((host, 0), backlog=1024)
+    door = Door(host, listener.getsockname()[1])
+    _MEETINGS[door] = listener
+    return door
 
 
 def sum_over_nodes(ring: Ring) -> AllReduce:
@@ -94,7 +100,7 @@ def _fastest(ring: Ring, device: str) -> float:
 
     dist.init_process_group(
         ring.backend,
-        init_method=f"tcp://{ring.meeting.host}:{ring.meeting.port}",
+        store=_store(ring),
         rank=ring.rank,
         world_size=ring.size,
         timeout=timedelta(seconds=SUM_TIMEOUT_S),
@@ -104,6 +110,15 @@ def _fastest(ring: Ring, device: str) -> float:
         return min([_timed(tensor) for _ in range(1 + REPEATS)][1:])
     finally:
         dist.destroy_process_group()
+
+
+def _store(ring: Ring) -> Any:
+    """Where the ranks meet: rank 0 serves it at the port that it has listened at since `open_meeting`."""
+    import torch.distributed as dist
+
+    held = {"master_listen_fd": _MEETINGS.pop(ring.meeting).detach()} if ring.rank == 0 else {}
+    timeout = timedelta(seconds=SUM_TIMEOUT_S)
+    return dist.TCPStore(*ring.meeting, ring.size, ring.rank == 0, timeout, wait_for_workers=False, **held)
 
 
 def _timed(tensor: Any) -> float:

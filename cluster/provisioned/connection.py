@@ -140,7 +140,9 @@ def _at_address(target: Target, address: str) -> Dashboard:
 
 
 def _through(tunnel: Tunnel, what: str, token: Secret | None) -> Dashboard:
-    return Dashboard(url=f"http://127.0.0.1:{tunnel.port}", what=what, token=token, renew=tunnel.renew)
+    return Dashboard(
+        url=f"http://127.0.0.1:{tunnel.port}", what=what, token=token, renew=tunnel.renew, is_ours=tunnel.has_accepted
+    )
 
 
 def _tunnel(description: ClusterDescription, kubectl: KubectlCall | None) -> Tunnel:

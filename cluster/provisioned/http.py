@@ -32,6 +32,25 @@ class NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
+class _Checked(urllib.request.HTTPHandler):
+    """Plain http, whose other end is looked at before anything is sent."""
+
+    def __init__(self, is_ours: Callable[[int], bool]) -> None:
+        super().__init__()
+        self._is_ours = is_ours
+
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        def connection(host: str, **options: Any) -> http.client.HTTPConnection:
+            made = http.client.HTTPConnection(host, **options)
+            made.connect()
+            if not self._is_ours(made.sock.getsockname()[1]):
+                made.close()
+                raise ConnectionError("another program listens at the tunnel's port")
+            return made
+
+        return self.do_open(connection, req)  # type: ignore[arg-type]  # a function that makes one is all it needs
+
+
 @dataclass(kw_only=True)
 class Dashboard:
     """The dashboard of a head at `url`, as `http://HOST:PORT`."""
@@ -42,6 +61,8 @@ class Dashboard:
     token: Secret | None = None
     is_insecure: bool = False
     """Send the token without encryption over a network."""
+    is_ours: Callable[[int], bool] = lambda port: True
+    """Whether what accepted a connection from this local port may have the token; asked before anything is sent."""
     renew: Callable[[], None] = lambda: None
     """Called when nothing comes back: a tunnel may be dead inside."""
     timeout_s: float = TIMEOUT_S
@@ -123,7 +144,7 @@ class Dashboard:
 
     def _opener(self) -> urllib.request.OpenerDirector:
         proxies = urllib.request.ProxyHandler({} if is_loopback(self.url) else None)
-        return urllib.request.build_opener(proxies, NoRedirect)
+        return urllib.request.build_opener(proxies, NoRedirect, _Checked(self.is_ours))
 
 
 def refuse_clear_text(url: str, what: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -13,7 +14,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import IO
+from typing import IO, Any
+
+import psutil
 
 from lexray.cluster.provisioned.programs import last_line, missing
 from lexray.storage.errors import UserError
@@ -25,6 +28,10 @@ READY_S = 30.0
 LOOK_S = 0.1
 RESTARTS_S = (0.5, 1.0, 2.0, 5.0, 10.0)
 """Pauses between attempts to open a tunnel that died anew; the last one again and again."""
+PORTS_TRIED = 5
+"""A free port may be another program's by the time that the tunnel's program listens there."""
+ACCEPT_S = 5.0
+"""How long a program may take to accept a connection."""
 GRACE_S = 3.0
 """Between asking the program to end and killing it."""
 
@@ -39,7 +46,7 @@ class Tunnel:
     """For people: what it leads to."""
     ready_s: float = READY_S
     port: int = field(init=False)
-    """Of 127.0.0.1."""
+    """Of 127.0.0.1; the program's own as long as the tunnel is open, see `has_accepted`."""
     _is_open: bool = False
     _process: subprocess.Popen[bytes] | None = None
     _complaints: IO[bytes] = field(default_factory=tempfile.TemporaryFile)
@@ -48,10 +55,17 @@ class Tunnel:
     _thread: threading.Thread | None = None
 
     def open(self) -> None:
-        """Start the program and wait until the port answers. Raises UserError with what it complains of."""
-        self.port = free_port()
-        self._start()
-        self._await_port()
+        """Start the program and wait until it listens. Raises UserError with what it complains of."""
+        for attempt in range(PORTS_TRIED):
+            self.port = free_port()
+            self._start()
+            try:
+                self._await_port()
+                break
+            except UserError:
+                _end(self._process)
+                if attempt + 1 == PORTS_TRIED or not is_taken(self.port):
+                    raise
         self._thread = threading.Thread(target=self._watch, name="tunnel", daemon=True)
         self._thread.start()
 
@@ -61,6 +75,18 @@ class Tunnel:
             if self._is_open:
                 self._is_open = False
                 _end(self._process)
+
+    def has_accepted(self, port: int) -> bool:
+        """Whether the program holds the other end of a connection from this port of ours to the tunnel's.
+
+        While a tunnel is down, any user of this machine may listen at its port.
+        """
+        until_s = time.monotonic() + ACCEPT_S
+        while not any(one.laddr.port == self.port and one.raddr and one.raddr.port == port for one in self._sockets()):
+            if time.monotonic() >= until_s:
+                return False
+            time.sleep(LOOK_S / 10)
+        return True
 
     def close(self) -> None:
         """End the program and everything that it started."""
@@ -92,13 +118,31 @@ class Tunnel:
     def _await_port(self) -> None:
         assert self._process is not None
         until_s = time.monotonic() + self.ready_s
-        while not answers(self.port):
+        while not self._listens():
             if self._process.poll() is not None:
                 raise UserError(f"tunnel to {self.what}: {self._complaint()}")
             if time.monotonic() >= until_s:
                 raise UserError(f"tunnel to {self.what}: not open after {self.ready_s:.0f} s ({self._complaint()})")
             time.sleep(LOOK_S)
         self._is_open = True
+
+    def _listens(self) -> bool:
+        return any(one.laddr.port == self.port and one.status == psutil.CONN_LISTEN for one in self._sockets())
+
+    def _sockets(self) -> list[Any]:
+        """Network sockets of the program and of all that it started."""
+        if self._process is None:
+            return []
+        try:
+            parent = psutil.Process(self._process.pid)
+            family = [parent, *parent.children(recursive=True)]
+        except psutil.Error:
+            return []
+        found = []
+        for process in family:
+            with suppress(psutil.Error):  # it ended meanwhile
+                found += [one for one in process.net_connections("inet") if one.laddr]
+        return found
 
     def _complaint(self) -> str:
         self._complaints.seek(0)
@@ -139,11 +183,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def answers(port: int) -> bool:
-    """Whether somebody listens at a port of loopback."""
+def is_taken(port: int) -> bool:
+    """Whether another program has a port of loopback."""
     with socket.socket() as probe:
-        probe.settimeout(1.0)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that ended take no port
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
 
 
 def _end(process: subprocess.Popen[bytes] | None) -> None:

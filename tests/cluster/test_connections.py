@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,8 +20,9 @@ import yaml
 from fake_programs import ADashboard, Programs, on_path
 
 from lexray.cluster.provisioned.connection import Target, connect, dashboard_url, read_description
+from lexray.cluster.provisioned.errors import ClusterLostError
 from lexray.cluster.provisioned.tokens import Secret
-from lexray.cluster.provisioned.tunnel import free_port
+from lexray.cluster.provisioned.tunnel import free_port, is_taken
 from lexray.storage.errors import UserError
 
 TOKEN = "t0ken-that-nobody-may-see"
@@ -88,6 +90,34 @@ def test_a_tunnel_that_dies_is_opened_anew_and_the_question_is_answered(programs
         assert len(programs.calls()) >= 2
     assert programs.living() == []
     assert "opening it anew" in caplog.text
+
+
+def test_a_port_that_another_program_has_taken_is_left_to_it(programs, described, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        ports = iter([other.getsockname()[1], free_port()])
+        monkeypatch.setattr("lexray.cluster.provisioned.tunnel.free_port", lambda: next(ports))
+        with connect(trusted(described(KUBECTL))) as connection:
+            assert connection.dashboard.url != f"http://127.0.0.1:{other.getsockname()[1]}"
+        other.settimeout(0)
+        with pytest.raises(BlockingIOError):  # nobody connected there
+            other.accept()
+    assert programs.living() == []
+
+
+def test_no_token_goes_to_a_program_that_takes_the_port_of_a_tunnel_that_is_down(programs, described):
+    with connect(trusted(described(KUBECTL))) as connection:
+        port = int(connection.dashboard.url.rpartition(":")[2])
+        programs.answer({"port-forward": (1, "", "gone")})  # it does not come back
+        for pid in programs.living():
+            os.kill(pid, signal.SIGKILL)
+        until_s = time.monotonic() + 10
+        while is_taken(port) and time.monotonic() < until_s:
+            time.sleep(0.01)
+        thief = ADashboard(port=port)
+        with pytest.raises(ClusterLostError, match="another program listens at the tunnel's port"):
+            connection.dashboard.ask("GET", "/api/version")
+        thief.close()
+        assert thief.seen == []
 
 
 def test_whoever_is_told_to_go_closes_the_tunnel_first(programs, described):

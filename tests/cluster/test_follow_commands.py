@@ -60,7 +60,7 @@ def driven(folder: SweepFolder, *, seen_ago_s: float = 0.0, **changes: Any) -> D
     now_s = time.time()
     fields: dict[str, Any] = {
         "claim": "c",
-        "machine": "0123456789abcdef",
+        "machine": MACHINE,
         "started_s": now_s - 900,
         "seen_s": now_s - seen_ago_s,
     }
