@@ -126,6 +126,8 @@ def shipped_code(folder: Path) -> dict[str, str]:
 
 def _check_answers(address: str) -> None:
     """Ray itself would try for minutes to reach an address where nobody listens."""
+    if "@" in address:
+        raise UserError("--address: a Ray cluster takes no user and password; leave out what is before the @")
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
         return  # "auto" and the like: Ray knows where to look

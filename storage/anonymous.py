@@ -1,4 +1,4 @@
-"""Take what tells who ran something, and where, out of what is written for others: home folder and host name."""
+"""Take out of what is written for others who ran it and where: home folder, host name, credentials in urls."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 HOST = "HOST"
+_CREDENTIALS = re.compile(r"(?<=://)[^\s/@]+@")
 _SHORTEST = 3
 """Host names of fewer letters are words of the language, too."""
 
@@ -20,7 +21,8 @@ def without_home(value: Value) -> Value:
 
 
 def without_names(text: str) -> str:
-    """Return a text with the home folder written as `~` and this machine's name as `HOST`."""
+    """Return a text with the home folder written as `~`, this machine's name as `HOST`, and no credentials in urls."""
+    text = _CREDENTIALS.sub("***@", text)
     host = socket.gethostname()
     if len(host) >= _SHORTEST:
         text = re.sub(rf"(?<![\w.-]){re.escape(host)}(?![\w-])", HOST, text)

@@ -26,7 +26,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from lexray.storage.anonymous import without_home
+from lexray.storage.anonymous import without_home, without_names
 from lexray.storage.documents import Count, Finite, Number, Plain, read_document, read_lines
 from lexray.storage.errors import CorruptDataError, UserError
 from lexray.storage.store import Store, reachable
@@ -100,7 +100,7 @@ class SweepFolder:
         return self.store.at_path(f"trials/{trial}")
 
     def write_trial(self, record: TrialRecord) -> None:
-        content = with_nulls(without_home(asdict(record)))
+        content = with_nulls(without_home(asdict(record)) | {"reason": without_names(record.reason)})
         self.trial_store(record.trial).write("trial.json", json.dumps(content, indent=1).encode())
 
     def read_trial(self, trial: str) -> TrialRecord | None:

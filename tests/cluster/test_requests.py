@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
 import re
 import shlex
 import socket
@@ -139,11 +140,15 @@ def test_the_package_is_the_code_and_the_file_and_equal_for_equal_content():
 
 def test_only_source_files_of_the_floors_leave_the_machine(tmp_path: Path):
     secrets = (".env", ".aws/credentials", "storage/.env", "storage/.cache/a.py", "tuning/token.txt", "notes/x.py")
+    secrets = (*secrets, "storage/key.pem", "storage/__pycache__/x.py", "storage/a.py.bak", "credentials")
     sent = ("__init__.py", "storage/store.py", "tuning/report.html.j2")
     for name in (*secrets, *sent):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     (tmp_path / "storage" / "link.py").symlink_to(tmp_path / ".env")
+    (tmp_path / "tuning" / "folder").symlink_to(tmp_path / "notes")
+    (tmp_path / "training").symlink_to(tmp_path / "floor")  # a floor is a link in a checkout
+    os.mkfifo(tmp_path / "storage" / "pipe.py")
     made = code_package(tmp_path)
     assert set(zipfile.ZipFile(io.BytesIO(made.content)).namelist()) == {f"lexray/{name}" for name in sent}
 

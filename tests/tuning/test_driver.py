@@ -57,7 +57,8 @@ class Clock:
 
 
 def record(now_s: float, place: Place = ELSEWHERE, **changes: Any) -> DriverRecord:
-    fields = {"claim": "first", "started_s": now_s, "seen_s": now_s, **vars(place), **changes}
+    where = {**vars(place), "machine": place.mark("first")}
+    fields = {"claim": "first", "started_s": now_s, "seen_s": now_s, **where, **changes}
     return DriverRecord(**fields)
 
 
@@ -120,9 +121,8 @@ def test_a_living_driver_elsewhere_is_not_joined_though_its_clock_is_a_minute_of
     beat()
     began_s, clock.each_second = clock.now, beat
     assert is_alive(read_driver(store), clock.now)
-    with pytest.raises(
-        UserError, match=r"is being run by machine [0-9a-f]{8}, job lexray-x-1, cluster sae; .*lexray stop"
-    ):
+    where = "machine [0-9a-f]{8}, job lexray-x-1, cluster sae"
+    with pytest.raises(UserError, match=rf"is being run by {where}; .*lexray stop"):
         check_free(store, this_place(), clock=clock, sleep=clock.sleep)
     assert clock.now - began_s <= WATCH_S
 

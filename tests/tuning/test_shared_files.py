@@ -68,6 +68,11 @@ def test_host_names_leave_texts_as_whole_words(monkeypatch):
     assert without_names("a vm") == "a vm"
 
 
+def test_credentials_of_urls_leave_texts():
+    told = without_names("http://me:pa55@proxy:1/x, s3://key@bucket/a@b, mail me@x.org, s3://bucket/a@b")
+    assert told == "http://***@proxy:1/x, s3://***@bucket/a@b, mail me@x.org, s3://bucket/a@b"
+
+
 def test_a_driver_knows_its_machine_by_a_mark_that_tells_nobody_else(tmp_path):
     store, place = Store.at(str(tmp_path)), this_place()
     first = claim(store, place, "one", 0.0)

@@ -6,6 +6,7 @@ import logging
 import netrc
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ SETTINGS: dict[str, Any] = {
     "x_disable_meta": True,
     "disable_git": True,
     "disable_code": True,
+    "symlink": False,
     "host": "lexray",  # W&B tells everybody of a project the name of the machine
 }
 
@@ -111,7 +113,7 @@ class WandbRuns:
             result = {f"result/{k}": v for k, v in record.result.items() if v is not None}
             run.summary.update(result | {"status": record.status})
         is_well = record is not None and (bool(record.result) or record.status in PAUSED)
-        run.finish(exit_code=0 if is_well else 1)
+        _end(run, 0 if is_well else 1)
 
     def finish_all(self) -> None:
         for trial in list(self._open):
@@ -127,7 +129,7 @@ class WandbRuns:
             file.write_bytes(picture)
             run.log({"frontier": wandb.Table(dataframe=shown), "frontier_picture": wandb.Image(str(file))})
         run.summary.update({f"trials/{status}": int(n) for status, n in table["status"].value_counts().items()})
-        run.finish(exit_code=0)
+        _end(run, 0)
 
     @cached_property
     def _ids(self) -> RunIds:
@@ -178,6 +180,13 @@ class WandbRuns:
         )
         run.define_metric("*", step_metric="rows")
         return run
+
+
+def _end(run: Any, exit_code: int) -> None:
+    """Finish a run, and remove W&B's logs of this process, which are full of this machine's paths."""
+    logs = Path(run.dir).parent / "logs"
+    run.finish(exit_code=exit_code)
+    shutil.rmtree(logs, ignore_errors=True)
 
 
 def shown(record: Mapping[str, Any]) -> dict[str, Any]:
