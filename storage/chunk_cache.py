@@ -22,7 +22,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 from urllib.parse import quote
 
 from lexray.storage.private_files import private_file, private_folder, private_root
@@ -116,14 +116,14 @@ class ChunkCache:
             yield folder
 
     @contextmanager
-    def _usage(self) -> Iterator[BinaryIO]:
+    def _usage(self) -> Iterator[IO[bytes]]:
         """The file of the bytes in use, locked against other threads and processes."""
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
         with private_root(self._root, make=True) as root, private_file(root, "usage", flags) as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
             yield file
 
-    def _make_room(self, usage: BinaryIO, size: int) -> None:
+    def _make_room(self, usage: IO[bytes], size: int) -> None:
         usage.seek(0)
         written = usage.read()
         used = int(written) if written.isdigit() else self._clear(self.settings.bytes)

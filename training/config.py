@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-from lexray.storage.config_file import typed_config
+from lexray.storage.config_file import checked_config, typed_config
 from lexray.storage.errors import UserError
 from lexray.storage.manifest import Manifest, Site
 from lexray.storage.selection import Selection
@@ -284,7 +284,7 @@ class TrainingConfig:
     def from_dict(content: dict[str, Any]) -> TrainingConfig:
         """The configuration of `to_dict`. Raises UserError naming the first field that is not as it should be."""
         try:
-            data = {**content["data"], "storage": StorageSettings(**content["data"]["storage"])}
+            data = {**content["data"], "storage": checked_config(StorageSettings, content["data"]["storage"])}
             return TrainingConfig(
                 dictionary=dictionary_config(content["dictionary"]),
                 data=typed_config(DataConfig, data),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import os
+import re
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,7 +20,9 @@ INSECURE = "LEXRAY_INSECURE_STORAGE"
 """Environment variable: 1 allows stores over plain http and certificates or host keys that are not verified."""
 
 Allowed = dict[str, Any]
-"""By name of an option: None for any plain value, a tuple of the values it may have, or the options of an object."""
+"""By name of an option: None for any plain value, a tuple of those it may have, a pattern, or options of an object."""
+_LABEL = re.compile(r"[A-Za-z0-9-]{1,63}")
+"""A part of a server's name, which could otherwise become another server."""
 
 _S3: Allowed = {
     "requester_pays": None, "default_block_size": None, "default_fill_cache": None, "default_cache_type": None,
@@ -45,15 +48,15 @@ _GCS: Allowed = {
     "token": ("anon", "cloud", "google_default"),
 }  # fmt: skip
 _AZURE: Allowed = {
-    "account_name": None, "anon": None, "max_concurrency": None, "connection_timeout": None, "read_timeout": None,
+    "account_name": _LABEL, "anon": None, "max_concurrency": None, "connection_timeout": None, "read_timeout": None,
     "default_fill_cache": None, "blocksize": None,
 }  # fmt: skip
 SCHEMES: dict[str, Allowed] = {
     "file": {},
     "s3": _S3, "s3a": _S3,
     "gs": _GCS, "gcs": _GCS,
-    "abfs": _AZURE, "abfss": _AZURE, "az": _AZURE, "adl": {"store_name": None},
-    "oci": {"region": None}, "oss": {},
+    "abfs": _AZURE, "abfss": _AZURE, "az": _AZURE, "adl": {"store_name": _LABEL},
+    "oci": {"region": _LABEL}, "oss": {},
     "hf": {},
     "hdfs": {"host": None, "port": None, "user": None, "replication": None},
     "sftp": {"host": None, "port": None, "username": None},
@@ -94,15 +97,21 @@ def check_options(options: dict[str, Any], scheme: str, *, insecure: bool = Fals
 def _check(options: dict[str, Any], allowed: Allowed, scheme: str, place: str, *, is_s3: bool) -> None:
     for name, value in options.items():
         field = f"{place}.{name}"
-        known = allowed.get(name, ())
-        if name not in allowed or (isinstance(known, tuple) and not any(value is v or value == v for v in known)):
+        if name not in allowed or not _may_be(value, allowed[name]):
             raise UserError(f"{field}: {_why_not(name, value, allowed, scheme, is_s3)}")
-        if isinstance(known, dict):
-            if not isinstance(value, dict):
-                raise UserError(f"{field}: must be an object of options, got {value!r}")
-            _check(value, known, scheme, field, is_s3=is_s3)
-        elif not isinstance(value, str | int | float | bool | None):
-            raise UserError(f"{field}: must be a plain value, got {value!r}")
+        if isinstance(allowed[name], dict):
+            _check(value, allowed[name], scheme, field, is_s3=is_s3)
+
+
+def _may_be(value: Any, known: Any) -> bool:
+    """Whether an option may have this value; of an object only whether it is one."""
+    if isinstance(known, dict):
+        return isinstance(value, dict)
+    if isinstance(known, tuple):
+        return value in known
+    if isinstance(known, re.Pattern):
+        return isinstance(value, str) and known.fullmatch(value) is not None
+    return isinstance(value, str | int | float | bool | None)
 
 
 def _why_not(name: str, value: Any, allowed: Allowed, scheme: str, is_s3: bool) -> str:
@@ -113,6 +122,10 @@ def _why_not(name: str, value: Any, allowed: Allowed, scheme: str, is_s3: bool) 
         )
     if isinstance(allowed.get(name), tuple):
         return f"got {value!r}, must be one of {', '.join(map(repr, allowed[name]))}"
+    if name in allowed:
+        wanted = "an object of options" if isinstance(allowed[name], dict) else "a plain value"
+        wanted = "letters, digits and `-`" if isinstance(allowed[name], re.Pattern) else wanted
+        return f"got {value!r}, must be {wanted}"
     if is_s3 and name in _OWN_FIELDS:
         return f"set storage.{_OWN_FIELDS[name]} instead"
     close = difflib.get_close_matches(name, list(allowed), n=1)

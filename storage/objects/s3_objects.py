@@ -75,8 +75,9 @@ def _delete(filesystem: Any, bucket: str, keys: list[str]) -> None:
     answer = filesystem.call_s3("delete_objects", Bucket=bucket, Delete={"Objects": objects, "Quiet": True})
     refused = [one for one in answer.get("Errors", []) if one.get("Code") != "NoSuchKey"]
     if refused:
-        why = refused[0].get("Message") or refused[0].get("Code")
-        raise OSError(errno.EBUSY, f"{refused[0].get('Key')} could not be deleted: {why}")
+        first = refused[0]
+        line = f"{first.get('Key')!r} could not be deleted: {first.get('Message') or first.get('Code')}"
+        raise PermissionError(errno.EACCES, line) if first.get("Code") == "AccessDenied" else OSError(errno.EBUSY, line)
 
 
 def _pages(filesystem: Any, **arguments: Any) -> Iterator[dict[str, Any]]:
