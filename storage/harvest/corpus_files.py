@@ -10,7 +10,8 @@ from typing import Any, BinaryIO, TypeVar
 
 from lexray.storage.errors import UserError
 from lexray.storage.harvest.corpus_report import CorpusReport
-from lexray.storage.harvest.file_patterns import Entry, LocalTree, UrlTree, count_alternatives, expand, plain_path
+from lexray.storage.harvest.file_patterns import count_alternatives, expand
+from lexray.storage.harvest.file_trees import Entry, LocalTree, UrlTree, plain_path
 from lexray.storage.harvest.packed_files import HEAD_BYTES, find_packing, unpack
 from lexray.storage.objects.connections import known_schemes
 from lexray.storage.objects.retries import Retrier
@@ -130,22 +131,25 @@ def _find(field: str, pattern: str, settings: StorageSettings, report: CorpusRep
     if (alternatives := count_alternatives(pattern)) > MOST_ALTERNATIVES:
         raise UserError(f"{field}: the braces stand for {alternatives:,} names, at most {MOST_ALTERNATIVES:,} may")
     with reachable(field, pattern):
-        if not separator or scheme == "file":
-            return dict(expand(LocalTree(report), plain_path(pattern)))
-        filesystem = Store.at(pattern, settings).filesystem
         try:
+            if not separator or scheme == "file":
+                return dict(expand(LocalTree(report), plain_path(pattern)))
+            filesystem = Store.at(pattern, settings).filesystem
             if scheme in ("http", "https"):  # where `?` begins a query
                 found = filesystem.glob(pattern, detail=True)
                 return {name: Entry(kind="file", size=int(entry.get("size") or 0)) for name, entry in found.items()}
             return dict(expand(UrlTree(filesystem, Retrier(policy=settings.policy)), pattern))
         except FileNotFoundError:
             return {}
+        except RecursionError as error:
+            raise UserError(f"{field}: {pattern} leads into too many folders, one in the other") from error
 
 
 def _check(field: str, pattern: str, name: str, entry: Entry, *, is_literal: bool) -> None:
     """Raise UserError for what cannot be read though it is named."""
     if entry.kind == "broken":
-        raise UserError(f"{field}: {printable(name)} is a link that leads nowhere ({entry.target}); mend or remove it")
+        target = printable(entry.target)
+        raise UserError(f"{field}: {printable(name)} is a link that leads nowhere ({target}); mend or remove it")
     if is_literal and entry.kind == "folder":
         folder = pattern.rstrip("/")
         raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -205,6 +206,21 @@ def test_links_back_to_a_folder_above_are_not_entered(tmp_path: Path) -> None:
     assert report.counts == {"folder_loops": 3}
     (line,) = report_lines(report.as_dict())
     assert line.startswith(f"3 links to a folder that holds them, not entered (the first: {tmp_path}/top/")
+
+
+def test_very_deep_folders_are_refused_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = os.open(".", os.O_RDONLY)
+    for _ in range(1200):
+        os.mkdir("d", dir_fd=place)
+        deeper = os.open("d", os.O_RDONLY, dir_fd=place)
+        os.close(place)
+        place = deeper
+    os.close(place)
+    try:
+        assert refused("d/**/*.txt") == "d/**/*.txt leads into too many folders, one in the other"
+    finally:
+        subprocess.run(["rm", "-rf", "d"], check=True)  # Python's own removal is recursive
 
 
 def test_names_that_are_not_utf8_are_read_and_can_be_printed(tmp_path: Path) -> None:
