@@ -23,7 +23,7 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
-from ray._raylet import AuthenticationTokenLoader, Config
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled
 
 from lexray.cluster.provisioned.description import Liveness
 from lexray.storage.errors import UserError

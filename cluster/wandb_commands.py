@@ -78,7 +78,7 @@ def _wandb_of(store: Store) -> tuple[Any, str]:
     """The W&B block and the name of the sweep file as run."""
     from lexray.storage.config_file import MAX_BYTES, checked_content, mapping_of
     from lexray.storage.documents import read_bounded
-    from lexray.tuning.file.sweep_file import WandbBlock
+    from lexray.tuning.file.wandb_block import WandbBlock
 
     file = f"{store.url}/sweep.yaml"
     content = mapping_of(read_bounded(store, "sweep.yaml", MAX_BYTES, file).decode(errors="replace"), file)

@@ -114,11 +114,11 @@ def _fastest(ring: Ring, device: str) -> float:
 
 def _store(ring: Ring) -> Any:
     """Where the ranks meet: rank 0 serves it at the port that it has listened at since `open_meeting`."""
-    import torch.distributed as dist
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # compiled
 
-    held = {"master_listen_fd": _MEETINGS.pop(ring.meeting).detach()} if ring.rank == 0 else {}
+    held: dict[str, Any] = {"master_listen_fd": _MEETINGS.pop(ring.meeting).detach()} if ring.rank == 0 else {}
     timeout = timedelta(seconds=SUM_TIMEOUT_S)
-    return dist.TCPStore(*ring.meeting, ring.size, ring.rank == 0, timeout, wait_for_workers=False, **held)
+    return TCPStore(*ring.meeting, ring.size, ring.rank == 0, timeout, wait_for_workers=False, **held)
 
 
 def _timed(tensor: Any) -> float:

@@ -48,7 +48,7 @@ class _Checked(urllib.request.HTTPHandler):
                 raise ConnectionError("another program listens at the tunnel's port")
             return made
 
-        return self.do_open(connection, req)  # type: ignore[arg-type]  # a function that makes one is all it needs
+        return self.do_open(connection, req)
 
 
 @dataclass(kw_only=True)

@@ -13,7 +13,7 @@ from lexray.storage.harvest.corpus_report import CorpusReport
 from lexray.storage.harvest.file_patterns import count_alternatives, expand
 from lexray.storage.harvest.file_trees import Entry, LocalTree, UrlTree, plain_path
 from lexray.storage.harvest.packed_files import HEAD_BYTES, find_packing, unpack
-from lexray.storage.objects.connections import known_schemes
+from lexray.storage.objects.options import SCHEMES
 from lexray.storage.objects.retries import Retrier
 from lexray.storage.objects.settings import S3
 from lexray.storage.store import StorageSettings, Store, reachable
@@ -42,7 +42,7 @@ class CorpusFile:
         return f"{self.field}: {printable(self.name)}"
 
     @contextmanager
-    def open(self) -> Iterator[io.BufferedReader]:
+    def open(self) -> Iterator[io.BufferedReader[Any]]:
         """For reading as it lies there. Raises UserError for any trouble of the file or its store."""
         opened = self._call(self._open)
         with opened, io.BufferedReader(_Guarded(self, opened), _BUFFER_BYTES) as file:
@@ -164,7 +164,7 @@ def _hint(pattern: str, found: dict[str, Entry]) -> str:
     if any(entry.kind == "folder" for entry in found.values()):
         return f" but folders do; write {pattern.rstrip('/')}/* for the files in them"
     scheme, _, rest = pattern.partition(":/")
-    if "://" not in pattern and rest and not rest.startswith("/") and scheme in known_schemes():
+    if "://" not in pattern and rest and not rest.startswith("/") and scheme in SCHEMES:
         return f"; a url is written {scheme}://{rest}"
     return ""
 

@@ -33,7 +33,7 @@ class ImagePieces:
 
 def decode_image(data: bytes, name: str) -> Any:
     """The picture as RGB, of an animation the first. Raises UserError when the file is not one, or is too large."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     if not data:
         raise UserError(f"images: {name} is empty")
@@ -41,7 +41,7 @@ def decode_image(data: bytes, name: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metadata that is odd, or of half of the most pixels
             return Image.open(io.BytesIO(data)).convert("RGB")
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise UserError(f"images: {name} is not an image of a kind that can be read") from error
     except Exception as error:  # a damaged file makes its decoder raise anything
         raise UserError(f"images: {name} is not an image that can be read ({reason(error)})") from error

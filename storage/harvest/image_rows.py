@@ -13,7 +13,7 @@ import torch
 
 from lexray.storage.errors import UserError
 from lexray.storage.harvest.image_pieces import CLASS_TOKEN, PATCH, REGISTER, ImagePieces, decode_image
-from lexray.storage.harvest.model_reader import Inputs
+from lexray.storage.harvest.layout import Inputs
 from lexray.storage.harvest.plan import ShardTask
 from lexray.storage.harvest.token_rows import RowLayout
 from lexray.storage.objects.retries import reason

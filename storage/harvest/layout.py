@@ -2,8 +2,8 @@
 
 Some modules give (tokens, pieces, width), some (pieces x tokens, width), some vectors of a few tokens only, in an order
 of their own. A text run alone leaves no doubt, so a batch of two texts is compared with each of them alone. That also
-shows whether padding changes a model's vectors (FNet has no mask, ConvBERT's convolutions reach into it): then only texts
-of one length run together.
+shows whether padding changes a model's vectors (FNet has no mask, ConvBERT's convolutions reach into it): then only
+texts of one length run together.
 
 Legend of shapes: B pieces of a batch, T tokens (padded), D width, N tokens of one piece.
 """

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
-from lexray.storage.harvest.model_reader import Inputs
+from lexray.storage.harvest.layout import Inputs
 from lexray.storage.harvest.pieces import TokenPieces
 from lexray.storage.harvest.plan import ShardTask, batches
 

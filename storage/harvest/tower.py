@@ -38,10 +38,7 @@ class NoTowerError(ValueError):
 def describe_tower(model: Any) -> Tower:
     """Measure the part of a `transformers` model that reads the text. Raises NoTowerError."""
     tower = find_tower(model)
-    if tower is model:
-        path = ""
-    else:
-        path = next(name for name, module in model.named_modules() if module is tower)
+    path = next(name for name, module in model.named_modules() if module is tower)
     return Tower(
         path=path,
         num_layers=_count_layers(tower),
@@ -103,8 +100,8 @@ def text_config_of(config: Any) -> Any:
 def _count_layers(tower: Any) -> int:
     """Layers of the tower: the number in its configuration for which there is a list of modules, else the first."""
     config = text_config_of(tower.config)
-    counts = [getattr(config, name, None) for name in _LAYER_COUNTS]
-    counts = [count for count in counts if isinstance(count, int) and count > 0]
+    given = [getattr(config, name, None) for name in _LAYER_COUNTS]
+    counts = [count for count in given if isinstance(count, int) and count > 0]
     lengths = [len(module) for module in tower.modules() if isinstance(module, nn.ModuleList)]
     for count in counts:
         if count in lengths:

@@ -24,13 +24,19 @@ def info(filesystem: Any, full: str) -> dict[str, Any] | None:
     return found
 
 
-def entries(filesystem: Any, full: str) -> list[tuple[str, str]]:
-    """Return names and kinds (`file`, `directory`) of what lies directly in a folder."""
+def list_entries(filesystem: Any, full: str) -> list[dict[str, Any]]:
+    """Return what the store knows (`name`, `type`, `size`) of all that lies directly in a folder, asked afresh."""
     filesystem.invalidate_cache()
     try:
         found: list[dict[str, Any]] = filesystem.ls(full, detail=True)
     except (FileNotFoundError, NotADirectoryError):
         return []
+    return found
+
+
+def entries(filesystem: Any, full: str) -> list[tuple[str, str]]:
+    """Return names and kinds (`file`, `directory`) of what lies directly in a folder."""
+    found = list_entries(filesystem, full)
     return [(entry["name"].rstrip("/").rsplit("/", 1)[-1], entry["type"]) for entry in found]
 
 

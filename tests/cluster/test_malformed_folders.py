@@ -110,7 +110,7 @@ CONTENTS = {
 @pytest.mark.parametrize(("command", "file"), [("status", TRIAL), ("logs", LOG), ("stop", "driver.json")])
 def test_what_is_no_such_document_is_named(command, file, content, sweep, lexray):
     (sweep[1] / file).write_bytes(CONTENTS[content])
-    code, out, err = lexray(*words(command, sweep[1]))
+    code, _, err = lexray(*words(command, sweep[1]))
     if file == LOG and content == "empty":
         assert code == 0
         return
