@@ -76,19 +76,19 @@ class SiteNames:
                 raise UserError(f"--site: {place} has no {old!r}; it has {', '.join(found)}")
             if new in chosen:
                 raise UserError(f"--site: {new!r} stands twice; give each site a name of its own (--site NEW={old})")
-            check_site_name(new, f"--site NEW={old}")
+            check_site_name(new, f"--site NEW={old}", place)
             chosen[new] = old
         return chosen
 
 
-def check_site_name(name: str, advice: str) -> None:
+def check_site_name(name: str, advice: str, place: str) -> None:
     """Raise UserError, with how to give another name, unless `name` can name a site."""
     if not SITE_NAME.fullmatch(name):
         raise UserError(
-            f"site: {name!r} cannot name a site (letters, digits, _, - and .); give another name by {advice}"
+            f"{place}: {name!r} cannot name a site (letters, digits, _, - and .); give another name by {advice}"
         )
     if name in COLUMNS:
-        raise UserError(f"site: {name!r} is the name of a column; give another name by {advice}")
+        raise UserError(f"{place}: {name!r} is the name of a column; give another name by {advice}")
 
 
 def import_rows(

@@ -224,7 +224,8 @@ def _notes(facts: dict[SourceFile, FileFacts]) -> list[str]:
         kinds |= found.notes
     if not kinds:
         return []
-    shown = ", ".join(f"{name or 'an item'} ({kind})" for name, kind in list(kinds.items())[:6])
+    names = [(name if name.isprintable() else ascii(name)) or "an item" for name in kinds]
+    shown = ", ".join(f"{name} ({kind})" for name, kind in list(zip(names, kinds.values(), strict=True))[:6])
     return [f"passed over what is no tensor of numbers in the files: {shown}{', ...' if len(kinds) > 6 else ''}"]
 
 

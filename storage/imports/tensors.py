@@ -198,5 +198,5 @@ def _choose(folder: SourceFolder, found: list[str], options: ImportOptions) -> d
     if len(wanted) > 1:
         raise UserError(f"--site: {len(wanted)} names, but {folder} holds 1 tensor in each file; give 1 name")
     name = wanted[0] if wanted else folder.name
-    check_site_name(name, "--site NAME")
+    check_site_name(name, "--site NAME", str(folder))
     return {name: UNNAMED}

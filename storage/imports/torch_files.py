@@ -92,9 +92,12 @@ def _check_archive(path: Path, file: SourceFile) -> None:
         )
     try:
         with zipfile.ZipFile(path) as archive:
+            programs = [name for name in archive.namelist() if "/code/" in name]
             packed = [one.filename for one in archive.infolist() if one.compress_type != zipfile.ZIP_STORED]
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise UserError(f"{file}: not a whole zip archive ({_reason(error)}); copy it again") from error
+    if programs:
+        raise UserError(f"{file}: holds a program (TorchScript), which loading would execute; save its tensors alone")
     if packed:
         raise UserError(f"{file}: was compressed after torch.save ({packed[0]}); save it again by torch.save")
 

@@ -207,6 +207,23 @@ def _without_tensors(content: Any, seen: dict[int, Any]) -> Any:
     return 1
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("kind", ["module", "script", "pickle"])
+def test_programs_and_objects_are_refused_as_such(kind: str, tmp_path: Path) -> None:
+    def write(path: Path) -> None:
+        if kind == "script":
+            torch.jit.save(torch.jit.script(torch.nn.Linear(3, 3)), path)
+        elif kind == "module":
+            torch.save(torch.nn.Linear(3, 3), path)
+        else:
+            path.write_bytes(pickle.dumps(X))
+
+    line = refusal(written(tmp_path / "in", "x.pt", write), tmp_path / "out")
+    expected = {"module": "(torch.nn.modules.linear.Linear)", "script": "holds a program (TorchScript)"}
+    assert expected.get(kind, "not a whole file of torch.save") in line
+    assert "weights_only" not in line
+
+
 def test_an_archive_that_was_compressed_or_cut_is_refused(tmp_path: Path) -> None:
     source = saved(tmp_path / "in", {"x": random_rows(3000)})
     whole = (source / "x.pt").read_bytes()
