@@ -17,7 +17,9 @@ from lexray.cluster import cli, plan_commands
 from lexray.storage.config_file import read_config_file
 from lexray.training.saved import CONFIG
 from lexray.tuning.file.sweep_file import SweepFile
+from lexray.tuning.placement.nodes import Node
 from lexray.tuning.planning.forecast import SWEEP_START_S
+from lexray.tuning.planning.plan import Machines
 from lexray.tuning.records import new_record
 from lexray.tuning.sweep_folder import DONE
 from lexray.tuning.sweep_plan import plan_sweep
@@ -184,3 +186,45 @@ def test_a_cluster_that_does_not_answer_is_named(lexray, sweep_file):
     code, _, err = lexray("plan", sweep_file(), "--address", "127.0.0.1:1")
     assert code == 2
     assert "--address 127.0.0.1:1: nobody answers there" in err
+
+
+# GPUs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_a_gpu(monkeypatch):
+    """A machine with one GPU, as far as plans go."""
+    machines = Machines(nodes=[Node(4, 1, 64 * 2**30)], object_store_bytes=[8 * 2**30])
+    monkeypatch.setattr(plan_commands, "this_machine", lambda: machines)
+
+
+@pytest.mark.usefixtures("with_a_gpu")
+def test_a_plan_shows_what_gpus_auto_became(lexray, sweep_file):
+    file = sweep_file(rules=[{"when": {"architecture": "relu"}, "set": {"workers": 2}}])
+    code, out, err = lexray("plan", file)
+    assert code == 0, err
+    lines = {line.split("  ")[0]: line for line in out.splitlines()}
+    assert lines["devices"].endswith("CPUs (1 trial(s)), 1 GPU a worker (1 trial(s))")
+    assert "gpus_per_worker: auto gives 1 of 2 trial(s) 1 GPU a worker" in " ".join(err.split())
+    document = json.loads(lexray("plan", file, "--json")[1])
+    assert {trial["name"]: trial["gpus"] for trial in document["trials"]} == {"topk-w64-l4": 1, "relu-w64-l4": 0}
+
+
+@pytest.mark.usefixtures("with_a_gpu")
+def test_a_mesh_that_would_share_a_gpu_is_refused_by_plan_and_sweep(lexray, sweep_file, tmp_path):
+    file = sweep_file(resources={"workers": 2, "gpus_per_worker": 0.5})
+    for command in ("plan", "sweep"):
+        code, out, err = lexray(command, file)
+        assert (code, out) == (2, "")
+        assert "resources.gpus_per_worker: 0.5, but mesh: {data: 2, feature: 1} has 2 workers" in " ".join(err.split())
+        assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("with_a_gpu")
+def test_trials_on_gpus_are_not_timed_on_a_machine_without_one(lexray, sweep_file, monkeypatch):
+    monkeypatch.setattr("lexray.training.device.usable_gpus", lambda: 0)
+    code, out, err = lexray("plan", sweep_file(), "--measure", "--json")
+    assert code == 0, err
+    assert "not timed: 2 kind(s) of trial train on GPUs, and this machine has none" in " ".join(err.split())
+    assert json.loads(out)["speeds"] == {}
