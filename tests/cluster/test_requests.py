@@ -186,6 +186,13 @@ def test_a_job_is_told_of_every_pool_that_may_still_start():
     assert (pools_option([]), pools_of("")) == ([], ())
 
 
+def test_leave_for_insecure_stores_is_passed_on_to_the_job(monkeypatch):
+    monkeypatch.setenv("LEXRAY_INSECURE_STORAGE", "1")
+    assert shlex.split(entrypoint("lexray-x-1", "lab"))[:4] == ["env", "LEXRAY_INSECURE_STORAGE=1", "python", "-m"]
+    monkeypatch.delenv("LEXRAY_INSECURE_STORAGE")
+    assert shlex.split(entrypoint("lexray-x-1", "lab"))[:2] == ["python", "-m"]
+
+
 @pytest.mark.parametrize(
     ("text", "line"), [("[{", "--pools: Invalid JSON"), ('[{"name": "a10g"}]', "--pools: 0.cpus: ")]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from sweeps import sweep_content, write_dataset, write_sweep
 from lexray.cluster.follow.stop import stop
 from lexray.cluster.follow.which import Meant
 from lexray.storage.config_file import read_config_file
-from lexray.storage.errors import UserError
+from lexray.storage.errors import CorruptDataError, UserError
 from lexray.storage.harvest.journal import Journal, close_journal, remove_beginnings, remove_leftovers
 from lexray.storage.objects.settings import StorageSettings
 from lexray.storage.store import Store
@@ -190,6 +191,15 @@ def test_no_name_reaches_the_neighbours_files(mine: str, neighbour: str, disk: N
     before = of(f"{below}/{neighbour}", disk.snapshot())
     live(place.sweep(mine))
     assert of(f"{below}/{neighbour}", disk.snapshot()) == before
+
+
+@pytest.mark.parametrize("trial", ["../../sweep/trials/x", "another", "/etc", ""])
+def test_a_record_that_names_another_trial_is_refused(trial: str, disk: Neighbourhood) -> None:
+    folder = SweepFolder(disk.sweep("mine"))
+    record = {"trial": trial, "name": "topk", "config": {}}
+    folder.trial_store(TRIAL).write("trial.json", json.dumps(record).encode())
+    with pytest.raises(CorruptDataError, match=f"trials/{TRIAL}/trial.json: is the record of"):
+        folder.read_trial(TRIAL)
 
 
 @pytest.mark.slow
