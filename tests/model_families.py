@@ -131,9 +131,7 @@ ONLY_STATES: frozenset[str] = frozenset()
 
 FAMILIES: dict[str, Family] = {
     # Language models inside larger ones.
-    "gemma3": Family(
-        _inside("Gemma3", text={**DECODER, "head_dim": 16}, mm_tokens_per_image=4), "language_model"
-    ),
+    "gemma3": Family(_inside("Gemma3", text={**DECODER, "head_dim": 16}, mm_tokens_per_image=4), "language_model"),
     "llava": Family(
         lambda: tf.LlavaForConditionalGeneration(
             tf.LlavaConfig(text_config=tf.LlamaConfig(**DECODER), vision_config=tf.CLIPVisionConfig(**VISION))
@@ -160,9 +158,20 @@ FAMILIES: dict[str, Family] = {
     "mllama": Family(
         _inside(
             "Mllama",
-            text={**DECODER, "cross_attention_layers": [1], "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
-            vision={**VISION, "num_global_layers": 1, "attention_heads": 2, "vision_output_dim": 64,
-                    "intermediate_layers_indices": [0], "max_num_tiles": 1, "supported_aspect_ratios": [[1, 1]]},
+            text={
+                **DECODER,
+                "cross_attention_layers": [1],
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+            },
+            vision={
+                **VISION,
+                "num_global_layers": 1,
+                "attention_heads": 2,
+                "vision_output_dim": 64,
+                "intermediate_layers_indices": [0],
+                "max_num_tiles": 1,
+                "supported_aspect_ratios": [[1, 1]],
+            },
         ),
         "language_model",
         roles=ONLY_STATES,  # it passes over layer 1, which reads images
@@ -194,7 +203,9 @@ FAMILIES: dict[str, Family] = {
     "qwen2_5_vl": Family(_qwen_vl("Qwen2_5_VL"), "language_model"),
     "qwen3_vl": Family(_qwen_vl("Qwen3VL", head_dim=16), "language_model"),
     "clip": Family(
-        lambda: tf.CLIPModel(tf.CLIPConfig(text_config=CLIP_TEXT, vision_config=VISION)), "text_model", states=text_states
+        lambda: tf.CLIPModel(tf.CLIPConfig(text_config=CLIP_TEXT, vision_config=VISION)),
+        "text_model",
+        states=text_states,
     ),
     "siglip": Family(
         lambda: tf.SiglipModel(tf.SiglipConfig(text_config=CLIP_TEXT, vision_config=VISION)),
@@ -202,16 +213,21 @@ FAMILIES: dict[str, Family] = {
         states=text_states,
     ),
     "clip_text_alone": Family(of("CLIPTextModel", "CLIPTextConfig", CLIP_TEXT)),
-    "clip_text_projection": Family(
-        of("CLIPTextModelWithProjection", "CLIPTextConfig", CLIP_TEXT)
-    ),
+    "clip_text_projection": Family(of("CLIPTextModelWithProjection", "CLIPTextConfig", CLIP_TEXT)),
     "siglip_text_alone": Family(of("SiglipTextModel", "SiglipTextConfig", CLIP_TEXT)),
     "blip2_opt": Family(
         lambda: tf.Blip2ForConditionalGeneration(
             tf.Blip2Config(
                 text_config={**SIZES, "ffn_dim": 64, "word_embed_proj_dim": 32, "model_type": "opt"},
                 vision_config=VISION,
-                qformer_config={"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "encoder_hidden_size": 32, "vocab_size": 44},
+                qformer_config={
+                    "hidden_size": 32,
+                    "num_hidden_layers": 1,
+                    "num_attention_heads": 2,
+                    "intermediate_size": 32,
+                    "encoder_hidden_size": 32,
+                    "vocab_size": 44,
+                },
             )
         ),
         "language_model.model",
@@ -228,15 +244,29 @@ FAMILIES: dict[str, Family] = {
     "pegasus": Family(of("PegasusForConditionalGeneration", "PegasusConfig", BART), "encoder", states=encoder_states),
     "m2m_100": Family(of("M2M100ForConditionalGeneration", "M2M100Config", BART), "encoder", states=encoder_states),
     "switch": Family(
-        of("SwitchTransformersForConditionalGeneration", "SwitchTransformersConfig", T5 | {"num_sparse_encoder_layers": 1, "num_experts": 4}), "encoder", None, encoder_states, NO_PARTS,
+        of(
+            "SwitchTransformersForConditionalGeneration",
+            "SwitchTransformersConfig",
+            T5 | {"num_sparse_encoder_layers": 1, "num_experts": 4},
+        ),
+        "encoder",
+        None,
+        encoder_states,
+        NO_PARTS,
     ),
     "prophetnet": Family(
         of(
             "ProphetNetForConditionalGeneration",
             "ProphetNetConfig",
             {key: value for key, value in SIZES.items() if not key.startswith("num_")}
-            | {"num_encoder_layers": LAYERS, "num_decoder_layers": 2, "num_encoder_attention_heads": 2,
-             "num_decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64},
+            | {
+                "num_encoder_layers": LAYERS,
+                "num_decoder_layers": 2,
+                "num_encoder_attention_heads": 2,
+                "num_decoder_attention_heads": 2,
+                "encoder_ffn_dim": 64,
+                "decoder_ffn_dim": 64,
+            },
         ),
         "encoder",
         CONTEXT - 1,
@@ -245,19 +275,29 @@ FAMILIES: dict[str, Family] = {
     ),
     # Encoders.
     "fnet": Family(
-        of("FNetModel", "FNetConfig", {k: v for k, v in SIZES.items() if k != "num_attention_heads"} | {"tpu_short_seq_length": CONTEXT}),
+        of(
+            "FNetModel",
+            "FNetConfig",
+            {k: v for k, v in SIZES.items() if k != "num_attention_heads"} | {"tpu_short_seq_length": CONTEXT},
+        ),
         states=lambda model, inputs: model(input_ids=inputs["input_ids"], output_hidden_states=True).hidden_states,
         roles=NO_PARTS,
         pads=False,
     ),
-    "convbert": Family(of("ConvBertModel", "ConvBertConfig", SIZES | {"embedding_size": 32}), pads=False, roles=NO_PARTS),
+    "convbert": Family(
+        of("ConvBertModel", "ConvBertConfig", SIZES | {"embedding_size": 32}), pads=False, roles=NO_PARTS
+    ),
     "bert": Family(of("BertModel", "BertConfig", SIZES)),
     "roberta": Family(of("RobertaModel", "RobertaConfig", SIZES | {"pad_token_id": 1}), context=CONTEXT - 2),
     "xlm_roberta": Family(of("XLMRobertaModel", "XLMRobertaConfig", SIZES | {"pad_token_id": 1}), context=CONTEXT - 2),
     "camembert": Family(of("CamembertModel", "CamembertConfig", SIZES | {"pad_token_id": 1}), context=CONTEXT - 2),
     "mpnet": Family(of("MPNetModel", "MPNetConfig", SIZES | {"pad_token_id": 1}), context=CONTEXT - 2, roles=NO_PARTS),
     "esm": Family(
-        of("EsmModel", "EsmConfig", SIZES | {"pad_token_id": 1, "mask_token_id": 5, "position_embedding_type": "absolute"}),
+        of(
+            "EsmModel",
+            "EsmConfig",
+            SIZES | {"pad_token_id": 1, "mask_token_id": 5, "position_embedding_type": "absolute"},
+        ),
         context=CONTEXT - 2,
     ),
     "longformer": Family(
@@ -269,16 +309,41 @@ FAMILIES: dict[str, Family] = {
     "electra": Family(of("ElectraModel", "ElectraConfig", SIZES | {"embedding_size": 32})),
     "modernbert": Family(of("ModernBertModel", "ModernBertConfig", SIZES)),
     "distilbert": Family(
-        of("DistilBertModel", "DistilBertConfig",
-           {"vocab_size": VOCABULARY, "dim": 32, "n_layers": LAYERS, "n_heads": 2, "hidden_dim": 64, "max_position_embeddings": CONTEXT}),
+        of(
+            "DistilBertModel",
+            "DistilBertConfig",
+            {
+                "vocab_size": VOCABULARY,
+                "dim": 32,
+                "n_layers": LAYERS,
+                "n_heads": 2,
+                "hidden_dim": 64,
+                "max_position_embeddings": CONTEXT,
+            },
+        ),
     ),
     "xlnet": Family(
-        of("XLNetModel", "XLNetConfig", {"vocab_size": VOCABULARY, "d_model": 32, "n_layer": LAYERS, "n_head": 2, "d_inner": 64}),
+        of(
+            "XLNetModel",
+            "XLNetConfig",
+            {"vocab_size": VOCABULARY, "d_model": 32, "n_layer": LAYERS, "n_head": 2, "d_inner": 64},
+        ),
         context=None,
         roles=NO_PARTS,
     ),
     "xlm": Family(
-        of("XLMModel", "XLMConfig", {"vocab_size": VOCABULARY, "emb_dim": 32, "n_layers": LAYERS, "n_heads": 2, "max_position_embeddings": CONTEXT, "pad_token_id": 1}),
+        of(
+            "XLMModel",
+            "XLMConfig",
+            {
+                "vocab_size": VOCABULARY,
+                "emb_dim": 32,
+                "n_layers": LAYERS,
+                "n_heads": 2,
+                "max_position_embeddings": CONTEXT,
+                "pad_token_id": 1,
+            },
+        ),
         roles=ONLY_STATES,
     ),
     # Causal models and the spellings of their configurations.
@@ -286,50 +351,117 @@ FAMILIES: dict[str, Family] = {
     "gptj": Family(of("GPTJForCausalLM", "GPTJConfig", GPT | {"rotary_dim": 8})),
     "gpt_neox": Family(of("GPTNeoXForCausalLM", "GPTNeoXConfig", SIZES)),
     "bloom": Family(
-        of("BloomForCausalLM", "BloomConfig", {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": LAYERS, "n_head": 2}),
+        of(
+            "BloomForCausalLM",
+            "BloomConfig",
+            {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": LAYERS, "n_head": 2},
+        ),
         context=None,
         roles=NO_PARTS,
     ),
     "mpt": Family(
-        of("MptForCausalLM", "MptConfig", {"vocab_size": VOCABULARY, "d_model": 32, "n_layers": LAYERS, "n_heads": 2, "max_seq_len": CONTEXT}),
+        of(
+            "MptForCausalLM",
+            "MptConfig",
+            {"vocab_size": VOCABULARY, "d_model": 32, "n_layers": LAYERS, "n_heads": 2, "max_seq_len": CONTEXT},
+        ),
         context=None,
         roles=NO_PARTS,
     ),
-    "falcon": Family(of("FalconForCausalLM", "FalconConfig", {k: v for k, v in SIZES.items() if k != "intermediate_size"})),
-    "opt": Family(of("OPTForCausalLM", "OPTConfig", SIZES | {"ffn_dim": 64, "word_embed_proj_dim": 32, "pad_token_id": 1})),
+    "falcon": Family(
+        of("FalconForCausalLM", "FalconConfig", {k: v for k, v in SIZES.items() if k != "intermediate_size"})
+    ),
+    "opt": Family(
+        of("OPTForCausalLM", "OPTConfig", SIZES | {"ffn_dim": 64, "word_embed_proj_dim": 32, "pad_token_id": 1})
+    ),
     "biogpt": Family(of("BioGptForCausalLM", "BioGptConfig", SIZES)),
     "phi": Family(of("PhiForCausalLM", "PhiConfig", DECODER)),
     "phi3": Family(of("Phi3ForCausalLM", "Phi3Config", DECODER)),
     "mixtral": Family(of("MixtralForCausalLM", "MixtralConfig", DECODER | {"num_local_experts": 4})),
     "deepseek_v2": Family(
-        of("DeepseekV2ForCausalLM", "DeepseekV2Config",
-           DECODER | {"kv_lora_rank": 8, "q_lora_rank": None, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16,
-            "n_routed_experts": 4, "n_shared_experts": 1, "moe_intermediate_size": 16, "num_experts_per_tok": 2,
-            "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}),
+        of(
+            "DeepseekV2ForCausalLM",
+            "DeepseekV2Config",
+            DECODER
+            | {
+                "kv_lora_rank": 8,
+                "q_lora_rank": None,
+                "qk_rope_head_dim": 8,
+                "qk_nope_head_dim": 8,
+                "v_head_dim": 16,
+                "n_routed_experts": 4,
+                "n_shared_experts": 1,
+                "moe_intermediate_size": 16,
+                "num_experts_per_tok": 2,
+                "first_k_dense_replace": 1,
+                "n_group": 1,
+                "topk_group": 1,
+            },
+        ),
     ),
     "deepseek_v3": Family(
-        of("DeepseekV3ForCausalLM", "DeepseekV3Config",
-           DECODER | {"kv_lora_rank": 8, "q_lora_rank": None, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16,
-            "n_routed_experts": 4, "n_shared_experts": 1, "moe_intermediate_size": 16, "num_experts_per_tok": 2,
-            "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}),
+        of(
+            "DeepseekV3ForCausalLM",
+            "DeepseekV3Config",
+            DECODER
+            | {
+                "kv_lora_rank": 8,
+                "q_lora_rank": None,
+                "qk_rope_head_dim": 8,
+                "qk_nope_head_dim": 8,
+                "v_head_dim": 16,
+                "n_routed_experts": 4,
+                "n_shared_experts": 1,
+                "moe_intermediate_size": 16,
+                "num_experts_per_tok": 2,
+                "first_k_dense_replace": 1,
+                "n_group": 1,
+                "topk_group": 1,
+            },
+        ),
     ),
     "glm": Family(of("GlmForCausalLM", "GlmConfig", DECODER | {"head_dim": 16})),
     "glm4": Family(of("Glm4ForCausalLM", "Glm4Config", DECODER | {"head_dim": 16}), roles=NO_PARTS),
     "gemma2": Family(of("Gemma2ForCausalLM", "Gemma2Config", DECODER | {"head_dim": 16})),
-    "qwen3_moe": Family(of("Qwen3MoeForCausalLM", "Qwen3MoeConfig", DECODER | {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16})),
+    "qwen3_moe": Family(
+        of(
+            "Qwen3MoeForCausalLM",
+            "Qwen3MoeConfig",
+            DECODER | {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+        )
+    ),
     "mamba": Family(
-        of("MambaForCausalLM", "MambaConfig", {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": LAYERS, "state_size": 4}),
+        of(
+            "MambaForCausalLM",
+            "MambaConfig",
+            {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": LAYERS, "state_size": 4},
+        ),
         context=None,
         roles=NO_PARTS,
     ),
     "rwkv": Family(
-        of("RwkvForCausalLM", "RwkvConfig", {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": LAYERS, "context_length": CONTEXT}),
+        of(
+            "RwkvForCausalLM",
+            "RwkvConfig",
+            {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": LAYERS, "context_length": CONTEXT},
+        ),
         roles=frozenset(NAMED),
     ),
     "jamba": Family(
-        of("JambaForCausalLM", "JambaConfig", DECODER | {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2, "use_mamba_kernels": False, "mamba_d_state": 4}),
+        of(
+            "JambaForCausalLM",
+            "JambaConfig",
+            DECODER
+            | {
+                "attn_layer_period": 2,
+                "attn_layer_offset": 1,
+                "num_experts": 2,
+                "use_mamba_kernels": False,
+                "mamba_d_state": 4,
+            },
+        ),
     ),
-}  # fmt: skip
+}
 
 
 def make(name: str) -> Any:

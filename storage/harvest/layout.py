@@ -139,7 +139,7 @@ def _agree(x_ND: torch.Tensor, expected_ND: torch.Tensor) -> bool:
     """Whether vectors are equal but for rounding, and for tokens that rounding sends to another expert."""
     if x_ND.shape != expected_ND.shape:
         return False
-    tolerance, share = (0.01, 0.02) if expected_ND.dtype == torch.float32 else (0.1, 0.25)
+    tolerance, share = (1e-3, 0.02) if expected_ND.dtype == torch.float32 else (0.1, 0.25)
     distance_N = (x_ND.double() - expected_ND.double()).norm(dim=1)
     scale_N = expected_ND.double().norm(dim=1)
     return bool((distance_N > tolerance * (scale_N + scale_N.mean())).double().mean() <= share)

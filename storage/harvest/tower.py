@@ -38,9 +38,8 @@ class NoTowerError(ValueError):
 def describe_tower(model: Any) -> Tower:
     """Measure the part of a `transformers` model that reads the text. Raises NoTowerError."""
     tower = find_tower(model)
-    path = next(name for name, module in model.named_modules() if module is tower)
     return Tower(
-        path=path,
+        path=next(path for path, module in model.named_modules() if module is tower),
         num_layers=_count_layers(tower),
         max_context=max_positions(tower),
         vocabulary=_vocabulary(tower),
@@ -100,8 +99,8 @@ def text_config_of(config: Any) -> Any:
 def _count_layers(tower: Any) -> int:
     """Layers of the tower: the number in its configuration for which there is a list of modules, else the first."""
     config = text_config_of(tower.config)
-    given = [getattr(config, name, None) for name in _LAYER_COUNTS]
-    counts = [count for count in given if isinstance(count, int) and count > 0]
+    claims = [getattr(config, name, None) for name in _LAYER_COUNTS]
+    counts = [count for count in claims if isinstance(count, int) and count > 0]
     lengths = [len(module) for module in tower.modules() if isinstance(module, nn.ModuleList)]
     for count in counts:
         if count in lengths:
