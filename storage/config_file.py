@@ -25,6 +25,8 @@ from lexray.storage.yaml_values import load_yaml
 
 MAX_BYTES = 256 * 1024
 """Bytes of a file of settings at most."""
+MAX_MESSAGE_CHARACTERS = 600
+"""Of a library's message, which may repeat a foreign value whole."""
 MAX_SECONDS = 1e9
 """Of a span of time in a file: 30 years."""
 SMALLEST, LARGEST = 1e-15, 1e15
@@ -170,7 +172,7 @@ def describe(error: ValidationError, model: type[BaseModel] = FileModel) -> str:
         return f"{where}: unknown key{nearest(str(first['loc'][-1]), known)}"
     if first["type"] == "missing":
         return f"{where}: required, but not given"
-    message = first["msg"].removeprefix("Value error, ")
+    message = shortened(first["msg"].removeprefix("Value error, "), MAX_MESSAGE_CHARACTERS)
     message = message[0].lower() + message[1:]
     given = first.get("input")
     shown = f", got {shortened(repr(given))}" if isinstance(given, str | int | float | bool | None) and where else ""

@@ -28,6 +28,9 @@ MAX_DEPTH = 64
 _SHOWN = 60
 """Characters of a foreign value that a message repeats."""
 
+_MAX_MESSAGE = 600
+"""Characters of a library's message, which may repeat a foreign value whole."""
+
 T = TypeVar("T")
 Checked = TypeVar("Checked")
 
@@ -145,7 +148,7 @@ def _local_size(store: Store, path: str, file: str) -> int | None:
 def first_mistake(error: ValidationError) -> str:
     """`field.path: what is wrong, got VALUE` of the first mistake, in one line of bounded length."""
     first = error.errors(include_url=False, include_context=False)[0]
-    message = first["msg"].removeprefix("Value error, ")
+    message = shortened(first["msg"].removeprefix("Value error, "), _MAX_MESSAGE)
     if first["type"] == "json_invalid":
         return f"is not valid JSON ({message.removeprefix('Invalid JSON: ')})"
     where = shortened(" ".join(".".join(str(part) for part in first["loc"]).split()))

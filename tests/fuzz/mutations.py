@@ -18,6 +18,7 @@ HOSTILE: tuple[Any, ...] = (
 )  # fmt: skip
 """Values that readers are known to stumble over, put in the place of any other."""
 MAX_NESTING = 100_000
+MAX_EDIT_DEPTH = 20
 
 
 def mutated_json(valid: bytes, random: Random) -> bytes:
@@ -96,6 +97,8 @@ YAML_VALUES = (
 
 
 def _paths(content: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    if len(path) > MAX_EDIT_DEPTH:
+        return []
     children = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
     found = [path] if path else []
     for key, child in children:
@@ -141,7 +144,7 @@ def _scaled(content: Any, random: Random) -> Any:
         value = container[key]
         if isinstance(value, int | float) and not isinstance(value, bool):
             container[key] = random.choice(
-                (value * 10**9, -value, value + 1, value - 1, value / 2, str(value), [value])
+                (value * 10**9, -value, value + 1, value - 1, value // 2, str(value), [value])
             )
 
     return _edit(content, random, scale)

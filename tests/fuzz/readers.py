@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,12 +123,17 @@ def sae_lens_folder(folder: Path) -> tuple[Path, Path]:
 
 def sae_lens_config(folder: Path) -> Reader:
     config, _ = sae_lens_folder(folder)
-    return Reader(config, mutated_json, lambda case: import_sae_lens(str(config.parent), str(folder / "out")))
+    return Reader(config, mutated_json, lambda case: import_afresh(config.parent, folder / "out"))
 
 
 def sae_lens_tensors(folder: Path) -> Reader:
     _, tensors = sae_lens_folder(folder)
-    return Reader(tensors, mutated_safetensors, lambda case: import_sae_lens(str(tensors.parent), str(folder / "out")))
+    return Reader(tensors, mutated_safetensors, lambda case: import_afresh(tensors.parent, folder / "out"))
+
+
+def import_afresh(source: Path, output: Path) -> None:
+    shutil.rmtree(output, ignore_errors=True)
+    import_sae_lens(str(source), str(output))
 
 
 def dictionary_config(folder: Path) -> Reader:
