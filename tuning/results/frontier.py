@@ -144,7 +144,7 @@ def _curve_rows(record: TrialRecord) -> list[dict[str, Any]]:
             **_row(record),
             **{name: _number(point.get(name)) for name in MEASURED},
             "name": f"{record.name}@{point['k']:g}",
-            "target_l0": float(point["k"]),
+            "target_l0": _number(point["k"]),
             "seconds": math.nan,
             "rows_per_s": math.nan,
             "reason": "",
