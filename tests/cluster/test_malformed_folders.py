@@ -61,7 +61,7 @@ CASES = [
     ("report", TRIAL, "workers", -1, f"{TRIAL}: workers: Input should be greater than or equal to 0"),
     ("report", LOG, "step", None, f"{LOG}: line 2: step: Input should be a valid integer, got None"),
     ("report", LOG, "eval", "many", f"{LOG}: line 2: eval: is no number, got 'many'"),
-    ("logs", LOG, "step", "two", f"{LOG}: line 2: step: Input should be a valid integer, got 'two'"),
+    ("logs", LOG, "step", "two", f"{LOG}: line 2: step: is no number, got 'two'"),
     ("logs", LOG, "rows", 1.5, f"{LOG}: line 2: rows: Input should be a valid integer"),
     ("status", "driver.json", "seen_s", "now", "driver.json: seen_s: Input should be a valid number, got 'now'"),
     ("status", "driver.json", "seen_s", 1e300, "driver.json: seen_s: Input should be less than"),
