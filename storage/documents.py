@@ -137,6 +137,8 @@ def _local_size(store: Store, path: str, file: str) -> int | None:
     except ValueError as error:  # a path with a NUL byte
         raise FileNotFoundError(errno.ENOENT, "no such file", full) from error
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise FileNotFoundError(errno.ENOENT, "no such file", full) from error
         if error.errno == errno.ELOOP:
             raise CorruptDataError(f"{file}: is a link that leads to itself") from error
         raise

@@ -25,7 +25,10 @@ def mutated_json(valid: bytes, random: Random) -> bytes:
     """Return a JSON document with one to three of its values, keys or bytes changed."""
     if random.random() < 0.25:
         return mutated_bytes(valid, random)
-    content = json.loads(valid)
+    try:
+        content = json.loads(valid)
+    except (ValueError, RecursionError):  # a line that was mutated before
+        return mutated_bytes(valid, random)
     for _ in range(random.randint(1, 3)):
         content = random.choice((_replaced, _replaced, _replaced, _removed, _added, _scaled))(content, random)
     try:

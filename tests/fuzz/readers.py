@@ -26,8 +26,11 @@ from lexray.storage.store import Store
 from lexray.training.checkpoint_parts import WHOLE
 from lexray.training.checkpoints import folder_of, open_checkpoint, write_manifest, write_part
 from lexray.training.export.import_sae_lens import import_sae_lens
+from lexray.training.measures.held_out import read_measures
 from lexray.training.saved import load_dictionary, save_dictionary
 from lexray.tuning.file.sweep_file import SweepFile
+from lexray.tuning.results.provenance import read_dataset
+from lexray.tuning.results.provenance import told as shown_values
 from lexray.tuning.results.report import build_results
 from lexray.tuning.sweep_folder import SweepFolder, TrialRecord
 from lexray.tuning.sweep_plan import plan_sweep
@@ -194,7 +197,7 @@ def swept(folder: Path) -> SweepFolder:
     }  # fmt: skip
     speed = {"rows_per_s": 1000.0, "source": "measured"}
     plan = {"trials": [planned], "seconds": 10.0, "store_bytes": 1000, "speeds": {"topk": speed}, "warnings": []}
-    site = {"width": 16, "dtype": "float32", "source": {"layer": 1}}
+    site = {"width": 16, "dtype": "float32", "source": "hidden_state 1 of m"}
     dataset = {"format": "lexray-dataset-of-a-sweep", "version": 1, "url": "s3://b/data", "id": "d", "rows": 10,
                "sites": {"site": site}, "provenance": {"model": "m", "files": ["a", "b"]}}  # fmt: skip
     documents = {"driver": driver, "plan": plan, "dataset": dataset, "wandb": {"nonce": "n"}}
@@ -210,6 +213,10 @@ def follow(folder: SweepFolder, case: int) -> None:
     for trial in ("a", "b"):
         folder.read_trial(trial)
         folder.read_metrics(trial)
+        read_measures(folder.trial_store(trial))
+    dataset = read_dataset(folder.store)
+    if dataset is not None:
+        shown_values(dataset)
     if case % EVERY_REPORT == 0:
         build_results(folder, ["a", "b"])
 
