@@ -77,11 +77,11 @@ def test_folders_of_a_fenced_folder_are_fenced_and_have_its_settings(tmp_path: P
 def test_a_store_that_tells_nothing_displaces_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = fence(tmp_path, "first")
     first.confirm()  # nobody left a token
-    (tmp_path / ATTEMPT).mkdir()
+    (tmp_path / ATTEMPT).symlink_to(tmp_path / ATTEMPT)  # a loop, which cannot be opened
     with caplog.at_level(logging.WARNING):
         first.confirm()
     assert f"{ATTEMPT}: cannot be read just now" in caplog.text
-    (tmp_path / ATTEMPT).rmdir()
+    (tmp_path / ATTEMPT).unlink()
     fence(tmp_path, "second").take()
     with pytest.raises(DisplacedError):
         first.confirm()
