@@ -282,6 +282,8 @@ def test_models_that_cannot_be_read(tmp_path: Path) -> None:
     assert refusal(config) == f"model: the tokenizer of '{folder}' knows no word of the text; is it complete?"
     save_tokenizer(folder, "[CLS] $A [SEP]")
     (folder / "model.safetensors").write_bytes(b"not tensors")
+    assert "describes 10,448 parameters, but the files of weights hold 11 bytes" in refusal(config)
+    (folder / "model.safetensors").write_bytes(b"not tensors" * 1000)
     assert refusal(config).startswith(f"model: cannot load '{folder}' (")
     save_model(folder, BertConfig.from_dict(BERT.to_dict() | {"num_hidden_layers": 3}), "[CLS] $A [SEP]")
     BERT.save_pretrained(folder)
