@@ -211,6 +211,14 @@ def test_a_measure_is_the_newest_evaluation_and_the_spread_of_the_newest_five():
     assert measured(evaluations) == Measure(l0=8.0, fvu=0.4, l0_noise=none, fvu_noise=none)
 
 
+def test_evaluations_without_an_fvu_stop_nothing():
+    nothing = measured([{"eval/l0": 8.0, "eval/fvu": None}] * 4)
+    assert math.isnan(nothing.fvu)
+    assert nothing.fvu_noise == math.inf
+    rules = StopRules(rule="asha", eta=2)
+    assert stopped(rules, [topk("a", 0.30), topk("b", math.nan)]) == set()
+
+
 @given(st.integers(1, 10_000), st.integers(1, 500), st.integers(2, 5), st.floats(0.01, 0.7))
 @settings(deadline=None)
 def test_rungs_are_evaluations_with_a_noise_before_the_end(num_steps, evaluate, eta, first_share):
