@@ -134,12 +134,12 @@ class OptimizerConfig:
                 raise UserError(f"{name}: {value} must be at least 0 and below 1")
         if not MIN_EPS <= self.eps <= 1:
             raise UserError(
-                f"eps: {self.eps:g} must be at least {MIN_EPS:g} and at most 1: Adam divides by it where a gradient "
+                f"eps: {self.eps} must be at least {MIN_EPS:g} and at most 1: Adam divides by it where a gradient "
                 "was always 0, as that of a dead latent, and 0 / 0 makes its weights NaN"
             )
         if not (self.clip_norm == 0 or self.clip_norm >= MIN_CLIP_NORM):
             raise UserError(
-                f"clip_norm: {self.clip_norm:g} must be at least {MIN_CLIP_NORM:g}, or 0 to switch clipping off: "
+                f"clip_norm: {self.clip_norm} must be at least {MIN_CLIP_NORM:g}, or 0 to switch clipping off: "
                 "squares of smaller gradients are no float32 numbers"
             )
 
