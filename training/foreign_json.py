@@ -1,15 +1,15 @@
-"""JSON files that anybody may have written: bounded in size and depth, and always an object."""
+"""JSON objects of settings that anybody may have written: bounded in size and depth, each name once."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-from lexray.storage.errors import UserError
+from lexray.storage.documents import plain, read_bounded
+from lexray.storage.errors import CorruptDataError, UserError
 from lexray.storage.store import Store
 
 MAX_BYTES = 16 * 2**20
-MAX_DEPTH = 64
 
 
 def read_object(store: Store, path: str, what: str) -> dict[str, Any]:
@@ -17,22 +17,21 @@ def read_object(store: Store, path: str, what: str) -> dict[str, Any]:
 
     Raises UserError in one line beginning with `what`, FileNotFoundError where there is no such file.
     """
-    size = store.size(path)
-    if size is None:
-        raise FileNotFoundError(path)
-    if size > MAX_BYTES:
-        raise UserError(f"{what}: {path} has {size:,} bytes, {MAX_BYTES:,} are read at most")
     try:
-        content = json.loads(store.read(path), parse_constant=lambda name: None, object_pairs_hook=distinct)
+        raw = read_bounded(store, path, MAX_BYTES)
+        content = json.loads(raw, parse_constant=lambda name: None, object_pairs_hook=distinct)
     except _RepeatedError as error:
         raise UserError(f"{what}: {path} has {error} twice") from error
-    except (ValueError, RecursionError) as error:
+    except CorruptDataError as error:
+        raise UserError(f"{what}: {error}") from error
+    except (RecursionError, ValueError) as error:
         raise UserError(f"{what}: {path} is not valid JSON") from error
     if not isinstance(content, dict):
         raise UserError(f"{what}: {path} holds no settings; expected an object of names and values")
-    if _is_deeper(content, MAX_DEPTH):
-        raise UserError(f"{what}: {path} is nested more than {MAX_DEPTH} deep")
-    return content
+    try:
+        return dict(plain(content))
+    except ValueError as error:
+        raise UserError(f"{what}: {path}: {error}") from error
 
 
 class _RepeatedError(Exception):
@@ -47,10 +46,3 @@ def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise _RepeatedError(repr(name[:60]))
         content[name] = value
     return content
-
-
-def _is_deeper(value: Any, depth: int) -> bool:
-    if not isinstance(value, dict | list):
-        return False
-    parts = value.values() if isinstance(value, dict) else value
-    return depth == 0 or any(_is_deeper(part, depth - 1) for part in parts)

@@ -17,7 +17,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lexray.storage.errors import UserError
+from lexray.storage.documents import MAX_BYTES, read_bounded
+from lexray.storage.errors import CorruptDataError, UserError
 from lexray.storage.objects.settings import REQUESTS_IN_FLIGHT
 from lexray.storage.store import Store
 from lexray.storage.writer import WrittenShard, shard_file
@@ -91,8 +92,8 @@ def read_plan(store: Store) -> dict[str, Any] | None:
     try:
         if not set(store.list_files(FOLDER)) - {PLAN.rsplit("/", 1)[-1]}:
             return None
-        plan = json.loads(store.read(PLAN))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        plan = json.loads(read_bounded(store, PLAN, MAX_BYTES))
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError, CorruptDataError):
         return None
     return plan if isinstance(plan, dict) else None
 
