@@ -131,6 +131,12 @@ def _wandb(plan: SweepPlan) -> list[Any]:
     local = plan.folder.store.local_path or str(Path.cwd() / "wandb-runs" / file_name(plan.sweep.name))
     mode: Any = block.mode if block.mode != "auto" else ("online" if has_key() else "offline")
     entity, project = split_project(block.project)
-    ids = RunIds.of_folder(plan.folder.store)
-    runs = WandbRuns(project=project, entity=entity, ids=ids, group=plan.sweep.name, folder=local, mode=mode)
+    runs = WandbRuns(
+        ids=lambda: RunIds.of_folder(plan.folder.store),
+        project=project,
+        entity=entity,
+        group=plan.sweep.name,
+        folder=local,
+        mode=mode,
+    )
     return [WandbMirror(runs=runs)]

@@ -50,7 +50,7 @@ def sync(
     runs = WandbRuns(
         project=project_name,
         entity=entity,
-        ids=RunIds.of_folder(store),
+        ids=lambda: RunIds.of_folder(store),
         group=name,
         folder=offline or store.local_path or "wandb-runs",
         mode="online" if offline is None else "offline",

@@ -50,7 +50,9 @@ def swept(data, ray_session, tmp_path_factory):
     )
     made = plan(folder, content)
     mirror = WandbMirror(
-        runs=WandbRuns(ids=RunIds("x"), project="lexray", group="small", folder=str(folder / "out"), mode="offline")
+        runs=WandbRuns(
+            ids=lambda: RunIds("x"), project="lexray", group="small", folder=str(folder / "out"), mode="offline"
+        )
     )
     table = run_sweep(made, [mirror])
     mirror.show_results(made.folder, table)

@@ -103,7 +103,7 @@ def run_of(trial: str) -> Any:
 def test_nobody_waits_for_a_server_that_hangs_but_the_end_and_not_for_long(
     folder: SweepFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    runs = Hanging(ids=RunIds("x"), project="p", group="g", folder=str(tmp_path), mode="online")
+    runs = Hanging(ids=lambda: RunIds("x"), project="p", group="g", folder=str(tmp_path), mode="online")
     mirror = WandbMirror(runs=runs, patience_s=0.2)
     began = time.monotonic()
     mirror.started(run_of("a"))
@@ -124,7 +124,9 @@ def test_nobody_waits_for_a_server_that_hangs_but_the_end_and_not_for_long(
 
 
 def test_what_fails_in_the_view_is_a_warning(folder: SweepFolder, tmp_path: Path, caplog: Any) -> None:
-    mirror = WandbMirror(runs=WandbRuns(ids=RunIds("x"), project="p", group="g", folder=str(tmp_path), mode="offline"))
+    mirror = WandbMirror(
+        runs=WandbRuns(ids=lambda: RunIds("x"), project="p", group="g", folder=str(tmp_path), mode="offline")
+    )
     mirror.started(run_of("a"))
     mirror.logged(run_of("a"), [{"rows": 128}])  # no step
     mirror.finish(folder.store.url)
@@ -134,7 +136,9 @@ def test_what_fails_in_the_view_is_a_warning(folder: SweepFolder, tmp_path: Path
 def test_records_of_a_trial_that_was_not_started_are_no_further_failure(
     folder: SweepFolder, tmp_path: Path, caplog: Any
 ) -> None:
-    mirror = WandbMirror(runs=WandbRuns(ids=RunIds("x"), project="p", group="g", folder=str(tmp_path), mode="offline"))
+    mirror = WandbMirror(
+        runs=WandbRuns(ids=lambda: RunIds("x"), project="p", group="g", folder=str(tmp_path), mode="offline")
+    )
     mirror.logged(run_of("a"), [{"step": 1}])
     mirror.ended(run_of("a"), None)
     mirror.finish(folder.store.url)
@@ -149,7 +153,7 @@ def test_a_server_that_refuses_turns_the_sweep_offline_once(
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.setitem(__import__("lexray.tuning.views.wandb_runs", fromlist=["SETTINGS"]).SETTINGS, "init_timeout", 5)
-    runs = WandbRuns(ids=RunIds("x"), project="p", group="g", folder=str(tmp_path / "view"), mode="online")
+    runs = WandbRuns(ids=lambda: RunIds("x"), project="p", group="g", folder=str(tmp_path / "view"), mode="online")
     for trial in ("a", "b"):
         runs.start(Described(trial, trial, {}, 1))
         runs.log(trial, folder.read_metrics(trial))

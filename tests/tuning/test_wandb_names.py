@@ -56,7 +56,7 @@ def test_all_architectures_on_a_thousand_workers_have_fewer_than_200_names(tmp_p
 
 
 def test_curves_are_drawn_over_rows(tmp_path: Path) -> None:
-    runs = WandbRuns(ids=RunIds("x"), project="p", group="g", folder=str(tmp_path), mode="offline")
+    runs = WandbRuns(ids=lambda: RunIds("x"), project="p", group="g", folder=str(tmp_path), mode="offline")
     runs.start(Described("a", "a", {}, 1))
     runs.log("a", [{"step": 10, "rows": 1280, "train/fvu": 0.5}])
     runs.finish_all()

@@ -69,7 +69,7 @@ def folder(tmp_path: Path) -> SweepFolder:
 def runs_in(place: Path, folder: SweepFolder | None = None, **options: Any) -> WandbRuns:
     """Runs of the sweep in `folder`, or of some other sweep."""
     ids = RunIds("some") if folder is None else RunIds.of_folder(folder.store)
-    return WandbRuns(ids=ids, project="p", group="g", folder=str(place), mode="online", **options)
+    return WandbRuns(ids=lambda: ids, project="p", group="g", folder=str(place), mode="online", **options)
 
 
 def kept(server: WandbServer, runs: WandbRuns, trial: str = "a") -> KeptRun:
@@ -255,7 +255,7 @@ from lexray.tuning.views.wandb_runs import WandbRuns
 
 logging.basicConfig(stream=sys.stdout)
 trial = Some(id="a", name="a", config=Some(to_dict=dict), footprint=Some(workers=1))
-runs = WandbRuns(ids=RunIds("x"), project="p", group="g", folder=sys.argv[1], mode="online", finish_timeout_s=2)
+runs = WandbRuns(ids=lambda: RunIds("x"), project="p", group="g", folder=sys.argv[1], mode="online", finish_timeout_s=2)
 mirror = WandbMirror(runs=runs, patience_s=1)
 mirror.started(Some(trial=trial))
 mirror.logged(Some(trial=trial), [{"step": 1, "rows": 128}])

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -72,8 +72,8 @@ class WandbRuns:
     """The sweep's name."""
     folder: str
     """Local folder below which W&B keeps its files: the sweep's own where that is local."""
-    ids: RunIds | None = None
-    """None: those of `folder`."""
+    ids: Callable[[], RunIds] | None = None
+    """Called for the first run, since it may write; None: those of `folder`."""
     mode: Mode
     falls_back: bool = True
     """Whether runs are written offline when the server does not answer."""
@@ -133,7 +133,7 @@ class WandbRuns:
 
     @cached_property
     def _ids(self) -> RunIds:
-        return self.ids or RunIds.of_folder(Store.at(self.folder))
+        return self.ids() if self.ids is not None else RunIds.of_folder(Store.at(self.folder))
 
     def _init(self, **about: Any) -> Any:
         os.makedirs(self.folder, exist_ok=True)
