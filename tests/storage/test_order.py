@@ -127,8 +127,13 @@ def test_a_batch_larger_than_the_dataset_is_refused_with_both_numbers() -> None:
     assert str(caught.value) == "batch_rows: 2,048 is larger than the 1,503 training rows of the dataset"
 
 
-@pytest.mark.parametrize(("batch_rows", "near"), [(100, 96), (110, 112), (3, 16)])
+@pytest.mark.parametrize(("batch_rows", "near"), [(100, 96), (110, 112)])
 def test_a_batch_that_lanes_do_not_divide_is_refused_with_the_nearest_that_they_do(batch_rows: int, near: int) -> None:
     with pytest.raises(UserError) as caught:
         steps_per_epoch(10_000, batch_rows, 16)
-    assert str(caught.value) == f"batch_rows: {batch_rows} is not a multiple of data.lanes 16; use {near}"
+    assert str(caught.value) == f"data.batch_rows: {batch_rows} is not a multiple of data.lanes 16; use {near}"
+
+
+def test_a_batch_of_fewer_rows_than_lanes_is_refused_with_both() -> None:
+    with pytest.raises(UserError, match="3 rows cannot come from data.lanes 16 in equal shares; use 16 or more"):
+        steps_per_epoch(10_000, 3, 16)

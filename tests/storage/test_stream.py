@@ -314,7 +314,7 @@ def test_an_evaluation_of_no_rows_is_empty(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_rows": 10}, "batch_rows: 10 is not a multiple of data.lanes 4; use 8"),
+        ({"batch_rows": 10}, "data.batch_rows: 10 is not a multiple of data.lanes 4; use 8"),
         ({"batch_rows": 52}, "batch_rows: 52 is larger than the 50 training rows of the dataset"),
     ],
 )
