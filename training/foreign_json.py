@@ -19,11 +19,12 @@ def read_object(store: Store, path: str, what: str) -> dict[str, Any]:
     """
     try:
         raw = read_bounded(store, path, MAX_BYTES)
+    except CorruptDataError as error:
+        raise UserError(f"{what}: {error}") from error
+    try:
         content = json.loads(raw, parse_constant=lambda name: None, object_pairs_hook=distinct)
     except _RepeatedError as error:
         raise UserError(f"{what}: {path} has {error} twice") from error
-    except CorruptDataError as error:
-        raise UserError(f"{what}: {error}") from error
     except (RecursionError, ValueError) as error:
         raise UserError(f"{what}: {path} is not valid JSON") from error
     if not isinstance(content, dict):

@@ -92,8 +92,12 @@ def read_plan(store: Store) -> dict[str, Any] | None:
     try:
         if not set(store.list_files(FOLDER)) - {PLAN.rsplit("/", 1)[-1]}:
             return None
-        plan = json.loads(read_bounded(store, PLAN, MAX_BYTES))
-    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError, CorruptDataError):
+        raw = read_bounded(store, PLAN, MAX_BYTES)
+    except (FileNotFoundError, NotADirectoryError, CorruptDataError):
+        return None
+    try:
+        plan = json.loads(raw)
+    except (ValueError, RecursionError):
         return None
     return plan if isinstance(plan, dict) else None
 

@@ -144,7 +144,7 @@ def test_a_sweep_that_is_done_has_nothing_to_do(lexray, sweep_file):
     ("changes", "line"),
     [
         ({"resources": {"workers": 2, "cpus_per_worker": 4000}}, "wants 2 workers of 4000 CPU, but the cluster"),
-        ({"axes": {"architecture": "topk", "width": 2**34, "target_l0": 4}}, "no mesh on these nodes would fit"),
+        ({"axes": {"architecture": "topk", "width": 2**31 - 1, "target_l0": 4}}, "no mesh on these nodes would fit"),
         ({"axes": {"architecture": "topk", "width": [], "target_l0": 4}}, "has no values"),
         ({"exclude": [{"width": 64}]}, "exclude: removes all 2 points"),
         ({"pricse": {}}, "pricse: unknown key; did you mean 'prices'?"),

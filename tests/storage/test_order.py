@@ -135,5 +135,5 @@ def test_a_batch_that_lanes_do_not_divide_is_refused_with_the_nearest_that_they_
 
 
 def test_a_batch_of_fewer_rows_than_lanes_is_refused_with_both() -> None:
-    with pytest.raises(UserError, match="3 rows cannot come from data.lanes 16 in equal shares; use 16 or more"):
+    with pytest.raises(UserError, match=r"3 rows cannot come from data\.lanes 16 in equal shares; use 16 or more"):
         steps_per_epoch(10_000, 3, 16)

@@ -13,12 +13,23 @@ import re
 import secrets
 from dataclasses import dataclass
 
-from lexray.storage.errors import UserError
+from pydantic import TypeAdapter
+
+from lexray.storage.documents import read_document
+from lexray.storage.errors import CorruptDataError, UserError
 from lexray.storage.store import Store
 
 FILE, NONCE = "wandb.json", "nonce"
 MAX_ID_CHARACTERS, MAX_NAME_CHARACTERS = 64, 128
 SUFFIX_CHARACTERS = 10
+
+
+@dataclass(frozen=True)
+class _Document:
+    nonce: str
+
+
+_DOCUMENT = TypeAdapter(_Document)
 
 
 @dataclass(frozen=True)
@@ -54,15 +65,11 @@ def file_name(name: str) -> str:
 
 def _nonce(store: Store) -> str:
     try:
-        content = json.loads(store.read(FILE))
+        return read_document(store, FILE, _DOCUMENT).nonce
     except FileNotFoundError:
         return _new_nonce(store)
-    except (ValueError, RecursionError) as error:
-        raise _unreadable(store) from error
-    nonce = content.get(NONCE) if isinstance(content, dict) else None
-    if not isinstance(nonce, str):
-        raise _unreadable(store)
-    return nonce
+    except CorruptDataError as error:
+        raise UserError(f"{store.url}/{error}; remove it to start new W&B runs") from error
 
 
 def _new_nonce(store: Store) -> str:
@@ -73,10 +80,6 @@ def _new_nonce(store: Store) -> str:
     except PermissionError:
         return ""
     return nonce
-
-
-def _unreadable(store: Store) -> UserError:
-    return UserError(f"{store.url}/{FILE}: no JSON object with a string `{NONCE}`; remove it to start new W&B runs")
 
 
 def _hash(text: str) -> str:
