@@ -149,7 +149,7 @@ def test_a_shared_folder_of_the_description_is_no_folder_of_this_machine(lexray,
         "runs_url": str(tmp_path), "data_url": str(Path(data).parent),
     }  # fmt: skip
     (tmp_path / "cluster.json").write_text(json.dumps(description))
-    code, out, err = lexray("submit", sweep_file(), "--cluster", tmp_path / "cluster.json", "--json")
+    code, out, err = lexray("submit", sweep_file(), "--cluster", tmp_path / "cluster.json", "--json", "--trust")
     assert code == 0, err
     assert json.loads(out)["job"]
 
