@@ -70,7 +70,8 @@ def least_squares_atoms(sum_zz_FF: Tensor, sum_zx_FD: Tensor, atoms_FD: Tensor, 
 
     A little ridge pulls towards the atoms before; those that no row used stay.
     """
-    scale = ridge * float(sum_zz_FF.diagonal().mean()) or 1.0
+    usual = float(sum_zz_FF.diagonal().mean())
+    scale = (ridge + EPS) * usual or 1.0
     eye = torch.eye(len(sum_zz_FF), dtype=sum_zz_FF.dtype, device=sum_zz_FF.device)
     return torch.linalg.solve(sum_zz_FF + scale * eye, sum_zx_FD + scale * atoms_FD)
 
