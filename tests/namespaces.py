@@ -24,7 +24,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from lexray.cluster.connect import PROCESS_ENV
+from lexray.storage.objects.options import INSECURE
 
 GCS_PORT, DASHBOARD_PORT, S3_PORT = 6379, 8265, 5005
 START_S = 90.0
@@ -211,11 +214,13 @@ class Machines:
 @contextmanager
 def machines(place: Path, **env: str) -> Iterator[Machines]:
     """Namespaces that are gone afterwards, with all that ran in them."""
-    made = Machines(place, env)
-    try:
-        yield made
-    finally:
-        made.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(INSECURE, "1")  # their S3 server is unencrypted, and on another address
+        made = Machines(place, env)
+        try:
+            yield made
+        finally:
+            made.close()
 
 
 def wait_until(is_so: Callable[[], bool], what: str, timeout_s: float = START_S) -> float:

@@ -15,6 +15,7 @@ from lexray.cluster.doctor.verdict import Check, fail
 from lexray.cluster.jobs.job_client import Job, JobClient
 from lexray.cluster.jobs.package import SWEEP_FILE, package
 from lexray.cluster.provisioned.connection import Connection, Target, connect
+from lexray.storage.objects.options import insecure_prefix
 
 PREFIX = "doctor-"
 LONGEST_S = 60.0
@@ -55,7 +56,7 @@ def diagnose_by_job(
 
 def entrypoint(errand: Errand, connection: Connection) -> str:
     """What the head runs, in the folder of the package."""
-    command = ["python", "-m", "lexray", "doctor", "--address", "auto", "--json", *errand.arguments]
+    command = [*insecure_prefix(), "python", "-m", "lexray", "doctor", "--address", "auto", "--json", *errand.arguments]
     if errand.sweep_text is not None:
         command.append(SWEEP_FILE)
     region = connection.description.region if connection.description is not None else None

@@ -18,7 +18,7 @@ from lexray.cluster.provisioned.errors import RefusedError
 from lexray.cluster.provisioned.pools import pools_option, startable
 from lexray.storage.config_file import checked_content, mapping_of
 from lexray.storage.errors import UnreachableError, UserError
-from lexray.storage.objects.options import insecure_env
+from lexray.storage.objects.options import insecure_prefix
 from lexray.storage.store import Store, reachable
 
 if TYPE_CHECKING:
@@ -125,9 +125,7 @@ def _order(
 
 def entrypoint(job: str, cluster: str, pools: Sequence[Pool] = ()) -> str:
     """What the head runs, in the folder of the package; `pools` may still be started."""
-    leave = [f"{name}={value}" for name, value in insecure_env().items()]
-    sweep = ["python", "-m", "lexray", "sweep", SWEEP_FILE, "--address", "auto", "--job", job]
-    sweep = ["env", *leave, *sweep] if leave else sweep
+    sweep = [*insecure_prefix(), "python", "-m", "lexray", "sweep", SWEEP_FILE, "--address", "auto", "--job", job]
     return shlex.join([*sweep, *pools_option(pools), "--cluster-name", cluster])
 
 

@@ -86,6 +86,12 @@ def insecure_env() -> dict[str, str]:
     return {INSECURE: "1"} if is_insecure_allowed() else {}
 
 
+def insecure_prefix() -> list[str]:
+    """Return the words before a job's command that give it `insecure_env`, none where it is empty."""
+    leave = [f"{name}={value}" for name, value in insecure_env().items()]
+    return ["env", *leave] if leave else []
+
+
 def check_options(options: dict[str, Any], scheme: str, *, insecure: bool = False) -> None:
     """Raise UserError for an option that a file may not set for the scheme's filesystem."""
     allowed = SCHEMES.get(scheme, {})

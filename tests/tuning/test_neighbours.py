@@ -198,7 +198,7 @@ def test_a_record_that_names_another_trial_is_refused(trial: str, disk: Neighbou
     folder = SweepFolder(disk.sweep("mine"))
     record = {"trial": trial, "name": "topk", "config": {}}
     folder.trial_store(TRIAL).write("trial.json", json.dumps(record).encode())
-    with pytest.raises(CorruptDataError, match=f"trials/{TRIAL}/trial.json: is the record of"):
+    with pytest.raises(CorruptDataError, match=f"trials/{TRIAL}/trial.json: trial: .*, but its folder is called"):
         folder.read_trial(TRIAL)
 
 

@@ -234,7 +234,7 @@ def test_rules_set_options_of_the_engine(trials):
             {"resources": {"micro_batches": 41, "workers": 3}},
             "micro_batches: 41, but a worker has only 40 rows of a batch",
         ),
-        ({"training": {"rows": 1280, "lr_scale": {"b_dec": -1}}}, r"lr_scale\.b_dec: -1 is below 0"),
+        ({"training": {"rows": 1280, "lr_scale": {"b_dec": -1}}}, r"lr_scale\.b_dec: -1 must be at least 0"),
         (
             {"training": {"rows": 1280, "lr_scale": {"scaled_log_threshold": 0.1}}},
             r"lr_scale\.scaled_log_threshold: topk has no such parameter; it has W_enc, b_enc, W_dec, b_dec",
