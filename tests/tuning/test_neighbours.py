@@ -129,7 +129,7 @@ def live(sweep: Store) -> None:
     assert found.step == 20, "what it resumes from is its own"
     save(checkpoints, [30, 40, 50], keep=1, attempt="a2")
     assert [name[:14] for name in checkpoints.list_folders()] == ["step-000000050"]
-    write_driver(sweep, DriverRecord(claim="c", host="h", started_s=0.0, seen_s=100.0, state=DRIVER_RUNS))
+    write_driver(sweep, DriverRecord(claim="c", started_s=0.0, seen_s=100.0, state=DRIVER_RUNS))
     stop(Meant(url=sweep.url), None, force=True, messages=Console(quiet=True), clock=lambda: 101.0)
     assert read_ending(folder) == BY_HAND
     clear_ending(sweep)
