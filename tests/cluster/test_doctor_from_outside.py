@@ -76,7 +76,7 @@ def test_nodes_that_cannot_reach_each_other_or_us_are_named(place: Machines) -> 
     subprocess.run(way, check=True)
     code, document = doctor(place, file)
     assert code == 1
-    assert set(told(document, "fail")) == {"network"}
+    assert set(told(document, "fail")) == {"network"}, told(document, "fail")
     assert f"{addresses['w1']} cannot reach {addresses['w2']}" in told(document, "fail")["network"]
     assert {"nodes", "dashboard", "token", "versions", "code", "data", "output", "region"} <= set(told(document, "ok"))
     place.cut("w2")

@@ -54,7 +54,7 @@ def foreign(folder: Path, *names: str) -> Path:
 
 def run(command: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, **environment}
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=280)
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=600)
 
 
 def tiny_sweep(folder: Path) -> dict:
@@ -115,6 +115,7 @@ def test_the_code_of_the_command_wins_over_what_a_node_has_installed(tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(700)
 def test_a_sweep_in_a_folder_of_such_modules_runs_to_its_end(tmp_path: Path, folder: Path) -> None:
     write_sweep(folder / "sweep.yaml", tiny_sweep(tmp_path))
     done = run([*lexray_command(), "sweep", "sweep.yaml", "--json"], folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -38,6 +39,11 @@ class Client:
         self.folder, self.head = folder, head
 
     @property
+    def environment(self) -> dict[str, str]:
+        """Without the token of the tests' own Ray."""
+        return {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+
+    @property
     def cluster(self) -> tuple[str, ...]:
         return self.head.target
 
@@ -45,7 +51,7 @@ class Client:
         return [sys.executable, "-m", "lexray", *words]
 
     def run(self, *words: str) -> tuple[int, str, str]:
-        done = subprocess.run(self.command(*words), capture_output=True, text=True, timeout=300)
+        done = subprocess.run(self.command(*words), env=self.environment, capture_output=True, text=True, timeout=300)
         assert self.head.token not in done.stdout + done.stderr
         assert "Traceback" not in done.stderr, done.stderr
         return done.returncode, done.stdout, done.stderr
@@ -56,7 +62,8 @@ class Client:
         return json.loads(out)
 
     def followed(self, *words: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(self.command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(self.command(*words), env=self.environment, text=True, **pipes)
 
 
 def until(condition: Callable[[], Any], what: str) -> Any:

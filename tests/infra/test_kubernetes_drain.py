@@ -45,7 +45,7 @@ trainer = TorchTrainer(
     run_config=RunConfig(storage_path=folder),
 )
 training = threading.Thread(target=trainer.fit, daemon=True)
-lexray.training.start()
+training.start()
 wait_until(lambda: os.path.exists(f"{folder}/began"), "the training")
 assert leaving() == set()
 script = DRAIN_SCRIPT.replace(f"SECONDS + {DRAIN_S}", "SECONDS + 60")

@@ -84,6 +84,7 @@ def walk(cli_config, aws_endpoint, tmp_path, monkeypatch):
     head = Head(TOKEN)
     path = f"{programs(tmp_path / 'bin', head.port)}:{os.environ['PATH']}"
     monkeypatch.setenv("AWS_ENDPOINT_URL", aws_endpoint)
+    monkeypatch.setattr("lexray.storage.objects.connections._CONNECTIONS", {})  # of another endpoint
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     settings = {
         "PATH": path, "TF_CLI_CONFIG_FILE": str(cli_config), "PYTHONPATH": str(INFRA.parent), "OMP_NUM_THREADS": "1",
