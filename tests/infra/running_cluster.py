@@ -91,6 +91,7 @@ class User:
         self.programs = Programs(folder, DASHBOARD_PORT, cluster.head)
         self.programs.answer({"secret": (0, base64.b64encode(self.token.encode()).decode(), "")})
         given = {"AWS_ENDPOINT_URL": aws_endpoint, "AWS_ENDPOINT_URL_S3": cluster.s3_url, "OMP_NUM_THREADS": "1"}
+        given |= {"XDG_STATE_HOME": str(folder / "state")}  # where agreements to send a token lie
         self.env = os.environ | given | {"PATH": on_path(self.programs)}
 
     def files_for(self, root: Applied, **changes: Any) -> tuple[str, str]:
@@ -102,6 +103,7 @@ class User:
         data = self.store(f"{uris['data']}/tiny")
         for file in (path for path in self.rows.rglob("*") if path.is_file()):
             data.write(str(file.relative_to(self.rows)), file.read_bytes())
+        changes["resources"] = {"gpus_per_worker": 0}  # the pools' nodes have GPUs, this machine that plays them none
         content = sweep_content(data.url, f"{uris['runs']}/widths", wandb={"mode": "disabled"}, **changes)
         return write_sweep(described.with_suffix(".yaml"), content), str(described)
 
