@@ -92,7 +92,7 @@ def test_deepspeed_takes_the_device_that_it_is_given_and_not_the_one_of_its_loca
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("told", "first"), [("cpu", "cpu"), ("cuda", "cuda"), ("", "cpu")])
+@pytest.mark.parametrize(("told", "first"), [("cpu", "cpu"), ("cuda", "cuda"), ("", "cuda")])
 @pytest.mark.parametrize("stage", [0, 3])
 def test_an_engine_is_where_its_dictionary_is_whatever_deepspeed_was_imported_for(
     told: str, first: str, stage: int
