@@ -80,6 +80,7 @@ def test_modules_of_the_working_directory_are_not_run(tmp_path: Path, folder: Pa
     assert not (tmp_path / "p" / "ran").exists()
 
 
+@pytest.mark.slow
 def test_workers_of_a_local_ray_import_the_code_of_the_command_alone(tmp_path: Path, folder: Path) -> None:
     script = tmp_path / "probe.py"
     script.write_text(PROBE)
@@ -92,6 +93,7 @@ def test_workers_of_a_local_ray_import_the_code_of_the_command_alone(tmp_path: P
     assert not (folder / "ran").exists()
 
 
+@pytest.mark.slow
 def test_the_code_of_the_command_wins_over_what_a_node_has_installed(tmp_path: Path, folder: Path) -> None:
     installed = tmp_path / "installed" / "lexray"
     installed.mkdir(parents=True)
