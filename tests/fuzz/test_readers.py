@@ -31,4 +31,5 @@ def test_damaged_and_hostile_documents_are_refused_in_one_line(
     assert done.returncode == 0, f"--fuzz-seed {seed}\n{done.stderr}"
     tried = json.loads(done.stdout.splitlines()[-1])
     assert tried["cases"] > 5
+    assert tried["refused"] > 0 or reader == "measures"  # the report goes on without damaged measures
     print(f"{reader}: {tried['cases']} documents, {tried['refused']} refused")
