@@ -73,7 +73,7 @@ def _nonce(store: Store) -> str:
 
 
 def _new_nonce(store: Store) -> str:
-    """Someone else's folder may be readable only: then its url alone must do."""
+    """Write a random number and return it; return an empty one for a folder that may only be read."""
     nonce = secrets.token_hex(8)
     try:
         store.write(FILE, json.dumps({NONCE: nonce}).encode())

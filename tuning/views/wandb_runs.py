@@ -190,7 +190,7 @@ def _end(run: Any, exit_code: int) -> None:
 
 
 def shown(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What W&B is told of a record: values that there are, of single workers the first `WORKERS_SHOWN` alone."""
+    """Return the values of a record that W&B gets: no nulls, and of single workers the first `WORKERS_SHOWN` alone."""
     numbers = {name: re.search(r"_worker(\d+)$", name) for name, value in record.items() if value is not None}
     return {name: record[name] for name, found in numbers.items() if found is None or int(found[1]) < WORKERS_SHOWN}
 
