@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from random import Random
@@ -55,7 +56,7 @@ def mutated_text(valid: bytes, random: Random) -> bytes:
     for _ in range(random.randint(1, 3)):
         place = random.randrange(len(lines))
         head, colon, _ = lines[place].partition(":")
-        value = random.choice((*YAML_VALUES, json.dumps(random.choice(HOSTILE))))
+        value = random.choice((*YAML_VALUES, json.dumps(_hostile(random))))
         lines[place] = random.choice((f"{head}{colon} {value}", f"  {lines[place]}", "", f"{lines[place]}\n{lines[0]}"))
     return "\n".join(lines).encode(errors="surrogatepass")
 
@@ -99,6 +100,11 @@ YAML_VALUES = (
 """YAML that means something else than it looks like, or costs far more to read than to write."""
 
 
+def _hostile(random: Random) -> Any:
+    """Return one of `HOSTILE`, a copy: what is put into a document is changed by the next mutation of it."""
+    return copy.deepcopy(random.choice(HOSTILE))
+
+
 def _paths(content: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     if len(path) > MAX_EDIT_DEPTH:
         return []
@@ -113,7 +119,7 @@ def _edit(content: Any, random: Random, change: Callable[[Any, Any], None]) -> A
     """Apply `change(container, key)` at a random path."""
     paths = _paths(content)
     if not paths:
-        return random.choice(HOSTILE)
+        return _hostile(random)
     path = random.choice(paths[:4000])
     container = content
     for key in path[:-1]:
@@ -123,7 +129,7 @@ def _edit(content: Any, random: Random, change: Callable[[Any, Any], None]) -> A
 
 
 def _replaced(content: Any, random: Random) -> Any:
-    return _edit(content, random, lambda container, key: container.__setitem__(key, random.choice(HOSTILE)))
+    return _edit(content, random, lambda container, key: container.__setitem__(key, _hostile(random)))
 
 
 def _removed(content: Any, random: Random) -> Any:
@@ -133,9 +139,9 @@ def _removed(content: Any, random: Random) -> Any:
 def _added(content: Any, random: Random) -> Any:
     def add(container: Any, key: Any) -> None:
         if isinstance(container, dict):
-            container[random.choice(("", "x", "__class__", "../x", str(key) + "s"))] = random.choice(HOSTILE)
+            container[random.choice(("", "x", "__class__", "../x", str(key) + "s"))] = _hostile(random)
         else:
-            container.insert(key, random.choice((random.choice(HOSTILE), container[key])))
+            container.insert(key, random.choice((_hostile(random), container[key])))
 
     return _edit(content, random, add)
 
