@@ -1,31 +1,47 @@
 """The process group of a trial's workers, on the network by which their nodes know each other.
 
-gloo listens where the name of its machine leads, and that is the loopback on many a machine: workers of other nodes
-then wait for each other in vain.
+gloo listens where the name of its machine leads, which is the loopback on many machines: workers of other nodes then
+wait for each other in vain. torch's store listens on every interface of rank 0's machine. Both get the node's address.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import psutil
+import ray
 import ray.util
+import torch.distributed as dist
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
+from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
 
 from lexray.training.device import use_device
+from lexray.tuning.meeting import Endpoint, join_meeting, open_meeting
 from lexray.tuning.worker_device import device_of_worker
 
 GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
+NCCL_ERRORS = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
 
 
 class _OnTheNodesNetwork(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         worker_group.execute(use_interface_of_the_node)
         worker_group.execute(prepare_worker, on_gpu=backend_config.on_gpu)
-        super().on_start(worker_group, backend_config)
+        worker_group.execute(_set_torch_distributed_env_vars)
+        group = {
+            "backend": backend_config.backend,
+            "meeting": worker_group.execute_single(0, open_meeting_at_node),
+            "size": len(worker_group),
+            "timeout_s": backend_config.timeout_s,
+        }
+        joining = [
+            worker_group.execute_single_async(rank, join_process_group, rank=rank, **group)
+            for rank in range(len(worker_group))
+        ]
+        ray.get(joining)
 
 
 @dataclass
@@ -50,6 +66,20 @@ def prepare_worker(*, on_gpu: bool) -> None:
     """
     use_device(device_of_worker(on_gpu=on_gpu))
     import lexray.training.engine  # noqa: F401
+
+
+def open_meeting_at_node() -> Endpoint:
+    """Hold a port of this node, at the address by which Ray knows it, for the ranks to meet at."""
+    return open_meeting(ray.util.get_node_ip_address())
+
+
+def join_process_group(*, backend: str, meeting: Endpoint, rank: int, size: int, timeout_s: float) -> None:
+    """Join the group of `size` ranks; a collective that takes longer than `timeout_s` ends the process."""
+    os.environ.update(MASTER_ADDR=meeting.host, MASTER_PORT=str(meeting.port))  # libraries expect them
+    os.environ.setdefault(NCCL_ERRORS, "1")
+    store = join_meeting(meeting, rank, size, timeout_s)
+    timeout = timedelta(seconds=timeout_s)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
 
 
 def use_interface_of_the_node() -> None:

@@ -19,8 +19,9 @@ from lexray.cluster.doctor.stores import (
     who_am_i,
     write_one_key,
 )
-from lexray.cluster.doctor.traffic import Door, Ring, knock, open_door, open_meeting, sum_over_nodes
+from lexray.cluster.doctor.traffic import Ring, knock, open_door, sum_over_nodes
 from lexray.storage.objects.settings import StorageSettings
+from lexray.tuning.meeting import Endpoint, open_meeting
 
 CALLS_AT_ONCE = 12
 Clock = Callable[[], float]
@@ -76,13 +77,13 @@ class Probe:
     def identity(self, settings: StorageSettings) -> str | Unknown:
         return who_am_i(settings)
 
-    def door(self) -> Door:
+    def door(self) -> Endpoint:
         return open_door(self._host)
 
-    def knock(self, doors: Mapping[str, Door]) -> dict[str, str]:
+    def knock(self, doors: Mapping[str, Endpoint]) -> dict[str, str]:
         return knock(doors)
 
-    def meeting(self) -> Door:
+    def meeting(self) -> Endpoint:
         return open_meeting(self._host)
 
     def sum(self, ring: Ring) -> AllReduce:

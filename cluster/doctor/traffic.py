@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lexray.cluster.doctor.findings import AllReduce
+from lexray.tuning.meeting import Endpoint, join_meeting
 
 CONNECT_TIMEOUT_S = 2.0
 SUM_TIMEOUT_S = 8.0
@@ -24,33 +25,22 @@ REPEATS = 3
 _MOST_AT_ONCE = 32
 
 
-class Door(NamedTuple):
-    """Where a node listens."""
-
-    host: str
-    port: int
-
-
 class Ring(NamedTuple):
     """Who sums together."""
 
     rank: int
     size: int
-    meeting: Door
+    meeting: Endpoint
     """Port of rank 0 where all meet."""
     backend: str
     """`gloo` or `nccl`."""
 
 
-_MEETINGS: dict[Door, socket.socket] = {}
-"""Ports of this process that wait for a sum."""
-
-
-def open_door(host: str) -> Door:
+def open_door(host: str) -> Endpoint:
     """Listen at this node's address until the process ends."""
     listener = socket.create_server((host, 0), backlog=1024)
     threading.Thread(target=_greet, args=(listener,), daemon=True).start()
-    return Door(host, listener.getsockname()[1])
+    return Endpoint(host, listener.getsockname()[1])
 
 
 def _greet(listener: socket.socket) -> None:
@@ -58,10 +48,10 @@ def _greet(listener: socket.socket) -> None:
         listener.accept()[0].close()
 
 
-def knock(doors: Mapping[str, Door]) -> dict[str, str]:
+def knock(doors: Mapping[str, Endpoint]) -> dict[str, str]:
     """Connect to every node; those that did not open, and why."""
 
-    def one(door: Door) -> str:
+    def one(door: Endpoint) -> str:
         try:
             socket.create_connection(door, timeout=CONNECT_TIMEOUT_S).close()
         except OSError as error:
@@ -71,14 +61,6 @@ def knock(doors: Mapping[str, Door]) -> dict[str, str]:
     with ThreadPoolExecutor(_MOST_AT_ONCE) as pool:
         answers = dict(zip(doors, pool.map(one, doors.values()), strict=True))
     return {name: why for name, why in answers.items() if why}
-
-
-def open_meeting(host: str) -> Door:
-    """Listen at this node's address for the ranks of one sum; the port stays ours until rank 0 takes it over."""
-    listener = socket.create_server((host, 0), backlog=1024)
-    door = Door(host, listener.getsockname()[1])
-    _MEETINGS[door] = listener
-    return door
 
 
 def sum_over_nodes(ring: Ring) -> AllReduce:
@@ -100,7 +82,7 @@ def _fastest(ring: Ring, device: str) -> float:
 
     dist.init_process_group(
         ring.backend,
-        store=_store(ring),
+        store=join_meeting(ring.meeting, ring.rank, ring.size, SUM_TIMEOUT_S),
         rank=ring.rank,
         world_size=ring.size,
         timeout=timedelta(seconds=SUM_TIMEOUT_S),
@@ -110,15 +92,6 @@ def _fastest(ring: Ring, device: str) -> float:
         return min([_timed(tensor) for _ in range(1 + REPEATS)][1:])
     finally:
         dist.destroy_process_group()
-
-
-def _store(ring: Ring) -> Any:
-    """Where the ranks meet: rank 0 serves it at the port that it has listened at since `open_meeting`."""
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # compiled
-
-    held: dict[str, Any] = {"master_listen_fd": _MEETINGS.pop(ring.meeting).detach()} if ring.rank == 0 else {}
-    timeout = timedelta(seconds=SUM_TIMEOUT_S)
-    return TCPStore(*ring.meeting, ring.size, ring.rank == 0, timeout, wait_for_workers=False, **held)
 
 
 def _timed(tensor: Any) -> float:

@@ -22,6 +22,8 @@ TIMEOUT_S = 20.0
 PATIENCE_S = 20.0
 """How long a question is asked again of a dashboard that answered before: a tunnel may have to be opened anew."""
 PAUSE_S = 1.0
+MAX_ANSWER_BYTES = 256 * 2**20
+"""Of one answer; the longest ones are logs of jobs."""
 UNAUTHORIZED, FORBIDDEN, NOT_FOUND, SERVER_ERROR = 401, 403, 404, 500
 
 
@@ -84,7 +86,7 @@ class Dashboard:
         try:
             found = json.loads(body)
             return {"ray_version": found["ray_version"]}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{self.what}: what answers there is no dashboard of Ray (HTTP {status})") from error
 
     def get(self, path: str) -> Any:
@@ -116,7 +118,7 @@ class Dashboard:
             raise RefusedError(f"{self.what} refused (HTTP {status}): {last_line(text)}", is_busy=is_busy)
         try:
             return json.loads(text) if text.strip() else None
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
 
     def _refuse_token(self, status: int) -> None:
@@ -135,12 +137,20 @@ class Dashboard:
         request = urllib.request.Request(self.url + path, data=body, method=method, headers=headers)
         try:
             with self._opener().open(request, timeout=self.timeout_s) as answer:
-                return answer.status, answer.read()
+                return answer.status, self._content(answer)
         except urllib.error.HTTPError as error:
             with error:
-                return error.code, error.read()
+                return error.code, self._content(error)
         except http.client.HTTPException as error:
             raise ConnectionError(f"{type(error).__name__}: an answer broke off") from error
+
+    def _content(self, answer: Any) -> bytes:
+        content: bytes = answer.read(MAX_ANSWER_BYTES + 1)
+        if len(content) > MAX_ANSWER_BYTES:
+            raise UserError(
+                f"{self.what}: an answer has more than {MAX_ANSWER_BYTES:,} bytes; is it a dashboard of Ray?"
+            )
+        return content
 
     def _opener(self) -> urllib.request.OpenerDirector:
         proxies = urllib.request.ProxyHandler({} if is_loopback(self.url) else None)

@@ -31,11 +31,12 @@ from lexray.cluster.doctor.stores import (
     who_am_i,
     write_one_key,
 )
-from lexray.cluster.doctor.traffic import Door, Ring, knock, open_door, open_meeting, sum_over_nodes, transport_of
+from lexray.cluster.doctor.traffic import Ring, knock, open_door, sum_over_nodes, transport_of
 from lexray.cluster.doctor.wandb_host import look_at_wandb
 from lexray.cluster.provisioned.tunnel import free_port
 from lexray.storage.objects.settings import StorageSettings
 from lexray.storage.store import Store
+from lexray.tuning.meeting import Endpoint, open_meeting
 
 
 @pytest.fixture
@@ -202,12 +203,12 @@ def test_only_addresses_of_the_internet_are_public() -> None:
 
 
 def test_a_door_that_is_shut_is_named_beside_one_that_is_open() -> None:
-    shut = Door("127.0.0.1", free_port())
+    shut = Endpoint("127.0.0.1", free_port())
     assert set(knock({"open": open_door("127.0.0.1"), "shut": shut})) == {"shut"}
 
 
 def test_an_address_that_gives_no_answer_is_unknown() -> None:
-    shut = Door("127.0.0.1", free_port())
+    shut = Endpoint("127.0.0.1", free_port())
     assert isinstance(http_status(f"http://{shut.host}:{shut.port}/", {}), Unknown)
 
 
@@ -222,7 +223,7 @@ def summed(ring: Ring, timeout_s: float) -> float:
 
 def test_a_sum_of_one_rank_runs_and_one_whose_others_do_not_come_ends() -> None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as process:
-        alone, missed = (Ring(0, ranks, Door("", 0), "gloo") for ranks in (1, 2))
+        alone, missed = (Ring(0, ranks, Endpoint("", 0), "gloo") for ranks in (1, 2))
         assert process.submit(summed, alone, 30.0).result(timeout=120) > 0
         with pytest.raises(Exception, match=r"[Tt]ime"):
             process.submit(summed, missed, 0.2).result(timeout=120)

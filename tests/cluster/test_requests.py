@@ -22,6 +22,7 @@ from lexray.cluster.jobs.naming import attempt_of, base_id, next_id
 from lexray.cluster.jobs.package import MAX_BYTES, code_package, package
 from lexray.cluster.jobs.submit import entrypoint
 from lexray.cluster.jobs.watch import LONGEST_PAUSE_S, PAUSE_S, follow_job, pause_s
+from lexray.cluster.provisioned import http
 from lexray.cluster.provisioned.description import ClusterDescription, Pool
 from lexray.cluster.provisioned.errors import ClusterLostError, NotFoundError, RefusedError
 from lexray.cluster.provisioned.http import Dashboard
@@ -62,6 +63,17 @@ def test_errors_of_the_server_are_one_line_of_what_it_says_last(server, dashboar
         dashboard.get("/api/jobs/")
     with pytest.raises(NotFoundError):
         dashboard.get("/api/jobs/none")
+
+
+def test_an_answer_without_end_or_without_a_bottom_is_refused(server, dashboard, monkeypatch):
+    server.routes["/api/jobs/"] = lambda: (200, "[" * 100_000)
+    assert dashboard.ask("GET", "/api/jobs/") is None
+    server.routes["/api/version"] = lambda: (200, "[" * 100_000)
+    with pytest.raises(UserError, match="no dashboard of Ray"):
+        dashboard.check()
+    monkeypatch.setattr(http, "MAX_ANSWER_BYTES", 99_999)
+    with pytest.raises(UserError, match="an answer has more than 99,999 bytes"):
+        dashboard.ask("GET", "/api/jobs/")
 
 
 def test_a_question_is_asked_again_and_an_order_is_given_once(server, dashboard):

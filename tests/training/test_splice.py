@@ -257,3 +257,11 @@ def test_an_encoder_decoder_is_not_spliced(tmp_path: Path) -> None:
     make("t5").save_pretrained(tmp_path)
     with pytest.raises(UserError, match="is an encoder-decoder; give a causal language model"):
         load_spliced(str(tmp_path), facts_of(site={"hidden_state": 2}), ("site",), ("site",), "cpu")
+
+
+def test_texts_are_read_by_the_ending_of_their_name() -> None:
+    for name in ("a.jsonl", "c4/*.json.gz", "pile/00.jsonl.zst", "x.ndjson", "s3://b/A.JSON"):
+        assert text_choice(name).jsonl == name
+    assert text_choice("s3://b/*.parquet").parquet == "s3://b/*.parquet"
+    for name in ("a.txt", "c.json.d/*.txt", "jsonlines/*.txt"):
+        assert text_choice(name).files == name

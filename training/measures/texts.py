@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from lexray.storage.harvest.tower import find_tower
 from lexray.storage.store import StorageSettings
 from lexray.training.measures.splice import PieceBatch, Spliced
 
+_JSON_LINES = re.compile(r"\.(jsonl|ndjson|json)\b")
 BATCH_TOKENS = 1024
 """Of one forward pass, padding included: logits of four cases are held at once."""
 
@@ -89,10 +91,14 @@ def load_spliced(
 
 
 def text_choice(file: str, column: str = "text") -> TextChoice:
-    """Texts by the ending of their path, url or glob: JSON lines, parquet, or else a document a file."""
-    if ".jsonl" in file:
+    """Choose a format by the ending of a path, url or glob: JSON lines, parquet, or else one document a file.
+
+    The ending of a compression (`.json.zst`) may follow.
+    """
+    name = file.rpartition("/")[2].lower()
+    if _JSON_LINES.search(name):
         return TextChoice(jsonl=file, column=column)
-    return TextChoice(parquet=file, column=column) if file.endswith(".parquet") else TextChoice(files=file)
+    return TextChoice(parquet=file, column=column) if ".parquet" in name else TextChoice(files=file)
 
 
 def piece_batches(
