@@ -114,6 +114,12 @@ def test_an_unfinished_trial_shows_no_result_and_beats_nobody(status: str) -> No
     assert [format_cell(name, table.loc["best", name]) for name in MEASURED] == ["-"] * 4
 
 
+@pytest.mark.parametrize(("l0", "fvu"), [(0.0, 0.9), (0.0, 1.0), (2.0, 1.0), (2.0, 1.7)])
+def test_a_dictionary_that_explains_nothing_is_not_on_the_frontier(l0: float, fvu: float) -> None:
+    table = frontier_table([record("dead", l0, fvu), record("b", 16, 0.3)]).set_index("trial")
+    assert table["on_frontier"].to_dict() == {"dead": False, "b": True}
+
+
 def test_a_finished_trial_with_nan_is_not_on_the_frontier() -> None:
     table = frontier_table([record("a", 16, math.nan)])
     assert table["on_frontier"].tolist() == [False]

@@ -94,6 +94,11 @@ def non_dominated(l0: npt.ArrayLike, fvu: npt.ArrayLike) -> npt.NDArray[np.bool_
     return kept
 
 
+def on_frontier(rows: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    """Return which rows no other beats. Those of L0 0 and those that explain nothing (FVU 1 or more) have no part."""
+    return non_dominated(rows["l0"], rows["fvu"].where((rows["l0"] > 0) & (rows["fvu"] < 1)))
+
+
 def frontier_table(records: list[TrialRecord]) -> pd.DataFrame:
     """One row per trial with the columns `COLUMNS`, by width, then L0, then architecture; unfinished trials last.
 
@@ -104,7 +109,7 @@ def frontier_table(records: list[TrialRecord]) -> pd.DataFrame:
     rows = [row for record in records for row in (_row(record), *_curve_rows(record))]
     table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
     for _, group in table[table["status"] != STOPPED].groupby(["width", "sites"]):
-        table.loc[group.index, "on_frontier"] = non_dominated(group["l0"], group["fvu"])
+        table.loc[group.index, "on_frontier"] = on_frontier(group)
     return table.sort_values(["width", "l0", "architecture", "name", "trial"], na_position="last", ignore_index=True)
 
 

@@ -23,7 +23,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from lexray.storage.documents import shortened
 from lexray.storage.visible_text import visible
-from lexray.tuning.results.frontier import non_dominated
+from lexray.tuning.results.frontier import on_frontier
 from lexray.tuning.results.hover import hover_links
 from lexray.tuning.sweep_folder import FINISHED, STOPPED, TARGET_MISSED
 
@@ -130,7 +130,7 @@ def _draw_group(axes: Axes, group: pd.DataFrame, colour: str, marker: str, marke
     faint: dict[str, Any] = {"color": colour, "markersize": marker_size * 0.7, "alpha": _FAINT, "linestyle": "none"}
     axes.plot(stopped["l0"], stopped["fvu"], marker=marker, **faint)
     group = group[group["status"] != STOPPED]
-    best = group[non_dominated(group["l0"], group["fvu"])].sort_values("l0")
+    best = group[on_frontier(group)].sort_values("l0")
     axes.plot(best["l0"], best["fvu"], color=colour, linewidth=marker_size / 4.5, alpha=0.85)
     missed = group["status"] == TARGET_MISSED
     for rows, face in ((group[~missed], colour), (group[missed], "none")):
