@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from quick_cases import quick
 from report_folder import full_sweep
 
 from lexray.tuning.sweep_folder import SweepFolder
@@ -121,7 +122,7 @@ def test_what_is_no_such_document_is_named(command, file, content, sweep, lexray
 
 
 @pytest.mark.parametrize("file", ["stability.json", "trials/topk-0/measures.json", "sweep.yaml"])
-@pytest.mark.parametrize("content", ["empty", "deep", "binary", "list"])
+@pytest.mark.parametrize("content", quick(["empty", "deep", "binary", "list"], ["deep"]))
 def test_a_report_goes_on_without_what_only_adds_to_it(file, content, sweep, lexray):
     (sweep[1] / file).write_bytes(CONTENTS[content])
     if file == "trials/topk-0/measures.json":

@@ -18,6 +18,7 @@ import boto3
 import pytest
 import torch
 from faulty_server import Cut, Decide, Fault, Flip, Lost, Refusal, Request, Reset, Whole, faulty_server, first, unlucky
+from quick_cases import quick
 from synthetic import Written, read_into, write_rows
 
 import lexray.storage.store
@@ -219,7 +220,7 @@ def assert_equal_streams(a: list[tuple[list[int], torch.Tensor]], b: list[tuple[
 
 
 @pytest.mark.usefixtures("quick_retries")
-@pytest.mark.parametrize("fault", [SLOW_DOWN, Reset(), Cut()])
+@pytest.mark.parametrize("fault", quick([SLOW_DOWN, Reset(), Cut()], [Cut()]))
 def test_a_stream_over_a_store_where_requests_fail_gives_the_same_rows(
     fault: Fault, healthy: Store, with_faults: WithFaults
 ) -> None:

@@ -21,6 +21,7 @@ from harvest_cases import (
     write_text,
 )
 from model_families import FAMILIES, LAYERS, NAMED, SIZES, VISION, Family, make
+from quick_cases import quick
 from transformers import (
     AutoModel,
     GPT2Config,
@@ -99,9 +100,7 @@ def check_roles(family: Family, model: Any, facts: ModelFacts) -> None:
             assert not torch.equal(found["residual_out"], found["residual_in"])
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
-)
+@pytest.mark.parametrize("name", quick(FAMILIES, QUICK))
 def test_a_family_is_read_as_transformers_reports_it(name: str, tmp_path: Path) -> None:
     check_family(FAMILIES[name], make(name), tmp_path)
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quick_cases import quick
 from safetensors.torch import load_file
 from synthetic import SPECIAL_TOKEN, Written, write_rows
 
@@ -320,7 +321,7 @@ def damaged(dataset: Written, tensor: str, chunk: int, byte: int = 0) -> None:
 
 
 @pytest.mark.parametrize("tensor", ["x", "token_id", "position", "document"])
-@pytest.mark.parametrize("chunk", [0, 2, 4])
+@pytest.mark.parametrize("chunk", quick([0, 2, 4], [2]))
 def test_a_flipped_byte_is_named_by_shard_tensor_and_chunk(tensor: str, chunk: int, dataset: Written) -> None:
     reader = DatasetReader(dataset.store, dataset.manifest)
     expected = dataset.manifest.shards[0].checksums[tensor][chunk]

@@ -124,6 +124,7 @@ def test_four_trials_on_one_node_read_the_store_once(data: Data, serve: Any) -> 
     assert sum(epoch.stats.read.memory_bytes for epoch in epochs) >= 2.9 * epochs[0].stats.read.bytes
 
 
+@pytest.mark.slow
 def test_a_trial_three_times_slower_reads_what_the_others_left_on_disk(data: Data, serve: Any, tmp_path: Path) -> None:
     server = serve(FEW_WINDOWS, CacheSettings(dir=str(tmp_path), bytes=2**24))
     pauses = [0.01, 0.01, 0.01, 0.03]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from training_cases import B, F, K, find_case, loss_of, named, random_dictionary, random_rows
@@ -24,6 +24,7 @@ def scores_of(case, made: Dictionary, rows) -> Tensor:
 
 @pytest.mark.parametrize("case", **named(BATCH_CASES))
 @given(seed=st.integers(0, 2**31), count=st.integers(1, 40), threshold=st.floats(0, 5))
+@settings(max_examples=20)
 def test_k_times_rows_are_kept_whatever_the_running_threshold(case, seed, count, threshold):
     made = random_dictionary(case, seed)
     rows = random_rows(made.sites, seed, count)

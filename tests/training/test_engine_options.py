@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from quick_cases import quick
 from torch import Tensor
 from training_cases import LEARNED, Case, cut, gradients, loss_of, named, random_dictionary, random_rows, sites_of
 from training_synthetic import BATCH_ROWS, Dataset, on_two_ranks, small_config, small_dataset
@@ -144,14 +145,10 @@ def test_of_equal_activations_parts_keep_those_that_the_whole_keeps() -> None:
         assert torch.equal(terms.fired_F, expected.fired_F)
 
 
-PARTS = [
-    pytest.param(name, stage, marks=() if name == "batch_topk" or (name, stage) == ("topk", 3) else pytest.mark.slow)
-    for name in NAMES
-    for stage in STAGES
-]
+PARTS = [(name, stage) for name in NAMES for stage in STAGES]
 
 
-@pytest.mark.parametrize(("name", "stage"), PARTS)
+@pytest.mark.parametrize(("name", "stage"), quick(PARTS, {("batch_topk", 0), ("batch_topk", 2), ("topk", 3)}))
 def test_micro_batches_train_what_whole_batches_do(dataset: Dataset, name: str, stage: int) -> None:
     whole = config_of(dataset, name, mesh=MeshConfig(zero_stage=stage))
     assert_trained_alike(replace(whole, mesh=MeshConfig(zero_stage=stage, micro_batches=3)), whole)
@@ -190,10 +187,7 @@ def test_bf16_products_give_nearly_the_same_loss_in_fp32(case: Case) -> None:
     assert float(torch.nn.functional.cosine_similarity(mine, theirs, dim=0)) > 0.98
 
 
-BF16 = [pytest.param(name, marks=() if name in ("batch_topk", "relu") else pytest.mark.slow) for name in NAMES]
-
-
-@pytest.mark.parametrize("name", BF16)
+@pytest.mark.parametrize("name", quick(NAMES, ("batch_topk", "relu")))
 def test_a_loss_curve_in_bf16_stays_near_that_in_fp32(dataset: Dataset, name: str) -> None:
     """5 % at every step, 2 % on average; masters and moments are fp32."""
     full, _ = trained(config_of(dataset, name))
@@ -206,7 +200,7 @@ def test_a_loss_curve_in_bf16_stays_near_that_in_fp32(dataset: Dataset, name: st
     assert {p.dtype for p in engine.dictionary.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", quick([1, 2, 3], {3}))
 def test_bf16_is_the_same_at_every_stage(dataset: Dataset, stage: int) -> None:
     config = config_of(dataset, "batch_topk", precision="bf16")
     losses, _ = trained(replace(config, mesh=MeshConfig(zero_stage=stage)))
@@ -216,16 +210,16 @@ def test_bf16_is_the_same_at_every_stage(dataset: Dataset, stage: int) -> None:
 # Offloading -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", quick([1, 2, 3], {3}))
 def test_an_offloaded_optimizer_takes_the_same_steps(dataset: Dataset, stage: int) -> None:
     config = config_of(dataset, "batch_topk", mesh=MeshConfig(zero_stage=stage))
     assert_trained_alike(replace(config, mesh=MeshConfig(zero_stage=stage, offload_optimizer=True)), config)
 
 
-@pytest.mark.parametrize("mesh", [
+@pytest.mark.parametrize("mesh", quick([
     *(MeshConfig(zero_stage=stage, offload_optimizer=True) for stage in (1, 2, 3)),
     *(MeshConfig(zero_stage=stage, micro_batches=2) for stage in STAGES),
-])  # fmt: skip
+], [MeshConfig(zero_stage=3, offload_optimizer=True), MeshConfig(zero_stage=3, micro_batches=2)]))  # fmt: skip
 def test_an_engine_with_options_gives_back_the_state_that_it_was_given(dataset: Dataset, mesh: MeshConfig) -> None:
     config = config_of(dataset, "topk", mesh=mesh, lr_scale={"b_dec": 2.0})
     engine, steps = made(config)
@@ -260,7 +254,10 @@ def test_offloading_without_sharding_is_refused() -> None:
 # Learning rates by parameter --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("stage", "offload"), [*((stage, False) for stage in STAGES), (1, True), (2, True), (3, True)])
+@pytest.mark.parametrize(
+    ("stage", "offload"),
+    quick([*((stage, False) for stage in STAGES), (1, True), (2, True), (3, True)], {(0, False), (3, True)}),
+)
 def test_each_parameter_moves_by_its_own_learning_rate(dataset: Dataset, stage: int, offload: bool) -> None:
     """Adam's first step is the sign of the gradient times the learning rate."""
     scales = {"b_dec": 2.0, "b_enc": 0.1, "W_dec": 0.0}

@@ -24,6 +24,7 @@ from export_cases import (
     statistics,
     trained,
 )
+from quick_cases import quick
 from safetensors.torch import load_file, save_file
 
 from lexray.storage.errors import UserError
@@ -55,7 +56,7 @@ def refusal(url: str, to: str, path: Path, **options) -> str:
 # The same codes and reconstructions -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("case", "normaliser"), FOLDED)
+@pytest.mark.parametrize(("case", "normaliser"), quick(FOLDED, FOLDED[::3]))
 def test_an_export_imported_again_has_the_same_codes_and_reconstructions(tmp_path, case, normaliser):
     loaded = load_dictionary(folder_of(tmp_path, case, normaliser))
     exported = export_dictionary(str(tmp_path / "dictionary"), "sae-lens", str(tmp_path / "exported"))

@@ -160,7 +160,7 @@ def saved_at(death: Death) -> set[int]:
 
 @pytest.mark.parametrize(("mesh", "deaths"), [
     ((2, 1), [Death(1, PART, "amid")]),
-    ((1, 2), [Death(0, "manifest.json", "amid")]),
+    pytest.param((1, 2), [Death(0, "manifest.json", "amid")], marks=pytest.mark.slow),
 ], ids=str)  # fmt: skip
 def test_a_rank_killed_amid_a_save_changes_nothing(
     mesh: tuple[int, int], deaths: list[Death], dataset: Dataset, tmp_path: Path

@@ -101,6 +101,7 @@ def test_dictionaries_of_one_site_and_sites_of_unequal_width_are_refused():
         latent_scaling(unequal, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["crosscoder", "crosscoder_batch_topk"])
 def test_planted_features_are_told_apart_after_training(architecture):
     """Two sites with 12 shared features, 4 of the first and 4 of the second alone, found by a trained crosscoder."""

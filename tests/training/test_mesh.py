@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from mesh_ranks import Outcome, Task, alone, on_processes, train
+from quick_cases import FAMILIES
 from training_synthetic import Dataset, small_dataset
 
 from lexray.training.dictionaries import ARCHITECTURES
@@ -35,8 +36,8 @@ def on(task: Task, mesh: tuple[int, int], stage: int) -> Task:
 
 
 def covering(meshes: tuple[tuple[int, int], ...]) -> list[Task]:
-    """Every architecture and variant once on some mesh at some stage, every mesh and stage several times."""
-    every = [*(Task(name=name) for name in NAMES), *VARIANTS]
+    """One architecture of each family and every variant on some mesh, every mesh and stage several times."""
+    every = [*(Task(name=name) for name in FAMILIES), *VARIANTS]
     return [on(task, meshes[i % len(meshes)], (i // len(meshes)) % 4) for i, task in enumerate(every)]
 
 

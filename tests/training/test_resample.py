@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from quick_cases import FAMILIES, quick
 from torch import Tensor
 from training_cases import Case, cut, find_case, named, random_dictionary, random_rows
 from training_synthetic import BATCH_ROWS, Dataset, moments_of, on_two_ranks, small_config, small_dataset
@@ -57,7 +58,7 @@ CASES = [(name, 0) for name in RESAMPLED] + [
 ]
 
 
-@pytest.mark.parametrize(("name", "stage"), CASES)
+@pytest.mark.parametrize(("name", "stage"), quick(CASES, [(name, 0) for name in FAMILIES] + [("topk", 3)]))
 def test_dead_latents_change_and_nothing_else_does_and_adam_forgets_them(dataset, name, stage):
     engine, raw = trained(dataset, name, stage)
     before, moments = engine.full_parameters(), moments_of(engine)

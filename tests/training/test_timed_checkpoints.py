@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from quick_cases import quick
 from training_synthetic import on_two_ranks, small_config, small_dataset
 
 from lexray.storage.store import Store
@@ -83,7 +84,9 @@ def test_a_checkpoint_by_step_counts() -> None:
 
 
 @pytest.mark.usefixtures("process_group")
-@pytest.mark.parametrize(("checkpoint_s", "expected"), [(1e-9, [15, 20]), (1e9, [20]), (None, [20])])
+@pytest.mark.parametrize(
+    ("checkpoint_s", "expected"), quick([(1e-9, [15, 20]), (1e9, [20]), (None, [20])], [(1e-9, [15, 20])])
+)
 def test_the_newest_are_kept(checkpoint_s: float | None, expected: list[int], tmp_path: Path) -> None:
     config = small_config(small_dataset(tmp_path / "data"), "topk")
     every = EveryConfig(log=5, evaluate=10, checkpoint=10**6, checkpoint_s=checkpoint_s, eval_rows=128)

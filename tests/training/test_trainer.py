@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from quick_cases import FAMILIES, quick
 from training_synthetic import BATCH_ROWS, STEPS, Dataset, small_config, small_dataset
 
 from lexray.storage.errors import UserError
@@ -129,10 +130,11 @@ def stream_of(config: TrainingConfig, part: str = "train") -> BatchStream:
 # Killed and resumed -----------------------------------------------------------------------------------------------
 
 
-ZERO_1 = [pytest.param(name, 1, marks=() if name in FEW else pytest.mark.slow) for name in LEARNED]
+STAGES = [*((name, 0) for name in ARCHITECTURES), *((name, 1) for name in LEARNED)]
+QUICK = [*((name, 0) for name in FAMILIES), *((name, 1) for name in FEW)]
 
 
-@pytest.mark.parametrize(("name", "stage"), [*((name, 0) for name in ARCHITECTURES), *ZERO_1])
+@pytest.mark.parametrize(("name", "stage"), quick(STAGES, QUICK))
 def test_killed_and_resumed_ends_bit_for_bit_as_undisturbed(undisturbed, tmp_path, name, stage):
     expected = undisturbed(name, stage, busy=True)
     kill(expected.config, tmp_path, step=50)
@@ -140,7 +142,10 @@ def test_killed_and_resumed_ends_bit_for_bit_as_undisturbed(undisturbed, tmp_pat
     assert_same_outcome(tmp_path, expected.outcome)
 
 
-@pytest.mark.parametrize(("killed_at", "steps_left"), [(10, STEPS), (30, STEPS - 20), (STEPS, STEPS - 40)])
+@pytest.mark.parametrize(
+    ("killed_at", "steps_left"),
+    quick([(10, STEPS), (30, STEPS - 20), (STEPS, STEPS - 40)], [(STEPS, STEPS - 40)]),
+)
 def test_wherever_it_is_killed_it_goes_on_from_the_checkpoint_before(undisturbed, tmp_path, killed_at, steps_left):
     """Before the first checkpoint, between two, and after the last step but before its checkpoint."""
     expected = undisturbed("topk")
@@ -176,7 +181,7 @@ def test_with_its_newest_checkpoint_damaged_it_goes_on_from_the_one_before(undis
     assert_same_outcome(tmp_path, expected.outcome)
 
 
-@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("stage", quick([0, 3], [3]))
 def test_a_finished_training_that_is_started_again_changes_nothing(undisturbed, stage):
     before = undisturbed("batch_topk", stage)
     again = train(before.config, before.folder)
@@ -185,7 +190,7 @@ def test_a_finished_training_that_is_started_again_changes_nothing(undisturbed, 
     assert_same_outcome(before.folder, before.outcome)
 
 
-@pytest.mark.parametrize(("first", "then"), [(0, 1), (1, 0), (0, 3), (3, 2), (2, 1)])
+@pytest.mark.parametrize(("first", "then"), quick([(0, 1), (1, 0), (0, 3), (3, 2), (2, 1)], {(0, 3), (2, 1)}))
 def test_a_checkpoint_goes_on_with_any_zero_stage(undisturbed, dataset, tmp_path, first, then):
     expected = undisturbed("topk")
     config = small_config(dataset, "topk", mesh=MeshConfig(zero_stage=first))
@@ -243,7 +248,7 @@ def test_every_evaluation_is_reported(undisturbed):
     assert done.result.steps == STEPS
 
 
-@pytest.mark.parametrize("name", [name for name in LEARNED if name != "jumprelu"])
+@pytest.mark.parametrize("name", quick(name for name in LEARNED if name != "jumprelu"))
 def test_training_makes_the_dictionary_better(undisturbed, name):
     """Where the weights within the loss move with the training, the reconstruction is looked at."""
     records = undisturbed(name, busy=True).outcome.records
@@ -258,14 +263,14 @@ def test_jumprelu_too_becomes_better_once_its_l0_has_come_to_the_target(dataset,
     assert records[-1]["train/l0"] == pytest.approx(3, rel=0.3)
 
 
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in LEARNED])
+@pytest.mark.parametrize("name", quick(name for name in ARCHITECTURES if name not in LEARNED))
 def test_a_baseline_learns_no_less_than_predicting_the_mean(undisturbed, name):
     records = undisturbed(name, busy=True).outcome.records
     assert records[-1]["eval/fvu"] < 0.9
     assert records[-1]["train/fvu"] <= records[0]["train/fvu"] * 1.05
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", quick(ARCHITECTURES))
 def test_the_saved_dictionary_has_the_reported_metrics(undisturbed, name):
     done = undisturbed(name, busy=True)
     held_out, data = stream_of(done.config, "held_out"), done.config.data
@@ -278,7 +283,7 @@ def test_the_saved_dictionary_has_the_reported_metrics(undisturbed, name):
     assert TrainingConfig.from_dict(about["training"]) == done.config
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", quick(ARCHITECTURES))
 def test_a_training_reports_its_metrics_at_every_budget_that_it_offers(undisturbed, name):
     done = undisturbed(name, busy=True)
     budgets = load_dictionary(f"{done.folder}/dictionary").budgets()

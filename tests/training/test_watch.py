@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from quick_cases import quick
 
 from lexray.training.mesh import Place
 from lexray.training.watch import (
@@ -63,7 +64,7 @@ def work(rank: int, folder: str, frozen: int) -> None:
     os._exit(0)  # its peers are in no state to say goodbye to
 
 
-@pytest.mark.parametrize("frozen", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("frozen", quick([0, 2], [0]))
 def test_a_frozen_rank_is_named_by_those_that_wait_for_it(tmp_path, frozen):
     context = torch.multiprocessing.spawn(work, args=(str(tmp_path), frozen), nprocs=RANKS, join=False)
     deadline, others = time.monotonic() + 60, [rank for rank in range(RANKS) if rank != frozen]

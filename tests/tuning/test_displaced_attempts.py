@@ -28,7 +28,7 @@ def content(folder: Path) -> dict[str, bytes]:
 ATTEMPTS = st.integers(0, 2)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=20)
 @given(events=st.lists(st.tuples(st.sampled_from(["take", "look", "write"]), ATTEMPTS), max_size=30))
 def test_whoever_looked_since_another_took_the_folder_writes_no_more(
     tmp_path_factory: pytest.TempPathFactory, events: list[tuple[str, int]]

@@ -118,19 +118,17 @@ from lexray.storage.windows import StreamSpec
 from lexray.training.dictionaries.base import RawRows
 from lexray.training.metrics import evaluate
 from lexray.training.saved import load_dictionary
-dictionary = load_dictionary(sys.argv[1])
 spec = StreamSpec(store=Store.at({data!r}), sites=("site",), selection=Selection(part="held_out", held_out=0.1))
-rows = (batch.vectors["site"] for batch in local_stream(spec, batch_rows=64).every_row())
-batches = (RawRows(x, x) for x in rows)
-print(json.dumps(evaluate(dictionary, batches)))
+rows = [batch.vectors["site"] for batch in local_stream(spec, batch_rows=64).every_row()]
+for folder in sys.argv[1:]:
+    print(json.dumps(evaluate(load_dictionary(folder), [RawRows(x, x) for x in rows])))
 assert not {{"ray", "deepspeed"}} & set(sys.modules)
 """
-    for trial in made.trials:
-        folder = out / "trials" / trial.id
-        output = subprocess.run(
-            [sys.executable, "-c", program, str(folder / "dictionary")], check=True, capture_output=True, text=True
-        )
-        measured = json.loads(output.stdout)
+    folders = [out / "trials" / trial.id for trial in made.trials]
+    command = [sys.executable, "-c", program, *(str(folder / "dictionary") for folder in folders)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    for folder, line in zip(folders, output.splitlines(), strict=True):
+        measured = json.loads(line)
         logged = json.loads((folder / "trial.json").read_text())["result"]
         assert measured["rows"] == logged["rows"]
         for name in ("fvu", "l0", "explained_variance"):
