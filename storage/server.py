@@ -47,6 +47,12 @@ class ServerStats:
     windows_served: int = 0
     bytes_kept: int = 0
     """Bytes of the windows that it keeps now."""
+    retries: int = 0
+    """Calls to the store that its process repeated."""
+
+
+Publish = Callable[[Callable[[], ServerStats]], None]
+"""Starts to publish a server's statistics, which it reads again and again, from any thread."""
 
 
 class Answer(NamedTuple):
@@ -63,7 +69,7 @@ class Answer(NamedTuple):
 class WindowServer:
     """Runs as an asynchronous Ray actor; see `start_server`."""
 
-    def __init__(self, keep_bytes: int, cache: CacheSettings | None) -> None:
+    def __init__(self, keep_bytes: int, cache: CacheSettings | None, publish: Publish | None = None) -> None:
         self._shelf = Shelf(max_bytes=keep_bytes)
         self._chunks = local_chunks(cache)
         self._pool = ThreadPoolExecutor(WINDOWS_AT_ONCE, thread_name_prefix="windows")
@@ -71,6 +77,8 @@ class WindowServer:
         self._reading: dict[tuple[StreamSpec, WindowKey], asyncio.Task[tuple[Block, ReadCost]]] = {}
         self._stats = ServerStats(pid=os.getpid())
         self._retries_told = 0
+        if publish is not None:
+            publish(self._stats_now)
 
     async def describe(self, spec: StreamSpec) -> Described:
         """What is known of the stream before its first step."""
@@ -92,7 +100,10 @@ class WindowServer:
         self._shelf.leave(consumer, spec)
 
     async def stats(self) -> ServerStats:
-        return replace(self._stats, bytes_kept=self._shelf.bytes)
+        return self._stats_now()
+
+    def _stats_now(self) -> ServerStats:
+        return replace(self._stats, bytes_kept=self._shelf.bytes, retries=retried_calls())
 
     async def memory(self) -> NodeMemory:
         """What this node has."""
@@ -195,14 +206,16 @@ def _get(ref: ray.ObjectRef) -> Any:
         raise error.cause from error
 
 
-def start_server(node_id: str, *, keep_bytes: int, cache: CacheSettings | None = None) -> Any:
-    """A window server on the node with this id. Owned by the caller: it ends with the caller's process.
+def start_server(
+    node_id: str, *, keep_bytes: int, cache: CacheSettings | None = None, publish: Publish | None = None
+) -> Any:
+    """Start a window server on the node with this id. Owned by the caller: it ends with the caller's process.
 
-    It keeps windows of up to `keep_bytes` in the node's object store.
+    It keeps windows of up to `keep_bytes` in the node's object store. `publish` is called in its process.
     """
     place = NodeAffinitySchedulingStrategy(node_id, soft=False)
     return (
         ray.remote(WindowServer)
         .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=place)
-        .remote(keep_bytes, cache)
+        .remote(keep_bytes, cache, publish)
     )

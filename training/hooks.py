@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -26,6 +27,18 @@ Emit = Callable[[dict[str, float]], None]
 """Receives a record: `step`, `rows` and named values. Does nothing on ranks other than 0."""
 
 
+class LogInterval(NamedTuple):
+    """What a training did between two logs."""
+
+    steps: int
+    rows: int
+    """Of all ranks."""
+    step_s: float
+    """Seconds spent in these steps."""
+    record: dict[str, float]
+    """What was logged at their end."""
+
+
 @dataclass(kw_only=True)
 class LogHook:
     """Training values, speed since the last log, and what the data cost."""
@@ -36,6 +49,7 @@ class LogHook:
     emit: Emit
     step: int
     """The step at the last log; at first, where training started."""
+    on_log: Callable[[LogInterval], None] = lambda interval: None
     train_s: float = 0.0
     """Seconds spent in steps until the last log."""
     _moved_bytes: int = 0
@@ -44,14 +58,17 @@ class LogHook:
         elapsed = max(record.train_s - self.train_s, 1e-9)
         steps = record.step - self.step
         self.step, self.train_s = record.step, record.train_s
-        self.emit({
+        rows = steps * record.batch.rows
+        values = {
             "step": record.step,
             "rows": record.step * record.batch.rows,
             **record.metrics(),
-            "perf/rows_per_s": steps * record.batch.rows / elapsed,
+            "perf/rows_per_s": rows / elapsed,
             **self._moved(steps),
             **self.traffic.since_last(elapsed),
-        })  # fmt: skip
+        }
+        self.emit(values)
+        self.on_log(LogInterval(steps, rows, elapsed, values))
 
     def _moved(self, steps: int) -> dict[str, float]:
         """MB that this rank gave to the mesh's collectives per step; the engine's own reductions are a formula."""

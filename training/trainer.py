@@ -21,7 +21,7 @@ from lexray.training.checkpoint_writer import CheckpointWriter
 from lexray.training.config import TrainingConfig
 from lexray.training.data_traffic import DataTraffic
 from lexray.training.device import CPU
-from lexray.training.hooks import CheckpointHook, Emit, EndHook, EvaluateHook, LogHook, TimedCheckpointHook
+from lexray.training.hooks import CheckpointHook, Emit, EndHook, EvaluateHook, LogHook, LogInterval, TimedCheckpointHook
 from lexray.training.loop import Hook, run_hooks, training_steps
 from lexray.training.mesh import Mesh, connect
 from lexray.training.metrics import METRICS_VERSION
@@ -97,6 +97,8 @@ class Trainer:
     open_stream: OpenStream = read_locally
     on_evaluation: Emit = lambda record: None
     """Called on every rank with the record of every evaluation."""
+    on_log: Callable[[LogInterval], None] = lambda interval: None
+    """Called on every rank after every log."""
     verdict: Callable[[Sequence[dict[str, Any]]], str] | None = None
     """Given the records so far after an evaluation: why the training ends here for good, empty to go on. None on every
     rank, or on none; asked on rank 0 alone."""
@@ -187,7 +189,7 @@ class Trainer:
             self.on_evaluation(record)
 
         traffic = DataTraffic(train=parts.stream, held_out=parts.held_out, ranks=mesh.axes.pairs)
-        log = LogHook(every=every.log, traffic=traffic, mesh=mesh, emit=emit, step=parts.start)
+        log = LogHook(every=every.log, traffic=traffic, mesh=mesh, emit=emit, step=parts.start, on_log=self.on_log)
         evaluation = EvaluateHook(
             every=every.evaluate,
             engine=parts.engine,

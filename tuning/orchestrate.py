@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ from lexray.tuning.trial_queue import TrialQueue
 from lexray.tuning.trial_run import TrialRun
 from lexray.tuning.trials import Footprint, Trial
 from lexray.tuning.views.follow import Follower, FollowThread
+from lexray.tuning.views.metrics import StatusMetrics
+from lexray.tuning.views.publisher import publish_server
 from lexray.tuning.window_servers import WindowServers
 
 log = logging.getLogger("lexray")
@@ -79,11 +82,14 @@ def _train(
     plan: SweepPlan, nodes: list[Node], followers: Sequence[Follower], driver: Driver | None, work: Work
 ) -> None:
     cache = plan.sweep.cache.settings if plan.sweep.cache is not None else None
-    servers = WindowServers(trials=plan.expected, shapes=plan.shapes, cache=cache)
+    publish = partial(publish_server, plan.sweep.name)
+    servers = WindowServers(trials=plan.expected, shapes=plan.shapes, cache=cache, publish=publish)
     servers.check(living_nodes())
+    num_finished = len(plan.trials) - len(plan.unfinished)
+    statuses = StatusMetrics(sweep=plan.sweep.name, num_trials=plan.num_trials, num_finished=num_finished)
     with (
         placing(servers) as rooms,
-        FollowThread(folder=plan.folder, followers=followers) as follow,
+        FollowThread(folder=plan.folder, followers=[*followers, statuses]) as follow,
         plan.ends as ends,
     ):
         if driver is not None:
@@ -108,6 +114,7 @@ def _runs(plan: SweepPlan, rooms: Rooms, nodes: list[Node], cache: CacheSettings
         return TrialRun(
             trial=trial,
             folder=plan.folder,
+            sweep=plan.sweep.name,
             rooms=rooms,
             wishes=wishes_of(trial, plan.sweep.resources.elastic, has_room),
             cache=cache,

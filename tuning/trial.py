@@ -36,6 +36,7 @@ from lexray.tuning.records import ended_record, new_record, reason_of
 from lexray.tuning.sweep_folder import FAILED, MOVING, PAUSED, RUNNING, TrialRecord
 from lexray.tuning.train_here import ReportToTune, TrainHere
 from lexray.tuning.trial_run import TrialRun
+from lexray.tuning.views.metrics import TrainingMetrics
 from lexray.tuning.worker_device import device_of_worker
 
 log = logging.getLogger("lexray")
@@ -184,6 +185,7 @@ def train_worker(config: dict[str, Any]) -> None:
 def _trained(run: TrialRun, meter: Meter, began_s: float, fence: Fence, device: torch.device) -> TrialRecord:
     """Train this worker's share; the record of the trial as that ended."""
     rank, store = ray.train.get_context().get_world_rank(), fence.fenced_store
+    metrics = TrainingMetrics(run)
     trainer = Trainer(
         config=run.trial.config,
         store=store,
@@ -192,6 +194,7 @@ def _trained(run: TrialRun, meter: Meter, began_s: float, fence: Fence, device: 
         device=device,
         open_stream=_nearest_stream(run, f"{run.trial.id}/{rank}"),
         on_evaluation=BoundedReports(run.trial.config.num_steps),
+        on_log=metrics.add,
         verdict=run.judge,
         pause=_pause(run, meter, fence),
         rank=rank,
@@ -199,7 +202,8 @@ def _trained(run: TrialRun, meter: Meter, began_s: float, fence: Fence, device: 
     )
     record = new_record(run.trial, status=RUNNING)
     try:
-        result = trainer.run()
+        with metrics if rank == 0 else nullcontext():
+            result = trainer.run()
         if rank == 0 and result.ended == "done":  # by one worker alone: the others did their part
             measure_trial(store, trainer.open_stream, run.trial.config.data, device)
         return ended_record(run, record, result, time.time() - began_s)

@@ -24,6 +24,8 @@ class TrialRun:
 
     trial: Trial
     folder: SweepFolder
+    sweep: str = ""
+    """Name of the sweep, for people."""
     rooms: Rooms | None = None
     """Where it gets its nodes; None: nobody chooses them, and there is one attempt."""
     wishes: Wishes | None = None

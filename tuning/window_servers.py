@@ -12,7 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lexray.storage.chunk_cache import CacheSettings
 from lexray.storage.manifest import Manifest
-from lexray.storage.server import start_server
+from lexray.storage.server import Publish, start_server
 from lexray.storage.stream_memory import (
     NodeMemory,
     StreamMemory,
@@ -73,6 +73,8 @@ class WindowServers:
     """Those that may run, and with `shapes` what decides how much a server keeps."""
     shapes: Sequence[StreamShape]
     cache: CacheSettings | None
+    publish: Publish | None = None
+    """How each server's statistics are published."""
     _servers: dict[str, Any] = field(default_factory=dict)
     _used_s: dict[str, float] = field(default_factory=dict)
 
@@ -90,7 +92,9 @@ class WindowServers:
         """The servers of these nodes, by node id; started where there is none."""
         for node_id in [node_id for node_id in nodes if node_id not in self._servers]:
             memory, _ = self._memory(node_id, nodes[node_id])
-            self._servers[node_id] = start_server(node_id, keep_bytes=memory.kept, cache=self.cache)
+            self._servers[node_id] = start_server(
+                node_id, keep_bytes=memory.kept, cache=self.cache, publish=self.publish
+            )
         return {node_id: self._servers[node_id] for node_id in nodes}
 
     def keep_only(self, used: Collection[str], staying: Collection[str], now_s: float) -> None:
