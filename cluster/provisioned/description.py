@@ -19,6 +19,10 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{1,30}$")]
 # Arguments of `kubectl` and `aws`: one that begins with a dash would be an option, as `--server=http://...`.
 KubeName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]
 KubeKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9._][A-Za-z0-9._-]{0,252}$")]
+KubeLabel = Annotated[
+    str, Field(pattern=r"^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")
+]
+KubeLabelValue = Annotated[str, Field(pattern=r"^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$")]
 KubeContext = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,252}$")]
 AwsName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")]
 Region = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
@@ -80,6 +84,26 @@ class KubernetesSecret(FileModel):
 Token = Annotated[TokenFile | SecretsManager | KubernetesSecret, Field(discriminator="kind")]
 
 
+class Toleration(FileModel):
+    """A taint of a pool's nodes that its pods tolerate, as Kubernetes writes it."""
+
+    key: KubeLabel | None = None
+    """None tolerates every taint."""
+    operator: Literal["Exists", "Equal"] = "Exists"
+    value: str | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """None tolerates every effect."""
+
+    @model_validator(mode="after")
+    def _value_goes_with_equal(self) -> Toleration:
+        if (self.operator == "Equal") != (self.value is not None) or (self.operator == "Equal" and self.key is None):
+            raise ValueError(
+                f"Equal needs a key and a value, Exists takes no value; got {self.operator}, key {self.key!r}, "
+                f"value {self.value!r}"
+            )
+        return self
+
+
 class Pool(FileModel):
     """Nodes of one kind, from `min_nodes` to `max_nodes` of them."""
 
@@ -93,10 +117,21 @@ class Pool(FileModel):
     gpus: int = Field(default=0, ge=0)
     gpu_memory_gib: float | None = Field(default=None, gt=0)
     """Of one GPU."""
-    capacity: Literal["SPOT", "ON_DEMAND", "RESERVED"] = "SPOT"
+    capacity: Literal["SPOT", "ON_DEMAND", "RESERVED", "CAPACITY_BLOCK"] = "SPOT"
     min_nodes: int = Field(default=0, ge=0)
     max_nodes: int = Field(ge=1)
     zone: str | None = None
+    """Zone of all its nodes; None where they may lie in several."""
+    efa_interfaces: int = Field(default=0, ge=0)
+    """EFA cards of a node. On Kubernetes a pod requests all of them, and the huge pages that libfabric takes."""
+    node_selector: dict[KubeLabel, KubeLabelValue] = Field(default_factory=dict)
+    """Further labels that a node must have, on Kubernetes."""
+    tolerations: tuple[Toleration, ...] = ()
+    """Taints of the nodes beyond those that lexray knows, on Kubernetes."""
+    labels: dict[KubeLabel, KubeLabelValue] = Field(default_factory=dict)
+    """Labels of the pool's pods, on Kubernetes."""
+    runtime_class: KubeName | None = None
+    """`runtimeClassName` of the pods, such as nvidia where the nodes' default runtime shows no GPU."""
     price_usd_hour: float | None = Field(default=None, ge=0)
     """Of a node, as the operator states it; None where it is not known."""
 
@@ -146,6 +181,8 @@ class ClusterDescription(FileModel):
     ray_version: str | None = None
     image: str | None = None
     """Container image, or machine image, that has lexray; None: the code is sent with each job."""
+    image_pull_secrets: tuple[KubeName, ...] = ()
+    """Secrets of the namespace with which Kubernetes pulls `image` from a private registry."""
     data_url: str | None = None
     """Prefix that its workers may read."""
     runs_url: str | None = None

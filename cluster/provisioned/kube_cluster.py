@@ -16,6 +16,7 @@ from lexray.cluster.provisioned.kube_pods import (
     worker_start_params,
 )
 from lexray.cluster.provisioned.pools import pools_option
+from lexray.tuning.placement.nodes import ZONE
 
 API_VERSION = "ray.io/v1"
 IDLE_TIMEOUT_MINUTES = 10.0
@@ -104,8 +105,11 @@ def _autoscaler(cluster: ClusterDescription, *, idle_timeout_s: int) -> Manifest
 
 
 def _group(cluster: ClusterDescription, pool: Pool) -> Manifest:
+    # Ray's own label: the autoscaler has to know the zone of nodes that are not there yet.
+    labels = {"labels": {ZONE: pool.zone}} if pool.zone is not None else {}
     return {
         "groupName": pool.name,
+        **labels,
         "replicas": pool.min_nodes,
         "minReplicas": pool.min_nodes,
         "maxReplicas": pool.max_nodes,

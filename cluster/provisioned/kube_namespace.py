@@ -22,9 +22,11 @@ def namespace(name: str) -> Manifest:
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
 
 
-def service_account(namespace: str) -> Manifest:
-    """One for head and workers: a cloud's identity for pods is bound to it by name."""
-    return {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "lexray", "namespace": namespace}}
+def service_account(cluster: ClusterDescription, namespace: str) -> Manifest:
+    """One for head and workers: a cloud's identity for pods is bound to it by name, and it pulls their image."""
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "lexray", "namespace": namespace}}
+    secrets = [{"name": name} for name in cluster.image_pull_secrets]
+    return account | ({"imagePullSecrets": secrets} if secrets else {})
 
 
 def network_policies(cluster: ClusterDescription, namespace: str) -> list[Manifest]:

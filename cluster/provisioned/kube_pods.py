@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from lexray.cluster.provisioned.description import DASHBOARD_PORT, ClusterDescription, Pool
@@ -10,12 +11,15 @@ from lexray.tuning.placement.object_store import STORE_SHARE
 Manifest = dict[str, Any]
 
 GCS_PORT, METRICS_PORT = 6379, 8080
+ZONE_LABEL = "topology.kubernetes.io/zone"
 POOL_LABEL = "lexray.io/pool"
 """On every node of an EKS node group: the name of its pool, or CORE_POOL. Terraform sets it."""
 CORE_POOL = "core"
 """Nodes that always run; the head lives there."""
 SPOT_TAINTS = ("lexray.io/spot", "cloud.google.com/gke-spot", "kubernetes.azure.com/scalesetpriority")
-GPU_RESOURCE = "nvidia.com/gpu"
+GPU_RESOURCE, EFA_RESOURCE = "nvidia.com/gpu", "vpc.amazonaws.com/efa"
+HUGE_PAGES = {"hugepages-2Mi": "5120Mi"}
+"""For libfabric's buffers, next to EFA cards; a pod that requests none may use none. Terraform reserves as many."""
 STORAGE_SECRET = "lexray-storage"
 """AWS_ACCESS_KEY_ID and the like, where pods have no identity of their own."""
 WANDB_SECRET = "lexray-wandb"
@@ -70,14 +74,16 @@ def worker_pod(cluster: ClusterDescription, pool: Pool) -> Manifest:
     """Template of a pool's workers: one fills one node."""
     container = {
         **_container("ray-worker", cluster),
-        "resources": _resources(pool.cpus, pool.memory_gib, pool.gpus),
+        "resources": _resources(pool.cpus, pool.memory_gib, _devices(pool)),
         "ports": [{"containerPort": METRICS_PORT, "name": "metrics"}],
         "lifecycle": {"preStop": {"exec": {"command": ["/bin/bash", "-c", DRAIN_SCRIPT]}}},
     }
     spec = _pod_spec(container, shm_bytes=_share(pool.memory_gib, SHM_SHARE))
     spec["automountServiceAccountToken"] = False  # only the head's autoscaler talks to Kubernetes
     spec |= _placement(cluster, pool)
-    return _template(spec)
+    if pool.runtime_class is not None:
+        spec["runtimeClassName"] = pool.runtime_class
+    return _template(spec, pool.labels)
 
 
 def worker_start_params(pool: Pool) -> dict[str, str]:
@@ -144,7 +150,7 @@ def _pod_spec(container: Manifest, *, shm_bytes: int) -> Manifest:
     }
 
 
-def _template(spec: Manifest) -> Manifest:
+def _template(spec: Manifest, labels: Mapping[str, str] | None = None) -> Manifest:
     annotations = {
         "prometheus.io/scrape": "true",
         "prometheus.io/port": str(METRICS_PORT),
@@ -153,31 +159,38 @@ def _template(spec: Manifest) -> Manifest:
         "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
         "karpenter.sh/do-not-disrupt": "true",
     }
-    return {"metadata": {"annotations": annotations}, "spec": spec}
+    metadata = {"annotations": annotations} | ({"labels": dict(labels)} if labels else {})
+    return {"metadata": metadata, "spec": spec}
 
 
-def _resources(cpus: float, memory_gib: float, gpus: int = 0) -> Manifest:
+def _devices(pool: Pool) -> dict[str, str]:
+    """What a pod of the pool requests of device plugins, and huge pages."""
+    devices = {GPU_RESOURCE: str(pool.gpus)} if pool.gpus else {}
+    return devices | ({EFA_RESOURCE: str(pool.efa_interfaces), **HUGE_PAGES} if pool.efa_interfaces else {})
+
+
+def _resources(cpus: float, memory_gib: float, devices: Mapping[str, str] | None = None) -> Manifest:
     """Requests are limits: a pod is not slowed or killed for what its neighbours do."""
-    wanted = {"cpu": quantity(cpus), "memory": f"{_share(memory_gib, 1.0) // 2**20}Mi"}
-    if gpus:
-        wanted[GPU_RESOURCE] = str(gpus)
+    wanted = {"cpu": quantity(cpus), "memory": f"{_share(memory_gib, 1.0) // 2**20}Mi", **(devices or {})}
     return {"requests": wanted, "limits": dict(wanted)}
 
 
 def _placement(cluster: ClusterDescription, pool: Pool) -> Manifest:
-    selector = {}
+    selector = dict(pool.node_selector)
     if cluster.provider == "aws-eks":
         selector[POOL_LABEL] = pool.name
     if pool.zone is not None:
-        selector["topology.kubernetes.io/zone"] = pool.zone
+        selector[ZONE_LABEL] = pool.zone
     tainted = [GPU_RESOURCE] if pool.gpus else []
     if pool.capacity == "SPOT":
         tainted += SPOT_TAINTS
     placement: Manifest = {}
     if selector:
         placement["nodeSelector"] = selector
-    if tainted:
-        placement["tolerations"] = [{"key": key, "operator": "Exists", "effect": "NoSchedule"} for key in tainted]
+    tolerations = [{"key": key, "operator": "Exists", "effect": "NoSchedule"} for key in tainted]
+    tolerations += [toleration.model_dump(exclude_none=True) for toleration in pool.tolerations]
+    if tolerations:
+        placement["tolerations"] = tolerations
     if pool.instance_types and cluster.provider == "kubernetes":
         placement["affinity"] = _on_instances(pool.instance_types)
     return placement

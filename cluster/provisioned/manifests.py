@@ -30,7 +30,7 @@ def render(cluster: ClusterDescription, *, ray_version: str) -> dict[str, list[M
     version = cluster.ray_version or ray_version
     around = {
         "namespace.yaml": [namespace(space)],
-        "service-account.yaml": [service_account(space)],
+        "service-account.yaml": [service_account(cluster, space)],
         "network-policy.yaml": network_policies(cluster, space),
         "quota.yaml": [quota(cluster, space)],
         "raycluster.yaml": [ray_cluster(cluster, namespace=space, ray_version=version)],

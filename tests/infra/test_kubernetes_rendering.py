@@ -1,7 +1,6 @@
 """One description, one cluster: the files, the overlays and what the command renders are the same."""
 
 import copy
-import re
 import shlex
 import shutil
 import subprocess
@@ -9,9 +8,10 @@ import subprocess
 import pytest
 import yaml
 from kubernetes_kinds import FOLDER, ROOT, by_name, example, kustomized, needs_kubectl, pod_templates
+from pydantic import ValidationError
 
 from lexray.cluster.provisioned.kube_cluster import SWEEP, SWEEP_CONFIG_MAP, SWEEP_FOLDER
-from lexray.cluster.provisioned.kube_pods import CORE_POOL, DRAIN_SCRIPT, GPU_RESOURCE, POOL_LABEL, SPOT_TAINTS
+from lexray.cluster.provisioned.kube_pods import DRAIN_SCRIPT, GPU_RESOURCE
 from lexray.cluster.provisioned.manifests import applied, render, to_yaml
 from lexray.cluster.provisioned.pools import pools_of
 from lexray.storage.errors import UserError
@@ -165,14 +165,56 @@ def test_pods_go_where_their_pool_is():
     assert "affinity" not in on_eks  # the node group has these instances and no others
 
 
-def test_terraform_labels_and_taints_its_nodes_as_the_pods_look_for():
-    nodes = " ".join((ROOT / "infra" / "modules" / "aws" / "eks" / "nodes.tf").read_text().split())
-    assert f'labels = {{ "{POOL_LABEL}" = each.key }}' in nodes
-    assert f'labels = {{ "{POOL_LABEL}" = "{CORE_POOL}" }}' in nodes
-    assert set(re.findall(r'taint" {.*?key = "([^"]+)"', nodes)) == {GPU_RESOURCE, SPOT_TAINTS[0]}
-    on_eks = render_example(provider="aws-eks")
+def test_terraform_names_the_service_account_of_the_pods():
+    account = render_example(provider="aws-eks")["service-account.yaml"][0]["metadata"]["name"]
     root = " ".join((ROOT / "infra" / "aws-eks" / "main.tf").read_text().split())
-    assert f'service_account = "{on_eks["service-account.yaml"][0]["metadata"]["name"]}"' in root
+    assert f'service_account = "{account}"' in root
+
+
+def test_a_pool_says_what_its_pods_need_of_nodes_that_others_made():
+    tolerations = [{"key": "team", "operator": "Equal", "value": "a", "effect": "NoExecute"}, {"key": "old"}]
+    own = pool(
+        node_selector={"lab/kind": "big"},
+        tolerations=tolerations,
+        labels={"cost": "us"},
+        runtime_class="nvidia",
+        gpus=0,
+    )
+    made = ray_cluster(pools=[own, pool(name="plain")], image_pull_secrets=["registry"])["spec"]["workerGroupSpecs"]
+    first, second = (group["template"] for group in made)
+    assert first["metadata"]["labels"] == {"cost": "us"}
+    assert (first["spec"]["nodeSelector"], first["spec"]["runtimeClassName"]) == ({"lab/kind": "big"}, "nvidia")
+    assert first["spec"]["tolerations"][-2:] == [tolerations[0], {"key": "old", "operator": "Exists"}]
+    assert {"nodeSelector", "runtimeClassName"} & second["spec"].keys() == set()
+    account = render_example(image_pull_secrets=["registry"])["service-account.yaml"][0]
+    assert account["imagePullSecrets"] == [{"name": "registry"}]
+
+
+@pytest.mark.parametrize(
+    ("toleration", "message"),
+    [
+        ({"key": "a", "operator": "Equal"}, "Equal needs a key and a value.*got Equal, key 'a', value None"),
+        ({"operator": "Equal", "value": "b"}, "got Equal, key None, value 'b'"),
+        ({"key": "a", "value": "b"}, "Exists takes no value"),
+    ],
+)
+def test_a_toleration_that_kubernetes_would_refuse_is_refused_here(toleration, message):
+    with pytest.raises(ValidationError, match=message):
+        example(pools=[pool(tolerations=[toleration])])
+
+
+def test_pods_of_an_efa_pool_request_its_cards_and_huge_pages():
+    group = ray_cluster(pools=[pool(efa_interfaces=4)])["spec"]["workerGroupSpecs"][0]
+    resources = group["template"]["spec"]["containers"][0]["resources"]
+    assert resources["requests"] == resources["limits"]
+    devices = {"nvidia.com/gpu": "1", "vpc.amazonaws.com/efa": "4", "hugepages-2Mi": "5120Mi"}
+    assert {key: value for key, value in resources["limits"].items() if key not in ("cpu", "memory")} == devices
+
+
+def test_the_autoscaler_and_ray_know_the_zone_of_a_pool_that_has_one():
+    spread, near = ray_cluster(pools=[pool(), pool(name="near", zone="eu-west-1a")])["spec"]["workerGroupSpecs"]
+    assert "labels" not in spread
+    assert near["labels"] == {"ray.io/availability-zone": "eu-west-1a"}
 
 
 def test_the_quota_is_the_pools_at_their_largest():

@@ -10,6 +10,7 @@ from lexray.cluster.provisioned.manifests import KUSTOMIZATION, applied, render
 
 CUSTOM = ("RayCluster", "RayJob")
 FULL = {
+    "image_pull_secrets": ["registry"],
     "region": "eu-west-1",
     "token": {"kind": "kubernetes_secret", "name": "shared-token"},
     "pools": [
@@ -20,6 +21,11 @@ FULL = {
             "memory_gib": 14.5,
             "gpus": 1,
             "zone": "eu-west-1a",
+            "efa_interfaces": 1,
+            "node_selector": {"lab/kind": "big"},
+            "tolerations": [{"key": "team", "effect": "NoExecute"}],
+            "labels": {"cost": "us"},
+            "runtime_class": "nvidia",
             "min_nodes": 1,
             "max_nodes": 64,
         }

@@ -10,6 +10,8 @@ from lexray.tuning.trials import Footprint, Trial
 
 HEAD = "node:__internal_head__"
 """What only the head of a cluster has."""
+ZONE = "ray.io/availability-zone"
+"""Ray's label of a node's zone; the variable RAY_NODE_ZONE sets it."""
 DRIVER_BYTES = 256 * 2**20
 """Memory of the process that waits for a trial's workers, on the head."""
 _ROUNDING = 1e-6
