@@ -33,7 +33,9 @@ locals {
   tags       = merge(var.tags, { (local.tag_key) = var.name })
   account_id = data.aws_caller_identity.current.account_id
   zones      = var.zones == null ? slice(data.aws_availability_zones.available.names, 0, 2) : var.zones
-  ami_id     = var.ami_id == null ? one(data.aws_ssm_parameter.ami[*].insecure_value) : var.ami_id
+  # From here on a null zone stands for all of them.
+  pools  = { for name, pool in var.pools : name => merge(pool, { zone = pool.zone == "any" ? null : coalesce(pool.zone, module.network.zones[0]) }) }
+  ami_id = var.ami_id == null ? one(data.aws_ssm_parameter.ami[*].insecure_value) : var.ami_id
 
   pools_price_usd     = sum(concat([0], [for pool in var.pools : pool.max * pool.price_usd_hour]))
   standing_price_usd  = var.head_price_usd_hour + module.network.hourly_price_usd
@@ -89,7 +91,7 @@ module "ray" {
   container_image      = var.container_image
   head_instance_type   = var.head_instance_type
   root_volume_gib      = var.root_volume_gib
-  pools                = var.pools
+  pools                = local.pools
   liveness             = var.liveness
   idle_timeout_minutes = var.idle_timeout_minutes
   max_cluster_hours    = var.max_cluster_hours
@@ -125,8 +127,8 @@ resource "terraform_data" "pool_zones" {
 
   lifecycle {
     precondition {
-      condition     = alltrue([for pool in var.pools : pool.zone == null || contains(keys(module.network.subnet_ids_by_zone), coalesce(pool.zone, "none"))])
-      error_message = "pools: zones are ${join(", ", compact([for pool in var.pools : pool.zone]))}, and the network has private subnets in ${join(", ", keys(module.network.subnet_ids_by_zone))}."
+      condition     = alltrue([for pool in local.pools : pool.zone == null || contains(keys(module.network.subnet_ids_by_zone), coalesce(pool.zone, "none"))])
+      error_message = "pools: zones are ${join(", ", compact([for pool in local.pools : pool.zone]))}, and the network has private subnets in ${join(", ", keys(module.network.subnet_ids_by_zone))}."
     }
   }
 }

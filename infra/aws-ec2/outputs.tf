@@ -20,7 +20,7 @@ output "cluster" {
     runs_url         = module.storage.uris["runs"]
     wandb_secret_arn = aws_secretsmanager_secret.wandb.arn
     pools = [
-      for name, pool in var.pools : {
+      for name, pool in local.pools : {
         name           = name
         instance_types = pool.instance_types
         cpus           = pool.cpus

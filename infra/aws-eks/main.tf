@@ -33,6 +33,8 @@ locals {
   tags       = merge(var.tags, { (local.tag_key) = var.name })
   account_id = data.aws_caller_identity.current.account_id
   zones      = var.zones == null ? slice(data.aws_availability_zones.available.names, 0, 2) : var.zones
+  # From here on a null zone stands for all of them.
+  pools = { for name, pool in var.pools : name => merge(pool, { zone = pool.zone == "any" ? null : coalesce(pool.zone, module.network.zones[0]) }) }
 
   pools_price_usd     = sum(concat([0], [for pool in var.pools : pool.max * pool.price_usd_hour]))
   standing_price_usd  = local.eks_price_usd + 2 * var.core_price_usd_hour + module.network.hourly_price_usd
@@ -98,7 +100,7 @@ module "eks" {
   admin_arns         = var.admin_arns
   core_instance_type = var.core_instance_type
   root_volume_gib    = var.root_volume_gib
-  pools              = var.pools
+  pools              = local.pools
   namespace          = local.namespace
   service_account    = local.service_account
   workload_role_arn  = module.identity.role_arn
@@ -130,8 +132,8 @@ resource "terraform_data" "pool_zones" {
 
   lifecycle {
     precondition {
-      condition     = alltrue([for pool in var.pools : pool.zone == null || contains(keys(module.network.subnet_ids_by_zone), coalesce(pool.zone, "none"))])
-      error_message = "pools: zones are ${join(", ", compact([for pool in var.pools : pool.zone]))}, and the network has private subnets in ${join(", ", keys(module.network.subnet_ids_by_zone))}."
+      condition     = alltrue([for pool in local.pools : pool.zone == null || contains(keys(module.network.subnet_ids_by_zone), coalesce(pool.zone, "none"))])
+      error_message = "pools: zones are ${join(", ", compact([for pool in local.pools : pool.zone]))}, and the network has private subnets in ${join(", ", keys(module.network.subnet_ids_by_zone))}."
     }
   }
 }

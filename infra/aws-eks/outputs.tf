@@ -22,7 +22,7 @@ output "cluster" {
     runs_url         = module.storage.uris["runs"]
     wandb_secret_arn = aws_secretsmanager_secret.wandb.arn
     pools = [
-      for name, pool in var.pools : {
+      for name, pool in local.pools : {
         name           = name
         instance_types = pool.instance_types
         cpus           = pool.cpus
@@ -59,20 +59,20 @@ output "wandb_secret_arn" {
   value       = aws_secretsmanager_secret.wandb.arn
 }
 
+output "eks_cluster_name" {
+  description = "Name of the EKS cluster."
+  value       = module.eks.cluster_name
+}
+
 output "kubernetes_values" {
-  description = "Values of cluster-autoscaler's chart, as YAML: it scales the pools' node groups."
+  description = "Values of cluster-autoscaler's chart that are this cluster's own, as YAML: infra/kubernetes/install reads them."
   value = yamlencode({
     autoDiscovery = { clusterName = module.eks.cluster_name }
     awsRegion     = var.region
-    cloudProvider = "aws"
     rbac          = { serviceAccount = { name = module.eks.autoscaler_service_account } }
-    nodeSelector  = { "lexray.io/pool" = "core" }
     extraArgs = {
-      expander                   = "least-waste"
       scale-down-unneeded-time   = "${var.idle_timeout_minutes}m"
       scale-down-delay-after-add = "${var.idle_timeout_minutes}m"
-      # The head is a pod that is not to be moved.
-      skip-nodes-with-local-storage = "false"
     }
   })
 }

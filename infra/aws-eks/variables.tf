@@ -139,10 +139,12 @@ variable "ray_version" {
 
 variable "pools" {
   description = <<-EOT
-    Pools of nodes by name. `cpus`, `memory_gib`, `gpus`: what Ray may use of a node. `capacity`: SPOT, ON_DEMAND, or RESERVED
-    with `reservation_id`. `min`, `max`: how many nodes; from zero unless you say otherwise. `zone`: one of `zones`; needed
-    for `efa_interfaces` above 0. `gpu_memory_gib`: of one GPU, for plans. `price_usd_hour`: the most that a node costs in an hour;
-    a spot node never costs more than the on-demand price.
+    Pools of nodes by name. `cpus`, `memory_gib`, `gpus`: what Ray may use of a node. `capacity`: SPOT, ON_DEMAND, or one of
+    RESERVED and CAPACITY_BLOCK with the `reservation_id` and `zone` of the reservation. `min`, `max`: how many nodes; from zero
+    unless you say otherwise. `zone`: the zone of all nodes; null takes the first of `zones`, `any` spreads them over all (more
+    spot capacity, but the ranks of a trial never span zones). `efa_interfaces`: EFA cards of a node; needs the image built with
+    `--target efa`. `gpu_memory_gib`: of one GPU, for plans. `price_usd_hour`: the most that a node costs in an hour; a spot node
+    never costs more than the on-demand price.
   EOT
   type = map(object({
     instance_types = list(string)
@@ -175,8 +177,8 @@ variable "pools" {
   }
 
   validation {
-    condition     = alltrue([for pool in var.pools : contains(["SPOT", "ON_DEMAND", "RESERVED"], pool.capacity)])
-    error_message = "pools.capacity is one of ${join(", ", [for pool in var.pools : pool.capacity])}: use SPOT, ON_DEMAND or RESERVED."
+    condition     = alltrue([for pool in var.pools : contains(["SPOT", "ON_DEMAND", "RESERVED", "CAPACITY_BLOCK"], pool.capacity)])
+    error_message = "pools.capacity is one of ${join(", ", [for pool in var.pools : pool.capacity])}: use SPOT, ON_DEMAND, RESERVED or CAPACITY_BLOCK."
   }
 
   validation {
@@ -190,13 +192,23 @@ variable "pools" {
   }
 
   validation {
-    condition     = alltrue([for pool in var.pools : (pool.capacity == "RESERVED") == (pool.reservation_id != null)])
-    error_message = "pools: reservation_id and capacity RESERVED go together; a spot node has no reservation."
+    condition     = alltrue([for pool in var.pools : contains(["RESERVED", "CAPACITY_BLOCK"], pool.capacity) == (pool.reservation_id != null)])
+    error_message = "pools: reservation_id goes with capacity RESERVED or CAPACITY_BLOCK; spot and on-demand nodes have no reservation."
   }
 
   validation {
-    condition     = alltrue([for pool in var.pools : pool.efa_interfaces == 0 || (pool.zone != null && length(pool.instance_types) == 1)])
-    error_message = "pools: efa_interfaces need a zone and a single instance type."
+    condition     = alltrue([for pool in var.pools : pool.reservation_id == null || (coalesce(pool.zone, "any") != "any" && length(pool.instance_types) == 1)])
+    error_message = "pools: ${join(", ", [for name, pool in var.pools : name if pool.reservation_id != null])} with a reservation_id: give the zone and the single instance type of the reservation."
+  }
+
+  validation {
+    condition     = alltrue([for pool in var.pools : pool.capacity != "CAPACITY_BLOCK" || pool.min == 0])
+    error_message = "pools: ${join(", ", [for name, pool in var.pools : "${name}: min ${pool.min}" if pool.capacity == "CAPACITY_BLOCK"])}: use min 0 with CAPACITY_BLOCK, whose nodes exist between the start and the end of the block alone."
+  }
+
+  validation {
+    condition     = alltrue([for pool in var.pools : pool.efa_interfaces == 0 || (pool.zone != "any" && length(pool.instance_types) == 1)])
+    error_message = "pools: efa_interfaces need a single zone, not any, and a single instance type."
   }
 
   validation {

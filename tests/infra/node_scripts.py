@@ -10,6 +10,9 @@ from typing import Any
 import rendered
 from namespaces import GCS_PORT, Machines
 
+ZONE = "us-east-1a"
+"""Where every node of the tests lies."""
+
 
 def environment(script: str, hosts: Machines, name: str, instance: str, node_type: str) -> dict[str, str]:
     """What the script writes for Ray, with its own values where the shell would put them."""
@@ -18,6 +21,7 @@ def environment(script: str, hosts: Machines, name: str, instance: str, node_typ
         "$token": hosts.token,
         "$instance_id": instance,
         "$node_type": node_type,
+        "$zone": ZONE,
         "$node_address": hosts.addresses[name],
         "$head_address": f"{hosts.addresses['head']}:{GCS_PORT}",
     }

@@ -1,4 +1,4 @@
-"""`make infra-rendered`: apply aws-ec2 to a simulated AWS and write `rendered/` anew."""
+"""`make infra-rendered`: apply aws-ec2 to a simulated AWS, plan pools on EKS, and write `rendered/` anew."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def main() -> None:
     )
     try:
         with tempfile.TemporaryDirectory() as folder:
-            root = copy_of_infra(Path(folder)) / "aws-ec2"
+            infra = copy_of_infra(Path(folder))
+            root = infra / "aws-ec2"
             (root / "terraform.tfvars.json").write_text(json.dumps(rendered.VARIABLES), encoding="utf-8")
             write_cli_config(Path(folder, "terraformrc"))
             time.sleep(5)
@@ -32,6 +33,10 @@ def main() -> None:
             terraform.run("init", "-backend=false")
             terraform.run("apply", "-auto-approve", "-no-color", timeout_s=600)
             rendered.write(terraform.outputs())
+            eks = Terraform(folder=infra / "aws-eks", cli_config=Path(folder, "terraformrc"))
+            eks.run("init", "-backend=false")
+            groups = rendered.node_groups(eks.tested_state("tests/pools.tftest.hcl")["resources"])
+            (rendered.FOLDER / rendered.NODE_GROUPS).write_text(groups, encoding="utf-8")
     finally:
         server.terminate()
         server.wait()

@@ -1,7 +1,7 @@
 """What the templates render to, kept in `rendered/` to be read, checked and run without Terraform.
 
-Ids that differ from apply to apply are replaced. `make infra-rendered` applies aws-ec2 to a simulated AWS and writes
-the files anew; a test compares them with another apply.
+Ids that differ from apply to apply are replaced. `make infra-rendered` applies aws-ec2 to a simulated AWS, plans pools
+of every kind on EKS, and writes the files anew; tests compare them with another apply and another plan.
 """
 
 from __future__ import annotations
@@ -21,6 +21,11 @@ VARIABLES = {
 """Of the apply that these files come from."""
 
 
+NODE_GROUPS = "eks-node-groups.json"
+EFFECTS = {"NO_SCHEDULE": "NoSchedule", "NO_EXECUTE": "NoExecute", "PREFER_NO_SCHEDULE": "PreferNoSchedule"}
+"""EKS's names of Kubernetes' taint effects."""
+
+
 def without_ids(text: str) -> str:
     """The same text from every apply."""
     text = re.sub(r"\b(lt|sg|subnet|vpc)-[0-9a-f]{8,17}\b", r"\1-0", text)
@@ -36,6 +41,22 @@ def files(outputs: dict[str, Any]) -> dict[str, str]:
         "cluster.json": json.dumps(outputs["cluster"], indent=2, sort_keys=True) + "\n",
     }
     return {name: without_ids(text) for name, text in contents.items()}
+
+
+def node_groups(resources: list[dict[str, Any]]) -> str:
+    """Return what the node groups of an EKS root give to their nodes, as JSON, from the resources of its state."""
+    kept = ("ami_type", "capacity_type", "instance_types", "labels", "tags")
+    templates = {r.get("index"): r["values"] for r in resources if r["type"] == "aws_launch_template"}
+    groups = {
+        r["values"]["node_group_name"]: {
+            **{name: r["values"][name] for name in kept},
+            "taints": [{**taint, "effect": EFFECTS[taint["effect"]]} for taint in r["values"]["taint"]],
+            "template_instance_type": templates.get(r.get("index"), {}).get("instance_type"),
+        }
+        for r in resources
+        if r["type"] == "aws_eks_node_group"
+    }
+    return json.dumps(groups, indent=2, sort_keys=True) + "\n"
 
 
 def script_in(user_data: str, name: str) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,12 @@ def copy_of_infra(folder: Path) -> Path:
     return folder
 
 
+def _resources(module: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield from module.get("resources", [])
+    for child in module.get("child_modules", []):
+        yield from _resources(child)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Terraform:
     """Terraform in one folder."""
@@ -72,6 +79,14 @@ class Terraform:
         )
         assert done.returncode in ok, f"terraform {' '.join(arguments)}: {done.stdout[-6000:]}{done.stderr[-6000:]}"
         return done
+
+    def tested_state(self, file: str) -> dict[str, Any]:
+        """Run one file of Terraform's own tests; return `outputs` and `resources` of its last state."""
+        done = self.run("test", "-json", "-verbose", f"-filter={file}")
+        messages = [json.loads(line) for line in done.stdout.splitlines()]
+        state = [message["test_state"] for message in messages if "test_state" in message][-1]
+        outputs = {name: entry["value"] for name, entry in state["outputs"].items()}
+        return {"outputs": outputs, "resources": list(_resources(state["root_module"]))}
 
     def outputs(self) -> dict[str, Any]:
         return {name: entry["value"] for name, entry in json.loads(self.run("output", "-json").stdout).items()}

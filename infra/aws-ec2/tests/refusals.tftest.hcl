@@ -154,6 +154,70 @@ run "refuses_pool_reservation" {
   expect_failures = [var.pools]
 }
 
+run "refuses_pool_reservation_zone" {
+  command = plan
+
+  variables {
+    pools = {
+      gpu = {
+        instance_types = ["p5.48xlarge"]
+        cpus           = 190
+        memory_gib     = 1900
+        gpus           = 8
+        max            = 1
+        price_usd_hour = 30
+        capacity       = "CAPACITY_BLOCK"
+        reservation_id = "cr-0123456789abcdef0"
+      }
+    }
+  }
+
+  expect_failures = [var.pools]
+}
+
+run "refuses_pool_block_min" {
+  command = plan
+
+  variables {
+    pools = {
+      gpu = {
+        instance_types = ["p5.48xlarge"]
+        cpus           = 190
+        memory_gib     = 1900
+        gpus           = 8
+        max            = 1
+        price_usd_hour = 30
+        capacity       = "CAPACITY_BLOCK"
+        reservation_id = "cr-0123456789abcdef0"
+        zone           = "us-east-1a"
+        min            = 1
+      }
+    }
+  }
+
+  expect_failures = [var.pools]
+}
+
+run "refuses_pool_block_without_reservation" {
+  command = plan
+
+  variables {
+    pools = {
+      gpu = {
+        instance_types = ["p5.48xlarge"]
+        cpus           = 190
+        memory_gib     = 1900
+        gpus           = 8
+        max            = 1
+        price_usd_hour = 30
+        capacity       = "CAPACITY_BLOCK"
+      }
+    }
+  }
+
+  expect_failures = [var.pools]
+}
+
 run "refuses_pool_efa_zone" {
   command = plan
 
@@ -167,6 +231,7 @@ run "refuses_pool_efa_zone" {
         max            = 1
         price_usd_hour = 30
         efa_interfaces = 4
+        zone           = "any"
       }
     }
   }

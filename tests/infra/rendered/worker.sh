@@ -34,6 +34,7 @@ metadata_token=$(curl -sSf -X PUT http://169.254.169.254/latest/api/token -H 'X-
 metadata() { curl -sSf -H "X-aws-ec2-metadata-token: $metadata_token" "http://169.254.169.254/latest/meta-data/$1"; }
 instance_id=$(metadata instance-id)
 node_address=$(metadata local-ipv4)
+zone=$(metadata placement/availability-zone)
 
 # Spilled objects and the cache of chunks lie under /mnt/lexray: on the instance's own disks where it has some, as one
 # RAID 0, else on the root volume. Some images have joined and mounted the disks already.
@@ -66,6 +67,7 @@ RAY_AUTH_TOKEN=$token
 RAY_enable_autoscaler_v2=1
 RAY_CLOUD_INSTANCE_ID=$instance_id
 RAY_NODE_TYPE_NAME=$node_type
+RAY_NODE_ZONE=$zone
 AWS_DEFAULT_REGION=us-east-1
 LEXRAY_HEAD_ADDRESS=$head_address
 LEXRAY_NODE_ADDRESS=$node_address

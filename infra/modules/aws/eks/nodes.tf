@@ -1,24 +1,46 @@
 # A small group that is always there, and one group for each pool, from zero by cluster-autoscaler. It finds the groups by
-# tags that EKS puts on them itself, and learns what a node of an empty group would have by eks:DescribeNodegroup.
+# tags that EKS puts on them itself. eks:DescribeNodegroup tells it the labels, taints and resources (tags) of a node that an
+# empty group would get. What charts and pods ask of labels and taints: tests/infra/test_scheduling.py.
 
 locals {
+  # Nodes that speak EFA stand close together; AWS itself sees to that in a Capacity Block.
+  grouped_pools = { for name, pool in var.pools : name => pool if pool.efa_interfaces > 0 && pool.capacity != "CAPACITY_BLOCK" }
+
   # Instance disks of a node as one RAID 0, under what pods call emptyDir: Ray's spilled objects and the cache of chunks.
   node_config = yamlencode({
     apiVersion = "node.eks.aws/v1alpha1"
     kind       = "NodeConfig"
     spec       = { instance = { localStorage = { strategy = "RAID0" } } }
   })
-  user_data = join("\n", [
-    "MIME-Version: 1.0",
-    "Content-Type: multipart/mixed; boundary=lexray",
-    "",
-    "--lexray",
-    "Content-Type: application/node.eks.aws",
-    "",
-    local.node_config,
-    "--lexray--",
-    "",
-  ])
+  # Huge pages for libfabric, before kubelet counts what the node has.
+  reserve_huge_pages = <<-EOT
+    #!/bin/bash
+    [ "$(cat /proc/sys/vm/nr_hugepages)" -ge 2560 ] || sysctl -w vm.nr_hugepages=2560
+  EOT
+  user_data = {
+    for name, pool in var.pools : name => join("\n", concat(
+      ["MIME-Version: 1.0", "Content-Type: multipart/mixed; boundary=lexray", ""],
+      ["--lexray", "Content-Type: application/node.eks.aws", "", local.node_config],
+      pool.efa_interfaces > 0 ? ["--lexray", "Content-Type: text/x-shellscript", "", local.reserve_huge_pages] : [],
+      ["--lexray--", ""],
+    ))
+  }
+
+  node_labels = {
+    for name, pool in var.pools : name => merge(
+      { "lexray.io/pool" = name },
+      # NVIDIA's device plugin goes where the first says so; by the second cluster-autoscaler knows that a young node will
+      # have GPUs, and starts no further one meanwhile.
+      pool.gpus > 0 ? { "nvidia.com/gpu.present" = "true", "k8s.amazonaws.com/accelerator" = name } : {},
+      pool.efa_interfaces > 0 ? { "vpc.amazonaws.com/efa.present" = "true" } : {},
+    )
+  }
+  node_resources = {
+    for name, pool in var.pools : name => merge(
+      pool.gpus > 0 ? { "nvidia.com/gpu" = tostring(pool.gpus) } : {},
+      pool.efa_interfaces > 0 ? { "vpc.amazonaws.com/efa" = tostring(pool.efa_interfaces), "hugepages-2Mi" = "5120Mi" } : {},
+    )
+  }
 }
 
 resource "aws_security_group" "efa" {
@@ -46,7 +68,7 @@ resource "aws_vpc_security_group_egress_rule" "efa" {
 }
 
 resource "aws_placement_group" "pool" {
-  for_each = { for name, pool in var.pools : name => pool if pool.efa_interfaces > 0 }
+  for_each = local.grouped_pools
   name     = "${var.name}-${each.key}"
   strategy = "cluster"
 }
@@ -85,7 +107,7 @@ resource "aws_launch_template" "core" {
 resource "aws_launch_template" "pool" {
   for_each               = var.pools
   name                   = "${var.name}-pool-${each.key}"
-  user_data              = base64encode(local.user_data)
+  user_data              = base64encode(local.user_data[each.key])
   update_default_version = true
 
   metadata_options {
@@ -121,8 +143,19 @@ resource "aws_launch_template" "pool" {
     }
   }
 
+  # EKS takes the instance type of a Capacity Block from here, and of every other group from the group itself.
+  instance_type = each.value.capacity == "CAPACITY_BLOCK" ? each.value.instance_types[0] : null
+
+  dynamic "instance_market_options" {
+    for_each = each.value.capacity == "CAPACITY_BLOCK" ? [1] : []
+
+    content {
+      market_type = "capacity-block"
+    }
+  }
+
   dynamic "capacity_reservation_specification" {
-    for_each = each.value.capacity == "RESERVED" ? [1] : []
+    for_each = each.value.reservation_id == null ? [] : [1]
 
     content {
       capacity_reservation_target {
@@ -132,7 +165,7 @@ resource "aws_launch_template" "pool" {
   }
 
   dynamic "placement" {
-    for_each = each.value.efa_interfaces > 0 ? [1] : []
+    for_each = contains(keys(local.grouped_pools), each.key) ? [1] : []
 
     content {
       group_name = aws_placement_group.pool[each.key].name
@@ -184,9 +217,10 @@ resource "aws_eks_node_group" "pool" {
   node_role_arn   = aws_iam_role.node.arn
   subnet_ids      = each.value.zone == null ? var.subnet_ids : lookup(var.subnet_ids_by_zone, each.value.zone, var.subnet_ids)
   ami_type        = each.value.gpus > 0 ? "AL2023_x86_64_NVIDIA" : "AL2023_x86_64_STANDARD"
-  capacity_type   = each.value.capacity == "SPOT" ? "SPOT" : "ON_DEMAND"
-  instance_types  = each.value.instance_types
-  labels          = { "lexray.io/pool" = each.key }
+  capacity_type   = each.value.capacity == "RESERVED" ? "ON_DEMAND" : each.value.capacity
+  instance_types  = each.value.capacity == "CAPACITY_BLOCK" ? null : each.value.instance_types
+  labels          = local.node_labels[each.key]
+  tags            = { for resource, amount in local.node_resources[each.key] : "k8s.io/cluster-autoscaler/node-template/resources/${resource}" => amount }
 
   scaling_config {
     min_size     = each.value.min

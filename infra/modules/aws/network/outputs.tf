@@ -15,6 +15,11 @@ output "subnet_ids_by_zone" {
   }
 }
 
+output "zones" {
+  description = "Zones of the private subnets, the preferred one first."
+  value       = local.own ? local.zones : distinct([for id in var.existing_subnet_ids : data.aws_subnet.existing[id].availability_zone])
+}
+
 output "hourly_price_usd" {
   description = "What the network costs in an hour without any traffic, in us-east-1: NAT gateway with its address, or endpoints."
   value       = local.nat_count * 0.05 + length(local.endpoints) * 0.01

@@ -40,6 +40,8 @@ locals {
         { CPU = pool.cpus, memory = floor(pool.memory_gib * 1024 * 1024 * 1024) },
         pool.gpus > 0 ? { GPU = pool.gpus } : {},
       )
+      # Nodes themselves report their zone as RAY_NODE_ZONE; the autoscaler has to know it before there is one.
+      labels = pool.zone == null ? {} : { "ray.io/availability-zone" = pool.zone }
       node_config = merge(
         {
           InstanceType = pool.instance_types[0]

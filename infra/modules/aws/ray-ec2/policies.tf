@@ -79,7 +79,7 @@ data "aws_iam_policy_document" "head" {
       [for id in var.subnet_ids : "${local.arn_prefix}:subnet/${id}"],
       [for template in aws_launch_template.pool : template.arn],
       [for group in aws_placement_group.pool : group.arn],
-      [for pool in var.pools : "${local.arn_prefix}:capacity-reservation/${pool.reservation_id}" if pool.capacity == "RESERVED"],
+      [for pool in var.pools : "${local.arn_prefix}:capacity-reservation/${pool.reservation_id}" if pool.reservation_id != null],
       [
         "${local.arn_prefix}:security-group/${aws_security_group.nodes.id}",
         "${local.arn_prefix}:spot-instances-request/*",

@@ -2,11 +2,13 @@
 
 locals {
   efa_pools = { for name, pool in var.pools : name => pool if pool.efa_interfaces > 0 }
+  # AWS itself places the nodes of a Capacity Block close together.
+  grouped_pools = { for name, pool in local.efa_pools : name => pool if pool.capacity != "CAPACITY_BLOCK" }
 }
 
 # Nodes that speak EFA stand close together.
 resource "aws_placement_group" "pool" {
-  for_each = local.efa_pools
+  for_each = local.grouped_pools
   name     = "${var.name}-${each.key}"
   strategy = "cluster"
 }
@@ -45,20 +47,24 @@ resource "aws_launch_template" "pool" {
   }
 
   dynamic "instance_market_options" {
-    for_each = each.value.capacity == "SPOT" ? [1] : []
+    for_each = compact([lookup({ SPOT = "spot", CAPACITY_BLOCK = "capacity-block" }, each.value.capacity, "")])
 
     content {
-      market_type = "spot"
+      market_type = instance_market_options.value
 
-      spot_options {
-        spot_instance_type             = "one-time"
-        instance_interruption_behavior = "terminate"
+      dynamic "spot_options" {
+        for_each = each.value.capacity == "SPOT" ? [1] : []
+
+        content {
+          spot_instance_type             = "one-time"
+          instance_interruption_behavior = "terminate"
+        }
       }
     }
   }
 
   dynamic "capacity_reservation_specification" {
-    for_each = each.value.capacity == "RESERVED" ? [1] : []
+    for_each = each.value.reservation_id == null ? [] : [1]
 
     content {
       capacity_reservation_target {
@@ -68,7 +74,7 @@ resource "aws_launch_template" "pool" {
   }
 
   dynamic "placement" {
-    for_each = each.value.efa_interfaces > 0 ? [1] : []
+    for_each = contains(keys(local.grouped_pools), each.key) ? [1] : []
 
     content {
       group_name        = aws_placement_group.pool[each.key].name
