@@ -21,6 +21,7 @@ from lexray.cluster.local_ray import LocalFolder, is_on_loopback_alone, local_fo
 from lexray.cluster.provisioned.description import Pool
 from lexray.storage.errors import UserError
 from lexray.storage.objects.options import insecure_env
+from lexray.tuning.placement.cluster_view import zone_resource
 from lexray.tuning.placement.object_store import STORE_SHARE
 
 CONNECT_TIMEOUT_S = 10
@@ -105,6 +106,8 @@ def _announce(pools: Sequence[Pool]) -> None:
         group = config.node_group_configs.add(name=pool.name, min_count=pool.min_nodes, max_count=pool.max_nodes)
         memory_bytes = int((1 - STORE_SHARE) * pool.memory_gib * 2**30)
         group.resources.update({"CPU": int(pool.cpus), "GPU": pool.gpus, "memory": memory_bytes})
+        if pool.zone is not None:
+            group.resources[zone_resource(pool.zone)] = 1
     _internal_kv_put(
         ray._raylet.GCS_AUTOSCALER_CLUSTER_CONFIG_KEY,  # type: ignore[attr-defined]  # compiled
         config.SerializeToString(),

@@ -1,7 +1,6 @@
 """The process group of a trial's workers, on the network by which their nodes know each other.
 
-gloo listens where the name of its machine leads, which is the loopback on many machines: workers of other nodes then
-wait for each other in vain. torch's store listens on every interface of rank 0's machine. Both get the node's address.
+torch's own store listens on every interface of rank 0's machine; theirs is at the node's address.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-import psutil
 import ray
 import ray.util
 import torch.distributed as dist
@@ -20,9 +18,9 @@ from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBacken
 
 from lexray.training.device import use_device
 from lexray.tuning.meeting import Endpoint, join_meeting, open_meeting
+from lexray.tuning.node_interface import use_interface_of_the_node
 from lexray.tuning.worker_device import device_of_worker
 
-GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 NCCL_ERRORS = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
 
 
@@ -80,21 +78,3 @@ def join_process_group(*, backend: str, meeting: Endpoint, rank: int, size: int,
     store = join_meeting(meeting, rank, size, timeout_s)
     timeout = timedelta(seconds=timeout_s)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
-
-
-def use_interface_of_the_node() -> None:
-    """Let gloo, which asks the environment, listen at the address by which Ray knows this node.
-
-    An interface that somebody chose stays.
-    """
-    name = interface_of(ray.util.get_node_ip_address())
-    if name is not None:
-        os.environ.setdefault(GLOO_INTERFACE, name)
-
-
-def interface_of(address: str) -> str | None:
-    """The network interface that has this IP address; None where none has."""
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(found.address.split("%")[0] == address for found in addresses):
-            return name
-    return None

@@ -65,6 +65,9 @@ def knock(doors: Mapping[str, Endpoint]) -> dict[str, str]:
 
 def sum_over_nodes(ring: Ring) -> AllReduce:
     """The fastest of a few all-reduces, as this rank sees it. Raises RuntimeError when the others do not come."""
+    from lexray.tuning.node_interface import use_interface_of_the_node
+
+    use_interface_of_the_node()
     if ring.backend != "nccl":
         return AllReduce(backend=ring.backend, nodes=ring.size, bytes=TENSOR_BYTES, seconds=_fastest(ring, "cpu"))
     with tempfile.TemporaryDirectory(prefix="lexray-doctor-") as folder:

@@ -27,7 +27,10 @@ def machines_of(description: ClusterDescription | None, nodes: Sequence[dict[str
         stores = [_store(pool) for pool in pools]
         return Machines(nodes=[_node(pool) for pool in pools], object_store_bytes=stores, trials_on_head=most)
     return Machines(
-        nodes=[Node(*(float(total.get(kind, 0.0)) for kind in ("CPU", "GPU", "memory"))) for total in totals],
+        nodes=[
+            Node(cpus=float(t.get("CPU", 0.0)), gpus=float(t.get("GPU", 0.0)), memory_bytes=float(t.get("memory", 0.0)))
+            for t in totals
+        ],
         object_store_bytes=[int(total.get("object_store_memory", 0)) for total in totals],
         trials_on_head=most,
     )
@@ -47,7 +50,7 @@ def all_are_here(nodes: Sequence[dict[str, Any]]) -> bool:
 def _node(pool: Pool) -> Any:
     from lexray.tuning.placement.nodes import Node
 
-    return Node(pool.cpus, float(pool.gpus), pool.memory_gib * GIB - _store(pool))
+    return Node(pool.cpus, float(pool.gpus), pool.memory_gib * GIB - _store(pool), zone=pool.zone)
 
 
 def _store(pool: Pool) -> int:

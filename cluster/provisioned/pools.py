@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from lexray.cluster.provisioned.description import ClusterDescription, Pool
 from lexray.storage.errors import UserError
 
-TOLD = {"name", "cpus", "memory_gib", "gpus", "min_nodes", "max_nodes"}
+TOLD = {"name", "cpus", "memory_gib", "gpus", "min_nodes", "max_nodes", "zone"}
 """What of a pool a sweep counts with."""
 _POOLS = TypeAdapter(tuple[Pool, ...])
 

@@ -59,6 +59,8 @@ def test_workers_must_fit_on_nodes_not_only_on_their_sum(runs):
     refuse_what_never_fits(trials, [Node(1, 0), Node(1, 0)])
     with pytest.raises(UserError, match="topk-w64-l4 wants 2 workers of 1 CPU"):
         refuse_what_never_fits(trials, [Node(1.5, 0), Node(0.5, 0)])
+    with pytest.raises(UserError, match=r"on 2 node\(s\) in 2 zones, of which a trial uses one\) has room for 1"):
+        refuse_what_never_fits(trials, [Node(1, 0, zone="a"), Node(1, 0, zone="b")])
 
 
 class Listener:

@@ -124,6 +124,13 @@ def test_a_stage_that_is_given_is_kept_and_so_are_the_other_settings_of_workers(
         assert mesh == replace(given, data=mesh.data, feature=mesh.feature)
 
 
+def test_a_mesh_is_as_wide_as_one_zone_allows() -> None:
+    rooms = [Room(workers=4, host_bytes=GIB, zone=zone) for zone in ("a", "a", "b")]
+    anywhere = [replace(room, zone=None) for room in rooms]
+    widest, all_of_them = (max(m.data * m.feature for m in meshes(config(2**14), r)) for r in (rooms, anywhere))
+    assert (widest, 8 < all_of_them <= 12) == (8, True)
+
+
 def test_nodes_share_their_memory_among_all_the_workers_that_they_can_have() -> None:
     footprint = Footprint(workers=1, cpus_per_worker=2, gpus_per_worker=0)
     nodes = [Node(8, 0, 64 * GIB), Node(3, 0, 6 * GIB), Node(1, 0, GIB)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,8 +15,8 @@ from lexray.training.config import MeshConfig
 from lexray.tuning.attempts import Attempts
 from lexray.tuning.placement.book import Book, NodeState, View, Wish, Wishes
 from lexray.tuning.placement.cluster_view import RECENT_S, RecentView
-from lexray.tuning.placement.nodes import Node, place
-from lexray.tuning.placement.placer import Placement, Placer
+from lexray.tuning.placement.nodes import ZONE, Node, most_in_one_zone, place
+from lexray.tuning.placement.placer import Placement, Placer, wanted_bundles
 from lexray.tuning.placement.rooms import fixed_rooms
 from lexray.tuning.sweep_folder import DONE, MOVING
 from lexray.tuning.trials import Footprint
@@ -70,6 +72,57 @@ def test_as_few_nodes_as_possible_and_of_these_the_tightest() -> None:
     assert place(footprint(2), 1, free) == ("c",) * 2
     assert place(footprint(3), 1, free) == ("b",) * 3
     assert place(footprint(10), 1, free) == ("a",) * 8 + ("c",) * 2
+
+
+def test_zones_are_told_by_the_label_that_ray_itself_gives() -> None:
+    assert ray._raylet.RAY_NODE_ZONE_KEY == ZONE
+    assert ray._raylet.NODE_ZONE_ENV == "RAY_NODE_ZONE"
+
+
+def test_the_ranks_of_a_trial_never_lie_in_two_zones() -> None:
+    free = {
+        "a1": Node(4, 0, zone="a"),
+        "a2": Node(2, 0, zone="a"),
+        "b1": Node(4, 0, zone="b"),
+        "b2": Node(3, 0, zone="b"),
+    }
+    assert place(footprint(7), 1, free) == ("b1",) * 4 + ("b2",) * 3
+    assert place(footprint(8), 1, free) is None
+    assert place(footprint(2), 1, free) == ("a2",) * 2
+    # Nobody knows where this one is; it is no reason to refuse.
+    assert place(footprint(8), 1, {**free, "c": Node(1, 0)}) == ("b1",) * 4 + ("b2",) * 3 + ("c",)
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["a", "b", None])), max_size=6),
+    groups=st.integers(1, 5),
+    group=st.sampled_from([1, 2]),
+)
+def test_a_trial_is_placed_exactly_where_one_zone_has_the_room(
+    sizes: list[tuple[int, str | None]], groups: int, group: int
+) -> None:
+    free = {str(number): Node(size, 0, zone=zone) for number, (size, zone) in enumerate(sizes)}
+    places = place(footprint(groups * group), group, free)
+    most = most_in_one_zone((zone, size // group) for size, zone in sizes)
+    assert (places is not None) == (most >= groups)
+    assert len({free[node].zone for node in places or ()} - {None}) <= 1
+
+
+def test_the_autoscaler_is_asked_for_the_nodes_of_a_trial_in_one_zone() -> None:
+    nodes = {"here": NodeState(total=Node(2, 0, zone="a"), available=Node(0, 0))}
+    to_come = {"a/0": Node(2, 0, zone="a"), "b/0": Node(4, 0, zone="b"), "b/1": Node(4, 0, zone="b")}
+    both = View(nodes=nodes, to_come=to_come)
+    book = Book()
+    assert book.claim("one", "one", wishes(2), View(nodes={"here": replace(nodes["here"], available=Node(2, 0))}), 0.0)
+    assert book.claim("two", "two", wishes(8), both, 0.0) is None
+    assert Counter(bundle.zone for bundle in wanted_bundles(book, both)) == {"a": 2, "b": 8}
+    # A third would need more than there can ever be: it is not asked for, since nothing would come for the second then.
+    assert book.claim("three", "three", wishes(6), both, 0.0) is None
+    assert len(wanted_bundles(book, both)) == 10
+    # Where all nodes are in one zone, or nobody knows, nothing is said of zones.
+    for zone in ("a", None):
+        alike = View(nodes=nodes, to_come={name: replace(node, zone=zone) for name, node in to_come.items()})
+        assert {bundle.zone for bundle in wanted_bundles(book, alike)} == {None}
 
 
 def test_gpus_decide_where_there_are_any() -> None:

@@ -1,11 +1,14 @@
 """Workers of several nodes find each other, at an address of their network alone."""
 
+import os
 import socket
 
 import psutil
+import pytest
+import ray.util
 
 from lexray.tuning.meeting import join_meeting, open_meeting
-from lexray.tuning.process_groups import interface_of
+from lexray.tuning.node_interface import interface_of, use_interface_of_the_node
 
 
 def test_an_address_belongs_to_the_interface_that_has_it() -> None:
@@ -22,3 +25,14 @@ def test_ranks_meet_at_the_given_address_and_at_no_other() -> None:
     assert join_meeting(meeting, rank=1, size=1, timeout_s=10).get("step") == b"7"
     listening = [c.laddr for c in psutil.Process().net_connections() if c.status == "LISTEN"]
     assert [address.ip for address in listening if address.port == meeting.port] == ["127.0.0.1"]
+
+
+def test_gloo_and_nccl_meet_at_the_address_that_ray_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "chosen")
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.1")
+    use_interface_of_the_node()
+    assert (os.environ["GLOO_SOCKET_IFNAME"], os.environ["NCCL_SOCKET_IFNAME"]) == ("lo", "chosen")
+    monkeypatch.delenv("NCCL_SOCKET_IFNAME")
+    use_interface_of_the_node()
+    assert os.environ["NCCL_SOCKET_IFNAME"] == "=lo", "NCCL takes a bare name for the beginning of one"

@@ -10,7 +10,7 @@ import ray
 from ray._private.state import available_resources_per_node, state
 
 from lexray.tuning.placement.book import NodeState, View
-from lexray.tuning.placement.nodes import Node, trials_on_head
+from lexray.tuning.placement.nodes import ZONE, Node, trials_on_head
 from lexray.tuning.placement.object_store import STORE_SHARE
 from lexray.tuning.planning.plan import Machines
 
@@ -50,7 +50,7 @@ def cluster_view() -> View:
     alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
     nodes = {
         node_id: NodeState(
-            total=_node(node["Resources"]),
+            total=_node(node["Resources"], node.get("Labels", {}).get(ZONE)),
             available=_node(available.get(node_id, node["Resources"])),
             is_leaving=node_id in leaving,
         )
@@ -77,8 +77,14 @@ def cluster_machines() -> Machines:
     )
 
 
-def _node(resources: Mapping[str, float]) -> Node:
-    return Node(*(float(resources.get(name, 0.0)) for name in ("CPU", "GPU", "memory")))
+def _node(resources: Mapping[str, float], zone: str | None = None) -> Node:
+    cpus, gpus, memory_bytes = (float(resources.get(name, 0.0)) for name in ("CPU", "GPU", "memory"))
+    return Node(cpus, gpus, memory_bytes, zone)
+
+
+def zone_resource(zone: str) -> str:
+    """Name under which a group of nodes to come has its zone: Ray's record of such groups has no labels."""
+    return f"{ZONE}={zone}"
 
 
 def _to_come(alive: list[dict[str, Any]]) -> Iterator[tuple[str, Node]]:
@@ -87,5 +93,6 @@ def _to_come(alive: list[dict[str, Any]]) -> Iterator[tuple[str, Node]]:
     for group in config.node_group_configs if config is not None else ():
         there = sum(node.get("Labels", {}).get("ray.io/node-group") == group.name for node in alive)
         most = group.max_count if group.max_count >= 0 else MAX_TO_COME
+        zone = next((name.partition("=")[2] for name in group.resources if name.startswith(f"{ZONE}=")), None)
         for number in range(min(most - there, MAX_TO_COME)):
-            yield f"{group.name}/{number}", _node(dict(group.resources))
+            yield f"{group.name}/{number}", _node(dict(group.resources), zone)

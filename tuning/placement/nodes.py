@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lexray.storage.errors import UserError
 from lexray.tuning.trials import Footprint, Trial
@@ -42,6 +42,8 @@ class Node:
     gpus: float
     memory_bytes: float = 0.0
     """Of processes; Ray's object store is not among it."""
+    zone: str | None = None
+    """None where nobody knows it: such a node counts to every zone."""
 
     def workers(self, footprint: Footprint) -> int:
         """How many workers of a trial fit on this node when it is empty."""
@@ -51,21 +53,44 @@ class Node:
 
     def less(self, footprint: Footprint, workers: int) -> Node:
         """What is left when so many workers have their share; never below nothing."""
-        return Node(
-            max(0.0, self.cpus - workers * footprint.cpus_per_worker),
-            max(0.0, self.gpus - workers * footprint.gpus_per_worker),
-            self.memory_bytes,
+        return replace(
+            self,
+            cpus=max(0.0, self.cpus - workers * footprint.cpus_per_worker),
+            gpus=max(0.0, self.gpus - workers * footprint.gpus_per_worker),
         )
 
 
-def place(footprint: Footprint, group: int, free: Mapping[str, Node]) -> tuple[str, ...] | None:
-    """The node of each worker in the order of ranks, None when not all of them have room.
+def zones_of(zones: Iterable[str | None]) -> list[str | None]:
+    """The known zones, sorted; None alone where none is known."""
+    return [*sorted({zone for zone in zones if zone is not None})] or [None]
 
-    `group` workers in a row are on one node. As few nodes as possible: the roomiest first, and for the rest the
-    tightest that holds it, so that large holes stay large.
+
+def most_in_one_zone(counts: Iterable[tuple[str | None, int]]) -> int:
+    """The largest sum over the nodes of one zone, of (zone, number) pairs."""
+    pairs = list(counts)
+    return max(sum(n for of, n in pairs if of in (zone, None)) for zone in zones_of(of for of, _ in pairs))
+
+
+def place(footprint: Footprint, group: int, free: Mapping[str, Node]) -> tuple[str, ...] | None:
+    """The node of each worker in the order of ranks, None when not all of them have room in one zone.
+
+    `group` workers in a row are on one node. As few nodes as possible, and of these the tightest, so that large holes
+    stay large.
     """
     groups = {node_id: node.workers(footprint) // group for node_id, node in free.items()}
-    left, places = footprint.workers // group, list[str]()
+    placed = []
+    for zone in zones_of(node.zone for node in free.values()):
+        inside = {node_id: room for node_id, room in groups.items() if free[node_id].zone in (zone, None)}
+        places = _place_groups(footprint.workers // group, group, inside)
+        if places is not None:
+            placed.append(places)
+    return min(placed, key=lambda places: (len(set(places)), sum(groups[node] for node in set(places))), default=None)
+
+
+def _place_groups(number: int, group: int, rooms: Mapping[str, int]) -> tuple[str, ...] | None:
+    """Place so many groups: on the roomiest node first, and the rest on the tightest that holds it."""
+    groups = dict(rooms)
+    left, places = number, list[str]()
     while left > 0:
         enough = [node_id for node_id, room in groups.items() if room >= left]
         if enough:
@@ -93,7 +118,9 @@ def refuse_what_never_fits(trials: Sequence[Trial], nodes: Sequence[Node]) -> No
         if group > 1:
             wants += f", {group} at a time on one node (mesh.feature)"
         has = f"{sum(n.cpus for n in nodes):g} CPU, {sum(n.gpus for n in nodes):g} GPU on {len(nodes)} node(s)"
-        fitting = group * sum(node.workers(footprint) // group for node in nodes)
+        if len(zones_of(node.zone for node in nodes)) > 1:
+            has += f" in {len(zones_of(node.zone for node in nodes))} zones, of which a trial uses one"
+        fitting = group * most_in_one_zone((node.zone, node.workers(footprint) // group) for node in nodes)
         raise UserError(
             f"resources.workers: trial {trial.name} wants {wants}, but the cluster ({has}) has room for {fitting}; "
             "lower resources.workers or resources.cpus_per_worker"

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray.autoscaler.sdk import request_resources
 
 from lexray.tuning.placement.book import Book, View, Wish, Wishes
 from lexray.tuning.placement.cluster_view import RecentView, cluster_view
-from lexray.tuning.placement.nodes import HEAD, place
+from lexray.tuning.placement.nodes import HEAD, ZONE, place, zones_of
 from lexray.tuning.trials import Footprint
 from lexray.tuning.window_servers import WindowServers
 
 ON_HEAD = {HEAD: 0.0001}
 """A little of what only the head has: nobody takes that node away while the cluster lives."""
+
+
+class Bundle(NamedTuple):
+    """Resources on one node, as the autoscaler is asked for them."""
+
+    resources: tuple[tuple[str, float], ...]
+    """Names and amounts."""
+    zone: str | None
+    """None where any will do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +53,7 @@ class Placer:
         self._servers = servers
         self._view = RecentView(view, clock)
         self._clock = clock
-        self._asked: list[dict[str, float]] = []
+        self._asked: list[Bundle] = []
 
     def claim(self, trial: str, name: str, wishes: Wishes) -> bool:
         """Whether the trial got nodes. Those it had before are given back."""
@@ -103,19 +113,43 @@ class Placer:
             staying = [node_id for node_id, node in view.nodes.items() if not node.is_leaving]
             self._servers.keep_only(self._book.used_nodes(), staying, self._clock())
         if view.to_come or self._asked:
-            held = [claim.wish for claim in self._book.claims.values()]
-            waited = [waiting.wish for waiting in self._book.waiting.values()]
-            self._ask_for([bundle for wish in [*held, *waited] for bundle in _bundles(wish)] if waited else [])
+            self._ask_for(wanted_bundles(self._book, view) if self._book.waiting else [])
 
-    def _ask_for(self, bundles: list[dict[str, float]]) -> None:
+    def _ask_for(self, bundles: list[Bundle]) -> None:
         """Tell the autoscaler how large the cluster has to be; nothing: as the work there is needs it."""
         if bundles != self._asked:
-            request_resources(bundles=bundles)
+            request_resources(
+                bundles=[dict(bundle.resources) for bundle in bundles],
+                bundle_label_selectors=[{} if bundle.zone is None else {ZONE: bundle.zone} for bundle in bundles],
+            )
             self._asked = bundles
 
 
-def _bundles(wish: Wish) -> list[dict[str, float]]:
-    """What a trial takes as the autoscaler is told of it: the workers of a feature group in one piece."""
+def wanted_bundles(book: Book, view: View) -> list[Bundle]:
+    """Return what running trials take, and waiting ones as far as the cluster can become large enough for all of them.
+
+    Each trial has the zone where it would run: without one, the autoscaler could start its nodes in two.
+    """
+    staying = {node_id: state.total for node_id, state in view.nodes.items() if not state.is_leaving}
+    all_nodes = {**staying, **view.to_come}
+    several = len(zones_of(node.zone for node in all_nodes.values())) > 1
+    left, bundles = dict(all_nodes), list[Bundle]()
+    held = [(claim.wish, claim.nodes) for claim in book.claims.values()]
+    for wish, claimed in [*held, *((waiting.wish, None) for waiting in book.waiting.values())]:
+        places = claimed or wish.on(left)
+        if places is None:
+            continue  # Ray's autoscaler does nothing at all for a request of which any part can never be
+        for node_id, workers in Counter(places).items():
+            if node_id in left:
+                left[node_id] = left[node_id].less(wish.footprint, workers)
+        zones = {all_nodes[node_id].zone for node_id in places if node_id in all_nodes}
+        bundles += _bundles(wish, zones.pop() if several and len(zones) == 1 else None)
+    return bundles
+
+
+def _bundles(wish: Wish, zone: str | None) -> list[Bundle]:
+    """The workers of a feature group in one piece."""
     footprint, group = wish.footprint, wish.mesh.feature
-    bundle = {"CPU": footprint.cpus_per_worker * group, "GPU": footprint.gpus_per_worker * group}
-    return [{name: amount for name, amount in bundle.items() if amount}] * (footprint.workers // group)
+    amounts = {"CPU": footprint.cpus_per_worker * group, "GPU": footprint.gpus_per_worker * group}
+    resources = tuple((name, amount) for name, amount in amounts.items() if amount)
+    return [Bundle(resources, zone)] * (footprint.workers // group)

@@ -15,7 +15,7 @@ from lexray.storage.errors import UserError
 from lexray.storage.manifest import Manifest
 from lexray.training.config import MeshConfig, TrainingConfig
 from lexray.training.memory import Needs, needs
-from lexray.tuning.placement.nodes import Node
+from lexray.tuning.placement.nodes import Node, most_in_one_zone
 from lexray.tuning.trials import Footprint, Trial
 
 USABLE = 0.9
@@ -33,6 +33,8 @@ class Room:
     """Memory for each of them."""
     gpu_bytes: int | None = None
     """GPU memory for each of them; None where they compute on CPUs."""
+    zone: str | None = None
+    """Of the node: all workers of a trial are in one."""
 
 
 class Option(NamedTuple):
@@ -47,13 +49,14 @@ Estimate = Callable[[MeshConfig], Needs]
 
 def meshes(config: TrainingConfig, rooms: Sequence[Room], max_workers: int = MAX_WORKERS) -> Iterator[MeshConfig]:
     """Every mesh that the dictionary allows and the nodes have workers for, in the order in which they are tried."""
-    widest, most = max((room.workers for room in rooms), default=0), sum(room.workers for room in rooms)
+    widest = max((room.workers for room in rooms), default=0)
+    most = most_in_one_zone((room.zone, room.workers) for room in rooms)
     for workers in range(1, min(most, max_workers) + 1):
         for feature in range(min(workers, widest), 0, -1):
             if workers % feature:
                 continue
             data = workers // feature
-            if sum(room.workers // feature for room in rooms) >= data:
+            if most_in_one_zone((room.zone, room.workers // feature) for room in rooms) >= data:
                 mesh = replace(config.mesh, data=data, feature=feature)
                 if is_allowed(config, mesh):
                     yield mesh
@@ -130,7 +133,7 @@ def rooms_of(nodes: Sequence[Node], footprint: Footprint, gpu_bytes: int | None)
     of_gpu = int((gpu_bytes or 0) * min(1.0, footprint.gpus_per_worker)) if on_gpu else None
     counted = ((node, node.workers(footprint)) for node in nodes)
     return [
-        Room(workers=workers, host_bytes=int(node.memory_bytes / workers), gpu_bytes=of_gpu)
+        Room(workers=workers, host_bytes=int(node.memory_bytes / workers), gpu_bytes=of_gpu, zone=node.zone)
         for node, workers in counted
         if workers
     ]

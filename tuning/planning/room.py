@@ -8,7 +8,7 @@ from dataclasses import replace
 from lexray.storage.errors import UserError
 from lexray.storage.manifest import Manifest
 from lexray.training.memory import needs
-from lexray.tuning.placement.nodes import Node
+from lexray.tuning.placement.nodes import Node, most_in_one_zone
 from lexray.tuning.planning.mesh_choice import USABLE, gib, rooms_of, with_mesh
 from lexray.tuning.trials import Footprint, Trial
 
@@ -26,7 +26,7 @@ def refuse_what_has_no_room(
         of_gpu = int((gpu_bytes or 0) * min(1.0, footprint.gpus_per_worker))
         if of_gpu and wanted.device > USABLE * of_gpu:
             lack = _lack("GPU memory", wanted.device, "a GPU", of_gpu)
-        elif sum(_workers(node, footprint, wanted.host) for node in nodes) < footprint.workers:
+        elif most_in_one_zone((n.zone, _workers(n, footprint, wanted.host)) for n in nodes) < footprint.workers:
             largest = max((int(node.memory_bytes) for node in nodes), default=0)
             lack = _lack("memory", wanted.host, f"the largest of {len(nodes)} node(s)", largest)
         else:
