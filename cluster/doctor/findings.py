@@ -42,6 +42,18 @@ class Device:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Efa:
+    """EFA cards of a node, and what NCCL needs to use them."""
+
+    cards: int
+    """That the kernel lists."""
+    openable: int
+    """Of these, the ones whose device files this process may open."""
+    plugin_fault: str = ""
+    """Why the library by which NCCL uses them does not load; empty where it does."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MachineFacts:
     """What a node says of itself."""
 
@@ -50,6 +62,8 @@ class MachineFacts:
     devices: tuple[Device, ...] | Unknown
     fabrics: tuple[str, ...] = ()
     """Names of its InfiniBand or EFA devices."""
+    efa: Efa | None = None
+    """None: it has no EFA card."""
     shared: Disk | Unknown
     """`/dev/shm`."""
     plasma_dir: str | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import ctypes
 import hashlib
 import json
 import os
@@ -13,13 +14,15 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from lexray.cluster.doctor.findings import NOT_ASKED, Device, Disk, MachineFacts, Unknown
+from lexray.cluster.doctor.findings import NOT_ASKED, Device, Disk, Efa, MachineFacts, Unknown
 from lexray.cluster.doctor.machine_checks import CODE
 from lexray.cluster.jobs.package import PACKAGE, code_files
 from lexray.storage.stream_memory import node_memory
 
 LIBRARIES = ("ray", "torch", "deepspeed")
 SHARED_MEMORY, FABRICS = "/dev/shm", "/sys/class/infiniband"
+NCCL_PLUGIN = "libnccl-net.so"
+"""Name under which NCCL opens its network plugin, unless NCCL_NET_PLUGIN gives another."""
 _CGROUP_USE = (
     ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
     ("/sys/fs/cgroup/memory/memory.usage_in_bytes", "/sys/fs/cgroup/memory/memory.stat"),
@@ -39,6 +42,7 @@ def look_at_machine(*, is_head: bool, cache_dir: str | None) -> MachineFacts:
         versions=versions(),
         devices=_devices(),
         fabrics=tuple(sorted(os.listdir(FABRICS))) if os.path.isdir(FABRICS) else (),
+        efa=efa(),
         shared=shared,
         plasma_dir=arguments.get("plasma_directory"),
         temp=_disk(arguments["temp_dir"]) if "temp_dir" in arguments else Unknown("Ray's command line cannot be read"),
@@ -48,6 +52,20 @@ def look_at_machine(*, is_head: bool, cache_dir: str | None) -> MachineFacts:
         liveness=_settings(raylet),
         gcs_liveness=NOT_ASKED if gcs is None else _settings(gcs),
     )
+
+
+def efa(fabrics: str = FABRICS, devices: str = "/dev/infiniband", plugin: str = NCCL_PLUGIN) -> Efa | None:
+    """EFA cards of this node, how many may be opened, and NCCL's plugin as the loader finds it."""
+    cards = [card for card in Path(fabrics).glob("*") if (card / "device/driver").resolve().name == "efa"]
+    if not cards:
+        return None
+    verbs = {verb.name for card in cards for verb in (card / "device/infiniband_verbs").glob("*")}
+    openable = sum(os.access(Path(devices, name), os.R_OK | os.W_OK) for name in verbs)
+    try:
+        ctypes.CDLL(plugin)
+    except OSError as error:
+        return Efa(cards=len(cards), openable=openable, plugin_fault=str(error))
+    return Efa(cards=len(cards), openable=openable)
 
 
 def versions() -> dict[str, str]:

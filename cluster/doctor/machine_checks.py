@@ -48,6 +48,20 @@ def check_devices(found: Findings, limits: Limits) -> Check:
     return _if_any(found, "devices", f"{shown} on {of_nodes(len(found.answering))}")
 
 
+def check_efa(found: Findings, limits: Limits) -> Check:
+    """NCCL can use the EFA cards that are there and paid for."""
+    unused = _problems(found, lambda node, machine: _lacks_efa(machine))
+    if unused:
+        advice = (
+            "build the image with --target efa, and give the container its cards: vpc.amazonaws.com/efa of the pod, or "
+        )
+        return warn("efa", listed(unused), advice + "--device /dev/infiniband")
+    cards = sum(machine.efa.cards for _, machine in found.answering if machine.efa is not None)
+    if not cards:
+        return skipped("efa", "no node has an EFA card" if found.answering else NOBODY)
+    return ok("efa", f"{cards} cards, and NCCL's plugin for them")
+
+
 def check_shared_memory(found: Findings, limits: Limits) -> Check:
     """`/dev/shm` holds Ray's object store."""
     small = _problems(found, _lacks_shared_memory)
@@ -149,6 +163,16 @@ def _lacks_devices(node: NodeReport, machine: MachineFacts) -> str:
     if node.gpus > len(machine.devices):
         return f"Ray counts {node.gpus:g} GPUs, nvidia-smi lists {len(machine.devices)}"
     return ""
+
+
+def _lacks_efa(machine: MachineFacts) -> str:
+    efa = machine.efa
+    if efa is None:
+        return ""
+    wrong = [f"{efa.openable} of {efa.cards} cards can be opened"] if efa.openable < efa.cards else []
+    if efa.plugin_fault:
+        wrong.append(f"NCCL's plugin does not load ({efa.plugin_fault})")
+    return ", ".join(wrong)
 
 
 def _lacks_shared_memory(node: NodeReport, machine: MachineFacts) -> str:

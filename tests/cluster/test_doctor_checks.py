@@ -16,6 +16,7 @@ from lexray.cluster.doctor.findings import (
     DeadNode,
     Device,
     Disk,
+    Efa,
     Findings,
     Listening,
     MachineFacts,
@@ -40,6 +41,7 @@ def machine(**changes: Any) -> MachineFacts:
         **{
             "versions": VERSIONS,
             "devices": (Device(name="H100", driver="570"),),
+            "efa": Efa(cards=4, openable=4),
             "shared": Disk(path="/dev/shm", total_bytes=32 * GIB, free_bytes=32 * GIB),
             "plasma_dir": "/dev/shm",
             "temp": disk,
@@ -157,6 +159,11 @@ FAULTS: dict[str, tuple[Findings, str, Status, str]] = {
     "a GPU without driver": (
         with_machine(devices=Unknown("nvidia-smi is not installed")), "devices", Status.FAIL, "Ray counts 1 GPUs"),
     "a GPU that is gone": (with_machine(devices=()), "devices", Status.FAIL, "nvidia-smi lists 0"),
+    "EFA cards that the container may not open": (
+        with_machine(efa=Efa(cards=32, openable=0)), "efa", Status.WARN, "10.0.0.2: 0 of 32 cards can be opened"),
+    "an image without NCCL's plugin": (
+        with_machine(efa=Efa(cards=4, openable=4, plugin_fault="no such file")), "efa", Status.WARN,
+        "10.0.0.2: NCCL's plugin does not load (no such file)"),
     "a small /dev/shm": (with_machine(shared=SMALL_SHM), "shm", Status.FAIL, "0.1 GiB for an object store of 16.0 GiB"),
     "an object store on a disk": (with_machine(plasma_dir="/tmp"), "shm", Status.FAIL, "/tmp"),
     "a full disk": (with_machine(temp=FULL), "disk", Status.FAIL, "3.0 GiB free at /tmp/ray, 10.0 GiB wanted"),

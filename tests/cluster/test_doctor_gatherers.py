@@ -18,8 +18,8 @@ from wandb_server import KEY, wandb_server
 
 from lexray.cluster.doctor import traffic
 from lexray.cluster.doctor.doors import http_status, listening_addresses, public_addresses
-from lexray.cluster.doctor.findings import Device, StoreFault, StoreSpeed, Unknown
-from lexray.cluster.doctor.machine import code_hash, look_at_machine, system_config
+from lexray.cluster.doctor.findings import Device, Efa, StoreFault, StoreSpeed, Unknown
+from lexray.cluster.doctor.machine import code_hash, efa, look_at_machine, system_config
 from lexray.cluster.doctor.stores import (
     leave_marker,
     missing_folders,
@@ -252,3 +252,21 @@ def test_a_missing_wandb_key_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     assert not look_at_wandb("online").has_key
+
+
+def test_efa_cards_are_counted_by_their_driver_and_opened_by_their_device_files(tmp_path: Path) -> None:
+    for number, (card, driver) in enumerate({"rdmap16s27": "efa", "rdmap32s27": "efa", "mlx5_0": "mlx5_core"}.items()):
+        (tmp_path / f"pci/{card}/infiniband_verbs/uverbs{number}").mkdir(parents=True)
+        (tmp_path / f"drivers/{driver}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"pci/{card}/driver").symlink_to(tmp_path / f"drivers/{driver}")
+        (tmp_path / f"class/{card}").mkdir(parents=True)
+        (tmp_path / f"class/{card}/device").symlink_to(tmp_path / f"pci/{card}")
+    devices = tmp_path / "dev"
+    devices.mkdir()
+    (devices / "uverbs0").touch()
+    found = efa(str(tmp_path / "class"), str(devices), plugin="libc.so.6")
+    assert found == Efa(cards=2, openable=1)
+    lacking = efa(str(tmp_path / "class"), str(devices), plugin="libnccl-net-of-nobody.so")
+    assert lacking is not None
+    assert "libnccl-net-of-nobody.so" in lacking.plugin_fault
+    assert efa(str(devices), str(devices)) is None

@@ -11,7 +11,7 @@ COMPILERS = r"build-essential|\bgcc\b|g\+\+|\bcmake\b|nvcc|-devel\b|cuda-toolkit
 
 
 @pytest.fixture(scope="module")
-def stages():
+def all_stages():
     """Instructions of each stage: (word, rest), lines joined, comments left out."""
     text = re.sub(r"(?m)^\s*#.*\n", "", (FOLDER / "Dockerfile").read_text()).replace("\\\n", " ")
     found: list[list[tuple[str, str]]] = []
@@ -21,6 +21,12 @@ def stages():
             found.append([])
         found[-1].append((word, rest.strip()))
     return found
+
+
+@pytest.fixture(scope="module")
+def stages(all_stages):
+    """Those that make the plain image."""
+    return [stage for stage in all_stages if stage[0][1].startswith("python:")]
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +107,18 @@ def test_there_is_no_compiler_and_deepspeed_builds_nothing(stages, instructions)
         assert not re.search(COMPILERS, rest), rest
     for stage in stages:
         assert any(word == "ENV" and "DS_BUILD_OPS=0" in rest for word, rest in stage)
+
+
+def test_efa_is_a_target_of_its_own_and_the_default_is_the_plain_image(all_stages, stages):
+    assert stages[-1][0][1].endswith(" AS lexray")
+    efa, default = all_stages[len(stages) :]
+    assert (efa[0][1], default) == ("lexray AS efa", [("FROM", "lexray")])
+    (version,) = [rest.removeprefix("EFA_INSTALLER=") for word, rest in efa if word == "ARG"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", version)
+    (script,) = [rest for word, rest in efa if word == "RUN"]
+    assert "--skip-kmod" in script  # a container has no kernel of its own
+    assert 'test -n "$plugin"' in script  # an image without NCCL's plugin would use TCP without a word
+    assert [rest for word, rest in efa if word == "USER"] == ["root", "1000:1000"]
 
 
 def test_no_secret_is_baked_in(instructions):
