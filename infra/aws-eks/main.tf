@@ -85,6 +85,12 @@ module "identity" {
   readable_secret_arns = { wandb = aws_secretsmanager_secret.wandb.arn }
 }
 
+resource "aws_iam_role_policy_attachment" "extra" {
+  for_each   = toset(var.extra_policy_arns)
+  role       = module.identity.role_name
+  policy_arn = each.value
+}
+
 module "eks" {
   source             = "../modules/aws/eks"
   name               = var.name
@@ -100,6 +106,7 @@ module "eks" {
   admin_arns         = var.admin_arns
   core_instance_type = var.core_instance_type
   root_volume_gib    = var.root_volume_gib
+  kms_key_arn        = var.kms_key_arn
   pools              = local.pools
   namespace          = local.namespace
   service_account    = local.service_account

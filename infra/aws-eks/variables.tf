@@ -266,6 +266,28 @@ variable "admin_arns" {
   }
 }
 
+variable "kms_key_arn" {
+  description = "KMS key of yours for Kubernetes' secrets and the nodes' disks; its policy lets AWSServiceRoleForAutoScaling use it and make grants. Null makes a key for the secrets, and disks take the account's own."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.kms_key_arn == null ? true : can(regex("^arn:[a-z-]+:kms:[a-z0-9-]+:[0-9]{12}:key/.+$", var.kms_key_arn))
+    error_message = "kms_key_arn is ${coalesce(var.kms_key_arn, "unset")}: give the ARN of a key, not of an alias."
+  }
+}
+
+variable "extra_policy_arns" {
+  description = "IAM policies of the pods beyond what the bucket needs, such as a second bucket or the key of `existing_bucket`."
+  type        = list(string)
+  default     = []
+
+  validation {
+    condition     = alltrue([for arn in var.extra_policy_arns : can(regex("^arn:[a-z-]+:iam::.*:policy/.+$", arn))])
+    error_message = "extra_policy_arns has ${join(", ", var.extra_policy_arns)}: give ARNs of IAM policies."
+  }
+}
+
 variable "core_instance_type" {
   description = "Instance type of the two nodes that are always there: they carry the head, the operator and DNS."
   type        = string

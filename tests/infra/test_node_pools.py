@@ -97,3 +97,19 @@ def test_huge_pages_are_reserved_on_nodes_with_efa_alone(eks):
 
 def test_the_node_groups_that_are_kept_are_those_that_terraform_makes(eks):
     assert rendered.read(rendered.NODE_GROUPS) == rendered.node_groups(eks["resources"]), "run `make infra-rendered`"
+
+
+def test_a_key_and_policies_of_the_users_own_are_used(eks):
+    def values(kind, name):
+        return [r["values"] for r in eks["resources"] if (r["type"], r["name"]) == (kind, name)]
+
+    key = "arn:aws:kms:us-east-1:123456789012:key/ours"
+    assert values("aws_kms_key", "secrets") == []
+    (cluster,) = values("aws_eks_cluster", "this")
+    assert cluster["encryption_config"][0]["provider"][0]["key_arn"] == key
+    disks = [
+        t["block_device_mappings"][0]["ebs"][0] for n in ("core", "pool") for t in values("aws_launch_template", n)
+    ]
+    assert {(disk["kms_key_id"], disk["encrypted"]) for disk in disks} == {(key, "true")}
+    (attached,) = values("aws_iam_role_policy_attachment", "extra")
+    assert attached["policy_arn"] == "arn:aws:iam::123456789012:policy/read-another-bucket"

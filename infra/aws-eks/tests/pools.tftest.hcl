@@ -9,6 +9,8 @@ run "pools_of_every_kind" {
     region                = "us-east-1"
     container_image       = "registry.example.com/lexray:0.1.0"
     hourly_cost_limit_usd = 400
+    kms_key_arn           = "arn:aws:kms:us-east-1:123456789012:key/ours"
+    extra_policy_arns     = ["arn:aws:iam::123456789012:policy/read-another-bucket"]
     pools = {
       cpu  = { instance_types = ["m6i.2xlarge"], cpus = 7, memory_gib = 28, capacity = "ON_DEMAND", price_usd_hour = 0.4 }
       a10g = { instance_types = ["g5.12xlarge"], cpus = 46, memory_gib = 176, gpus = 4, price_usd_hour = 5.672 }

@@ -32,6 +32,8 @@ run "refuses_a_bad_value_of_every_variable" {
     kubernetes_version     = "latest"
     allowed_cidrs          = ["0.0.0.0/0"]
     admin_arns             = ["me"]
+    kms_key_arn            = "alias/ours"
+    extra_policy_arns      = ["AdministratorAccess"]
     core_price_usd_hour    = -1
   }
 
@@ -55,6 +57,8 @@ run "refuses_a_bad_value_of_every_variable" {
     var.kubernetes_version,
     var.allowed_cidrs,
     var.admin_arns,
+    var.kms_key_arn,
+    var.extra_policy_arns,
     var.core_price_usd_hour,
   ]
 }

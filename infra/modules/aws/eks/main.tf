@@ -1,6 +1,11 @@
 # The control plane. Who may do what is decided by access entries alone; its API is private unless addresses are named.
 
+locals {
+  secrets_key_arn = coalesce(var.kms_key_arn, one(aws_kms_key.secrets[*].arn))
+}
+
 resource "aws_kms_key" "secrets" {
+  count                   = var.kms_key_arn == null ? 1 : 0
   description             = "Kubernetes secrets of ${var.name}"
   enable_key_rotation     = true
   deletion_window_in_days = 7
@@ -54,7 +59,7 @@ resource "aws_eks_cluster" "this" {
     resources = ["secrets"]
 
     provider {
-      key_arn = aws_kms_key.secrets.arn
+      key_arn = local.secrets_key_arn
     }
   }
 

@@ -90,6 +90,7 @@ resource "aws_launch_template" "core" {
       volume_size           = 50
       volume_type           = "gp3"
       encrypted             = true
+      kms_key_id            = var.kms_key_arn
       delete_on_termination = true
     }
   }
@@ -123,6 +124,7 @@ resource "aws_launch_template" "pool" {
       volume_size           = var.root_volume_gib
       volume_type           = "gp3"
       encrypted             = true
+      kms_key_id            = var.kms_key_arn
       delete_on_termination = true
     }
   }

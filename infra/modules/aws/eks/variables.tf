@@ -81,6 +81,11 @@ variable "pools" {
   }))
 }
 
+variable "kms_key_arn" {
+  description = "Key for Kubernetes' secrets and nodes' disks; null makes one for the secrets."
+  type        = string
+}
+
 variable "namespace" {
   description = "Kubernetes namespace of the Ray cluster."
   type        = string
