@@ -170,8 +170,10 @@ def test_kubernetes_has_a_group_for_each_pool_from_zero_with_taints_and_labels(e
     assert sorted(aws("eks").list_nodegroups(clusterName="lexray-eks")["nodegroups"]) == ["a10g", "core"]
     pool = aws("eks").describe_nodegroup(clusterName="lexray-eks", nodegroupName="a10g")["nodegroup"]
     assert (pool["scalingConfig"]["minSize"], pool["scalingConfig"]["maxSize"]) == (0, 2)
-    assert (pool["capacityType"], pool["labels"]) == ("SPOT", {"lexray.io/pool": "a10g"})
+    kept = json.loads(rendered.read(rendered.NODE_GROUPS))["a10g"]
+    assert (pool["capacityType"], pool["labels"]) == ("SPOT", kept["labels"])
     assert {taint["key"] for taint in pool["taints"]} == {"nvidia.com/gpu", "lexray.io/spot"}
+    assert kept["tags"].items() <= pool["tags"].items()
     association = aws("eks").describe_pod_identity_association
     namespaces = {
         association(clusterName="lexray-eks", associationId=f"a-{index}")["association"]["namespace"]
