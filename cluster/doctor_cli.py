@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from lexray.cluster.consoles import TextConsole
-from lexray.cluster.jobs_cli import Cluster, Insecure, Json, NoCode, TokenFile, Trust, target_of
+from lexray.cluster.jobs_cli import Cluster, Insecure, Json, TokenFile, Trust, target_of
 from lexray.cluster.provisioned.connection import Target
 from lexray.storage.config_file import read_config_file, read_text
 from lexray.storage.errors import UserError
@@ -41,7 +41,6 @@ def doctor(
     region: Annotated[str | None, typer.Option(help="Where the nodes run, if nothing else tells.")] = None,
     min_free_gib: Annotated[float, typer.Option(min=0, help="Free disk that Ray's folder needs on a node.")] = 10.0,
     min_gb_s: Annotated[float, typer.Option(min=0, help="All-reduce between nodes, at least, in GB/s.")] = 0.0,
-    no_code: NoCode = False,
     as_json: Json = False,
 ) -> None:
     """Look at a cluster from inside before a sweep runs there: one line for each check, and what to do.
@@ -54,7 +53,7 @@ def doctor(
     began = time.monotonic()
     if cluster is not None or (address or "").startswith(("http://", "https://")):
         target = target_of(address, cluster, token_file, trust=trust, insecure=insecure)
-        where, checks = _by_job(asked, target, with_code=not no_code)
+        where, checks = _by_job(asked, target)
     else:
         where, checks = _joined(asked, address, token_file)
     from lexray.cluster.commands import print_json
@@ -90,7 +89,7 @@ def _joined(asked: Asked, address: str | None, token_file: Path | None) -> tuple
         return address or "this machine", diagnose(request, address, limits)
 
 
-def _by_job(asked: Asked, target: Target, *, with_code: bool) -> tuple[str, list[Check]]:
+def _by_job(asked: Asked, target: Target) -> tuple[str, list[Check]]:
     """On a cluster whose dashboard we reach."""
     from lexray.cluster.doctor.outside import Errand, diagnose_by_job
 
@@ -105,7 +104,7 @@ def _by_job(asked: Asked, target: Target, *, with_code: bool) -> tuple[str, list
     }
     arguments = [word for option, value in given.items() if value is not None for word in (option, value)]
     with messages.status(Text(f"asking the nodes of {target.options}")):
-        return diagnose_by_job(target, Errand(sweep_text=text, arguments=arguments, with_code=with_code))
+        return diagnose_by_job(target, Errand(sweep_text=text, arguments=arguments))
 
 
 def use_token(file: Path | None) -> None:

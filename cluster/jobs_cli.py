@@ -31,7 +31,6 @@ SweepUrl = Annotated[str, typer.Argument(metavar="URL", help="Folder of the swee
 SweepOrJob = Annotated[str, typer.Argument(metavar="URL|JOB", help="Folder of the sweep, or id of its job.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait for its end; exit code 1 if it fails.")]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Wait for its end and show what it says.")]
-NoCode = Annotated[bool, typer.Option("--no-code", help="Send the sweep file alone: the cluster has lexray.")]
 
 
 def target_of(
@@ -52,7 +51,6 @@ def submit(
     insecure: Insecure = False,
     wait: Wait = False,
     follow: Follow = False,
-    no_code: NoCode = False,
     as_json: Json = False,
 ) -> None:
     """Send a sweep to a cluster, which runs it whether you stay or not. Send it again to continue.
@@ -61,7 +59,7 @@ def submit(
     """
     from lexray.cluster.jobs.submit_command import SubmitOptions, run_submit
 
-    options = SubmitOptions(wait=wait or follow, follow=follow, with_code=not no_code)
+    options = SubmitOptions(wait=wait or follow, follow=follow)
     raise typer.Exit(
         run_submit(
             str(file),
@@ -83,7 +81,6 @@ def resume(
     insecure: Insecure = False,
     wait: Wait = False,
     follow: Follow = False,
-    no_code: NoCode = False,
     as_json: Json = False,
 ) -> None:
     """Send a sweep to a cluster again, from its folder alone; what is finished is not trained again.
@@ -92,7 +89,7 @@ def resume(
     """
     from lexray.cluster.jobs.submit_command import SubmitOptions, run_resume
 
-    options = SubmitOptions(wait=wait or follow, follow=follow, with_code=not no_code)
+    options = SubmitOptions(wait=wait or follow, follow=follow)
     raise typer.Exit(
         run_resume(
             url, target_of(address, cluster, token_file, trust=trust, insecure=insecure), options, messages, as_json

@@ -31,8 +31,6 @@ class Errand:
     """The sweep file, None for no file."""
     arguments: Sequence[str]
     """Options of `lexray doctor` besides, with values as they hold on the cluster."""
-    with_code: bool
-    """Send the code along, unless the cluster's description names an image that has it."""
 
 
 def diagnose_by_job(
@@ -44,7 +42,7 @@ def diagnose_by_job(
     """Name of the cluster, and what the doctor says of it. Raises UserError, ClusterLostError, RefusedError."""
     with connect(target) as connection:
         client, job_id = JobClient(connection.dashboard), f"{PREFIX}{uuid.uuid4().hex[:12]}"
-        made = package(errand.sweep_text or "", with_code=errand.with_code and not _has_image(connection))
+        made = package(errand.sweep_text or "")
         client.upload(made)
         client.submit(job_id, entrypoint(errand, connection), made, {})
         job = _awaited(client, job_id, clock() + LONGEST_S, clock, sleep)
@@ -75,10 +73,6 @@ def document_in(log: str) -> dict[str, Any] | None:
         if "checks" in found:
             return dict(found)
     return None
-
-
-def _has_image(connection: Connection) -> bool:
-    return connection.description is not None and connection.description.image is not None
 
 
 def _awaited(

@@ -43,10 +43,13 @@ class Package:
         return f"gcs://{self.name}"
 
 
-def package(sweep_text: str, *, with_code: bool, folder: Path = PACKAGE) -> Package:
-    """Return the package of a job. Raises UserError naming the largest files when it is too large."""
-    files = {SWEEP_FILE: sweep_text.encode()}
-    return _packed({**files, **_contents(folder)} if with_code else files)
+def package(sweep_text: str, folder: Path = PACKAGE) -> Package:
+    """Return the package of a job: the sweep file and the code. Raises UserError naming the largest files if too large.
+
+    The code is always in it: the head and the workers import it before whatever their image has installed, so that a
+    sweep runs the code it was planned with.
+    """
+    return _packed({SWEEP_FILE: sweep_text.encode(), **_contents(folder)})
 
 
 def code_package(folder: Path = PACKAGE) -> Package:

@@ -55,9 +55,7 @@ def sweep_of(text: str, where: str) -> SweepFile:
     return checked_content(where, mapping_of(text, where), SweepFile)
 
 
-def submit(
-    connection: Connection, sweep: SweepFile, text: str, *, with_code: bool, on_plan: Callable[[Plan], None]
-) -> Submission:
+def submit(connection: Connection, sweep: SweepFile, text: str, *, on_plan: Callable[[Plan], None]) -> Submission:
     """Start the sweep as a job, or find that it runs; `on_plan` sees the plan before anything is sent.
 
     Raises UserError for what the job would refuse.
@@ -76,7 +74,7 @@ def submit(
         if not made.to_do:
             return Submission(job="", url=output.url, is_new=False, plan=made)
     _refuse_driven(output)
-    job, size = _start(connection, client, sweep, text, output.url, base, attempts, with_code=with_code)
+    job, size = _start(connection, client, sweep, text, output.url, base, attempts)
     return Submission(job=job, url=output.url, is_new=True, bytes=size, plan=made, unplanned=unplanned)
 
 
@@ -88,11 +86,9 @@ def _start(
     url: str,
     base: str,
     attempts: Sequence[Job],
-    *,
-    with_code: bool,
 ) -> tuple[str, int]:
     """The id of the new job, and what it has to be sent."""
-    made = package(text, with_code=with_code)
+    made = package(text)
     client.upload(made)
     job = next_id(base, [attempt.id for attempt in attempts])
     command = entrypoint(job, connection.name, startable(connection.description))

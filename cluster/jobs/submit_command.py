@@ -30,8 +30,6 @@ class SubmitOptions:
     """For the end of the job."""
     follow: bool
     """Show what it says meanwhile."""
-    with_code: bool
-    """Unless the cluster's description names an image, which has the code."""
 
 
 def run_submit(file: str, target: Target, options: SubmitOptions, messages: Console, as_json: bool) -> int:
@@ -62,10 +60,7 @@ def run_resume(url: str, target: Target, options: SubmitOptions, messages: Conso
 
 def _send(sweep: SweepFile, text: str, target: Target, options: SubmitOptions, messages: Console, as_json: bool) -> int:
     with connect(target) as connection:
-        has_image = connection.description is not None and connection.description.image is not None
-        sent = submit(
-            connection, sweep, text, with_code=options.with_code and not has_image, on_plan=_plan_shown(as_json)
-        )
+        sent = submit(connection, sweep, text, on_plan=_plan_shown(as_json))
         _tell(sent, messages)
         job = None
         if options.wait and sent.job:

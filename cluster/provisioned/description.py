@@ -180,7 +180,7 @@ class ClusterDescription(FileModel):
     """None: the cluster has no token. `lexray doctor` calls that a failure unless only this machine can reach it."""
     ray_version: str | None = None
     image: str | None = None
-    """Container image, or machine image, that has lexray; None: the code is sent with each job."""
+    """Container image, or machine image, with lexray's dependencies. Each job brings lexray's own code."""
     image_pull_secrets: tuple[KubeName, ...] = ()
     """Secrets of the namespace with which Kubernetes pulls `image` from a private registry."""
     data_url: str | None = None

@@ -12,6 +12,8 @@ import pytest
 from sweeps import sweep_content, write_sweep
 from training_synthetic import small_dataset
 
+from benchmarks.raylets import raylets
+
 NAMES = ("training", "storage", "tuning", "cluster", "lexray", "yaml", "pydantic", "torch", "statistics")
 PROBE = """
 import json, sys
@@ -45,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def foreign(folder: Path, *names: str) -> Path:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for name in names:
         text = f"open({str(folder / 'ran')!r}, 'a').write({name!r})\nraise SystemExit({name!r})\n"
         (folder / f"{name}.py").write_text(text)
@@ -114,6 +116,30 @@ def test_the_code_of_the_command_wins_over_what_a_node_has_installed(tmp_path: P
     seen = json.loads(done.stdout.splitlines()[-1])
     assert str(installed.parent) in seen["path"]
     assert seen["file"].startswith(f"{seen['folder']}/lexray/")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(700)
+def test_a_submitted_sweep_runs_the_senders_code_on_an_image_with_another_lexray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = foreign(tmp_path / "installed" / "lexray", "__init__", "__main__")
+    monkeypatch.setenv("PYTHONPATH", str(installed.parent))
+    file = write_sweep(tmp_path / "sweep.yaml", tiny_sweep(tmp_path))
+    with raylets(tmp_path) as cluster:
+        monkeypatch.delenv("PYTHONPATH")
+        cluster.add("worker", 2)
+        cluster.await_nodes()
+        token = {"kind": "file", "path": str(cluster.token_file)}
+        described = {"schema": 1, "name": "lab", "provider": "ray", "image": "registry/lexray:of-another-version"}
+        described |= {"access": {"kind": "direct", "address": cluster.dashboard}, "token": token}
+        (tmp_path / "cluster.json").write_text(json.dumps(described))
+        target = ["--cluster", "cluster.json", "--trust", "--json"]
+        state = {"XDG_STATE_HOME": str(tmp_path / "state")}
+        submitted = run([*lexray_command(), "submit", file, "--wait", *target], tmp_path, **state)
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    assert json.loads(submitted.stdout)["status"] == "SUCCEEDED"
+    assert not (installed / "ran").exists()
 
 
 @pytest.mark.slow

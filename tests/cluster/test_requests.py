@@ -132,9 +132,9 @@ def test_sweeps_into_other_folders_have_other_ids():
 
 
 def test_the_package_is_the_code_and_the_file_and_equal_for_equal_content():
-    made = package("name: x\n", with_code=True)
-    assert made.name == package("name: x\n", with_code=True).name
-    assert made.name != package("name: y\n", with_code=True).name
+    made = package("name: x\n")
+    assert made.name == package("name: x\n").name
+    assert made.name != package("name: y\n").name
     names = zipfile.ZipFile(io.BytesIO(made.content)).namelist()
     assert {
         "sweep.yaml",
@@ -145,9 +145,6 @@ def test_the_package_is_the_code_and_the_file_and_equal_for_equal_content():
     assert {name.split("/")[0] for name in names} == {"sweep.yaml", "lexray"}
     assert not any("__pycache__" in name for name in names)
     assert len(made.content) < 2_000_000
-    alone = package("name: x\n", with_code=False)
-    assert zipfile.ZipFile(io.BytesIO(alone.content)).namelist() == ["sweep.yaml"]
-    assert len(alone.content) < 1000
 
 
 def test_only_source_files_of_the_floors_leave_the_machine(tmp_path: Path):
@@ -171,7 +168,7 @@ def test_a_package_over_the_limit_names_the_largest_files(tmp_path: Path):
         noise = bytes(range(256)) * (size // 256)
         (tmp_path / "tuning" / f"{number}.py").write_bytes(noise if number else _noise(size))
     with pytest.raises(UserError) as refused:
-        package("name: x", with_code=True, folder=tmp_path)
+        package("name: x", folder=tmp_path)
     assert "upload: 10.0 MB, at most 10 MB" in str(refused.value)
     assert "lexray/tuning/0.py (10.0 MB), lexray/tuning/1.py (1.0 MB)" in str(refused.value)
 
