@@ -29,6 +29,10 @@ NOTICE_S = 3.0
 """How long after a worker's death the cluster may need to know that its node is gone."""
 
 
+class NoNodesError(RuntimeError):
+    """Nodes that a trial needs did not arrive in `resources.wait_at_most_s`. One line with the cause."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attempts:
     """What decides about the attempts at a trial."""
@@ -45,8 +49,9 @@ class Attempts:
     def run(self, attempt: Callable[[Placement], str]) -> bool:
         """Call `attempt` until it says something else than that the trial moves; False: the sweep was over before.
 
-        Raises the attempt's error once it failed too often for reasons of its own. A node that is gone, or is about to
-        go, excuses one failure: it may stay for long after it was told to leave.
+        Raises NoNodesError when nodes are missing for too long, and the attempt's error once it failed too often for
+        reasons of its own. A node that is gone, or is about to go, excuses one failure: it may stay for long after it
+        was told to leave.
         """
         failures, excuses = 0, set[str]()
         while (placement := self._nodes()) is not None:
@@ -73,6 +78,8 @@ class Attempts:
             if self.is_over():
                 self.rooms.release(self.trial.id)
                 return None
+            if reason := self.rooms.overdue(self.trial.id):
+                raise NoNodesError(reason)
             self.sleep(ASK_EVERY_S)
 
 

@@ -99,6 +99,8 @@ class Driver:
     place: Place = field(default_factory=this_place)
     waiting: Callable[[], list[str]] = list
     """What trials wait for, one line each; set by whoever places them."""
+    launch_failures: Callable[[], list[str]] = list
+    """Why nodes that trials wait for are not launched, one line each; logged once, shown while they wait."""
     links: Callable[[], dict[str, str]] = dict
     """Pages in W&B, by id of trial."""
     beat_s: float = BEAT_S
@@ -109,6 +111,7 @@ class Driver:
     _record: DriverRecord = field(init=False)
     _state: str = RUNNING
     _reason: str = ""
+    _failures: list[str] = field(default_factory=list)
     _is_displaced: bool = False
     _wake: threading.Event = field(default_factory=threading.Event)
     _over: bool = False
@@ -180,10 +183,18 @@ class Driver:
     def _waiting(self) -> list[str]:
         """Nothing where who places the trials cannot say: that we are alive matters more."""
         try:
-            return self.waiting() if self._state == RUNNING else []
+            return [*self.waiting(), *self._new_failures()] if self._state == RUNNING else []
         except Exception as error:
             log.debug("what trials wait for is not known just now (%s)", error)
             return []
+
+    def _new_failures(self) -> list[str]:
+        failures = self.launch_failures()
+        for line in failures:
+            if line not in self._failures:
+                log.warning("%s", line)
+        self._failures = failures
+        return failures
 
     def _displaced(self) -> None:
         self._is_displaced = True

@@ -88,12 +88,12 @@ def _train(
     num_finished = len(plan.trials) - len(plan.unfinished)
     statuses = StatusMetrics(sweep=plan.sweep.name, num_trials=plan.num_trials, num_finished=num_finished)
     with (
-        placing(servers) as rooms,
+        placing(servers, plan.sweep.resources.wait_at_most_s) as rooms,
         FollowThread(folder=plan.folder, followers=[*followers, statuses]) as follow,
         plan.ends as ends,
     ):
         if driver is not None:
-            driver.waiting = rooms.waiting
+            driver.waiting, driver.launch_failures = rooms.waiting, rooms.launch_failures
         _tune(plan, work, _runs(plan, rooms, nodes, cache), rooms, follow, ends)
         _close_unfinished(plan.with_asked())
 

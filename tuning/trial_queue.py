@@ -7,11 +7,14 @@ trial in line waits until it fits; none overtakes it, so a wide one is not starv
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from ray.tune.search import Searcher
 
 from lexray.tuning.placement.rooms import Rooms
+from lexray.tuning.records import new_record
+from lexray.tuning.sweep_folder import FAILED
 from lexray.tuning.trial_run import TrialRun
 from lexray.tuning.trials import Footprint
 
@@ -49,13 +52,16 @@ class TrialQueue(Searcher):
         if self._is_over():
             return Searcher.FINISHED  # type: ignore[return-value]
         if not self._waiting and self._source is not None:
-            if not self._rooms.has_room(self._source.smallest):
+            # With none running nothing more will be known, and only a trial that waits makes an autoscaler add nodes.
+            if self._running and not self._rooms.has_room(self._source.smallest):
                 return None
             self._waiting += self._source.ask()
         if not self._waiting:
             return Searcher.FINISHED  # type: ignore[return-value]
         first = self._waiting[-1]
         if not self._rooms.claim(first.trial.id, first.trial.name, first.meshes):
+            if reason := self._rooms.overdue(first.trial.id):
+                self._give_up(self._waiting.pop(), reason)
             return None
         run = self._running[trial_id] = self._waiting.pop()
         self._on_change(run, True)
@@ -66,6 +72,13 @@ class TrialQueue(Searcher):
         if run is not None:
             self._rooms.release(run.trial.id)
             self._on_change(run, False)
+
+    def _give_up(self, run: TrialRun, reason: str) -> None:
+        """A trial that never got its nodes has failed; run again, the sweep tries it again."""
+        self._on_change(run, True)
+        run.folder.write_trial(replace(new_record(run.trial, status=FAILED), reason=reason))
+        self._rooms.release(run.trial.id)
+        self._on_change(run, False)
 
     # Tune wants to keep searchers for its own way of resuming, which lexray does not use: the sweep's folder knows
     # which trials are finished.

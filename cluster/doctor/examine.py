@@ -16,7 +16,14 @@ from lexray.cluster.doctor.machine_checks import (
     check_shared_memory,
     check_versions,
 )
-from lexray.cluster.doctor.reach_checks import check_dashboard, check_exposure, check_nodes, check_start, check_token
+from lexray.cluster.doctor.reach_checks import (
+    check_dashboard,
+    check_exposure,
+    check_launches,
+    check_nodes,
+    check_start,
+    check_token,
+)
 from lexray.cluster.doctor.store_checks import check_data, check_identity, check_output, check_region
 from lexray.cluster.doctor.traffic_checks import check_network, check_wandb
 from lexray.cluster.doctor.verdict import Check, Limits
@@ -24,6 +31,7 @@ from lexray.cluster.doctor.verdict import Check, Limits
 CHECKS: tuple[Callable[[Findings, Limits], Check], ...] = (
     check_start,
     check_nodes,
+    check_launches,
     check_dashboard,
     check_token,
     check_exposure,

@@ -229,6 +229,8 @@ class Findings:
     gloo: AllReduce | Unknown = NOT_ASKED
     nccl: AllReduce | Unknown = NOT_ASKED
     wandb: WandbFacts | Unknown = NOT_ASKED
+    launch_failures: tuple[str, ...] | Unknown = ()
+    """Why the autoscaler launches no nodes, one line for each pool."""
     start_notes: tuple[str, ...] | None = None
     """What this machine lacked when Ray was started here; None for a Ray that ran before."""
 

@@ -31,7 +31,10 @@ from lexray.cluster.doctor.store_checks import is_s3
 from lexray.cluster.doctor.wandb_host import look_at_wandb
 from lexray.storage.objects.settings import StorageSettings
 from lexray.storage.store import Store
+from lexray.tuning.placement.launch_failures import launch_failures
 
+LAUNCHES_S = 600.0
+"""How far back failed launches of nodes are reported."""
 LOOK_S, DASHBOARD_S = 6.0, 13.0
 """Longest that a node may take to look at itself, and to ask the dashboard twice, which may only just have begun."""
 
@@ -54,8 +57,9 @@ def gather(request: Request, deadline: Deadline, clock_of: Callable[[str], Clock
     """Everything about the connected cluster, in the time there is. `clock_of` gives a node's clock by its name."""
     mine = versions()  # at once: the code that was sent along is the code of now
     living, dead = nodes_of(ray.nodes())
-    with ThreadPoolExecutor(1) as here, probed(living, deadline, clock_of) as scene:
+    with ThreadPoolExecutor(2) as here, probed(living, deadline, clock_of) as scene:
         wandb = here.submit(look_at_wandb, request.wandb_mode)
+        failures = here.submit(_launch_failures)
         stores = _Stores(scene=scene, request=request)
         asked = stores.ask()
         machines = scene.answers(scene.ask(LOOK_S, lambda node, probe: _look(node, probe, request)))
@@ -80,7 +84,15 @@ def gather(request: Request, deadline: Deadline, clock_of: Callable[[str], Clock
             gloo=gloo,
             nccl=nccl,
             wandb=wandb.result(),
+            launch_failures=failures.result(),
         )
+
+
+def _launch_failures() -> tuple[str, ...] | Unknown:
+    try:
+        return tuple(launch_failures(LAUNCHES_S))
+    except Exception as error:
+        return Unknown(f"the GCS does not report launches ({' '.join(str(error).split())})")
 
 
 def _look(node: Living, probe: Any, request: Request) -> Any:

@@ -34,6 +34,16 @@ def check_nodes(found: Findings, limits: Limits) -> Check:
     return ok("nodes", f"{of_nodes(len(found.nodes))}: {listed(node.name for node in found.nodes)}")
 
 
+def check_launches(found: Findings, limits: Limits) -> Check:
+    """The autoscaler could launch the nodes that were wanted."""
+    failures = found.launch_failures
+    if isinstance(failures, Unknown):
+        return skipped("launches", failures.reason)
+    if failures:
+        return fail("launches", listed(failures), "mend what the line names; trials wait for these nodes")
+    return ok("launches", "no launch of a node failed in the last 10 minutes")
+
+
 def check_dashboard(found: Findings, limits: Limits) -> Check:
     """The dashboard answers on every node: Ray Train frees the workers of stopped trials through it."""
     dashboard = found.dashboard

@@ -141,6 +141,10 @@ FEW = {name: value for name, value in Liveness().ray_env.items() if "health" not
 FAULTS: dict[str, tuple[Findings, str, Status, str]] = {
     "a node that does not answer": (
         healthy(node("10.0.0.2", of=Unknown("no answer in 10 s"))), "nodes", Status.FAIL, "10.0.0.2: no answer in 10"),
+    "nodes that cannot be launched": (
+        healthy(launch_failures=("pool gpu: no node can be launched: quota 0",)), "launches", Status.FAIL, "quota 0"),
+    "launches that nobody reports": (
+        healthy(launch_failures=Unknown("the GCS does not answer")), "launches", Status.SKIPPED, "the GCS"),
     "a node that died": (
         healthy(dead=(DeadNode(name="10.0.0.3", reason="health check failed"),)), "nodes", Status.WARN, "10.0.0.3"),
     "a Ray without dashboard": (

@@ -84,6 +84,23 @@ def test_the_record_tells_where_what_is_waited_for_and_how_it_ended(store):
     assert found.seen_s >= found.started_s
 
 
+def test_why_nodes_are_not_launched_is_shown_while_it_lasts_and_logged_once(store):
+    failures, seen = ["pool gpu: no node can be launched: quota 0"], []
+    enough = threading.Event()
+
+    def beat() -> dict[str, str]:
+        found = read_driver(store)
+        seen.extend(found.waiting if found is not None else [])
+        if len(seen) >= 3:
+            enough.set()
+        return {}
+
+    with driver(store, launch_failures=lambda: failures, links=beat):
+        assert enough.wait(30)
+    assert set(seen) == set(failures)
+    assert store.read("log.txt").decode().count("quota 0") == 1
+
+
 @pytest.mark.parametrize(
     ("error", "state", "reason"),
     [

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import ray
@@ -12,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lexray.training.config import MeshConfig
-from lexray.tuning.attempts import Attempts
+from lexray.tuning.attempts import Attempts, NoNodesError
 from lexray.tuning.placement.book import Book, NodeState, View, Wish, Wishes
 from lexray.tuning.placement.cluster_view import RECENT_S, RecentView
+from lexray.tuning.placement.launch_failures import failure_lines
 from lexray.tuning.placement.nodes import ZONE, Node, most_in_one_zone, place
 from lexray.tuning.placement.placer import Placement, Placer, wanted_bundles
 from lexray.tuning.placement.rooms import fixed_rooms
@@ -189,6 +191,105 @@ def test_feature_groups_need_a_node_each() -> None:
     assert sorted(claim.nodes) == ["a", "a", "b", "b"]
 
 
+# Nodes that do not arrive --------------------------------------------------------------------------------------------
+
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def waiting_placer(nodes: list[View], clock: Clock, **settings: Any) -> Placer:
+    """Nobody asks Ray; `nodes[0]` is the cluster."""
+    placer = Placer(None, lambda: nodes[0], clock, failures=lambda: ["pool gpu: quota 0"], **settings)
+    placer._ask_for = lambda bundles: None  # type: ignore[method-assign]
+    return placer
+
+
+def test_missing_nodes_are_waited_for_as_long_as_the_file_says_and_by_all_trials_together() -> None:
+    clock, nodes = Clock(), [view(head=0)]
+    placer = waiting_placer(nodes, clock, wait_at_most_s=100.0)
+    for clock.now_s in range(0, 100, 10):
+        assert not placer.claim("one", "one", wishes(2))
+        assert placer.overdue("one") == ""
+    clock.now_s = 100.0
+    expected = "no nodes for 2 workers of 1 CPU in 100 s (resources.wait_at_most_s is 100): pool gpu: quota 0"
+    assert placer.overdue("one") == expected
+    placer.release("one")
+    clock.now_s = 101.0
+    assert not placer.claim("two", "two", wishes(2))
+    assert placer.overdue("two"), "the second trial does not wait for the same nodes all over again"
+    assert not placer.claim("other", "other", wishes(3))
+    assert placer.overdue("other") == "", "other nodes may arrive"
+    nodes[0] = view(head=0, pool=2)
+    clock.now_s = 110.0
+    assert placer.claim("two", "two", wishes(2))
+    assert placer.overdue("two") == ""
+
+
+def test_missing_nodes_that_nobody_asked_for_meanwhile_are_counted_anew() -> None:
+    clock = Clock()
+    placer = waiting_placer([view(head=0)], clock, wait_at_most_s=100.0)
+    assert not placer.claim("one", "one", wishes(2))
+    placer.release("one")
+    clock.now_s = 1000.0
+    assert not placer.claim("two", "two", wishes(2))
+    assert placer.overdue("two") == ""
+
+
+def test_a_trial_that_waits_for_its_turn_waits_as_long_as_it_takes() -> None:
+    clock = Clock()
+    placer = waiting_placer([view(a=2)], clock, wait_at_most_s=100.0)
+    assert placer.claim("one", "one", wishes(2))
+    for clock.now_s in (0.0, 50.0, 5000.0):
+        assert not placer.claim("two", "two", wishes(2))
+        assert placer.overdue("two") == ""
+
+
+@pytest.mark.parametrize("to_come", [{}, {"pool/0": Node(4, 0)}])
+def test_by_default_waiting_is_bounded_where_an_autoscaler_launches_nodes_alone(to_come: dict[str, Node]) -> None:
+    clock = Clock()
+    placer = waiting_placer([replace(view(head=0), to_come=to_come)], clock)
+    for clock.now_s in range(0, 4000, 50):
+        assert not placer.claim("one", "one", wishes(2))
+    assert bool(placer.overdue("one")) == bool(to_come)
+
+
+def test_why_nodes_are_not_launched_is_read_while_somebody_waits_alone() -> None:
+    placer = waiting_placer([view(a=1)], Clock())
+    assert placer.launch_failures() == []
+    assert not placer.claim("one", "one", wishes(2))
+    assert placer.launch_failures() == ["pool gpu: quota 0"]
+
+
+@dataclass
+class Launch:
+    ray_node_type_name: str
+    failed_ts_s: int | None
+    details: str | None
+
+
+def test_each_pool_has_the_line_of_its_newest_failure_with_what_to_change() -> None:
+    wrapped = "launch failed with Failed to launch 2 nodes of type a with request id 1-2: "
+    launches = [
+        Launch(
+            "a", 100, "launch failed with g5.xlarge on spot: MaxSpotInstanceCountExceeded: Max spot\ncount exceeded"
+        ),
+        Launch("a", 90, "launch failed with g5.xlarge on spot: InsufficientInstanceCapacity: none"),
+        Launch("b", 95, wrapped),
+        Launch("c", 1, "launch failed with long ago"),
+    ]
+    first, second = failure_lines(launches, 150.0, recent_s=60.0)
+    assert first.startswith(
+        "pool a: no node can be launched: g5.xlarge on spot: MaxSpotInstanceCountExceeded: Max spot count exceeded; "
+        "ask AWS for a larger Spot quota"
+    )
+    assert second == "pool b: no node can be launched: Ray does not say why; see monitor.log on the head"
+    assert failure_lines(launches, 1000.0) == []
+
+
 # Moves -------------------------------------------------------------------------------------------------------------
 
 
@@ -235,6 +336,7 @@ class Rooms:
 
     def __init__(self, *takes: Placement | None, lost: Sequence[str] = ()) -> None:
         self.takes, self.lost_nodes, self.released = list(takes), list(lost), list[str]()
+        self.reason = ""
 
     def take(self, trial: str, name: str, asked: Wishes) -> Placement | None:
         return self.takes.pop(0)
@@ -244,6 +346,9 @@ class Rooms:
 
     def lost(self, trial: str) -> list[str]:
         return [self.lost_nodes.pop(0)] if self.lost_nodes else []
+
+    def overdue(self, trial: str) -> str:
+        return self.reason
 
 
 @pytest.fixture
@@ -302,6 +407,13 @@ def test_a_trial_that_waits_when_the_sweep_ends_is_over(attempts_with) -> None: 
     rooms = Rooms(None)
     assert not attempts_with([], rooms, over=True)
     assert rooms.released == ["t"]
+
+
+def test_a_trial_whose_nodes_are_missing_for_too_long_fails_with_the_cause(attempts_with) -> None:  # type: ignore[no-untyped-def]
+    rooms = Rooms(PLACED, None)
+    rooms.reason = "no nodes in 60 s: quota 0"
+    with pytest.raises(NoNodesError, match="quota 0"):
+        attempts_with([MOVING], rooms)
 
 
 def test_a_placer_hands_out_what_it_claimed_and_claims_anew_for_the_next_attempt() -> None:

@@ -18,7 +18,9 @@ from lexray.storage.errors import UserError
 from lexray.training.saved import CONFIG
 from lexray.tuning.endings.verdicts import contenders_in, judge_of_all
 from lexray.tuning.file.sweep_file import SweepFile
+from lexray.tuning.placement.book import View
 from lexray.tuning.placement.nodes import Node
+from lexray.tuning.placement.placer import Placer
 from lexray.tuning.placement.rooms import fixed_rooms
 from lexray.tuning.records import new_record
 from lexray.tuning.search.asking import Search, values_of
@@ -265,6 +267,27 @@ class _Source:
     def ask(self) -> list[TrialRun]:
         trial = self.search.ask()
         return [] if trial is None else [TrialRun(trial=trial, folder=self.folder)]
+
+
+def test_a_search_asks_for_its_first_trial_where_every_pool_begins_at_zero_nodes(plan):
+    queue = TrialQueue([], fixed_rooms({"head": Node(0, 0)}), lambda run, started: None, source=_Source(plan(3)))
+    assert queue.suggest("a") is None
+    assert len(queue._rooms.waiting()) == 1, "nobody else makes an autoscaler add nodes"
+
+
+def test_a_trial_whose_nodes_never_arrive_has_failed_and_the_next_one_is_tried(plan):
+    made, changes = plan(3), []
+    source = _Source(made)
+    rooms = Placer(None, lambda: View(nodes={}), wait_at_most_s=1e-9, failures=lambda: ["pool gpu: quota 0"])
+    queue = TrialQueue([], rooms, lambda run, started: changes.append((run.trial.id, started)), source=source)
+    while queue.suggest("a") != Searcher.FINISHED:
+        pass
+    assert len(source.search.asked) == 3
+    for trial in source.search.asked:
+        record = made.folder.read_trial(trial.id)
+        assert record.status == "failed"
+        assert "pool gpu: quota 0" in record.reason
+        assert [change for change in changes if change[0] == trial.id] == [(trial.id, True), (trial.id, False)]
 
 
 def test_a_trial_is_not_chosen_before_there_is_room_for_one(plan):

@@ -55,6 +55,10 @@ class ResourcesBlock(FileModel):
     """For debugging: compare the rows that the workers have of every batch, each planned row once."""
     timeout_s: float = Field(default=600.0, ge=1, le=MAX_SECONDS)
     """How long the workers of a trial wait for each other before the silent ones are named and all start again."""
+    wait_at_most_s: Annotated[float, Field(gt=0, le=MAX_SECONDS)] | Literal["auto"] = "auto"
+    """How long nodes that a trial needs may be missing before the trial fails with the cause. Waiting for other trials
+    does not count. `auto` is 3600 where an autoscaler launches nodes, which costs money while they do not arrive, and
+    unbounded elsewhere."""
 
     elastic: ElasticBlock = ElasticBlock()
     """What happens when nodes are lost or join."""

@@ -10,6 +10,9 @@ from lexray.training.config import MeshConfig
 from lexray.tuning.placement.nodes import Node, place
 from lexray.tuning.trials import Footprint
 
+FORGOTTEN_S = 60.0
+"""After so long without a trial that asks for them, missing nodes are counted anew."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
@@ -82,11 +85,22 @@ class Waiting:
 
 
 @dataclass(kw_only=True)
+class Lack:
+    """Nodes that are missing for a wish, whichever trial asks."""
+
+    since_s: float
+    asked_s: float
+    """When a trial last asked for it."""
+
+
+@dataclass(kw_only=True)
 class Book:
     """Claims of running trials, and who waits."""
 
     claims: dict[str, Claim] = field(default_factory=dict)
     waiting: dict[str, Waiting] = field(default_factory=dict)
+    lacking: dict[Wish, Lack] = field(default_factory=dict)
+    """What was asked for and has no room on the nodes that there are, even when they are empty."""
 
     def claim(self, trial: str, name: str, wishes: Wishes, view: View, now_s: float) -> Claim | None:
         """Nodes for the trial, which gives back those it had; None while it has to wait."""
@@ -100,8 +114,25 @@ class Book:
                 self.waiting.pop(trial, None)
                 self.claims[trial] = Claim(wish=wish, nodes=nodes)
                 return self.claims[trial]
-        self.waiting[trial] = Waiting(name=name, wish=wishes.all[wishes.preferred], since_s=since_s)
+        wish = wishes.all[wishes.preferred]
+        self.waiting[trial] = Waiting(name=name, wish=wish, since_s=since_s)
+        self._note_lack(wish, view, now_s)
         return None
+
+    def lacked_s(self, trial: str, now_s: float) -> float:
+        """Return for how long (s) nodes for the waiting trial have been missing; 0 when it only waits for its turn.
+
+        Trials with equal wishes share one clock, so that each further one does not wait all over again.
+        """
+        waiting = self.waiting.get(trial)
+        lack = None if waiting is None else self.lacking.get(waiting.wish)
+        return 0.0 if lack is None else now_s - lack.since_s
+
+    def _note_lack(self, wish: Wish, view: View, now_s: float) -> None:
+        before = self.lacking.pop(wish, None)
+        if wish.on({node_id: state.total for node_id, state in view.nodes.items() if not state.is_leaving}) is None:
+            goes_on = before is not None and now_s - before.asked_s <= FORGOTTEN_S
+            self.lacking[wish] = Lack(since_s=before.since_s if before and goes_on else now_s, asked_s=now_s)
 
     def release(self, trial: str) -> None:
         """The trial needs no nodes any more, and waits for none."""
@@ -150,7 +181,7 @@ class Book:
 
     def lines(self, now_s: float) -> list[str]:
         """Who waits for what and for how long, one line each."""
-        return [f"{w.name} waits for {_said(w.wish)}, {_duration(now_s - w.since_s)}" for w in self.waiting.values()]
+        return [f"{w.name} waits for {said(w.wish)}, {_duration(now_s - w.since_s)}" for w in self.waiting.values()]
 
 
 def _less_others(state: NodeState, own: tuple[float, float]) -> Node:
@@ -190,7 +221,8 @@ def _acceptable(wishes: Wishes, view: View, *, waited_s: float) -> Sequence[Wish
     return smaller[possible:]
 
 
-def _said(wish: Wish) -> str:
+def said(wish: Wish) -> str:
+    """`2 workers of 1 CPU and 1 GPU`."""
     footprint, group = wish.footprint, wish.mesh.feature
     per_worker = f"{footprint.cpus_per_worker:g} CPU"
     if footprint.gpus_per_worker:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ray.autoscaler.sdk import request_resources
 
-from lexray.tuning.placement.book import Book, View, Wish, Wishes
+from lexray.tuning.placement.book import Book, View, Wish, Wishes, said
 from lexray.tuning.placement.cluster_view import RecentView, cluster_view
+from lexray.tuning.placement.launch_failures import launch_failures
 from lexray.tuning.placement.nodes import HEAD, ZONE, place, zones_of
 from lexray.tuning.trials import Footprint
 from lexray.tuning.window_servers import WindowServers
 
 ON_HEAD = {HEAD: 0.0001}
 """A little of what only the head has: nobody takes that node away while the cluster lives."""
+WAIT_S = 3600.0
+"""Default bound of waiting for nodes that an autoscaler launches: the head and its network cost money meanwhile."""
 
 
 class Bundle(NamedTuple):
@@ -48,8 +52,12 @@ class Placer:
         servers: WindowServers | None,
         view: Callable[[], View] = cluster_view,
         clock: Callable[[], float] = time.time,
+        *,
+        wait_at_most_s: float | Literal["auto"] = "auto",
+        failures: Callable[[], list[str]] | None = None,
     ) -> None:
         self._book = Book()
+        self._wait_at_most_s, self._failures = wait_at_most_s, failures or launch_failures
         self._servers = servers
         self._view = RecentView(view, clock)
         self._clock = clock
@@ -97,6 +105,26 @@ class Placer:
         """Who waits for what, one line each."""
         self._settle(self._view())
         return self._book.lines(self._clock())
+
+    def launch_failures(self) -> list[str]:
+        """Why nodes that trials wait for are not launched, one line for each pool; empty while nobody waits."""
+        return self._failures() if self._book.waiting else []
+
+    def overdue(self, trial: str) -> str:
+        """Return why the waiting trial should be given up, in one line; empty while it may wait.
+
+        Only missing nodes count, not the time that a trial waits for its turn on nodes that there are.
+        """
+        limit_s = self._wait_at_most_s
+        if limit_s == "auto":
+            limit_s = WAIT_S if self._view().to_come else math.inf
+        lacked_s = self._book.lacked_s(trial, self._clock())
+        if lacked_s < limit_s:
+            return ""
+        wanted = self._book.waiting[trial].wish
+        causes = self._failures() or ["the autoscaler reports no failed launch; see `lexray doctor`"]
+        waited = f"no nodes for {said(wanted)} in {lacked_s:.0f} s (resources.wait_at_most_s is {limit_s:.0f})"
+        return f"{waited}: {'; '.join(causes)}"
 
     def has_room(self, footprint: Footprint) -> bool:
         """Whether workers like these would fit now."""

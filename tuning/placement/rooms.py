@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import ray
 
@@ -25,6 +25,7 @@ class Rooms(Protocol):
     def lost(self, trial: str) -> list[str]: ...
     def should_move(self, trial: str, wishes: Wishes) -> bool: ...
     def has_room(self, footprint: Footprint) -> bool: ...
+    def overdue(self, trial: str) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,23 @@ class RemoteRooms:
     def has_room(self, footprint: Footprint) -> bool:
         return bool(ray.get(self.placer.has_room.remote(footprint)))
 
+    def overdue(self, trial: str) -> str:
+        return str(ray.get(self.placer.overdue.remote(trial)))
+
     def waiting(self) -> list[str]:
         """Who waits for what, one line each."""
         return list(ray.get(self.placer.waiting.remote()))
 
+    def launch_failures(self) -> list[str]:
+        """Why nodes are not launched, one line for each pool."""
+        return list(ray.get(self.placer.launch_failures.remote()))
+
 
 @contextmanager
-def placing(servers: WindowServers) -> Iterator[RemoteRooms]:
+def placing(servers: WindowServers, wait_at_most_s: float | Literal["auto"] = "auto") -> Iterator[RemoteRooms]:
     """A placer on the head of the connected cluster, and window servers where its trials run, as long as the block."""
-    placer: Any = ray.remote(Placer).options(num_cpus=0, resources=ON_HEAD).remote(servers)
+    options = ray.remote(Placer).options(num_cpus=0, resources=ON_HEAD)
+    placer: Any = options.remote(servers, wait_at_most_s=wait_at_most_s)
     try:
         yield RemoteRooms(placer)
     finally:
