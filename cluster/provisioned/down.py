@@ -19,7 +19,7 @@ from lexray.cluster.provisioned.draining import drain, has_no_head, refuse_runni
 from lexray.cluster.provisioned.kube_heads import end_ray_clusters
 from lexray.cluster.provisioned.leftovers import Leftover, lasting, leftovers
 from lexray.cluster.provisioned.machines import end_workers, stop_head
-from lexray.cluster.provisioned.progress import Ask, Steps, carry_out, refuse_unasked, say
+from lexray.cluster.provisioned.progress import Ask, carry_out, refuse_unasked, say
 from lexray.cluster.provisioned.terraform import Terraform
 from lexray.cluster.provisioned.terraform_plan import HEADS, Change, Plan, change_lines, counts, read_plan
 from lexray.cluster.provisioned.up import CLUSTER_FILE
@@ -78,8 +78,7 @@ def down(terraform: Terraform, ask: Ask | None, *, force: bool, messages: Consol
             drain(file, messages)
         workers = _end_machines(plan, description, messages)
         if plan.changes:
-            steps = Steps(total=plan.num_steps, past="removed")
-            carry_out(terraform, saved, steps, f"`lexray down {terraform.folder}` goes on", messages)
+            carry_out(terraform, saved, f"`lexray down {terraform.folder}` goes on", messages)
     (terraform.folder / CLUSTER_FILE).unlink(missing_ok=True)
     names = [bucket.name for bucket in kept]
     say(messages, "asking AWS what is left")

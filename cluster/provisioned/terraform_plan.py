@@ -49,11 +49,6 @@ class Plan:
         return [change for change in self.changes if _word(change) == action]
 
     @property
-    def num_steps(self) -> int:
-        """Things that an apply makes, changes or removes; one that is replaced counts twice."""
-        return sum(len(change.actions) for change in self.changes)
-
-    @property
     def cluster_name(self) -> str:
         """Value of the tag that everything of the cluster carries."""
         return str(self.variables["name"])

@@ -13,7 +13,7 @@ from rich.console import Console
 from lexray.cluster.commands import FAILED, OK, print_json
 from lexray.cluster.provisioned.connection import ended_by_signals
 from lexray.cluster.provisioned.description import ClusterDescription, Direct, TokenFile
-from lexray.cluster.provisioned.progress import Ask, Steps, carry_out, refuse_unasked, say
+from lexray.cluster.provisioned.progress import Ask, carry_out, refuse_unasked, say
 from lexray.cluster.provisioned.terraform import Terraform
 from lexray.cluster.provisioned.terraform_plan import Plan, change_lines, cost_lines, counts, read_plan
 from lexray.cluster.provisioned.trust import remember, token_use
@@ -70,7 +70,7 @@ def up(terraform: Terraform, ask: Ask | None, messages: Console) -> Made | None:
             if not ask("Make it?"):
                 return None
             advice = f"`lexray up {terraform.folder}` goes on, `lexray down {terraform.folder}` removes it"
-            carry_out(terraform, saved, Steps(total=plan.num_steps, past="made"), advice, messages)
+            carry_out(terraform, saved, advice, messages)
     return _described(terraform, plan)
 
 

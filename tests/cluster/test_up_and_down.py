@@ -17,7 +17,6 @@ from lexray.cluster.provisioned.draining import drain, refuse_running
 from lexray.cluster.provisioned.errors import RefusedError
 from lexray.cluster.provisioned.leftovers import Leftover, is_billed, kind_of, lasting, leftovers
 from lexray.cluster.provisioned.machines import end_workers, is_stopped, stop_head, workers
-from lexray.cluster.provisioned.progress import Steps
 from lexray.cluster.provisioned.terraform import Terraform, complaint, diagnoses, one_line
 from lexray.cluster.provisioned.terraform_plan import TAG_KEY, cost_lines, counted, read_plan
 from lexray.cluster.provisioned.up import run_up, up
@@ -54,10 +53,6 @@ def change(type_: str, *actions: str, **before) -> dict:
         "address": f"{type_}.this", "type": type_, "mode": "managed",
         "change": {"actions": list(actions), "before": before or None},
     }  # fmt: skip
-
-
-def hook(kind: str, address: str) -> dict:
-    return {"type": kind, "hook": {"resource": {"addr": address}}}
 
 
 @pytest.mark.parametrize(
@@ -122,16 +117,6 @@ def test_a_bucket_that_is_kept_keeps_what_protects_it():
     })  # fmt: skip
     assert [bucket.name for bucket in plan.buckets()] == ["data"]
     assert plan.without_buckets(["data"]) == ["aws_s3_bucket.this", "aws_vpc.this"]
-
-
-def test_progress_names_what_is_under_way():
-    steps = Steps(total=41, past="made")
-    for line in [hook("apply_start", "a"), hook("apply_start", "b"), hook("apply_complete", "a"), {"type": "log"}]:
-        steps.hear(line)
-    assert steps.text == "1 of 41 made, b ..."
-    for address in "cde":
-        steps.hear(hook("apply_start", address))
-    assert steps.text == "1 of 41 made, b, c and 2 more ..."
 
 
 @pytest.mark.parametrize(
@@ -246,11 +231,16 @@ def test_who_says_no_gets_nothing(root):
 
 
 def test_an_apply_that_fails_says_what_is_there_and_how_it_is_removed(root):
-    lines = [hook("apply_start", "a"), diagnostic("creating Subnet", "limit exceeded")]
+    lines = [
+        {"type": "apply_complete", "@message": "aws_vpc.this: Creation complete after 1s"},
+        diagnostic("creating Subnet", "limit exceeded"),
+    ]
     (root.folder / "apply.json").write_text(json.dumps(lines))
     said = io.StringIO()
-    with pytest.raises(RefusedError, match=r"0 of 1 made, then: creating Subnet: limit exceeded"):
+    with pytest.raises(RefusedError, match=r"^creating Subnet: limit exceeded$"):
         up(root, lambda _: True, Console(file=said))
+    assert said.getvalue().startswith("planning ")
+    assert "aws_vpc.this: Creation complete after 1s\n" in said.getvalue(), "Terraform's own words"
     assert "there now, and some of it costs money: 1: 1 vpc" in said.getvalue()
     assert f"`lexray down {root.folder}` removes it" in said.getvalue()
 
