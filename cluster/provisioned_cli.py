@@ -36,7 +36,18 @@ def manifests(
 
 
 @provisioned_app.command()
-def up(folder: Folder, yes: Yes = False, var_file: VarFile = None, as_json: Json = False) -> None:
+def up(
+    folder: Folder,
+    yes: Yes = False,
+    var_file: VarFile = None,
+    skip_checks: Annotated[
+        bool,
+        typer.Option(
+            "--skip-checks", help="Make it though AWS would launch no node now, as before a quota is granted."
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Make a cluster from Terraform files: shows what and the most it costs in an hour, asks, makes it, describes it.
 
     Example: lexray up infra/aws-ec2
@@ -44,7 +55,8 @@ def up(folder: Folder, yes: Yes = False, var_file: VarFile = None, as_json: Json
     from lexray.cluster.provisioned.terraform import Terraform
     from lexray.cluster.provisioned.up import run_up
 
-    raise typer.Exit(run_up(Terraform(folder=folder, var_file=var_file), _asked(yes), messages, as_json))
+    terraform = Terraform(folder=folder, var_file=var_file)
+    raise typer.Exit(run_up(terraform, _asked(yes), messages, as_json, skip_checks=skip_checks))
 
 
 @provisioned_app.command()

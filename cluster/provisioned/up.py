@@ -13,6 +13,7 @@ from rich.console import Console
 from lexray.cluster.commands import FAILED, OK, print_json
 from lexray.cluster.provisioned.connection import ended_by_signals
 from lexray.cluster.provisioned.description import ClusterDescription, Direct, TokenFile
+from lexray.cluster.provisioned.preflight import preflight
 from lexray.cluster.provisioned.progress import Ask, carry_out, refuse_unasked, say
 from lexray.cluster.provisioned.terraform import Terraform
 from lexray.cluster.provisioned.terraform_plan import Plan, change_lines, cost_lines, counts, read_plan
@@ -34,9 +35,11 @@ class Made:
     plan: Plan
 
 
-def run_up(terraform: Terraform, ask: Ask | None, messages: Console, as_json: bool) -> int:
+def run_up(
+    terraform: Terraform, ask: Ask | None, messages: Console, as_json: bool, *, skip_checks: bool = False
+) -> int:
     """Exit code 0 when the cluster is there, 1 when the user did not want it or Terraform failed on the way."""
-    made = up(terraform, ask, messages)
+    made = up(terraform, ask, messages, skip_checks=skip_checks)
     if made is None:
         say(messages, "nothing was made")
         return FAILED
@@ -51,7 +54,7 @@ def run_up(terraform: Terraform, ask: Ask | None, messages: Console, as_json: bo
     return OK
 
 
-def up(terraform: Terraform, ask: Ask | None, messages: Console) -> Made | None:
+def up(terraform: Terraform, ask: Ask | None, messages: Console, *, skip_checks: bool = False) -> Made | None:
     """The cluster as it is described; None when the user does not agree.
 
     Raises UserError before anything is made, RefusedError when something failed after that.
@@ -67,11 +70,27 @@ def up(terraform: Terraform, ask: Ask | None, messages: Console) -> Made | None:
         for line in [*change_lines(plan), *cost_lines(plan)]:
             say(messages, line)
         if plan.changes:
+            if not skip_checks:
+                _refuse_hopeless(plan, messages)
             if not ask("Make it?"):
                 return None
             advice = f"`lexray up {terraform.folder}` goes on, `lexray down {terraform.folder}` removes it"
             carry_out(terraform, saved, advice, messages)
     return _described(terraform, plan)
+
+
+def _refuse_hopeless(plan: Plan, messages: Console) -> None:
+    """Say what AWS holds against the plan. Raises UserError when the cluster could not work."""
+    say(messages, "asking AWS whether it grants this")
+    findings = preflight(plan)
+    refusals = [finding for finding in findings if finding.is_refusal]
+    for finding in findings:
+        say(messages, f"{'refused' if finding.is_refusal else 'warning':<10}{finding.text}")
+    if refusals:
+        raise UserError(
+            f"{len(refusals)} of the above would keep the cluster from working, nothing was made; mend it, or "
+            "make the cluster all the same with --skip-checks"
+        )
 
 
 def _described(terraform: Terraform, plan: Plan) -> Made:

@@ -1,9 +1,10 @@
 """An AWS to apply the templates to: moto's server, and the few answers that it lacks and Terraform asks for.
 
-`python tests/infra/aws_simulator.py PORT` serves on 127.0.0.1 until it is ended. What is added: tags of budgets and
-subscribers of their alarms; descriptions of security rules that name a group, which moto keeps but does not tell; EKS
-add-ons and pod identity associations, kept as they were sent. Nothing runs in an EKS
-of moto's, so that an add-on is ACTIVE at once says nothing about a real one.
+`python tests/infra/aws_simulator.py PORT [HOST]` serves on 127.0.0.1, or on HOST, until it is ended. Launches
+are refused as the JSON file says that LEXRAY_SIMULATED_REFUSALS names, see `refuse_launch`. What is added: tags of
+budgets and subscribers of their alarms; descriptions of security rules that name a group, which moto keeps but does not
+tell; EKS add-ons and pod identity associations, kept as they were sent; the vCPU quotas of an account. Nothing runs in
+an EKS of moto's, so that an add-on is ACTIVE at once says nothing about a real one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -18,20 +20,59 @@ os.environ["MOTO_IAM_LOAD_MANAGED_POLICIES"] = "true"
 
 from moto.budgets.responses import BudgetsResponse
 from moto.core.responses import ActionResult
+from moto.ec2.exceptions import EC2ClientError
 from moto.ec2.models.launch_templates import LaunchTemplate, LaunchTemplateBackend
 from moto.ec2.models.security_groups import SecurityGroupRule
+from moto.ec2.responses.instances import InstanceResponse
 from moto.eks import urls as eks_urls
 from moto.eks.models import EKSBackend
 from moto.eks.responses import EKSResponse
 from moto.s3.models import FakeDeleteMarker
 from moto.server import main
+from moto.servicequotas.responses import ServiceQuotasResponse
 from moto.utilities.utils import get_partition
 
 _KEPT: dict[str, dict[str, dict[str, object]]] = {}
 """Add-ons and associations: by kind, then by cluster and name."""
+QUOTAS = {
+    "Running On-Demand Standard (A, C, D, H, I, M, R, T, Z) instances": "L-1216C47A",
+    "Running On-Demand G and VT instances": "L-DB2E81BA",
+    "Running On-Demand P instances": "L-417A185B",
+    "All Standard (A, C, D, H, I, M, R, T, Z) Spot Instance Requests": "L-34B43A08",
+    "All G and VT Spot Instance Requests": "L-3819A6DF",
+    "All P4, P3 and P2 Spot Instance Requests": "L-7212CCBC",
+    "All P5 Spot Instance Requests": "L-C4BD4855",
+    "Attachments per VPC": "L-6DA43717",
+}
+"""Names and codes as AWS has them, of vCPUs and one that counts something else."""
 _BUDGET_TAGS: dict[str, list[dict[str, str]]] = {}
 _moto_create_launch_template = LaunchTemplateBackend.create_launch_template
 _moto_create_budget = BudgetsResponse.create_budget
+_moto_run_instances = InstanceResponse.run_instances
+
+
+def list_service_quotas(response: ServiceQuotasResponse) -> str:
+    """An account that may run eight large nodes of every kind, unless LEXRAY_SIMULATED_QUOTAS names a JSON file."""
+    file = Path(os.environ.get("LEXRAY_SIMULATED_QUOTAS", "/dev/null"))
+    values = json.loads((file.read_text() if file.is_file() else "") or "{}")
+    found = [
+        {"QuotaName": name, "QuotaCode": code, "Value": values.get(name, 8 * 192.0)} for name, code in QUOTAS.items()
+    ]
+    return json.dumps({"Quotas": [{"ServiceCode": "ec2", **quota} for quota in found]})
+
+
+def run_instances(response: InstanceResponse) -> ActionResult:
+    """As moto does it, unless the launch is to be refused."""
+    refuse_launch(response._get_param("InstanceType"), response._get_param("InstanceMarketOptions.MarketType") or "")
+    return _moto_run_instances(response)
+
+
+def refuse_launch(instance_type: str, market: str) -> None:
+    """Raise the first refusal whose `instance_type` and `market` (`spot`; empty: on demand) are these, if named."""
+    file = Path(os.environ.get("LEXRAY_SIMULATED_REFUSALS", "/dev/null"))
+    for refusal in json.loads((file.read_text() if file.is_file() else "") or "[]"):
+        if refusal.get("instance_type", instance_type) == instance_type and refusal.get("market", market) == market:
+            raise EC2ClientError(refusal["code"], refusal["message"])
 
 
 def create_launch_template(
@@ -113,6 +154,8 @@ def install() -> None:
     """Teach moto's classes; before its server starts."""
     LaunchTemplateBackend.create_launch_template = create_launch_template
     BudgetsResponse.create_budget = create_budget
+    InstanceResponse.run_instances = run_instances
+    ServiceQuotasResponse.list_service_quotas = list_service_quotas
     SecurityGroupRule.description = property(lambda rule: (rule.ip_range or rule.source_group).get("Description"))
     FakeDeleteMarker.dispose = lambda marker: None  # asked of it when a bucket is emptied, and missing
     BudgetsResponse.list_tags_for_resource = budget_tags
@@ -146,4 +189,4 @@ def _method(kind: KeptKind, verb: str):
 
 if __name__ == "__main__":
     install()
-    main(["-H", "127.0.0.1", "-p", sys.argv[1]])
+    main(["-H", sys.argv[2] if len(sys.argv) > 2 else "127.0.0.1", "-p", sys.argv[1]])

@@ -71,6 +71,12 @@ class Walk:
     def aws(self, service: str):
         return boto3.client(service, region_name="us-east-1", endpoint_url=self.environment["AWS_ENDPOINT_URL"])
 
+    def push_image(self) -> None:
+        """What `docker push` of the image that the example names would have done."""
+        kind = "application/vnd.docker.distribution.manifest.v2+json"
+        manifest = json.dumps({"schemaVersion": 2, "mediaType": kind})
+        self.aws("ecr").put_image(repositoryName="lexray", imageTag="0.1.0", imageManifest=manifest)
+
     def boot_head(self) -> None:
         """What the instance would have done; and S3 is spoken to without TLS here, which its policy refuses."""
         self.aws("secretsmanager").put_secret_value(SecretId="/lexray/lexray/ray-token", SecretString=TOKEN)
@@ -98,9 +104,12 @@ def test_every_command_of_the_walk_does_what_the_readme_says(walk):
     role, repository, copy, up, secret, submit, status, down = commands()
     walk.succeed(role)
     walk.succeed(repository)
+    walk.push_image()
     walk.succeed(copy)
     variables = walk.folder / ROOT / "terraform.tfvars"
     variables.write_text(variables.read_text() + AMI)
+    refuses_values_of_the_example(walk, up)
+    variables.write_text(variables.read_text().replace("you@example.org", "me@our-lab.org"))
     goes_up(walk, up)
     walk.boot_head()
     walk.succeed(secret)
@@ -108,6 +117,12 @@ def test_every_command_of_the_walk_does_what_the_readme_says(walk):
     worker = launched_by_ray(walk)
     is_refused_while_a_job_runs(walk, down)
     goes_down(walk, down, worker)
+
+
+def refuses_values_of_the_example(walk: Walk, up: str) -> None:
+    code, said = walk.type(up, answer="y\n")
+    assert (code, "refused   budget_emails: you@example.org is the example's" in said) == (2, True), said
+    assert "1 of the above would keep the cluster from working, nothing was made" in said
 
 
 def goes_up(walk: Walk, up: str) -> None:
@@ -119,7 +134,7 @@ def goes_up(walk: Walk, up: str) -> None:
     assert walk.aws("autoscaling").describe_auto_scaling_groups()["AutoScalingGroups"] == []
     said = walk.succeed(up, answer="y\n")
     assert "cost      at most 11.5" in said
-    assert "you@example.org" in said
+    assert "me@our-lab.org" in said
     assert f"lexray submit SWEEP.yaml --cluster {ROOT}/cluster.json" in said
     described = json.loads((walk.folder / ROOT / "cluster.json").read_text())
     (group,) = walk.aws("autoscaling").describe_auto_scaling_groups()["AutoScalingGroups"]
