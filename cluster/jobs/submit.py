@@ -13,7 +13,7 @@ from lexray.cluster.jobs.naming import base_id, next_id
 from lexray.cluster.jobs.nodes import all_are_here, gpu_memory_gib, machines_of
 from lexray.cluster.jobs.package import SWEEP_FILE, Package, package
 from lexray.cluster.provisioned.connection import Connection
-from lexray.cluster.provisioned.description import Pool
+from lexray.cluster.provisioned.description import ClusterDescription, Pool
 from lexray.cluster.provisioned.errors import RefusedError
 from lexray.cluster.provisioned.pools import pools_option, startable
 from lexray.storage.config_file import checked_content, mapping_of
@@ -46,6 +46,17 @@ class Submission:
     """None where it cannot be made here."""
     unplanned: str = ""
     """Why not."""
+
+
+def scratch_warning(output: str, description: ClusterDescription | None) -> str:
+    """Return a line when a sweep's output lies where the cluster's bucket deletes everything; else empty."""
+    scratch = description.scratch_url if description is not None else None
+    if scratch is None or not f"{output}/".startswith(f"{scratch.rstrip('/')}/"):
+        return ""
+    assert description is not None
+    when = f"after {description.scratch_days} days" if description.scratch_days else "by its bucket's own rules"
+    instead = f"; use a folder under {description.runs_url}" if description.runs_url else ""
+    return f"output: {output} is scratch, what lies there is deleted {when}, checkpoints and dictionaries too{instead}"
 
 
 def sweep_of(text: str, where: str) -> SweepFile:

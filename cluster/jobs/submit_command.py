@@ -11,7 +11,7 @@ from rich.console import Console
 from lexray.cluster.commands import FAILED, OK, print_json
 from lexray.cluster.follow.words import resume_command
 from lexray.cluster.jobs.job_client import SUCCEEDED, Job, JobClient
-from lexray.cluster.jobs.submit import Submission, submit, sweep_of
+from lexray.cluster.jobs.submit import Submission, scratch_warning, submit, sweep_of
 from lexray.cluster.jobs.watch import follow_job
 from lexray.cluster.provisioned.connection import Connection, Target, connect
 from lexray.storage.errors import UserError
@@ -60,6 +60,8 @@ def run_resume(url: str, target: Target, options: SubmitOptions, messages: Conso
 
 def _send(sweep: SweepFile, text: str, target: Target, options: SubmitOptions, messages: Console, as_json: bool) -> int:
     with connect(target) as connection:
+        if warning := scratch_warning(Store.at(sweep.output).url, connection.description):
+            _say(messages, f"warning: {warning}")
         sent = submit(connection, sweep, text, on_plan=_plan_shown(as_json))
         _tell(sent, messages)
         job = None

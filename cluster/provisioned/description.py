@@ -187,6 +187,9 @@ class ClusterDescription(FileModel):
     """Prefix that its workers may read."""
     runs_url: str | None = None
     """Prefix that its workers may write."""
+    scratch_url: str | None = None
+    """Prefix whose objects are deleted after `scratch_days`."""
+    scratch_days: int | None = Field(default=None, ge=1)
     wandb_secret_arn: str | None = None
     pools: tuple[Pool, ...] = ()
     liveness: Liveness = Liveness()

@@ -13,7 +13,7 @@ from sweeps import sweep_content, write_dataset, write_sweep
 
 from lexray.cluster.jobs import job_client
 from lexray.cluster.jobs.nodes import all_are_here, gpu_memory_gib, machines_of
-from lexray.cluster.jobs.submit import sweep_of
+from lexray.cluster.jobs.submit import scratch_warning, sweep_of
 from lexray.cluster.provisioned.description import ClusterDescription
 from lexray.storage.errors import UserError
 from lexray.storage.store import Store
@@ -152,6 +152,28 @@ def test_a_shared_folder_of_the_description_is_no_folder_of_this_machine(lexray,
     code, out, err = lexray("submit", sweep_file(), "--cluster", tmp_path / "cluster.json", "--json", "--trust")
     assert code == 0, err
     assert json.loads(out)["job"]
+
+
+@pytest.mark.parametrize(
+    ("output", "days", "part"),
+    [
+        ("s3://b/scratch/x", 14, "is deleted after 14 days, checkpoints and dictionaries too; use a folder under s3://b/runs"),
+        ("s3://b/scratch", None, "is deleted by its bucket's own rules"),
+        ("s3://b/scratchy/x", 14, ""),
+        ("s3://b/runs/x", 14, ""),
+    ],
+)  # fmt: skip
+def test_an_output_that_the_bucket_will_delete_is_warned_of(output, days, part):
+    described = {
+        "schema": 1,
+        "name": "lab",
+        "provider": "aws-ec2",
+        "access": {"kind": "direct", "address": "http://h:1"},
+    }
+    urls = {"runs_url": "s3://b/runs", "scratch_url": "s3://b/scratch", "scratch_days": days}
+    warning = scratch_warning(output, ClusterDescription.model_validate(described | urls))
+    assert (part in warning) if part else warning == ""
+    assert scratch_warning(output, None) == ""
 
 
 def test_what_the_cluster_has_no_room_for_is_refused_before_anything_is_sent(lexray, sweep_file, server):
