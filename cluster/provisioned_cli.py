@@ -15,7 +15,9 @@ provisioned_app = typer.Typer()
 messages = TextConsole(stderr=True)
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 Description = Annotated[Path, typer.Argument(metavar="CLUSTER", help="Description of the cluster (JSON or YAML).")]
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a root: infra/aws-ec2, or a copy beside it.")]
+Folder = Annotated[
+    Path, typer.Argument(metavar="DIR", help="infra/aws-ec2, infra/aws-eks, infra/ssh, or a copy of one beside it.")
+]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 VarFile = Annotated[Path | None, typer.Option(help="Values of variables; terraform.tfvars in DIR is read anyway.")]
 
@@ -48,10 +50,14 @@ def up(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Make a cluster from Terraform files: shows what and the most it costs in an hour, asks, makes it, describes it.
+    """Make a cluster and describe it: from Terraform files, after showing its cost and asking, or on hosts by ssh.
 
     Example: lexray up infra/aws-ec2
     """
+    if _is_host_list(folder, var_file):
+        from lexray.cluster.provisioned import ssh_cluster
+
+        raise typer.Exit(ssh_cluster.run_up(folder, messages, as_json))
     from lexray.cluster.provisioned.terraform import Terraform
     from lexray.cluster.provisioned.up import run_up
 
@@ -73,10 +79,25 @@ def down(
 
     Example: lexray down infra/aws-ec2
     """
+    if _is_host_list(folder, var_file):
+        from lexray.cluster.provisioned import ssh_cluster
+
+        raise typer.Exit(ssh_cluster.run_down(folder, force, messages, as_json))
     from lexray.cluster.provisioned.down import run_down
     from lexray.cluster.provisioned.terraform import Terraform
 
     raise typer.Exit(run_down(Terraform(folder=folder, var_file=var_file), _asked(yes), force, messages, as_json))
+
+
+def _is_host_list(folder: Path, var_file: Path | None) -> bool:
+    from lexray.cluster.provisioned.ssh_hosts import HOSTS_FILE
+    from lexray.storage.errors import UserError
+
+    if not (folder / HOSTS_FILE).exists():
+        return False
+    if var_file is not None:
+        raise UserError(f"--var-file: for Terraform's variables; {folder} is a list of hosts, edit its {HOSTS_FILE}")
+    return True
 
 
 def _asked(yes: bool) -> Callable[[str], bool] | None:

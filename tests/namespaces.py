@@ -81,7 +81,7 @@ class Machines:
 
     def machine(self, name: str) -> str:
         """A new machine with this name; its address."""
-        space, link, host = self._space(name), f"lx{self.number}{name}"[:15], next(self._hosts)
+        space, link, host = self.space(name), f"lx{self.number}{name}"[:15], next(self._hosts)
         address = f"10.83.{self.number}.{host}"
         _ip("netns", "add", space)
         _ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", space)
@@ -96,7 +96,7 @@ class Machines:
         """Start a command on a machine, in a process group of its own."""
         with open(self.place / f"{name}.log", "ab") as out:
             return subprocess.Popen(
-                ["ip", "netns", "exec", self._space(name), *command],
+                ["ip", "netns", "exec", self.space(name), *command],
                 env={**self.env, **env},
                 stdout=out,
                 stderr=out,
@@ -180,7 +180,7 @@ class Machines:
 
     def kill(self, name: str) -> None:
         """SIGKILL to everything that runs on the machine."""
-        found = subprocess.run(["ip", "netns", "pids", self._space(name)], capture_output=True, text=True)
+        found = subprocess.run(["ip", "netns", "pids", self.space(name)], capture_output=True, text=True)
         for pid in found.stdout.split():
             _send(int(pid), signal.SIGKILL)
         if name in self._running:
@@ -193,7 +193,7 @@ class Machines:
     def cut_from(self, name: str, others: Sequence[str]) -> None:
         """The machine and these others hear no more of each other; it reaches the rest as before."""
         for other in others:
-            _ip("-n", self._space(name), "route", "add", "blackhole", f"{self.addresses[other]}/32")
+            _ip("-n", self.space(name), "route", "add", "blackhole", f"{self.addresses[other]}/32")
 
     def said(self, name: str) -> str:
         """What workers on a machine have written into their logs."""
@@ -203,11 +203,12 @@ class Machines:
     def close(self) -> None:
         for name in self.addresses:
             self.kill(name)
-            _ip("netns", "del", self._space(name), check=False)
+            _ip("netns", "del", self.space(name), check=False)
         _ip("link", "del", self.bridge, check=False)
         shutil.rmtree(self.temp, ignore_errors=True)
 
-    def _space(self, name: str) -> str:
+    def space(self, name: str) -> str:
+        """Name of the network namespace that a machine is."""
         return f"lx{self.number}-{name}"
 
 

@@ -11,9 +11,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lexray.cluster.provisioned import aws
-from lexray.cluster.provisioned.description import DASHBOARD_PORT, ClusterDescription, Direct, Kubectl, Ssm
+from lexray.cluster.provisioned.description import DASHBOARD_PORT, ClusterDescription, Direct, Kubectl, Ssh, Ssm
 from lexray.cluster.provisioned.http import Dashboard, refuse_clear_text
 from lexray.cluster.provisioned.kubernetes import KubectlCall, kubectl_call
+from lexray.cluster.provisioned.ssh import forward_command
 from lexray.cluster.provisioned.tokens import Secret, token_of, token_of_file
 from lexray.cluster.provisioned.trust import Ask, asked_on_terminal, check_trust, token_use
 from lexray.cluster.provisioned.tunnel import Tunnel, opened
@@ -152,6 +153,8 @@ def _tunnel(description: ClusterDescription, kubectl: KubectlCall | None) -> Tun
         if isinstance(access, Ssm):
             return _ssm(aws.head_instance(access.autoscaling_group, description.region), access.port, local_port,
                         description.region)  # fmt: skip
+        if isinstance(access, Ssh):
+            return forward_command(access, local_port)
         assert isinstance(access, Kubectl)
         assert kubectl is not None
         return kubectl.forward(access.service, access.port, local_port)

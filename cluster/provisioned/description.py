@@ -26,6 +26,8 @@ KubeLabelValue = Annotated[str, Field(pattern=r"^([A-Za-z0-9]([A-Za-z0-9._-]{0,6
 KubeContext = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,252}$")]
 AwsName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")]
 Region = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+# An argument of `ssh`, behind `-l` or at the end.
+SshName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:-]{0,252}$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -60,7 +62,21 @@ class Kubectl(FileModel):
     """Its credentials are fetched by `aws eks update-kubeconfig` into a file that lasts as long as the tunnel."""
 
 
-Access = Annotated[Direct | Ssm | Kubectl, Field(discriminator="kind")]
+class Ssh(FileModel):
+    """A head that ssh reaches: a tunnel by `ssh -L`."""
+
+    kind: Literal["ssh"] = "ssh"
+    host: SshName
+    """As `ssh` knows it, with all that your ssh configuration says of it."""
+    user: SshName | None = None
+    key: str | None = None
+    """File of the private key; None: as your ssh configuration or agent has it."""
+    address: str = Field(default="127.0.0.1", pattern=r"^[0-9a-fA-F.:]+$")
+    """IP address at which the dashboard listens on that host."""
+    port: Port = DASHBOARD_PORT
+
+
+Access = Annotated[Direct | Ssm | Kubectl | Ssh, Field(discriminator="kind")]
 
 
 class TokenFile(FileModel):
@@ -81,7 +97,14 @@ class KubernetesSecret(FileModel):
     key: KubeKey = "auth_token"
 
 
-Token = Annotated[TokenFile | SecretsManager | KubernetesSecret, Field(discriminator="kind")]
+class SshFile(FileModel):
+    """A file on the head, read by ssh."""
+
+    kind: Literal["ssh_file"] = "ssh_file"
+    path: str = Field(pattern="^/")
+
+
+Token = Annotated[TokenFile | SecretsManager | KubernetesSecret | SshFile, Field(discriminator="kind")]
 
 
 class Toleration(FileModel):

@@ -11,6 +11,7 @@ TIMEOUT_S = 60.0
 WHERE_FROM = {
     "kubectl": "https://kubernetes.io/docs/tasks/tools",
     "terraform": "https://developer.hashicorp.com/terraform/install",
+    "ssh": "your system's package openssh-client",
     "aws": "https://docs.aws.amazon.com/cli (and the Session Manager plugin for tunnels)",
 }
 

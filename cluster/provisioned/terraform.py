@@ -38,7 +38,10 @@ class Terraform:
     def check(self) -> None:
         """Raises UserError where there is nothing that Terraform could make."""
         if not any(self.folder.glob("*.tf")):
-            raise UserError(f"{self.folder}: no Terraform files there; give infra/aws-ec2, infra/aws-eks or a copy")
+            raise UserError(
+                f"{self.folder}: no Terraform files and no hosts.yaml there; give infra/aws-ec2 or a copy of it, or "
+                "write the hosts.yaml of infra/ssh"
+            )
         if self.var_file is not None and not self.var_file.is_file():
             raise UserError(f"--var-file {self.var_file}: no such file")
 

@@ -14,10 +14,13 @@ from lexray.cluster.provisioned.description import (
     Kubectl,
     KubernetesSecret,
     SecretsManager,
+    Ssh,
+    SshFile,
     TokenFile,
 )
 from lexray.cluster.provisioned.kubernetes import KubectlCall
 from lexray.cluster.provisioned.programs import output_of
+from lexray.cluster.provisioned.ssh import output_at
 from lexray.storage.errors import UserError
 
 MAX_BYTES = 4096
@@ -67,6 +70,11 @@ def token_of(description: ClusterDescription, kubectl: KubectlCall | None) -> Se
         return token_of_file(where.path)
     if isinstance(where, SecretsManager):
         return _checked(aws.secret(where.arn, description.region), f"secret {where.arn}")
+    if isinstance(where, SshFile):
+        if not isinstance(description.access, Ssh):
+            raise UserError("token: an ssh_file is read by ssh, but access.kind is not ssh")
+        text = output_at(description.access, ["head", "-c", str(MAX_BYTES + 1), where.path])
+        return _checked(text, f"token file {where.path} on {description.access.host}")
     assert isinstance(where, KubernetesSecret)
     if kubectl is None:
         raise UserError("token: a kubernetes_secret is read by kubectl, but access.kind is not kubectl")

@@ -17,7 +17,16 @@ from tempfile import NamedTemporaryFile
 
 import typer
 
-from lexray.cluster.provisioned.description import Access, ClusterDescription, Direct, SecretsManager, Ssm, TokenFile
+from lexray.cluster.provisioned.description import (
+    Access,
+    ClusterDescription,
+    Direct,
+    SecretsManager,
+    Ssh,
+    SshFile,
+    Ssm,
+    TokenFile,
+)
 from lexray.storage.errors import UserError
 
 Ask = Callable[[str], bool]
@@ -123,6 +132,8 @@ def _described_token(description: ClusterDescription) -> str | None:
         return _file(where.path)
     if isinstance(where, SecretsManager):
         return f"AWS secret {where.arn}"
+    if isinstance(where, SshFile):
+        return f"token file {where.path} on that host"
     return f"Kubernetes secret {where.name}, key {where.key}"
 
 
@@ -136,6 +147,10 @@ def _far_end(description: ClusterDescription) -> str:
     region = f" in {description.region}" if description.region is not None else ""
     if isinstance(access, Ssm):
         return f"port {access.port} of EC2 autoscaling group {access.autoscaling_group}{region}"
+    if isinstance(access, Ssh):
+        return (
+            f"port {access.port} of {access.address}, by ssh to {access.user + '@' if access.user else ''}{access.host}"
+        )
     if access.eks_cluster is not None:
         by = f"EKS cluster {access.eks_cluster}{region}"
     else:

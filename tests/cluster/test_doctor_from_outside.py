@@ -72,7 +72,7 @@ def told(document: dict[str, Any], status: str) -> dict[str, str]:
 @pytest.mark.slow
 def test_nodes_that_cannot_reach_each_other_or_us_are_named(place: Machines) -> None:
     file, addresses = sweep_on(place), place.addresses
-    way = ["ip", "-n", place._space("w1"), "route", "add", "blackhole", f"{addresses['w2']}/32"]
+    way = ["ip", "-n", place.space("w1"), "route", "add", "blackhole", f"{addresses['w2']}/32"]
     subprocess.run(way, check=True)
     code, document = doctor(place, file)
     assert code == 1

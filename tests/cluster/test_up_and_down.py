@@ -260,7 +260,7 @@ def test_bad_calls_are_one_line_and_exit_code_2(lexray, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     (tmp_path / "root").mkdir()
     for arguments, words in [
-        (["up", tmp_path / "root", "--yes"], "no Terraform files there; give infra/aws-ec2"),
+        (["up", tmp_path / "root", "--yes"], "no Terraform files and no hosts.yaml there; give infra/aws-ec2"),
         (["up", "infra/aws-ec2"], "--yes: lexray up asks before it makes anything, and there is no terminal"),
         (["down", "infra/aws-ec2"], "--yes: lexray down asks before it removes anything"),
         (["down", "infra/aws-ec2", "--yes", "--var-file", tmp_path / "none"], "--var-file"),
