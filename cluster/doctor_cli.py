@@ -41,6 +41,7 @@ def doctor(
     region: Annotated[str | None, typer.Option(help="Where the nodes run, if nothing else tells.")] = None,
     min_free_gib: Annotated[float, typer.Option(min=0, help="Free disk that Ray's folder needs on a node.")] = 10.0,
     min_gb_s: Annotated[float, typer.Option(min=0, help="All-reduce between nodes, at least, in GB/s.")] = 0.0,
+    is_job: Annotated[bool, typer.Option("--is-job", hidden=True, help="This command is a job.")] = False,
     as_json: Json = False,
 ) -> None:
     """Look at a cluster from inside before a sweep runs there: one line for each check, and what to do.
@@ -55,7 +56,7 @@ def doctor(
         target = target_of(address, cluster, token_file, trust=trust, insecure=insecure)
         where, checks = _by_job(asked, target)
     else:
-        where, checks = _joined(asked, address, token_file)
+        where, checks = _joined(asked, address, token_file, is_job=is_job)
     from lexray.cluster.commands import print_json
     from lexray.cluster.doctor.show import as_document, as_table, is_healthy
 
@@ -77,7 +78,7 @@ class Asked(NamedTuple):
     min_gb_s: float
 
 
-def _joined(asked: Asked, address: str | None, token_file: Path | None) -> tuple[str, list[Check]]:
+def _joined(asked: Asked, address: str | None, token_file: Path | None, *, is_job: bool) -> tuple[str, list[Check]]:
     """On a Ray that this process joins, or starts here."""
     use_token(token_file)
     request = request_of(asked)
@@ -86,7 +87,7 @@ def _joined(asked: Asked, address: str | None, token_file: Path | None) -> tuple
 
     limits = Limits(free_disk_bytes=round(asked.min_free_gib * GIB), all_reduce_gb_s=asked.min_gb_s)
     with messages.status("starting Ray here" if address is None else f"asking the nodes of {address}"):
-        return address or "this machine", diagnose(request, address, limits)
+        return address or "this machine", diagnose(request, address, limits, is_job=is_job)
 
 
 def _by_job(asked: Asked, target: Target) -> tuple[str, list[Check]]:

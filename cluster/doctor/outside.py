@@ -54,7 +54,8 @@ def diagnose_by_job(
 
 def entrypoint(errand: Errand, connection: Connection) -> str:
     """What the head runs, in the folder of the package."""
-    command = [*insecure_prefix(), "python", "-m", "lexray", "doctor", "--address", "auto", "--json", *errand.arguments]
+    doctor = ["python", "-m", "lexray", "doctor", "--address", "auto", "--is-job", "--json"]
+    command = [*insecure_prefix(), *doctor, *errand.arguments]
     if errand.sweep_text is not None:
         command.append(SWEEP_FILE)
     region = connection.description.region if connection.description is not None else None

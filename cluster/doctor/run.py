@@ -15,11 +15,14 @@ TOTAL_S = 26.0
 """All questions together, once connected; what they leave undone is told as such."""
 
 
-def diagnose(request: Request, address: str | None, limits: Limits) -> list[Check]:
-    """Look at the cluster at `address`, None is this machine. Raises UserError when nobody answers there."""
+def diagnose(request: Request, address: str | None, limits: Limits, *, is_job: bool = False) -> list[Check]:
+    """Look at the cluster at `address`, None is this machine. Raises UserError when nobody answers there.
+
+    A job of the cluster (`is_job`) has its code from there: Ray refuses a second working directory.
+    """
     if address is None:
         return _of_this_machine(request, limits)
-    with connected(address):
+    with connected(address, is_job=is_job):
         found = gather(request, Deadline.after(TOTAL_S))
     return examine(found, limits)
 
