@@ -12,6 +12,18 @@ NOT_IN_THE_CLOUD = ("terraform_data",)
 HEADS = ("aws_autoscaling_group", "aws_eks_cluster")
 """Without one of these there is no cluster that could run a job."""
 BUCKET = "aws_s3_bucket"
+HEAD_TEMPLATE = "aws_launch_template.head"
+"""What the next head of aws-ec2 is launched from; a running one stays as it was launched."""
+OF_THE_HEAD = {
+    "user_data": "start-up script (pools, container image, settings)",
+    "image_id": "machine image",
+    "instance_type": "instance type",
+    "iam_instance_profile": "role",
+    "block_device_mappings": "disks",
+    "vpc_security_group_ids": "security groups",
+    "metadata_options": "metadata options",
+}
+"""Attributes of that template that a running head has in its old form."""
 TAG_KEY = "lexray-cluster"
 """Everything that the templates make carries this tag, with the cluster's name as its value."""
 
@@ -26,6 +38,8 @@ class Change:
     """`create`, `update`, `delete`; both of create and delete: it is replaced."""
     before: dict[str, Any]
     """Attributes of the thing that exists; empty where there is none yet."""
+    after: dict[str, Any]
+    """Attributes as they are planned; what only the apply will know is missing."""
 
     @property
     def name(self) -> str:
@@ -101,6 +115,22 @@ def change_lines(plan: Plan) -> list[str]:
     return lines or ["nothing to do: everything is as described"]
 
 
+def head_lines(plan: Plan) -> list[str]:
+    """Say what a running head will not have until it is replaced, and how to replace it; nothing where it has all."""
+    template = next((one for one in plan.having("update") if one.address.endswith(HEAD_TEMPLATE)), None)
+    if template is None:
+        return []
+    parts = [what for name, what in OF_THE_HEAD.items() if template.before.get(name) != template.after.get(name)]
+    if not parts:
+        return []
+    region = f" --region {plan.region}" if plan.region else ""
+    return [
+        f"head      the running head keeps its old {', '.join(parts)}. When no job runs, replace it:",
+        f"          aws autoscaling start-instance-refresh{region} --auto-scaling-group-name {plan.cluster_name}-head "
+        "--preferences MinHealthyPercentage=0",
+    ]
+
+
 def cost_lines(plan: Plan) -> list[str]:
     """What it costs at most, and who is told when."""
     limit, budget = plan.variables.get("hourly_cost_limit_usd"), plan.variables.get("monthly_budget_usd")
@@ -121,8 +151,8 @@ def _change(entry: dict[str, Any]) -> Change | None:
     actions = tuple(action for action in entry["change"]["actions"] if action in ("create", "update", "delete"))
     if entry.get("mode") != "managed" or not actions:
         return None
-    before = entry["change"].get("before") or {}
-    return Change(address=entry["address"], type=entry["type"], actions=actions, before=before)
+    before, after = (entry["change"].get(key) or {} for key in ("before", "after"))
+    return Change(address=entry["address"], type=entry["type"], actions=actions, before=before, after=after)
 
 
 def _word(change: Change) -> str:

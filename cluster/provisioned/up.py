@@ -16,7 +16,7 @@ from lexray.cluster.provisioned.description import ClusterDescription, Direct, T
 from lexray.cluster.provisioned.preflight import preflight
 from lexray.cluster.provisioned.progress import Ask, carry_out, refuse_unasked, say
 from lexray.cluster.provisioned.terraform import Terraform
-from lexray.cluster.provisioned.terraform_plan import Plan, change_lines, cost_lines, counts, read_plan
+from lexray.cluster.provisioned.terraform_plan import Plan, change_lines, cost_lines, counts, head_lines, read_plan
 from lexray.cluster.provisioned.trust import remember, token_use
 from lexray.storage.config_file import checked_content
 from lexray.storage.errors import UserError
@@ -67,7 +67,7 @@ def up(terraform: Terraform, ask: Ask | None, messages: Console, *, skip_checks:
         say(messages, f"planning {terraform.folder}")
         terraform.init()
         plan = read_plan(terraform.plan(saved))
-        for line in [*change_lines(plan), *cost_lines(plan)]:
+        for line in [*change_lines(plan), *head_lines(plan), *cost_lines(plan)]:
             say(messages, line)
         if plan.changes:
             if not skip_checks:

@@ -28,6 +28,16 @@ data "aws_ssm_parameter" "ami" {
   name  = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"
 }
 
+# The image that the first apply found: a newer one that AWS publishes changes nothing by itself.
+resource "terraform_data" "ami" {
+  count = var.ami_id == null ? 1 : 0
+  input = data.aws_ssm_parameter.ami[0].insecure_value
+
+  lifecycle {
+    ignore_changes = [input]
+  }
+}
+
 locals {
   tag_key    = "lexray-cluster"
   tags       = merge(var.tags, { (local.tag_key) = var.name })
@@ -35,7 +45,7 @@ locals {
   zones      = var.zones == null ? slice(data.aws_availability_zones.available.names, 0, 2) : var.zones
   # From here on a null zone stands for all of them.
   pools  = { for name, pool in var.pools : name => merge(pool, { zone = pool.zone == "any" ? null : coalesce(pool.zone, module.network.zones[0]) }) }
-  ami_id = var.ami_id == null ? one(data.aws_ssm_parameter.ami[*].insecure_value) : var.ami_id
+  ami_id = var.ami_id == null ? one(terraform_data.ami[*].output) : var.ami_id
 
   pools_price_usd     = sum(concat([0], [for pool in var.pools : pool.max * pool.price_usd_hour]))
   standing_price_usd  = var.head_price_usd_hour + module.network.hourly_price_usd

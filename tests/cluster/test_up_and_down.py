@@ -18,7 +18,7 @@ from lexray.cluster.provisioned.errors import RefusedError
 from lexray.cluster.provisioned.leftovers import Leftover, is_billed, kind_of, lasting, leftovers
 from lexray.cluster.provisioned.machines import end_workers, is_stopped, stop_head, workers
 from lexray.cluster.provisioned.terraform import Terraform, complaint, diagnoses, one_line
-from lexray.cluster.provisioned.terraform_plan import TAG_KEY, cost_lines, counted, read_plan
+from lexray.cluster.provisioned.terraform_plan import TAG_KEY, cost_lines, counted, head_lines, read_plan
 from lexray.cluster.provisioned.up import run_up, up
 from lexray.storage.errors import UserError
 
@@ -104,6 +104,26 @@ def test_a_plan_is_counted_by_kind_and_its_cost_comes_from_its_outputs():
     assert "at most 11.5" in cost
     assert "hourly_cost_limit_usd = 50" in cost
     assert "500 USD a month; nobody is told" in budget
+
+
+def test_a_plan_says_what_a_running_head_will_not_have_and_how_to_replace_it():
+    address = "module.ray.aws_launch_template.head"
+    old = {"user_data": "H4sI", "image_id": "ami-1", "latest_version": 1}
+    variables = {"name": {"value": "lexray"}, "region": {"value": "us-east-1"}}
+
+    def lines(*actions: str, **after: object) -> list[str]:
+        entry = {**change("aws_launch_template", *actions), "address": address}
+        entry["change"] |= {"before": old, "after": after}
+        return head_lines(read_plan({"resource_changes": [entry], "variables": variables}))
+
+    what, how = lines("update", user_data="other", image_id="ami-1")
+    assert what.startswith(
+        "head      the running head keeps its old start-up script (pools, container image, settings)."
+    )
+    assert "start-instance-refresh --region us-east-1 --auto-scaling-group-name lexray-head " in how
+    assert "machine image" in lines("update", user_data="H4sI", image_id="ami-2")[0]
+    assert lines("update", user_data="H4sI", image_id="ami-1", latest_version=2) == []
+    assert lines("create", user_data="other") == []
 
 
 def test_a_bucket_that_is_kept_keeps_what_protects_it():

@@ -3,7 +3,8 @@
 `python tests/infra/aws_simulator.py PORT [HOST]` serves on 127.0.0.1, or on HOST, until it is ended. Launches
 are refused as the JSON file says that LEXRAY_SIMULATED_REFUSALS names, see `refuse_launch`. What is added: tags of
 budgets and subscribers of their alarms; descriptions of security rules that name a group, which moto keeps but does not
-tell; EKS add-ons and pod identity associations, kept as they were sent; the vCPU quotas of an account. Nothing runs in
+tell; EKS add-ons and pod identity associations, kept as they were sent; the vCPU quotas of an account; a machine
+image that AWS publishes, which a test puts under PUBLISHED. Nothing runs in
 an EKS of moto's, so that an add-on is ACTIVE at once says nothing about a real one.
 """
 
@@ -30,6 +31,7 @@ from moto.eks.responses import EKSResponse
 from moto.s3.models import FakeDeleteMarker
 from moto.server import main
 from moto.servicequotas.responses import ServiceQuotasResponse
+from moto.ssm.models import SimpleSystemManagerBackend
 from moto.utilities.utils import get_partition
 
 _KEPT: dict[str, dict[str, dict[str, object]]] = {}
@@ -45,6 +47,8 @@ QUOTAS = {
     "Attachments per VPC": "L-6DA43717",
 }
 """Names and codes as AWS has them, of vCPUs and one that counts something else."""
+PUBLISHED = "/published"
+"""Before the name of a parameter of AWS's own, which nobody else may write."""
 _BUDGET_TAGS: dict[str, list[dict[str, str]]] = {}
 _moto_create_launch_template = LaunchTemplateBackend.create_launch_template
 _moto_create_budget = BudgetsResponse.create_budget
@@ -160,6 +164,10 @@ def install() -> None:
     FakeDeleteMarker.dispose = lambda marker: None  # asked of it when a bucket is emptied, and missing
     BudgetsResponse.list_tags_for_resource = budget_tags
     BudgetsResponse.describe_subscribers_for_notification = budget_subscribers
+    moto_get_parameter = SimpleSystemManagerBackend.get_parameter
+    SimpleSystemManagerBackend.get_parameter = lambda backend, name: moto_get_parameter(
+        backend, f"{PUBLISHED}{name}" if name.startswith("/aws/service/deeplearning") else name
+    )
     addon = KeptKind("addon", "addon", "addon", "addonName")
     association = KeptKind("pod_identity_association", "association", "podidentityassociation", "associationId")
     for kind in (addon, association):

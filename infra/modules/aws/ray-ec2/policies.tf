@@ -83,9 +83,28 @@ data "aws_iam_policy_document" "head" {
       [
         "${local.arn_prefix}:security-group/${aws_security_group.nodes.id}",
         "${local.arn_prefix}:spot-instances-request/*",
-        "arn:${var.partition}:ec2:${var.region}::image/${var.ami_id}",
       ],
     )
+  }
+
+  # The image comes from a version of our templates and from nowhere else: a running head launches by the version that it
+  # started with, whatever image the newest one has.
+  statement {
+    sid       = "LaunchImagesOfOurTemplates"
+    actions   = ["ec2:RunInstances"]
+    resources = ["arn:${var.partition}:ec2:${var.region}::image/*"]
+
+    condition {
+      test     = "ArnEquals"
+      variable = "ec2:LaunchTemplate"
+      values   = [for template in aws_launch_template.pool : template.arn]
+    }
+
+    condition {
+      test     = "Bool"
+      variable = "ec2:IsLaunchTemplateResource"
+      values   = ["true"]
+    }
   }
 
   statement {
