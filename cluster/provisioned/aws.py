@@ -20,8 +20,15 @@ def head_instance(group: str, region: str | None) -> str:
         raise UserError(f"autoscaling group {group}: none of that name in {region or 'this region'}")
     serving = [instance["InstanceId"] for instance in groups[0]["Instances"] if instance["LifecycleState"] == SERVING]
     if not serving:
-        size = groups[0]["DesiredCapacity"]
-        raise UserError(f"autoscaling group {group}: 0 of {size} head(s) in service; wait for it to start, or raise it")
+        if groups[0]["DesiredCapacity"] == 0:
+            where = f" --region {region}" if region else ""
+            start = (
+                f"aws autoscaling set-desired-capacity{where} --auto-scaling-group-name {group} --desired-capacity 1"
+            )
+            raise UserError(
+                f"autoscaling group {group}: its head is stopped; start it by `{start}`, it takes some minutes"
+            )
+        raise UserError(f"autoscaling group {group}: 0 of 1 head(s) in service; wait for it to start")
     return str(serving[0])
 
 

@@ -144,6 +144,8 @@ def cost_lines(plan: Plan) -> list[str]:
     if budget is not None:
         told = ", ".join(emails) if emails else "nobody is told: set budget_emails"
         lines.append(f"budget    {float(budget):g} USD a month; {told}")
+    elif "monthly_budget_usd" in plan.variables:
+        lines.append("budget    none: monthly_budget_usd is null, nobody is told what the cluster costs")
     return lines
 
 

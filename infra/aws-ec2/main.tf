@@ -13,7 +13,7 @@ data "aws_caller_identity" "current" {}
 data "aws_partition" "current" {}
 
 data "aws_availability_zones" "available" {
-  #checkov:skip=CKV_AWS_394:Two zones are taken, however many there are; name `zones` to pin them.
+  #checkov:skip=CKV_AWS_394:Few zones are taken, however many there are; name `zones` to pin them.
   state = "available"
 
   # Local zones have neither GPUs to speak of nor every service.
@@ -38,14 +38,36 @@ resource "terraform_data" "ami" {
   }
 }
 
+# Asked only where the zones are chosen here.
+data "aws_ec2_instance_type_offerings" "pool" {
+  for_each      = toset(var.zones == null && var.existing_vpc_id == null ? local.pool_types : [])
+  location_type = "availability-zone"
+
+  filter {
+    name   = "instance-type"
+    values = [each.value]
+  }
+}
+
 locals {
   tag_key    = "lexray-cluster"
   tags       = merge(var.tags, { (local.tag_key) = var.name })
   account_id = data.aws_caller_identity.current.account_id
-  zones      = var.zones == null ? slice(data.aws_availability_zones.available.names, 0, 2) : var.zones
+
+  # Zones that offer every type of every pool; those that pools name come first. A network needs two, whatever they offer.
+  pool_types = distinct(flatten([for pool in var.pools : pool.instance_types]))
+  offering = [
+    for zone in data.aws_availability_zones.available.names : zone
+    if alltrue([for offers in data.aws_ec2_instance_type_offerings.pool : contains(offers.locations, zone)])
+  ]
+  named     = [for zone in data.aws_availability_zones.available.names : zone if contains([for pool in var.pools : coalesce(pool.zone, "any")], zone)]
+  preferred = distinct(concat(local.named, local.offering))
+  chosen    = slice(distinct(concat(local.preferred, data.aws_availability_zones.available.names)), 0, max(2, min(4, length(local.preferred))))
+  zones     = var.zones == null ? local.chosen : var.zones
+  ami_id    = var.ami_id == null ? one(terraform_data.ami[*].output) : var.ami_id
+
   # From here on a null zone stands for all of them.
-  pools  = { for name, pool in var.pools : name => merge(pool, { zone = pool.zone == "any" ? null : coalesce(pool.zone, module.network.zones[0]) }) }
-  ami_id = var.ami_id == null ? one(terraform_data.ami[*].output) : var.ami_id
+  pools = { for name, pool in var.pools : name => merge(pool, { zone = pool.zone == "any" ? null : coalesce(pool.zone, module.network.zones[0]) }) }
 
   pools_price_usd     = sum(concat([0], [for pool in var.pools : pool.max * pool.price_usd_hour]))
   standing_price_usd  = var.head_price_usd_hour + module.network.hourly_price_usd
@@ -75,6 +97,7 @@ module "storage" {
   existing_bucket        = var.existing_bucket
   scratch_retention_days = var.scratch_retention_days
   force_destroy          = var.force_destroy_bucket
+  kms_key_arn            = var.kms_key_arn
 }
 
 # A container without content: put your key in with `aws secretsmanager put-secret-value`, and no state ever holds it.
@@ -101,18 +124,25 @@ module "ray" {
   container_image      = var.container_image
   head_instance_type   = var.head_instance_type
   root_volume_gib      = var.root_volume_gib
+  root_volume_mib_s    = var.root_volume_mib_s
   pools                = local.pools
   liveness             = var.liveness
   idle_timeout_minutes = var.idle_timeout_minutes
   max_cluster_hours    = var.max_cluster_hours
   stop_schedule        = var.stop_schedule
+  stop_idle_minutes    = var.stop_idle_head_minutes
+  egress_ports         = var.egress_ports
   log_retention_days   = var.log_retention_days
   bucket_arn           = module.storage.bucket_arn
   data_writable        = var.data_writable
+  readable_buckets     = var.readable_buckets
+  kms_key_arn          = var.kms_key_arn
+  extra_policy_arns    = var.extra_policy_arns
   wandb_secret_arn     = aws_secretsmanager_secret.wandb.arn
 }
 
 module "budget" {
+  count              = var.monthly_budget_usd == null ? 0 : 1
   source             = "../modules/aws/budget"
   name               = var.name
   tag_key            = local.tag_key

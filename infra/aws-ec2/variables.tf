@@ -26,7 +26,7 @@ variable "tags" {
 }
 
 variable "zones" {
-  description = "Availability zones with a private subnet each; null takes the first two of the region. Pools may name one of them."
+  description = "Availability zones with a private subnet each; null takes those that offer every instance type of the pools, at most 4. Pools may name one of them."
   type        = list(string)
   default     = null
 
@@ -93,10 +93,54 @@ variable "data_writable" {
   default     = false
 }
 
+variable "readable_buckets" {
+  description = "Names of further buckets that the cluster may read, wherever datasets lie."
+  type        = list(string)
+  default     = []
+
+  validation {
+    condition     = alltrue([for bucket in var.readable_buckets : can(regex("^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$", bucket))])
+    error_message = "readable_buckets has ${join(", ", var.readable_buckets)}: give names of buckets, without s3:// and without a folder."
+  }
+}
+
+variable "kms_key_arn" {
+  description = "KMS key of the bucket: encrypts the one that is made, and the cluster may use it for one that exists. Null: S3's own keys."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.kms_key_arn == null ? true : can(regex("^arn:[a-z-]+:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]+$", var.kms_key_arn))
+    error_message = "kms_key_arn is ${coalesce(var.kms_key_arn, "unset")}: use the ARN of a key, such as arn:aws:kms:us-east-1:123456789012:key/ID."
+  }
+}
+
+variable "extra_policy_arns" {
+  description = "IAM policies, by ARN, that the role of what runs lexray gets besides its own."
+  type        = list(string)
+  default     = []
+
+  validation {
+    condition     = alltrue([for arn in var.extra_policy_arns : can(regex("^arn:[a-z-]+:iam::([0-9]{12}|aws):policy/", arn))])
+    error_message = "extra_policy_arns has ${join(", ", var.extra_policy_arns)}: give ARNs of policies, such as arn:aws:iam::123456789012:policy/ours."
+  }
+}
+
 variable "enable_nat" {
   description = "One NAT gateway (about 36 USD a month): nodes reach W&B and package indexes. Without it, endpoints for AWS's services alone."
   type        = bool
   default     = true
+}
+
+variable "egress_ports" {
+  description = "TCP ports that nodes may reach outside, beyond 443; such as 22 for git, or that of a proxy."
+  type        = list(number)
+  default     = []
+
+  validation {
+    condition     = alltrue([for port in var.egress_ports : port >= 1 && port <= 65535 && port != 443 && floor(port) == port])
+    error_message = "egress_ports has ${join(", ", var.egress_ports)}: use whole numbers from 1 to 65535; 443 is open anyway."
+  }
 }
 
 variable "enable_flow_logs" {
@@ -144,21 +188,23 @@ variable "pools" {
     unless you say otherwise. `zone`: the zone of all nodes; null takes the first of `zones`, `any` spreads them over all (more
     spot capacity, but the ranks of a trial never span zones). `efa_interfaces`: EFA cards of a node; needs the image built with
     `--target efa`. `gpu_memory_gib`: of one GPU, for plans. `price_usd_hour`: the most that a node costs in an hour; a spot node
-    never costs more than the on-demand price.
+    never costs more than the on-demand price. `instance_types` are tried in their order, each in every zone of the pool; with
+    `on_demand_fallback` each is tried on demand after spot, before the next type. State what the smallest of them has.
   EOT
   type = map(object({
-    instance_types = list(string)
-    cpus           = number
-    memory_gib     = number
-    gpus           = optional(number, 0)
-    capacity       = optional(string, "SPOT")
-    min            = optional(number, 0)
-    max            = optional(number, 2)
-    zone           = optional(string)
-    efa_interfaces = optional(number, 0)
-    reservation_id = optional(string)
-    gpu_memory_gib = optional(number)
-    price_usd_hour = number
+    instance_types     = list(string)
+    cpus               = number
+    memory_gib         = number
+    gpus               = optional(number, 0)
+    capacity           = optional(string, "SPOT")
+    min                = optional(number, 0)
+    max                = optional(number, 2)
+    zone               = optional(string)
+    efa_interfaces     = optional(number, 0)
+    reservation_id     = optional(string)
+    on_demand_fallback = optional(bool, false)
+    gpu_memory_gib     = optional(number)
+    price_usd_hour     = number
   }))
   default = {
     a10g = {
@@ -217,8 +263,13 @@ variable "pools" {
   }
 
   validation {
-    condition     = alltrue([for pool in var.pools : length(pool.instance_types) == 1])
-    error_message = "pools: Ray's autoscaler launches one instance type for each pool; make a second pool for a second type."
+    condition     = alltrue([for pool in var.pools : length(pool.instance_types) >= 1])
+    error_message = "pools: each needs at least one of instance_types; several are tried in their order."
+  }
+
+  validation {
+    condition     = alltrue([for pool in var.pools : pool.capacity == "SPOT" || !pool.on_demand_fallback])
+    error_message = "pools: on_demand_fallback is for capacity SPOT; given ${join(", ", [for name, pool in var.pools : "${name}: ${pool.capacity}" if pool.on_demand_fallback])}."
   }
 }
 
@@ -261,6 +312,17 @@ variable "root_volume_gib" {
   }
 }
 
+variable "root_volume_mib_s" {
+  description = "Throughput of each node's root volume, in MiB/s: how soon a new node has its image. Above 125 it costs 0.04 USD a MiB/s and month."
+  type        = number
+  default     = 500
+
+  validation {
+    condition     = var.root_volume_mib_s >= 125 && var.root_volume_mib_s <= 750
+    error_message = "root_volume_mib_s is ${var.root_volume_mib_s}: use 125 to 750."
+  }
+}
+
 variable "liveness" {
   description = "After how long a node that vanished without a word counts as lost: seconds, and failed checks in a row."
   type = object({
@@ -299,6 +361,17 @@ variable "max_cluster_hours" {
   }
 }
 
+variable "stop_idle_head_minutes" {
+  description = "Stop the head after so many minutes without a job and without a node; 0 is never. `aws autoscaling set-desired-capacity` starts it again."
+  type        = number
+  default     = 0
+
+  validation {
+    condition     = var.stop_idle_head_minutes == 0 || var.stop_idle_head_minutes >= 10
+    error_message = "stop_idle_head_minutes is ${var.stop_idle_head_minutes}: use at least 10, so that a head that just started is not stopped, or 0 for never."
+  }
+}
+
 variable "stop_schedule" {
   description = "When the head is stopped, as a cron expression in UTC such as `0 20 * * *`; null is never."
   type        = string
@@ -322,13 +395,13 @@ variable "hourly_cost_limit_usd" {
 }
 
 variable "monthly_budget_usd" {
-  description = "Cost in a calendar month that the alarms refer to."
+  description = "Cost in a calendar month that the alarms refer to; null makes no budget, as where the account may not make any."
   type        = number
   default     = 500
 
   validation {
-    condition     = var.monthly_budget_usd > 0
-    error_message = "monthly_budget_usd is ${var.monthly_budget_usd}: use more than 0."
+    condition     = var.monthly_budget_usd == null ? true : var.monthly_budget_usd > 0
+    error_message = "monthly_budget_usd is ${coalesce(var.monthly_budget_usd, 0)}: use more than 0, or null for no budget."
   }
 }
 

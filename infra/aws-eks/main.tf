@@ -13,13 +13,24 @@ data "aws_caller_identity" "current" {}
 data "aws_partition" "current" {}
 
 data "aws_availability_zones" "available" {
-  #checkov:skip=CKV_AWS_394:Two zones are taken, however many there are; name `zones` to pin them.
+  #checkov:skip=CKV_AWS_394:Few zones are taken, however many there are; name `zones` to pin them.
   state = "available"
 
   # Local zones have neither GPUs to speak of nor every service.
   filter {
     name   = "opt-in-status"
     values = ["opt-in-not-required"]
+  }
+}
+
+# Asked only where the zones are chosen here.
+data "aws_ec2_instance_type_offerings" "pool" {
+  for_each      = toset(var.zones == null && var.existing_vpc_id == null ? local.pool_types : [])
+  location_type = "availability-zone"
+
+  filter {
+    name   = "instance-type"
+    values = [each.value]
   }
 }
 
@@ -32,7 +43,18 @@ locals {
   tag_key    = "lexray-cluster"
   tags       = merge(var.tags, { (local.tag_key) = var.name })
   account_id = data.aws_caller_identity.current.account_id
-  zones      = var.zones == null ? slice(data.aws_availability_zones.available.names, 0, 2) : var.zones
+
+  # Zones that offer every type of every pool; those that pools name come first. A network needs two, whatever they offer.
+  pool_types = distinct(flatten([for pool in var.pools : pool.instance_types]))
+  offering = [
+    for zone in data.aws_availability_zones.available.names : zone
+    if alltrue([for offers in data.aws_ec2_instance_type_offerings.pool : contains(offers.locations, zone)])
+  ]
+  named     = [for zone in data.aws_availability_zones.available.names : zone if contains([for pool in var.pools : coalesce(pool.zone, "any")], zone)]
+  preferred = distinct(concat(local.named, local.offering))
+  chosen    = slice(distinct(concat(local.preferred, data.aws_availability_zones.available.names)), 0, max(2, min(4, length(local.preferred))))
+  zones     = var.zones == null ? local.chosen : var.zones
+
   # From here on a null zone stands for all of them.
   pools = { for name, pool in var.pools : name => merge(pool, { zone = pool.zone == "any" ? null : coalesce(pool.zone, module.network.zones[0]) }) }
 
@@ -65,6 +87,7 @@ module "storage" {
   existing_bucket        = var.existing_bucket
   scratch_retention_days = var.scratch_retention_days
   force_destroy          = var.force_destroy_bucket
+  kms_key_arn            = var.kms_key_arn
 }
 
 # A container without content: put your key in with `aws secretsmanager put-secret-value`, and no state ever holds it.
@@ -83,12 +106,10 @@ module "identity" {
   bucket_arn           = module.storage.bucket_arn
   data_writable        = var.data_writable
   readable_secret_arns = { wandb = aws_secretsmanager_secret.wandb.arn }
-}
-
-resource "aws_iam_role_policy_attachment" "extra" {
-  for_each   = toset(var.extra_policy_arns)
-  role       = module.identity.role_name
-  policy_arn = each.value
+  partition            = data.aws_partition.current.partition
+  readable_buckets     = var.readable_buckets
+  kms_key_arn          = var.kms_key_arn
+  extra_policy_arns    = var.extra_policy_arns
 }
 
 module "eks" {
@@ -106,6 +127,7 @@ module "eks" {
   admin_arns         = var.admin_arns
   core_instance_type = var.core_instance_type
   root_volume_gib    = var.root_volume_gib
+  root_volume_mib_s  = var.root_volume_mib_s
   kms_key_arn        = var.kms_key_arn
   pools              = local.pools
   namespace          = local.namespace
@@ -115,6 +137,7 @@ module "eks" {
 }
 
 module "budget" {
+  count              = var.monthly_budget_usd == null ? 0 : 1
   source             = "../modules/aws/budget"
   name               = var.name
   tag_key            = local.tag_key

@@ -26,7 +26,7 @@ variable "tags" {
 }
 
 variable "zones" {
-  description = "Availability zones with a private subnet each; null takes the first two of the region. Pools may name one of them."
+  description = "Availability zones with a private subnet each; null takes those that offer every instance type of the pools, at most 4. Pools may name one of them."
   type        = list(string)
   default     = null
 
@@ -93,6 +93,39 @@ variable "data_writable" {
   default     = false
 }
 
+variable "readable_buckets" {
+  description = "Names of further buckets that the cluster may read, wherever datasets lie."
+  type        = list(string)
+  default     = []
+
+  validation {
+    condition     = alltrue([for bucket in var.readable_buckets : can(regex("^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$", bucket))])
+    error_message = "readable_buckets has ${join(", ", var.readable_buckets)}: give names of buckets, without s3:// and without a folder."
+  }
+}
+
+variable "kms_key_arn" {
+  description = "KMS key of yours for the bucket that is made (the cluster may use it for one that exists), Kubernetes' secrets and the nodes' disks; its policy lets AWSServiceRoleForAutoScaling use it and make grants. Null: S3's and the account's own keys, and one that is made for the secrets."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.kms_key_arn == null ? true : can(regex("^arn:[a-z-]+:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]+$", var.kms_key_arn))
+    error_message = "kms_key_arn is ${coalesce(var.kms_key_arn, "unset")}: use the ARN of a key, such as arn:aws:kms:us-east-1:123456789012:key/ID."
+  }
+}
+
+variable "extra_policy_arns" {
+  description = "IAM policies, by ARN, that the role of what runs lexray gets besides its own."
+  type        = list(string)
+  default     = []
+
+  validation {
+    condition     = alltrue([for arn in var.extra_policy_arns : can(regex("^arn:[a-z-]+:iam::([0-9]{12}|aws):policy/", arn))])
+    error_message = "extra_policy_arns has ${join(", ", var.extra_policy_arns)}: give ARNs of policies, such as arn:aws:iam::123456789012:policy/ours."
+  }
+}
+
 variable "enable_nat" {
   description = "One NAT gateway (about 36 USD a month): nodes reach W&B and package indexes. Without it, endpoints for AWS's services alone."
   type        = bool
@@ -144,21 +177,22 @@ variable "pools" {
     unless you say otherwise. `zone`: the zone of all nodes; null takes the first of `zones`, `any` spreads them over all (more
     spot capacity, but the ranks of a trial never span zones). `efa_interfaces`: EFA cards of a node; needs the image built with
     `--target efa`. `gpu_memory_gib`: of one GPU, for plans. `price_usd_hour`: the most that a node costs in an hour; a spot node
-    never costs more than the on-demand price.
+    never costs more than the on-demand price. `on_demand_fallback` is of aws-ec2.
   EOT
   type = map(object({
-    instance_types = list(string)
-    cpus           = number
-    memory_gib     = number
-    gpus           = optional(number, 0)
-    capacity       = optional(string, "SPOT")
-    min            = optional(number, 0)
-    max            = optional(number, 2)
-    zone           = optional(string)
-    efa_interfaces = optional(number, 0)
-    reservation_id = optional(string)
-    gpu_memory_gib = optional(number)
-    price_usd_hour = number
+    instance_types     = list(string)
+    cpus               = number
+    memory_gib         = number
+    gpus               = optional(number, 0)
+    capacity           = optional(string, "SPOT")
+    min                = optional(number, 0)
+    max                = optional(number, 2)
+    zone               = optional(string)
+    efa_interfaces     = optional(number, 0)
+    reservation_id     = optional(string)
+    on_demand_fallback = optional(bool, false)
+    gpu_memory_gib     = optional(number)
+    price_usd_hour     = number
   }))
   default = {
     a10g = {
@@ -220,6 +254,11 @@ variable "pools" {
     condition     = alltrue([for pool in var.pools : length(pool.instance_types) >= 1])
     error_message = "pools: each needs at least one of instance_types; several are taken in the order of preference."
   }
+
+  validation {
+    condition     = alltrue([for pool in var.pools : !pool.on_demand_fallback])
+    error_message = "pools: a node group of EKS is spot or on demand; make a second pool ON_DEMAND instead of on_demand_fallback (${join(", ", [for name, pool in var.pools : name if pool.on_demand_fallback])})."
+  }
 }
 
 variable "root_volume_gib" {
@@ -266,28 +305,6 @@ variable "admin_arns" {
   }
 }
 
-variable "kms_key_arn" {
-  description = "KMS key of yours for Kubernetes' secrets and the nodes' disks; its policy lets AWSServiceRoleForAutoScaling use it and make grants. Null makes a key for the secrets, and disks take the account's own."
-  type        = string
-  default     = null
-
-  validation {
-    condition     = var.kms_key_arn == null ? true : can(regex("^arn:[a-z-]+:kms:[a-z0-9-]+:[0-9]{12}:key/.+$", var.kms_key_arn))
-    error_message = "kms_key_arn is ${coalesce(var.kms_key_arn, "unset")}: give the ARN of a key, not of an alias."
-  }
-}
-
-variable "extra_policy_arns" {
-  description = "IAM policies of the pods beyond what the bucket needs, such as a second bucket or the key of `existing_bucket`."
-  type        = list(string)
-  default     = []
-
-  validation {
-    condition     = alltrue([for arn in var.extra_policy_arns : can(regex("^arn:[a-z-]+:iam::.*:policy/.+$", arn))])
-    error_message = "extra_policy_arns has ${join(", ", var.extra_policy_arns)}: give ARNs of IAM policies."
-  }
-}
-
 variable "core_instance_type" {
   description = "Instance type of the two nodes that are always there: they carry the head, the operator and DNS."
   type        = string
@@ -302,6 +319,17 @@ variable "core_price_usd_hour" {
   validation {
     condition     = var.core_price_usd_hour >= 0
     error_message = "core_price_usd_hour is ${var.core_price_usd_hour}: use at least 0."
+  }
+}
+
+variable "root_volume_mib_s" {
+  description = "Throughput of each node's root volume, in MiB/s: how soon a new node has its image. Above 125 it costs 0.04 USD a MiB/s and month."
+  type        = number
+  default     = 500
+
+  validation {
+    condition     = var.root_volume_mib_s >= 125 && var.root_volume_mib_s <= 750
+    error_message = "root_volume_mib_s is ${var.root_volume_mib_s}: use 125 to 750."
   }
 }
 
@@ -355,13 +383,13 @@ variable "hourly_cost_limit_usd" {
 }
 
 variable "monthly_budget_usd" {
-  description = "Cost in a calendar month that the alarms refer to."
+  description = "Cost in a calendar month that the alarms refer to; null makes no budget, as where the account may not make any."
   type        = number
   default     = 500
 
   validation {
-    condition     = var.monthly_budget_usd > 0
-    error_message = "monthly_budget_usd is ${var.monthly_budget_usd}: use more than 0."
+    condition     = var.monthly_budget_usd == null ? true : var.monthly_budget_usd > 0
+    error_message = "monthly_budget_usd is ${coalesce(var.monthly_budget_usd, 0)}: use more than 0, or null for no budget."
   }
 }
 

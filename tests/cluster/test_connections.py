@@ -193,7 +193,9 @@ def test_a_tunnel_by_ssm_leads_to_the_instance_that_the_group_keeps_now(programs
 def test_what_aws_does_not_have_or_allow_is_one_line(programs, described, aws):
     group_of_one(aws, "sae-asleep", size=0)
     access = {"kind": "ssm", "autoscaling_group": "sae-asleep"}
-    assert "0 of 0 head(s) in service" in one_line(trusted(described(access, region="us-east-1")))
+    assert "its head is stopped; start it by `aws autoscaling set-desired-capacity --region us-east-1" in one_line(
+        trusted(described(access, region="us-east-1"))
+    )
     access["autoscaling_group"] = "sae-none"
     assert "none of that name in us-east-1" in one_line(trusted(described(access, region="us-east-1")))
     arn = "arn:aws:secretsmanager:us-east-1:123456789012:secret:none"

@@ -104,6 +104,8 @@ def test_a_plan_is_counted_by_kind_and_its_cost_comes_from_its_outputs():
     assert "at most 11.5" in cost
     assert "hourly_cost_limit_usd = 50" in cost
     assert "500 USD a month; nobody is told" in budget
+    without = read_plan({"variables": {"monthly_budget_usd": {}}})
+    assert cost_lines(without) == ["budget    none: monthly_budget_usd is null, nobody is told what the cluster costs"]
 
 
 def test_a_plan_says_what_a_running_head_will_not_have_and_how_to_replace_it():

@@ -19,6 +19,8 @@ EKS_VARIABLES = {
     "existing_bucket": BUCKET_BEFORE,
     "allowed_cidrs": ["203.0.113.7/32"],
     "budget_emails": ["somebody@example.org"],
+    "readable_buckets": ["their-activations"],
+    "extra_policy_arns": ["arn:aws:iam::aws:policy/AmazonEC2ReadOnlyAccess"],
 }
 
 

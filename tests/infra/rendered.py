@@ -17,6 +17,8 @@ VARIABLES = {
     "container_image": "123456789012.dkr.ecr.us-east-1.amazonaws.com/lexray:0.1.0",
     "ami_id": "ami-0123456789abcdef0",
     "max_cluster_hours": 24,
+    "kms_key_arn": "arn:aws:kms:us-east-1:123456789012:key/11111111-2222-3333-4444-555555555555",
+    "egress_ports": [22],
 }
 """Of the apply that these files come from."""
 

@@ -90,6 +90,9 @@ def test_the_bucket_is_private_encrypted_versioned_and_forgets_scratch(ec2, aws)
     rules = {rule["ID"]: rule for rule in s3.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]}
     assert rules["incomplete-uploads"]["AbortIncompleteMultipartUpload"]["DaysAfterInitiation"] == 1
     assert rules["scratch"]["Expiration"]["Days"] == 14
+    kept_days = {rule["Filter"]["Prefix"]: rule["NoncurrentVersionExpiration"]["NoncurrentDays"]
+                 for rule in rules.values() if "NoncurrentVersionExpiration" in rule}  # fmt: skip
+    assert kept_days == {"data/": 14, "runs/": 1, "scratch/": 1}, "a deleted checkpoint is billed for a day"
 
 
 def _policies(iam: Any, role: str) -> list[dict[str, Any]]:
@@ -106,7 +109,8 @@ def _list(value: Any) -> list[Any]:
 def test_roles_reach_their_prefixes_and_secrets_and_write_no_data(applied, aws, role):
     statements = _policies(aws("iam"), role)
     of_s3 = [s for s in statements if any(action.startswith("s3:") for action in _list(s["Action"]))]
-    assert {statement["Sid"] for statement in of_s3} == {"List", "Read", "Write"}
+    further = {"ListFurtherBuckets", "ReadFurtherBuckets"} if role == "lexray-eks-ray" else set()
+    assert {statement["Sid"] for statement in of_s3} == {"List", "Read", "Write", *further}
     for statement in of_s3:
         resources = [resource.partition(":::")[2] for resource in _list(statement["Resource"])]
         assert all(len(resource) > 3 and not resource.startswith("*") for resource in resources), resources
@@ -115,6 +119,22 @@ def test_roles_reach_their_prefixes_and_secrets_and_write_no_data(applied, aws, 
     secrets = [s for s in statements if any(action.startswith("secretsmanager:") for action in _list(s["Action"]))]
     assert secrets
     assert all(":secret:/lexray/" in arn for s in secrets for arn in _list(s["Resource"]))
+
+
+def test_what_the_operator_adds_is_added(applied, aws):
+    attached = aws("iam").list_attached_role_policies(RoleName="lexray-eks-ray")["AttachedPolicies"]
+    assert [policy["PolicyName"] for policy in attached] == ["AmazonEC2ReadOnlyAccess"]
+    (read,) = [s for s in _policies(aws("iam"), "lexray-eks-ray") if s.get("Sid") == "ReadFurtherBuckets"]
+    assert _list(read["Resource"]) == ["arn:aws:s3:::their-activations/*"]
+    for role in ("lexray-head", "lexray-worker"):
+        (used,) = [s for s in _policies(aws("iam"), role) if s.get("Sid") == "UseKeyOfBucket"]
+        assert _list(used["Resource"]) == [rendered.VARIABLES["kms_key_arn"]]
+    rules = aws("s3").get_bucket_encryption(Bucket="lexray-123456789012-us-east-1")
+    (rule,) = rules["ServerSideEncryptionConfiguration"]["Rules"]
+    assert rule["ApplyServerSideEncryptionByDefault"]["KMSMasterKeyID"] == rendered.VARIABLES["kms_key_arn"]
+    groups = aws("ec2").describe_security_groups(Filters=[{"Name": "group-name", "Values": ["lexray-nodes"]}])
+    out = groups["SecurityGroups"][0]["IpPermissionsEgress"]
+    assert {rule.get("FromPort") for rule in out if rule["IpRanges"]} == {22, 443}
 
 
 def test_the_head_launches_from_our_templates_alone_and_ends_our_nodes_alone(applied, aws):
@@ -131,11 +151,11 @@ def test_the_head_launches_from_our_templates_alone_and_ends_our_nodes_alone(app
     assert not worker & {"ec2:RunInstances", "iam:PassRole", "secretsmanager:PutSecretValue"}
 
 
-def test_a_pool_is_launched_as_spot_with_the_script_that_is_shown(ec2, aws):
+def test_a_pool_is_launched_by_a_template_with_the_script_that_is_shown(ec2, aws):
     versions = aws("ec2").describe_launch_template_versions(LaunchTemplateName="lexray-pool-a10g", Versions=["$Latest"])
     data = versions["LaunchTemplateVersions"][0]["LaunchTemplateData"]
     assert base64.b64decode(data["UserData"]).decode() == ec2["worker_user_data"]["a10g"]
-    assert data["InstanceMarketOptions"]["MarketType"] == "spot"
+    assert "InstanceMarketOptions" not in data, "a launch could not take a template's market away"
     assert data["MetadataOptions"]["HttpTokens"] == "required"
     assert data["InstanceInitiatedShutdownBehavior"] == "terminate"
     assert data["IamInstanceProfile"]["Arn"].endswith("instance-profile/lexray-worker")
@@ -207,19 +227,19 @@ def test_a_second_plan_of_eks_touches_what_the_simulator_does_not_keep_of_eks_al
 
 
 def test_rays_own_provider_launches_and_ends_a_node_from_the_rendered_file(ec2, aws_endpoint, monkeypatch):
-    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+    from ray.autoscaler._private.providers import _get_node_provider
     from ray.autoscaler.tags import TAG_RAY_NODE_KIND, TAG_RAY_NODE_STATUS, TAG_RAY_USER_NODE_TYPE
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", aws_endpoint)
     config = yaml.safe_load(ec2["ray_cluster_yaml"])
-    provider = AWSNodeProvider(config["provider"], config["cluster_name"])
+    provider = _get_node_provider(config["provider"], config["cluster_name"])
     assert len(provider.non_terminated_nodes({TAG_RAY_NODE_KIND: "head"})) == 1
     tags = {TAG_RAY_NODE_KIND: "worker", TAG_RAY_NODE_STATUS: "uninitialized", TAG_RAY_USER_NODE_TYPE: "a10g"}
     node_config = config["available_node_types"]["a10g"]["node_config"]
     provider.create_node(dict(node_config), tags, 1)
     (node,) = provider.non_terminated_nodes({TAG_RAY_NODE_KIND: "worker"})
     instance = provider._get_node(node)
-    assert instance.instance_type == "g5.12xlarge"
+    assert (instance.instance_type, instance.instance_lifecycle) == ("g5.12xlarge", "spot")
     assert {group["GroupName"] for group in instance.security_groups} == {"lexray-nodes"}
     assert instance.subnet_id in node_config["SubnetIds"]
     assert provider.node_tags(node)["lexray-cluster"] == "lexray"

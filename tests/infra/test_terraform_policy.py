@@ -29,7 +29,9 @@ def test_every_folder_asks_for_the_same_terraform_and_the_aws_provider_alone(fol
     settings = parsed(folder / "versions.tf")["terraform"][0]
     assert settings["required_version"] == ">= 1.10"
     (providers,) = settings["required_providers"]
-    assert providers == {"aws": {"source": "hashicorp/aws", "version": ">= 5.95, < 7.0"}}
+    # A user gets the provider that was tried; modules leave the choice to their root.
+    tried = "5.100.0" if folder in ROOTS else ">= 5.95, < 7.0"
+    assert providers == {"aws": {"source": "hashicorp/aws", "version": tried}}
     assert {"main.tf", "variables.tf", "outputs.tf"} <= {file.name for file in files_of(folder)}
 
 
@@ -51,10 +53,13 @@ def test_nobody_comes_in_from_everywhere():
     assert resources("aws_security_group_rule") == []
 
 
-def test_what_goes_out_to_everywhere_is_https_alone():
+def test_what_goes_out_to_everywhere_is_https_alone_unless_a_port_is_named():
     for rule in resources("aws_vpc_security_group_egress_rule"):
         if EVERYWHERE & {rule.body.get("cidr_ipv4"), rule.body.get("cidr_ipv6")}:
-            assert (rule.body["from_port"], rule.body["to_port"]) == (443, 443), rule
+            is_named = "var.egress_ports" in rule.body.get("for_each", "")
+            ports = (rule.body["from_port"], rule.body["to_port"])
+            assert ports == (("${tonumber(each.value)}",) * 2 if is_named else (443, 443)), rule
+    assert declared("variable", ROOTS[0])["egress_ports"]["default"] == []
 
 
 def test_no_node_has_a_public_address_or_a_key_for_ssh():

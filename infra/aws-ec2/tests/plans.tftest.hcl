@@ -148,3 +148,67 @@ run "without_nat_there_are_endpoints" {
   }
 }
 
+
+run "zones_are_those_that_offer_the_pools_types_and_those_that_pools_name" {
+  command = plan
+
+  variables {
+    pools = {
+      near = {
+        instance_types = ["g5.xlarge"]
+        cpus           = 4
+        memory_gib     = 14
+        gpus           = 1
+        zone           = "us-east-1a"
+        price_usd_hour = 1
+      }
+    }
+  }
+
+  assert {
+    condition     = local.zones == tolist(["us-east-1a", "us-east-1b", "us-east-1c", "us-east-1d"])
+    error_message = "Zones are ${join(", ", local.zones)}."
+  }
+}
+
+run "a_budget_can_be_switched_off" {
+  command = plan
+
+  variables {
+    monthly_budget_usd = null
+  }
+
+  assert {
+    condition     = length(module.budget) == 0 && local.zones == tolist(["us-east-1b", "us-east-1c", "us-east-1d"])
+    error_message = "A budget is made, or a zone is used that does not offer g5.12xlarge."
+  }
+}
+
+run "ways_to_launch_are_in_the_stated_order" {
+  variables {
+    pools = {
+      any = {
+        instance_types     = ["g5.12xlarge", "g6.12xlarge"]
+        cpus               = 46
+        memory_gib         = 176
+        gpus               = 4
+        on_demand_fallback = true
+        price_usd_hour     = 5.672
+      }
+    }
+    stop_idle_head_minutes = 45
+  }
+
+  assert {
+    condition = [
+      for way in yamldecode(output.ray_cluster_yaml).available_node_types.any.node_config.LaunchWays :
+      "${way.InstanceType} ${try(way.InstanceMarketOptions.MarketType, "on demand")}"
+    ] == ["g5.12xlarge spot", "g5.12xlarge on demand", "g6.12xlarge spot", "g6.12xlarge on demand"]
+    error_message = "Each type on spot, then on demand, before the next type."
+  }
+
+  assert {
+    condition     = strcontains(output.head_user_data, "idle_head \"$LEXRAY_NODE_ADDRESS\" 45;")
+    error_message = "The head does not watch whether it is used."
+  }
+}

@@ -111,3 +111,38 @@ run "without_nat_there_are_endpoints" {
   }
 }
 
+
+run "zones_are_those_that_offer_the_pools_types_and_those_that_pools_name" {
+  command = plan
+
+  variables {
+    pools = {
+      near = {
+        instance_types = ["g5.xlarge"]
+        cpus           = 4
+        memory_gib     = 14
+        gpus           = 1
+        zone           = "us-east-1a"
+        price_usd_hour = 1
+      }
+    }
+  }
+
+  assert {
+    condition     = local.zones == tolist(["us-east-1a", "us-east-1b", "us-east-1c", "us-east-1d"])
+    error_message = "Zones are ${join(", ", local.zones)}."
+  }
+}
+
+run "a_budget_can_be_switched_off" {
+  command = plan
+
+  variables {
+    monthly_budget_usd = null
+  }
+
+  assert {
+    condition     = length(module.budget) == 0 && local.zones == tolist(["us-east-1b", "us-east-1c", "us-east-1d"])
+    error_message = "A budget is made, or a zone is used that does not offer g5.12xlarge."
+  }
+}

@@ -23,6 +23,10 @@ run "refuses_a_bad_value_of_every_variable" {
     container_image        = "registry.example.com/lexray:latest"
     ray_version            = "latest"
     root_volume_gib        = 20
+    root_volume_mib_s      = 1000
+    readable_buckets       = ["s3://theirs"]
+    kms_key_arn            = "alias/ours"
+    extra_policy_arns      = ["ReadOnlyAccess"]
     liveness               = { keepalive_s = 0 }
     idle_timeout_minutes   = 0
     max_cluster_hours      = -1
@@ -32,8 +36,6 @@ run "refuses_a_bad_value_of_every_variable" {
     kubernetes_version     = "latest"
     allowed_cidrs          = ["0.0.0.0/0"]
     admin_arns             = ["me"]
-    kms_key_arn            = "alias/ours"
-    extra_policy_arns      = ["AdministratorAccess"]
     core_price_usd_hour    = -1
   }
 
@@ -48,6 +50,10 @@ run "refuses_a_bad_value_of_every_variable" {
     var.container_image,
     var.ray_version,
     var.root_volume_gib,
+    var.root_volume_mib_s,
+    var.readable_buckets,
+    var.kms_key_arn,
+    var.extra_policy_arns,
     var.liveness,
     var.idle_timeout_minutes,
     var.max_cluster_hours,
@@ -57,8 +63,6 @@ run "refuses_a_bad_value_of_every_variable" {
     var.kubernetes_version,
     var.allowed_cidrs,
     var.admin_arns,
-    var.kms_key_arn,
-    var.extra_policy_arns,
     var.core_price_usd_hour,
   ]
 }
@@ -288,6 +292,27 @@ run "refuses_pool_types" {
         gpus           = 8
         max            = 1
         price_usd_hour = 30
+      }
+    }
+  }
+
+  expect_failures = [var.pools]
+}
+
+run "refuses_pool_fallback" {
+  command = plan
+
+  variables {
+    pools = {
+      gpu = {
+        instance_types     = ["p4d.24xlarge"]
+        cpus               = 94
+        memory_gib         = 1000
+        gpus               = 8
+        max                = 1
+        capacity           = "ON_DEMAND"
+        on_demand_fallback = true
+        price_usd_hour     = 30
       }
     }
   }

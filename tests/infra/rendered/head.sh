@@ -155,7 +155,17 @@ cat > /etc/lexray/public/ray-cluster.yaml <<'EOF'
       "LaunchTemplate":
         "LaunchTemplateId": "lt-0"
         "Version": "1"
+      "LaunchWays":
+      - "InstanceMarketOptions":
+          "MarketType": "spot"
+          "SpotOptions":
+            "InstanceInterruptionBehavior": "terminate"
+            "SpotInstanceType": "one-time"
+        "InstanceType": "g5.12xlarge"
       "SubnetIds":
+      - "subnet-0"
+      - "subnet-0"
+      - "subnet-0"
       - "subnet-0"
       "TagSpecifications":
       - "ResourceType": "instance"
@@ -174,6 +184,8 @@ cat > /etc/lexray/public/ray-cluster.yaml <<'EOF'
       "SubnetIds":
       - "subnet-0"
       - "subnet-0"
+      - "subnet-0"
+      - "subnet-0"
     "resources":
       "CPU": 0
 "cluster_name": "lexray"
@@ -189,8 +201,9 @@ cat > /etc/lexray/public/ray-cluster.yaml <<'EOF'
   "cache_stopped_nodes": false
   "disable_launch_config_check": true
   "disable_node_updaters": true
+  "module": "lexray.cluster.provisioned.ec2_provider.Ec2Provider"
   "region": "us-east-1"
-  "type": "aws"
+  "type": "external"
   "use_internal_ips": true
 "setup_commands": []
 "worker_setup_commands": []
@@ -217,4 +230,5 @@ retry aws ssm put-parameter --name '/lexray/lexray/head-address' --value "$node_
 # At the deadline the group of the head goes to zero. Workers end themselves when they have lost their head.
 systemd-run --unit=lexray-deadline --on-active='24h' --setenv=AWS_DEFAULT_REGION='us-east-1' \
   aws autoscaling set-desired-capacity --auto-scaling-group-name 'lexray-head' --desired-capacity 0
+
 say "head is up at $node_address"

@@ -14,7 +14,13 @@ mock_data "aws_partition" {
 
 mock_data "aws_availability_zones" {
   defaults = {
-    names = ["us-east-1a", "us-east-1b", "us-east-1c"]
+    names = ["us-east-1a", "us-east-1b", "us-east-1c", "us-east-1d"]
+  }
+}
+
+mock_data "aws_ec2_instance_type_offerings" {
+  defaults = {
+    locations = ["us-east-1b", "us-east-1c", "us-east-1d"]
   }
 }
 

@@ -123,6 +123,7 @@ resource "aws_launch_template" "pool" {
     ebs {
       volume_size           = var.root_volume_gib
       volume_type           = "gp3"
+      throughput            = var.root_volume_mib_s
       encrypted             = true
       kms_key_id            = var.kms_key_arn
       delete_on_termination = true

@@ -63,6 +63,11 @@ variable "root_volume_gib" {
   type        = number
 }
 
+variable "root_volume_mib_s" {
+  description = "Throughput of each node's root volume, in MiB/s."
+  type        = number
+}
+
 variable "pools" {
   description = "Pools of nodes by name, as the root declares them."
   type = map(object({

@@ -1,4 +1,4 @@
-# The role of what runs lexray: three prefixes of one bucket, named secrets, nothing else.
+# The role of what runs lexray: three prefixes of one bucket, named secrets, and what the operator adds by name.
 
 locals {
   instance_count = var.service == "ec2" ? 1 : 0
@@ -42,6 +42,36 @@ data "aws_iam_policy_document" "workload" {
   }
 
   dynamic "statement" {
+    for_each = length(var.readable_buckets) > 0 ? [1] : []
+
+    content {
+      sid       = "ListFurtherBuckets"
+      actions   = ["s3:ListBucket"]
+      resources = [for bucket in var.readable_buckets : "arn:${var.partition}:s3:::${bucket}"]
+    }
+  }
+
+  dynamic "statement" {
+    for_each = length(var.readable_buckets) > 0 ? [1] : []
+
+    content {
+      sid       = "ReadFurtherBuckets"
+      actions   = ["s3:GetObject"]
+      resources = [for bucket in var.readable_buckets : "arn:${var.partition}:s3:::${bucket}/*"]
+    }
+  }
+
+  dynamic "statement" {
+    for_each = var.kms_key_arn == null ? [] : [1]
+
+    content {
+      sid       = "UseKeyOfBucket"
+      actions   = ["kms:Decrypt", "kms:GenerateDataKey"]
+      resources = [var.kms_key_arn]
+    }
+  }
+
+  dynamic "statement" {
     for_each = length(var.readable_secret_arns) > 0 ? [1] : []
 
     content {
@@ -61,6 +91,12 @@ resource "aws_iam_role_policy" "workload" {
   name   = "workload"
   role   = aws_iam_role.this.id
   policy = data.aws_iam_policy_document.workload.json
+}
+
+resource "aws_iam_role_policy_attachment" "extra" {
+  for_each   = toset(var.extra_policy_arns)
+  role       = aws_iam_role.this.name
+  policy_arn = each.value
 }
 
 resource "aws_iam_instance_profile" "this" {

@@ -27,3 +27,23 @@ variable "readable_secret_arns" {
   description = "Secrets that the role may read, by a name that is known before they exist."
   type        = map(string)
 }
+
+variable "partition" {
+  description = "AWS partition, such as aws."
+  type        = string
+}
+
+variable "readable_buckets" {
+  description = "Names of further buckets that may be read."
+  type        = list(string)
+}
+
+variable "kms_key_arn" {
+  description = "KMS key of the bucket; null where S3's own keys encrypt it."
+  type        = string
+}
+
+variable "extra_policy_arns" {
+  description = "IAM policies that the role gets besides its own."
+  type        = list(string)
+}

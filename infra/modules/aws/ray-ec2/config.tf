@@ -31,6 +31,17 @@ locals {
     }
   }
 
+  # In the order in which they are tried: each type as the pool asks for it, then, if the pool allows it, on demand.
+  spot = { MarketType = "spot", SpotOptions = { SpotInstanceType = "one-time", InstanceInterruptionBehavior = "terminate" } }
+  launch_ways = {
+    for name, pool in var.pools : name => flatten([
+      for type in pool.instance_types : concat(
+        [merge({ InstanceType = type }, pool.capacity == "SPOT" ? { InstanceMarketOptions = local.spot } : {})],
+        pool.on_demand_fallback ? [{ InstanceType = type }] : [],
+      )
+    ])
+  }
+
   pool_node_types = {
     for name, pool in var.pools : name => {
       min_workers = pool.min
@@ -45,6 +56,7 @@ locals {
       node_config = merge(
         {
           InstanceType = pool.instance_types[0]
+          LaunchWays   = local.launch_ways[name]
           SubnetIds    = local.pool_subnet_ids[name]
           LaunchTemplate = {
             LaunchTemplateId = aws_launch_template.pool[name].id
@@ -66,7 +78,8 @@ locals {
     idle_timeout_minutes = var.idle_timeout_minutes
     head_node_type       = "head"
     provider = {
-      type                        = "aws"
+      type                        = "external"
+      module                      = "lexray.cluster.provisioned.ec2_provider.Ec2Provider"
       region                      = var.region
       use_internal_ips            = true
       cache_stopped_nodes         = false
@@ -110,6 +123,10 @@ locals {
     ray_cluster_yaml = local.ray_cluster_yaml
     wandb_secret_arn = var.wandb_secret_arn
     group            = "${var.name}-head"
+    stop_when_idle = var.stop_idle_minutes == 0 ? "" : templatefile("${path.module}/templates/idle.sh.tftpl", {
+      minutes = var.stop_idle_minutes
+      group   = "${var.name}-head"
+    })
   }))
 
   worker_user_data = {

@@ -38,6 +38,7 @@ resource "aws_launch_template" "head" {
     ebs {
       volume_size           = var.root_volume_gib
       volume_type           = "gp3"
+      throughput            = var.root_volume_mib_s
       encrypted             = true
       delete_on_termination = true
     }

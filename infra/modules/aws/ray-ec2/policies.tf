@@ -6,6 +6,10 @@ module "head_identity" {
   service              = "ec2"
   bucket_arn           = var.bucket_arn
   data_writable        = var.data_writable
+  partition            = var.partition
+  readable_buckets     = var.readable_buckets
+  kms_key_arn          = var.kms_key_arn
+  extra_policy_arns    = var.extra_policy_arns
   readable_secret_arns = { token = aws_secretsmanager_secret.token.arn, wandb = var.wandb_secret_arn }
 }
 
@@ -15,6 +19,10 @@ module "worker_identity" {
   service              = "ec2"
   bucket_arn           = var.bucket_arn
   data_writable        = var.data_writable
+  partition            = var.partition
+  readable_buckets     = var.readable_buckets
+  kms_key_arn          = var.kms_key_arn
+  extra_policy_arns    = var.extra_policy_arns
   readable_secret_arns = { token = aws_secretsmanager_secret.token.arn }
 }
 

@@ -1,4 +1,5 @@
-# One launch template for each pool, from which Ray's autoscaler on the head launches nodes.
+# One launch template for each pool, from which Ray's autoscaler on the head launches nodes. Instance type and market (spot
+# or on demand) are in Ray's configuration: a launch may replace what a template says, but not take its market away.
 
 locals {
   efa_pools = { for name, pool in var.pools : name => pool if pool.efa_interfaces > 0 }
@@ -41,25 +42,17 @@ resource "aws_launch_template" "pool" {
     ebs {
       volume_size           = var.root_volume_gib
       volume_type           = "gp3"
+      throughput            = var.root_volume_mib_s
       encrypted             = true
       delete_on_termination = true
     }
   }
 
   dynamic "instance_market_options" {
-    for_each = compact([lookup({ SPOT = "spot", CAPACITY_BLOCK = "capacity-block" }, each.value.capacity, "")])
+    for_each = each.value.capacity == "CAPACITY_BLOCK" ? [1] : []
 
     content {
-      market_type = instance_market_options.value
-
-      dynamic "spot_options" {
-        for_each = each.value.capacity == "SPOT" ? [1] : []
-
-        content {
-          spot_instance_type             = "one-time"
-          instance_interruption_behavior = "terminate"
-        }
-      }
+      market_type = "capacity-block"
     }
   }
 

@@ -30,3 +30,13 @@ resource "aws_vpc_security_group_egress_rule" "https" {
   from_port         = 443
   to_port           = 443
 }
+
+resource "aws_vpc_security_group_egress_rule" "further" {
+  for_each          = toset([for port in var.egress_ports : tostring(port)])
+  security_group_id = aws_security_group.nodes.id
+  description       = "A port that the operator named"
+  cidr_ipv4         = "0.0.0.0/0"
+  ip_protocol       = "tcp"
+  from_port         = tonumber(each.value)
+  to_port           = tonumber(each.value)
+}

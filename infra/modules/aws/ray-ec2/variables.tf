@@ -63,21 +63,27 @@ variable "root_volume_gib" {
   type        = number
 }
 
+variable "root_volume_mib_s" {
+  description = "Throughput of each node's root volume, in MiB/s."
+  type        = number
+}
+
 variable "pools" {
   description = "Pools of nodes by name, as the root declares them."
   type = map(object({
-    instance_types = list(string)
-    cpus           = number
-    memory_gib     = number
-    gpus           = number
-    capacity       = string
-    min            = number
-    max            = number
-    zone           = string
-    efa_interfaces = number
-    reservation_id = string
-    gpu_memory_gib = number
-    price_usd_hour = number
+    instance_types     = list(string)
+    cpus               = number
+    memory_gib         = number
+    gpus               = number
+    capacity           = string
+    min                = number
+    max                = number
+    zone               = string
+    efa_interfaces     = number
+    reservation_id     = string
+    on_demand_fallback = bool
+    gpu_memory_gib     = number
+    price_usd_hour     = number
   }))
 }
 
@@ -119,6 +125,31 @@ variable "bucket_arn" {
 variable "data_writable" {
   description = "Let nodes write data/ too."
   type        = bool
+}
+
+variable "readable_buckets" {
+  description = "Names of further buckets that may be read."
+  type        = list(string)
+}
+
+variable "kms_key_arn" {
+  description = "KMS key of the bucket; null where S3's own keys encrypt it."
+  type        = string
+}
+
+variable "extra_policy_arns" {
+  description = "IAM policies that the role gets besides its own."
+  type        = list(string)
+}
+
+variable "stop_idle_minutes" {
+  description = "Stop the head after so many minutes without a job and without a node; 0 is never."
+  type        = number
+}
+
+variable "egress_ports" {
+  description = "TCP ports that nodes may reach outside, beyond 443."
+  type        = list(number)
 }
 
 variable "wandb_secret_arn" {

@@ -14,7 +14,7 @@ data "aws_s3_bucket" "existing" {
 resource "aws_s3_bucket" "this" {
   #checkov:skip=CKV2_AWS_62:Nobody listens to events of this bucket.
   #checkov:skip=CKV_AWS_144:Replication doubles the bill for data that can be harvested again.
-  #checkov:skip=CKV_AWS_145:S3's own keys: KMS adds a price to each request of shards that are read by the million.
+  #checkov:skip=CKV_AWS_145:S3's own keys unless kms_key_arn names another: KMS adds a price to each request.
   #checkov:skip=CKV_AWS_18:Access logs of shards that are read by the million cost more than they tell; CloudTrail is the operator's choice.
   count         = local.own_count
   bucket        = "${var.name}-${var.bucket_suffix}"
@@ -54,8 +54,12 @@ resource "aws_s3_bucket_server_side_encryption_configuration" "this" {
 
   rule {
     apply_server_side_encryption_by_default {
-      sse_algorithm = "AES256"
+      sse_algorithm     = var.kms_key_arn == null ? "AES256" : "aws:kms"
+      kms_master_key_id = var.kms_key_arn
     }
+
+    # One key for many objects: else KMS is asked, and paid, for each shard.
+    bucket_key_enabled = var.kms_key_arn != null
   }
 }
 

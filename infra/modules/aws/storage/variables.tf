@@ -22,3 +22,8 @@ variable "force_destroy" {
   description = "Destroy the bucket with everything in it."
   type        = bool
 }
+
+variable "kms_key_arn" {
+  description = "KMS key that encrypts the bucket; null: S3's own keys."
+  type        = string
+}
