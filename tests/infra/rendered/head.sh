@@ -164,9 +164,6 @@ cat > /etc/lexray/public/ray-cluster.yaml <<'EOF'
         "InstanceType": "g5.12xlarge"
       "SubnetIds":
       - "subnet-0"
-      - "subnet-0"
-      - "subnet-0"
-      - "subnet-0"
       "TagSpecifications":
       - "ResourceType": "instance"
         "Tags":
