@@ -22,7 +22,7 @@ from lexray.cluster.provisioned.description import Pool
 from lexray.storage.errors import UserError
 from lexray.storage.objects.options import insecure_env
 from lexray.tuning.placement.cluster_view import zone_resource
-from lexray.tuning.placement.object_store import STORE_SHARE
+from lexray.tuning.placement.memory_split import memory_split
 
 CONNECT_TIMEOUT_S = 10
 
@@ -104,8 +104,8 @@ def _announce(pools: Sequence[Pool]) -> None:
     config = autoscaler_pb2.ClusterConfig()  # type: ignore[attr-defined]  # protobuf makes it when imported
     for pool in pools:
         group = config.node_group_configs.add(name=pool.name, min_count=pool.min_nodes, max_count=pool.max_nodes)
-        memory_bytes = int((1 - STORE_SHARE) * pool.memory_gib * 2**30)
-        group.resources.update({"CPU": int(pool.cpus), "GPU": pool.gpus, "memory": memory_bytes})
+        heap_bytes = memory_split(pool.memory_gib).heap
+        group.resources.update({"CPU": int(pool.cpus), "GPU": pool.gpus, "memory": heap_bytes})
         if pool.zone is not None:
             group.resources[zone_resource(pool.zone)] = 1
     _internal_kv_put(

@@ -28,7 +28,7 @@ from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-d
 from lexray.cluster.provisioned.description import Liveness
 from lexray.storage.errors import UserError
 from lexray.storage.stream_memory import node_memory
-from lexray.tuning.placement.object_store import STORE_SHARE
+from lexray.tuning.placement.memory_split import STORE_SHARE
 
 log = logging.getLogger("lexray")
 

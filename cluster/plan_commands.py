@@ -18,7 +18,7 @@ from lexray.cluster.commands import print_json
 from lexray.cluster.consoles import TextConsole
 from lexray.storage.config_file import read_config_file, read_text
 from lexray.storage.errors import UserError
-from lexray.tuning.placement.object_store import STORE_SHARE
+from lexray.tuning.placement.memory_split import STORE_SHARE
 
 if TYPE_CHECKING:
     from lexray.tuning.planning.forecast import Speed

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lexray.cluster.provisioned.description import ClusterDescription, Pool
-from lexray.tuning.placement.object_store import STORE_SHARE
+from lexray.tuning.placement.memory_split import memory_split
 
 if TYPE_CHECKING:
     from lexray.tuning.planning.plan import Machines
-
-GIB = 2**30
 
 
 def machines_of(description: ClusterDescription | None, nodes: Sequence[dict[str, Any]]) -> Machines:
@@ -24,7 +22,7 @@ def machines_of(description: ClusterDescription | None, nodes: Sequence[dict[str
     most = trials_on_head(totals)
     if description is not None and description.pools:
         pools = [pool for pool in description.pools for _ in range(pool.max_nodes)]
-        stores = [_store(pool) for pool in pools]
+        stores = [memory_split(pool.memory_gib).store for pool in pools]
         return Machines(nodes=[_node(pool) for pool in pools], object_store_bytes=stores, trials_on_head=most)
     return Machines(
         nodes=[
@@ -50,11 +48,7 @@ def all_are_here(nodes: Sequence[dict[str, Any]]) -> bool:
 def _node(pool: Pool) -> Any:
     from lexray.tuning.placement.nodes import Node
 
-    return Node(pool.cpus, float(pool.gpus), pool.memory_gib * GIB - _store(pool), zone=pool.zone)
-
-
-def _store(pool: Pool) -> int:
-    return int(STORE_SHARE * pool.memory_gib * GIB)
+    return Node(pool.cpus, float(pool.gpus), float(memory_split(pool.memory_gib).heap), zone=pool.zone)
 
 
 def _is_own_address(address: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lexray.cluster.provisioned.description import DASHBOARD_PORT, ClusterDescription, Pool
-from lexray.tuning.placement.object_store import STORE_SHARE
+from lexray.tuning.placement.memory_split import memory_split, whole_mib
 
 Manifest = dict[str, Any]
 
@@ -28,8 +28,6 @@ HEAD_CPUS, HEAD_GIB = 2, 12.0
 HEAD_FUNCTIONS_GIB, HEAD_STORE_GIB, HEAD_SHM_GIB = 6.0, 1.0, 1.25
 """Of the head's memory: for functions that take no core, of which each running trial has one (a quarter of a GiB: 24 at
 once); Ray's object store, in which no windows lie there, and /dev/shm around it."""
-SHM_SHARE = 0.35
-"""Of a worker's memory: /dev/shm, around Ray's object store; NCCL and torch put their own blocks there too."""
 GRACE_S, DRAIN_S = 120, 100
 """What a spot node gets between the notice and its end, and what of it workers may use to save and leave."""
 
@@ -53,7 +51,7 @@ def head_pod(cluster: ClusterDescription) -> Manifest:
             {"containerPort": METRICS_PORT, "name": "metrics"},
         ],
     }
-    spec = _pod_spec(container, shm_bytes=_share(HEAD_SHM_GIB, 1.0))
+    spec = _pod_spec(container, shm_bytes=whole_mib(HEAD_SHM_GIB))
     if cluster.provider == "aws-eks":
         spec["nodeSelector"] = {POOL_LABEL: CORE_POOL}
     return _template(spec)
@@ -66,7 +64,7 @@ def head_start_params() -> dict[str, str]:
         "num-cpus": "0",
         "num-gpus": "0",
         "memory": str(round(HEAD_FUNCTIONS_GIB * 2**30)),
-        "object-store-memory": str(_share(HEAD_STORE_GIB, 1.0)),
+        "object-store-memory": str(whole_mib(HEAD_STORE_GIB)),
     }
 
 
@@ -78,7 +76,7 @@ def worker_pod(cluster: ClusterDescription, pool: Pool) -> Manifest:
         "ports": [{"containerPort": METRICS_PORT, "name": "metrics"}],
         "lifecycle": {"preStop": {"exec": {"command": ["/bin/bash", "-c", DRAIN_SCRIPT]}}},
     }
-    spec = _pod_spec(container, shm_bytes=_share(pool.memory_gib, SHM_SHARE))
+    spec = _pod_spec(container, shm_bytes=memory_split(pool.memory_gib).shared)
     spec["automountServiceAccountToken"] = False  # only the head's autoscaler talks to Kubernetes
     spec |= _placement(cluster, pool)
     if pool.runtime_class is not None:
@@ -88,12 +86,12 @@ def worker_pod(cluster: ClusterDescription, pool: Pool) -> Manifest:
 
 def worker_start_params(pool: Pool) -> dict[str, str]:
     """Of `ray start`: told, since nobody can ask the nodes of a pool that has none yet. Bytes for memory."""
-    memory_bytes = _share(pool.memory_gib, 1.0) - _share(pool.memory_gib, SHM_SHARE)
+    split = memory_split(pool.memory_gib)
     return {
         "num-cpus": str(int(pool.cpus)),
         "num-gpus": str(pool.gpus),
-        "memory": str(memory_bytes),
-        "object-store-memory": str(_share(pool.memory_gib, STORE_SHARE)),
+        "memory": str(split.heap),
+        "object-store-memory": str(split.store),
     }
 
 
@@ -171,7 +169,7 @@ def _devices(pool: Pool) -> dict[str, str]:
 
 def _resources(cpus: float, memory_gib: float, devices: Mapping[str, str] | None = None) -> Manifest:
     """Requests are limits: a pod is not slowed or killed for what its neighbours do."""
-    wanted = {"cpu": quantity(cpus), "memory": f"{_share(memory_gib, 1.0) // 2**20}Mi", **(devices or {})}
+    wanted = {"cpu": quantity(cpus), "memory": f"{whole_mib(memory_gib) // 2**20}Mi", **(devices or {})}
     return {"requests": wanted, "limits": dict(wanted)}
 
 
@@ -199,8 +197,3 @@ def _placement(cluster: ClusterDescription, pool: Pool) -> Manifest:
 def _on_instances(types: tuple[str, ...]) -> Manifest:
     term = {"matchExpressions": [{"key": "node.kubernetes.io/instance-type", "operator": "In", "values": list(types)}]}
     return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}}
-
-
-def _share(gib: float, share: float) -> int:
-    """Bytes, in whole MiB."""
-    return int(gib * share * 2**10) * 2**20

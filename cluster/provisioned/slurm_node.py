@@ -28,7 +28,7 @@ from lexray.cluster.provisioned.ray_keeper import STOPPED, free_port, keep
 from lexray.cluster.provisioned.ray_start import host_port, node_environment, start_arguments
 from lexray.cluster.provisioned.tokens import token_of_file
 from lexray.storage.errors import UserError
-from lexray.tuning.placement.object_store import STORE_SHARE
+from lexray.tuning.placement.memory_split import STORE_SHARE
 
 HEAD, TOKEN, CLUSTER = "head.json", "token", "cluster.json"
 START_S = 300.0

@@ -183,7 +183,8 @@ variable "ray_version" {
 
 variable "pools" {
   description = <<-EOT
-    Pools of nodes by name. `cpus`, `memory_gib`, `gpus`: what Ray may use of a node. `capacity`: SPOT, ON_DEMAND, or one of
+    Pools of nodes by name. `cpus`, `memory_gib`, `gpus`: what Ray may use of a node; of `memory_gib` 65 % is for
+    processes and 30 % for Ray's object store. `capacity`: SPOT, ON_DEMAND, or one of
     RESERVED and CAPACITY_BLOCK with the `reservation_id` and `zone` of the reservation. `min`, `max`: how many nodes; from zero
     unless you say otherwise. `zone`: the zone of all nodes; null takes the first of `zones`, `any` spreads them over all (more
     spot capacity, but the ranks of a trial never span zones). `efa_interfaces`: EFA cards of a node; needs the image built with
@@ -291,7 +292,7 @@ variable "head_price_usd_hour" {
 }
 
 variable "ami_id" {
-  description = "Ubuntu machine image with Docker, AWS CLI, NVIDIA driver and container toolkit; null takes AWS's newest Deep Learning Base image."
+  description = "Ubuntu machine image with Docker, AWS CLI, NVIDIA driver and container toolkit; null takes AWS's newest Deep Learning Base image at the first apply and keeps it; `terraform apply -replace='terraform_data.ami[0]'` takes the newest again."
   type        = string
   default     = null
 

@@ -172,7 +172,8 @@ variable "ray_version" {
 
 variable "pools" {
   description = <<-EOT
-    Pools of nodes by name. `cpus`, `memory_gib`, `gpus`: what Ray may use of a node. `capacity`: SPOT, ON_DEMAND, or one of
+    Pools of nodes by name. `cpus`, `memory_gib`, `gpus`: what Ray may use of a node; of `memory_gib` 65 % is for
+    processes and 30 % for Ray's object store. `capacity`: SPOT, ON_DEMAND, or one of
     RESERVED and CAPACITY_BLOCK with the `reservation_id` and `zone` of the reservation. `min`, `max`: how many nodes; from zero
     unless you say otherwise. `zone`: the zone of all nodes; null takes the first of `zones`, `any` spreads them over all (more
     spot capacity, but the ranks of a trial never span zones). `efa_interfaces`: EFA cards of a node; needs the image built with

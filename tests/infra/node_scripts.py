@@ -30,6 +30,11 @@ def environment(script: str, hosts: Machines, name: str, instance: str, node_typ
     return {key: values.get(value, value) for key, value in lines.items()} | {"PATH": path}
 
 
+def with_small_store(script: str) -> str:
+    """The same script for this machine, which has less memory than the instance."""
+    return re.sub(r"--object-store-memory=\d+", f"--object-store-memory={256 * 2**20}", script)
+
+
 def start(hosts: Machines, name: str, script: str, env: dict[str, str]) -> None:
     """Run the script's own `start-ray`; folders that only an instance has are the test's.
 
@@ -37,7 +42,7 @@ def start(hosts: Machines, name: str, script: str, env: dict[str, str]) -> None:
     """
     temp = hosts.temp / name
     temp.mkdir()
-    text = rendered.script_in(script, "start-ray")
+    text = with_small_store(rendered.script_in(script, "start-ray"))
     text = text.replace("/mnt/lexray/spill", str(temp)).replace("/etc/lexray/public", str(hosts.place))
     text = text.replace("exec ray start", f"exec ray start --temp-dir={temp}")
     file = hosts.place / f"start-ray-{name}"

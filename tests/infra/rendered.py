@@ -62,8 +62,8 @@ def node_groups(resources: list[dict[str, Any]]) -> str:
 
 
 def script_in(user_data: str, name: str) -> str:
-    """The file that a start-up script writes under /etc/lexray/public: `start-ray` or `ray-cluster.yaml`."""
-    pattern = rf"cat > /etc/lexray/public/{re.escape(name)} <<'EOF'\n(.*?\n)EOF\n"
+    """The file that a start-up script writes under /etc/lexray, such as `start-ray` or `ray-cluster.yaml`."""
+    pattern = rf"cat > /etc/lexray/(?:public/)?{re.escape(name)} <<'EOF'\n(.*?\n) *EOF\n"
     found = re.search(pattern, user_data, flags=re.DOTALL)
     if found is None:
         raise ValueError(f"the start-up script writes no {name}")

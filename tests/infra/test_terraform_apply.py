@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -145,6 +146,11 @@ def test_the_head_launches_from_our_templates_alone_and_ends_our_nodes_alone(app
     (ours,) = [t["LaunchTemplateId"] for t in templates if t["LaunchTemplateName"] == "lexray-pool-a10g"]
     condition = statements["LaunchFromOurTemplates"]["Condition"]["ArnEquals"]["ec2:LaunchTemplate"]
     assert _list(condition)[0].endswith(ours)
+    images = statements["LaunchImagesOfOurTemplates"]
+    assert images["Condition"] == {
+        "ArnEquals": {"ec2:LaunchTemplate": condition}, "Bool": {"ec2:IsLaunchTemplateResource": "true"}
+    }  # fmt: skip
+    assert not [s for s in statements.values() if s is not images and "image/" in json.dumps(s.get("Resource"))]
     assert statements["EndOurNodes"]["Condition"] == {"StringEquals": {"aws:ResourceTag/lexray-cluster": "lexray"}}
     assert _list(statements["PassWorkerRole"]["Resource"])[0].endswith(":role/lexray-worker")
     worker = {action for s in _policies(aws("iam"), "lexray-worker") for action in _list(s["Action"])}
@@ -154,7 +160,7 @@ def test_the_head_launches_from_our_templates_alone_and_ends_our_nodes_alone(app
 def test_a_pool_is_launched_by_a_template_with_the_script_that_is_shown(ec2, aws):
     versions = aws("ec2").describe_launch_template_versions(LaunchTemplateName="lexray-pool-a10g", Versions=["$Latest"])
     data = versions["LaunchTemplateVersions"][0]["LaunchTemplateData"]
-    assert base64.b64decode(data["UserData"]).decode() == ec2["worker_user_data"]["a10g"]
+    assert gzip.decompress(base64.b64decode(data["UserData"])).decode() == ec2["worker_user_data"]["a10g"]
     assert "InstanceMarketOptions" not in data, "a launch could not take a template's market away"
     assert data["MetadataOptions"]["HttpTokens"] == "required"
     assert data["InstanceInitiatedShutdownBehavior"] == "terminate"

@@ -39,6 +39,30 @@ def test_a_misspelt_argument_is_refused(infra_copy, cli_config, name, tmp_path):
     assert 'Did you mean "cidr_block"?' in " ".join(done.stderr.split())
 
 
+def test_the_head_boots_after_its_way_out_and_its_rights(infra_copy, cli_config):
+    """And all that is in subnets goes before their routes do."""
+    dot = Terraform(folder=infra_copy / "aws-ec2", cli_config=cli_config).run("graph").stdout
+    needs: dict[str, set[str]] = {}
+    for one, other in re.findall(r'"([^"]+)" -> "([^"]+)"', dot):
+        needs.setdefault(one, set()).add(other)
+    found, queue = set(), ["module.ray.aws_autoscaling_group.head"]
+    while queue:
+        if (node := queue.pop()) not in found:
+            found.add(node)
+            queue += needs.get(node, ())
+    network = (
+        "route.nat",
+        "route.internet",
+        "route_table_association.private",
+        "vpc_endpoint.s3",
+        "vpc_endpoint.service",
+    )
+    ray = ("iam_role_policy.node", "iam_role_policy.head", "vpc_security_group_egress_rule.https")
+    first = {f"module.network.aws_{name}" for name in network} | {f"module.ray.aws_{name}" for name in ray}
+    first |= {f"module.ray.module.{who}_identity.aws_iam_role_policy.workload" for who in ("head", "worker")}
+    assert first - found == set()
+
+
 def test_every_rule_of_every_variable_has_a_run_that_it_refuses():
     for root in ROOTS:
         rules = {name: len(body.get("validation", [])) for name, body in declared("variable", root).items()}

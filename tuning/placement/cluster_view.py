@@ -10,8 +10,8 @@ import ray
 from ray._private.state import available_resources_per_node, state
 
 from lexray.tuning.placement.book import NodeState, View
+from lexray.tuning.placement.memory_split import store_beside
 from lexray.tuning.placement.nodes import ZONE, Node, trials_on_head
-from lexray.tuning.placement.object_store import STORE_SHARE
 from lexray.tuning.planning.plan import Machines
 
 MAX_TO_COME = 64
@@ -69,7 +69,7 @@ def cluster_machines() -> Machines:
     view, told = cluster_view(), ray.nodes()
     stores = {node["NodeID"]: int(node["Resources"].get("object_store_memory", 0)) for node in told}
     nodes = {**{node_id: state.total for node_id, state in view.nodes.items()}, **view.to_come}
-    to_come = {name: int(STORE_SHARE / (1 - STORE_SHARE) * node.memory_bytes) for name, node in view.to_come.items()}
+    to_come = {name: store_beside(node.memory_bytes) for name, node in view.to_come.items()}
     return Machines(
         nodes=list(nodes.values()),
         object_store_bytes=[{**stores, **to_come}[node_id] for node_id in nodes],

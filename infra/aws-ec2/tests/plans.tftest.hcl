@@ -90,6 +90,27 @@ run "efa_nodes_have_an_interface_for_each_card" {
   }
 }
 
+run "many_large_pools_fit_into_the_user_data" {
+  variables {
+    hourly_cost_limit_usd = 2000
+    pools = { for index in range(12) : "p5-${index}" => {
+      instance_types = ["p5.48xlarge"]
+      cpus           = 190
+      memory_gib     = 1900
+      max            = 1
+      gpus           = 8
+      zone           = "us-east-1a"
+      efa_interfaces = 32
+      price_usd_hour = 98.32
+    } }
+  }
+
+  assert {
+    condition     = length(output.head_user_data) > 100000 && length(base64gzip(output.head_user_data)) * 3 / 4 < 16384 / 2
+    error_message = "Twelve pools with 32 network cards each are ${length(output.head_user_data)} characters, ${length(base64gzip(output.head_user_data)) * 3 / 4} compressed."
+  }
+}
+
 run "pools_above_the_limit_are_refused" {
   command = plan
 

@@ -1,37 +1,83 @@
 #!/bin/bash
-# Rendered by Terraform. Runs once, as root, on the first boot of a node.
+# Rendered by Terraform. Runs as root.
+first_boot() {
+  say "first boot of a worker"
+  # Whatever becomes of the head, no node outlives the deadline.
+  shutdown -h "+$((24 * 60))"
+}
+
 set -euo pipefail
 export AWS_DEFAULT_REGION='us-east-1' HOME=/root
 
 # To stderr: what functions print is read by who calls them.
 say() { echo "lexray: $*" >&2; }
 
-# A node that fails says why in the log group, where it is still to be read when the node is gone.
+# cloud-init runs this script once. It installs itself as a unit that runs it again until it succeeds: what a first boot
+# needs (the way out, rights of the role, endpoints) may come late.
+if [ "$0" != /etc/lexray/boot ]; then
+  mkdir -p /etc/lexray/public
+  install -m 700 "$0" /etc/lexray/boot
+  cat > /etc/lexray/report <<'EOF'
+#!/bin/bash
+# Puts the end of a file into the log group, where it is still to be read when the node is gone.
+stream="boot-$(cat /var/lib/cloud/data/instance-id || hostname)"
+aws logs create-log-stream --log-group-name '/lexray/lexray/nodes' --log-stream-name "$stream"
+tail -c 20000 "$1" |
+  python3 -c 'import json, sys, time; print(json.dumps([{"timestamp": int(1000 * time.time()), "message": sys.stdin.read()}]))' |
+  aws logs put-log-events --log-group-name '/lexray/lexray/nodes' --log-stream-name "$stream" --log-events file:///dev/stdin
+EOF
+  cat > /etc/systemd/system/lexray-boot.service <<'EOF'
+[Unit]
+Description=Boot of a Ray node
+Wants=network-online.target
+After=network-online.target
+StartLimitIntervalSec=0
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/bash /etc/lexray/boot
+Restart=on-failure
+RestartSec=15
+TimeoutStartSec=1800
+StandardOutput=append:/var/log/lexray-boot.log
+StandardError=append:/var/log/lexray-boot.log
+
+[Install]
+WantedBy=multi-user.target
+EOF
+  first_boot
+  systemctl daemon-reload
+  systemctl enable lexray-boot.service
+  systemctl start --no-block lexray-boot.service
+  exit
+fi
+
+# A boot that fails says why.
 finish() {
   local status=$?
   [ "$status" -eq 0 ] && return
   say "start-up failed with status $status"
-  local stream="boot-${instance_id:-unknown}"
-  aws logs create-log-stream --log-group-name '/lexray/lexray/nodes' --log-stream-name "$stream" || true
-  tail -c 100000 /var/log/cloud-init-output.log |
-    python3 -c 'import json, sys, time; print(json.dumps([{"timestamp": int(1000 * time.time()), "message": sys.stdin.read()}]))' |
-    aws logs put-log-events --log-group-name '/lexray/lexray/nodes' --log-stream-name "$stream" --log-events file:///dev/stdin || true
-  shutdown -h now
+  bash /etc/lexray/report /var/log/lexray-boot.log > /dev/null || true
+  [ "$(cut -d. -f1 /proc/uptime)" -lt 1800 ] || shutdown -h now
 }
 trap finish EXIT
 
 retry() {
   local attempt
-  for attempt in 1 2 3 4 5 6; do
+  for attempt in 1 2 3 4 5; do
     "$@" && return
-    say "attempt $attempt failed: $1 $2"
-    sleep $((attempt * 5))
+    say "attempt $attempt failed: ${*:1:4}"
+    sleep $((attempt * 3))
   done
   return 1
 }
 
-metadata_token=$(curl -sSf -X PUT http://169.254.169.254/latest/api/token -H 'X-aws-ec2-metadata-token-ttl-seconds: 600')
-metadata() { curl -sSf -H "X-aws-ec2-metadata-token: $metadata_token" "http://169.254.169.254/latest/meta-data/$1"; }
+# No call to AWS is made once only. Input comes from files: a pipe would be empty the second time.
+aws() { retry command aws "$@"; }
+
+metadata_token=$(retry curl -sSf -X PUT http://169.254.169.254/latest/api/token -H 'X-aws-ec2-metadata-token-ttl-seconds: 600')
+metadata() { retry curl -sSf -H "X-aws-ec2-metadata-token: $metadata_token" "http://169.254.169.254/latest/meta-data/$1"; }
 instance_id=$(metadata instance-id)
 node_address=$(metadata local-ipv4)
 zone=$(metadata placement/availability-zone)
@@ -42,15 +88,17 @@ prepare_disk() {
   local disks device
   mkdir -p /mnt/lexray
   mapfile -t disks < <(lsblk -dpno NAME,MODEL | awk '/Instance Storage/ { print $1 }')
-  if mountpoint -q /opt/dlami/nvme; then
+  if mountpoint -q /mnt/lexray; then
+    say "disks are mounted"
+  elif mountpoint -q /opt/dlami/nvme; then
     mount --bind /opt/dlami/nvme /mnt/lexray
   elif [ "${#disks[@]}" -gt 0 ]; then
     device=${disks[0]}
     if [ "${#disks[@]}" -gt 1 ]; then
       device=/dev/md0
-      mdadm --create "$device" --run --level=0 --raid-devices="${#disks[@]}" "${disks[@]}"
+      [ -e "$device" ] || mdadm --create "$device" --run --level=0 --raid-devices="${#disks[@]}" "${disks[@]}"
     fi
-    mkfs.ext4 -q -E lazy_itable_init=1 "$device"
+    mkfs.ext4 -q -F -E lazy_itable_init=1 "$device"
     mount -o noatime "$device" /mnt/lexray
   fi
   mkdir -p /mnt/lexray/spill /mnt/lexray/cache
@@ -82,16 +130,19 @@ RAY_health_check_timeout_ms=10000
 EOF
 }
 
+log_in() { aws ecr get-login-password | docker login --username AWS --password-stdin "$1"; }
+
 pull_image() {
   local image='123456789012.dkr.ecr.us-east-1.amazonaws.com/lexray:0.1.0'
   local registry=${image%%/*}
   if [[ "$registry" == *.dkr.ecr.*.amazonaws.com* ]]; then
-    aws ecr get-login-password | docker login --username AWS --password-stdin "$registry"
+    retry log_in "$registry"
   fi
   retry docker pull --quiet "$image"
 }
 
-# Ray in its container, kept by systemd. $1 are further lines of the unit.
+# Ray in its container, kept by systemd. $1 are further lines of the unit. It is not enabled: after a reboot, too, the boot
+# starts it.
 start_ray() {
   cat > /etc/systemd/system/lexray-ray.service <<EOF
 [Unit]
@@ -101,35 +152,29 @@ Requires=docker.service
 
 [Service]
 ExecStart=/usr/bin/docker run --rm --name ray --init --network host --ipc host \
-  --ulimit nofile=1048576 --ulimit memlock=-1 --gpus all \
+  --ulimit nofile=1048576 --ulimit memlock=-1 --memory 188978561024 --gpus all \
   --env-file /etc/lexray/ray.env --volume /etc/lexray/public:/etc/lexray/public:ro --volume /mnt/lexray:/mnt/lexray \
   --log-driver awslogs --log-opt awslogs-region=us-east-1 --log-opt awslogs-group=/lexray/lexray/nodes --log-opt awslogs-stream=ray-$instance_id \
   --entrypoint /bin/bash 123456789012.dkr.ecr.us-east-1.amazonaws.com/lexray:0.1.0 /etc/lexray/public/start-ray
 ExecStop=/usr/bin/docker stop --time 100 ray
 TimeoutStopSec=120
 $1
-
-[Install]
-WantedBy=multi-user.target
 EOF
   systemctl daemon-reload
-  systemctl enable --now lexray-ray.service
+  systemctl start lexray-ray.service
 }
 
-mkdir -p /etc/lexray/public
 prepare_disk
 
-# Whatever becomes of the head, no node outlives the deadline.
-shutdown -h "+$((24 * 60))"
-token=$(retry aws secretsmanager get-secret-value --secret-id 'arn:aws:secretsmanager:us-east-1:123456789012:secret:/lexray/lexray/ray-token-000000' --query SecretString --output text)
-head_address=$(retry aws ssm get-parameter --name '/lexray/lexray/head-address' --query Parameter.Value --output text)
+token=$(aws secretsmanager get-secret-value --secret-id 'arn:aws:secretsmanager:us-east-1:123456789012:secret:/lexray/lexray/ray-token-000000' --query SecretString --output text)
+head_address=$(aws ssm get-parameter --name '/lexray/lexray/head-address' --query Parameter.Value --output text)
 write_environment "$token" "$head_address" 'a10g'
 
 cat > /etc/lexray/public/start-ray <<'EOF'
 #!/bin/bash
 exec ray start --block --disable-usage-stats \
   --address="$LEXRAY_HEAD_ADDRESS" --node-ip-address="$LEXRAY_NODE_ADDRESS" \
-  --num-cpus=46 --num-gpus=4 --memory=188978561024 \
+  --num-cpus=46 --num-gpus=4 --memory=122836484096 --object-store-memory=56693358592 \
   --object-spilling-directory=/mnt/lexray/spill
 EOF
 
@@ -161,13 +206,10 @@ After=lexray-ray.service
 [Service]
 ExecStart=/bin/bash /etc/lexray/public/watch-notices
 Restart=on-failure
-
-[Install]
-WantedBy=multi-user.target
 EOF
 
 pull_image
 # A node without Ray is only a bill: it ends itself, and with that its instance.
 start_ray 'ExecStopPost=/usr/sbin/shutdown -h now'
-systemctl enable --now lexray-notices.service
+systemctl start lexray-notices.service
 say "worker of pool a10g is up at $node_address"

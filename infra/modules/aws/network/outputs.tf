@@ -6,6 +6,16 @@ output "vpc_id" {
 output "private_subnet_ids" {
   description = "Private subnets, in the order of the zones."
   value       = local.own ? [for zone in local.zones : aws_subnet.private[zone].id] : var.existing_subnet_ids
+  # Who takes the subnets boots in them: the way out is there first, and goes last.
+  depends_on = [
+    aws_route_table_association.private,
+    aws_route_table_association.public,
+    aws_route.internet,
+    aws_route.nat,
+    aws_vpc_endpoint.s3,
+    aws_vpc_endpoint.service,
+    aws_vpc_security_group_ingress_rule.endpoints,
+  ]
 }
 
 output "subnet_ids_by_zone" {

@@ -13,6 +13,15 @@ locals {
     RAY_health_check_failure_threshold   = var.liveness.health_check_failures
   }
 
+  # In MiB, as tuning/placement/memory_split.py divides a node's memory; a test holds them together.
+  memory_mib = {
+    for name, pool in var.pools : name => {
+      heap  = floor(pool.memory_gib * 1024) - floor(pool.memory_gib * 1024 * 35 / 100)
+      store = floor(pool.memory_gib * 1024 * 30 / 100)
+      total = floor(pool.memory_gib * 1024)
+    }
+  }
+
   pool_subnet_ids = {
     for name, pool in var.pools : name => pool.zone == null ? var.subnet_ids : lookup(var.subnet_ids_by_zone, pool.zone, var.subnet_ids)
   }
@@ -48,7 +57,7 @@ locals {
       max_workers = pool.max
       # Ray adds up memory in bytes.
       resources = merge(
-        { CPU = pool.cpus, memory = floor(pool.memory_gib * 1024 * 1024 * 1024) },
+        { CPU = pool.cpus, memory = local.memory_mib[name].heap * 1024 * 1024 },
         pool.gpus > 0 ? { GPU = pool.gpus } : {},
       )
       # Nodes themselves report their zone as RAY_NODE_ZONE; the autoscaler has to know it before there is one.
@@ -118,8 +127,13 @@ locals {
     max_cluster_hours = var.max_cluster_hours
   }
 
+  # The unit lexray-boot runs the script until it succeeds. A worker that has not in this time is only a bill, and ends
+  # itself; a head gets as long before its Ray must answer, and ends itself after ten minutes of silence.
+  boot_limit_s = 1800
+  silence_s    = 600
+
   head_user_data = templatefile("${path.module}/templates/head.sh.tftpl", merge(local.node_values, {
-    prelude          = templatefile("${path.module}/templates/node.sh.tftpl", merge(local.node_values, { gpus = 0, efa = false, on_failure = "true" }))
+    prelude          = templatefile("${path.module}/templates/node.sh.tftpl", merge(local.node_values, { gpus = 0, efa = false, memory_bytes = 0, on_failure = "true" }))
     ray_cluster_yaml = local.ray_cluster_yaml
     wandb_secret_arn = var.wandb_secret_arn
     group            = "${var.name}-head"
@@ -127,17 +141,23 @@ locals {
       minutes = var.stop_idle_minutes
       group   = "${var.name}-head"
     })
+    grace_s   = local.boot_limit_s
+    silence_s = local.silence_s
   }))
 
   worker_user_data = {
     for name, pool in var.pools : name => templatefile("${path.module}/templates/worker.sh.tftpl", merge(local.node_values, {
       prelude = templatefile("${path.module}/templates/node.sh.tftpl", merge(local.node_values, {
-        gpus = pool.gpus, efa = pool.efa_interfaces > 0, on_failure = "shutdown -h now"
+        gpus         = pool.gpus
+        efa          = pool.efa_interfaces > 0
+        memory_bytes = local.memory_mib[name].total * 1024 * 1024
+        on_failure   = "[ \"$(cut -d. -f1 /proc/uptime)\" -lt ${local.boot_limit_s} ] || shutdown -h now"
       }))
-      pool       = name
-      cpus       = pool.cpus
-      gpus       = pool.gpus
-      memory_gib = pool.memory_gib
+      pool        = name
+      cpus        = pool.cpus
+      gpus        = pool.gpus
+      heap_bytes  = local.memory_mib[name].heap * 1024 * 1024
+      store_bytes = local.memory_mib[name].store * 1024 * 1024
     }))
   }
 }

@@ -14,10 +14,11 @@ locals {
 }
 
 resource "aws_launch_template" "head" {
-  name                                 = "${var.name}-head"
-  image_id                             = var.ami_id
-  instance_type                        = var.head_instance_type
-  user_data                            = base64encode(local.head_user_data)
+  name          = "${var.name}-head"
+  image_id      = var.ami_id
+  instance_type = var.head_instance_type
+  # cloud-init unpacks it; it names every pool, and EFA pools every network card.
+  user_data                            = base64gzip(local.head_user_data)
   vpc_security_group_ids               = [aws_security_group.nodes.id]
   instance_initiated_shutdown_behavior = "terminate"
   update_default_version               = true
@@ -56,8 +57,8 @@ resource "aws_launch_template" "head" {
 
   lifecycle {
     precondition {
-      condition     = length(local.head_user_data) < 16384
-      error_message = "The head's start-up script has ${length(local.head_user_data)} characters and EC2 takes 16384: use fewer pools."
+      condition     = floor(length(base64gzip(local.head_user_data)) * 3 / 4) <= 16384
+      error_message = "The head's start-up script has ${floor(length(base64gzip(local.head_user_data)) * 3 / 4)} bytes compressed and EC2 takes 16384: use fewer pools than ${length(var.pools)}."
     }
   }
 }
@@ -90,6 +91,17 @@ resource "aws_autoscaling_group" "head" {
     # The deadline and the schedule stop the head; an apply for another reason must not start it again.
     ignore_changes = [desired_capacity]
   }
+
+  # The first boot needs its rights and the way out; `subnet_ids` bring the network's routes and endpoints along.
+  depends_on = [
+    module.head_identity,
+    module.worker_identity,
+    aws_iam_role_policy.node,
+    aws_iam_role_policy.head,
+    aws_vpc_security_group_ingress_rule.self,
+    aws_vpc_security_group_egress_rule.self,
+    aws_vpc_security_group_egress_rule.https,
+  ]
 }
 
 resource "aws_autoscaling_schedule" "stop" {

@@ -19,7 +19,7 @@ resource "aws_launch_template" "pool" {
   name          = "${var.name}-pool-${each.key}"
   image_id      = var.ami_id
   instance_type = each.value.instance_types[0]
-  user_data     = base64encode(local.worker_user_data[each.key])
+  user_data     = base64gzip(local.worker_user_data[each.key])
   # Interfaces of an EFA pool are named in Ray's configuration, and bring their groups themselves.
   vpc_security_group_ids = each.value.efa_interfaces > 0 ? null : [aws_security_group.nodes.id]
   # A node ends itself when its Ray ends; stopped instead, its volume would be billed for good.
