@@ -311,4 +311,5 @@ RestartSec=10'
 # Last: workers that find the address find Ray there.
 retry bash /etc/lexray/ray-answers
 aws ssm put-parameter --name '/lexray/lexray/head-address' --value "$node_address:6379" --overwrite
+
 say "head is up at $node_address"
