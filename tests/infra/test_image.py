@@ -1,32 +1,25 @@
-"""The Dockerfile: pinned as the tests are, whole, without root and without a compiler. It is read, not built."""
+"""The Dockerfile: pinned as the tests are, whole, layered, without root, and with a compiler where one is needed."""
 
 import re
 import tomllib
 
+import image_build
 import pytest
+from image_build import FOLDER
 from kubernetes_kinds import ROOT
 
-FOLDER = ROOT / "infra" / "image"
-COMPILERS = r"build-essential|\bgcc\b|g\+\+|\bcmake\b|nvcc|-devel\b|cuda-toolkit|clang"
+BUILD_TOOLS = r"build-essential|g\+\+|\bcmake\b|nvcc|-devel\b|cuda-toolkit|clang"
 
 
 @pytest.fixture(scope="module")
 def all_stages():
-    """Instructions of each stage: (word, rest), lines joined, comments left out."""
-    text = re.sub(r"(?m)^\s*#.*\n", "", (FOLDER / "Dockerfile").read_text()).replace("\\\n", " ")
-    found: list[list[tuple[str, str]]] = []
-    for line in filter(None, map(str.strip, text.splitlines())):
-        word, _, rest = line.partition(" ")
-        if word == "FROM":
-            found.append([])
-        found[-1].append((word, rest.strip()))
-    return found
+    return image_build.stages()
 
 
 @pytest.fixture(scope="module")
 def stages(all_stages):
     """Those that make the plain image."""
-    return [stage for stage in all_stages if stage[0][1].startswith("python:")]
+    return all_stages[: [stage[0][1].endswith(" AS lexray") for stage in all_stages].index(True) + 1]
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +29,7 @@ def instructions(stages):
 
 @pytest.fixture(scope="module")
 def copied(instructions):
-    """What is copied from the repository."""
-    rests = [rest.split() for word, rest in instructions if word == "COPY" and "--from" not in rest]
-    return [source.rstrip("/") for sources in rests for source in sources[:-1]]
+    return image_build.copied(instructions)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +46,7 @@ def test_every_install_is_under_the_constraints_and_no_version_is_another(instru
     installs = [rest for word, rest in instructions if word == "RUN" and "pip install" in rest]
     assert installs
     for line in installs:
-        assert "-c constraints.txt" in line
+        assert "-c constraints.txt" in line or "--no-index --no-deps" in line
         assert "--upgrade" not in line
     named = re.findall(r"([\w.-]+)(?:\[[\w,]+\])?==([\w.+]+)", "\n".join(rest for _, rest in instructions))
     for package, version in named:
@@ -64,8 +55,10 @@ def test_every_install_is_under_the_constraints_and_no_version_is_another(instru
 
 def test_what_lexray_needs_is_pinned(pins):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for requirement in project["dependencies"] + project["optional-dependencies"]["harvest"]:
-        assert _name(re.match(r"[\w.-]+", requirement)[0]) in pins, requirement
+    extras = project["optional-dependencies"]
+    for requirement in project["dependencies"] + extras["harvest"] + extras["node"]:
+        package = _name(re.match(r"[\w.-]+", requirement)[0])
+        assert package in pins or package == "lexray", requirement
 
 
 def test_everything_copied_exists_and_is_let_in_and_nothing_else_is(copied):
@@ -87,10 +80,23 @@ def test_all_that_the_wheel_is_made_of_is_copied(copied):
     }
 
 
-def test_both_stages_start_from_one_version_of_a_python_that_lexray_supports(stages):
-    bases = [stage[0][1].split()[0] for stage in stages]
-    assert len(set(bases)) == 1
-    version = re.fullmatch(r"python:(\d+\.\d+)-slim-\w+", bases[0])[1]
+def test_an_edit_of_lexray_changes_no_layer_of_libraries(stages):
+    """Layers of the image are those of its last stage, and what that copies from another one."""
+    libraries, wheel, image = stages
+    assert image_build.copied(libraries) == ["constraints.txt", "pyproject.toml"]
+    assert (libraries[0][1].split()[-1], wheel[0][1].split()[0]) == ("libraries", "libraries")
+    assert image_build.copied(image) == []
+    layers = [rest for word, rest in image if word in ("COPY", "RUN", "ADD")]
+    of_code = [index for index, rest in enumerate(layers) if "=wheel" in rest]
+    assert of_code == [len(layers) - 1], "lexray is the last layer, and the only one made of the wheel"
+    assert "--no-index --no-deps /wheels/*.whl" in layers[-1]
+    assert layers[-2] == "--from=libraries /opt/lexray /opt/lexray"
+
+
+def test_every_stage_starts_from_one_version_of_a_python_that_lexray_supports(stages):
+    bases = {stage[0][1].split()[0] for stage in stages} - {"libraries"}
+    assert len(bases) == 1
+    version = re.fullmatch(r"python:(\d+\.\d+)-slim-\w+", bases.pop())[1]
     requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
     assert tuple(map(int, version.split("."))) >= tuple(map(int, requires.removeprefix(">=").split(".")))
 
@@ -102,10 +108,13 @@ def test_it_runs_as_a_user_that_is_not_root_and_is_that_of_the_pods(stages):
     assert "RUN" not in after
 
 
-def test_there_is_no_compiler_and_deepspeed_builds_nothing(stages, instructions):
+def test_the_image_has_the_c_compiler_of_kernels_and_no_other_build_tool(stages, instructions):
+    """Triton compiles the launcher of each kernel when it is first used: it needs `gcc` and the C library's headers."""
+    (installed,) = [rest for word, rest in stages[-1] if word == "RUN" and "apt-get install" in rest]
+    assert {"gcc", "libc6-dev"} <= set(installed.split())
     for _, rest in instructions:
-        assert not re.search(COMPILERS, rest), rest
-    for stage in stages:
+        assert not re.search(BUILD_TOOLS, rest), rest
+    for stage in (stages[0], stages[-1]):
         assert any(word == "ENV" and "DS_BUILD_OPS=0" in rest for word, rest in stage)
 
 

@@ -4,55 +4,16 @@ asks a simulated EC2 for a node when there is work, the node joins by its own sc
 
 from __future__ import annotations
 
-import sys
 import urllib.error
 import urllib.request
-from typing import Any
 
-import boto3
 import pytest
 import rendered
-import yaml
-from namespaces import DASHBOARD_PORT, GCS_PORT, answers, wait_until
-from node_scripts import environment, start, workers
+from namespaces import DASHBOARD_PORT, wait_until
+from node_scripts import environment, send_work, start, start_head, workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 WAIT_S = 200.0
-WORK = """
-import ray
-ray.init(address="auto", log_to_driver=False)
-@ray.remote(num_gpus=1)
-def where():
-    return ray.util.get_node_ip_address()
-print("ran on", ray.get(where.remote()), flush=True)
-"""
-
-
-def simulated_ec2(url: str) -> tuple[Any, dict[str, Any]]:
-    """A client; and the cluster file for what it finds there: a subnet, a template, a running head."""
-    ec2 = boto3.client("ec2", endpoint_url=url, region_name="us-east-1")
-    vpc = ec2.create_vpc(CidrBlock="10.42.0.0/16")["Vpc"]["VpcId"]
-    subnet = ec2.create_subnet(VpcId=vpc, CidrBlock="10.42.1.0/24")["Subnet"]["SubnetId"]
-    data = {"ImageId": "ami-0123456789abcdef0", "InstanceType": "g5.12xlarge"}
-    template = ec2.create_launch_template(LaunchTemplateName="pool", LaunchTemplateData=data)["LaunchTemplate"]
-    config = yaml.safe_load(rendered.read("ray-cluster.yaml"))
-    config["idle_timeout_minutes"] = 0.1
-    for kind in config["available_node_types"].values():
-        kind["node_config"]["SubnetIds"] = [subnet]
-    launched = config["available_node_types"]["a10g"]["node_config"]["LaunchTemplate"]
-    launched["LaunchTemplateId"] = template["LaunchTemplateId"]
-    return ec2, config
-
-
-def launch_head(ec2: Any, config: dict[str, Any]) -> str:
-    """What the group of one does: an instance with the tags by which Ray knows it."""
-    tags = {"ray-cluster-name": "lexray", "ray-node-type": "head", "ray-user-node-type": "head"}
-    specification = {"ResourceType": "instance", "Tags": [{"Key": k, "Value": v} for k, v in tags.items()]}
-    subnet = config["available_node_types"]["head"]["node_config"]["SubnetIds"][0]
-    answer = ec2.run_instances(
-        ImageId="ami-0123456789abcdef0", MinCount=1, MaxCount=1, SubnetId=subnet, TagSpecifications=[specification]
-    )
-    return answer["Instances"][0]["InstanceId"]
 
 
 def status_without_token(address: str) -> int:
@@ -64,18 +25,9 @@ def status_without_token(address: str) -> int:
 
 
 def test_a_node_comes_for_work_by_its_own_start_line_and_goes_after_it(hosts):
-    url = hosts.start_s3()
-    ec2, config = simulated_ec2(url)
-    (hosts.place / "ray-cluster.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-
-    head = hosts.machine("head")
-    head_script = rendered.read("head.sh")
-    env = environment(head_script, hosts, "head", launch_head(ec2, config), "head") | {"AWS_ENDPOINT_URL": url}
-    start(hosts, "head", head_script, env)
-    wait_until(lambda: answers(head, DASHBOARD_PORT) and answers(head, GCS_PORT), "the head")
-    assert status_without_token(head) == 401
-
-    work = hosts.run("head", [sys.executable, "-c", WORK], **(env | {"RAY_ADDRESS": f"{head}:{GCS_PORT}"}))
+    ec2, env = start_head(hosts)
+    assert status_without_token(hosts.addresses["head"]) == 401
+    work = send_work(hosts, env)
     wait_until(lambda: "running" in workers(ec2).values(), "an instance for the work", WAIT_S)
     (instance,) = workers(ec2)
 
