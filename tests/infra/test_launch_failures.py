@@ -13,9 +13,8 @@ import pytest
 import rendered
 import yaml
 from namespaces import DASHBOARD_PORT, GCS_PORT, S3_PORT, answers, wait_until
-from node_scripts import environment, start, workers
+from node_scripts import environment, launch_head, simulated_ec2, start, workers
 from sweeps import sweep_content, write_dataset, write_sweep
-from test_start_lines import launch_head, simulated_ec2
 
 from lexray.cluster.provisioned.ec2_provider import WAYS, Ec2Provider, NodesRefusedError
 
