@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -92,11 +93,18 @@ def _join(address: str, code: dict[str, str]) -> None:
                 address=address,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                runtime_env={"env_vars": PROCESS_ENV | insecure_env(), **code},
+                runtime_env={"env_vars": PROCESS_ENV | insecure_env() | _known(address), **code},
             )
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--address {address}: no Ray cluster answers there ({reason})") from error
+
+
+def _known(address: str) -> dict[str, str]:
+    """Tell workers the address of their cluster: Ray's own libraries may find another Ray on the machine."""
+    found = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    is_told = bool(re.fullmatch(r"[^/\s]+:\d+", found)) and not found.startswith(("127.", "localhost:", "[::1]:"))
+    return {"RAY_ADDRESS": found} if is_told else {}
 
 
 def _announce(pools: Sequence[Pool]) -> None:

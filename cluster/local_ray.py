@@ -96,7 +96,7 @@ def started(folder: LocalFolder, **options: Any) -> Iterator[None]:
         _reread_token_settings()
         stack.callback(ray.shutdown)
         try:
-            with on_loopback():
+            with on_loopback(), _variables(_address_of_its_own()):
                 ray.init(
                     address="local",
                     _node_ip_address=HOST,
@@ -204,6 +204,17 @@ def _environment(folder: LocalFolder) -> dict[str, str | None]:
         found["TMPDIR"] = str(folder.path.parent)
     found["RAY_enable_metrics_collection"] = "0"  # the port of metrics is the one that asks for no token
     return found | {name: value for name, value in Liveness().ray_env.items() if name not in os.environ}
+
+
+def _address_of_its_own() -> dict[str, str | None]:
+    """Variables that fix the address of a Ray to be started, and tell it to every process that this Ray starts.
+
+    Without them Ray's own libraries look for a Ray among the processes of the machine, and may send the token of this
+    one to that of somebody else.
+    """
+    with socket.create_server((HOST, 0)) as free:
+        port = free.getsockname()[1]
+    return {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"{HOST}:{port}"}
 
 
 def _write_token(path: Path) -> None:

@@ -351,3 +351,24 @@ def test_a_sweep_on_this_machine_takes_its_token_with_it():
         assert token.is_file()
     assert not token.parent.exists()
     assert "RAY_AUTH_TOKEN_PATH" not in os.environ
+
+
+@pytest.mark.slow
+def test_workers_ask_their_own_ray_where_another_runs_on_the_machine(tmp_path):
+    """Ray Train's cleaner looks for a Ray among the machine's processes; ours and another's lie side by side."""
+    script = """
+import sys
+import ray
+from ray.dashboard.utils import get_address_for_submission_client
+from lexray.cluster.connect import local_ray
+from lexray.cluster.doctor.doors import dashboard_url
+with local_ray():
+    print(ray.get(ray.remote(get_address_for_submission_client).remote(None)) == dashboard_url(), flush=True)
+    sys.stdin.readline()
+"""
+    command = [sys.executable, "-c", script]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as first, subprocess.Popen(command, **pipes) as second:
+        assert [first.stdout.readline(), second.stdout.readline()] == ["True\n"] * 2
+        for process in (first, second):
+            process.communicate("\n", timeout=60)
