@@ -26,6 +26,14 @@ NCCL_ERRORS = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
 
 class _OnTheNodesNetwork(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        try:
+            self._join(worker_group, backend_config)
+        except BaseException:
+            # Ray forgets workers whose start fails here: they would keep their node from the next attempt.
+            worker_group.shutdown()
+            raise
+
+    def _join(self, worker_group: Any, backend_config: Any) -> None:
         worker_group.execute(use_interface_of_the_node)
         worker_group.execute(prepare_worker, on_gpu=backend_config.on_gpu)
         worker_group.execute(_set_torch_distributed_env_vars)
@@ -36,8 +44,8 @@ class _OnTheNodesNetwork(_TorchBackend):
             "timeout_s": backend_config.timeout_s,
         }
         joining = [
-            worker_group.execute_single_async(rank, join_process_group, rank=rank, **group)
-            for rank in range(len(worker_group))
+            worker_group.execute_single_async(number, join_process_group, number=number, **group)
+            for number in range(len(worker_group))
         ]
         ray.get(joining)
 
@@ -71,10 +79,10 @@ def open_meeting_at_node() -> Endpoint:
     return open_meeting(ray.util.get_node_ip_address())
 
 
-def join_process_group(*, backend: str, meeting: Endpoint, rank: int, size: int, timeout_s: float) -> None:
-    """Join the group of `size` ranks; a collective that takes longer than `timeout_s` ends the process."""
+def join_process_group(*, backend: str, meeting: Endpoint, number: int, size: int, timeout_s: float) -> None:
+    """Join the group of `size` ranks as rank `number`; a collective beyond `timeout_s` ends the process."""
     os.environ.update(MASTER_ADDR=meeting.host, MASTER_PORT=str(meeting.port))  # libraries expect them
     os.environ.setdefault(NCCL_ERRORS, "1")
-    store = join_meeting(meeting, rank, size, timeout_s)
+    store = join_meeting(meeting, number, size, timeout_s)
     timeout = timedelta(seconds=timeout_s)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=timeout)

@@ -2,13 +2,21 @@
 
 import os
 import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import ray.util
+from sweeps import sweep_content, write_dataset, write_sweep
 
+from lexray.storage.config_file import read_config_file
+from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.meeting import join_meeting, open_meeting
 from lexray.tuning.node_interface import interface_of, use_interface_of_the_node
+from lexray.tuning.orchestrate import run_sweep
+from lexray.tuning.sweep_plan import plan_sweep
 
 
 def test_an_address_belongs_to_the_interface_that_has_it() -> None:
@@ -36,3 +44,41 @@ def test_gloo_and_nccl_meet_at_the_address_that_ray_knows(monkeypatch: pytest.Mo
     monkeypatch.delenv("NCCL_SOCKET_IFNAME")
     use_interface_of_the_node()
     assert os.environ["NCCL_SOCKET_IFNAME"] == "=lo", "NCCL takes a bare name for the beginning of one"
+
+
+def failing_once(marker: Path) -> Callable[[dict[str, Any]], None]:
+    """Return what runs a trial whose first process group cannot be made. It is sent to Ray by value."""
+
+    def work(config: dict[str, Any]) -> None:
+        from lexray.tuning import process_groups, trial
+
+        join = process_groups.join_process_group
+
+        def failing(**group: Any) -> None:
+            if group["number"] == 0 and not marker.exists():
+                marker.touch()
+                raise RuntimeError("no route to host")
+            join(**group)
+
+        process_groups.join_process_group = failing
+        trial.run_trial(config)
+
+    return work
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_trial_whose_ranks_do_not_meet_gives_its_node_back_and_is_tried_again(
+    ray_session: str, tmp_path: Path
+) -> None:
+    content = sweep_content(
+        write_dataset(tmp_path / "data"),
+        str(tmp_path / "out"),
+        axes={"architecture": ["topk"], "width": [64], "target_l0": [4]},
+        resources={"workers": 3},  # of four CPUs
+    )
+    file = write_sweep(tmp_path / "sweep.yaml", content)
+    plan = plan_sweep(read_config_file(file, SweepFile), Path(file).read_text())
+    table = run_sweep(plan, [], work=failing_once(tmp_path / "failed"))
+    assert (tmp_path / "failed").exists()
+    assert list(table["status"]) == ["done"], list(table["reason"])
