@@ -24,8 +24,9 @@ quickstart: $(INSTALLED)
 	$(BIN)/lexray harvest examples/quickstart/harvest.yaml
 	$(BIN)/lexray sweep examples/quickstart/sweep.yaml
 
+# By two processes, of which one has the shared Ray: as many as the smallest machine has cores.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 parity: $(PARITY_INSTALLED)
 	$(PARITY_VENV)/bin/python -m pytest -c tests/parity/pytest.ini tests/parity

@@ -105,7 +105,7 @@ variable "readable_buckets" {
 }
 
 variable "kms_key_arn" {
-  description = "KMS key of the bucket: encrypts the one that is made, and the cluster may use it for one that exists. Null: S3's own keys."
+  description = "KMS key of yours for the bucket: encrypts the one that is made, and the cluster may use it for one that exists. On EKS also for Kubernetes' secrets and the nodes' disks: its policy lets AWSServiceRoleForAutoScaling use it and make grants. Null: keys of S3 and of the account, on EKS one that is made for the secrets."
   type        = string
   default     = null
 

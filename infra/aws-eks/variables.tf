@@ -105,7 +105,7 @@ variable "readable_buckets" {
 }
 
 variable "kms_key_arn" {
-  description = "KMS key of yours for the bucket that is made (the cluster may use it for one that exists), Kubernetes' secrets and the nodes' disks; its policy lets AWSServiceRoleForAutoScaling use it and make grants. Null: S3's and the account's own keys, and one that is made for the secrets."
+  description = "KMS key of yours for the bucket: encrypts the one that is made, and the cluster may use it for one that exists. On EKS also for Kubernetes' secrets and the nodes' disks: its policy lets AWSServiceRoleForAutoScaling use it and make grants. Null: keys of S3 and of the account, on EKS one that is made for the secrets."
   type        = string
   default     = null
 

@@ -143,8 +143,6 @@ FAULTS: dict[str, tuple[Findings, str, Status, str]] = {
         healthy(node("10.0.0.2", of=Unknown("no answer in 10 s"))), "nodes", Status.FAIL, "10.0.0.2: no answer in 10"),
     "nodes that cannot be launched": (
         healthy(launch_failures=("pool gpu: no node can be launched: quota 0",)), "launches", Status.FAIL, "quota 0"),
-    "launches that nobody reports": (
-        healthy(launch_failures=Unknown("the GCS does not answer")), "launches", Status.SKIPPED, "the GCS"),
     "a node that died": (
         healthy(dead=(DeadNode(name="10.0.0.3", reason="health check failed"),)), "nodes", Status.WARN, "10.0.0.3"),
     "a Ray without dashboard": (
@@ -220,6 +218,11 @@ def test_no_other_check_fails_for_it(fault: str) -> None:
 
 def test_a_public_dashboard_without_a_token_fails_as_exposed_too() -> None:
     assert verdicts(with_dashboard(**NO_TOKEN, **PUBLIC))["exposure"].status is Status.FAIL
+
+
+def test_launches_that_nobody_reports_are_not_judged() -> None:
+    check = verdicts(healthy(launch_failures=Unknown("the GCS does not answer")))["launches"]
+    assert (check.status, check.found) == (Status.SKIPPED, "the GCS does not answer")
 
 
 def test_what_the_asker_cannot_be_sure_of_is_no_skew() -> None:
