@@ -24,9 +24,9 @@ quickstart: $(INSTALLED)
 	$(BIN)/lexray harvest examples/quickstart/harvest.yaml
 	$(BIN)/lexray sweep examples/quickstart/sweep.yaml
 
-# By two processes, of which one has the shared Ray: as many as the smallest machine has cores.
+# By two processes, as many as the smallest machine has cores; each computes with one thread, and has one Ray for its files.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 parity: $(PARITY_INSTALLED)
 	$(PARITY_VENV)/bin/python -m pytest -c tests/parity/pytest.ini tests/parity

@@ -11,9 +11,6 @@ from moto.server import ThreadedMotoServer
 from lexray.cluster.connect import PROCESS_ENV
 from lexray.cluster.local_ray import local_folder, started
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the processes share the cores
-
 LAST = ("test_mesh.py", "test_target_l0.py", "test_mesh_checkpoints.py")
 """Matrices of which any part says something: what time is left is theirs."""
 
@@ -25,15 +22,8 @@ def pytest_addoption(parser):
     parser.addoption("--turn", type=int, default=0, help="which file comes first when there is a budget")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Within a budget the files take turns at being first, so that runs one after another cover all of them.
-
-    Of parallel processes (`-n`) one has all that needs the shared Ray; other files stay whole, for their fixtures.
-    """
-    for item in items:
-        group = "ray" if "ray_session" in item.fixturenames else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Within a budget the files take turns at being first, so that runs one after another cover all of them."""
     if config.getoption("--budget-s") is None:
         return
     files = list(dict.fromkeys(item.path for item in items))
