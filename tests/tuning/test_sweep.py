@@ -184,19 +184,40 @@ def test_a_trial_whose_worker_is_killed_ends_with_the_same_weights(data, ray_ses
     assert all(weights[0][key].equal(weights[1][key]) for key in weights[0])
 
 
+def diverging_at(lr: float):
+    """Return what runs a trial whose steps are far too large if it has this learning rate. Ray gets it by value."""
+
+    def work(config):
+        from lexray.tuning import trial
+
+        real = trial.train_worker
+
+        def train_worker(config):
+            from lexray.training.config import OptimizerConfig
+
+            lr_at = OptimizerConfig.lr_at
+            OptimizerConfig.lr_at = lambda self, *step, **of: 1e30 if self.lr == lr else lr_at(self, *step, **of)
+            real(config)
+
+        trial.train_worker = train_worker
+        trial.run_trial(config)
+
+    return work
+
+
 @pytest.mark.slow
 def test_a_trial_that_cannot_train_fails_alone_and_says_why(data, ray_session, tmp_path):
     changes = {
-        "axes": {"architecture": ["topk"], "width": [64], "target_l0": [4], "lr": [0.003, 1e30]},
+        "axes": {"architecture": ["topk"], "width": [64], "target_l0": [4], "lr": [0.003, 0.5]},
         "training": {"rows": 128 * 40, "clip_norm": 0.0},
         "wandb": {"mode": "disabled"},
     }
     made = plan(tmp_path, sweep_content(data, str(tmp_path / "out"), **changes))
-    table = run_sweep(made, []).set_index("status")
+    table = run_sweep(made, [], work=diverging_at(0.5)).set_index("status")
     assert sorted(table.index) == ["done", "failed"]
     assert "the loss is" in table.loc["failed", "reason"]
     # Run again, only the failed one is trained.
-    assert [t.config.optimizer.lr for t in plan_sweep(made.sweep, made.text).unfinished] == [1e30]
+    assert [t.config.optimizer.lr for t in plan_sweep(made.sweep, made.text).unfinished] == [0.5]
 
 
 @pytest.mark.slow
