@@ -183,13 +183,18 @@ class Driver:
     def _waiting(self) -> list[str]:
         """Nothing where who places the trials cannot say: that we are alive matters more."""
         try:
-            return [*self.waiting(), *self._new_failures()] if self._state == RUNNING else []
+            waiting = self.waiting() if self._state == RUNNING else []
         except Exception as error:
             log.debug("what trials wait for is not known just now (%s)", error)
             return []
+        return [*waiting, *self._new_failures()] if self._state == RUNNING else []
 
     def _new_failures(self) -> list[str]:
-        failures = self.launch_failures()
+        try:
+            failures = self.launch_failures()
+        except Exception as error:
+            log.debug("why nodes are not launched is not known just now (%s)", error)
+            return []
         for line in failures:
             if line not in self._failures:
                 log.warning("%s", line)

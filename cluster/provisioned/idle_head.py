@@ -1,4 +1,4 @@
-"""Wait on a head until nobody uses the cluster: `python -m lexray.cluster.provisioned.idle_head HOST MINUTES`.
+"""Wait on a head until nobody uses the cluster: `python -m lexray.cluster.provisioned.idle_head MINUTES`.
 
 A cluster is used while a job (submitted, or a driver that joined it) runs or waits, or a node beside its head is alive.
 """
@@ -39,8 +39,12 @@ def is_used(dashboard: Dashboard) -> bool:
     return any(not node.get("is_head_node") for node in JobClient(dashboard).nodes())
 
 
-if __name__ == "__main__":
-    _, host, minutes = sys.argv
+def this_head() -> Dashboard:
+    """Return the dashboard of the head on this machine, by loopback: the token crosses no network."""
     token = os.environ.get("RAY_AUTH_TOKEN")
-    head = Dashboard(url=f"http://{host}:{DASHBOARD_PORT}", what="the head", token=Secret(token) if token else None)
-    await_idle(lambda: is_used(head), 60 * float(minutes))
+    return Dashboard(url=f"http://127.0.0.1:{DASHBOARD_PORT}", what="the head", token=Secret(token) if token else None)
+
+
+if __name__ == "__main__":
+    head = this_head()
+    await_idle(lambda: is_used(head), 60 * float(sys.argv[1]))

@@ -22,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray._private import ray_constants
 
+from lexray.cluster import connect
 from lexray.cluster.connect import PROCESS_ENV, connected
 from lexray.cluster.doctor.doors import dashboard_url
 from lexray.cluster.home import CACHES, ensure_home
@@ -351,6 +352,21 @@ def test_a_sweep_on_this_machine_takes_its_token_with_it():
         assert token.is_file()
     assert not token.parent.exists()
     assert "RAY_AUTH_TOKEN_PATH" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("10.0.0.1:6379", "10.0.0.1:6379"),
+        ("auto", "10.0.0.9:6379"),  # of the job
+        ("127.0.0.1:6379", None),  # another place on each node
+        ("localhost:6379", None),
+        ("http://10.0.0.1:8265", None),
+    ],
+)
+def test_workers_are_told_an_address_that_means_the_same_on_each_node(monkeypatch, address, told):
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.9:6379")
+    assert connect._known(address).get("RAY_ADDRESS") == told
 
 
 @pytest.mark.slow

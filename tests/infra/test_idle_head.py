@@ -12,9 +12,10 @@ import pytest
 from fake_programs import ADashboard
 from hcl_files import INFRA
 
+from lexray.cluster.provisioned import idle_head
 from lexray.cluster.provisioned.errors import ClusterLostError
 from lexray.cluster.provisioned.http import Dashboard
-from lexray.cluster.provisioned.idle_head import POLL_S, await_idle, is_used
+from lexray.cluster.provisioned.idle_head import POLL_S, await_idle, is_used, this_head
 from lexray.cluster.provisioned.tokens import Secret
 
 HEAD = {"state": "ALIVE", "is_head_node": True}
@@ -56,7 +57,13 @@ def test_jobs_and_nodes_use_a_cluster(head, jobs, nodes, used):
 
 def test_a_head_that_does_not_answer_is_not_idle():
     with pytest.raises(ClusterLostError):
-        is_used(Dashboard(url="http://127.0.0.1:9", what="the head"))
+        is_used(Dashboard(url="http://127.0.0.1:9", what="the head", patience_s=0))
+
+
+def test_the_watch_may_send_its_token_to_the_head_that_it_asks(head, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "t")
+    monkeypatch.setattr(idle_head, "DASHBOARD_PORT", int(head.url.rpartition(":")[2]))
+    assert not is_used(this_head())
 
 
 def test_use_starts_the_clock_anew():
@@ -84,8 +91,8 @@ def test_the_script_stops_the_head_once_the_watch_ends_well(tmp_path: Path):
     }.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
-    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "LEXRAY_NODE_ADDRESS": "10.0.0.1"}
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
     subprocess.run(["bash", "-c", script], cwd=tmp_path, env=env, check=True, timeout=30)
-    watched = "docker exec ray python -m lexray.cluster.provisioned.idle_head 10.0.0.1 45"
+    watched = "docker exec ray python -m lexray.cluster.provisioned.idle_head 45"
     stopped = "aws autoscaling set-desired-capacity --auto-scaling-group-name lexray-head --desired-capacity 0"
     assert (tmp_path / "calls").read_text().splitlines() == [watched, watched, stopped]

@@ -45,10 +45,9 @@ def reservation(template):
 
 def test_nodes_on_ec2_are_bought_as_their_pool_says(ec2):
     made, types = templates(ec2), yaml.safe_load(ec2["outputs"]["ray_cluster_yaml"])["available_node_types"]
-    markets = {name: market(template) for name, template in made.items()}
-    for name in markets:
-        (way,) = types[name]["node_config"]["LaunchWays"]
-        markets[name] = way.get("InstanceMarketOptions", {}).get("MarketType", markets[name])
+    assert {market(template) for template in made.values()} == {None}, "a launch could not take a template's away"
+    ways = {name: types[name]["node_config"]["LaunchWays"] for name in made}
+    markets = {name: way.get("InstanceMarketOptions", {}).get("MarketType") for name, (way,) in ways.items()}
     assert markets == MARKETS
     assert {name: reservation(template) for name, template in made.items()} == dict.fromkeys(MARKETS) | RESERVATIONS
     # A Capacity Block is a placement of its own.

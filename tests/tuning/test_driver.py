@@ -101,6 +101,24 @@ def test_why_nodes_are_not_launched_is_shown_while_it_lasts_and_logged_once(stor
     assert store.read("log.txt").decode().count("quota 0") == 1
 
 
+def test_what_trials_wait_for_is_shown_though_nobody_can_say_why(store):
+    def silent() -> list[str]:
+        raise RuntimeError("the GCS does not answer")
+
+    seen, enough = list[str](), threading.Event()
+
+    def beat() -> dict[str, str]:
+        found = read_driver(store)
+        seen.extend(found.waiting if found is not None else [])
+        if seen:
+            enough.set()
+        return {}
+
+    with driver(store, waiting=lambda: ["topk waits for 1 GPU"], launch_failures=silent, links=beat):
+        assert enough.wait(30)
+    assert set(seen) == {"topk waits for 1 GPU"}
+
+
 @pytest.mark.parametrize(
     ("error", "state", "reason"),
     [

@@ -80,6 +80,12 @@ def test_series_of_one_counter_are_counted_apart(handed):
     assert counted == {"store": 7, "disk": 3}
 
 
+def test_a_record_without_a_value_ends_no_training(handed, planned: SweepPlan):
+    made = TrainingMetrics(a_run(planned))
+    made.add(LogInterval(10, 1280, 2.0, {"train/loss": 1.0}))
+    assert {"lexray_rows_total", "lexray_store_retries_total"} <= {sample.name for sample in made.samples()}
+
+
 def test_a_training_is_counted_from_interval_to_interval(handed, planned: SweepPlan):
     made = TrainingMetrics(a_run(planned))
     made.add(LogInterval(10, 1280, 2.0, {"data/wait": 0.25, "train/fvu": 0.9, "train/l0": 4.0}))

@@ -38,10 +38,12 @@ class TrainingMetrics:
             "lexray_steps_total": interval.steps,
             "lexray_rows_total": interval.rows,
             "lexray_step_seconds_total": interval.step_s,
-            "lexray_data_wait_seconds_total": interval.step_s * record["data/wait"],
+            "lexray_data_wait_seconds_total": interval.step_s * record.get("data/wait", 0.0),
         }
         self._totals = self._totals + Counter(totals)  # a new one: the thread reads the old one to its end
-        self._gauges = {"lexray_fvu": record["train/fvu"], "lexray_l0": record["train/l0"]}
+        self._gauges = {
+            f"lexray_{name}": record[f"train/{name}"] for name in ("fvu", "l0") if f"train/{name}" in record
+        }
 
     def samples(self) -> list[Sample]:
         retries = Sample("lexray_store_retries_total", retried_calls() - self._retries_before)

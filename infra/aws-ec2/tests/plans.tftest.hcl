@@ -229,7 +229,7 @@ run "ways_to_launch_are_in_the_stated_order" {
   }
 
   assert {
-    condition     = strcontains(output.head_user_data, "idle_head \"$LEXRAY_NODE_ADDRESS\" 45;")
+    condition     = strcontains(output.head_user_data, "idle_head 45;")
     error_message = "The head does not watch whether it is used."
   }
 }

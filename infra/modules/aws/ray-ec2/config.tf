@@ -41,11 +41,14 @@ locals {
   }
 
   # In the order in which they are tried: each type as the pool asks for it, then, if the pool allows it, on demand.
-  spot = { MarketType = "spot", SpotOptions = { SpotInstanceType = "one-time", InstanceInterruptionBehavior = "terminate" } }
+  markets = {
+    SPOT           = { MarketType = "spot", SpotOptions = { SpotInstanceType = "one-time", InstanceInterruptionBehavior = "terminate" } }
+    CAPACITY_BLOCK = { MarketType = "capacity-block" }
+  }
   launch_ways = {
     for name, pool in var.pools : name => flatten([
       for type in pool.instance_types : concat(
-        [merge({ InstanceType = type }, pool.capacity == "SPOT" ? { InstanceMarketOptions = local.spot } : {})],
+        [merge({ InstanceType = type }, contains(keys(local.markets), pool.capacity) ? { InstanceMarketOptions = local.markets[pool.capacity] } : {})],
         pool.on_demand_fallback ? [{ InstanceType = type }] : [],
       )
     ])

@@ -48,14 +48,6 @@ resource "aws_launch_template" "pool" {
     }
   }
 
-  dynamic "instance_market_options" {
-    for_each = each.value.capacity == "CAPACITY_BLOCK" ? [1] : []
-
-    content {
-      market_type = "capacity-block"
-    }
-  }
-
   dynamic "capacity_reservation_specification" {
     for_each = each.value.reservation_id == null ? [] : [1]
 
