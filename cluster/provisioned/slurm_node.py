@@ -28,13 +28,12 @@ from lexray.cluster.provisioned.ray_keeper import STOPPED, free_port, keep
 from lexray.cluster.provisioned.ray_start import host_port, node_environment, start_arguments
 from lexray.cluster.provisioned.tokens import token_of_file
 from lexray.storage.errors import UserError
-from lexray.tuning.placement.memory_split import STORE_SHARE
+from lexray.tuning.placement.memory_split import memory_split
 
 HEAD, TOKEN, CLUSTER = "head.json", "token", "cluster.json"
 START_S = 300.0
 """How long nodes may take to start: a shared file system may show a new file late."""
 LOOK_S = 1.0
-MIB = 2**20
 
 
 def run_node(folder: Path, environ: Mapping[str, str]) -> int:
@@ -107,8 +106,8 @@ def memory_arguments(environ: Mapping[str, str]) -> list[str]:
     """Return how Ray divides what Slurm gives to a node; Ray itself would divide the whole machine's memory."""
     mib = int(environ.get("SLURM_MEM_PER_NODE", 0))
     mib = mib or int(environ.get("SLURM_MEM_PER_CPU", 0)) * int(environ.get("SLURM_CPUS_PER_TASK", 1))
-    store = int(STORE_SHARE * mib)
-    return [f"--memory={(mib - store) * MIB}", f"--object-store-memory={store * MIB}"] if mib else []
+    split = memory_split(mib / 1024)
+    return [f"--memory={split.heap}", f"--object-store-memory={split.store}"] if mib else []
 
 
 def _awaited(look: Callable[[], Any], what: str) -> Any:

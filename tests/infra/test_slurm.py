@@ -39,7 +39,7 @@ def test_slurm_warns_the_shell_alone_and_may_queue_the_job_again():
 def test_ray_divides_what_slurm_gives_and_nothing_else():
     assert memory_arguments({}) == memory_arguments({"SLURM_MEM_PER_NODE": "0"}) == []
     mib = 2**20
-    expected = [f"--memory={700 * mib}", f"--object-store-memory={300 * mib}"]
+    expected = [f"--memory={650 * mib}", f"--object-store-memory={300 * mib}"]
     assert memory_arguments({"SLURM_MEM_PER_NODE": "1000"}) == expected
     assert memory_arguments({"SLURM_MEM_PER_CPU": "100", "SLURM_CPUS_PER_TASK": "10"}) == expected
 
