@@ -14,7 +14,7 @@ import torch
 from benchmarks.turns import print_ratios, take_turns
 from lexray.training.dictionaries import ARCHITECTURES, dictionary_config, make_dictionary
 from lexray.training.dictionaries.base import BatchSums, Dictionary, RawRows, Terms
-from lexray.training.normalisers import Sites, SiteStatistics
+from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
 
 CHANGES = {"pca": {"width": None}, "kmeans": {"target_l0": 1}, "nmf": {"signed_input": "split"}}
 """Options without which a baseline refuses the common ones; the width of None is that of the site."""

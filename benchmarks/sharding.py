@@ -3,7 +3,7 @@
 The first part trains the same TopK dictionary on the same rows, in turns of some steps each in one process: by lexray,
 from a dataset on this disk through its stream, loop and engine; and by a plain loop that has all rows in memory. With
 `--ray` the windows come from a window server, an actor of a Ray started for it. The second part counts, on two
-processes, what every step gives to torch's collectives, and prints it beside the formulas of `lexray.training.traffic`.
+processes, what every step gives to torch's collectives, and prints it beside the formulas of `training.cost.traffic`.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from lexray.storage.store import Store
 from lexray.storage.stream import BatchStream
 from lexray.storage.windows import LocalWindows, StreamSpec, WindowReader, WindowSource
 from lexray.storage.writer import DatasetWriter
-from lexray.training.activations import Rows
-from lexray.training.axes import ALL_ROWS
 from lexray.training.config import DataConfig, MeshConfig, OptimizerConfig, TrainingConfig
+from lexray.training.cost.memory import shapes_of
+from lexray.training.cost.step_memory import Rows
+from lexray.training.cost.traffic import over_latents, over_rows
 from lexray.training.dictionaries import dictionary_config, make_dictionary
 from lexray.training.dictionaries.base import RawRows
-from lexray.training.loop import training_steps
-from lexray.training.memory import shapes_of
-from lexray.training.mesh import ONE_RANK, connect
-from lexray.training.normalisers import Sites, SiteStatistics
-from lexray.training.start import build_dictionary, ensure_process_group, make_engine, place_in
-from lexray.training.traffic import over_latents, over_rows
+from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
+from lexray.training.loop.build import build_dictionary, ensure_process_group, make_engine, place_in
+from lexray.training.loop.loop import training_steps
+from lexray.training.mesh.axes import ALL_ROWS
+from lexray.training.mesh.mesh import ONE_RANK, connect
 
 LR = 1e-4
 

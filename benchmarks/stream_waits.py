@@ -10,12 +10,12 @@ import torch
 
 from benchmarks.stream_readers import BATCH_ROWS, Place, local_stream
 from lexray.storage.stream import BatchStream
-from lexray.training.axes import ALL_ROWS
 from lexray.training.config import DataConfig, TrainingConfig
 from lexray.training.dictionaries import dictionary_config
-from lexray.training.loop import training_steps
-from lexray.training.mesh import ONE_RANK
-from lexray.training.start import build_dictionary, ensure_process_group, make_engine
+from lexray.training.loop.build import build_dictionary, ensure_process_group, make_engine
+from lexray.training.loop.loop import training_steps
+from lexray.training.mesh.axes import ALL_ROWS
+from lexray.training.mesh.mesh import ONE_RANK
 
 
 def wait_of_a_gpu(place: Place, step_s: float, steps: int) -> float:

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lexray.training.axes import Chosen
-from lexray.training.sparse_ops import chosen_preactivations, sparse_decode
+from lexray.training.mesh.axes import Chosen
+from lexray.training.ops.sparse_products import chosen_preactivations, sparse_decode
 
 LR = 1e-3
 
@@ -28,7 +28,7 @@ class Loop:
     steps: int
     batch_rows: int
     is_sparse: bool
-    """Products with the active latents alone, by `lexray.training.sparse_ops`; else dense ones."""
+    """Products with the active latents alone, by `lexray.training.ops.sparse_products`; else dense ones."""
 
 
 def rows_in_memory(folder: str) -> Tensor:

@@ -16,9 +16,9 @@ from benchmarks.turns import print_ratios, take_turns
 from lexray.training.config import MeshConfig, OptimizerConfig
 from lexray.training.dictionaries import dictionary_config, make_dictionary
 from lexray.training.dictionaries.base import Dictionary, RawRows
-from lexray.training.engine import Engine
-from lexray.training.normalisers import Sites, SiteStatistics
-from lexray.training.start import ensure_process_group
+from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
+from lexray.training.engines.deepspeed_engine import Engine
+from lexray.training.loop.build import ensure_process_group
 
 
 def make(site_width: int, width: int, l0: int) -> Dictionary:

@@ -90,7 +90,7 @@ def rows_progress(label: str, messages: Console) -> Iterator[OnRows]:
 
 def print_json(document: Any) -> None:
     """The one result of a command, on stdout: ASCII without control characters, and null for NaN and infinities."""
-    from lexray.training.json_values import with_nulls
+    from lexray.storage.json_values import with_nulls
 
     text = json.dumps(with_nulls(document), indent=1, default=str, allow_nan=False)
     sys.stdout.write(text.replace("\x7f", "\\u007f") + "\n")

@@ -71,7 +71,7 @@ def connected(address: str | None, *, is_job: bool = False, pools: Sequence[Pool
 @contextmanager
 def local_ray() -> Iterator[LocalFolder]:
     """Inside, a Ray on this machine is connected, for this user alone. Raises RayStartError."""
-    from lexray.training.device import usable_gpus
+    from lexray.training.mesh.device import usable_gpus
 
     _set_process_env()
     with ExitStack() as stack:

@@ -18,10 +18,10 @@ from lexray.storage.store import Store
 def run_diagnose(url: str, data: str | None, max_rows: int, messages: Console, as_json: bool) -> None:
     """Latent scaling of a saved crosscoder on held-out rows of its dataset; a table, or every latent as JSON."""
     from lexray.storage.stream import local_stream
-    from lexray.training.batches import raw_rows
+    from lexray.training.checkpoint.saved import load_dictionary, read_dictionary_config
     from lexray.training.config import TrainingConfig
-    from lexray.training.latent_scaling import latent_scaling
-    from lexray.training.saved import load_dictionary, read_dictionary_config
+    from lexray.training.engines.batches import raw_rows
+    from lexray.training.measures.latent_scaling import latent_scaling
 
     content = read_dictionary_config(Store.at(url))
     dictionary = load_dictionary(url)

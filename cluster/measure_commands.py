@@ -39,11 +39,11 @@ class MeasureOptions:
 def run_measure(url: str, options: MeasureOptions, messages: Console, as_json: bool) -> None:
     """Measure a saved dictionary on held-out rows of its dataset, and in its language model if one is given."""
     from lexray.storage.stream import local_stream
+    from lexray.training.checkpoint.saved import load_dictionary, read_dictionary_config
     from lexray.training.config import TrainingConfig
-    from lexray.training.device import device_of_command
     from lexray.training.measures.coherence import COMPARE_FLOP
     from lexray.training.measures.held_out import measure_held_out, write_measures
-    from lexray.training.saved import load_dictionary, read_dictionary_config
+    from lexray.training.mesh.device import device_of_command
 
     if (options.model is None) != (options.texts is None):
         raise UserError("measure: --model and --texts go together")

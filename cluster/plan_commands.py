@@ -80,7 +80,7 @@ def checked(plan: SweepPlan, machines: Machines) -> SweepPlan:
 def this_machine() -> Machines:
     """What Ray would find here, without starting it."""
     from lexray.storage.stream_memory import node_memory
-    from lexray.training.device import usable_gpus
+    from lexray.training.mesh.device import usable_gpus
     from lexray.tuning.placement.nodes import HEAD, Node, trials_on_head
     from lexray.tuning.planning.plan import Machines
 
@@ -128,7 +128,7 @@ def measured_speeds(plan: SweepPlan, known: Mapping[str, Speed], messages: Conso
     A mesh is taken to scale evenly.
     """
     from lexray.cluster.company import company
-    from lexray.training.device import usable_gpus
+    from lexray.training.mesh.device import usable_gpus
     from lexray.tuning.planning.forecast import kind_of
     from lexray.tuning.search.bounds import largest
 
@@ -159,7 +159,7 @@ def _measured(plan: SweepPlan, trial: Trial) -> Speed:
     import torch
 
     from lexray.cluster.step_timer import StepTimer
-    from lexray.training.device import CPU, device_of_command
+    from lexray.training.mesh.device import CPU, device_of_command
     from lexray.tuning.planning.forecast import Speed
 
     threads = torch.get_num_threads()

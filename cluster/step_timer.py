@@ -10,16 +10,16 @@ import torch
 from lexray.storage.bench import median_seconds
 from lexray.storage.manifest import Manifest
 from lexray.storage.stream import local_stream
-from lexray.training.axes import ALL_ROWS
-from lexray.training.batches import raw_rows
 from lexray.training.config import DataConfig, OptimizerConfig, TrainingConfig
-from lexray.training.device import device_of_command
 from lexray.training.dictionaries.base import Dictionary, DictionaryConfig, RawRows
-from lexray.training.loop import global_sums
-from lexray.training.mesh import ONE_RANK
-from lexray.training.metrics import evaluate
-from lexray.training.optimizer import Optimizer
-from lexray.training.start import build_dictionary, ensure_process_group, make_engine
+from lexray.training.engines.batches import raw_rows
+from lexray.training.engines.engine import Optimizer
+from lexray.training.loop.build import build_dictionary, ensure_process_group, make_engine
+from lexray.training.loop.loop import global_sums
+from lexray.training.measures.metrics import evaluate
+from lexray.training.mesh.axes import ALL_ROWS
+from lexray.training.mesh.device import device_of_command
+from lexray.training.mesh.mesh import ONE_RANK
 
 MANY_STEPS = 10**6
 """Of the training whose beginning is measured; its schedules hardly move."""

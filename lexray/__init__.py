@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lexray.storage.manifest import load_manifest
-    from lexray.training.saved import load_dictionary
+    from lexray.training.checkpoint.saved import load_dictionary
 
 __all__ = ["load_dictionary", "load_manifest"]
 
-_HOMES = {"load_dictionary": "lexray.training.saved", "load_manifest": "lexray.storage.manifest"}
+_HOMES = {"load_dictionary": "lexray.training.checkpoint.saved", "load_manifest": "lexray.storage.manifest"}
 
 
 def __getattr__(name: str) -> Any:

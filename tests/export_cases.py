@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from lexray.storage.store import Store
+from lexray.training.checkpoint.saved import save_dictionary
 from lexray.training.dictionaries import dictionary_config, make_dictionary
 from lexray.training.dictionaries.archetypal import Archetypal
 from lexray.training.dictionaries.base import Dictionary
 from lexray.training.dictionaries.jumprelu import JumpReLU
+from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
 from lexray.training.dictionaries.topk import TopK
-from lexray.training.normalisers import Sites, SiteStatistics
-from lexray.training.saved import save_dictionary
 
 B, D, D_OUT, F, K = 200, 12, 9, 40, 5
 

@@ -31,12 +31,12 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 from training_cases import DEAD_AFTER, Case, random_rows, untrained
 
 import lexray.training
-from lexray.training.axes import ALL_ROWS
 from lexray.training.dictionaries.base import Dictionary, RawRows
-from lexray.training.loop import global_sums
+from lexray.training.engines.resampling import resample_dead
+from lexray.training.loop.loop import global_sums
 from lexray.training.measures.measure import measure
-from lexray.training.metrics import evaluate
-from lexray.training.resample import resample_dead
+from lexray.training.measures.metrics import evaluate
+from lexray.training.mesh.axes import ALL_ROWS
 
 _setup_privateuseone_for_python_backend("gpu")
 torch._C._set_only_lift_cpu_tensors(True)

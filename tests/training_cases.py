@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lexray.training.axes import ONE_PROCESS, Axes
 from lexray.training.dictionaries import ARCHITECTURES, dictionary_config, make_dictionary
 from lexray.training.dictionaries.base import Dictionary, RawRows
+from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
 from lexray.training.dictionaries.penalised import Penalised
-from lexray.training.normalisers import Sites, SiteStatistics
+from lexray.training.mesh.axes import ONE_PROCESS, Axes
 
 B, D, D_OUT, F, K = 24, 7, 5, 30, 5
 DEAD_AFTER = 100

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from lexray.storage.manifest import Manifest
 from lexray.storage.store import Store
-from lexray.training.axes import ALL_LATENTS, ALL_ROWS, Axes
-from lexray.training.checkpoint_parts import MOMENTS
-from lexray.training.communicator import CPU
+from lexray.training.checkpoint.parts import MOMENTS
 from lexray.training.config import DataConfig, EveryConfig, OptimizerConfig, TrainingConfig
 from lexray.training.dictionaries import ARCHITECTURES, dictionary_config
-from lexray.training.optimizer import Optimizer
-from lexray.training.split_axes import SplitLatents, SplitPairs, SplitRows
+from lexray.training.engines.engine import Optimizer
+from lexray.training.mesh.axes import ALL_LATENTS, ALL_ROWS, Axes
+from lexray.training.mesh.communicator import CPU
+from lexray.training.mesh.split_axes import SplitLatents, SplitPairs, SplitRows
 
 BATCH_ROWS = 64
 STEPS = 60

@@ -16,7 +16,7 @@ from lexray.storage.store import StorageSettings, Store
 from lexray.storage.windows import StreamSpec
 from lexray.training.dictionaries import architecture, dictionary_config
 from lexray.training.dictionaries.base import DictionaryConfig
-from lexray.training.normalisers import Sites, SiteStatistics
+from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
 
-from lexray.training.device import use_device
+from lexray.training.mesh.device import use_device
 from lexray.tuning.meeting import Endpoint, join_meeting, open_meeting
 from lexray.tuning.node_interface import use_interface_of_the_node
 from lexray.tuning.worker_device import device_of_worker
@@ -71,7 +71,7 @@ def prepare_worker(*, on_gpu: bool) -> None:
     Raises UserError when torch cannot use the GPU that Ray gave to the worker.
     """
     use_device(device_of_worker(on_gpu=on_gpu))
-    import lexray.training.engine  # noqa: F401
+    import lexray.training.engines.deepspeed_engine  # noqa: F401
 
 
 def open_meeting_at_node() -> Endpoint:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lexray.training.trainer import TrainingResult
+from lexray.training.loop.trainer import TrainingResult
 from lexray.tuning.endings.verdicts import stopped_by
 from lexray.tuning.sweep_folder import DONE, MOVING, STOPPED, TARGET_MISSED, TrialRecord
 from lexray.tuning.trial_run import TrialRun

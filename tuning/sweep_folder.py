@@ -5,8 +5,8 @@ trials/TRIAL/trial.json        configuration, status and result (TrialRecord)
 trials/TRIAL/attempt.json      which attempt at it writes here (lexray.tuning.fence)
 trials/TRIAL/rungs.json        where early stopping judged it, and how (lexray.tuning.endings.verdicts)
 trials/TRIAL/spent.json        hours of its workers, all attempts together (lexray.tuning.endings.ends)
-trials/TRIAL/metrics.jsonl     one JSON object per logged step (storage of `lexray.training.metrics_log`)
-trials/TRIAL/checkpoints/      see lexray.training.checkpoints
+trials/TRIAL/metrics.jsonl     one JSON object per logged step (storage of `lexray.training.loop.metrics_log`)
+trials/TRIAL/checkpoints/      see lexray.training.checkpoint.format
 trials/TRIAL/dictionary/       the trained dictionary: config.json, dictionary.safetensors
 trials/TRIAL/measures.json     measures of it at the end, see training.measures; fired.npy: rows of each latent
 wandb.json                     which runs of W&B are this folder's (lexray.tuning.views.wandb_ids)
@@ -29,11 +29,11 @@ from pydantic import TypeAdapter
 from lexray.storage.anonymous import without_home, without_names
 from lexray.storage.documents import Count, Finite, Number, Plain, read_document, read_lines
 from lexray.storage.errors import CorruptDataError, UserError
+from lexray.storage.json_values import with_nulls
 from lexray.storage.store import Store, reachable
-from lexray.training.json_values import with_nulls
-from lexray.training.metrics_log import LINE, METRICS
-from lexray.training.metrics_log import MAX_BYTES as METRICS_BYTES
-from lexray.training.saved import CONFIG as DICTIONARY_CONFIG
+from lexray.training.checkpoint.saved import CONFIG as DICTIONARY_CONFIG
+from lexray.training.loop.metrics_log import LINE, METRICS
+from lexray.training.loop.metrics_log import MAX_BYTES as METRICS_BYTES
 from lexray.tuning.folder_documents import Config, Curve
 
 DONE, TARGET_MISSED, FAILED, RUNNING, PENDING = "done", "target missed", "failed", "running", "pending"

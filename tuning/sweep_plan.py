@@ -16,7 +16,7 @@ from lexray.storage.manifest import MANIFEST, Manifest, load_manifest
 from lexray.storage.store import Store, reachable
 from lexray.storage.stream import local_stream
 from lexray.storage.stream_memory import StreamShape
-from lexray.training.device import usable_gpus
+from lexray.training.mesh.device import usable_gpus
 from lexray.tuning.endings.ends import Ends, check_ends, check_gpu_hours, ends_of
 from lexray.tuning.endings.verdicts import check_rungs
 from lexray.tuning.file.sweep_file import SweepFile

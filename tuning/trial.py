@@ -19,12 +19,12 @@ from ray.train.torch import TorchTrainer
 from lexray.storage.errors import UserError
 from lexray.storage.server import ServedWindows
 from lexray.storage.windows import LocalWindows, WindowReader, local_chunks
-from lexray.training.checkpoint_writer import delete_temporary
-from lexray.training.device import use_device
-from lexray.training.loop import TrainingFailedError
+from lexray.training.checkpoint.writer import delete_temporary
+from lexray.training.loop.build import ensure_process_group
+from lexray.training.loop.loop import TrainingFailedError
+from lexray.training.loop.trainer import OpenStream, Trainer
 from lexray.training.measures.held_out import measure_trial
-from lexray.training.start import ensure_process_group
-from lexray.training.trainer import OpenStream, Trainer
+from lexray.training.mesh.device import use_device
 from lexray.tuning.attempts import Attempts, sweep_is_over
 from lexray.tuning.endings.ends import Meter, Pause, read_spent
 from lexray.tuning.endings.look import Look

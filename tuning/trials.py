@@ -15,8 +15,8 @@ from lexray.storage.store import Store
 from lexray.training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
 from lexray.training.dictionaries import architecture, dictionary_config
 from lexray.training.dictionaries.base import DictionaryConfig
-from lexray.training.engine_settings import check_names
-from lexray.training.gradient_scale import check_gradient_scale
+from lexray.training.engines.deepspeed_settings import check_names
+from lexray.training.engines.gradient_scale import check_gradient_scale
 from lexray.tuning.file.axes import Point, width_of
 from lexray.tuning.file.points import effective, key, points_of, shown
 from lexray.tuning.file.resources import ResourcesBlock

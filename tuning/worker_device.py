@@ -10,7 +10,7 @@ import ray
 import torch
 
 from lexray.storage.errors import UserError
-from lexray.training.device import CPU, usable_gpus
+from lexray.training.mesh.device import CPU, usable_gpus
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 

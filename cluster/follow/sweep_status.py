@@ -10,7 +10,7 @@ from typing import Any
 
 from lexray.storage.documents import parse_lines
 from lexray.storage.store import Store
-from lexray.training.metrics_log import LINE, METRICS
+from lexray.training.loop.metrics_log import LINE, METRICS
 from lexray.tuning.driver_record import RUNNING as DRIVEN
 from lexray.tuning.driver_record import DriverRecord, is_alive, read_driver
 from lexray.tuning.planning.foreseen import read_plan

@@ -4,7 +4,7 @@ import json
 
 from export_cases import D, F, raw_rows, relative_difference, saved, trained
 
-from lexray.training.saved import load_dictionary
+from lexray.training.checkpoint.saved import load_dictionary
 
 
 def test_export_and_import_give_back_the_dictionary(lexray, tmp_path):

@@ -11,11 +11,11 @@ from harvest_cases import causal_model, harvest_file, tiny_model, write_text
 
 from lexray.storage.harvest.harvest import harvest
 from lexray.storage.store import Store
+from lexray.training.checkpoint.saved import save_dictionary
 from lexray.training.config import DataConfig, TrainingConfig
 from lexray.training.dictionaries import dictionary_config, make_dictionary
+from lexray.training.dictionaries.normalisers import Sites
 from lexray.training.measures.held_out import read_measures
-from lexray.training.normalisers import Sites
-from lexray.training.saved import save_dictionary
 
 TEXTS = [" ".join(f"w{(7 * document + step * step) % 40}" for step in range(20)) for document in range(30)]
 

@@ -15,7 +15,7 @@ from sweeps import sweep_content, write_dataset, write_sweep
 
 from lexray.cluster import cli, plan_commands
 from lexray.storage.config_file import read_config_file
-from lexray.training.saved import CONFIG
+from lexray.training.checkpoint.saved import CONFIG
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.placement.nodes import Node
 from lexray.tuning.planning.forecast import SWEEP_START_S
@@ -223,7 +223,7 @@ def test_a_mesh_that_would_share_a_gpu_is_refused_by_plan_and_sweep(lexray, swee
 
 @pytest.mark.usefixtures("with_a_gpu")
 def test_trials_on_gpus_are_not_timed_on_a_machine_without_one(lexray, sweep_file, monkeypatch):
-    monkeypatch.setattr("lexray.training.device.usable_gpus", lambda: 0)
+    monkeypatch.setattr("lexray.training.mesh.device.usable_gpus", lambda: 0)
     code, out, err = lexray("plan", sweep_file(), "--measure", "--json")
     assert code == 0, err
     assert "not timed: 2 kind(s) of trial train on GPUs, and this machine has none" in " ".join(err.split())

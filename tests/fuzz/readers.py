@@ -23,11 +23,11 @@ from lexray.storage.config_file import read_config_file
 from lexray.storage.harvest.harvest_file import HarvestFile
 from lexray.storage.manifest import MANIFEST, Manifest, dataset_id, load_manifest
 from lexray.storage.store import Store
-from lexray.training.checkpoint_parts import WHOLE
-from lexray.training.checkpoints import folder_of, open_checkpoint, write_manifest, write_part
+from lexray.training.checkpoint.format import folder_of, open_checkpoint, write_manifest, write_part
+from lexray.training.checkpoint.parts import WHOLE
+from lexray.training.checkpoint.saved import load_dictionary, save_dictionary
 from lexray.training.export.import_sae_lens import import_sae_lens
 from lexray.training.measures.held_out import read_measures
-from lexray.training.saved import load_dictionary, save_dictionary
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.results.provenance import read_dataset
 from lexray.tuning.results.provenance import told as shown_values

@@ -29,7 +29,7 @@ from tunnels import forward
 
 from lexray.cluster.provisioned.machines import OF_A_GROUP
 from lexray.storage.store import StorageSettings, Store
-from lexray.training.saved import load_dictionary
+from lexray.training.checkpoint.saved import load_dictionary
 from lexray.tuning.results.frontier import read_frontier
 
 NODE_S = 120.0

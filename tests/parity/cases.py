@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lexray.training.code import Code
 from lexray.training.dictionaries import dictionary_config, make_dictionary
 from lexray.training.dictionaries.base import Dictionary
 from lexray.training.dictionaries.jumprelu import JumpReLU
-from lexray.training.normalisers import Sites, SiteStatistics
+from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
+from lexray.training.ops.sparse_code import Code
 
 B, D, F, K = 64, 12, 40, 5
 DEAD_AFTER = 1000

@@ -22,9 +22,9 @@ from sae_lens import SAE
 from sae_lens.loading import pretrained_sae_loaders as loaders
 from sparsify import SparseCoder
 
+from lexray.training.checkpoint.saved import load_dictionary
 from lexray.training.export import export_dictionary
 from lexray.training.export.import_sae_lens import import_sae_lens
-from lexray.training.saved import load_dictionary
 
 X_BD = raw_rows(D)
 

@@ -9,10 +9,10 @@ from overcomplete.optimization.nmf import _one_step_multiplicative_rule as nmf_s
 from overcomplete.optimization.semi_nmf import _one_step_snmf_multiplicative_update as snmf_step
 from overcomplete.sae import OMPSAE, BatchTopKSAE, JumpSAE, MpSAE, RATopKSAE
 
-from lexray.training.axes import ALL_LATENTS
 from lexray.training.dictionaries.base import BatchSums
-from lexray.training.factors import least_squares_atoms, multiplicative, multiplicative_atoms
-from lexray.training.pursuit import StopRule, orthogonal_pursuit
+from lexray.training.mesh.axes import ALL_LATENTS
+from lexray.training.ops.nmf import least_squares_atoms, multiplicative, multiplicative_atoms
+from lexray.training.ops.pursuit import StopRule, orthogonal_pursuit
 
 X_BD = rows().float()
 

@@ -9,7 +9,7 @@ import torch
 from cases import B, D, K, along_the_sphere, dictionary, gradients, lexray_gradients, rows, training_code
 from sparsify import SparseCoder, SparseCoderConfig
 
-from lexray.training.code import Code
+from lexray.training.ops.sparse_code import Code
 
 X_BD = rows()
 Y_BD = rows(seed=13)

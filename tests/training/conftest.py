@@ -3,7 +3,7 @@
 import hypothesis
 import pytest
 
-from lexray.training.start import ensure_process_group
+from lexray.training.loop.build import ensure_process_group
 
 # The first example of a test often pays for a lazy import or a thread pool: a deadline says nothing here.
 # Explaining a failure traces every line: minutes where many architectures fail alike.

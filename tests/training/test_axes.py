@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lexray.training.axes import ALL_LATENTS, ALL_PAIRS, ALL_ROWS
-from lexray.training.communicator import ProcessGroup
-from lexray.training.split_axes import SplitPairs, SplitRows
+from lexray.training.mesh.axes import ALL_LATENTS, ALL_PAIRS, ALL_ROWS
+from lexray.training.mesh.communicator import ProcessGroup
+from lexray.training.mesh.split_axes import SplitPairs, SplitRows
 
 RANKS = 2
 

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from training_cases import D, F, find_case, learned_from, random_dictionary, random_rows, untrained
 
-from lexray.training.axes import ALL_LATENTS, ALL_ROWS
-from lexray.training.clusters import assign, kmeans, nearest
-from lexray.training.clusters import random_rows as draw_rows
 from lexray.training.dictionaries.base import RawRows
-from lexray.training.factors import EPS, least_squares_atoms, multiplicative, multiplicative_atoms, sparse_codes
+from lexray.training.mesh.axes import ALL_LATENTS, ALL_ROWS
+from lexray.training.ops.kmeans import assign, kmeans, nearest
+from lexray.training.ops.kmeans import random_rows as draw_rows
+from lexray.training.ops.nmf import EPS, least_squares_atoms, multiplicative, multiplicative_atoms, sparse_codes
 
 
 def correlated(count: int, seed: int) -> Tensor:

@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 from lexray.storage.errors import CorruptDataError
 from lexray.storage.manifest import chunk_checksum
 from lexray.storage.store import Store
-from lexray.training.checkpoint_parts import WHOLE, Share
-from lexray.training.checkpoint_writer import FAILURES_IN_A_ROW, CheckpointWriter, delete_temporary
-from lexray.training.checkpoints import (
+from lexray.training.checkpoint.format import (
     MANIFEST,
     Checkpoint,
     checkpoint_folders,
@@ -25,8 +23,10 @@ from lexray.training.checkpoints import (
     write_manifest,
     write_part,
 )
-from lexray.training.checkpoints import folder_of as folder_of_attempt
-from lexray.training.mesh import Place
+from lexray.training.checkpoint.format import folder_of as folder_of_attempt
+from lexray.training.checkpoint.parts import WHOLE, Share
+from lexray.training.checkpoint.writer import FAILURES_IN_A_ROW, CheckpointWriter, delete_temporary
+from lexray.training.mesh.mesh import Place
 
 PART, PART_FACTS = "part-00000.safetensors", "part-00000.json"
 FILES = (MANIFEST, PART)

@@ -25,8 +25,8 @@ from training_cases import (
 )
 from training_dense import Problem, atoms_of, dense_loss, group_max, largest, row_topk
 
-from lexray.training.code import Code
 from lexray.training.dictionaries.base import BatchSums
+from lexray.training.ops.sparse_code import Code
 
 ROW_BY_ROW = ("topk", "abs_topk", "hierarchical_topk", "transcoder", "archetypal", "pca", "snmf", "nmf")
 KEEPS_K = [find_case(name) for name in ROW_BY_ROW]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lexray.training.controller import ControllerGains, L0Controller
+from lexray.training.codes.controller import ControllerGains, L0Controller
 
 STEPS = 900
 

@@ -17,8 +17,8 @@ from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 from deepspeed.runtime.engine import DeepSpeedEngine
 
 from lexray.training.config import MeshConfig, OptimizerConfig
-from lexray.training.device import CPU, backend_of
-from lexray.training.engine_settings import deepspeed_config
+from lexray.training.engines.deepspeed_settings import deepspeed_config
+from lexray.training.mesh.device import CPU, backend_of
 
 ROOT = Path(__file__).parents[2]
 LOOKS = re.compile(r"cuda\.(is_available|device_count)")
@@ -30,12 +30,12 @@ import sys
 import torch
 torch.cuda.is_available, torch.cuda.device_count = (lambda: True), (lambda: 1)
 
-from lexray.training.start import ensure_process_group
+from lexray.training.loop.build import ensure_process_group
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from training_cases import default_case, random_rows, untrained
 from lexray.training.config import MeshConfig, OptimizerConfig
-from lexray.training.engine import Engine
+from lexray.training.engines.deepspeed_engine import Engine
 
 print(get_accelerator().device_name())
 ensure_process_group()

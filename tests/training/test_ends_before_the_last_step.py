@@ -11,12 +11,12 @@ import torch
 from training_synthetic import STEPS, Dataset, on_two_ranks, small_config, small_dataset
 
 from lexray.storage.store import Store
-from lexray.training.checkpoints import newest_checkpoint
+from lexray.training.checkpoint.format import newest_checkpoint
+from lexray.training.checkpoint.saved import load_dictionary, read_dictionary_config
 from lexray.training.dictionaries.base import BatchSums
-from lexray.training.hooks import EndHook
-from lexray.training.loop import StepRecord
-from lexray.training.saved import load_dictionary, read_dictionary_config
-from lexray.training.trainer import Trainer, TrainingResult
+from lexray.training.loop.hooks import EndHook
+from lexray.training.loop.loop import StepRecord
+from lexray.training.loop.trainer import Trainer, TrainingResult
 
 pytestmark = pytest.mark.usefixtures("process_group")
 

@@ -9,17 +9,17 @@ from torch import Tensor
 from training_synthetic import BATCH_ROWS, STEPS, Dataset, moments_of, small_config, small_dataset
 
 from lexray.storage.stream import BatchStream, local_stream
-from lexray.training.axes import ALL_ROWS
-from lexray.training.batches import raw_rows
-from lexray.training.checkpoints import Checkpoint
+from lexray.training.checkpoint.format import Checkpoint
+from lexray.training.checkpoint.saved import to_state_dict
 from lexray.training.config import MeshConfig, OptimizerConfig, TrainingConfig
 from lexray.training.dictionaries import ARCHITECTURES
 from lexray.training.dictionaries.base import Dictionary
-from lexray.training.engine import Engine
-from lexray.training.engine_settings import BUCKET_SHARE
-from lexray.training.loop import global_sums, training_steps
-from lexray.training.saved import to_state_dict
-from lexray.training.start import build_dictionary, sample_rows
+from lexray.training.engines.batches import raw_rows
+from lexray.training.engines.deepspeed_engine import Engine
+from lexray.training.engines.deepspeed_settings import BUCKET_SHARE
+from lexray.training.loop.build import build_dictionary, sample_rows
+from lexray.training.loop.loop import global_sums, training_steps
+from lexray.training.mesh.axes import ALL_ROWS
 
 pytestmark = pytest.mark.usefixtures("process_group")
 

@@ -14,16 +14,16 @@ from training_synthetic import BATCH_ROWS, Dataset, on_two_ranks, small_config, 
 
 from lexray.storage.errors import UserError
 from lexray.storage.stream import local_stream
-from lexray.training.axes import ALL_ROWS, Axes
-from lexray.training.checkpoints import Checkpoint
+from lexray.training.checkpoint.format import Checkpoint
+from lexray.training.checkpoint.saved import to_state_dict
 from lexray.training.config import MeshConfig, OptimizerConfig, TrainingConfig
 from lexray.training.dictionaries.base import Dictionary, RawRows, Terms
-from lexray.training.engine import Engine
-from lexray.training.engine_settings import LiveGroup, check_groups
-from lexray.training.loop import training_steps
-from lexray.training.micro_batches import in_parts, parts_of
-from lexray.training.saved import to_state_dict
-from lexray.training.start import build_dictionary, sample_rows
+from lexray.training.engines.deepspeed_engine import Engine
+from lexray.training.engines.deepspeed_settings import LiveGroup, check_groups
+from lexray.training.engines.micro_batches import in_parts, parts_of
+from lexray.training.loop.build import build_dictionary, sample_rows
+from lexray.training.loop.loop import training_steps
+from lexray.training.mesh.axes import ALL_ROWS, Axes
 
 pytestmark = pytest.mark.usefixtures("process_group")
 

@@ -22,8 +22,9 @@ from training_cases import (
 )
 from training_dense import EQUATIONS, dense_loss
 
-from lexray.training import entries, selection
 from lexray.training.dictionaries.base import Dictionary, RawRows
+from lexray.training.ops import preactivations as entries
+from lexray.training.ops import topk as selection
 
 WITH_AUXK = [case for case in LEARNED if "k_aux" in case.cls.Config.__dataclass_fields__ and case not in PENALISED]
 

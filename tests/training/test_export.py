@@ -29,11 +29,11 @@ from safetensors.torch import load_file, save_file
 
 from lexray.storage.errors import UserError
 from lexray.storage.store import Store
+from lexray.training.checkpoint.saved import load_dictionary, read_dictionary_config
 from lexray.training.dictionaries import dictionary_config, make_dictionary
+from lexray.training.dictionaries.normalisers import Sites
 from lexray.training.export import FORMATS, export_dictionary
 from lexray.training.export.import_sae_lens import import_sae_lens
-from lexray.training.normalisers import Sites
-from lexray.training.saved import load_dictionary, read_dictionary_config
 
 PLACES = {"sae-lens": SAE_LENS, "dictionary-learning": DICTIONARY_LEARNING, "sparsify": SPARSIFY}
 FOLDED = [(case, kind) for case in SAE_LENS for kind in NORMALISERS if not (kind == "whiten" and case.startswith("mp"))]

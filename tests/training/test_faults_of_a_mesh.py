@@ -24,11 +24,11 @@ from torch.multiprocessing import ProcessExitedException, start_processes
 from training_synthetic import Dataset, small_dataset
 
 from lexray.storage.store import Store
-from lexray.training.checkpoints import Checkpoint, newest_checkpoint
+from lexray.training.checkpoint.format import Checkpoint, newest_checkpoint
 from lexray.training.config import EveryConfig, MeshConfig, TrainingConfig
-from lexray.training.start import ensure_process_group
-from lexray.training.trainer import Trainer
-from lexray.training.watch import RankSilentError
+from lexray.training.loop.build import ensure_process_group
+from lexray.training.loop.trainer import Trainer
+from lexray.training.mesh.liveness import RankSilentError
 
 STEPS, EVERY, DEATH_STEP = 20, 5, 10
 TWO_RANKS = ((2, 1), (1, 2))
@@ -75,7 +75,7 @@ def config_on(mesh: tuple[int, int], dataset: Dataset) -> TrainingConfig:
 def train_in(folders: list[str], config: TrainingConfig, meeting: Path, death: Death | None = None) -> None:
     """Train in each folder, one after another, on the ranks of a group of their own."""
     meeting.mkdir(parents=True)
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["lexray.training.trainer"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["lexray.training.loop.trainer"])
     ranks = config.mesh.data * config.mesh.feature
     start_processes(work, (ranks, folders, config, str(meeting), death), nprocs=ranks, start_method="forkserver")
 
@@ -210,7 +210,7 @@ def hang(rank: int, config: TrainingConfig, folder: str) -> None:
 def test_a_frozen_rank_is_named_when_the_timeout_has_passed(mesh: MeshConfig, dataset: Dataset, tmp_path: Path) -> None:
     """In whichever group the others wait for it: those of the axes, and those that DeepSpeed makes."""
     config = replace(config_on((mesh.data, mesh.feature), dataset), mesh=mesh)
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["lexray.training.trainer"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["lexray.training.loop.trainer"])
     ranks = start_processes(hang, (config, str(tmp_path)), nprocs=2, join=False, start_method="forkserver")
     deadline, said = time.monotonic() + 120, tmp_path / "said"
     try:

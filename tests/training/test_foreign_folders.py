@@ -21,15 +21,15 @@ from torch import Tensor
 
 from lexray.storage.errors import UserError
 from lexray.storage.store import Store
+from lexray.training.checkpoint.saved import CONFIG as OUR_CONFIG
+from lexray.training.checkpoint.saved import TENSORS as OUR_TENSORS
+from lexray.training.checkpoint.saved import load_dictionary, save_dictionary
+from lexray.training.checkpoint.tensor_file import MAX_HEADER_BYTES, TensorFileError, read_header
 from lexray.training.dictionaries import dictionary_config, make_dictionary
+from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
 from lexray.training.export.import_sae_lens import import_sae_lens
 from lexray.training.export.sae_lens import CONFIG, TENSORS
 from lexray.training.export.sae_lens_source import SHAPES
-from lexray.training.normalisers import Sites, SiteStatistics
-from lexray.training.saved import CONFIG as OUR_CONFIG
-from lexray.training.saved import TENSORS as OUR_TENSORS
-from lexray.training.saved import load_dictionary, save_dictionary
-from lexray.training.tensor_file import MAX_HEADER_BYTES, TensorFileError, read_header
 
 D, D_OUT, F = 6, 4, 10
 WIDTHS = {"d_in": D, "d_out": D_OUT, "d_sae": F}

@@ -25,11 +25,11 @@ from training_cases import (
     random_rows,
 )
 
-from lexray.training.axes import ALL_LATENTS, ALL_ROWS, ONE_PROCESS
 from lexray.training.dictionaries.auxk import auxk_term, residual_variance
 from lexray.training.dictionaries.base import Dictionary
-from lexray.training.sparse_ops import prefix_errors
-from lexray.training.straight_through import jump, step
+from lexray.training.mesh.axes import ALL_LATENTS, ALL_ROWS, ONE_PROCESS
+from lexray.training.ops.sparse_products import prefix_errors
+from lexray.training.ops.straight_through import jump, step
 
 
 def not_derivatives(case: Case) -> set[str]:

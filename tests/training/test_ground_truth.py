@@ -6,11 +6,11 @@ import pytest
 from training_synthetic import Dataset, small_config, sparse_features, write_features
 
 from lexray.storage.store import Store
+from lexray.training.checkpoint.saved import load_dictionary
 from lexray.training.config import EveryConfig, OptimizerConfig, TrainingConfig
 from lexray.training.dictionaries.base import Dictionary
-from lexray.training.saved import load_dictionary
-from lexray.training.start import build_dictionary
-from lexray.training.trainer import Trainer
+from lexray.training.loop.build import build_dictionary
+from lexray.training.loop.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("process_group")
 

@@ -15,10 +15,10 @@ from training_synthetic import Dataset, sparse_features, write_features
 
 from lexray.storage.store import Store
 from lexray.training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
+from lexray.training.cost.memory import PROCESS_BYTES, needs
 from lexray.training.dictionaries import dictionary_config
-from lexray.training.memory import PROCESS_BYTES, needs
-from lexray.training.start import ensure_process_group
-from lexray.training.trainer import Trainer
+from lexray.training.loop.build import ensure_process_group
+from lexray.training.loop.trainer import Trainer
 
 SITE, BATCH_ROWS, STEPS = 256, 64, 6
 MESHES = [

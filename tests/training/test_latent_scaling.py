@@ -9,7 +9,8 @@ from torch import Tensor
 from lexray.storage.errors import UserError
 from lexray.training.dictionaries import dictionary_config, make_dictionary
 from lexray.training.dictionaries.base import BatchSums, Dictionary, RawRows
-from lexray.training.latent_scaling import (
+from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
+from lexray.training.measures.latent_scaling import (
     DECOUPLING,
     PARTIAL,
     SHARED,
@@ -19,7 +20,6 @@ from lexray.training.latent_scaling import (
     LatentScaling,
     latent_scaling,
 )
-from lexray.training.normalisers import Sites, SiteStatistics
 
 D = 8
 

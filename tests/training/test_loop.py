@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import torch
 from training_synthetic import on_two_ranks
 
-from lexray.training.axes import ALL_ROWS
 from lexray.training.dictionaries.base import BatchSums, Terms
-from lexray.training.loop import StepRecord, global_sums, run_hooks
+from lexray.training.loop.loop import StepRecord, global_sums, run_hooks
+from lexray.training.mesh.axes import ALL_ROWS
 
 
 def terms(rank: int) -> Terms:

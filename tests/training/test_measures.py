@@ -20,14 +20,17 @@ from lexray.storage.errors import UserError
 from lexray.storage.manifest import load_manifest
 from lexray.storage.store import Store
 from lexray.storage.stream import local_stream
-from lexray.training.code import Code
+from lexray.training.checkpoint.saved import load_dictionary, save_dictionary
 from lexray.training.config import DataConfig
 from lexray.training.dictionaries import dictionary_config, make_dictionary
 from lexray.training.dictionaries.base import Dictionary, RawRows
+from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
+from lexray.training.loop.trainer import read_locally
 from lexray.training.measures.coherence import coherence
 from lexray.training.measures.firing import FiringCounts
 from lexray.training.measures.held_out import measure_held_out, measure_trial, read_measures, write_measures
 from lexray.training.measures.measure import Measures, measure
+from lexray.training.measures.metrics import evaluate
 from lexray.training.measures.rate import (
     RatePoint,
     bits_at,
@@ -37,10 +40,7 @@ from lexray.training.measures.rate import (
     takes_k,
     truncated,
 )
-from lexray.training.metrics import evaluate
-from lexray.training.normalisers import Sites, SiteStatistics
-from lexray.training.saved import load_dictionary, save_dictionary
-from lexray.training.trainer import read_locally
+from lexray.training.ops.sparse_code import Code
 
 ROWS = torch.randn(300, 5, generator=torch.Generator().manual_seed(0)) + torch.arange(5.0)
 

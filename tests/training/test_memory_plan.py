@@ -15,16 +15,16 @@ import torch.multiprocessing
 from memory_meter import live_storages, peak_bytes
 from training_cases import BASELINES, CASES, LEARNED, Case, find_case, random_rows, sites_of
 
-from lexray.training import selection
-from lexray.training.activations import FLOAT_BYTES, Rows, backward_bytes, forward_bytes, solver_bytes
 from lexray.training.config import DataConfig, MeshConfig, OptimizerConfig, TrainingConfig
+from lexray.training.cost.memory import PROCESS_BYTES, needs, rank_memory, shapes_of
+from lexray.training.cost.step_memory import FLOAT_BYTES, Rows, backward_bytes, forward_bytes, solver_bytes
+from lexray.training.cost.traffic import over_latents
 from lexray.training.dictionaries import ARCHITECTURES, dictionary_config, make_dictionary
 from lexray.training.dictionaries.base import Dictionary, RawRows
-from lexray.training.memory import PROCESS_BYTES, needs, rank_memory, shapes_of
-from lexray.training.mesh import connect
-from lexray.training.normalisers import Sites, SiteStatistics
-from lexray.training.start import make_engine, place_in
-from lexray.training.traffic import over_latents
+from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
+from lexray.training.loop.build import make_engine, place_in
+from lexray.training.mesh.mesh import connect
+from lexray.training.ops import topk as selection
 
 L0, MIDWAY = 4, (63, 100)
 QUICK = {
@@ -269,7 +269,9 @@ def test_the_same_holds_of_every_stage_and_way_to_a_code(tmp_path: Path) -> None
 
 
 def test_a_worker_process_takes_about_what_is_planned_for_it() -> None:
-    code = "import lexray.tuning.trial, lexray.training.engine; print(open('/proc/self/status').read())"
+    code = (
+        "import lexray.tuning.trial, lexray.training.engines.deepspeed_engine; print(open('/proc/self/status').read())"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     (resident_kib,) = [int(line.split()[1]) for line in found.splitlines() if line.startswith("VmHWM")]
     assert 0.5 * PROCESS_BYTES < 1024 * resident_kib < PROCESS_BYTES

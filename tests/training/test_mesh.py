@@ -12,7 +12,7 @@ from quick_cases import FAMILIES
 from training_synthetic import Dataset, small_dataset
 
 from lexray.training.dictionaries import ARCHITECTURES
-from lexray.training.mesh import Place
+from lexray.training.mesh.mesh import Place
 
 pytestmark = pytest.mark.usefixtures("process_group")
 

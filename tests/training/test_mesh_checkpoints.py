@@ -12,8 +12,8 @@ from mesh_ranks import Run, Task, run_trainers
 from training_synthetic import Dataset, sparse_features, write_features
 
 from lexray.storage.store import Store
-from lexray.training.checkpoints import Checkpoint, newest_checkpoint
-from lexray.training.saved import load_dictionary
+from lexray.training.checkpoint.format import Checkpoint, newest_checkpoint
+from lexray.training.checkpoint.saved import load_dictionary
 
 pytestmark = pytest.mark.usefixtures("process_group")
 

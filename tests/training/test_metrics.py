@@ -11,8 +11,8 @@ from training_synthetic import on_two_ranks
 
 from lexray.training.dictionaries import dictionary_config, make_dictionary
 from lexray.training.dictionaries.base import BatchSums, Dictionary, RawRows
-from lexray.training.metrics import evaluate
-from lexray.training.normalisers import Sites, SiteStatistics
+from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
+from lexray.training.measures.metrics import evaluate
 
 ROWS = torch.randn(200, 5, generator=torch.Generator().manual_seed(0)) + torch.arange(5.0)
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lexray.storage.store import Store
-from lexray.training.metrics_log import METRICS, MetricsLog
+from lexray.training.loop.metrics_log import METRICS, MetricsLog
 
 
 class Clock:

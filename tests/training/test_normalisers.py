@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lexray.training.axes import ALL_ROWS
-from lexray.training.normalisers import Normaliser, Sites, SiteStatistics
+from lexray.training.dictionaries.normalisers import Normaliser, Sites, SiteStatistics
+from lexray.training.mesh.axes import ALL_ROWS
 
 ALL = ("none", "centre", "unit_norm", "standard", "layer_norm", "whiten")
 WIDTH = 6

@@ -24,7 +24,7 @@ import json, sys
 import torch.distributed as dist
 from mesh_ranks import train
 from lexray.training.config import TrainingConfig
-from lexray.training.start import ensure_process_group
+from lexray.training.loop.build import ensure_process_group
 
 rank, meeting = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)

@@ -17,8 +17,8 @@ from training_synthetic import Dataset, small_dataset
 from lexray.storage.store import Store
 from lexray.storage.stream import BatchStream
 from lexray.training.config import MeshConfig, TrainingConfig
-from lexray.training.start import ensure_process_group
-from lexray.training.trainer import Trainer
+from lexray.training.loop.build import ensure_process_group
+from lexray.training.loop.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
@@ -70,7 +70,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def on_two_processes(work: Any, *args: Any) -> None:
     """Call `work(rank, *args)` on two processes, forked from one that has imported everything."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["lexray.training.trainer"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["lexray.training.loop.trainer"])
     start_processes(work, args, nprocs=RANKS, start_method="forkserver")
 
 

@@ -8,7 +8,7 @@ from training_cases import B, F, default_case, find_case, random_rows, sites_of,
 
 from lexray.storage.errors import UserError
 from lexray.training.dictionaries import ARCHITECTURES, dictionary_config, make_dictionary
-from lexray.training.normalisers import Sites, SiteStatistics
+from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
 
 
 def refusal(attempt: Callable[[], object]) -> str:

@@ -12,17 +12,17 @@ from training_cases import Case, cut, find_case, named, random_dictionary, rando
 from training_synthetic import BATCH_ROWS, Dataset, moments_of, on_two_ranks, small_config, small_dataset
 
 from lexray.storage.stream import local_stream
-from lexray.training.axes import ALL_ROWS
-from lexray.training.batches import raw_rows
 from lexray.training.config import MeshConfig
 from lexray.training.dictionaries import ARCHITECTURES
 from lexray.training.dictionaries.base import RawRows
 from lexray.training.dictionaries.jumprelu import JumpReLU
 from lexray.training.dictionaries.learned import LearnedDictionary
-from lexray.training.loop import training_steps
-from lexray.training.mesh import ONE_RANK
-from lexray.training.resample import ENCODER_LENGTH, is_due, resample_dead, restarts, worst_rows
-from lexray.training.start import build_dictionary, make_engine, sample_rows
+from lexray.training.engines.batches import raw_rows
+from lexray.training.engines.resampling import ENCODER_LENGTH, is_due, resample_dead, restarts, worst_rows
+from lexray.training.loop.build import build_dictionary, make_engine, sample_rows
+from lexray.training.loop.loop import training_steps
+from lexray.training.mesh.axes import ALL_ROWS
+from lexray.training.mesh.mesh import ONE_RANK
 
 pytestmark = pytest.mark.usefixtures("process_group")
 

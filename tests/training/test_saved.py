@@ -13,8 +13,7 @@ from training_cases import CASES, DEFAULTS, Case, find_case, learned_from, named
 
 from lexray.storage.errors import UserError
 from lexray.storage.store import Store
-from lexray.training.dictionaries.base import Dictionary, RawRows
-from lexray.training.saved import (
+from lexray.training.checkpoint.saved import (
     CONFIG,
     TENSORS,
     load_dictionary,
@@ -22,6 +21,7 @@ from lexray.training.saved import (
     save_dictionary,
     to_state_dict,
 )
+from lexray.training.dictionaries.base import Dictionary, RawRows
 
 ROOT = Path(__file__).parents[2]
 NORMALISERS = ("none", "centre", "unit_norm", "standard", "layer_norm", "whiten")
@@ -152,7 +152,7 @@ def test_the_config_says_where_the_dictionary_came_from(tmp_path):
 FRESH = """
 import json, sys
 import torch
-from lexray.training.saved import load_dictionary
+from lexray.training.checkpoint.saved import load_dictionary
 for folder, rows, out in zip(sys.argv[1::3], sys.argv[2::3], sys.argv[3::3], strict=True):
     torch.save(load_dictionary(folder)(torch.load(rows)), out)
 print(json.dumps([name for name in ("ray", "deepspeed", "wandb", "transformers") if name in sys.modules]))

@@ -17,20 +17,20 @@ from training_cases import DEFAULTS, Case, config_of, default_case, find_case, n
 
 from lexray.storage.errors import UserError
 from lexray.storage.manifest import Site
-from lexray.training.axes import ALL_ROWS
-from lexray.training.clusters import assign, kmeans
 from lexray.training.config import DataConfig, OptimizerConfig, TrainingConfig
 from lexray.training.dictionaries import dictionary_config, make_dictionary
 from lexray.training.dictionaries.auxk import residual_variance
 from lexray.training.dictionaries.base import Dictionary, RawRows
 from lexray.training.dictionaries.learned import LearnedDictionary
 from lexray.training.dictionaries.nmf import SNMF
-from lexray.training.gradient_scale import check_gradient_scale
-from lexray.training.loop import StepRecord, global_sums
+from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
+from lexray.training.engines.gradient_scale import check_gradient_scale
+from lexray.training.engines.resampling import restarts, worst_rows
+from lexray.training.loop.loop import StepRecord, global_sums
 from lexray.training.measures.measure import measure
-from lexray.training.metrics import evaluate
-from lexray.training.normalisers import Sites, SiteStatistics
-from lexray.training.resample import restarts, worst_rows
+from lexray.training.measures.metrics import evaluate
+from lexray.training.mesh.axes import ALL_ROWS
+from lexray.training.ops.kmeans import assign, kmeans
 
 SCALES = (2.0**-30, 2.0**30)
 ROWS, BATCH, STEPS, WIDTHS = 240, 40, 12, (7, 5)

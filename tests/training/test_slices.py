@@ -22,12 +22,12 @@ from training_cases import (
 )
 from training_synthetic import latent_axes, on_ranks
 
-from lexray.training.axes import ALL_LATENTS, ALL_PAIRS, Axes
 from lexray.training.dictionaries import make_dictionary
 from lexray.training.dictionaries.base import Dictionary, RawRows, Terms
 from lexray.training.dictionaries.learned import LearnedDictionary
-from lexray.training.metrics import evaluate
-from lexray.training.resample import restarts, worst_rows
+from lexray.training.engines.resampling import restarts, worst_rows
+from lexray.training.measures.metrics import evaluate
+from lexray.training.mesh.axes import ALL_LATENTS, ALL_PAIRS, Axes
 
 
 def sizes_of(case: Case) -> list[int]:

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lexray.training.axes import Chosen
-from lexray.training.sparse_ops import chosen_preactivations, sparse_decode, sum_by_latent
+from lexray.training.mesh.axes import Chosen
+from lexray.training.ops.sparse_products import chosen_preactivations, sparse_decode, sum_by_latent
 
 
 class Problem(NamedTuple):

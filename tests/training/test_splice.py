@@ -16,9 +16,9 @@ from lexray.storage.errors import UserError
 from lexray.storage.harvest.site_choice import SiteChoice
 from lexray.training.dictionaries import dictionary_config, make_dictionary
 from lexray.training.dictionaries.base import Dictionary
+from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
 from lexray.training.measures.splice import PieceBatch, Spliced, recovered
 from lexray.training.measures.texts import HarvestFacts, load_spliced, piece_batches, text_choice
-from lexray.training.normalisers import Sites, SiteStatistics
 
 WIDTH = 16
 

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from training_cases import D, F, K, find_case, loss_of, random_rows, untrained
 
-from lexray.training.axes import ALL_ROWS
 from lexray.training.dictionaries import dictionary_config, make_dictionary
 from lexray.training.dictionaries.archetypal import initial_mixture, onto_simplex
 from lexray.training.dictionaries.base import Dictionary, RawRows
-from lexray.training.normalisers import Sites, SiteStatistics
-from lexray.training.sample import geometric_median
+from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
+from lexray.training.mesh.axes import ALL_ROWS
+from lexray.training.ops.sampling import geometric_median
 
 COUNT = 400
 

@@ -17,7 +17,7 @@ from lexray.storage.store import Store
 from lexray.training.config import DataConfig, EveryConfig, OptimizerConfig, TrainingConfig
 from lexray.training.dictionaries import ARCHITECTURES, dictionary_config
 from lexray.training.dictionaries.penalised import PenalisedConfig
-from lexray.training.trainer import Trainer
+from lexray.training.loop.trainer import Trainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("process_group")]
 

@@ -16,14 +16,14 @@ from training_synthetic import BATCH_ROWS, STEPS, Dataset, small_config, small_d
 from lexray.storage.errors import UserError
 from lexray.storage.store import Store
 from lexray.storage.stream import BatchStream, local_stream
-from lexray.training.batches import raw_rows
-from lexray.training.checkpoints import Checkpoint, checkpoint_folders, newest_checkpoint, step_of
+from lexray.training.checkpoint.format import Checkpoint, checkpoint_folders, newest_checkpoint, step_of
+from lexray.training.checkpoint.saved import load_dictionary, read_dictionary_config
 from lexray.training.config import MeshConfig, OptimizerConfig, TrainingConfig
 from lexray.training.dictionaries import ARCHITECTURES
-from lexray.training.loop import TrainingFailedError
-from lexray.training.metrics import evaluate
-from lexray.training.saved import load_dictionary, read_dictionary_config
-from lexray.training.trainer import Trainer, TrainingResult
+from lexray.training.engines.batches import raw_rows
+from lexray.training.loop.loop import TrainingFailedError
+from lexray.training.loop.trainer import Trainer, TrainingResult
+from lexray.training.measures.metrics import evaluate
 
 pytestmark = pytest.mark.usefixtures("process_group")
 

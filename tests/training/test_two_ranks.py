@@ -28,11 +28,11 @@ from training_cases import (
 )
 from training_synthetic import on_two_ranks
 
-from lexray.training.axes import ALL_ROWS, Axes
-from lexray.training.clusters import kmeans
-from lexray.training.clusters import random_rows as draw_rows
 from lexray.training.dictionaries.base import Dictionary, RawRows, Terms
-from lexray.training.sample import geometric_median
+from lexray.training.mesh.axes import ALL_ROWS, Axes
+from lexray.training.ops.kmeans import kmeans
+from lexray.training.ops.kmeans import random_rows as draw_rows
+from lexray.training.ops.sampling import geometric_median
 
 
 class Part(NamedTuple):

@@ -15,8 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from quick_cases import quick
 
-from lexray.training.mesh import Place
-from lexray.training.watch import (
+from lexray.training.mesh.liveness import (
     Beat,
     RankSilentError,
     Seat,
@@ -27,6 +26,7 @@ from lexray.training.watch import (
     seat_of,
     silent_ranks,
 )
+from lexray.training.mesh.mesh import Place
 
 RANKS, INTERVAL_S = 3, 0.1
 

@@ -12,8 +12,8 @@ from namespaces import wait_until
 from training_synthetic import small_config, small_dataset
 
 from lexray.storage.store import Store
-from lexray.training.start import ensure_process_group
-from lexray.training.trainer import Trainer
+from lexray.training.loop.build import ensure_process_group
+from lexray.training.loop.trainer import Trainer
 from lexray.tuning.fence import ATTEMPT, DisplacedError, Fence, FencedStore
 
 

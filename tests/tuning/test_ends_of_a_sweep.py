@@ -11,8 +11,8 @@ from sweeps import sweep_content, write_dataset, write_sweep
 
 from lexray.storage.config_file import read_config_file
 from lexray.storage.errors import CorruptDataError, UserError
-from lexray.training.start import ensure_process_group
-from lexray.training.trainer import Trainer
+from lexray.training.loop.build import ensure_process_group
+from lexray.training.loop.trainer import Trainer
 from lexray.tuning.endings.ends import (
     BY_HAND,
     CPU_HOURS,

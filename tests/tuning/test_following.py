@@ -10,7 +10,7 @@ from sweeps import sweep_content, write_dataset, write_sweep
 
 from lexray.storage.config_file import read_config_file
 from lexray.storage.errors import UserError
-from lexray.training.metrics_log import MetricsLog
+from lexray.training.loop.metrics_log import MetricsLog
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.placement.nodes import Node, refuse_what_never_fits
 from lexray.tuning.placement.rooms import fixed_rooms

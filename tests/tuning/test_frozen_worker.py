@@ -14,7 +14,7 @@ from sweeps import sweep_content, write_dataset, write_sweep
 
 from lexray.storage.config_file import read_config_file
 from lexray.storage.store import Store
-from lexray.training.checkpoints import checkpoint_folders, step_of
+from lexray.training.checkpoint.format import checkpoint_folders, step_of
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.orchestrate import run_sweep
 from lexray.tuning.sweep_plan import SweepPlan, plan_sweep

@@ -13,9 +13,9 @@ from sweeps import sweep_content, write_dataset
 from lexray.storage.config_file import read_config_file
 from lexray.storage.errors import UserError
 from lexray.training.config import DataConfig, MeshConfig, TrainingConfig
+from lexray.training.cost.memory import Needs, needs
 from lexray.training.dictionaries import dictionary_config
-from lexray.training.memory import Needs, needs
-from lexray.training.normalisers import Sites, SiteStatistics
+from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.placement.cluster_view import living_nodes
 from lexray.tuning.placement.nodes import Node

@@ -24,9 +24,9 @@ from lexray.storage.errors import CorruptDataError, UserError
 from lexray.storage.harvest.journal import Journal, close_journal, remove_beginnings, remove_leftovers
 from lexray.storage.objects.settings import StorageSettings
 from lexray.storage.store import Store
-from lexray.training.checkpoint_parts import WHOLE
-from lexray.training.checkpoint_writer import CheckpointWriter, delete_temporary
-from lexray.training.checkpoints import Checkpoint, newest_checkpoint
+from lexray.training.checkpoint.format import Checkpoint, newest_checkpoint
+from lexray.training.checkpoint.parts import WHOLE
+from lexray.training.checkpoint.writer import CheckpointWriter, delete_temporary
 from lexray.tuning.driver_record import RUNNING as DRIVER_RUNS
 from lexray.tuning.driver_record import DriverRecord, write_driver
 from lexray.tuning.endings.ends import BY_HAND, clear_ending, read_ending, write_ending

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from lexray.storage.store import Store
 from lexray.storage.stream import local_stream
 from lexray.storage.writer import DatasetWriter
-from lexray.training.checkpoints import newest_checkpoint
+from lexray.training.checkpoint.format import newest_checkpoint
 from lexray.training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
 from lexray.training.dictionaries import ARCHITECTURES, dictionary_config
 from lexray.tuning.endings.ends import Meter, Spent

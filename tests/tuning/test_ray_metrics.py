@@ -16,7 +16,7 @@ from sweeps import sweep_content, write_dataset, write_sweep
 from lexray.storage.chunk_reads import ReadCost
 from lexray.storage.config_file import read_config_file
 from lexray.storage.server import ServerStats
-from lexray.training.hooks import LogInterval
+from lexray.training.loop.hooks import LogInterval
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.records import new_record
 from lexray.tuning.sweep_folder import DONE, FAILED

@@ -15,7 +15,7 @@ from synthetic import write_rows
 
 from lexray.storage.config_file import read_config_file
 from lexray.storage.errors import UserError
-from lexray.training.saved import CONFIG
+from lexray.training.checkpoint.saved import CONFIG
 from lexray.tuning.endings.verdicts import contenders_in, judge_of_all
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.placement.book import View

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from lexray.storage.store import Store
+from lexray.training.checkpoint.saved import load_dictionary, save_dictionary
 from lexray.training.dictionaries import dictionary_config, make_dictionary
+from lexray.training.dictionaries.normalisers import Sites
 from lexray.training.measures import matching
 from lexray.training.measures.matching import (
     found_share,
@@ -23,8 +25,6 @@ from lexray.training.measures.matching import (
     random_atoms,
     random_match,
 )
-from lexray.training.normalisers import Sites
-from lexray.training.saved import load_dictionary, save_dictionary
 from lexray.tuning.results import comparisons
 from lexray.tuning.results.report import build_results
 from lexray.tuning.results.stability import choose_width, read_stability, write_stability

@@ -9,9 +9,9 @@ from sweeps import sweep_content, write_dataset, write_sweep
 
 from lexray.storage.config_file import read_config_file
 from lexray.storage.errors import UserError
-from lexray.training.saved import load_dictionary
-from lexray.training.start import ensure_process_group
-from lexray.training.trainer import Trainer, TrainingResult
+from lexray.training.checkpoint.saved import load_dictionary
+from lexray.training.loop.build import ensure_process_group
+from lexray.training.loop.trainer import Trainer, TrainingResult
 from lexray.tuning.endings.verdicts import RUNGS, contender, judges, read_rungs
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.records import ended_record, new_record

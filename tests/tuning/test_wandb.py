@@ -16,7 +16,7 @@ from wandb_offline import read_offline
 
 from lexray.cluster.cli import app
 from lexray.storage.store import Store
-from lexray.training.metrics_log import MetricsLog
+from lexray.training.loop.metrics_log import MetricsLog
 from lexray.tuning.results.report import build_results
 from lexray.tuning.sweep_folder import DONE, FAILED, SweepFolder, TrialRecord
 from lexray.tuning.views.wandb_ids import RunIds

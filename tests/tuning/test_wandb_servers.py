@@ -22,7 +22,7 @@ from wandb_server import KEY, KeptRun, Mood, WandbServer, wandb_server
 
 from lexray.cluster.cli import app
 from lexray.storage.store import Store
-from lexray.training.metrics_log import MetricsLog
+from lexray.training.loop.metrics_log import MetricsLog
 from lexray.tuning.results.report import build_results
 from lexray.tuning.sweep_folder import DONE, SweepFolder, TrialRecord
 from lexray.tuning.views import wandb_runs

@@ -17,7 +17,7 @@ from sweeps import sweep_content, write_dataset, write_sweep
 
 from lexray.storage.config_file import read_config_file
 from lexray.storage.errors import UserError
-from lexray.training.device import CPU
+from lexray.training.mesh.device import CPU
 from lexray.tuning.file.resources import ResourcesBlock
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.orchestrate import Work, run_sweep

@@ -20,12 +20,12 @@ from lexray.training.dictionaries.kmeans import KMeans
 from lexray.training.dictionaries.matching_pursuit import MatchingPursuit
 from lexray.training.dictionaries.matryoshka import MatryoshkaBatchTopK
 from lexray.training.dictionaries.nmf import NMF, SNMF
+from lexray.training.dictionaries.normalisers import Sites
 from lexray.training.dictionaries.p_anneal import PAnneal
 from lexray.training.dictionaries.pca import PCA
 from lexray.training.dictionaries.relu import ReLU, ReLUNormWeighted, ReLUTanh
 from lexray.training.dictionaries.topk import TopK
 from lexray.training.dictionaries.transcoder import SkipTranscoder, Transcoder
-from lexray.training.normalisers import Sites
 
 _ALL: tuple[type[Dictionary], ...] = (
     ReLU, ReLUNormWeighted, ReLUTanh, PAnneal, Gated, GatedPAnneal, JumpReLU,

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from lexray.storage.errors import UserError
-from lexray.training.clusters import kmeans
 from lexray.training.dictionaries.base import Dictionary, DictionaryConfig, Sample
 from lexray.training.dictionaries.batch_topk import BatchTopK, BatchTopKConfig
 from lexray.training.dictionaries.jumprelu import JumpReLU, JumpReLUConfig
 from lexray.training.dictionaries.learned import Decoder, LearnedDictionary
 from lexray.training.dictionaries.mixing import with_codes
+from lexray.training.dictionaries.normalisers import Sites
 from lexray.training.dictionaries.topk import TopK
-from lexray.training.normalisers import Sites
+from lexray.training.ops.kmeans import kmeans
 
 
 @dataclass(frozen=True, kw_only=True)

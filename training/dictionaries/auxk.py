@@ -17,9 +17,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lexray.training.axes import Axes, Rows
-from lexray.training.selection import Score, topk_among
-from lexray.training.sparse_ops import chosen_preactivations, sparse_decode
+from lexray.training.mesh.axes import Axes, Rows
+from lexray.training.ops.sparse_products import chosen_preactivations, sparse_decode
+from lexray.training.ops.topk import Score, topk_among
 
 
 def auxk_term(

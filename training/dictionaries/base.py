@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from lexray.storage.errors import UserError
-from lexray.training.axes import ONE_PROCESS, Axes
-from lexray.training.code import Code
-from lexray.training.normalisers import Normaliser, NormaliserName, RowFrame, Sites
+from lexray.training.dictionaries.normalisers import Normaliser, NormaliserName, RowFrame, Sites
+from lexray.training.mesh.axes import ONE_PROCESS, Axes
+from lexray.training.ops.sparse_code import Code
 
 
 @dataclass(frozen=True, kw_only=True)

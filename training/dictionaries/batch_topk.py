@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from lexray.storage.errors import UserError
-from lexray.training.axes import Chosen
-from lexray.training.code import Code
 from lexray.training.dictionaries.base import BatchSums
 from lexray.training.dictionaries.learned import Decoder
 from lexray.training.dictionaries.topk import TopK, TopKConfig
-from lexray.training.selection import Score, pairs_above, scores_above, subset
+from lexray.training.mesh.axes import Chosen
+from lexray.training.ops.sparse_code import Code
+from lexray.training.ops.topk import Score, pairs_above, scores_above, subset
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,8 @@ from lexray.storage.errors import UserError
 from lexray.training.dictionaries.base import DictionaryConfig
 from lexray.training.dictionaries.batch_topk import BatchTopK, BatchTopKConfig
 from lexray.training.dictionaries.learned import DecoderNorm, LearnedConfig, LearnedDictionary
+from lexray.training.dictionaries.normalisers import Sites
 from lexray.training.dictionaries.relu import ReLU, ReLUConfig
-from lexray.training.normalisers import Sites
 
 
 @dataclass(frozen=True, kw_only=True)

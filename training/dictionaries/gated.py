@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lexray.training.code import Code
 from lexray.training.dictionaries.base import Terms
 from lexray.training.dictionaries.p_anneal import PAnnealing, PSchedule
 from lexray.training.dictionaries.relu import ReLU, ReLUConfig
-from lexray.training.entries import entries_above
-from lexray.training.selection import pairs_above
+from lexray.training.ops.preactivations import entries_above
+from lexray.training.ops.sparse_code import Code
+from lexray.training.ops.topk import pairs_above
 
 
 @dataclass(frozen=True, kw_only=True)

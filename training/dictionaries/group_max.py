@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from lexray.storage.errors import UserError
-from lexray.training.axes import Chosen, evenly_chosen
 from lexray.training.dictionaries.learned import Decoder
 from lexray.training.dictionaries.topk import TopK, TopKConfig
-from lexray.training.selection import ALL, joined, row_chunks
+from lexray.training.mesh.axes import Chosen, evenly_chosen
+from lexray.training.ops.topk import ALL, joined, row_chunks
 
 
 @dataclass(frozen=True, kw_only=True)

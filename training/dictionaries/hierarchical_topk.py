@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lexray.training.axes import Chosen
 from lexray.training.dictionaries.base import powers_of_two_to
 from lexray.training.dictionaries.learned import Decoder
 from lexray.training.dictionaries.topk import Reconstruction, TopK, TopKConfig
-from lexray.training.sparse_ops import prefix_errors
+from lexray.training.mesh.axes import Chosen
+from lexray.training.ops.sparse_products import prefix_errors
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lexray.storage.errors import UserError
-from lexray.training.code import Code
 from lexray.training.dictionaries.base import Sample, Terms
 from lexray.training.dictionaries.learned import Decoder
+from lexray.training.dictionaries.normalisers import Sites
 from lexray.training.dictionaries.penalised import Penalised, PenalisedConfig
-from lexray.training.entries import Entries, entries_above
-from lexray.training.normalisers import Sites
-from lexray.training.selection import pairs_above
-from lexray.training.straight_through import jump, step
+from lexray.training.ops.preactivations import Entries, entries_above
+from lexray.training.ops.sparse_code import Code
+from lexray.training.ops.straight_through import jump, step
+from lexray.training.ops.topk import pairs_above
 
 STARTING_THRESHOLD = 0.1
 """Until data sets it."""
@@ -79,7 +79,7 @@ class JumpReLU(Penalised):
     L0 is the number of z above their threshold (dictionary_learning counts f, which gives silent latents no gradient).
     The controller moves lambda, and for `quadratic` the aim. Quadratic is the default because it pushes from both
     sides: otherwise nothing but the reconstruction raises an L0 that fell too low, which takes long. Gradients of
-    jumps: `lexray.training.straight_through`.
+    jumps: `lexray.training.ops.straight_through`.
     """
 
     Config = JumpReLUConfig

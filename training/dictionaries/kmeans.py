@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from lexray.storage.errors import UserError
-from lexray.training.axes import Chosen
-from lexray.training.clusters import assign, kmeans, nearest
-from lexray.training.code import Code
 from lexray.training.dictionaries.base import Sample, Terms
+from lexray.training.dictionaries.normalisers import Sites
 from lexray.training.dictionaries.solved import FromRowsConfig, Solved
-from lexray.training.normalisers import Sites
+from lexray.training.mesh.axes import Chosen
+from lexray.training.ops.kmeans import assign, kmeans, nearest
+from lexray.training.ops.sparse_code import Code
 
 STARTING_ROUNDS = 5
 

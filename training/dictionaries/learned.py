@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lexray.storage.errors import UserError
-from lexray.training.code import Code
 from lexray.training.dictionaries.base import Dictionary, DictionaryConfig, Sample
-from lexray.training.normalisers import Sites
-from lexray.training.sample import geometric_median
-from lexray.training.sparse_ops import sparse_decode
+from lexray.training.dictionaries.normalisers import Sites
+from lexray.training.ops.sampling import geometric_median
+from lexray.training.ops.sparse_code import Code
+from lexray.training.ops.sparse_products import sparse_decode
 
 DecoderNorm = Literal["unit", "constrained", "free", "ignored"]
 
@@ -160,7 +160,7 @@ class LearnedDictionary(Dictionary):
         return self.b_dec
 
     def restart_values(self, share: float) -> dict[str, float]:
-        """What is one number a latent, by name of parameter, for dead latents that `lexray.training.resample` restarts.
+        """What is one number a latent, by name of parameter, for dead latents that `engines.resampling` restarts.
 
         Their encoders become this share of the living ones' mean length.
         """

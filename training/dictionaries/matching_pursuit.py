@@ -11,10 +11,10 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lexray.storage.errors import UserError
-from lexray.training.code import Code
 from lexray.training.dictionaries.base import Terms, powers_of_two_to
 from lexray.training.dictionaries.learned import LearnedConfig, LearnedDictionary
-from lexray.training.pursuit import StopRule, orthogonal_pursuit, pursue, to_code
+from lexray.training.ops.pursuit import StopRule, orthogonal_pursuit, pursue, to_code
+from lexray.training.ops.sparse_code import Code
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from lexray.storage.errors import UserError
-from lexray.training.axes import Chosen
 from lexray.training.dictionaries.batch_topk import BatchTopK, BatchTopKConfig
 from lexray.training.dictionaries.learned import Decoder
 from lexray.training.dictionaries.topk import Reconstruction
-from lexray.training.selection import subset
-from lexray.training.sparse_ops import sparse_decode
+from lexray.training.mesh.axes import Chosen
+from lexray.training.ops.sparse_products import sparse_decode
+from lexray.training.ops.topk import subset
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lexray.storage.errors import UserError
-from lexray.training.clusters import random_rows
-from lexray.training.code import Code
 from lexray.training.dictionaries.base import DictionaryConfig, Sample, Terms
+from lexray.training.dictionaries.normalisers import NormaliserName, Sites
 from lexray.training.dictionaries.solved import FromRowsConfig, Solved
-from lexray.training.factors import least_squares_atoms, multiplicative_atoms, sparse_codes
-from lexray.training.normalisers import NormaliserName, Sites
+from lexray.training.ops.kmeans import random_rows
+from lexray.training.ops.nmf import least_squares_atoms, multiplicative_atoms, sparse_codes
+from lexray.training.ops.sparse_code import Code
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from lexray.storage.errors import UserError
-from lexray.training.axes import Chosen
-from lexray.training.code import Code
 from lexray.training.dictionaries.base import DictionaryConfig, Terms
+from lexray.training.dictionaries.normalisers import Sites
 from lexray.training.dictionaries.solved import Solved, SolvedConfig
-from lexray.training.normalisers import Sites
-from lexray.training.selection import topk
+from lexray.training.mesh.axes import Chosen
+from lexray.training.ops.sparse_code import Code
+from lexray.training.ops.topk import topk
 
 
 @dataclass(frozen=True, kw_only=True)

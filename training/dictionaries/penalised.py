@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from lexray.storage.errors import UserError
-from lexray.training.controller import L0Controller
+from lexray.training.codes.controller import L0Controller
 from lexray.training.dictionaries.base import BatchSums
 from lexray.training.dictionaries.learned import LearnedConfig, LearnedDictionary
-from lexray.training.normalisers import Sites
+from lexray.training.dictionaries.normalisers import Sites
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lexray.storage.errors import UserError
-from lexray.training.code import Code
 from lexray.training.dictionaries.base import Terms
 from lexray.training.dictionaries.learned import DecoderNorm
 from lexray.training.dictionaries.penalised import Penalised, PenalisedConfig
-from lexray.training.entries import entries_above
-from lexray.training.selection import pairs_above
+from lexray.training.ops.preactivations import entries_above
+from lexray.training.ops.sparse_code import Code
+from lexray.training.ops.topk import pairs_above
 
 
 @dataclass(frozen=True, kw_only=True)

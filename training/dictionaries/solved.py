@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from lexray.storage.errors import UserError
-from lexray.training.code import Code
 from lexray.training.dictionaries.base import Dictionary, DictionaryConfig, Terms
-from lexray.training.normalisers import Sites
-from lexray.training.sparse_ops import sparse_decode
+from lexray.training.dictionaries.normalisers import Sites
+from lexray.training.ops.sparse_code import Code
+from lexray.training.ops.sparse_products import sparse_decode
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lexray.storage.errors import UserError
-from lexray.training.axes import Axes, Chosen
-from lexray.training.code import Code
 from lexray.training.dictionaries.auxk import auxk_term
 from lexray.training.dictionaries.base import Terms
 from lexray.training.dictionaries.learned import Decoder, LearnedConfig, LearnedDictionary
-from lexray.training.selection import Score, topk
-from lexray.training.sparse_ops import chosen_preactivations, sparse_decode
+from lexray.training.mesh.axes import Axes, Chosen
+from lexray.training.ops.sparse_code import Code
+from lexray.training.ops.sparse_products import chosen_preactivations, sparse_decode
+from lexray.training.ops.topk import Score, topk
 
 
 @dataclass(frozen=True, kw_only=True)

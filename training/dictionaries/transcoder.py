@@ -17,9 +17,9 @@ from lexray.training.dictionaries.batch_topk import BatchTopK, BatchTopKConfig
 from lexray.training.dictionaries.jumprelu import JumpReLU, JumpReLUConfig
 from lexray.training.dictionaries.learned import LearnedDictionary
 from lexray.training.dictionaries.mixing import with_codes
+from lexray.training.dictionaries.normalisers import Sites
 from lexray.training.dictionaries.relu import ReLU
 from lexray.training.dictionaries.topk import TopK
-from lexray.training.normalisers import Sites
 
 
 @dataclass(frozen=True, kw_only=True)

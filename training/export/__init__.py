@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from lexray.storage.errors import UserError
 from lexray.storage.store import StorageSettings, Store
+from lexray.training.checkpoint.saved import load_dictionary, read_dictionary_config
 from lexray.training.export import dictionary_learning, sae_lens, sparsify
 from lexray.training.export.folded import Folded, are_equal, fold
 from lexray.training.export.origin import Origin, origin_of
-from lexray.training.saved import load_dictionary, read_dictionary_config
 
 Writer = Callable[[Folded, Origin, Store], tuple[str, list[str]]]
 

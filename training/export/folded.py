@@ -28,10 +28,10 @@ from lexray.training.dictionaries.jumprelu import JumpReLU
 from lexray.training.dictionaries.learned import LearnedDictionary
 from lexray.training.dictionaries.matching_pursuit import MatchingPursuit
 from lexray.training.dictionaries.matryoshka import MatryoshkaBatchTopK
+from lexray.training.dictionaries.normalisers import Normaliser
 from lexray.training.dictionaries.relu import ReLU
 from lexray.training.dictionaries.topk import TopK
-from lexray.training.normalisers import Normaliser
-from lexray.training.pursuit import StopRule
+from lexray.training.ops.pursuit import StopRule
 
 Activation = Literal["relu", "gated", "jumprelu", "topk", "abs_topk", "group_max", "pursuit"]
 

@@ -16,13 +16,13 @@ import torch
 
 from lexray.storage.errors import UserError
 from lexray.storage.store import StorageSettings, Store
+from lexray.training.checkpoint.saved import check_finite, save_dictionary
+from lexray.training.checkpoint.tensor_file import TensorFileError
 from lexray.training.dictionaries import dictionary_config, make_dictionary
 from lexray.training.dictionaries.jumprelu import JumpReLU
+from lexray.training.dictionaries.normalisers import Sites
 from lexray.training.export import check_empty
 from lexray.training.export.sae_lens_source import D_IN, D_OUT, D_SAE, Source, Tensors, read_source
-from lexray.training.normalisers import Sites
-from lexray.training.saved import check_finite, save_dictionary
-from lexray.training.tensor_file import TensorFileError
 
 THRESHOLD = "threshold"
 """Not a parameter of ours: jumprelu learns its logarithm."""

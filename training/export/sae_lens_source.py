@@ -18,10 +18,10 @@ from torch import Tensor
 
 from lexray.storage.errors import UserError
 from lexray.storage.store import Store, reachable
+from lexray.training.checkpoint.foreign_json import read_object
+from lexray.training.checkpoint.saved import check_finite
+from lexray.training.checkpoint.tensor_file import FLOATS, Shape, TensorFileError, check_shapes, read_header
 from lexray.training.export.sae_lens import CONFIG, TENSORS
-from lexray.training.foreign_json import read_object
-from lexray.training.saved import check_finite
-from lexray.training.tensor_file import FLOATS, Shape, TensorFileError, check_shapes, read_header
 
 Tensors = dict[str, Tensor]
 

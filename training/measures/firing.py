@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lexray.training.code import Code
+from lexray.training.ops.sparse_code import Code
 
 DENSE_ABOVE = 0.1
 """A latent that is active in more than this share of the rows is dense."""

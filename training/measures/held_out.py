@@ -19,12 +19,12 @@ from lexray.storage.errors import CorruptDataError
 from lexray.storage.store import Store
 from lexray.storage.stream import BatchStream
 from lexray.storage.windows import StreamSpec, WindowSource
-from lexray.training.batches import raw_rows
+from lexray.training.checkpoint.saved import load_dictionary
 from lexray.training.config import DataConfig
 from lexray.training.dictionaries.base import Dictionary, RawRows
+from lexray.training.engines.batches import raw_rows
 from lexray.training.measures.coherence import COMPARE_FLOP
 from lexray.training.measures.measure import MEASURES_VERSION, Measures, measure
-from lexray.training.saved import load_dictionary
 
 MEASURES_FILE, FIRED_FILE = "measures.json", "fired.npy"
 

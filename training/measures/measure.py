@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from lexray.storage.errors import UserError
+from lexray.storage.json_values import with_nulls
 from lexray.training.dictionaries.base import Dictionary, RawRows
-from lexray.training.json_values import with_nulls
 from lexray.training.measures.coherence import COMPARE_FLOP, coherence
 from lexray.training.measures.firing import FiringCounts
 from lexray.training.measures.likeness import Likeness
+from lexray.training.measures.metrics import METRICS_VERSION, Sums
 from lexray.training.measures.rate import Rates, contribution_norms
-from lexray.training.metrics import METRICS_VERSION, Sums
 
 MEASURES_VERSION = 1
-"""Of the definitions; those of `lexray.training.metrics` have a version of their own."""
+"""Of the definitions; those of `lexray.training.measures.metrics` have a version of their own."""
 
 Batches = Callable[[], Iterable[RawRows]]
 """Gives the same rows again at each call, in batches of any sizes."""

@@ -30,10 +30,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lexray.training.code import Code
 from lexray.training.dictionaries.base import Dictionary, RawRows
 from lexray.training.measures.firing import FiringCounts
-from lexray.training.selection import subset
+from lexray.training.ops.sparse_code import Code
+from lexray.training.ops.topk import subset
 
 SHARES = (0.25, 0.5, 2.0)
 """Numbers of active latents that are measured beside the code as it is, as shares of the trained one."""

@@ -13,11 +13,11 @@ from lexray.storage.manifest import MANIFEST, Manifest, load_manifest
 from lexray.storage.store import Store
 from lexray.storage.stream import BatchStream
 from lexray.storage.writer import DatasetWriter
+from lexray.training.checkpoint.saved import CONFIG, load_dictionary, read_dictionary_config
 from lexray.training.config import TrainingConfig
 from lexray.training.dictionaries.learned import LearnedDictionary
-from lexray.training.saved import CONFIG, load_dictionary, read_dictionary_config
-from lexray.training.start import build_dictionary, ensure_process_group, sample_rows
-from lexray.training.trainer import Trainer, read_locally
+from lexray.training.loop.build import build_dictionary, ensure_process_group, sample_rows
+from lexray.training.loop.trainer import Trainer, read_locally
 from lexray.tuning.ground_truth.worlds import World
 
 SITE = "site"

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from lexray.storage.errors import UserError
 from lexray.storage.manifest import Manifest
 from lexray.training.config import MeshConfig, TrainingConfig
-from lexray.training.memory import Needs, needs
+from lexray.training.cost.memory import Needs, needs
 from lexray.tuning.placement.nodes import Node, most_in_one_zone
 from lexray.tuning.trials import Footprint, Trial
 

@@ -1,4 +1,4 @@
-"""The memory of a trial's worker, by what has it: formulas of `lexray.training.memory` and what the stream adds."""
+"""The memory of a trial's worker, by what has it: formulas of `training.cost.memory` and what the stream adds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from lexray.storage.manifest import Manifest
 from lexray.storage.stream_memory import StreamShape
-from lexray.training.memory import PROCESS_BYTES, needs, rank_memory
+from lexray.training.cost.memory import PROCESS_BYTES, needs, rank_memory
 from lexray.tuning.trials import Trial
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from lexray.storage.errors import CorruptDataError, UserError
+from lexray.training.checkpoint.saved import TENSORS, load_dictionary
 from lexray.training.measures.matching import initial_atoms
-from lexray.training.saved import TENSORS, load_dictionary
 from lexray.tuning.sweep_folder import SweepFolder, TrialRecord
 
 LOADED_BYTES = 4 * 2**30

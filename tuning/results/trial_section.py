@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from lexray.training.checkpoint.saved import CONFIG, TENSORS
 from lexray.training.measures.held_out import FIRED_FILE, MEASURES_FILE
-from lexray.training.saved import CONFIG, TENSORS
 from lexray.tuning.results.curves import CURVES, curve_svg
 from lexray.tuning.results.frontier import HEADINGS, MEASURED, format_cell
 from lexray.tuning.results.histograms import caption, firing_svg

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from lexray.storage.objects.retries import retried_calls
-from lexray.training.hooks import LogInterval
+from lexray.training.loop.hooks import LogInterval
 from lexray.tuning.sweep_folder import FAILED, PENDING, RUNNING, TrialRecord
 from lexray.tuning.trial_run import TrialRun
 from lexray.tuning.views.publisher import Publisher, Sample

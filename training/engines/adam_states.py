@@ -1,0 +1,93 @@
+"""fp32 masters and Adam's moments by parameter, whole, whatever part of them DeepSpeed keeps on this rank.
+
+Under ZeRO 1 to 3, reading gathers over the data axis: on every rank, in the same order. Writing does not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+from torch import Tensor, nn
+
+from lexray.training.mesh.mesh import Place
+
+ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class AdamStates:
+    """Of the parameters that `adam` steps, wrapped by `engine`."""
+
+    def __init__(self, engine: Any, adam: torch.optim.Adam, zero_stage: int, place: Place) -> None:
+        self._engine, self._adam, self._stage, self._place = engine, adam, zero_stage, place
+
+    def master(self, parameter: nn.Parameter) -> Tensor:
+        value: Tensor = parameter.data if self._stage == 0 else safe_get_full_fp32_param(parameter)
+        return value
+
+    def set_master(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Not the copy that the next forward pass uses, where that is another."""
+        if self._stage == 3:
+            safe_set_local_fp32_param(parameter, self._part(parameter, value))
+        elif self._stage:
+            safe_set_full_fp32_param(parameter, value)
+        else:
+            parameter.data.copy_(value)
+
+    def moment(self, parameter: nn.Parameter, name: str) -> Tensor:
+        """Call `find` before the first of them."""
+        if self._stage:
+            return safe_get_full_optimizer_state(parameter, name)
+        state = self._adam.state[parameter]
+        return state[name] if name in state else torch.zeros_like(parameter)
+
+    def set_moment(self, parameter: nn.Parameter, name: str, value: Tensor) -> None:
+        """The moments must exist: under ZeRO DeepSpeed makes them in its first step."""
+        if self._stage == 3:
+            safe_set_local_optimizer_state(parameter, self._part(parameter, value), name)
+        elif self._stage:
+            safe_set_full_optimizer_state(parameter, value, name)
+        else:
+            self._adam.state[parameter][name] = value.clone()
+
+    def reset_moments(self, parameter: nn.Parameter, where: Tensor) -> None:
+        """To zero, where `where` is true."""
+        self.find()
+        for name in ADAM_MOMENTS:
+            value = self.moment(parameter, name).masked_fill(where, 0.0)
+            if self._stage or name in self._adam.state[parameter]:
+                self.set_moment(parameter, name, value)
+
+    def set_step(self, step: int) -> None:
+        """How many steps Adam has taken, for its correction of the moments' bias."""
+        if self._stage == 0:
+            for state in self._adam.state.values():
+                state["step"] = torch.zeros((), dtype=torch.float32, device=self._engine.device)
+        for state in self._adam.state.values():
+            state["step"].fill_(step)
+
+    def find(self) -> None:
+        """DeepSpeed looks for the moments of all groups when it has stepped the first, and never again."""
+        if self._stage in (1, 2):
+            self._engine.optimizer._hp_optimizer_states_linked = False
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _part(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
+        """This rank's part of a whole under ZeRO 3: all parts are equally long, so the last may end in padding.
+
+        DeepSpeed's own way to write a whole refuses one that does not divide evenly.
+        """
+        length = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        begin = self._place.data_index * length
+        part = value.new_zeros(length)
+        given = value.flatten()[begin : begin + length]
+        part[: len(given)] = given
+        return part

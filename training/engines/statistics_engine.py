@@ -1,0 +1,50 @@
+"""The optimizer of dictionaries that learn by statistics: nothing is differentiated, all state is in buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from lexray.training.checkpoint.format import Checkpoint
+from lexray.training.checkpoint.parts import WEIGHTS
+from lexray.training.dictionaries.base import Dictionary, RawRows, Terms
+from lexray.training.engines.engine import Rewrite
+
+
+class Solver:
+    """Lets a dictionary learn from each batch; every rank does the same with the same sums."""
+
+    def __init__(self, dictionary: Dictionary) -> None:
+        self.dictionary = dictionary
+
+    @property
+    def device(self) -> torch.device:
+        return self.dictionary.input.mean_D.device
+
+    def step(self, rows: RawRows, total_rows: int, lr: float) -> Terms:
+        """One batch; the learning rate plays no part."""
+        return self.dictionary.learn(rows.x_BD, total_rows)
+
+    @contextmanager
+    def whole_parameters(self) -> Iterator[None]:
+        """They are always whole."""
+        yield
+
+    def full_parameters(self) -> dict[str, Tensor]:
+        """There are none."""
+        return {}
+
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """The buffers."""
+        for name, buffer in self.dictionary.named_buffers():
+            yield WEIGHTS + name, buffer
+
+    def rewrite(self, changes: dict[str, Rewrite], *, reset_moments: bool = False) -> None:
+        """There is nothing to rewrite."""
+        assert not changes
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """The weights, loaded already, are all there is."""

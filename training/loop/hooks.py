@@ -1,0 +1,185 @@
+"""What happens now and then during training: log, evaluate, checkpoint. Every rank calls every hook that is due."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from lexray.storage.stream import BatchStream
+from lexray.training.checkpoint.parts import Share
+from lexray.training.checkpoint.writer import CheckpointWriter
+from lexray.training.config import DataConfig
+from lexray.training.engines.batches import raw_rows
+from lexray.training.engines.engine import Optimizer
+from lexray.training.engines.micro_batches import parts_of
+from lexray.training.loop.data_traffic import DataTraffic
+from lexray.training.loop.loop import StepRecord
+from lexray.training.loop.metrics_log import MetricsLog
+from lexray.training.measures.metrics import evaluate
+from lexray.training.mesh.axes import Pairs, Rows
+from lexray.training.mesh.mesh import Mesh
+
+Emit = Callable[[dict[str, float]], None]
+"""Receives a record: `step`, `rows` and named values. Does nothing on ranks other than 0."""
+
+
+class LogInterval(NamedTuple):
+    """What a training did between two logs."""
+
+    steps: int
+    rows: int
+    """Of all ranks."""
+    step_s: float
+    """Seconds spent in these steps."""
+    record: dict[str, float]
+    """What was logged at their end."""
+
+
+@dataclass(kw_only=True)
+class LogHook:
+    """Training values, speed since the last log, and what the data cost."""
+
+    every: int
+    traffic: DataTraffic
+    mesh: Mesh
+    emit: Emit
+    step: int
+    """The step at the last log; at first, where training started."""
+    on_log: Callable[[LogInterval], None] = lambda interval: None
+    train_s: float = 0.0
+    """Seconds spent in steps until the last log."""
+    _moved_bytes: int = 0
+
+    def __call__(self, record: StepRecord) -> None:
+        elapsed = max(record.train_s - self.train_s, 1e-9)
+        steps = record.step - self.step
+        self.step, self.train_s = record.step, record.train_s
+        rows = steps * record.batch.rows
+        values = {
+            "step": record.step,
+            "rows": record.step * record.batch.rows,
+            **record.metrics(),
+            "perf/rows_per_s": rows / elapsed,
+            **self._moved(steps),
+            **self.traffic.since_last(elapsed),
+        }
+        self.emit(values)
+        self.on_log(LogInterval(steps, rows, elapsed, values))
+
+    def _moved(self, steps: int) -> dict[str, float]:
+        """MB that this rank gave to the mesh's collectives per step; the engine's own reductions are a formula."""
+        moved, self._moved_bytes = self.mesh.traffic.bytes - self._moved_bytes, self.mesh.traffic.bytes
+        return {"perf/mesh_mb_per_step": moved / 1e6 / max(1, steps)} if self.mesh.place.size > 1 else {}
+
+
+@dataclass(kw_only=True)
+class EvaluateHook:
+    """Held-out metrics."""
+
+    every: int
+    engine: Optimizer
+    stream: BatchStream
+    data: DataConfig
+    max_rows: int
+    rows: Rows
+    traffic: DataTraffic
+    emit: Emit
+    micro_batches: int = 1
+    """Parts in which a batch is looked at."""
+    last: dict[str, float] = field(default_factory=dict)
+    """The newest metrics, without prefix."""
+
+    def __call__(self, record: StepRecord) -> None:
+        self.last = self.evaluate()
+        self.engine.dictionary.after_evaluation(self.last)
+        values = {f"eval/{name}": value for name, value in self.last.items() if name != "rows"}
+        values["data/bytes_read"] = self.traffic.bytes_read()  # after the last step nobody else says it
+        self.emit({"step": record.step, "rows": record.step * record.batch.rows, **values})
+
+    def evaluate(self, k: int | None = None) -> dict[str, float]:
+        """Metrics, of codes with `k` active latents if it is given."""
+        batches = (
+            part
+            for batch in self.stream.every_row(self.max_rows)
+            for part in parts_of(raw_rows(batch, self.data, self.engine.device), self.micro_batches)
+            if len(part.x_BD)
+        )
+        with self.engine.whole_parameters():
+            return evaluate(self.engine.dictionary, batches, self.rows, k=k, sites=self.data.reconstructed)
+
+
+@dataclass(kw_only=True)
+class CheckpointHook:
+    """The whole state, of which every rank writes its rows.
+
+    What was logged is written first, so that a resumed trial has every record up to its checkpoint.
+    """
+
+    every: int
+    engine: Optimizer
+    share: Share
+    writer: CheckpointWriter
+    metrics_log: MetricsLog | None
+    """None on ranks other than 0."""
+    clock: Callable[[], float] = time.monotonic
+    _saved: int | None = None
+    """Step of the last save."""
+    _saved_at_s: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._saved_at_s = self.clock()
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the last save began, or training did."""
+        return self.clock() - self._saved_at_s
+
+    def __call__(self, record: StepRecord) -> None:
+        if record.step == self._saved:
+            return
+        self._saved, self._saved_at_s = record.step, self.clock()
+        mine = {
+            key: part._replace(tensor=part.tensor.detach().to("cpu", copy=True))
+            for key, part in self.share.to_write(self.engine.state())
+        }
+        if self.metrics_log is not None:
+            self.metrics_log.flush()
+        self.writer.save(record.step, mine)
+
+
+@dataclass(kw_only=True)
+class TimedCheckpointHook:
+    """Saves when the newest checkpoint is old, however few steps that was: by the clock of rank 0, which tells all."""
+
+    every: int
+    after_s: float
+    checkpoint: CheckpointHook
+    ranks: Pairs
+
+    def __call__(self, record: StepRecord) -> None:
+        is_old = torch.tensor([float(self.checkpoint.age_s >= self.after_s)])
+        if self.ranks.gather(is_old)[0].item():
+            self.checkpoint(record)
+
+
+@dataclass(kw_only=True)
+class EndHook:
+    """Ends the training before its last step, at one step on all ranks, when rank 0 is given a reason to."""
+
+    every: int
+    num_steps: int
+    ask: Callable[[], str] | None
+    """Why the training ends here, empty to go on; asked on rank 0 alone, None on the others."""
+    ranks: Pairs
+    ended: bool = False
+    reason: str = ""
+    """Known on rank 0."""
+
+    def __call__(self, record: StepRecord) -> None:
+        if record.step < self.num_steps:
+            self.reason = self.ask() if self.ask is not None else ""
+            self.ended = self.ranks.count(int(bool(self.reason))) > 0

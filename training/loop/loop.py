@@ -1,0 +1,105 @@
+"""The training loop: a generator of step records; everything periodic is a hook with an `every`.
+
+`step` counts finished optimizer steps, everywhere: step 0 is the untrained dictionary, batch t makes step t into t + 1,
+and a record with `step` s was made by batch s - 1.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from typing import NamedTuple, Protocol
+
+import torch
+
+from lexray.storage.stream import BatchStream
+from lexray.training.config import TrainingConfig
+from lexray.training.dictionaries.base import BatchSums, Terms
+from lexray.training.engines.batches import batches_on
+from lexray.training.engines.engine import Optimizer
+from lexray.training.engines.resampling import resample_dead
+from lexray.training.mesh.axes import Rows
+from lexray.training.mesh.liveness import RowCheck
+
+
+class TrainingFailedError(RuntimeError):
+    """Training cannot go on; one line that says why."""
+
+
+class StepRecord(NamedTuple):
+    """One finished step, the same on every rank."""
+
+    step: int
+    batch: BatchSums
+    lr: float
+    train_s: float
+    """Seconds spent in steps since the loop began, without those that hooks took."""
+
+    def metrics(self) -> dict[str, float]:
+        """Values to log, under their `train/` names."""
+        sums, rows = self.batch.sums, self.batch.rows
+        terms = {name: value for name, value in sums.items() if name not in ("error", "variance", "active")}
+        values = {
+            "fvu": sums["error"] / sums["variance"] if sums["variance"] > 0 else math.nan,
+            "l0": sums["active"] / rows,
+            "lr": self.lr,
+            **terms,
+            **{name: float(value) for name, value in self.batch.observed.items()},
+        }
+        return {f"train/{name}": value for name, value in values.items()}
+
+
+class Hook(Protocol):
+    """Something that happens every so many steps, and after the last one."""
+
+    every: int
+
+    def __call__(self, record: StepRecord) -> None: ...
+
+
+def training_steps(
+    config: TrainingConfig,
+    stream: BatchStream,
+    engine: Optimizer,
+    rows: Rows,
+    *,
+    start: int,
+    check: RowCheck | None = None,
+) -> Generator[StepRecord]:
+    """Train from step `start` to the end. Raises TrainingFailedError when the loss is not finite."""
+    dictionary, num_steps, train_s = engine.dictionary, config.num_steps, 0.0
+    with closing(batches_on(engine.device, stream, config.data, range(start, num_steps))) as batches:
+        for step in range(start, num_steps):
+            began = time.perf_counter()
+            raw, total_rows, row_ids = next(batches)
+            if check is not None:
+                check(step, row_ids)
+            lr = config.optimizer.lr_at(step, num_steps, config.dictionary.width)
+            dictionary.at_step(step, num_steps)
+            terms = engine.step(raw, total_rows, lr)
+            sums = global_sums(terms, total_rows, rows)
+            if not math.isfinite(sums.sums["loss"]):
+                loss = sums.sums["loss"]
+                raise TrainingFailedError(f"the loss is {loss} at step {step + 1}; lower the learning rate")
+            dictionary.after_step(sums)
+            resample_dead(engine, raw, total_rows, rows)
+            train_s += time.perf_counter() - began
+            yield StepRecord(step + 1, sums, lr, train_s)
+
+
+def global_sums(terms: Terms, total_rows: int, rows: Rows) -> BatchSums:
+    """Add up the ranks' parts, in one reduction."""
+    named = {"loss": terms.loss.detach(), **terms.sums}
+    scalars = torch.stack([value.float() for value in named.values()])
+    total = rows.sum(torch.cat([scalars, terms.fired_F.float()]))
+    values = total[: len(named)].tolist()
+    return BatchSums(total_rows, dict(zip(named, values, strict=True)), total[len(named) :], terms.observed)
+
+
+def run_hooks(hooks: Sequence[Hook], record: StepRecord, num_steps: int) -> None:
+    """Call the hooks that are due, in order. Decided by the step alone, so every rank calls the same ones."""
+    for hook in hooks:
+        if record.step % hook.every == 0 or record.step == num_steps:
+            hook(record)

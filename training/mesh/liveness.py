@@ -1,0 +1,240 @@
+"""Ranks that watch each other: who still lives, who reads what, who computes where.
+
+A rank that hangs (a stopped process, a stuck disk) leaves the others waiting in a collective until the process group's
+timeout. Each rank therefore writes its last step and the time to the group's own key-value store, from a thread, and a
+rank whose collective failed can say which ranks were silent.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import xxhash
+
+from lexray.storage.stream import BatchStream
+from lexray.training.mesh.mesh import Mesh, Place
+
+log = logging.getLogger("lexray")
+
+BEAT_S = 2.0
+"""Seconds between two signs of life."""
+SILENT_AFTER_BEATS = 5
+"""Beats that a rank may miss: it may be busy, and hosts' clocks differ a little."""
+NEVER = -float("inf")
+
+
+class Beat(NamedTuple):
+    """A rank's last sign of life."""
+
+    rank: int
+    host: str
+    step: int
+    time_s: float
+    """Unix time, by the rank's own clock; -inf when there never was one."""
+
+
+class KeyValueStore(Protocol):
+    """Where ranks leave words for each other."""
+
+    def set(self, key: str, value: str) -> None: ...
+
+    def get(self, key: str) -> bytes: ...
+
+    def wait(self, keys: list[str], timeout: timedelta) -> None:
+        """Raises RuntimeError when a key is not set in time."""
+
+
+class RankSilentError(RuntimeError):
+    """A collective failed, and some ranks had not given a sign of life."""
+
+
+@dataclass(kw_only=True)
+class Watch:
+    """This rank's signs of life, and a look at those of the others."""
+
+    rank: int
+    num_ranks: int
+    store: KeyValueStore = field(default_factory=lambda: _default_store())
+    """The process group's own."""
+    step: int = 0
+    """Set by the training loop."""
+    interval_s: float = BEAT_S
+    clock: Callable[[], float] = time.time
+    _done: threading.Event = field(default_factory=threading.Event)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Beats inside; a collective that fails inside becomes RankSilentError when ranks were silent."""
+        thread = threading.Thread(target=self._beat_on, name="beats", daemon=True)
+        thread.start()
+        try:
+            yield
+        except RuntimeError as error:  # what torch raises for a collective that failed or ran into its timeout
+            silent = silent_ranks(self._all_beats(), self.clock(), self.interval_s)
+            if not silent:
+                raise
+            raise RankSilentError(describe(silent, self.clock())) from error
+        finally:
+            self._done.set()
+            thread.join(self.interval_s)  # it may be waiting for a store whose host is stopped
+
+    def beat(self) -> None:
+        """Give a sign of life."""
+        content = json.dumps([socket.gethostname(), self.step, self.clock()])
+        self.store.set(f"lexray/beat/{self.rank}", content)
+
+    def _beat_on(self) -> None:
+        while True:
+            try:
+                self.beat()
+            except RuntimeError:
+                return  # the store's host is gone; the others will say so
+            if self._done.wait(self.interval_s):
+                return
+
+    def _all_beats(self) -> list[Beat]:
+        """Everybody's; where the store does not answer, its host, which is rank 0, is the silent one."""
+        found: list[Beat] = []
+        asking = threading.Thread(target=self._read_beats, args=(found,), name="beats of all", daemon=True)
+        asking.start()
+        asking.join(self.interval_s * (self.num_ranks + 1))
+        return found if len(found) == self.num_ranks else [Beat(0, "the store's host", -1, NEVER)]
+
+    def _read_beats(self, found: list[Beat]) -> None:
+        for rank in range(self.num_ranks):
+            key = f"lexray/beat/{rank}"
+            try:
+                self.store.wait([key], timedelta(seconds=self.interval_s))
+                found.append(Beat(rank, *json.loads(self.store.get(key))))
+            except RuntimeError:
+                found.append(Beat(rank, "?", -1, NEVER))
+
+
+@dataclass
+class Alone:
+    """One rank has nobody to watch."""
+
+    step: int = 0
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        yield
+
+
+def _default_store() -> KeyValueStore:
+    found: KeyValueStore = dist.distributed_c10d._get_default_store()  # there is no public way to it
+    return found
+
+
+def silent_ranks(beats: Sequence[Beat], now_s: float, interval_s: float) -> list[Beat]:
+    """Those that gave no sign of life for `SILENT_AFTER_BEATS` intervals, by the clock of the one who asks."""
+    return [beat for beat in beats if now_s - beat.time_s > SILENT_AFTER_BEATS * interval_s]
+
+
+def describe(silent: Sequence[Beat], now_s: float) -> str:
+    """One line that names the silent ranks."""
+    words = []
+    for beat in silent:
+        if beat.time_s == NEVER:
+            words.append(f"rank {beat.rank} gives no sign of life")
+        else:
+            silent_s = now_s - beat.time_s
+            words.append(
+                f"rank {beat.rank} on {beat.host} has been silent for {silent_s:.0f} s, since step {beat.step}"
+            )
+    return "; ".join(words)
+
+
+# Who reads what, who computes where -------------------------------------------------------------------------------
+
+
+class Seat(NamedTuple):
+    """What the ranks must have apart, or in common."""
+
+    host: str
+    device: str
+    """UUID of the GPU; empty on a CPU, which is shared."""
+    rows: str
+    """Hash of the numbers of the rows of the first batch."""
+
+
+def seat_of(row_ids: np.ndarray, device: torch.device) -> Seat:
+    """This rank's."""
+    uuid = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
+    return Seat(socket.gethostname(), uuid, xxhash.xxh3_64_hexdigest(np.ascontiguousarray(row_ids).tobytes()))
+
+
+def check_seats(seats: Sequence[Seat], places: Sequence[Place]) -> None:
+    """Raise RuntimeError naming two ranks that share what they must not share, or read other rows than they must."""
+    for a, first in enumerate(seats):
+        for b in range(a + 1, len(seats)):
+            second, same_data = seats[b], places[a].data_index == places[b].data_index
+            if first.device and first[:2] == second[:2]:
+                raise RuntimeError(
+                    f"ranks {a} and {b} both compute on GPU {first.device} of {first.host}, and NCCL needs one for "
+                    "each; look whether CUDA_VISIBLE_DEVICES names a GPU twice there"
+                )
+            if (first.rows == second.rows) != same_data:
+                what = "read the same rows, but split them" if not same_data else "read other rows, but share them"
+                raise RuntimeError(f"ranks {a} and {b} {what}: their streams do not belong to one mesh")
+
+
+@dataclass(frozen=True)
+class RowCheck:
+    """Looks, for debugging, whether the ranks have of every batch what they shall have. Every rank calls it."""
+
+    mesh: Mesh
+    planned: BatchStream | None
+    """On rank 0 the whole batches as one process reads them."""
+
+    def __call__(self, step: int, row_ids: np.ndarray) -> None:
+        """Raises RuntimeError, on all ranks, naming those that read the wrong rows."""
+        planned = self.planned.batch(step).row_ids if self.planned is not None else None
+        everyones: list[Any] = [(row_ids, planned)]
+        if self.mesh.place.size > 1:
+            everyones = [None] * self.mesh.place.size
+            dist.all_gather_object(everyones, (row_ids, planned))
+        check_rows(step, [mine for mine, _ in everyones], everyones[0][1], self.mesh.place.feature)
+
+
+def check_rows(step: int, by_rank: Sequence[np.ndarray], planned: np.ndarray, feature: int) -> None:
+    """Raise RuntimeError unless each planned row is read once, by all `feature` ranks of a group."""
+    for rank, row_ids in enumerate(by_rank):
+        first = rank - rank % feature
+        if not np.array_equal(row_ids, by_rank[first]):
+            raise RuntimeError(f"batch {step}: ranks {first} and {rank} share their rows, but read other ones")
+    groups = by_rank[::feature]
+    for a, b in itertools.combinations(range(len(groups)), 2):
+        common = np.intersect1d(groups[a], groups[b])
+        if len(common):
+            raise RuntimeError(f"batch {step}: ranks {a * feature} and {b * feature} both read row {common[0]}")
+    found = np.sort(np.concatenate(groups))
+    if not np.array_equal(found, np.sort(planned)):
+        raise RuntimeError(
+            f"batch {step}: {len(np.setdiff1d(planned, found))} of {len(planned)} planned rows are read by no rank, "
+            f"{len(found)} rows are read"
+        )
+
+
+def exchange_seats(mesh: Mesh, row_ids: np.ndarray, device: torch.device) -> None:
+    """Every rank calls it before its first step; raises on all of them when something is wrong on one."""
+    place = mesh.place
+    if place.size == 1:
+        return
+    seats: list[Seat | None] = [None] * place.size
+    dist.all_gather_object(seats, seat_of(row_ids, device))
+    places = [Place(rank=rank, data=place.data, feature=place.feature) for rank in range(place.size)]
+    check_seats([seat for seat in seats if seat is not None], places)

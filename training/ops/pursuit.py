@@ -1,0 +1,166 @@
+"""Matching pursuit: pick the atom that explains most of what is left, again and again; and its orthogonal form.
+
+Mallat and Zhang (1993); unrolled as an encoder by Costa et al., From flat to hierarchical (2025), arXiv:2506.03093.
+With unit-norm atoms a_j and r_0 = x, round t picks j = arg max <r_t, a_j>, takes c = <r_t, a_j>, and leaves
+r_{t+1} = r_t - c a_j. The gradient runs through every round (the arg max carries none), in the memory of one residual:
+each is the next one plus its atom, so the backward pass walks from the last to the first.
+
+Shapes: B rows, D width, F latents on this rank, T rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from lexray.training.mesh.axes import Latents
+from lexray.training.ops.sparse_code import Code
+from lexray.training.ops.topk import from_counts
+
+LEAST_SCORE = 1e-6
+"""Orthogonal pursuit is done with a row when no atom explains so small a share of its length: that is rounding."""
+OMP_CHUNK_NUMBERS = 2**25
+"""Numbers that orthogonal pursuit holds of the atoms of a few rows at once."""
+
+
+class StopRule(NamedTuple):
+    """When a row is done."""
+
+    rounds: int
+    """Most atoms that a row picks."""
+    residual_norm: float = 0.0
+    """Rows whose residual is shorter than this are done."""
+    at_repeat: bool = False
+    """A row is done with the round in which it picks an atom again."""
+
+
+class Pursuit(NamedTuple):
+    """What was picked, round by round."""
+
+    picks_BT: Tensor
+    """Number of the atom among all latents, -1 where the row was done."""
+    values_BT: Tensor
+    """Its coefficient; zero where the row was done. Carries gradient."""
+    residual_BD: Tensor
+    """What is left. Carries gradient."""
+
+
+def pursue(x_BD: Tensor, atoms_FD: Tensor, rule: StopRule, latents: Latents) -> Pursuit:
+    """Matching pursuit with gradients to x and atoms. A row is done, too, when no atom has a positive score."""
+    return Pursuit(*_Pursue.apply(x_BD, atoms_FD, rule, latents))
+
+
+class _Pursue(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x_BD: Tensor, atoms_FD: Tensor, rule: StopRule, latents: Latents
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        residual_BD = x_BD.clone()
+        picks: list[Tensor] = []
+        values: list[Tensor] = []
+        going_B = torch.ones(len(x_BD), dtype=torch.bool, device=x_BD.device)
+        scores_BF = x_BD.new_empty(len(x_BD), len(atoms_FD))
+        for _ in range(rule.rounds):
+            going_B &= residual_BD.norm(dim=1) >= rule.residual_norm
+            torch.mm(residual_BD, atoms_FD.T, out=scores_BF)
+            best_B, pick_B = latents.argmax(scores_BF)
+            going_B &= best_B > 0
+            if not going_B.any():
+                break
+            value_B = best_B * going_B
+            pick_B = torch.where(going_B, pick_B, -1)
+            residual_BD -= value_B[:, None] * _picked(atoms_FD, pick_B, latents)
+            if rule.at_repeat and picks:
+                going_B &= ~(torch.stack(picks, 1) == pick_B[:, None]).any(1)
+            picks.append(pick_B)
+            values.append(value_B)
+        picks_BT = torch.stack(picks, 1) if picks else torch.zeros(len(x_BD), 0, dtype=torch.int64, device=x_BD.device)
+        values_BT = torch.stack(values, 1) if values else x_BD.new_zeros(len(x_BD), 0)
+        ctx.save_for_backward(picks_BT, values_BT, residual_BD, atoms_FD)
+        ctx.latents = latents
+        ctx.mark_non_differentiable(picks_BT)
+        return picks_BT, values_BT, residual_BD
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        picks_BT, values_BT, residual_BD, atoms_FD = ctx.saved_tensors
+        grad_values_BT, grad_BD = grads[1], grads[2].clone()
+        residual_BD, grad_atoms_FD = residual_BD.clone(), torch.zeros_like(atoms_FD)
+        for t in range(picks_BT.shape[1] - 1, -1, -1):
+            pick_B, value_B = picks_BT[:, t], values_BT[:, t]
+            atom_BD = _picked(atoms_FD, pick_B, ctx.latents)
+            residual_BD += value_B[:, None] * atom_BD
+            # c = <r, a> and r' = r - c a: the gradient of c, then those of a and r. A row that was done has no part.
+            grad_value_B = (grad_values_BT[:, t] - (grad_BD * atom_BD).sum(1)) * (value_B != 0)
+            owned_B = ctx.latents.owned(pick_B, len(atoms_FD))
+            mine_B = owned_B >= 0
+            grad_atom_BD = grad_value_B[:, None] * residual_BD - value_B[:, None] * grad_BD
+            grad_atoms_FD.index_add_(0, owned_B[mine_B], grad_atom_BD[mine_B])
+            grad_BD += grad_value_B[:, None] * atom_BD
+        return grad_BD, grad_atoms_FD, None, None
+
+
+def _picked(atoms_FD: Tensor, pick_B: Tensor, latents: Latents) -> Tensor:
+    """The picked atom of every row (B, D), whichever rank owns it; zero for -1."""
+    owned_B = latents.owned(pick_B, len(atoms_FD))
+    return latents.sum(atoms_FD[owned_B.clamp_min(0)] * (owned_B >= 0)[:, None])
+
+
+def to_code(picks_BT: Tensor, values_BT: Tensor, width: int, latents: Latents) -> Code:
+    """The picks of this rank's `width` latents as a code: coefficients of the same atom are added."""
+    picks_BT = latents.owned(picks_BT, width)
+    rows_N, rounds_N = (picks_BT >= 0).nonzero(as_tuple=True)
+    keys_N = rows_N * width + picks_BT[rows_N, rounds_N]
+    unique_M, inverse_N = keys_N.unique(return_inverse=True)
+    values_M = values_BT.new_zeros(len(unique_M)).index_add(0, inverse_N, values_BT[rows_N, rounds_N])
+    counts_B = torch.bincount(unique_M // width, minlength=len(picks_BT))
+    return Code(values_M, from_counts(unique_M % width, counts_B), width)
+
+
+@torch.no_grad()
+def orthogonal_pursuit(x_BD: Tensor, atoms_FD: Tensor, rule: StopRule, latents: Latents) -> Code:
+    """Orthogonal matching pursuit: after each pick all coefficients of a row are fitted anew by least squares.
+
+    Pati, Rezaiifar and Krishnaprasad (1993). Coefficients may become negative. The residual is orthogonal to every
+    picked atom, so none is picked twice.
+    """
+    parts = [_orthogonal(rows, atoms_FD, rule, latents) for rows in _few_rows(x_BD, rule.rounds)]
+    rounds = max(picks.shape[1] for picks, _ in parts)
+    pad = [(_padded(picks, rounds, -1), _padded(values, rounds, 0.0)) for picks, values in parts]
+    picks_BT, values_BT = (torch.cat(parts) for parts in zip(*pad, strict=True))
+    return to_code(picks_BT, values_BT, len(atoms_FD), latents)
+
+
+def _orthogonal(x_BD: Tensor, atoms_FD: Tensor, rule: StopRule, latents: Latents) -> tuple[Tensor, Tensor]:
+    residual_BD, num_rows, least_B = x_BD, len(x_BD), LEAST_SCORE * x_BD.norm(dim=1)
+    picks_BT = torch.zeros(num_rows, 0, dtype=torch.int64, device=x_BD.device)
+    values_BT, support_BTD = x_BD.new_zeros(num_rows, 0), x_BD.new_zeros(num_rows, 0, x_BD.shape[1])
+    going_B = torch.ones(num_rows, dtype=torch.bool, device=x_BD.device)
+    for _ in range(rule.rounds):
+        going_B &= residual_BD.norm(dim=1) >= rule.residual_norm
+        best_B, pick_B = latents.argmax(residual_BD @ atoms_FD.T)
+        going_B &= (best_B > least_B) & ~(picks_BT == pick_B[:, None]).any(1)
+        if not going_B.any():
+            break
+        pick_B = torch.where(going_B, pick_B, -1)
+        atom_BD = _picked(atoms_FD, pick_B, latents)
+        picks_BT = torch.cat([picks_BT, pick_B[:, None]], 1)
+        support_BTD = torch.cat([support_BTD, atom_BD[:, None]], 1)
+        gram_BTT = support_BTD @ support_BTD.mT
+        # A row that is done has a zero atom here; a one on the diagonal gives it the coefficient zero.
+        gram_BTT += torch.diag_embed((support_BTD.square().sum(2) == 0).to(gram_BTT.dtype) + 1e-9)
+        values_BT = torch.linalg.solve(gram_BTT, support_BTD @ x_BD[:, :, None])[:, :, 0]
+        residual_BD = x_BD - (values_BT[:, None] @ support_BTD)[:, 0]
+    return picks_BT, values_BT
+
+
+def _few_rows(x_BD: Tensor, rounds: int) -> Iterator[Tensor]:
+    yield from x_BD.split(max(1, OMP_CHUNK_NUMBERS // max(1, rounds * x_BD.shape[1])))
+
+
+def _padded(values_BT: Tensor, rounds: int, fill: float) -> Tensor:
+    return torch.nn.functional.pad(values_BT, (0, rounds - values_BT.shape[1]), value=fill)
