@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.turns import print_ratios, take_turns
 from lexray.training.dictionaries import ARCHITECTURES, dictionary_config, make_dictionary
-from lexray.training.dictionaries.base import BatchSums, Dictionary, RawRows, Terms
+from lexray.training.dictionaries.base import BatchSums, Dictionary, LossOutput, RawRows
 from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
 
 CHANGES = {"pca": {"width": None}, "kmeans": {"target_l0": 1}, "nmf": {"signed_input": "split"}}
@@ -58,7 +58,7 @@ def stepper(made: Dictionary, rows: RawRows) -> Callable[[], None]:
         sums = {name: float(value.detach()) for name, value in terms.sums.items()}
         made.after_step(BatchSums(len(rows.x_BD), sums, terms.fired_F, terms.observed))
 
-    def learned(adam: torch.optim.Adam) -> Terms:
+    def learned(adam: torch.optim.Adam) -> LossOutput:
         terms = made.loss(rows.x_BD, len(rows.x_BD), rows.y_BO)
         terms.loss.backward()
         torch.nn.utils.clip_grad_norm_(made.parameters(), 1.0)

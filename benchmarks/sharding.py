@@ -35,7 +35,7 @@ from lexray.training.dictionaries.base import RawRows
 from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
 from lexray.training.loop.build import build_dictionary, ensure_process_group, make_engine, place_in
 from lexray.training.loop.loop import training_steps
-from lexray.training.mesh.axes import ALL_ROWS
+from lexray.training.mesh.axes import LOCAL_DATA
 from lexray.training.mesh.mesh import ONE_RANK, connect
 
 LR = 1e-4
@@ -62,7 +62,7 @@ def lexray_steps(config: TrainingConfig, source: Callable[[StreamSpec], WindowSo
     spec = config.data.stream_spec("train")
     stream = BatchStream(spec=spec, source=source(spec), batch_rows=config.data.batch_rows, rank=0, num_ranks=1)
     dictionary = build_dictionary(config, stream.manifest)
-    yield from training_steps(config, stream, make_engine(dictionary, config, ONE_RANK), ALL_ROWS, start=0)
+    yield from training_steps(config, stream, make_engine(dictionary, config, ONE_RANK), LOCAL_DATA, start=0)
 
 
 def plain_steps(config: TrainingConfig, rows_RD: torch.Tensor, sites: Sites) -> Generator[object]:

@@ -14,7 +14,7 @@ from lexray.training.config import DataConfig, TrainingConfig
 from lexray.training.dictionaries import dictionary_config
 from lexray.training.loop.build import build_dictionary, ensure_process_group, make_engine
 from lexray.training.loop.loop import training_steps
-from lexray.training.mesh.axes import ALL_ROWS
+from lexray.training.mesh.axes import LOCAL_DATA
 from lexray.training.mesh.mesh import ONE_RANK
 
 
@@ -36,7 +36,7 @@ def wait_of_a_trainer(place: Place, width: int, steps: int) -> tuple[float, floa
     )
     engine = make_engine(build_dictionary(config, stream.manifest), config, ONE_RANK)
     began = waited = 0.0
-    for record in training_steps(config, stream, engine, ALL_ROWS, start=0):
+    for record in training_steps(config, stream, engine, LOCAL_DATA, start=0):
         if record.step == WARM_STEPS:
             began, waited = time.perf_counter(), stream.stats.wait_s
     elapsed = time.perf_counter() - began

@@ -17,7 +17,7 @@ from lexray.training.config import MeshConfig, OptimizerConfig
 from lexray.training.dictionaries import dictionary_config, make_dictionary
 from lexray.training.dictionaries.base import Dictionary, RawRows
 from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
-from lexray.training.engines.deepspeed_engine import Engine
+from lexray.training.engines.deepspeed_engine import DeepSpeedEngine
 from lexray.training.loop.build import ensure_process_group
 
 
@@ -61,7 +61,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     ensure_process_group()
     engines = {
-        stage: Engine(make(args.site_width, args.width, args.l0), OptimizerConfig(), MeshConfig(zero_stage=stage))
+        stage: DeepSpeedEngine(
+            make(args.site_width, args.width, args.l0), OptimizerConfig(), MeshConfig(zero_stage=stage)
+        )
         for stage in (0, 1)
     }
     x_BD = torch.randn(args.batch_rows, args.site_width)

@@ -13,11 +13,11 @@ from lexray.storage.stream import local_stream
 from lexray.training.config import DataConfig, OptimizerConfig, TrainingConfig
 from lexray.training.dictionaries.base import Dictionary, DictionaryConfig, RawRows
 from lexray.training.engines.batches import raw_rows
-from lexray.training.engines.engine import Optimizer
+from lexray.training.engines.engine import Engine
 from lexray.training.loop.build import build_dictionary, ensure_process_group, make_engine
 from lexray.training.loop.loop import global_sums
 from lexray.training.measures.metrics import evaluate
-from lexray.training.mesh.axes import ALL_ROWS
+from lexray.training.mesh.axes import LOCAL_DATA
 from lexray.training.mesh.device import device_of_command
 from lexray.training.mesh.mesh import ONE_RANK
 
@@ -65,7 +65,7 @@ class StepTimer:
         return made
 
     @cached_property
-    def engine(self) -> Optimizer:
+    def engine(self) -> Engine:
         return make_engine(self.dictionary, self.config, ONE_RANK)
 
     def trained_rows_per_s(self, seconds: float) -> float:
@@ -83,8 +83,8 @@ class StepTimer:
         self.dictionary.at_step(number, config.num_steps)
         lr = config.optimizer.lr_at(number, config.num_steps, config.dictionary.width)
         terms = self.engine.step(self.batches[number % len(self.batches)], rows, lr)
-        self.dictionary.after_step(global_sums(terms, rows, ALL_ROWS))
+        self.dictionary.after_step(global_sums(terms, rows, LOCAL_DATA))
 
     def _evaluate(self) -> None:
         with self.engine.whole_parameters():
-            evaluate(self.dictionary, self.batches[:1], ALL_ROWS, sites=self.config.data.reconstructed)
+            evaluate(self.dictionary, self.batches[:1], LOCAL_DATA, sites=self.config.data.reconstructed)

@@ -36,7 +36,7 @@ from lexray.training.engines.resampling import resample_dead
 from lexray.training.loop.loop import global_sums
 from lexray.training.measures.measure import measure
 from lexray.training.measures.metrics import evaluate
-from lexray.training.mesh.axes import ALL_ROWS
+from lexray.training.mesh.axes import LOCAL_DATA
 
 _setup_privateuseone_for_python_backend("gpu")
 torch._C._set_only_lift_cpu_tensors(True)
@@ -169,11 +169,11 @@ def _step(made: Dictionary, adam: torch.optim.Adam | None, rows: RawRows, number
         adam.zero_grad()
 
     @torch.no_grad()
-    def rewrite(changes: dict[str, Any], *, reset_moments: bool = False) -> None:
+    def assign(changes: dict[str, Any], *, reset_moments: bool = False) -> None:
         for name, change in changes.items():
             made.get_parameter(name).copy_(change(made.get_parameter(name).detach()))
 
-    rewrite(made.projections())
-    made.after_step(global_sums(terms, ROWS, ALL_ROWS))
-    engine: Any = SimpleNamespace(dictionary=made, whole_parameters=nullcontext, rewrite=rewrite)
-    resample_dead(engine, rows, ROWS, ALL_ROWS)
+    assign(made.projections())
+    made.after_step(global_sums(terms, ROWS, LOCAL_DATA))
+    engine: Any = SimpleNamespace(dictionary=made, whole_parameters=nullcontext, assign=assign)
+    resample_dead(engine, rows, ROWS, LOCAL_DATA)

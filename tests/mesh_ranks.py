@@ -86,7 +86,7 @@ def train(config: TrainingConfig, rank: int) -> Outcome:
         losses.append(record.batch.sums["loss"])
         l0.append(record.batch.sums["active"] / record.batch.rows)
         fired.append(dictionary.latents.gather(record.batch.fired_F))
-    state = dict(dictionary.wholes(to_state_dict(engine.full_parameters(), dictionary)))
+    state = dict(dictionary.gather_full(to_state_dict(engine.full_parameters(), dictionary)))
     return Outcome(losses, l0, state, fired, mesh.traffic.bytes)
 
 

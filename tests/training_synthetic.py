@@ -19,10 +19,10 @@ from lexray.storage.store import Store
 from lexray.training.checkpoint.parts import MOMENTS
 from lexray.training.config import DataConfig, EveryConfig, OptimizerConfig, TrainingConfig
 from lexray.training.dictionaries import ARCHITECTURES, dictionary_config
-from lexray.training.engines.engine import Optimizer
-from lexray.training.mesh.axes import ALL_LATENTS, ALL_ROWS, Axes
+from lexray.training.engines.engine import Engine
+from lexray.training.mesh.axes import LOCAL_DATA, LOCAL_FEATURE, Axes
 from lexray.training.mesh.communicator import CPU
-from lexray.training.mesh.split_axes import SplitLatents, SplitPairs, SplitRows
+from lexray.training.mesh.split_axes import SplitDataAxis, SplitFeatureAxis, SplitWorldAxis
 
 BATCH_ROWS = 64
 STEPS = 60
@@ -125,7 +125,7 @@ def small_config(dataset: Dataset, name: str, **changes: Any) -> TrainingConfig:
     return replace(config, **changes)
 
 
-def moments_of(engine: Optimizer) -> dict[str, Tensor]:
+def moments_of(engine: Engine) -> dict[str, Tensor]:
     """Adam's moments by name, as they are now."""
     return {key.removeprefix(MOMENTS): moment.clone() for key, moment in engine.state() if key.startswith(MOMENTS)}
 
@@ -166,12 +166,12 @@ class ThreadGroup:
 
 def row_axes(group: ThreadGroup) -> Axes:
     """Ranks that split the rows."""
-    return Axes(SplitRows(group), ALL_LATENTS, SplitPairs(group))
+    return Axes(SplitDataAxis(group), LOCAL_FEATURE, SplitWorldAxis(group))
 
 
 def latent_axes(group: ThreadGroup) -> Axes:
     """Ranks that split the latents."""
-    return Axes(ALL_ROWS, SplitLatents(group), SplitPairs(group))
+    return Axes(LOCAL_DATA, SplitFeatureAxis(group), SplitWorldAxis(group))
 
 
 def on_ranks(work: Callable[[int, Axes], Any], make: Callable[[ThreadGroup], Axes], size: int = 2) -> list[Any]:

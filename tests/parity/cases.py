@@ -15,7 +15,7 @@ from lexray.training.dictionaries import dictionary_config, make_dictionary
 from lexray.training.dictionaries.base import Dictionary
 from lexray.training.dictionaries.jumprelu import JumpReLU
 from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
-from lexray.training.ops.sparse_code import Code
+from lexray.training.ops.sparse_code import SparseCode
 
 B, D, F, K = 64, 12, 40, 5
 DEAD_AFTER = 1000
@@ -84,4 +84,4 @@ def training_code(made: Dictionary, x_BD: Tensor) -> Tensor:
 
 def reconstructed(made: Dictionary, code_BF: Tensor) -> Tensor:
     """lexray's reconstruction from a code (B, F)."""
-    return made.decode(Code.where(code_BF != 0, code_BF))
+    return made.decode(SparseCode.where(code_BF != 0, code_BF))

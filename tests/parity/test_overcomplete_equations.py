@@ -10,7 +10,7 @@ from overcomplete.optimization.semi_nmf import _one_step_snmf_multiplicative_upd
 from overcomplete.sae import OMPSAE, BatchTopKSAE, JumpSAE, MpSAE, RATopKSAE
 
 from lexray.training.dictionaries.base import BatchSums
-from lexray.training.mesh.axes import ALL_LATENTS
+from lexray.training.mesh.axes import LOCAL_FEATURE
 from lexray.training.ops.nmf import least_squares_atoms, multiplicative, multiplicative_atoms
 from lexray.training.ops.pursuit import StopRule, orthogonal_pursuit
 
@@ -50,7 +50,7 @@ def test_orthogonal_pursuit_is_theirs_where_no_coefficient_would_be_negative(aga
     """Theirs fits non-negative coefficients, by iterations; where the least-squares ones are positive they agree."""
     made = mp(rounds=3)
     sae = with_atoms(OMPSAE(D, F, k=3, max_iter=3000), made.W_dec)
-    codes = [orthogonal_pursuit(X_BD, made.W_dec.detach(), StopRule(k), ALL_LATENTS).dense() for k in (1, 2, 3)]
+    codes = [orthogonal_pursuit(X_BD, made.W_dec.detach(), StopRule(k), LOCAL_FEATURE).dense() for k in (1, 2, 3)]
     positive_B = torch.stack([(code >= 0).all(1) for code in codes]).all(0)
     assert positive_B.sum() > B / 2
     _, code_BF = sae.encode(X_BD)

@@ -9,7 +9,7 @@ import torch
 from cases import B, D, K, along_the_sphere, dictionary, gradients, lexray_gradients, rows, training_code
 from sparsify import SparseCoder, SparseCoderConfig
 
-from lexray.training.ops.sparse_code import Code
+from lexray.training.ops.sparse_code import SparseCode
 
 X_BD = rows()
 Y_BD = rows(seed=13)
@@ -50,7 +50,7 @@ def hold(held, made, coder, target_BD=X_BD, *, unit=True):
     factor = (target_BD - target_BD.mean(0)).square().sum() / B
     code_BF = training_code(made, X_BD)
     held("code", code_BF, dense(out, made.config.width))
-    held("reconstruction", made.decode(Code.where(code_BF != 0, code_BF), X_BD), out.sae_out)
+    held("reconstruction", made.decode(SparseCode.where(code_BF != 0, code_BF), X_BD), out.sae_out)
     terms = made.loss(X_BD, B, target_BD)
     held("loss", terms.loss, out.fvu * factor)
     held.gradients(

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lexray.training.mesh.axes import ALL_LATENTS, ALL_PAIRS, ALL_ROWS
+from lexray.training.mesh.axes import LOCAL_DATA, LOCAL_FEATURE, LOCAL_WORLD
 from lexray.training.mesh.communicator import ProcessGroup
-from lexray.training.mesh.split_axes import SplitPairs, SplitRows
+from lexray.training.mesh.split_axes import SplitDataAxis, SplitWorldAxis
 
 RANKS = 2
 
@@ -51,9 +51,9 @@ def answer(rank: int, folder: str) -> None:
     """What one rank's axis says, saved for the test's process."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS)
     everyone = ProcessGroup(rank, RANKS)
-    rows, pairs = SplitRows(everyone), SplitPairs(everyone)
+    rows, pairs = SplitDataAxis(everyone), SplitWorldAxis(everyone)
     given_values = values_of(rank)
-    sums = [rows.sum(values) for values in given_values]
+    sums = [rows.all_reduce(values) for values in given_values]
     untouched = all(torch.equal(a, b) for a, b in zip(given_values, values_of(rank), strict=True))
     found = [pairs.kth_largest(values, k) for values, k in searches_of(rank)]
     torch.save({"sums": sums, "found": found, "untouched": untouched}, f"{folder}/rank{rank}.pt")
@@ -72,7 +72,7 @@ def answers(tmp_path_factory) -> list[dict]:
 def test_a_sum_over_processes_is_the_sum_of_their_values(answers, rank):
     everyones = zip(*(values_of(other) for other in range(RANKS)), strict=True)
     for total, values in zip(answers[rank]["sums"], everyones, strict=True):
-        expected = ALL_ROWS.sum(torch.stack(values).sum(0))
+        expected = LOCAL_DATA.all_reduce(torch.stack(values).sum(0))
         assert torch.equal(total, expected)
         assert total.dtype == expected.dtype
 
@@ -88,7 +88,7 @@ def test_the_kth_largest_over_processes_is_that_of_all_values_together(answers, 
     assert len(everyones) == len(answers[rank]["found"])
     for found, parts in zip(answers[rank]["found"], everyones, strict=True):
         together, k = torch.cat([values for values, _ in parts]), parts[0][1]
-        assert torch.equal(found, ALL_PAIRS.kth_largest(together, k))
+        assert torch.equal(found, LOCAL_WORLD.kth_largest(together, k))
 
 
 @pytest.mark.parametrize("rank", range(RANKS))
@@ -100,14 +100,14 @@ def test_the_kth_largest_of_fewer_than_k_values_is_zero_over_processes(answers, 
 @given(st.lists(st.floats(0, 100, width=32), max_size=30), st.integers(1, 40))
 def test_the_kth_largest_in_one_process_is_the_kth_of_the_sorted_values(values, k):
     expected = sorted(values, reverse=True)[k - 1] if k <= len(values) else 0.0
-    assert float(ALL_PAIRS.kth_largest(torch.tensor(values), k)) == expected
+    assert float(LOCAL_WORLD.kth_largest(torch.tensor(values), k)) == expected
 
 
 @given(st.integers(1, 6), st.integers(1, 8), st.integers(0, 2**31), st.data())
 def test_one_process_chooses_the_k_largest_of_every_row(num_rows, width, seed, data):
     k = data.draw(st.integers(1, width))
     scores_BF = torch.randn(num_rows, width, generator=torch.Generator().manual_seed(seed))
-    chosen = ALL_LATENTS.topk(scores_BF, k)
+    chosen = LOCAL_FEATURE.topk(scores_BF, k)
     assert chosen.offsets.tolist() == [row * k for row in range(num_rows + 1)]
     ranked = scores_BF.argsort(dim=1, descending=True)
     for row in range(num_rows):
@@ -115,4 +115,4 @@ def test_one_process_chooses_the_k_largest_of_every_row(num_rows, width, seed, d
 
 
 def test_one_process_owns_every_latent():
-    assert list(range(10))[ALL_LATENTS.slice_of(10)] == list(range(10))
+    assert list(range(10))[LOCAL_FEATURE.slice_of(10)] == list(range(10))

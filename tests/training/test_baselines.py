@@ -9,7 +9,7 @@ from torch import Tensor
 from training_cases import D, F, find_case, learned_from, random_dictionary, random_rows, untrained
 
 from lexray.training.dictionaries.base import RawRows
-from lexray.training.mesh.axes import ALL_LATENTS, ALL_ROWS
+from lexray.training.mesh.axes import LOCAL_DATA, LOCAL_FEATURE
 from lexray.training.ops.kmeans import assign, kmeans, nearest
 from lexray.training.ops.kmeans import random_rows as draw_rows
 from lexray.training.ops.nmf import EPS, least_squares_atoms, multiplicative, multiplicative_atoms, sparse_codes
@@ -88,7 +88,7 @@ def test_rows_are_assigned_to_the_nearest_centroid_and_summed_up(count, num_cent
     distance, which = nearest(x, centroids)
     torch.testing.assert_close(distance, distances.min(1).values)
     assert torch.equal(which, distances.argmin(1))
-    found = assign(list(x.split(7)), centroids, ALL_ROWS)
+    found = assign(list(x.split(7)), centroids, LOCAL_DATA)
     for c in range(num_centroids):
         torch.testing.assert_close(found.sums_CD[c], x[which == c].sum(0))
         assert found.counts_C[c] == (which == c).sum()
@@ -100,21 +100,21 @@ def test_lloyd_s_algorithm_finds_well_separated_clusters():
     centres = torch.eye(6, dtype=torch.float64) * 10
     noise = torch.randn(600, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x = centres.repeat(100, 1) + 0.1 * noise
-    found = kmeans(lambda: [x], 6, ALL_ROWS, seed=0)
+    found = kmeans(lambda: [x], 6, LOCAL_DATA, seed=0)
     assert dense_distances(centres, found).min(1).values.max() < 0.05
 
 
 def test_a_centroid_without_rows_is_put_on_the_row_that_is_farthest_from_its_own():
     x = torch.tensor([[0.0, 0.0]] * 20 + [[100.0, 0.0]])
-    found = kmeans(lambda: [x], 2, ALL_ROWS, seed=0)
+    found = kmeans(lambda: [x], 2, LOCAL_DATA, seed=0)
     assert sorted(found[:, 0].tolist()) == pytest.approx([0.0, 100.0])
 
 
 def test_drawn_rows_are_distinct_rows_of_the_data_and_others_for_another_seed():
     x = correlated(50, 0)
-    drawn = draw_rows(lambda: x.split(7), 50, ALL_ROWS, 3)
+    drawn = draw_rows(lambda: x.split(7), 50, LOCAL_DATA, 3)
     assert sorted(drawn.tolist()) == sorted(x.tolist())
-    few, other = (draw_rows(lambda: x.split(7), 5, ALL_ROWS, seed) for seed in (1, 2))
+    few, other = (draw_rows(lambda: x.split(7), 5, LOCAL_DATA, seed) for seed in (1, 2))
     assert not torch.equal(few, other)
 
 
@@ -177,7 +177,7 @@ def test_updates_of_the_codes_end_at_the_best_ones():
 @settings(max_examples=20)
 def test_sparse_codes_have_at_most_k_entries_none_negative_and_lose_less_than_nothing_would(seed, k):
     x, atoms = correlated(15, seed), torch.nn.functional.normalize(correlated(9, seed + 1), dim=1)
-    code = sparse_codes(x, atoms, k, 10, ALL_LATENTS)
+    code = sparse_codes(x, atoms, k, 10, LOCAL_FEATURE)
     z = code.dense()
     assert code.chosen.offsets.diff().tolist() == [k] * 15
     assert (z >= 0).all()
@@ -187,7 +187,7 @@ def test_sparse_codes_have_at_most_k_entries_none_negative_and_lose_less_than_no
 def test_chosen_entries_are_fitted_alone():
     """With orthonormal atoms the best k entries are the k largest products."""
     x, atoms = correlated(15, 0), torch.eye(D, dtype=torch.float64)
-    z = sparse_codes(x, atoms, 2, 50, ALL_LATENTS).dense()
+    z = sparse_codes(x, atoms, 2, 50, LOCAL_FEATURE).dense()
     positive = x.clamp_min(0)
     kept = torch.zeros_like(x).scatter(1, positive.topk(2, dim=1).indices, 1.0)
     torch.testing.assert_close(z, positive * kept, rtol=1e-4, atol=1e-4)

@@ -24,9 +24,9 @@ from lexray.training.checkpoint.format import (
     write_part,
 )
 from lexray.training.checkpoint.format import folder_of as folder_of_attempt
-from lexray.training.checkpoint.parts import WHOLE, Share
+from lexray.training.checkpoint.parts import WHOLE, ShardSpec
 from lexray.training.checkpoint.writer import FAILURES_IN_A_ROW, CheckpointWriter, delete_temporary
-from lexray.training.mesh.mesh import Place
+from lexray.training.mesh.mesh import MeshCoord
 
 PART, PART_FACTS = "part-00000.safetensors", "part-00000.json"
 FILES = (MANIFEST, PART)
@@ -397,9 +397,9 @@ def test_a_save_that_succeeds_ends_the_row_of_failures(store):
 SPLIT = frozenset({"W_enc", "rows_since_fired_F"})
 
 
-def state_of(place: Place, whole: Checkpoint) -> Checkpoint:
+def state_of(place: MeshCoord, whole: Checkpoint) -> Checkpoint:
     """What a rank holds of a whole state."""
-    share = Share(place, SPLIT)
+    share = ShardSpec(place, SPLIT)
     weights, moments = {}, {}
     for key, tensor in whole.state():
         rows = share.to_read(key, len(tensor) if tensor.ndim else 1)
@@ -422,11 +422,11 @@ def save_on(store: Store, data: int, feature: int, whole: Checkpoint, absent: tu
     """Every rank of a mesh saves its part, the last one first, all at once."""
     writers = {}
     for rank in range(data * feature):
-        place = Place(rank=rank, data=data, feature=feature)
+        place = MeshCoord(rank=rank, data=data, feature=feature)
         if rank not in absent:
             writers[rank] = writer_to(store, rank=rank, ranks=place.size, **changes)
             mine = state_of(place, whole).state()
-            writers[rank].save(whole.step, dict(Share(place, SPLIT).to_write(mine)))
+            writers[rank].save(whole.step, dict(ShardSpec(place, SPLIT).to_write(mine)))
     for rank in sorted(writers, reverse=True):
         writers[rank].close()
 
@@ -439,8 +439,8 @@ def test_the_ranks_of_a_mesh_write_each_row_once(data, feature):
     seen: dict[str, list[int]] = {}
     whole = big(20)
     for rank in range(data * feature):
-        place = Place(rank=rank, data=data, feature=feature)
-        for key, part in Share(place, SPLIT).to_write(state_of(place, whole).state()):
+        place = MeshCoord(rank=rank, data=data, feature=feature)
+        for key, part in ShardSpec(place, SPLIT).to_write(state_of(place, whole).state()):
             count = len(part.tensor) if part.tensor.ndim else 1
             seen.setdefault(key, []).extend(range(part.start, part.start + count))
     assert {key: sorted(rows) for key, rows in seen.items()} == {
@@ -454,8 +454,8 @@ def test_what_one_mesh_writes_any_other_reads(store, written_on, read_on):
     whole = big(20)
     save_on(store, *written_on, whole)
     for rank in range(read_on[0] * read_on[1]):
-        place = Place(rank=rank, data=read_on[0], feature=read_on[1])
-        assert_same(newest_checkpoint(store, Share(place, SPLIT)), state_of(place, whole))
+        place = MeshCoord(rank=rank, data=read_on[0], feature=read_on[1])
+        assert_same(newest_checkpoint(store, ShardSpec(place, SPLIT)), state_of(place, whole))
     assert_same(newest_checkpoint(store), whole)
 
 

@@ -26,7 +26,7 @@ from training_cases import (
 from training_dense import Problem, atoms_of, dense_loss, group_max, largest, row_topk
 
 from lexray.training.dictionaries.base import BatchSums
-from lexray.training.ops.sparse_code import Code
+from lexray.training.ops.sparse_code import SparseCode
 
 ROW_BY_ROW = ("topk", "abs_topk", "hierarchical_topk", "transcoder", "archetypal", "pca", "snmf", "nmf")
 KEEPS_K = [find_case(name) for name in ROW_BY_ROW]
@@ -100,14 +100,14 @@ def test_orthogonal_pursuit_fits_the_atoms_it_picked_by_least_squares():
         torch.testing.assert_close(code_F[picked], best, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("case", **named([case for case in DEFAULTS if untrained(case).budgets()]))
+@pytest.mark.parametrize("case", **named([case for case in DEFAULTS if untrained(case).eval_ks()]))
 def test_numbers_of_active_latents_that_are_offered_are_kept(case):
     made = random_dictionary(case, 2)
     rows = random_rows(made.sites, 2)
-    counts = [int(made.encode(rows.x_BD, k=k).active_per_row.max()) for k in made.budgets()]
+    counts = [int(made.encode(rows.x_BD, k=k).active_per_row.max()) for k in made.eval_ks()]
     assert counts == sorted(counts)
-    assert all(count <= k for count, k in zip(counts, made.budgets(), strict=True))
-    assert made.budgets()[-1] == K
+    assert all(count <= k for count, k in zip(counts, made.eval_ks(), strict=True))
+    assert made.eval_ks()[-1] == K
     assert torch.equal(made.encode(rows.x_BD, k=K).dense(), made.encode(rows.x_BD).dense())
 
 
@@ -122,7 +122,7 @@ def masked_matrices(draw) -> tuple[Tensor, Tensor]:
 @given(masked_matrices())
 def test_a_code_is_the_masked_matrix_it_was_made_of(matrix):
     mask_BF, values_BF = matrix
-    code, expected = Code.where(mask_BF, values_BF), values_BF * mask_BF
+    code, expected = SparseCode.where(mask_BF, values_BF), values_BF * mask_BF
     assert torch.equal(code.dense(), expected)
     assert torch.equal(code.active_per_row, (expected != 0).sum(1))
     assert torch.equal(code.fired(), (expected != 0).sum(0))
@@ -132,7 +132,7 @@ def test_a_code_is_the_masked_matrix_it_was_made_of(matrix):
 # Reconstructions --------------------------------------------------------------------------------------------------
 
 
-def raw_reconstruction(case: Case, made, code: Code, x_BD: Tensor) -> Tensor:
+def raw_reconstruction(case: Case, made, code: SparseCode, x_BD: Tensor) -> Tensor:
     """What a code stands for, with whole matrices."""
     atoms, bias = made.W_dec if case.cls.learns_by == "statistics" else atoms_of(case, made)[0], 0
     if hasattr(made, "b_dec"):

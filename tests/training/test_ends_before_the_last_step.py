@@ -14,7 +14,7 @@ from lexray.storage.store import Store
 from lexray.training.checkpoint.format import newest_checkpoint
 from lexray.training.checkpoint.saved import load_dictionary, read_dictionary_config
 from lexray.training.dictionaries.base import BatchSums
-from lexray.training.loop.hooks import EndHook
+from lexray.training.loop.hooks import StopHook
 from lexray.training.loop.loop import StepRecord
 from lexray.training.loop.trainer import Trainer, TrainingResult
 
@@ -89,7 +89,7 @@ def test_a_reason_that_comes_with_the_last_step_ends_nothing(dataset, tmp_path):
 def test_all_ranks_end_at_the_step_at_which_the_first_is_given_a_reason():
     def ends(rank, axes):
         asked = iter(["", "", "late"])
-        hook = EndHook(every=10, num_steps=60, ask=(lambda: next(asked)) if rank == 0 else None, ranks=axes.pairs)
+        hook = StopHook(every=10, num_steps=60, ask=(lambda: next(asked)) if rank == 0 else None, ranks=axes.pairs)
         for step in (10, 20, 30):
             assert not hook.ended
             hook(StepRecord(step, BatchSums(1, {}, torch.zeros(1), {}), 0.0, 0.0))

@@ -15,11 +15,11 @@ from lexray.training.config import MeshConfig, OptimizerConfig, TrainingConfig
 from lexray.training.dictionaries import ARCHITECTURES
 from lexray.training.dictionaries.base import Dictionary
 from lexray.training.engines.batches import raw_rows
-from lexray.training.engines.deepspeed_engine import Engine
+from lexray.training.engines.deepspeed_engine import DeepSpeedEngine
 from lexray.training.engines.deepspeed_settings import BUCKET_SHARE
 from lexray.training.loop.build import build_dictionary, sample_rows
 from lexray.training.loop.loop import global_sums, training_steps
-from lexray.training.mesh.axes import ALL_ROWS
+from lexray.training.mesh.axes import LOCAL_DATA
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
@@ -44,9 +44,9 @@ def prepared(config: TrainingConfig, stream: BatchStream) -> Dictionary:
     return dictionary
 
 
-def fresh(config: TrainingConfig, stream: BatchStream) -> tuple[Dictionary, Engine]:
+def fresh(config: TrainingConfig, stream: BatchStream) -> tuple[Dictionary, DeepSpeedEngine]:
     dictionary = prepared(config, stream)
-    return dictionary, Engine(dictionary, config.optimizer, config.mesh)
+    return dictionary, DeepSpeedEngine(dictionary, config.optimizer, config.mesh)
 
 
 @pytest.mark.parametrize("stage", quick(range(4), [0, 3]))
@@ -55,7 +55,7 @@ def test_the_learning_rate_of_every_step_is_the_schedule_s(dataset, stage):
     stream = stream_of(config)
     _, engine = fresh(config, stream)
     deepspeed_engine = engine._engine  # there is no other way to ask
-    for record in training_steps(config, stream, engine, ALL_ROWS, start=0):
+    for record in training_steps(config, stream, engine, LOCAL_DATA, start=0):
         lr = config.optimizer.lr_at(record.step - 1, 20, width=40)
         assert record.lr == lr
         assert deepspeed_engine.get_lr() == [lr]
@@ -69,7 +69,7 @@ def test_the_first_step_moves_weights_by_its_learning_rate(dataset, stage):
     stream = stream_of(config)
     _, engine = fresh(config, stream)
     before = engine.full_parameters()
-    next(training_steps(config, stream, engine, ALL_ROWS, start=0))
+    next(training_steps(config, stream, engine, LOCAL_DATA, start=0))
     moved = (engine.full_parameters()["b_dec"] - before["b_dec"]).abs()
     torch.testing.assert_close(
         moved, torch.full_like(moved, config.optimizer.lr_at(0, STEPS, width=40)), rtol=1e-3, atol=0
@@ -87,7 +87,7 @@ def test_deepspeed_s_steps_are_those_of_plain_adam(dataset, name, stage, clip_no
     stream = stream_of(config)
     losses, weights = plain_adam(config, stream)
     _, engine = fresh(config, stream)
-    found = [r.batch.sums["loss"] for r in training_steps(config, stream, engine, ALL_ROWS, start=0)]
+    found = [r.batch.sums["loss"] for r in training_steps(config, stream, engine, LOCAL_DATA, start=0)]
     assert found == pytest.approx(losses, rel=1e-5)
     for key, tensor in engine.full_parameters().items():
         torch.testing.assert_close(tensor, weights[key], rtol=0, atol=1e-5)
@@ -112,7 +112,7 @@ def plain_adam(config: TrainingConfig, stream: BatchStream) -> tuple[list[float]
         with torch.no_grad():
             for name, project in dictionary.projections().items():
                 dictionary.get_parameter(name).copy_(project(dictionary.get_parameter(name)))
-        dictionary.after_step(global_sums(terms, BATCH_ROWS, ALL_ROWS))
+        dictionary.after_step(global_sums(terms, BATCH_ROWS, LOCAL_DATA))
         losses.append(terms.loss.item())
     return losses, {key: p.detach() for key, p in dictionary.named_parameters()}
 
@@ -122,13 +122,13 @@ def test_an_engine_gives_back_the_state_that_it_was_given(dataset, stage):
     config = small_config(dataset, "batch_topk", mesh=MeshConfig(zero_stage=stage))
     stream = stream_of(config)
     dictionary, engine = fresh(config, stream)
-    steps = training_steps(config, stream, engine, ALL_ROWS, start=0)
+    steps = training_steps(config, stream, engine, LOCAL_DATA, start=0)
     for _ in range(7):
         next(steps)
     given = Checkpoint(7, to_state_dict(engine.full_parameters(), dictionary), moments_of(engine))
     other = build_dictionary(config, stream.manifest)
     other.load_state_dict(given.weights)
-    restored = Engine(other, config.optimizer, config.mesh)
+    restored = DeepSpeedEngine(other, config.optimizer, config.mesh)
     restored.restore(given)
     found = to_state_dict(restored.full_parameters(), other), moments_of(restored)
     for mine, theirs in zip(found, (given.weights, given.moments), strict=True):
@@ -155,10 +155,10 @@ def test_an_untrained_engine_has_moments_of_zero(dataset):
 # Rewriting from outside -------------------------------------------------------------------------------------------
 
 
-def trained_for(config: TrainingConfig, steps: int) -> tuple[Dictionary, Engine, BatchStream]:
+def trained_for(config: TrainingConfig, steps: int) -> tuple[Dictionary, DeepSpeedEngine, BatchStream]:
     stream = stream_of(config)
     dictionary, engine = fresh(config, stream)
-    records = training_steps(config, stream, engine, ALL_ROWS, start=0)
+    records = training_steps(config, stream, engine, LOCAL_DATA, start=0)
     for _ in range(steps):
         next(records)
     return dictionary, engine, stream
@@ -171,7 +171,7 @@ def test_a_rewritten_parameter_is_what_masters_and_the_next_forward_pass_have(da
     before, moments = engine.full_parameters(), moments_of(engine)
     wanted = before["W_dec"].clone()
     wanted[5:9] = torch.arange(12.0)
-    engine.rewrite({"W_dec": lambda whole: wanted.to(whole), "b_dec": lambda whole: whole + 1}, reset_moments=True)
+    engine.assign({"W_dec": lambda whole: wanted.to(whole), "b_dec": lambda whole: whole + 1}, reset_moments=True)
     after = engine.full_parameters()
     assert torch.equal(after["W_dec"], wanted)
     assert torch.equal(after["b_dec"], before["b_dec"] + 1)
@@ -194,7 +194,7 @@ def test_rewriting_with_the_same_values_changes_nothing(dataset, stage):
     config = small_config(dataset, "topk", mesh=MeshConfig(zero_stage=stage))
     _, engine, _ = trained_for(config, 3)
     before = {**engine.full_parameters(), **moments_of(engine)}
-    engine.rewrite({"W_enc": lambda whole: whole.clone()}, reset_moments=True)
+    engine.assign({"W_enc": lambda whole: whole.clone()}, reset_moments=True)
     after = {**engine.full_parameters(), **moments_of(engine)}
     assert all(torch.equal(after[name], before[name]) for name in before)
 
@@ -206,7 +206,7 @@ def test_after_each_step_mixtures_are_convex_and_relaxations_short(dataset, name
     config = small_config(dataset, name, mesh=MeshConfig(zero_stage=stage), dictionary=options)
     stream = stream_of(config)
     _, engine = fresh(config, stream)
-    steps = training_steps(config, stream, engine, ALL_ROWS, start=0)
+    steps = training_steps(config, stream, engine, LOCAL_DATA, start=0)
     longest = 0.0
     for _ in range(8):
         next(steps)
@@ -232,7 +232,7 @@ def test_constrained_atoms_have_length_1_after_each_step_in_the_master_copy_too(
         config = small_config(dataset, name, mesh=MeshConfig(zero_stage=stage), dictionary=options)
         stream = stream_of(config)
         dictionary, engine = fresh(config, stream)
-        steps = training_steps(config, stream, engine, ALL_ROWS, start=0)
+        steps = training_steps(config, stream, engine, LOCAL_DATA, start=0)
         for _ in range(8):
             next(steps)
         return dictionary.code_norms(engine.full_parameters()["W_dec"])

@@ -17,13 +17,13 @@ from lexray.storage.stream import local_stream
 from lexray.training.checkpoint.format import Checkpoint
 from lexray.training.checkpoint.saved import to_state_dict
 from lexray.training.config import MeshConfig, OptimizerConfig, TrainingConfig
-from lexray.training.dictionaries.base import Dictionary, RawRows, Terms
-from lexray.training.engines.deepspeed_engine import Engine
+from lexray.training.dictionaries.base import Dictionary, LossOutput, RawRows
+from lexray.training.engines.deepspeed_engine import DeepSpeedEngine
 from lexray.training.engines.deepspeed_settings import LiveGroup, check_groups
 from lexray.training.engines.micro_batches import in_parts, parts_of
 from lexray.training.loop.build import build_dictionary, sample_rows
 from lexray.training.loop.loop import training_steps
-from lexray.training.mesh.axes import ALL_ROWS, Axes
+from lexray.training.mesh.axes import LOCAL_DATA, Axes
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
@@ -42,14 +42,14 @@ def config_of(dataset: Dataset, name: str, *, mesh: MeshConfig | None = None, **
     return small_config(dataset, name, optimizer=made, mesh=mesh or MeshConfig(), rows=STEPS * BATCH_ROWS)
 
 
-def made(config: TrainingConfig) -> tuple[Engine, Any]:
+def made(config: TrainingConfig) -> tuple[DeepSpeedEngine, Any]:
     """An engine with a prepared dictionary, and the steps that train it."""
     stream = local_stream(config.data.stream_spec("train"), batch_rows=config.data.batch_rows)
     dictionary = build_dictionary(config, stream.manifest)
     if dictionary.needs_sample:
         dictionary.prepare(lambda: sample_rows(config, stream, torch.device("cpu")))
-    engine = Engine(dictionary, config.optimizer, config.mesh)
-    return engine, training_steps(config, stream, engine, ALL_ROWS, start=0)
+    engine = DeepSpeedEngine(dictionary, config.optimizer, config.mesh)
+    return engine, training_steps(config, stream, engine, LOCAL_DATA, start=0)
 
 
 def trained(config: TrainingConfig) -> tuple[list[float], dict[str, Tensor]]:
@@ -70,7 +70,9 @@ def assert_trained_alike(config: TrainingConfig, other: TrainingConfig) -> None:
 # Batches in parts -------------------------------------------------------------------------------------------------
 
 
-def learned_in_parts(made: Dictionary, rows: RawRows, num_parts: int, total: int) -> tuple[Terms, dict[str, Tensor]]:
+def learned_in_parts(
+    made: Dictionary, rows: RawRows, num_parts: int, total: int
+) -> tuple[LossOutput, dict[str, Tensor]]:
     """Terms and gradients of these rows, part by part."""
     parts, grads = parts_of(rows, num_parts), {name: torch.zeros_like(p) for name, p in made.named_parameters()}
 
@@ -78,7 +80,7 @@ def learned_in_parts(made: Dictionary, rows: RawRows, num_parts: int, total: int
         with torch.no_grad():
             loss_of(made, parts[part], total)
 
-    def learn(part: int) -> Terms:
+    def learn(part: int) -> LossOutput:
         terms = loss_of(made, parts[part], total)
         for name, gradient in gradients(made, terms.loss).items():
             grads[name] += gradient
@@ -87,7 +89,7 @@ def learned_in_parts(made: Dictionary, rows: RawRows, num_parts: int, total: int
     return in_parts(made, num_parts, look, learn), grads
 
 
-def assert_same_terms(found: Terms, expected: Terms) -> None:
+def assert_same_terms(found: LossOutput, expected: LossOutput) -> None:
     torch.testing.assert_close(found.loss, expected.loss.detach())
     assert torch.equal(found.fired_F, expected.fired_F)
     for kind in ("sums", "observed"):
@@ -120,7 +122,7 @@ def test_ranks_with_unequal_rows_compute_them_in_parts(name: str) -> None:
     rows = random_rows(sites_of(case), 1)
     expected = loss_of(random_dictionary(case), rows)
 
-    def work(rank: int, axes: Axes) -> tuple[Terms, dict[str, Tensor]]:
+    def work(rank: int, axes: Axes) -> tuple[LossOutput, dict[str, Tensor]]:
         mine = cut(rows, 0, 17) if rank == 0 else cut(rows, 17)
         return learned_in_parts(random_dictionary(case, axes=axes), mine, 3, len(rows.x_BD))
 
@@ -159,7 +161,7 @@ def test_no_more_rows_than_a_micro_batch_are_computed_at_once(dataset: Dataset, 
     seen: list[int] = []
     loss = engine.dictionary.loss
 
-    def counted(x_BD: Tensor, *args: Any) -> Terms:
+    def counted(x_BD: Tensor, *args: Any) -> LossOutput:
         seen.append(len(x_BD))
         return loss(x_BD, *args)
 
@@ -228,7 +230,7 @@ def test_an_engine_with_options_gives_back_the_state_that_it_was_given(dataset: 
     given = _state_of(engine)
     dictionary = build_dictionary(config, dataset.manifest)
     dictionary.load_state_dict(given.weights)
-    restored = Engine(dictionary, config.optimizer, config.mesh)
+    restored = DeepSpeedEngine(dictionary, config.optimizer, config.mesh)
     restored.restore(given)
     found = _state_of(restored)
     for mine, theirs in ((found.weights, given.weights), (found.moments, given.moments)):
@@ -236,7 +238,7 @@ def test_an_engine_with_options_gives_back_the_state_that_it_was_given(dataset: 
         assert all(torch.equal(mine[key], theirs[key]) for key in mine)
 
 
-def _state_of(engine: Engine) -> Checkpoint:
+def _state_of(engine: DeepSpeedEngine) -> Checkpoint:
     state = {key: tensor.detach().clone() for key, tensor in engine.state()}
     weights, moments = (
         {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}

@@ -27,7 +27,7 @@ from training_cases import (
 
 from lexray.training.dictionaries.auxk import auxk_term, residual_variance
 from lexray.training.dictionaries.base import Dictionary
-from lexray.training.mesh.axes import ALL_LATENTS, ALL_ROWS, ONE_PROCESS
+from lexray.training.mesh.axes import LOCAL_DATA, LOCAL_FEATURE, ONE_PROCESS
 from lexray.training.ops.sparse_products import prefix_errors
 from lexray.training.ops.straight_through import jump, step
 
@@ -96,7 +96,7 @@ def test_the_residual_of_auxk_gets_no_gradient():
 
 def test_the_residual_variance_is_taken_about_the_mean_of_the_residuals():
     e_BD = torch.randn(B, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    torch.testing.assert_close(residual_variance(e_BD, B, ALL_ROWS), B * e_BD.var(0, correction=0).sum())
+    torch.testing.assert_close(residual_variance(e_BD, B, LOCAL_DATA), B * e_BD.var(0, correction=0).sum())
 
 
 # Straight-through estimators --------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def test_errors_of_all_prefixes_are_those_of_the_dense_products_with_their_gradi
     values, atoms, target = (torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes)
     steps = (values[:, :, None] * atoms[latents_BK]).cumsum(1)
     errors = (target[:, None] - steps).square().sum((0, 2))
-    total, residual = prefix_errors(values, latents_BK, atoms, target, ALL_LATENTS)
+    total, residual = prefix_errors(values, latents_BK, atoms, target, LOCAL_FEATURE)
     expected, found = torch.stack([errors.sum(), errors[-1]]), torch.stack([total, residual.square().sum()])
     torch.testing.assert_close(found, expected)
     weights = torch.tensor([0.7, -1.3], dtype=torch.float64)

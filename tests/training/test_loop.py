@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 import torch
 from training_synthetic import on_two_ranks
 
-from lexray.training.dictionaries.base import BatchSums, Terms
+from lexray.training.dictionaries.base import BatchSums, LossOutput
 from lexray.training.loop.loop import StepRecord, global_sums, run_hooks
-from lexray.training.mesh.axes import ALL_ROWS
+from lexray.training.mesh.axes import LOCAL_DATA
 
 
-def terms(rank: int) -> Terms:
+def terms(rank: int) -> LossOutput:
     """One rank's part of a step."""
-    return Terms(
+    return LossOutput(
         loss=torch.tensor(0.5 + rank, requires_grad=True),
         sums={"error": torch.tensor(2.0 + rank), "variance": torch.tensor(10.0), "active": torch.tensor(12.0)},
         fired_F=torch.tensor([0, 3, 1 + rank]),
@@ -27,7 +27,7 @@ def record(step: int) -> StepRecord:
 
 
 def test_one_rank_s_terms_are_the_global_ones():
-    batch = global_sums(terms(0), 6, ALL_ROWS)
+    batch = global_sums(terms(0), 6, LOCAL_DATA)
     assert (batch.rows, batch.sums) == (6, {"loss": 0.5, "error": 2.0, "variance": 10.0, "active": 12.0})
     assert batch.fired_F.tolist() == [0, 3, 1]
     assert batch.observed == terms(0).observed

@@ -40,7 +40,7 @@ from lexray.training.measures.rate import (
     takes_k,
     truncated,
 )
-from lexray.training.ops.sparse_code import Code
+from lexray.training.ops.sparse_code import SparseCode
 
 ROWS = torch.randn(300, 5, generator=torch.Generator().manual_seed(0)) + torch.arange(5.0)
 
@@ -73,9 +73,9 @@ def document_of(made: Dictionary, rows: Tensor = ROWS, *ends: int) -> dict[str, 
     return measure(made, in_parts(RawRows(rows, rows), ends)).document
 
 
-def code_of(dense: list[list[float]]) -> Code:
+def code_of(dense: list[list[float]]) -> SparseCode:
     values_BF = torch.tensor(dense)
-    return Code.where(values_BF != 0, values_BF)
+    return SparseCode.where(values_BF != 0, values_BF)
 
 
 def flat(value: Any, name: str = "") -> dict[str, Any]:
@@ -177,7 +177,9 @@ def test_frequencies_are_counted_by_hand() -> None:
     dense[:, 0], dense[:2, 1], dense[:3, 2] = 1.0, -1.0, 0.5
     counts = FiringCounts(4)
     for part in dense.split(7):
-        counts.add(Code.where(torch.ones_like(part, dtype=torch.bool), part))  # zeros among the values do not count
+        counts.add(
+            SparseCode.where(torch.ones_like(part, dtype=torch.bool), part)
+        )  # zeros among the values do not count
     found = counts.document()
     assert counts.counts_F.tolist() == [20, 2, 3, 0]
     assert (found["l0"], found["dense_fraction"], found["dead_fraction"]) == (1.25, 0.5, 0.25)

@@ -12,7 +12,7 @@ from quick_cases import FAMILIES
 from training_synthetic import Dataset, small_dataset
 
 from lexray.training.dictionaries import ARCHITECTURES
-from lexray.training.mesh.mesh import Place
+from lexray.training.mesh.mesh import MeshCoord
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
@@ -124,7 +124,7 @@ def test_all_ranks_of_a_mesh_end_equal(dataset: Dataset, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("data", "feature"), [(1, 1), (3, 1), (1, 4), (2, 3), (4, 2)])
 def test_the_groups_of_a_mesh_part_all_ranks_and_cross_in_one(data: int, feature: int) -> None:
-    places = [Place(rank=rank, data=data, feature=feature) for rank in range(data * feature)]
+    places = [MeshCoord(rank=rank, data=data, feature=feature) for rank in range(data * feature)]
     for place in places:
         rows, columns = place.data_ranks(), place.feature_ranks()
         for groups in (rows, columns):

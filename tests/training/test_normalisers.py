@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from lexray.training.dictionaries.normalisers import Normaliser, Sites, SiteStatistics
-from lexray.training.mesh.axes import ALL_ROWS
+from lexray.training.mesh.axes import LOCAL_DATA
 
 ALL = ("none", "centre", "unit_norm", "standard", "layer_norm", "whiten")
 WIDTH = 6
@@ -26,7 +26,7 @@ def statistics(rows: Tensor) -> SiteStatistics:
 def fitted(kind: str, *sites: Tensor) -> Normaliser:
     made = Normaliser(kind, [statistics(rows) for rows in sites]).double()  # type: ignore[arg-type]
     if made.needs_sample:
-        made.fit(torch.cat(sites, 1).split(77), ALL_ROWS)
+        made.fit(torch.cat(sites, 1).split(77), LOCAL_DATA)
     return made
 
 

@@ -21,7 +21,7 @@ from lexray.training.engines.batches import raw_rows
 from lexray.training.engines.resampling import ENCODER_LENGTH, is_due, resample_dead, restarts, worst_rows
 from lexray.training.loop.build import build_dictionary, make_engine, sample_rows
 from lexray.training.loop.loop import training_steps
-from lexray.training.mesh.axes import ALL_ROWS
+from lexray.training.mesh.axes import LOCAL_DATA
 from lexray.training.mesh.mesh import ONE_RANK
 
 pytestmark = pytest.mark.usefixtures("process_group")
@@ -45,7 +45,7 @@ def trained(dataset: Dataset, name: str, stage: int):
     if dictionary.needs_sample:
         dictionary.prepare(lambda: sample_rows(config, stream, torch.device("cpu")))
     engine = make_engine(dictionary, config, ONE_RANK)
-    steps = training_steps(config, stream, engine, ALL_ROWS, start=0)
+    steps = training_steps(config, stream, engine, LOCAL_DATA, start=0)
     for _ in range(4):
         next(steps)
     dictionary.rows_since_fired_F.zero_()
@@ -62,7 +62,7 @@ CASES = [(name, 0) for name in RESAMPLED] + [
 def test_dead_latents_change_and_nothing_else_does_and_adam_forgets_them(dataset, name, stage):
     engine, raw = trained(dataset, name, stage)
     before, moments = engine.full_parameters(), moments_of(engine)
-    count = resample_dead(engine, raw, BATCH_ROWS, ALL_ROWS)
+    count = resample_dead(engine, raw, BATCH_ROWS, LOCAL_DATA)
     after, moments_after = engine.full_parameters(), moments_of(engine)
     assert count == len(DEAD)
     assert not engine.dictionary.rows_since_fired_F.any()
@@ -86,7 +86,7 @@ def test_a_restarted_latent_points_at_what_was_missing(dataset):
     with torch.no_grad():
         residuals = made.input.normalise(raw.x_BD) - made.input.normalise(made(raw.x_BD))
         length = made.W_enc[~made.dead_F].norm(dim=1).mean()
-    resample_dead(engine, raw, BATCH_ROWS, ALL_ROWS)
+    resample_dead(engine, raw, BATCH_ROWS, LOCAL_DATA)
     atoms, encoders = made.W_dec.detach()[DEAD], made.W_enc.detach()[DEAD]
     cosines = torch.nn.functional.normalize(residuals, dim=1) @ atoms.T
     torch.testing.assert_close(cosines.amax(0), torch.ones(3), rtol=0, atol=1e-5)
@@ -109,7 +109,7 @@ def test_a_latent_that_no_row_could_reach_is_active_again_once_it_is_restarted(d
         else:
             made.get_parameter("b_gate" if name == "gated" else "b_enc")[DEAD] = -1e3
         assert not active_rows().any()
-        resample_dead(engine, raw, BATCH_ROWS, ALL_ROWS)
+        resample_dead(engine, raw, BATCH_ROWS, LOCAL_DATA)
         assert (active_rows() > 0).all()
 
 
@@ -117,7 +117,7 @@ def test_a_restarted_threshold_is_to_the_living_ones_as_the_encoder_is_to_theirs
     engine, raw = trained(dataset, "jumprelu", 0)
     made = engine.dictionary
     living = made.threshold_F.detach()[~made.dead_F].log().mean().exp()
-    resample_dead(engine, raw, BATCH_ROWS, ALL_ROWS)
+    resample_dead(engine, raw, BATCH_ROWS, LOCAL_DATA)
     torch.testing.assert_close(made.threshold_F.detach()[DEAD], (ENCODER_LENGTH * living).expand(len(DEAD)))
 
 
@@ -131,7 +131,7 @@ def test_badly_reconstructed_rows_are_drawn_far_more_often():
     hits = 0
     for step in range(20):
         made.at_step(step, 100)
-        drawn = worst_rows(made, RawRows(rows, rows), 5, ALL_ROWS)[:, : rows.shape[1]]
+        drawn = worst_rows(made, RawRows(rows, rows), 5, LOCAL_DATA)[:, : rows.shape[1]]
         distance = (drawn[:, None] - made.input.normalise(rows)[None]).square().sum(2)
         hits += int(bad[distance.argmin(1)].sum())
         assert len({tuple(row) for row in drawn.tolist()}) == 5
@@ -142,13 +142,13 @@ def test_of_two_rows_each_is_drawn_in_proportion_to_its_squared_loss():
     made = random_dictionary(find_case("topk"), 0)
     rows = random_rows(made.sites, 0, 2)
     with torch.no_grad():
-        starts = worst_rows(made, rows, 2, ALL_ROWS).split([rows.x_BD.shape[1]] * 2, dim=1)
+        starts = worst_rows(made, rows, 2, LOCAL_DATA).split([rows.x_BD.shape[1]] * 2, dim=1)
         x_BD, loss_B = starts[0], starts[1].square().sum(1)
         assert loss_B.max() > 1.3 * loss_B.min()
         hits = 0
         for step in range(500):
             made.at_step(step, 1000)
-            hits += int(torch.equal(worst_rows(made, rows, 1, ALL_ROWS)[0, : x_BD.shape[1]], x_BD[0]))
+            hits += int(torch.equal(worst_rows(made, rows, 1, LOCAL_DATA)[0, : x_BD.shape[1]], x_BD[0]))
     share, of_loss = (float(weight[0] / weight.sum()) for weight in (loss_B**2, loss_B))
     assert hits / 500 == pytest.approx(share, abs=0.04)
     assert abs(share - of_loss) > 0.08  # that the square makes a difference here
@@ -161,7 +161,7 @@ def test_residuals_are_those_of_the_loss_with_every_normaliser(normaliser):
     if made.needs_sample:
         made.prepare(lambda: [rows])
     with torch.no_grad():
-        starts = worst_rows(made, rows, len(rows.x_BD), ALL_ROWS)
+        starts = worst_rows(made, rows, len(rows.x_BD), LOCAL_DATA)
         error = made.loss(rows.x_BD, len(rows.x_BD), rows.y_BO).sums["error"]
     torch.testing.assert_close(starts[:, rows.x_BD.shape[1] :].square().sum(), error)
 
@@ -184,7 +184,7 @@ def test_two_ranks_restart_the_same_latents_from_the_same_rows(case: Case, place
     parts = on_two_ranks(work)
     made = random_dictionary(case, 4)
     with torch.no_grad():
-        whole = changes(made, random_rows(made.sites, 4), ALL_ROWS)
+        whole = changes(made, random_rows(made.sites, 4), LOCAL_DATA)
     assert parts[0].keys() == parts[1].keys() == whole.keys()
     for name, value in whole.items():
         assert torch.equal(parts[0][name], parts[1][name])
@@ -195,7 +195,7 @@ def test_fewer_rows_than_dead_latents_restart_as_many_as_there_are():
     made = random_dictionary(find_case("topk"), 0)
     rows = random_rows(made.sites, 0, 4)
     with torch.no_grad():
-        assert len(worst_rows(made, rows, 9, ALL_ROWS)) == 4
+        assert len(worst_rows(made, rows, 9, LOCAL_DATA)) == 4
 
 
 def test_it_is_due_when_a_multiple_of_its_rows_is_crossed_and_not_in_the_last_tenth():
@@ -215,6 +215,6 @@ def test_without_dead_latents_nothing_happens(dataset):
     engine, raw = trained(dataset, "topk", 0)
     engine.dictionary.rows_since_fired_F.zero_()
     before = engine.full_parameters()
-    assert resample_dead(engine, raw, BATCH_ROWS, ALL_ROWS) == 0
+    assert resample_dead(engine, raw, BATCH_ROWS, LOCAL_DATA) == 0
     after = engine.full_parameters()
     assert all(torch.equal(after[name], before[name]) for name in before)

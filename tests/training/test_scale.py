@@ -29,7 +29,7 @@ from lexray.training.engines.resampling import restarts, worst_rows
 from lexray.training.loop.loop import StepRecord, global_sums
 from lexray.training.measures.measure import measure
 from lexray.training.measures.metrics import evaluate
-from lexray.training.mesh.axes import ALL_ROWS
+from lexray.training.mesh.axes import LOCAL_DATA
 from lexray.training.ops.kmeans import assign, kmeans
 
 SCALES = (2.0**-30, 2.0**30)
@@ -137,8 +137,8 @@ def test_factorisations_need_no_normaliser_to_work_in_any_unit(name):
 def test_kmeans_goes_on_until_centroids_are_the_means_of_their_rows(scale):
     """In small units, too, where all moves are small."""
     rows = features(7) * scale
-    centroids_CD = kmeans(lambda: [rows], 8, ALL_ROWS, seed=0, rounds=60, typical_length=statistics(rows).scale)
-    found = assign([rows], centroids_CD, ALL_ROWS)
+    centroids_CD = kmeans(lambda: [rows], 8, LOCAL_DATA, seed=0, rounds=60, typical_length=statistics(rows).scale)
+    found = assign([rows], centroids_CD, LOCAL_DATA)
     means_CD = found.sums_CD / found.counts_C[:, None]
     torch.testing.assert_close(means_CD / scale, centroids_CD / scale, rtol=1e-4, atol=1e-5)
 

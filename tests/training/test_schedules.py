@@ -7,7 +7,7 @@ import torch
 from training_cases import B, Case, F, K, find_case, loss_of, named, random_dictionary, random_rows
 
 from lexray.training.dictionaries import dictionary_config
-from lexray.training.dictionaries.base import BatchSums, Terms
+from lexray.training.dictionaries.base import BatchSums, LossOutput
 
 STEPS = 100
 P_CASES = [find_case(name) for name in ("p_anneal", "p_anneal-free", "gated_p_anneal")]
@@ -51,7 +51,7 @@ def test_p_is_one_at_first_and_falls_to_its_end_in_equal_jumps(case):
     assert values[70:] == pytest.approx([0.5] * 31)
 
 
-def step_of(case: Case, made, step: int, rows) -> tuple[Terms, BatchSums]:
+def step_of(case: Case, made, step: int, rows) -> tuple[LossOutput, BatchSums]:
     made.at_step(step, STEPS)
     terms = loss_of(made, rows)
     return terms, BatchSums(

@@ -23,11 +23,11 @@ from training_cases import (
 from training_synthetic import latent_axes, on_ranks
 
 from lexray.training.dictionaries import make_dictionary
-from lexray.training.dictionaries.base import Dictionary, RawRows, Terms
+from lexray.training.dictionaries.base import Dictionary, LossOutput, RawRows
 from lexray.training.dictionaries.learned import LearnedDictionary
 from lexray.training.engines.resampling import restarts, worst_rows
 from lexray.training.measures.metrics import evaluate
-from lexray.training.mesh.axes import ALL_LATENTS, ALL_PAIRS, Axes
+from lexray.training.mesh.axes import LOCAL_FEATURE, LOCAL_WORLD, Axes
 
 
 def sizes_of(case: Case) -> list[int]:
@@ -47,7 +47,7 @@ def slice_of(whole: Dictionary, axes: Axes) -> Dictionary:
 
 
 class Part(NamedTuple):
-    terms: Terms
+    terms: LossOutput
     gradients: dict[str, Tensor]
     code: Tensor
     reconstruction_BO: Tensor
@@ -111,7 +111,7 @@ def test_slices_start_as_the_whole_does(case: Case, size: int) -> None:
         made = (untrained(case, 1, axes) if axes else untrained(case, 1)).double()
         batches = [random_rows(made.sites, number, 64) for number in (5, 6)]
         made.prepare(lambda: batches)
-        return dict(made.wholes(made.state_dict()))
+        return dict(made.gather_full(made.state_dict()))
 
     whole = prepared(None)
     for state in on_ranks(lambda rank, axes: prepared(axes), latent_axes, size):
@@ -126,12 +126,12 @@ def test_slices_restart_the_dead_latents_of_the_whole(case: Case, size: int) -> 
     def changed(made: Dictionary, rows: RawRows) -> dict[str, Tensor]:
         assert isinstance(made, LearnedDictionary)
         dead_U = made.dead_F.nonzero().squeeze(1)
-        count, first = made.latents.count(len(dead_U)), made.latents.before(len(dead_U))
+        count, first = made.latents.count(len(dead_U)), made.latents.exclusive_sum(len(dead_U))
         with torch.no_grad():
             starts = worst_rows(made, rows, count, made.rows)
             changes = restarts(made, dead_U, starts[first : first + len(dead_U)])
             parameters = dict(made.named_parameters())
-            return dict(made.wholes({name: put(parameters[name].detach()) for name, put in changes.items()}))
+            return dict(made.gather_full({name: put(parameters[name].detach()) for name, put in changes.items()}))
 
     whole = random_dictionary(case, 4)
     rows = random_rows(whole.sites, 4)
@@ -170,16 +170,16 @@ def test_of_equal_scores_the_first_latents_are_chosen_however_they_are_split(siz
         return dense(chosen.rows, chosen.latents, mine.shape[1])
 
     assert torch.equal(torch.cat(on_ranks(work, latent_axes, size), 1), expected)
-    alone = ALL_LATENTS.topk(scores_BF, k)
+    alone = LOCAL_FEATURE.topk(scores_BF, k)
     assert torch.equal(dense(alone.rows, alone.latents, F), expected)
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_the_largest_score_and_places_are_those_of_the_whole(size: int) -> None:
     scores_BF = tied_scores(7)
-    best_B, number_B = ALL_LATENTS.argmax(scores_BF)
+    best_B, number_B = LOCAL_FEATURE.argmax(scores_BF)
     assert torch.equal(number_B, (scores_BF == best_B[:, None]).int().argmax(1))
-    places_BF = ALL_LATENTS.places(scores_BF)
+    places_BF = LOCAL_FEATURE.global_rank(scores_BF)
 
     def work(rank: int, axes: Axes) -> Tensor:
         owned = axes.latents.slice_of(F)
@@ -190,7 +190,7 @@ def test_the_largest_score_and_places_are_those_of_the_whole(size: int) -> None:
         assert torch.equal(local_B >= 0, (number_B >= owned.start) & (number_B < owned.stop))
         assert torch.equal(local_B[local_B >= 0] + owned.start, number_B[local_B >= 0])
         assert (axes.latents.owned(torch.full((3,), -1), 4) == -1).all()
-        return axes.latents.places(scores_BF[:, owned])
+        return axes.latents.global_rank(scores_BF[:, owned])
 
     assert torch.equal(torch.cat(on_ranks(work, latent_axes, size), 1), places_BF)
 
@@ -219,7 +219,9 @@ def test_a_sum_passes_its_gradient_on_and_a_shared_tensor_adds_up_its_own() -> N
 
     def work(rank: int, axes: Axes) -> tuple[Tensor, Tensor]:
         whole, partial = values.clone().requires_grad_(), (values * rank).requires_grad_()
-        (axes.latents.sum(partial).square().sum() + (axes.latents.share(whole) * (rank + 1)).sum()).backward()
+        (
+            axes.latents.all_reduce(partial).square().sum() + (axes.latents.copy_to_axis(whole) * (rank + 1)).sum()
+        ).backward()
         assert whole.grad is not None
         assert partial.grad is not None
         return whole.grad, partial.grad
@@ -234,4 +236,4 @@ def test_the_kth_largest_of_all_pairs_is_that_of_the_values_together(k: int) -> 
     values = torch.rand(11, generator=torch.Generator().manual_seed(0))
     parts = values.split([2, 0, 9])
     for found in on_ranks(lambda rank, axes: axes.pairs.kth_largest(parts[rank], k), latent_axes, 3):
-        assert torch.equal(found, ALL_PAIRS.kth_largest(values, k))
+        assert torch.equal(found, LOCAL_WORLD.kth_largest(values, k))

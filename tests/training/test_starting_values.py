@@ -11,7 +11,7 @@ from lexray.training.dictionaries import dictionary_config, make_dictionary
 from lexray.training.dictionaries.archetypal import initial_mixture, onto_simplex
 from lexray.training.dictionaries.base import Dictionary, RawRows
 from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
-from lexray.training.mesh.axes import ALL_ROWS
+from lexray.training.mesh.axes import LOCAL_DATA
 from lexray.training.ops.sampling import geometric_median
 
 COUNT = 400
@@ -35,17 +35,17 @@ def prepared(name: str, **options) -> tuple[Dictionary, RawRows]:
 def test_directions_from_the_geometric_median_to_all_rows_cancel_and_an_outlier_hardly_moves_it():
     x_BD = torch.randn(COUNT, D, generator=torch.Generator().manual_seed(1)) + 2
     like = torch.zeros(D)
-    median = geometric_median(lambda: x_BD.split(150), ALL_ROWS, like)
+    median = geometric_median(lambda: x_BD.split(150), LOCAL_DATA, like)
     assert torch.nn.functional.normalize(x_BD - median, dim=1).mean(0).norm() < 1e-4
     far = torch.cat([x_BD, torch.full((5, D), 1e4)])
-    assert (geometric_median(lambda: [far], ALL_ROWS, like) - median).norm() < 0.2
+    assert (geometric_median(lambda: [far], LOCAL_DATA, like) - median).norm() < 0.2
     assert (far.mean(0) - median).norm() > 100
 
 
 def test_b_dec_starts_at_zero_the_mean_or_the_geometric_median_of_normalised_rows():
     made, rows = prepared("topk", normaliser="unit_norm", bias_init="geometric_median")
     x_BD = made.input.normalise(rows.x_BD)
-    torch.testing.assert_close(made.b_dec.detach(), geometric_median(lambda: [x_BD], ALL_ROWS, torch.zeros(D)))
+    torch.testing.assert_close(made.b_dec.detach(), geometric_median(lambda: [x_BD], LOCAL_DATA, torch.zeros(D)))
     made, _ = prepared("topk", normaliser="unit_norm", bias_init="mean")
     site = made.sites.inputs[0]
     torch.testing.assert_close(made.b_dec.detach(), torch.tensor(site.mean) / site.mean_squared_norm**0.5)

@@ -286,7 +286,7 @@ def test_the_saved_dictionary_has_the_reported_metrics(undisturbed, name):
 @pytest.mark.parametrize("name", quick(ARCHITECTURES))
 def test_a_training_reports_its_metrics_at_every_budget_that_it_offers(undisturbed, name):
     done = undisturbed(name, busy=True)
-    budgets = load_dictionary(f"{done.folder}/dictionary").budgets()
+    budgets = load_dictionary(f"{done.folder}/dictionary").eval_ks()
     assert [entry["k"] for entry in done.result.curve] == budgets
     if budgets:
         assert done.result.curve[-1]["fvu"] == pytest.approx(done.result.metrics["fvu"], rel=1e-6)

@@ -28,15 +28,15 @@ from training_cases import (
 )
 from training_synthetic import on_two_ranks
 
-from lexray.training.dictionaries.base import Dictionary, RawRows, Terms
-from lexray.training.mesh.axes import ALL_ROWS, Axes
+from lexray.training.dictionaries.base import Dictionary, LossOutput, RawRows
+from lexray.training.mesh.axes import LOCAL_DATA, Axes
 from lexray.training.ops.kmeans import kmeans
 from lexray.training.ops.kmeans import random_rows as draw_rows
 from lexray.training.ops.sampling import geometric_median
 
 
 class Part(NamedTuple):
-    terms: Terms
+    terms: LossOutput
     gradients: dict[str, Tensor]
 
 
@@ -56,7 +56,7 @@ def loss_in_two_parts(case: Case, seed: int, rows: RawRows, place: int, **buffer
     return on_two_ranks(work)
 
 
-def assert_terms_are_the_whole(parts: list[Terms], whole: Terms) -> None:
+def assert_terms_are_the_whole(parts: list[LossOutput], whole: LossOutput) -> None:
     torch.testing.assert_close(add([terms.loss for terms in parts]), whole.loss)
     for name, value in whole.sums.items():
         torch.testing.assert_close(add([terms.sums[name] for terms in parts]), value)
@@ -111,7 +111,7 @@ def test_what_two_ranks_learn_from_their_parts_is_what_one_learns_from_the_whole
     whole = random_dictionary(case, 3)
     batches = [random_rows(whole.sites, number) for number in (1, 2)]
 
-    def work(rank: int, axes: Axes) -> tuple[Dictionary, Terms]:
+    def work(rank: int, axes: Axes) -> tuple[Dictionary, LossOutput]:
         made = random_dictionary(case, 3)
         made.rows, made.latents, made.pairs = axes
         for batch in batches:
@@ -182,11 +182,11 @@ def test_clusters_drawn_rows_and_medians_are_the_same_in_any_batches_on_any_rank
     x_BD = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
 
     def found(rank: int, axes: Axes | None) -> list[Tensor]:
-        mine, rows = split_in(x_BD, places, axes, rank), axes.rows if axes else ALL_ROWS
+        mine, rows = split_in(x_BD, places, axes, rank), axes.rows if axes else LOCAL_DATA
         batches = lambda: mine  # noqa: E731
         return [draw_rows(batches, 13, rows, 5), kmeans(batches, 6, rows, 5), geometric_median(batches, rows, x_BD[0])]
 
-    alone = [draw_rows(lambda: [x_BD], 13, ALL_ROWS, 5), kmeans(lambda: [x_BD], 6, ALL_ROWS, 5)]
-    alone.append(geometric_median(lambda: [x_BD], ALL_ROWS, x_BD[0]))
+    alone = [draw_rows(lambda: [x_BD], 13, LOCAL_DATA, 5), kmeans(lambda: [x_BD], 6, LOCAL_DATA, 5)]
+    alone.append(geometric_median(lambda: [x_BD], LOCAL_DATA, x_BD[0]))
     for other in (found(0, None), *on_two_ranks(found)):
         torch.testing.assert_close(other, alone, rtol=1e-5, atol=1e-6)

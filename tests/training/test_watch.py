@@ -16,9 +16,9 @@ import torch.multiprocessing
 from quick_cases import quick
 
 from lexray.training.mesh.liveness import (
-    Beat,
+    Heartbeat,
+    RankIdentity,
     RankSilentError,
-    Seat,
     Watch,
     check_rows,
     check_seats,
@@ -26,13 +26,13 @@ from lexray.training.mesh.liveness import (
     seat_of,
     silent_ranks,
 )
-from lexray.training.mesh.mesh import Place
+from lexray.training.mesh.mesh import MeshCoord
 
 RANKS, INTERVAL_S = 3, 0.1
 
 
-def beats(*ages_s: float) -> list[Beat]:
-    return [Beat(rank, f"host{rank}", 7, 100.0 - age) for rank, age in enumerate(ages_s)]
+def beats(*ages_s: float) -> list[Heartbeat]:
+    return [Heartbeat(rank, f"host{rank}", 7, 100.0 - age) for rank, age in enumerate(ages_s)]
 
 
 def test_a_rank_is_silent_when_it_missed_several_beats():
@@ -41,7 +41,7 @@ def test_a_rank_is_silent_when_it_missed_several_beats():
 
 
 def test_the_line_names_every_silent_rank():
-    line = describe([Beat(2, "node7", 41, 70.0), Beat(5, "?", -1, -float("inf"))], 100.0)
+    line = describe([Heartbeat(2, "node7", 41, 70.0), Heartbeat(5, "?", -1, -float("inf"))], 100.0)
     assert line == "rank 2 on node7 has been silent for 30 s, since step 41; rank 5 gives no sign of life"
 
 
@@ -103,11 +103,11 @@ def test_errors_of_a_rank_whose_peers_are_well_stay_what_they_are(tmp_path):
 
 # Seats ------------------------------------------------------------------------------------------------------------
 
-PLACES = [Place(rank=rank, data=2, feature=2) for rank in range(4)]
+PLACES = [MeshCoord(rank=rank, data=2, feature=2) for rank in range(4)]
 
 
-def seats(rows: str, devices: str = "    ", hosts: str = "hhhh") -> list[Seat]:
-    return [Seat(host, device.strip(), row) for host, device, row in zip(hosts, devices, rows, strict=True)]
+def seats(rows: str, devices: str = "    ", hosts: str = "hhhh") -> list[RankIdentity]:
+    return [RankIdentity(host, device.strip(), row) for host, device, row in zip(hosts, devices, rows, strict=True)]
 
 
 def test_ranks_of_one_mesh_read_what_they_must():

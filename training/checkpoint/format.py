@@ -30,7 +30,7 @@ from lexray.storage.errors import CorruptDataError
 from lexray.storage.manifest import chunk_checksum
 from lexray.storage.store import Store
 from lexray.storage.writer import tensor_offsets
-from lexray.training.checkpoint.parts import MOMENTS, WEIGHTS, WHOLE, Share, Slice
+from lexray.training.checkpoint.parts import MOMENTS, WEIGHTS, WHOLE, Shard, ShardSpec
 
 log = logging.getLogger("lexray")
 
@@ -109,7 +109,7 @@ class Manifest(_Frozen):
     parts: list[Part]
 
 
-def write_part(store: Store, folder: str, rank: int, tensors: Mapping[str, Slice]) -> Part:
+def write_part(store: Store, folder: str, rank: int, tensors: Mapping[str, Shard]) -> Part:
     """Write what a rank has to write: the tensors, then where they lie."""
     file = f"part-{rank:05d}"
     data = save({key: part.tensor.contiguous() for key, part in tensors.items()})
@@ -152,7 +152,7 @@ class StoredCheckpoint:
     def step(self) -> int:
         return self.manifest.step
 
-    def read(self, share: Share = WHOLE) -> Checkpoint:
+    def read(self, share: ShardSpec = WHOLE) -> Checkpoint:
         """The state as a rank holds it. Raises CorruptDataError naming the file that is missing or damaged."""
         state = self._read_keys(share)
         return Checkpoint(self.step, _below(WEIGHTS, state), _below(MOMENTS, state))
@@ -174,7 +174,7 @@ class StoredCheckpoint:
         """Whole weights and buffers by name, without the moments. Raises CorruptDataError like `read`."""
         return _below(WEIGHTS, self._read_keys(WHOLE, WEIGHTS))
 
-    def _read_keys(self, share: Share, prefix: str = "") -> dict[str, Tensor]:
+    def _read_keys(self, share: ShardSpec, prefix: str = "") -> dict[str, Tensor]:
         return {
             key: self._read_rows(key, stored, share.to_read(key, stored[0][1].whole_rows))
             for key, stored in self._by_key().items()
@@ -247,7 +247,7 @@ def open_checkpoint(store: Store, folder: str) -> StoredCheckpoint:
     return StoredCheckpoint(store, folder, manifest)
 
 
-def newest_checkpoint(store: Store, share: Share = WHOLE) -> Checkpoint | None:
+def newest_checkpoint(store: Store, share: ShardSpec = WHOLE) -> Checkpoint | None:
     """The newest valid checkpoint, walking back over damaged ones (each is named in the log)."""
     for folder in reversed(checkpoint_folders(store)):
         try:

@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from lexray.training.mesh.mesh import Place
+from lexray.training.mesh.mesh import MeshCoord
 
 WEIGHTS, MOMENTS = "weights/", "moments/"
 """What the keys of a checkpoint's tensors begin with: parameters and buffers by name, Adam's moments by theirs."""
 
 
-class Slice(NamedTuple):
+class Shard(NamedTuple):
     """Some rows of a whole tensor; a scalar is one row."""
 
     start: int
@@ -27,10 +27,10 @@ class Slice(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Share:
+class ShardSpec:
     """What a rank of a mesh has of a state."""
 
-    place: Place
+    place: MeshCoord
     split: frozenset[str]
     """Names of the tensors with a row for each latent."""
 
@@ -41,7 +41,7 @@ class Share:
             name = key.removeprefix(MOMENTS).split(".", 1)[1]  # exp_avg.NAME
         return self.place.feature > 1 and name in self.split
 
-    def to_write(self, state: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Slice]]:
+    def to_write(self, state: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Shard]]:
         """The rows that this rank writes of what it holds: all ranks' together are each row once."""
         place = self.place
         for key, tensor in state:
@@ -54,7 +54,7 @@ class Share:
                 continue
             first = rows * place.feature_index if cut else 0
             part = tensor[begin:end] if tensor.ndim else tensor
-            yield key, Slice(first + begin, rows * place.feature if cut else rows, part)
+            yield key, Shard(first + begin, rows * place.feature if cut else rows, part)
 
     def to_read(self, key: str, whole_rows: int) -> range:
         """The rows that this rank holds of a whole tensor."""
@@ -65,5 +65,5 @@ class Share:
         return range(self.place.feature_index * rows, (self.place.feature_index + 1) * rows)
 
 
-WHOLE = Share(Place(rank=0, data=1, feature=1), frozenset())
+WHOLE = ShardSpec(MeshCoord(rank=0, data=1, feature=1), frozenset())
 """One process has everything."""

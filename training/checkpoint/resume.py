@@ -11,13 +11,13 @@ import torch.distributed as dist
 from lexray.storage.errors import CorruptDataError
 from lexray.storage.store import Store
 from lexray.training.checkpoint.format import Checkpoint, checkpoint_folders, open_checkpoint
-from lexray.training.checkpoint.parts import Share
+from lexray.training.checkpoint.parts import ShardSpec
 from lexray.training.mesh.mesh import Mesh
 
 log = logging.getLogger("lexray")
 
 
-def newest_state(store: Store, share: Share, mesh: Mesh) -> Checkpoint | None:
+def newest_state(store: Store, share: ShardSpec, mesh: Mesh) -> Checkpoint | None:
     """This rank's part of the newest checkpoint that all ranks find valid; what is skipped is named in the log.
 
     Every rank calls it. Rank 0 says which folders there are; a folder of which one rank cannot read its part is skipped

@@ -58,7 +58,7 @@ def load_dictionary(url: str, settings: StorageSettings | None = None) -> Dictio
             header = read_header(store, TENSORS)
             shapes = {name: tensor.shape for name, tensor in header.items()}
             dictionary = _blank(content, shapes, f"dictionary {store.url}: {CONFIG}")
-            dictionary.take_saved_form()
+            dictionary.become_saved_form()
             check_shapes(shapes, shapes_of(dictionary), by=CONFIG)
             return _filled(dictionary, load(store.read(TENSORS)))
     except (FileNotFoundError, NotADirectoryError, SafetensorError, TensorFileError, RuntimeError) as error:
@@ -86,7 +86,7 @@ def _of_checkpoint(store: Store) -> Dictionary:
             )
             check_shapes(shapes, shapes_of(dictionary), by="its manifest")
             tensors = dictionary.tensors_to_save(stored.read_weights())
-            dictionary.take_saved_form()
+            dictionary.become_saved_form()
             return _filled(dictionary, tensors)
     except (CorruptDataError, TensorFileError, RuntimeError) as error:
         reason = str(error).splitlines()[-1].strip()

@@ -15,7 +15,7 @@ from typing import Any
 
 from lexray.storage.store import Store
 from lexray.training.checkpoint.format import Part, checkpoint_folders, folder_of, step_of, write_manifest, write_part
-from lexray.training.checkpoint.parts import Slice
+from lexray.training.checkpoint.parts import Shard
 
 log = logging.getLogger("lexray")
 
@@ -50,7 +50,7 @@ class CheckpointWriter:
     _under_way: Future[None] | None = None
     _failures: int = 0
 
-    def save(self, step: int, tensors: Mapping[str, Slice]) -> None:
+    def save(self, step: int, tensors: Mapping[str, Shard]) -> None:
         """Begin to write this rank's part. The tensors must not change afterwards."""
         self._await()
         self._under_way = self._pool.submit(self._write, step, tensors)
@@ -64,7 +64,7 @@ class CheckpointWriter:
         finally:
             self._pool.shutdown()
 
-    def _write(self, step: int, tensors: Mapping[str, Slice]) -> None:
+    def _write(self, step: int, tensors: Mapping[str, Shard]) -> None:
         folder = folder_of(step, self.attempt)
         part = write_part(self.store, folder, self.rank, tensors)
         if self.rank == 0:

@@ -25,9 +25,9 @@ from lexray.training.dictionaries import architecture, make_dictionary
 from lexray.training.dictionaries.base import DictionaryConfig
 from lexray.training.dictionaries.normalisers import Sites
 from lexray.training.engines.deepspeed_settings import deepspeed_config
-from lexray.training.mesh.axes import ALL_PAIRS, ALL_ROWS, ONE_PROCESS, Axes
+from lexray.training.mesh.axes import LOCAL_DATA, LOCAL_WORLD, ONE_PROCESS, Axes
 from lexray.training.mesh.communicator import ProcessGroup
-from lexray.training.mesh.split_axes import SplitLatents
+from lexray.training.mesh.split_axes import SplitFeatureAxis
 
 PROCESS_BYTES = 700 * 2**20
 """What a worker's process takes before it has a dictionary: Python, torch, DeepSpeed, Ray."""
@@ -97,7 +97,7 @@ def _shapes(
     sites = Sites.of_widths({"inputs": list(inputs), "outputs": list(outputs)}, reconstructs_its_input=own_input)
     axes = ONE_PROCESS
     if feature > 1:
-        axes = Axes(ALL_ROWS, SplitLatents(ProcessGroup(0, feature)), ALL_PAIRS)
+        axes = Axes(LOCAL_DATA, SplitFeatureAxis(ProcessGroup(0, feature)), LOCAL_WORLD)
     with torch.device("meta"):
         made = make_dictionary(config, sites, axes=axes)
     return Shapes(

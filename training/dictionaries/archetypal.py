@@ -127,7 +127,7 @@ class Archetypal(LearnedDictionary):
         # By attribute: that is how ZeRO 3 learns which parameters to gather.
         made_of = {name: getattr(self, name) for name in MADE_OF if hasattr(self, name)}
         if "log_scale" in made_of:
-            made_of["log_scale"] = self.latents.share(made_of["log_scale"])
+            made_of["log_scale"] = self.latents.copy_to_axis(made_of["log_scale"])
         return Decoder(atoms_of(made_of), None)
 
     def projections(self) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -140,7 +140,7 @@ class Archetypal(LearnedDictionary):
         kept = {name: tensor for name, tensor in tensors.items() if name not in MADE_OF}
         return {**kept, "W_dec": atoms_of(tensors)}
 
-    def take_saved_form(self) -> None:
+    def become_saved_form(self) -> None:
         """Become a dictionary with plain atoms."""
         like = self.mixture_FC
         for name in MADE_OF:

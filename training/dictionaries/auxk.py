@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lexray.training.mesh.axes import Axes, Rows
+from lexray.training.mesh.axes import Axes, DataAxis
 from lexray.training.ops.sparse_products import chosen_preactivations, sparse_decode
 from lexray.training.ops.topk import Score, topk_among
 
@@ -37,18 +37,18 @@ def auxk_term(
         return x_BD.new_zeros(())
     chosen = topk_among(z_BF, dead_U, min(k_aux, num_dead), axes.latents, score)
     values_N = value(chosen_preactivations(z_BF, chosen, x_BD, W_enc_FD, bias_F))
-    e_hat_BO = axes.latents.sum(sparse_decode(values_N, chosen, atoms_FO))
+    e_hat_BO = axes.latents.all_reduce(sparse_decode(values_N, chosen, atoms_FO))
     e_BO = residual_BO.detach()
     variance = residual_variance(e_BO, total_rows, axes.rows)
     return (e_BO - e_hat_BO).square().sum() / torch.where(variance > 0, variance, torch.inf)
 
 
-def residual_variance(e_BO: Tensor, total_rows: int, rows: Rows) -> Tensor:
+def residual_variance(e_BO: Tensor, total_rows: int, rows: DataAxis) -> Tensor:
     """Sum over the global batch of the squared distance of residuals from their mean (scalar, no gradient).
 
     It is at least the rounding of the residuals' own squares, and zero where nothing is left to explain.
     """
-    sums = rows.sum(torch.cat([e_BO.sum(0), e_BO.square().sum().reshape(1)]))
+    sums = rows.all_reduce(torch.cat([e_BO.sum(0), e_BO.square().sum().reshape(1)]))
     squares = sums[-1]
     floor = torch.finfo(squares.dtype).eps * squares
     return torch.maximum(squares - sums[:-1].square().sum() / total_rows, floor)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lexray.storage.errors import UserError
 from lexray.training.dictionaries.normalisers import Normaliser, NormaliserName, RowFrame, Sites
 from lexray.training.mesh.axes import ONE_PROCESS, Axes
-from lexray.training.ops.sparse_code import Code
+from lexray.training.ops.sparse_code import SparseCode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class DictionaryConfig:
         return {"architecture": self.architecture, **asdict(self)}
 
 
-class Terms(NamedTuple):
+class LossOutput(NamedTuple):
     """A training loss and what the loop needs to know beside it."""
 
     loss: Tensor
@@ -168,11 +168,11 @@ class Dictionary(nn.Module):
         """Whether `prepare` has anything to do."""
         return self.input.needs_sample
 
-    def encode(self, x_BD: Tensor) -> Code:
+    def encode(self, x_BD: Tensor) -> SparseCode:
         """The code of raw activations, as at inference."""
         raise NotImplementedError
 
-    def decode(self, code: Code, x_BD: Tensor | None = None) -> Tensor:
+    def decode(self, code: SparseCode, x_BD: Tensor | None = None) -> Tensor:
         """Raw activations (B, O) from a code. A dictionary with a skip connection needs the raw input too."""
         raise NotImplementedError
 
@@ -180,11 +180,11 @@ class Dictionary(nn.Module):
         """Reconstruction (B, O) from raw activations (B, D)."""
         return self.decode(self.encode(x_BD), x_BD)
 
-    def loss(self, x_BD: Tensor, total_rows: int, y_BO: Tensor | None = None) -> Terms:
+    def loss(self, x_BD: Tensor, total_rows: int, y_BO: Tensor | None = None) -> LossOutput:
         """Training loss on this rank's raw rows of a global batch of `total_rows`; `y_BO` a transcoder's targets."""
         raise NotImplementedError
 
-    def learn(self, x_BD: Tensor, total_rows: int) -> Terms:
+    def learn(self, x_BD: Tensor, total_rows: int) -> LossOutput:
         """One step of a dictionary that learns by statistics, on this rank's raw rows; every rank calls it."""
         raise NotImplementedError
 
@@ -205,11 +205,11 @@ class Dictionary(nn.Module):
         """Parameters that are put back into their set after each step: name to projection of the full tensor."""
         return {}
 
-    def budgets(self) -> list[int]:
+    def eval_ks(self) -> list[int]:
         """Values of k at which the trained dictionary is evaluated besides its own; `encode` then takes `k=`."""
         return []
 
-    def take_saved_form(self) -> None:
+    def become_saved_form(self) -> None:
         """Have the parameters and buffers that a saved dictionary has, whatever their values: for use, not training."""
 
     def tensors_to_save(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -228,7 +228,7 @@ class Dictionary(nn.Module):
         owned, split = self.latents.slice_of(self.config.width), self.split_names()
         return {name: whole[owned] if name in split else whole for name, whole in tensors.items()}
 
-    def wholes(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    def gather_full(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Whole tensors by name, of each rank's parts. Every rank goes through all, with names in the same order."""
         split = self.split_names()
         for name, part in tensors.items():
@@ -267,11 +267,11 @@ class Dictionary(nn.Module):
         """Which latents are dead (F), bool."""
         return self.rows_since_fired_F >= self.config.dead_after_rows
 
-    def shares(self, y_BO: Tensor, error_BO: Tensor, active: Tensor) -> dict[str, Tensor]:
+    def batch_stats(self, y_BO: Tensor, error_BO: Tensor, active: Tensor) -> dict[str, Tensor]:
         """The sums that every architecture reports: squared error, squared distance from the mean, active latents."""
         with torch.no_grad():
             variance = (y_BO - self.output.normalised_mean_D).square().sum()
-            num_active = self.latents.sum(active.sum().float())
+            num_active = self.latents.all_reduce(active.sum().float())
             return {"error": error_BO.square().sum(), "variance": variance, "active": num_active}
 
 

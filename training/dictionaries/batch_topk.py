@@ -16,7 +16,7 @@ from lexray.training.dictionaries.base import BatchSums
 from lexray.training.dictionaries.learned import Decoder
 from lexray.training.dictionaries.topk import TopK, TopKConfig
 from lexray.training.mesh.axes import Chosen
-from lexray.training.ops.sparse_code import Code
+from lexray.training.ops.sparse_code import SparseCode
 from lexray.training.ops.topk import Score, pairs_above, scores_above, subset
 
 
@@ -56,13 +56,13 @@ class BatchTopK(TopK):
         super().__init__(*args, **kwargs)
         self.register_buffer("threshold", torch.zeros(()))
 
-    def encode(self, x_BD: Tensor, k: int | None = None) -> Code:
+    def encode(self, x_BD: Tensor, k: int | None = None) -> SparseCode:
         if k is not None:
             return super().encode(x_BD, k)
         x_BD, frame = self.normalised_with_frame(x_BD)
         z_BF = self.preactivations(x_BD)
         chosen = pairs_above(z_BF, self.threshold, self.score(self.decoder()))
-        return Code(self.value(z_BF[chosen.rows, chosen.latents]), chosen, z_BF.shape[1], frame)
+        return SparseCode(self.value(z_BF[chosen.rows, chosen.latents]), chosen, z_BF.shape[1], frame)
 
     def choose(self, z_BF: Tensor, k: int, total_rows: int, decoder: Decoder) -> tuple[Chosen, dict[str, Tensor]]:
         score, count = self.score(decoder), k * total_rows
@@ -79,7 +79,7 @@ class BatchTopK(TopK):
         """Drop so many of the pairs that equal the smallest score: the last by row of the global batch, then latent."""
         rows_N = chosen.rows
         tied_N = score(z_BF[rows_N, chosen.latents], chosen.latents) == smallest_kept
-        first_row, first = self.rows.before(len(z_BF)), self.latents.slice_of(self.config.width).start
+        first_row, first = self.rows.exclusive_sum(len(z_BF)), self.latents.slice_of(self.config.width).start
         place_N = ((first_row + rows_N) * self.config.width + first + chosen.latents + 1).double()
         last = self.pairs.kth_largest(torch.where(tied_N, place_N, 0.0), excess)
         return subset(chosen, ~(tied_N & (place_N >= last)))

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lexray.training.dictionaries.base import Terms
+from lexray.training.dictionaries.base import LossOutput
 from lexray.training.dictionaries.p_anneal import PAnnealing, PSchedule
 from lexray.training.dictionaries.relu import ReLU, ReLUConfig
 from lexray.training.ops.preactivations import entries_above
-from lexray.training.ops.sparse_code import Code
+from lexray.training.ops.sparse_code import SparseCode
 from lexray.training.ops.topk import pairs_above
 
 
@@ -55,12 +55,12 @@ class Gated(ReLU):
 
     def encoder_bias_F(self) -> Tensor:
         """- W_enc b_dec: what subtracting b_dec from every row comes to."""
-        return -(self.W_enc @ self.latents.share(self.b_dec))
+        return -(self.W_enc @ self.latents.copy_to_axis(self.b_dec))
 
     def restart_values(self, share: float) -> dict[str, float]:
         return {**super().restart_values(share), "b_gate": 0.0, "b_mag": 0.0, "r_mag": 0.0}
 
-    def encode(self, x_BD: Tensor) -> Code:
+    def encode(self, x_BD: Tensor) -> SparseCode:
         x_BD, frame = self.normalised_with_frame(x_BD)
         s_BF = self.preactivations(x_BD)
         scale_F = self.r_mag.exp()
@@ -72,24 +72,24 @@ class Gated(ReLU):
         chosen = pairs_above(s_BF, s_BF.new_zeros(()), score)
         of_N = chosen.latents
         values_N = s_BF[chosen.rows, of_N] * scale_F[of_N] + self.b_mag[of_N]
-        return Code(values_N, chosen, s_BF.shape[1], frame)
+        return SparseCode(values_N, chosen, s_BF.shape[1], frame)
 
-    def loss(self, x_BD: Tensor, total_rows: int, y_BO: Tensor | None = None) -> Terms:
+    def loss(self, x_BD: Tensor, total_rows: int, y_BO: Tensor | None = None) -> LossOutput:
         x_BD, y_BO = self.normalised(x_BD, y_BO)
         decoder = self.decoder()
         entries = entries_above(-self.b_gate.detach(), x_BD, self.W_enc, self.encoder_bias_F())
         pi = F.relu(entries.pre + entries.at(self.b_gate))
         open_gate = pi.detach() > 0
         f = F.relu(entries.pre * entries.at(self.r_mag.exp()) + entries.at(self.b_mag)) * open_gate
-        error_BO = y_BO - self.latents.sum(entries.decode(f, decoder.atoms_FO)) - self.offset(x_BD)
-        gate_BO = self.latents.sum(entries.decode(pi, decoder.atoms_FO.detach()))
+        error_BO = y_BO - self.latents.all_reduce(entries.decode(f, decoder.atoms_FO)) - self.offset(x_BD)
+        gate_BO = self.latents.all_reduce(entries.decode(pi, decoder.atoms_FO.detach()))
         reconstruction = error_BO.square().sum() / total_rows
         gate_error = (y_BO - gate_BO - self.offset(x_BD).detach()).square().sum() / total_rows
         norms = None if decoder.norms_F is None else entries.at(decoder.norms_F)
-        sparsity = self.latents.sum(self.penalty(pi, norms).sum()) / total_rows
+        sparsity = self.latents.all_reduce(self.penalty(pi, norms).sum()) / total_rows
         fired_F = entries.count(f.detach() > 0)
         sums = {
-            **self.shares(y_BO, error_BO, fired_F),
+            **self.batch_stats(y_BO, error_BO, fired_F),
             "reconstruction": reconstruction.detach(),
             "gate_error": gate_error.detach(),
             "sparsity": sparsity.detach(),
@@ -97,7 +97,7 @@ class Gated(ReLU):
         }
         coefficient = self.coefficient
         loss = reconstruction + gate_error + coefficient * sparsity
-        return Terms(loss, sums, fired_F, {"coefficient": coefficient})
+        return LossOutput(loss, sums, fired_F, {"coefficient": coefficient})
 
 
 @dataclass(frozen=True, kw_only=True)

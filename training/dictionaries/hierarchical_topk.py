@@ -47,7 +47,7 @@ class HierarchicalTopK(TopK):
         num_chosen = self.pairs_per_row(chosen)
         scores_BK = scores_N.new_full((len(target_BO), num_chosen), -torch.inf)
         scores_BK[rows_N, column_N] = scores_N
-        place_N = self.latents.places(scores_BK)[rows_N, column_N]
+        place_N = self.latents.global_rank(scores_BK)[rows_N, column_N]
         picks_BK = torch.full_like(scores_BK, -1, dtype=torch.int64).index_put((rows_N, place_N), latents_N)
         values_BK = torch.zeros_like(scores_BK).index_put((rows_N, place_N), values_N)
         total, error_BO = prefix_errors(values_BK, picks_BK, decoder.atoms_FO, target_BO, self.latents)
@@ -57,6 +57,6 @@ class HierarchicalTopK(TopK):
         """How many latents each row has chosen, on all ranks together."""
         return self.latents.count(len(chosen.latents)) // (len(chosen.offsets) - 1)
 
-    def budgets(self) -> list[int]:
+    def eval_ks(self) -> list[int]:
         """1, 2, 4... and K."""
         return powers_of_two_to(int(self.config.target_l0))

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lexray.storage.errors import UserError
-from lexray.training.dictionaries.base import Sample, Terms
+from lexray.training.dictionaries.base import LossOutput, Sample
 from lexray.training.dictionaries.learned import Decoder
 from lexray.training.dictionaries.normalisers import Sites
 from lexray.training.dictionaries.penalised import Penalised, PenalisedConfig
 from lexray.training.ops.preactivations import Entries, entries_above
-from lexray.training.ops.sparse_code import Code
+from lexray.training.ops.sparse_code import SparseCode
 from lexray.training.ops.straight_through import jump, step
 from lexray.training.ops.topk import pairs_above
 
@@ -117,7 +117,7 @@ class JumpReLU(Penalised):
     def _quantile(self, x_BD: Tensor, rate: float) -> Tensor:
         """The pre-activation that this share of the rows of a global batch reach (F), given this rank's rows."""
         z_BF = self.preactivations(x_BD)
-        kept = max(1, round(rate * int(self.rows.sum(torch.tensor(len(z_BF), device=z_BF.device)))))
+        kept = max(1, round(rate * int(self.rows.all_reduce(torch.tensor(len(z_BF), device=z_BF.device)))))
         best = z_BF.new_full((kept, z_BF.shape[1]), -math.inf)
         mine = torch.topk(z_BF, min(kept, len(z_BF)), dim=0).values
         best[: len(mine)] = mine
@@ -140,29 +140,29 @@ class JumpReLU(Penalised):
         mean = self.living_mean(self.scaled_log_threshold, default=math.log(STARTING_THRESHOLD) / rate)
         return {**super().restart_values(share), "scaled_log_threshold": mean + math.log(share) / rate}
 
-    def encode(self, x_BD: Tensor) -> Code:
+    def encode(self, x_BD: Tensor) -> SparseCode:
         x_BD, frame = self.normalised_with_frame(x_BD)
         z_BF = self.preactivations(x_BD)
         chosen = pairs_above(z_BF, self.threshold_F, lambda z, among: z)
-        return Code(z_BF[chosen.rows, chosen.latents], chosen, z_BF.shape[1], frame)
+        return SparseCode(z_BF[chosen.rows, chosen.latents], chosen, z_BF.shape[1], frame)
 
-    def loss(self, x_BD: Tensor, total_rows: int, y_BO: Tensor | None = None) -> Terms:
+    def loss(self, x_BD: Tensor, total_rows: int, y_BO: Tensor | None = None) -> LossOutput:
         x_BD, y_BO = self.normalised(x_BD, y_BO)
         decoder, bias_F, threshold_F = self.decoder(), self.encoder_bias_F(), self.threshold_F
         # A jump's gradient comes from what lies within half a bandwidth of it, active or not.
         entries = entries_above(threshold_F.detach() - self.config.bandwidth / 2, x_BD, self.W_enc, bias_F)
         threshold, to_input = entries.at(threshold_F), self.config.gradient == "threshold_and_input"
         f = jump(entries.pre, threshold, self.config.bandwidth, to_input)
-        error_BO = y_BO - self.latents.sum(entries.decode(f, decoder.atoms_FO)) - self.offset(x_BD)
+        error_BO = y_BO - self.latents.all_reduce(entries.decode(f, decoder.atoms_FO)) - self.offset(x_BD)
         reconstruction = error_BO.square().sum() / total_rows
         sparsity, observed = self._sparsity(entries, f, threshold, decoder, to_input, total_rows)
         fired_F = entries.count(f.detach() != 0)
-        sums = {**self.shares(y_BO, error_BO, fired_F), "reconstruction": reconstruction.detach()}
+        sums = {**self.batch_stats(y_BO, error_BO, fired_F), "reconstruction": reconstruction.detach()}
         loss = reconstruction + sparsity
         if self.config.preact_weight:
             preact = self._preact(x_BD, bias_F, threshold_F, decoder) / total_rows
             loss, sums["preact"] = loss + self.config.preact_weight * preact, preact.detach()
-        return Terms(loss, {**sums, "sparsity": sparsity.detach()}, fired_F, observed)
+        return LossOutput(loss, {**sums, "sparsity": sparsity.detach()}, fired_F, observed)
 
     def _sparsity(
         self, entries: Entries, f: Tensor, threshold: Tensor, decoder: Decoder, to_input: bool, total_rows: int
@@ -172,15 +172,15 @@ class JumpReLU(Penalised):
         if self.config.l0_loss == "tanh":
             scale = self.config.tanh_scale * self.sites.input_width**0.5
             weighted = f if decoder.norms_F is None else f * entries.at(decoder.norms_F)
-            penalty = self.latents.sum((scale * weighted).tanh().sum())
+            penalty = self.latents.all_reduce((scale * weighted).tanh().sum())
             return coefficient * penalty / total_rows, {"coefficient": coefficient}
         steps = step(entries.pre, threshold, self.config.bandwidth, to_input)
         if self.config.l0_loss == "step":
-            return coefficient * self.latents.sum(steps.sum()) / total_rows, {"coefficient": coefficient}
+            return coefficient * self.latents.all_reduce(steps.sum()) / total_rows, {"coefficient": coefficient}
         # More latents than wanted raise the coefficient: here that lowers the aim.
         start = self.config.initial_coefficient
         aim = self.config.target_l0 * start / self.controller.coefficient
-        excess_B = self.latents.sum(entries.per_row(steps)) / aim - 1
+        excess_B = self.latents.all_reduce(entries.per_row(steps)) / aim - 1
         return start * self.warmed * excess_B.square().sum() / total_rows, {"aim": aim}
 
     def _preact(self, x_BD: Tensor, bias_F: Tensor, threshold_F: Tensor, decoder: Decoder) -> Tensor:
@@ -189,4 +189,6 @@ class JumpReLU(Penalised):
         seen_U = seen.nonzero().squeeze(1)
         z_BU = F.linear(x_BD, self.W_enc[seen_U], bias_F[seen_U])
         short_BU = F.relu(threshold_F[seen_U] - z_BU)
-        return self.latents.sum((short_BU if decoder.norms_F is None else short_BU * decoder.norms_F[seen_U]).sum())
+        return self.latents.all_reduce(
+            (short_BU if decoder.norms_F is None else short_BU * decoder.norms_F[seen_U]).sum()
+        )

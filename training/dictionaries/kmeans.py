@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from lexray.storage.errors import UserError
-from lexray.training.dictionaries.base import Sample, Terms
+from lexray.training.dictionaries.base import LossOutput, Sample
 from lexray.training.dictionaries.normalisers import Sites
 from lexray.training.dictionaries.solved import FromRowsConfig, Solved
 from lexray.training.mesh.axes import Chosen
 from lexray.training.ops.kmeans import assign, kmeans, nearest
-from lexray.training.ops.sparse_code import Code
+from lexray.training.ops.sparse_code import SparseCode
 
 STARTING_ROUNDS = 5
 
@@ -65,7 +65,7 @@ class KMeans(Solved):
         self.W_dec.copy_(kmeans(rows, self.config.width, self.rows, self.seed, STARTING_ROUNDS, length))
 
     @torch.no_grad()
-    def learn(self, x_BD: Tensor, total_rows: int) -> Terms:
+    def learn(self, x_BD: Tensor, total_rows: int) -> LossOutput:
         x_BD = self.input.normalise(x_BD)
         terms = self.terms(x_BD, self.code_of(x_BD), total_rows)
         found = assign([x_BD], self.W_dec, self.rows)
@@ -74,7 +74,7 @@ class KMeans(Solved):
         self.W_dec += change_FD / self.sum_counts_F.clamp_min(1)[:, None]
         return terms
 
-    def code_of(self, x_BD: Tensor) -> Code:
+    def code_of(self, x_BD: Tensor) -> SparseCode:
         _, nearest_B = nearest(x_BD, self.W_dec)
         offsets = torch.arange(len(x_BD) + 1, device=x_BD.device)
-        return Code(x_BD.new_ones(len(x_BD)), Chosen(nearest_B, offsets), self.config.width)
+        return SparseCode(x_BD.new_ones(len(x_BD)), Chosen(nearest_B, offsets), self.config.width)

@@ -18,7 +18,7 @@ from lexray.storage.errors import UserError
 from lexray.training.dictionaries.base import Dictionary, DictionaryConfig, Sample
 from lexray.training.dictionaries.normalisers import Sites
 from lexray.training.ops.sampling import geometric_median
-from lexray.training.ops.sparse_code import Code
+from lexray.training.ops.sparse_code import SparseCode
 from lexray.training.ops.sparse_products import sparse_decode
 
 DecoderNorm = Literal["unit", "constrained", "free", "ignored"]
@@ -141,7 +141,7 @@ class LearnedDictionary(Dictionary):
 
     def encoder_bias_F(self) -> Tensor:
         """b_enc - W_enc b_dec: subtracting b_dec from every row costs one product with a vector instead."""
-        return self.b_enc - self.W_enc @ self.latents.share(self.b_dec)
+        return self.b_enc - self.W_enc @ self.latents.copy_to_axis(self.b_dec)
 
     def preactivations(self, x_BD: Tensor) -> Tensor:
         """z of normalised rows (B, F)."""
@@ -151,8 +151,8 @@ class LearnedDictionary(Dictionary):
         """What is added to the sum of atoms, for normalised rows: b_dec (O), and in subclasses a skip connection."""
         return self.b_dec
 
-    def decode(self, code: Code, x_BD: Tensor | None = None) -> Tensor:
-        y_BO = self.latents.sum(sparse_decode(code.values, code.chosen, self.atoms_FD()))
+    def decode(self, code: SparseCode, x_BD: Tensor | None = None) -> Tensor:
+        y_BO = self.latents.all_reduce(sparse_decode(code.values, code.chosen, self.atoms_FD()))
         return self.output.denormalise(y_BO + self._offset_of_raw(x_BD), code.frame)
 
     def _offset_of_raw(self, x_BD: Tensor | None) -> Tensor:
@@ -169,7 +169,7 @@ class LearnedDictionary(Dictionary):
     def living_mean(self, value_F: Tensor, default: float) -> float:
         """Mean of a number over the living latents of all slices; `default` where there are none."""
         living = value_F[~self.dead_F]
-        total, number = self.latents.sum(living.double().sum()), self.latents.count(len(living))
+        total, number = self.latents.all_reduce(living.double().sum()), self.latents.count(len(living))
         return float(total) / number if number else default
 
     def with_unit_rows(self, W_dec_FO: Tensor) -> Tensor:

@@ -11,10 +11,10 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lexray.storage.errors import UserError
-from lexray.training.dictionaries.base import Terms, powers_of_two_to
+from lexray.training.dictionaries.base import LossOutput, powers_of_two_to
 from lexray.training.dictionaries.learned import LearnedConfig, LearnedDictionary
 from lexray.training.ops.pursuit import StopRule, orthogonal_pursuit, pursue, to_code
-from lexray.training.ops.sparse_code import Code
+from lexray.training.ops.sparse_code import SparseCode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class MatchingPursuit(LearnedDictionary):
         k: int | None = None,
         residual_threshold: float | None = None,
         inference: Literal["mp", "omp"] | None = None,
-    ) -> Code:
+    ) -> SparseCode:
         """The code of raw activations; arguments stand in for the configured rounds, threshold and method."""
         rule = self.config.rule
         rule = rule._replace(
@@ -94,15 +94,15 @@ class MatchingPursuit(LearnedDictionary):
         found = pursue(centred_BD, atoms_FD, rule, self.latents)
         return to_code(found.picks_BT, found.values_BT, len(atoms_FD), self.latents)._replace(frame=frame)
 
-    def loss(self, x_BD: Tensor, total_rows: int, y_BO: Tensor | None = None) -> Terms:
+    def loss(self, x_BD: Tensor, total_rows: int, y_BO: Tensor | None = None) -> LossOutput:
         x_BD, _ = self.normalised(x_BD)
         atoms_FD = self.atoms_FD()
         found = pursue(x_BD - self.b_dec, atoms_FD, self.config.rule, self.latents)
         loss = found.residual_BD.square().sum() / total_rows
         fired_F = to_code(found.picks_BT, found.values_BT.detach(), len(atoms_FD), self.latents).fired()
-        sums = {**self.shares(x_BD, found.residual_BD, fired_F), "reconstruction": loss.detach()}
-        return Terms(loss, sums, fired_F, {})
+        sums = {**self.batch_stats(x_BD, found.residual_BD, fired_F), "reconstruction": loss.detach()}
+        return LossOutput(loss, sums, fired_F, {})
 
-    def budgets(self) -> list[int]:
+    def eval_ks(self) -> list[int]:
         """1, 2, 4... and the trained number of rounds."""
         return powers_of_two_to(self.config.rule.rounds)

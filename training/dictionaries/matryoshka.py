@@ -79,7 +79,7 @@ class MatryoshkaBatchTopK(BatchTopK):
             parts.append(sparse_decode(values_N[inside_N], subset(chosen, inside_N), decoder.atoms_FO))
             start = end
         if self.latents.size > 1:  # one reduction instead of one for each prefix, for the memory of all of them
-            parts = list(self.latents.sum(torch.stack(parts)))
+            parts = list(self.latents.all_reduce(torch.stack(parts)))
         error_BO, total = target_BO, target_BO.new_zeros(())
         for part_BO in parts:
             error_BO = error_BO - part_BO

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lexray.storage.errors import UserError
-from lexray.training.dictionaries.base import DictionaryConfig, Sample, Terms
+from lexray.training.dictionaries.base import DictionaryConfig, LossOutput, Sample
 from lexray.training.dictionaries.normalisers import NormaliserName, Sites
 from lexray.training.dictionaries.solved import FromRowsConfig, Solved
 from lexray.training.ops.kmeans import random_rows
 from lexray.training.ops.nmf import least_squares_atoms, multiplicative_atoms, sparse_codes
-from lexray.training.ops.sparse_code import Code
+from lexray.training.ops.sparse_code import SparseCode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,13 +101,13 @@ class SNMF(Solved):
         self._set_factors(F.normalize(rows_FD, dim=1, eps=torch.finfo(torch.float32).tiny))
 
     @torch.no_grad()
-    def learn(self, x_BD: Tensor, total_rows: int) -> Terms:
+    def learn(self, x_BD: Tensor, total_rows: int) -> LossOutput:
         x_BD = self.input.normalise(x_BD)
         code = self.code_of(x_BD)
         terms = self.terms(x_BD, code, total_rows)
         z_BF, factor_BD = code.dense().double(), self.to_factor(x_BD).double()
         for summed, batch in ((self.sum_zz_FF, z_BF.T @ z_BF), (self.sum_zx_FD, z_BF.T @ factor_BD)):
-            summed.mul_(self.config.forgetting).add_(self.rows.sum(batch))
+            summed.mul_(self.config.forgetting).add_(self.rows.all_reduce(batch))
         factors_FD = self.new_factors(self.get_buffer("factors"))
         lengths_F = factors_FD.norm(dim=1)
         lengths_F = torch.where(lengths_F > 0, lengths_F, 1.0)
@@ -117,7 +117,7 @@ class SNMF(Solved):
         self._set_factors(factors_FD / lengths_F[:, None])
         return terms
 
-    def code_of(self, x_BD: Tensor) -> Code:
+    def code_of(self, x_BD: Tensor) -> SparseCode:
         factors_FD, k = self.get_buffer("factors").to(x_BD.dtype), int(self.config.target_l0)
         return sparse_codes(self.to_factor(x_BD), factors_FD, k, self.config.code_rounds, self.latents)
 

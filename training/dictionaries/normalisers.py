@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lexray.training.mesh.axes import Rows
+from lexray.training.mesh.axes import DataAxis
 
 NormaliserName = Literal["none", "centre", "unit_norm", "standard", "layer_norm", "whiten"]
 
@@ -183,7 +183,7 @@ class Normaliser(nn.Module):
         return (self.mean_D - self.shift_D) / self.scale_D
 
     @torch.no_grad()
-    def fit(self, batches: Iterable[Tensor], rows: Rows) -> None:
+    def fit(self, batches: Iterable[Tensor], rows: DataAxis) -> None:
         """Learn the whitening matrices from raw rows: the covariance about the dataset's mean, over all ranks."""
         width = len(self.mean_D)
         total = torch.zeros(width, width, dtype=torch.float64, device=self.mean_D.device)
@@ -192,7 +192,7 @@ class Normaliser(nn.Module):
             centred_BD = x_BD.double() - self.mean_D.double()
             total += centred_BD.T @ centred_BD
             count += len(x_BD)
-        covariance = rows.sum(total) / rows.sum(count)
+        covariance = rows.all_reduce(total) / rows.all_reduce(count)
         values_D, vectors_DD = torch.linalg.eigh(covariance)
         roots_D = (values_D.clamp_min(WHITEN_FLOOR * float(values_D.mean())) * width).sqrt()
         self.get_buffer("whiten_DD").copy_(vectors_DD / roots_D @ vectors_DD.T)

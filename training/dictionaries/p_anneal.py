@@ -71,7 +71,7 @@ class PAnnealing(Penalised):
         if not self._jumps_next:
             return {}
         after = self._lp(f if norms is None else f * norms, self._next_p)
-        return {"sparsity_next_p": self.latents.sum(after.sum()) / total_rows}
+        return {"sparsity_next_p": self.latents.all_reduce(after.sum()) / total_rows}
 
     @property
     def _next_p(self) -> float:

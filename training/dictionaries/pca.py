@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from lexray.storage.errors import UserError
-from lexray.training.dictionaries.base import DictionaryConfig, Terms
+from lexray.training.dictionaries.base import DictionaryConfig, LossOutput
 from lexray.training.dictionaries.normalisers import Sites
 from lexray.training.dictionaries.solved import Solved, SolvedConfig
 from lexray.training.mesh.axes import Chosen
-from lexray.training.ops.sparse_code import Code
+from lexray.training.ops.sparse_code import SparseCode
 from lexray.training.ops.topk import topk
 
 
@@ -66,9 +66,9 @@ class PCA(Solved):
         self.W_dec.copy_(torch.eye(config.width, sites.input_width))
 
     @torch.no_grad()
-    def learn(self, x_BD: Tensor, total_rows: int) -> Terms:
+    def learn(self, x_BD: Tensor, total_rows: int) -> LossOutput:
         x_BD = self.input.normalise(x_BD)
-        self.sum_DD += self.rows.sum(x_BD.double().T @ x_BD.double())
+        self.sum_DD += self.rows.all_reduce(x_BD.double().T @ x_BD.double())
         self.sum_rows += total_rows
         done = self.step + 1
         if done & (done - 1) == 0 or done == self.num_steps:
@@ -79,11 +79,11 @@ class PCA(Solved):
             self.W_dec.copy_(components_FD * largest_F1.sign())
         return self.terms(x_BD, self.code_of(x_BD), total_rows)
 
-    def code_of(self, x_BD: Tensor) -> Code:
+    def code_of(self, x_BD: Tensor) -> SparseCode:
         scores_BF, k = x_BD @ self.W_dec.T, int(self.config.target_l0)
         if self.config.select == "largest":
             chosen = topk(scores_BF, k, self.latents, lambda z, among: z.abs())
         else:
             leading = torch.arange(k, device=x_BD.device).repeat(len(x_BD))
             chosen = Chosen(leading, torch.arange(0, len(leading) + 1, k, device=x_BD.device))
-        return Code(scores_BF[chosen.rows, chosen.latents], chosen, self.config.width)
+        return SparseCode(scores_BF[chosen.rows, chosen.latents], chosen, self.config.width)

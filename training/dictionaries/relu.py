@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lexray.storage.errors import UserError
-from lexray.training.dictionaries.base import Terms
+from lexray.training.dictionaries.base import LossOutput
 from lexray.training.dictionaries.learned import DecoderNorm
 from lexray.training.dictionaries.penalised import Penalised, PenalisedConfig
 from lexray.training.ops.preactivations import entries_above
-from lexray.training.ops.sparse_code import Code
+from lexray.training.ops.sparse_code import SparseCode
 from lexray.training.ops.topk import pairs_above
 
 
@@ -45,30 +45,30 @@ class ReLU(Penalised):
         """The penalty of activations (any shape) whose atoms have these norms (None: all 1), element by element."""
         return f if norms is None else f * norms
 
-    def encode(self, x_BD: Tensor) -> Code:
+    def encode(self, x_BD: Tensor) -> SparseCode:
         x_BD, frame = self.normalised_with_frame(x_BD)
         z_BF = self.preactivations(x_BD)
         chosen = pairs_above(z_BF, z_BF.new_zeros(()), lambda z, among: z)
-        return Code(z_BF[chosen.rows, chosen.latents], chosen, z_BF.shape[1], frame)
+        return SparseCode(z_BF[chosen.rows, chosen.latents], chosen, z_BF.shape[1], frame)
 
-    def loss(self, x_BD: Tensor, total_rows: int, y_BO: Tensor | None = None) -> Terms:
+    def loss(self, x_BD: Tensor, total_rows: int, y_BO: Tensor | None = None) -> LossOutput:
         x_BD, y_BO = self.normalised(x_BD, y_BO)
         decoder = self.decoder()
         entries = entries_above(0.0, x_BD, self.W_enc, self.encoder_bias_F())
         f = F.relu(entries.pre)
         norms = None if decoder.norms_F is None else entries.at(decoder.norms_F)
-        error_BO = y_BO - self.latents.sum(entries.decode(f, decoder.atoms_FO)) - self.offset(x_BD)
+        error_BO = y_BO - self.latents.all_reduce(entries.decode(f, decoder.atoms_FO)) - self.offset(x_BD)
         reconstruction = error_BO.square().sum() / total_rows
-        sparsity = self.latents.sum(self.penalty(f, norms).sum()) / total_rows
+        sparsity = self.latents.all_reduce(self.penalty(f, norms).sum()) / total_rows
         fired_F = entries.count(entries.pre.detach() > 0)
         sums = {
-            **self.shares(y_BO, error_BO, fired_F),
+            **self.batch_stats(y_BO, error_BO, fired_F),
             "reconstruction": reconstruction.detach(),
             "sparsity": sparsity.detach(),
             **self.further_sums(f.detach(), norms, total_rows),
         }
         coefficient = self.coefficient
-        return Terms(reconstruction + coefficient * sparsity, sums, fired_F, {"coefficient": coefficient})
+        return LossOutput(reconstruction + coefficient * sparsity, sums, fired_F, {"coefficient": coefficient})
 
     def further_sums(self, f: Tensor, norms: Tensor | None, total_rows: int) -> dict[str, Tensor]:
         """What else a subclass wants summed over the batch, without gradient."""

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from lexray.storage.errors import UserError
-from lexray.training.dictionaries.base import Dictionary, DictionaryConfig, Terms
+from lexray.training.dictionaries.base import Dictionary, DictionaryConfig, LossOutput
 from lexray.training.dictionaries.normalisers import Sites
-from lexray.training.ops.sparse_code import Code
+from lexray.training.ops.sparse_code import SparseCode
 from lexray.training.ops.sparse_products import sparse_decode
 
 
@@ -57,29 +57,29 @@ class Solved(Dictionary):
         """The atoms (F, D)."""
         return self.W_dec
 
-    def code_of(self, x_BD: Tensor) -> Code:
+    def code_of(self, x_BD: Tensor) -> SparseCode:
         """The code of normalised rows."""
         raise NotImplementedError
 
-    def encode(self, x_BD: Tensor) -> Code:
+    def encode(self, x_BD: Tensor) -> SparseCode:
         x_BD, frame = self.normalised_with_frame(x_BD)
         return self.code_of(x_BD)._replace(frame=frame)
 
-    def decode(self, code: Code, x_BD: Tensor | None = None) -> Tensor:
-        x_hat_BD = self.latents.sum(sparse_decode(code.values, code.chosen, self.atoms_FD()))
+    def decode(self, code: SparseCode, x_BD: Tensor | None = None) -> Tensor:
+        x_hat_BD = self.latents.all_reduce(sparse_decode(code.values, code.chosen, self.atoms_FD()))
         return self.output.denormalise(x_hat_BD, code.frame)
 
-    def terms(self, x_BD: Tensor, code: Code, total_rows: int) -> Terms:
+    def terms(self, x_BD: Tensor, code: SparseCode, total_rows: int) -> LossOutput:
         """What the loop wants to know of a batch of normalised rows and their code."""
-        error_BD = x_BD - self.latents.sum(sparse_decode(code.values, code.chosen, self.atoms_FD()))
+        error_BD = x_BD - self.latents.all_reduce(sparse_decode(code.values, code.chosen, self.atoms_FD()))
         fired_F = code.fired()
         loss = error_BD.square().sum() / total_rows
-        return Terms(loss, {**self.shares(x_BD, error_BD, fired_F), "reconstruction": loss}, fired_F, {})
+        return LossOutput(loss, {**self.batch_stats(x_BD, error_BD, fired_F), "reconstruction": loss}, fired_F, {})
 
     def tensors_to_save(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Without the sums that only further training would need."""
         return {name: t for name, t in tensors.items() if not name.startswith("sum_")}
 
-    def take_saved_form(self) -> None:
+    def become_saved_form(self) -> None:
         for name in [name for name, _ in self.named_buffers() if name.startswith("sum_")]:
             delattr(self, name)

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from lexray.storage.errors import UserError
 from lexray.training.dictionaries.auxk import auxk_term
-from lexray.training.dictionaries.base import Terms
+from lexray.training.dictionaries.base import LossOutput
 from lexray.training.dictionaries.learned import Decoder, LearnedConfig, LearnedDictionary
 from lexray.training.mesh.axes import Axes, Chosen
-from lexray.training.ops.sparse_code import Code
+from lexray.training.ops.sparse_code import SparseCode
 from lexray.training.ops.sparse_products import chosen_preactivations, sparse_decode
 from lexray.training.ops.topk import Score, topk
 
@@ -109,7 +109,7 @@ class TopK(LearnedDictionary):
 
     def reconstruct(self, values_N: Tensor, chosen: Chosen, decoder: Decoder, target_BO: Tensor) -> Reconstruction:
         """The error that is trained, for targets without their offset."""
-        error_BO = target_BO - self.latents.sum(sparse_decode(values_N, chosen, decoder.atoms_FO))
+        error_BO = target_BO - self.latents.all_reduce(sparse_decode(values_N, chosen, decoder.atoms_FO))
         return Reconstruction(error_BO.square().sum(), error_BO)
 
     # The contract ----------------------------------------------------------------------------------------------
@@ -130,14 +130,14 @@ class TopK(LearnedDictionary):
         left = max(0.0, 1 - self.progress / self.config.k_anneal)
         return round(k + (start - k) * left)
 
-    def encode(self, x_BD: Tensor, k: int | None = None) -> Code:
+    def encode(self, x_BD: Tensor, k: int | None = None) -> SparseCode:
         """The code of raw activations; `k` is by default the one that was trained."""
         x_BD, frame = self.normalised_with_frame(x_BD)
         z_BF = self.preactivations(x_BD)
         chosen = self.select(z_BF, k or int(self.config.target_l0), self.decoder())
-        return Code(self.value(z_BF[chosen.rows, chosen.latents]), chosen, z_BF.shape[1], frame)
+        return SparseCode(self.value(z_BF[chosen.rows, chosen.latents]), chosen, z_BF.shape[1], frame)
 
-    def loss(self, x_BD: Tensor, total_rows: int, y_BO: Tensor | None = None) -> Terms:
+    def loss(self, x_BD: Tensor, total_rows: int, y_BO: Tensor | None = None) -> LossOutput:
         x_BD, y_BO = self.normalised(x_BD, y_BO)
         bias_F, decoder = self.encoder_bias_F(), self.decoder()
         target_BO = y_BO - self.offset(x_BD)
@@ -146,16 +146,16 @@ class TopK(LearnedDictionary):
             chosen, observed = self.choose(z_BF, self.k, total_rows, decoder)
         values_N = self.value(chosen_preactivations(z_BF, chosen, x_BD, self.W_enc, bias_F))
         reconstruction = self.reconstruct(values_N, chosen, decoder, target_BO)
-        fired_F = Code(values_N.detach(), chosen, len(self.W_enc)).fired()
+        fired_F = SparseCode(values_N.detach(), chosen, len(self.W_enc)).fired()
         loss = reconstruction.loss / total_rows
-        sums = {**self.shares(y_BO, reconstruction.error_BO, fired_F), "reconstruction": loss.detach()}
+        sums = {**self.batch_stats(y_BO, reconstruction.error_BO, fired_F), "reconstruction": loss.detach()}
         if self.config.multi_topk:
             multi = self._multi(z_BF, x_BD, bias_F, decoder, target_BO, total_rows)
             loss, sums = loss + multi / 8, {**sums, "multi": multi.detach()}
         aux = x_BD.new_zeros(())
         if self.config.aux_weight:
             aux = self._aux(z_BF, x_BD, bias_F, decoder, reconstruction.error_BO, total_rows)
-        return Terms(loss + self.config.aux_weight * aux, {**sums, "aux": aux.detach()}, fired_F, observed)
+        return LossOutput(loss + self.config.aux_weight * aux, {**sums, "aux": aux.detach()}, fired_F, observed)
 
     def _multi(
         self, z_BF: Tensor, x_BD: Tensor, bias_F: Tensor, decoder: Decoder, target_BO: Tensor, total_rows: int

@@ -18,7 +18,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from lexray.training.mesh.mesh import Place
+from lexray.training.mesh.mesh import MeshCoord
 
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -26,7 +26,7 @@ ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 class AdamStates:
     """Of the parameters that `adam` steps, wrapped by `engine`."""
 
-    def __init__(self, engine: Any, adam: torch.optim.Adam, zero_stage: int, place: Place) -> None:
+    def __init__(self, engine: Any, adam: torch.optim.Adam, zero_stage: int, place: MeshCoord) -> None:
         self._engine, self._adam, self._stage, self._place = engine, adam, zero_stage, place
 
     def master(self, parameter: nn.Parameter) -> Tensor:

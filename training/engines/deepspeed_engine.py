@@ -29,10 +29,10 @@ from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
 from lexray.training.checkpoint.format import Checkpoint
 from lexray.training.checkpoint.parts import MOMENTS, WEIGHTS
 from lexray.training.config import MeshConfig, OptimizerConfig, Precision
-from lexray.training.dictionaries.base import Dictionary, RawRows, Terms
+from lexray.training.dictionaries.base import Dictionary, LossOutput, RawRows
 from lexray.training.engines.adam_states import ADAM_MOMENTS, AdamStates
 from lexray.training.engines.deepspeed_settings import LiveGroup, check_groups, deepspeed_config, parameter_groups
-from lexray.training.engines.engine import Rewrite
+from lexray.training.engines.engine import Assignment
 from lexray.training.engines.micro_batches import in_parts, parts_of
 from lexray.training.mesh.mesh import ONE_RANK, Mesh
 
@@ -50,7 +50,7 @@ class _LossOf(nn.Module):
     def __init__(self, dictionary: Dictionary, precision: Precision) -> None:
         super().__init__()
         self.dictionary, self.precision = dictionary, precision
-        self.terms: Terms | None = None
+        self.terms: LossOutput | None = None
 
     def forward(self, x_BD: Tensor, total_rows: int, y_BO: Tensor) -> Tensor:
         # Without torch's cache of cast weights: one made where no gradient is wanted would be used where one is.
@@ -59,7 +59,7 @@ class _LossOf(nn.Module):
         return self.terms.loss
 
 
-class Engine:
+class DeepSpeedEngine:
     """Trains a dictionary, of which every rank has its slice of latents, with the same start on all of a slice.
 
     Raises UserError when `config` names parameters that the dictionary does not have.
@@ -95,7 +95,7 @@ class Engine:
         if mesh.place.data == 1 and self.zero_stage == 0:
             self._engine.enable_backward_allreduce = False  # nothing to add up, and it costs a pass over the gradients
 
-    def step(self, rows: RawRows, total_rows: int, lr: float) -> Terms:
+    def step(self, rows: RawRows, total_rows: int, lr: float) -> LossOutput:
         """One optimizer step on this rank's raw rows of a global batch."""
         self._set_lr(lr)
         if self.micro_batches == 1:
@@ -108,10 +108,10 @@ class Engine:
                 look=lambda i: self._look(parts[i], total_rows),
                 learn=lambda i: self._accumulate(parts[i], total_rows),
             )
-        self.rewrite(self.dictionary.projections())
+        self.assign(self.dictionary.projections())
         return terms
 
-    def _accumulate(self, rows: RawRows, total_rows: int) -> Terms:
+    def _accumulate(self, rows: RawRows, total_rows: int) -> LossOutput:
         """Add the gradient of these rows; with the last rows of a step, change the parameters."""
         loss = self._engine(rows.x_BD, total_rows, rows.y_BO)
         self._engine.backward(loss * self.mesh.place.data, scale_wrt_gas=False)
@@ -166,7 +166,7 @@ class Engine:
                 yield f"{MOMENTS}{moment}.{name}", self._states.moment(parameter, moment)
 
     @torch.no_grad()
-    def rewrite(self, changes: dict[str, Rewrite], *, reset_moments: bool = False) -> None:
+    def assign(self, changes: dict[str, Assignment], *, reset_moments: bool = False) -> None:
         """Change parameters from outside: fp32 masters and the copies that the next forward pass uses.
 
         `reset_moments` zeroes Adam's moments wherever a value changed. Under ZeRO 1 to 3 this gathers each named

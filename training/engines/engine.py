@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from lexray.training.checkpoint.format import Checkpoint
-from lexray.training.dictionaries.base import Dictionary, RawRows, Terms
+from lexray.training.dictionaries.base import Dictionary, LossOutput, RawRows
 
-Rewrite = Callable[[Tensor], Tensor]
+Assignment = Callable[[Tensor], Tensor]
 """A whole parameter as it is to one as it shall be."""
 
 
-class Optimizer(Protocol):
+class Engine(Protocol):
     """Changes a dictionary: DeepSpeed with Adam (`engine`), or sums of its own (`solver`)."""
 
     dictionary: Dictionary
@@ -25,7 +25,7 @@ class Optimizer(Protocol):
     def device(self) -> torch.device:
         """Where the dictionary lies."""
 
-    def step(self, rows: RawRows, total_rows: int, lr: float) -> Terms:
+    def step(self, rows: RawRows, total_rows: int, lr: float) -> LossOutput:
         """One step on this rank's rows of a global batch."""
 
     def whole_parameters(self) -> AbstractContextManager[None]:
@@ -40,7 +40,7 @@ class Optimizer(Protocol):
         Every rank goes through all of it.
         """
 
-    def rewrite(self, changes: dict[str, Rewrite], *, reset_moments: bool = False) -> None:
+    def assign(self, changes: dict[str, Assignment], *, reset_moments: bool = False) -> None:
         """Change parameters from outside, whole tensor to whole tensor. Every rank calls it."""
 
     def restore(self, checkpoint: Checkpoint) -> None:

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from lexray.training.dictionaries.base import Dictionary, RawRows, Terms
-from lexray.training.mesh.axes import Axes, Pairs, Rows
+from lexray.training.dictionaries.base import Dictionary, LossOutput, RawRows
+from lexray.training.mesh.axes import Axes, DataAxis, WorldAxis
 
 T = TypeVar("T")
 
@@ -82,16 +82,16 @@ class Questions:
 class PartRows:
     """The data axis, as a part of this rank's rows sees it."""
 
-    whole: Rows
+    whole: DataAxis
     questions: Questions
 
     @property
     def size(self) -> int:
         return self.whole.size
 
-    def sum(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         total: Tensor = self.questions.ask(
-            values, lambda every: [self.whole.sum(torch.stack(every).sum(0))] * len(every)
+            values, lambda every: [self.whole.all_reduce(torch.stack(every).sum(0))] * len(every)
         )
         return total
 
@@ -99,9 +99,9 @@ class PartRows:
         found: Tensor = self.questions.ask(values, lambda every: [self.whole.gather(torch.cat(every))] * len(every))
         return found
 
-    def before(self, count: int) -> int:
+    def exclusive_sum(self, count: int) -> int:
         def answer(counts: list[int]) -> list[int]:
-            first = self.whole.before(sum(counts))
+            first = self.whole.exclusive_sum(sum(counts))
             return [first + sum(counts[:part]) for part in range(len(counts))]
 
         found: int = self.questions.ask(count, answer)
@@ -112,7 +112,7 @@ class PartRows:
 class PartPairs:
     """Both axes, as a part of this rank's rows sees them."""
 
-    whole: Pairs
+    whole: WorldAxis
     questions: Questions
 
     def gather(self, values: Tensor) -> Tensor:
@@ -134,8 +134,8 @@ class PartPairs:
 
 
 def in_parts(
-    dictionary: Dictionary, num_parts: int, look: Callable[[int], Any], learn: Callable[[int], Terms]
-) -> Terms:
+    dictionary: Dictionary, num_parts: int, look: Callable[[int], Any], learn: Callable[[int], LossOutput]
+) -> LossOutput:
     """The terms of a whole batch, without gradient, of parts that are computed one after another.
 
     `look` computes the loss of a part without gradient and may be cut off; `learn` then computes it to the end and adds
@@ -157,9 +157,9 @@ def parts_of(rows: RawRows, num_parts: int) -> list[RawRows]:
     return [RawRows(x_BD, y_BO) for x_BD, y_BO in zip(x_parts, y_parts, strict=True)]
 
 
-def joined_terms(parts: list[Terms]) -> Terms:
+def joined_terms(parts: list[LossOutput]) -> LossOutput:
     """The parts' terms as those of the whole, without gradient."""
     loss = torch.stack([part.loss.detach() for part in parts]).sum()
     sums = {name: torch.stack([part.sums[name] for part in parts]).sum(0) for name in parts[0].sums}
     fired_F = torch.stack([part.fired_F for part in parts]).sum(0)
-    return Terms(loss, sums, fired_F, parts[0].observed)
+    return LossOutput(loss, sums, fired_F, parts[0].observed)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from lexray.training.dictionaries.base import Dictionary, RawRows
 from lexray.training.dictionaries.learned import LearnedConfig, LearnedDictionary
-from lexray.training.engines.engine import Optimizer, Rewrite
-from lexray.training.mesh.axes import Rows
+from lexray.training.engines.engine import Assignment, Engine
+from lexray.training.mesh.axes import DataAxis
 from lexray.training.ops.sampling import largest_keys, row_hashes
 
 ENCODER_LENGTH = 0.2
@@ -27,21 +27,21 @@ TINY = torch.finfo(torch.float32).tiny
 """Divides vectors of length 0 without a floor for short ones, whatever the scale of the rows."""
 
 
-def resample_dead(engine: Optimizer, raw: RawRows, total_rows: int, rows: Rows) -> int:
+def resample_dead(engine: Engine, raw: RawRows, total_rows: int, rows: DataAxis) -> int:
     """Restart dead latents when it is their time; how many were. Step and counters decide, the same on all ranks."""
     dictionary = engine.dictionary
     if not is_due(dictionary, total_rows):
         return 0
     assert isinstance(dictionary, LearnedDictionary)
     dead_U, latents = dictionary.dead_F.nonzero().squeeze(1), dictionary.latents
-    num_dead, first = latents.count(len(dead_U)), latents.before(len(dead_U))
+    num_dead, first = latents.count(len(dead_U)), latents.exclusive_sum(len(dead_U))
     if not num_dead:
         return 0
     with engine.whole_parameters(), torch.no_grad():
         starts = worst_rows(dictionary, raw, num_dead, rows)
         dead_U = dead_U[: max(0, len(starts) - first)]
         changes = restarts(dictionary, dead_U, starts[first : first + len(dead_U)])
-    engine.rewrite(changes, reset_moments=True)
+    engine.assign(changes, reset_moments=True)
     dictionary.rows_since_fired_F[dead_U] = 0
     return len(starts)
 
@@ -55,7 +55,7 @@ def is_due(dictionary: Dictionary, batch_rows: int) -> bool:
     return (dictionary.step + 1) * batch_rows // every > dictionary.step * batch_rows // every
 
 
-def worst_rows(dictionary: LearnedDictionary, raw: RawRows, count: int, rows: Rows) -> Tensor:
+def worst_rows(dictionary: LearnedDictionary, raw: RawRows, count: int, rows: DataAxis) -> Tensor:
     """Normalised inputs and residuals of up to `count` rows of the global batch, drawn by squared loss (n, D + O).
 
     The draw is by the largest u^(1 / weight) with u a hash of the row, so it does not depend on which rank has it.
@@ -67,12 +67,12 @@ def worst_rows(dictionary: LearnedDictionary, raw: RawRows, count: int, rows: Ro
     weight_B = error_BO.double().square().sum(1).square().clamp_min(torch.finfo(torch.float64).tiny)
     uniform_B = row_hashes(x_BD, dictionary.step).clamp(1e-9, 1 - 1e-9)
     key_B = uniform_B.log() / weight_B  # log of u^(1 / weight), up to its sign's order
-    count = min(count, int(rows.sum(torch.tensor(len(x_BD), device=x_BD.device))))
+    count = min(count, int(rows.all_reduce(torch.tensor(len(x_BD), device=x_BD.device))))
     mine = torch.cat([key_B[:, None], x_BD.double(), error_BO.double()], 1)
     return largest_keys(mine, count, rows)[:, 1:].to(x_BD.dtype)
 
 
-def restarts(dictionary: LearnedDictionary, dead_U: Tensor, starts: Tensor) -> dict[str, Rewrite]:
+def restarts(dictionary: LearnedDictionary, dead_U: Tensor, starts: Tensor) -> dict[str, Assignment]:
     """What becomes of each parameter that has a row for each latent."""
     inputs_UD, residuals_UO = starts.split([dictionary.sites.input_width, dictionary.sites.output_width], dim=1)
     encoder = getattr(dictionary, "W_enc", None)
@@ -83,7 +83,7 @@ def restarts(dictionary: LearnedDictionary, dead_U: Tensor, starts: Tensor) -> d
         "W_dec": residuals_UO / dictionary.code_norms(residuals_UO).clamp_min(TINY)[:, None],
     }
 
-    def put(values: Tensor) -> Rewrite:
+    def put(values: Tensor) -> Assignment:
         return lambda whole: whole.index_copy(0, dead_U.to(whole.device), values.to(whole))
 
     names = dict(dictionary.named_parameters())

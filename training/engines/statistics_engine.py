@@ -10,11 +10,11 @@ from torch import Tensor
 
 from lexray.training.checkpoint.format import Checkpoint
 from lexray.training.checkpoint.parts import WEIGHTS
-from lexray.training.dictionaries.base import Dictionary, RawRows, Terms
-from lexray.training.engines.engine import Rewrite
+from lexray.training.dictionaries.base import Dictionary, LossOutput, RawRows
+from lexray.training.engines.engine import Assignment
 
 
-class Solver:
+class StatisticsEngine:
     """Lets a dictionary learn from each batch; every rank does the same with the same sums."""
 
     def __init__(self, dictionary: Dictionary) -> None:
@@ -24,7 +24,7 @@ class Solver:
     def device(self) -> torch.device:
         return self.dictionary.input.mean_D.device
 
-    def step(self, rows: RawRows, total_rows: int, lr: float) -> Terms:
+    def step(self, rows: RawRows, total_rows: int, lr: float) -> LossOutput:
         """One batch; the learning rate plays no part."""
         return self.dictionary.learn(rows.x_BD, total_rows)
 
@@ -42,7 +42,7 @@ class Solver:
         for name, buffer in self.dictionary.named_buffers():
             yield WEIGHTS + name, buffer
 
-    def rewrite(self, changes: dict[str, Rewrite], *, reset_moments: bool = False) -> None:
+    def assign(self, changes: dict[str, Assignment], *, reset_moments: bool = False) -> None:
         """There is nothing to rewrite."""
         assert not changes
 

@@ -14,11 +14,11 @@ from lexray.training.config import TrainingConfig
 from lexray.training.dictionaries import make_dictionary
 from lexray.training.dictionaries.base import Dictionary, RawRows
 from lexray.training.engines.batches import raw_rows
-from lexray.training.engines.engine import Optimizer
-from lexray.training.engines.statistics_engine import Solver
+from lexray.training.engines.engine import Engine
+from lexray.training.engines.statistics_engine import StatisticsEngine
 from lexray.training.mesh.axes import ONE_PROCESS, Axes
 from lexray.training.mesh.device import ACCELERATOR, CPU, backend_of
-from lexray.training.mesh.mesh import Mesh, Place
+from lexray.training.mesh.mesh import Mesh, MeshCoord
 
 
 def ensure_process_group(device: torch.device = CPU) -> None:
@@ -33,10 +33,10 @@ def ensure_process_group(device: torch.device = CPU) -> None:
         )
 
 
-def place_in(config: TrainingConfig, rank: int) -> Place:
+def place_in(config: TrainingConfig, rank: int) -> MeshCoord:
     """Where a rank stands in a trial's mesh. Dictionaries that learn by statistics split the rows alone."""
     mesh, data = config.mesh, config.mesh.row_parts(config.dictionary)
-    return Place(rank=rank, data=data, feature=mesh.data * mesh.feature // data)
+    return MeshCoord(rank=rank, data=data, feature=mesh.data * mesh.feature // data)
 
 
 def build_dictionary(config: TrainingConfig, manifest: Manifest, axes: Axes = ONE_PROCESS) -> Dictionary:
@@ -51,13 +51,13 @@ def sample_rows(config: TrainingConfig, stream: BatchStream, device: torch.devic
         yield raw_rows(stream.batch(step), config.data, device)
 
 
-def make_engine(dictionary: Dictionary, config: TrainingConfig, mesh: Mesh) -> Optimizer:
+def make_engine(dictionary: Dictionary, config: TrainingConfig, mesh: Mesh) -> Engine:
     """Return what changes the dictionary as it asks for, on the device where the dictionary lies."""
     if dictionary.learns_by == "statistics":
-        return Solver(dictionary)
+        return StatisticsEngine(dictionary)
     os.environ.setdefault(ACCELERATOR, dictionary.input.mean_D.device.type)
     from lexray.training.engines.deepspeed_engine import (
-        Engine,  # DeepSpeed takes an accelerator for good when it is imported
+        DeepSpeedEngine,  # DeepSpeed takes an accelerator for good when it is imported
     )
 
-    return Engine(dictionary, config.optimizer, config.mesh, mesh)
+    return DeepSpeedEngine(dictionary, config.optimizer, config.mesh, mesh)

@@ -9,7 +9,7 @@ import torch
 
 from lexray.storage.objects.retries import retried_calls
 from lexray.storage.stream import BatchStream
-from lexray.training.mesh.axes import Pairs
+from lexray.training.mesh.axes import WorldAxis
 
 
 @dataclass(kw_only=True)
@@ -22,7 +22,7 @@ class DataTraffic:
 
     train: BatchStream
     held_out: BatchStream
-    ranks: Pairs
+    ranks: WorldAxis
     """All ranks of the mesh: those that split the latents of the same rows each read them."""
     _wait_s: float = 0.0
     _retries_before: int = field(default_factory=retried_calls)

@@ -10,17 +10,17 @@ from typing import NamedTuple
 import torch
 
 from lexray.storage.stream import BatchStream
-from lexray.training.checkpoint.parts import Share
+from lexray.training.checkpoint.parts import ShardSpec
 from lexray.training.checkpoint.writer import CheckpointWriter
 from lexray.training.config import DataConfig
 from lexray.training.engines.batches import raw_rows
-from lexray.training.engines.engine import Optimizer
+from lexray.training.engines.engine import Engine
 from lexray.training.engines.micro_batches import parts_of
 from lexray.training.loop.data_traffic import DataTraffic
 from lexray.training.loop.loop import StepRecord
 from lexray.training.loop.metrics_log import MetricsLog
 from lexray.training.measures.metrics import evaluate
-from lexray.training.mesh.axes import Pairs, Rows
+from lexray.training.mesh.axes import DataAxis, WorldAxis
 from lexray.training.mesh.mesh import Mesh
 
 Emit = Callable[[dict[str, float]], None]
@@ -81,11 +81,11 @@ class EvaluateHook:
     """Held-out metrics."""
 
     every: int
-    engine: Optimizer
+    engine: Engine
     stream: BatchStream
     data: DataConfig
     max_rows: int
-    rows: Rows
+    rows: DataAxis
     traffic: DataTraffic
     emit: Emit
     micro_batches: int = 1
@@ -120,8 +120,8 @@ class CheckpointHook:
     """
 
     every: int
-    engine: Optimizer
-    share: Share
+    engine: Engine
+    share: ShardSpec
     writer: CheckpointWriter
     metrics_log: MetricsLog | None
     """None on ranks other than 0."""
@@ -158,7 +158,7 @@ class TimedCheckpointHook:
     every: int
     after_s: float
     checkpoint: CheckpointHook
-    ranks: Pairs
+    ranks: WorldAxis
 
     def __call__(self, record: StepRecord) -> None:
         is_old = torch.tensor([float(self.checkpoint.age_s >= self.after_s)])
@@ -167,14 +167,14 @@ class TimedCheckpointHook:
 
 
 @dataclass(kw_only=True)
-class EndHook:
+class StopHook:
     """Ends the training before its last step, at one step on all ranks, when rank 0 is given a reason to."""
 
     every: int
     num_steps: int
     ask: Callable[[], str] | None
     """Why the training ends here, empty to go on; asked on rank 0 alone, None on the others."""
-    ranks: Pairs
+    ranks: WorldAxis
     ended: bool = False
     reason: str = ""
     """Known on rank 0."""

@@ -16,11 +16,11 @@ import torch
 
 from lexray.storage.stream import BatchStream
 from lexray.training.config import TrainingConfig
-from lexray.training.dictionaries.base import BatchSums, Terms
+from lexray.training.dictionaries.base import BatchSums, LossOutput
 from lexray.training.engines.batches import batches_on
-from lexray.training.engines.engine import Optimizer
+from lexray.training.engines.engine import Engine
 from lexray.training.engines.resampling import resample_dead
-from lexray.training.mesh.axes import Rows
+from lexray.training.mesh.axes import DataAxis
 from lexray.training.mesh.liveness import RowCheck
 
 
@@ -62,8 +62,8 @@ class Hook(Protocol):
 def training_steps(
     config: TrainingConfig,
     stream: BatchStream,
-    engine: Optimizer,
-    rows: Rows,
+    engine: Engine,
+    rows: DataAxis,
     *,
     start: int,
     check: RowCheck | None = None,
@@ -89,11 +89,11 @@ def training_steps(
             yield StepRecord(step + 1, sums, lr, train_s)
 
 
-def global_sums(terms: Terms, total_rows: int, rows: Rows) -> BatchSums:
+def global_sums(terms: LossOutput, total_rows: int, rows: DataAxis) -> BatchSums:
     """Add up the ranks' parts, in one reduction."""
     named = {"loss": terms.loss.detach(), **terms.sums}
     scalars = torch.stack([value.float() for value in named.values()])
-    total = rows.sum(torch.cat([scalars, terms.fired_F.float()]))
+    total = rows.all_reduce(torch.cat([scalars, terms.fired_F.float()]))
     values = total[: len(named)].tolist()
     return BatchSums(total_rows, dict(zip(named, values, strict=True)), total[len(named) :], terms.observed)
 

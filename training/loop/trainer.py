@@ -16,28 +16,28 @@ from lexray.storage.manifest import Manifest
 from lexray.storage.store import Store
 from lexray.storage.stream import BatchStream, local_stream
 from lexray.storage.windows import LocalWindows, StreamSpec, WindowReader, WindowSource
-from lexray.training.checkpoint.parts import Share
+from lexray.training.checkpoint.parts import ShardSpec
 from lexray.training.checkpoint.resume import new_attempt, newest_state
 from lexray.training.checkpoint.saved import describe_dictionary, save_dictionary, to_state_dict
 from lexray.training.checkpoint.writer import CheckpointWriter
 from lexray.training.config import TrainingConfig
-from lexray.training.engines.engine import Optimizer
+from lexray.training.engines.engine import Engine
 from lexray.training.loop.build import build_dictionary, make_engine, place_in, sample_rows
 from lexray.training.loop.data_traffic import DataTraffic
 from lexray.training.loop.hooks import (
     CheckpointHook,
     Emit,
-    EndHook,
     EvaluateHook,
     LogHook,
     LogInterval,
+    StopHook,
     TimedCheckpointHook,
 )
 from lexray.training.loop.loop import Hook, run_hooks, training_steps
 from lexray.training.loop.metrics_log import MetricsLog
 from lexray.training.measures.metrics import METRICS_VERSION
 from lexray.training.mesh.device import CPU
-from lexray.training.mesh.liveness import BEAT_S, SILENT_AFTER_BEATS, Alone, RowCheck, Watch, exchange_seats
+from lexray.training.mesh.liveness import BEAT_S, SILENT_AFTER_BEATS, Alone, RowCheck, Watch, exchange_identities
 from lexray.training.mesh.mesh import Mesh, connect
 
 PATIENCE_S = 20.0
@@ -75,8 +75,8 @@ class Parts(NamedTuple):
     mesh: Mesh
     stream: BatchStream
     held_out: BatchStream
-    engine: Optimizer
-    share: Share
+    engine: Engine
+    share: ShardSpec
     start: int
     """Finished steps."""
 
@@ -89,8 +89,8 @@ class Hooks(NamedTuple):
     log: LogHook
     evaluation: EvaluateHook
     checkpoint: CheckpointHook
-    stop: EndHook
-    pause: EndHook
+    stop: StopHook
+    pause: StopHook
 
 
 @dataclass(kw_only=True)
@@ -138,11 +138,11 @@ class Trainer:
         assert mesh.place.size == self.num_ranks, (mesh.place, self.num_ranks)
         stream, held_out = self._stream("train", mesh), self._stream("held_out", mesh)
         dictionary = build_dictionary(self.config, stream.manifest, mesh.axes).to(self.device)
-        share = Share(mesh.place, dictionary.split_names())
+        share = ShardSpec(mesh.place, dictionary.split_names())
         state = newest_state(self.store.at_path("checkpoints"), share, mesh)
         start = state.step if state else 0
         row_ids = stream.batch(start).row_ids
-        exchange_seats(mesh, row_ids, self.device)
+        exchange_identities(mesh, row_ids, self.device)
         if state is not None:
             dictionary.load_state_dict(state.weights)
         elif dictionary.needs_sample:
@@ -175,7 +175,7 @@ class Trainer:
                 writer.close()
                 return TrainingResult({}, hooks.log.train_s, step - start, [], "paused", pause.reason)
             metrics = evaluation.last or evaluation.evaluate()  # resumed after the last step: nothing was evaluated yet
-            budgets = () if stop.ended else engine.dictionary.budgets()
+            budgets = () if stop.ended else engine.dictionary.eval_ks()
             curve = [{"k": float(k), **evaluation.evaluate(k)} for k in budgets]
             writer.close()  # before the dictionary is gathered: the memory of both is never needed at once
             self._save(engine, parts.stream.manifest, metrics)
@@ -220,7 +220,7 @@ class Trainer:
         due += [*([stop] if self.verdict is not None else []), *([pause] if self.pause is not None else [])]
         return Hooks(due, log, evaluation, checkpoint, stop, pause)
 
-    def _ends(self, metrics_log: MetricsLog | None, mesh: Mesh) -> tuple[EndHook, EndHook]:
+    def _ends(self, metrics_log: MetricsLog | None, mesh: Mesh) -> tuple[StopHook, StopHook]:
         """What may end the training before its last step: for good, and for now."""
         config, verdict = self.config, self.verdict
 
@@ -232,12 +232,12 @@ class Trainer:
         asks = (stop, self.pause) if metrics_log is not None else (None, None)
         everies = (config.every.evaluate, config.every.log)
         first, second = (
-            EndHook(every=every, num_steps=config.num_steps, ask=ask, ranks=mesh.axes.pairs)
+            StopHook(every=every, num_steps=config.num_steps, ask=ask, ranks=mesh.axes.pairs)
             for every, ask in zip(everies, asks, strict=True)
         )
         return first, second
 
-    def _checkpoint_writer(self, engine: Optimizer, mesh: Mesh) -> CheckpointWriter:
+    def _checkpoint_writer(self, engine: Engine, mesh: Mesh) -> CheckpointWriter:
         return CheckpointWriter(
             store=self.store.at_path("checkpoints"),
             attempt=new_attempt(mesh),
@@ -271,8 +271,8 @@ class Trainer:
             return None
         return local_stream(self.config.data.stream_spec("train"), batch_rows=self.config.data.batch_rows)
 
-    def _save(self, engine: Optimizer, manifest: Manifest, metrics: dict[str, float]) -> None:
-        wholes = engine.dictionary.wholes(to_state_dict(engine.full_parameters(), engine.dictionary))
+    def _save(self, engine: Engine, manifest: Manifest, metrics: dict[str, float]) -> None:
+        wholes = engine.dictionary.gather_full(to_state_dict(engine.full_parameters(), engine.dictionary))
         tensors = {name: whole for name, whole in wholes if self.rank == 0}  # the others only help to gather
         if self.rank != 0:
             return

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lexray.training.ops.sparse_code import Code
+from lexray.training.ops.sparse_code import SparseCode
 
 DENSE_ABOVE = 0.1
 """A latent that is active in more than this share of the rows is dense."""
@@ -23,7 +23,7 @@ class FiringCounts:
         self.rows = 0
         self.counts_F = torch.zeros(width, dtype=torch.int64, device=device)
 
-    def add(self, code: Code) -> None:
+    def add(self, code: SparseCode) -> None:
         self.rows += len(code.chosen.offsets) - 1
         self.counts_F += code.fired()
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lexray.training.dictionaries.base import Dictionary, RawRows
 from lexray.training.dictionaries.normalisers import NO_VARIANCE
-from lexray.training.mesh.axes import ALL_ROWS, Rows
-from lexray.training.ops.sparse_code import Code
+from lexray.training.mesh.axes import LOCAL_DATA, DataAxis
+from lexray.training.ops.sparse_code import SparseCode
 
 METRICS_VERSION = 1
 """Of the definitions below; saved beside every logged value."""
@@ -20,7 +20,7 @@ METRICS_VERSION = 1
 def evaluate(
     dictionary: Dictionary,
     batches: Iterable[RawRows],
-    rows: Rows = ALL_ROWS,
+    rows: DataAxis = LOCAL_DATA,
     *,
     k: int | None = None,
     sites: Sequence[str] = (),
@@ -44,7 +44,7 @@ def evaluate(
         other_k = {} if k is None else {"k": k}
         code = dictionary.encode(batch.x_BD, **other_k)
         sums.add(code, dictionary.decode(code, batch.x_BD), batch.y_BO)
-    sums.values = rows.sum(sums.values)
+    sums.values = rows.all_reduce(sums.values)
     fvu = sums.fvu()
     named = zip((f"fvu/{site}" for site in sites), fvu, strict=True) if len(fvu) > 1 and sites else ()
     return {
@@ -52,7 +52,8 @@ def evaluate(
         **dict(named),
         "explained_variance": float(sums.explained / sums.off_mean),  # 0 / 0 is NaN
         "l0": float(sums.active / sums.num_rows),
-        "dead_fraction": float(dictionary.latents.sum(dictionary.dead_F.double().sum())) / dictionary.config.width,
+        "dead_fraction": float(dictionary.latents.all_reduce(dictionary.dead_F.double().sum()))
+        / dictionary.config.width,
         "rows": float(sums.num_rows),
     }
 
@@ -93,7 +94,7 @@ class Sums:
     def active(self) -> Tensor:
         return self._parts[3]
 
-    def add(self, code: Code, y_hat_BO: Tensor, y_BO: Tensor) -> None:
+    def add(self, code: SparseCode, y_hat_BO: Tensor, y_BO: Tensor) -> None:
         """A batch of raw targets, their reconstruction and code."""
         y_BO = y_BO.double()
         centred_BO = y_BO - self.mean_O
@@ -106,7 +107,7 @@ class Sums:
         num_rows += len(y_BO)
         off_mean += off_mean_B.sum()
         explained += torch.where(off_mean_B, explained_B, 0.0).sum()
-        active += self.dictionary.latents.sum(code.active_per_row.sum())
+        active += self.dictionary.latents.all_reduce(code.active_per_row.sum())
         error_S += errors_SB.sum(1)
         square_S += squares_SB.sum(1)
         shift_O += centred_BO.sum(0)

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from lexray.training.dictionaries.base import Dictionary, RawRows
 from lexray.training.measures.firing import FiringCounts
-from lexray.training.ops.sparse_code import Code
+from lexray.training.ops.sparse_code import SparseCode
 from lexray.training.ops.topk import subset
 
 SHARES = (0.25, 0.5, 2.0)
@@ -73,7 +73,7 @@ def contribution_norms(dictionary: Dictionary) -> Tensor:
     return atoms_FO.norm(dim=1)
 
 
-def truncated(code: Code, k: int, norms_F: Tensor) -> Code:
+def truncated(code: SparseCode, k: int, norms_F: Tensor) -> SparseCode:
     """The code with the k largest contributions of every row; of equal ones the first."""
     rows_N = code.rows
     order = (code.values.abs() * norms_F[code.indices]).argsort(descending=True, stable=True)
@@ -87,12 +87,12 @@ def truncated(code: Code, k: int, norms_F: Tensor) -> Code:
 class Rounded(NamedTuple):
     """A code whose contributions are whole multiples of a step."""
 
-    code: Code
+    code: SparseCode
     levels_N: Tensor
     """The multiples, int64."""
 
 
-def rounded(code: Code, norms_F: Tensor, step: float) -> Rounded:
+def rounded(code: SparseCode, norms_F: Tensor, step: float) -> Rounded:
     """Contributions rounded to multiples of `step`; what becomes 0 is not active."""
     norm_N = norms_F[code.indices]
     levels_N = (code.values * norm_N / step).round().long().clamp(-LARGEST_LEVEL, LARGEST_LEVEL)
@@ -122,7 +122,7 @@ class _Point:
         self.error_S = torch.zeros(len(self.widths), dtype=torch.float64, device=norms_F.device)
         self.levels = torch.zeros(2 * LARGEST_LEVEL + 1, dtype=torch.int64, device=norms_F.device)
 
-    def add(self, code: Code, batch: RawRows) -> None:
+    def add(self, code: SparseCode, batch: RawRows) -> None:
         if self.step:
             code, levels_N = rounded(code, self.norms_F, self.step)
             self.levels += torch.bincount(levels_N + LARGEST_LEVEL, minlength=len(self.levels))
@@ -157,7 +157,7 @@ class Rates:
         for (k, _), point in self.points.items():
             point.add(codes[k], batch)
 
-    def _code(self, x_BD: Tensor, k: int, whole: Code) -> Code:
+    def _code(self, x_BD: Tensor, k: int, whole: SparseCode) -> SparseCode:
         if takes_k(self.dictionary):
             return self.dictionary.encode(x_BD, k=k)  # type: ignore[call-arg]
         return truncated(whole, k, self.norms_F)

@@ -37,24 +37,24 @@ class Chosen(NamedTuple):
         return torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
 
 
-class Rows(Protocol):
+class DataAxis(Protocol):
     """The data axis."""
 
     @property
     def size(self) -> int:
         """Number of ranks."""
 
-    def sum(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         """Element-wise sum over the ranks; any shape."""
 
     def gather(self, values: Tensor) -> Tensor:
         """The ranks' tensors (same shape on each) one after another along the first dimension."""
 
-    def before(self, count: int) -> int:
+    def exclusive_sum(self, count: int) -> int:
         """How many of something the ranks before this one have, given how many this one has."""
 
 
-class Latents(Protocol):
+class FeatureAxis(Protocol):
     """The feature axis."""
 
     @property
@@ -73,13 +73,13 @@ class Latents(Protocol):
     def owned(self, latents: Tensor, num_owned: int) -> Tensor:
         """Numbers among all latents as indices among the `num_owned` of this rank, -1 where another one owns them."""
 
-    def places(self, scores_BK: Tensor) -> Tensor:
+    def global_rank(self, scores_BK: Tensor) -> Tensor:
         """Where each score stands among those of its row on all ranks, the largest at 0; -inf is no score: (B, K)."""
 
-    def sum(self, partial: Tensor) -> Tensor:
+    def all_reduce(self, partial: Tensor) -> Tensor:
         """Sum of partial values over the slices, with gradient; any shape."""
 
-    def share(self, whole: Tensor) -> Tensor:
+    def copy_to_axis(self, whole: Tensor) -> Tensor:
         """A tensor that all ranks have, on its way into computations on a slice: its gradient is summed."""
 
     def gather(self, values: Tensor) -> Tensor:
@@ -88,11 +88,11 @@ class Latents(Protocol):
     def count(self, number: int) -> int:
         """Sum of a number over the slices."""
 
-    def before(self, count: int) -> int:
+    def exclusive_sum(self, count: int) -> int:
         """How many of something the slices before this one have, given how many this one has."""
 
 
-class Pairs(Protocol):
+class WorldAxis(Protocol):
     """Both axes at once."""
 
     def gather(self, values: Tensor) -> Tensor:
@@ -108,29 +108,29 @@ class Pairs(Protocol):
 class Axes(NamedTuple):
     """A mesh as a dictionary sees it."""
 
-    rows: Rows
-    latents: Latents
-    pairs: Pairs
+    rows: DataAxis
+    latents: FeatureAxis
+    pairs: WorldAxis
 
 
 @dataclass(frozen=True)
-class AllRows:
+class LocalDataAxis:
     """One process sees the whole batch."""
 
     size: int = 1
 
-    def sum(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         return values
 
     def gather(self, values: Tensor) -> Tensor:
         return values
 
-    def before(self, count: int) -> int:
+    def exclusive_sum(self, count: int) -> int:
         return 0
 
 
 @dataclass(frozen=True)
-class AllLatents:
+class LocalFeatureAxis:
     """One process owns every latent."""
 
     size: int = 1
@@ -149,13 +149,13 @@ class AllLatents:
     def owned(self, latents: Tensor, num_owned: int) -> Tensor:
         return latents
 
-    def places(self, scores_BK: Tensor) -> Tensor:
+    def global_rank(self, scores_BK: Tensor) -> Tensor:
         return scores_BK.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
 
-    def sum(self, partial: Tensor) -> Tensor:
+    def all_reduce(self, partial: Tensor) -> Tensor:
         return partial
 
-    def share(self, whole: Tensor) -> Tensor:
+    def copy_to_axis(self, whole: Tensor) -> Tensor:
         return whole
 
     def gather(self, values: Tensor) -> Tensor:
@@ -164,12 +164,12 @@ class AllLatents:
     def count(self, number: int) -> int:
         return number
 
-    def before(self, count: int) -> int:
+    def exclusive_sum(self, count: int) -> int:
         return 0
 
 
 @dataclass(frozen=True)
-class AllPairs:
+class LocalWorldAxis:
     """One process has all of them."""
 
     def gather(self, values: Tensor) -> Tensor:
@@ -230,7 +230,7 @@ def _first_of_the_largest(scores_UF: Tensor, kth_U: Tensor, k: int) -> Tensor:
     return kept_UF.nonzero()[:, 1].view(-1, k)
 
 
-ALL_ROWS = AllRows()
-ALL_LATENTS = AllLatents()
-ALL_PAIRS = AllPairs()
-ONE_PROCESS = Axes(ALL_ROWS, ALL_LATENTS, ALL_PAIRS)
+LOCAL_DATA = LocalDataAxis()
+LOCAL_FEATURE = LocalFeatureAxis()
+LOCAL_WORLD = LocalWorldAxis()
+ONE_PROCESS = Axes(LOCAL_DATA, LOCAL_FEATURE, LOCAL_WORLD)

@@ -25,7 +25,7 @@ import torch.distributed as dist
 import xxhash
 
 from lexray.storage.stream import BatchStream
-from lexray.training.mesh.mesh import Mesh, Place
+from lexray.training.mesh.mesh import Mesh, MeshCoord
 
 log = logging.getLogger("lexray")
 
@@ -36,7 +36,7 @@ SILENT_AFTER_BEATS = 5
 NEVER = -float("inf")
 
 
-class Beat(NamedTuple):
+class Heartbeat(NamedTuple):
     """A rank's last sign of life."""
 
     rank: int
@@ -105,22 +105,22 @@ class Watch:
             if self._done.wait(self.interval_s):
                 return
 
-    def _all_beats(self) -> list[Beat]:
+    def _all_beats(self) -> list[Heartbeat]:
         """Everybody's; where the store does not answer, its host, which is rank 0, is the silent one."""
-        found: list[Beat] = []
+        found: list[Heartbeat] = []
         asking = threading.Thread(target=self._read_beats, args=(found,), name="beats of all", daemon=True)
         asking.start()
         asking.join(self.interval_s * (self.num_ranks + 1))
-        return found if len(found) == self.num_ranks else [Beat(0, "the store's host", -1, NEVER)]
+        return found if len(found) == self.num_ranks else [Heartbeat(0, "the store's host", -1, NEVER)]
 
-    def _read_beats(self, found: list[Beat]) -> None:
+    def _read_beats(self, found: list[Heartbeat]) -> None:
         for rank in range(self.num_ranks):
             key = f"lexray/beat/{rank}"
             try:
                 self.store.wait([key], timedelta(seconds=self.interval_s))
-                found.append(Beat(rank, *json.loads(self.store.get(key))))
+                found.append(Heartbeat(rank, *json.loads(self.store.get(key))))
             except RuntimeError:
-                found.append(Beat(rank, "?", -1, NEVER))
+                found.append(Heartbeat(rank, "?", -1, NEVER))
 
 
 @dataclass
@@ -139,12 +139,12 @@ def _default_store() -> KeyValueStore:
     return found
 
 
-def silent_ranks(beats: Sequence[Beat], now_s: float, interval_s: float) -> list[Beat]:
+def silent_ranks(beats: Sequence[Heartbeat], now_s: float, interval_s: float) -> list[Heartbeat]:
     """Those that gave no sign of life for `SILENT_AFTER_BEATS` intervals, by the clock of the one who asks."""
     return [beat for beat in beats if now_s - beat.time_s > SILENT_AFTER_BEATS * interval_s]
 
 
-def describe(silent: Sequence[Beat], now_s: float) -> str:
+def describe(silent: Sequence[Heartbeat], now_s: float) -> str:
     """One line that names the silent ranks."""
     words = []
     for beat in silent:
@@ -161,7 +161,7 @@ def describe(silent: Sequence[Beat], now_s: float) -> str:
 # Who reads what, who computes where -------------------------------------------------------------------------------
 
 
-class Seat(NamedTuple):
+class RankIdentity(NamedTuple):
     """What the ranks must have apart, or in common."""
 
     host: str
@@ -171,13 +171,13 @@ class Seat(NamedTuple):
     """Hash of the numbers of the rows of the first batch."""
 
 
-def seat_of(row_ids: np.ndarray, device: torch.device) -> Seat:
+def seat_of(row_ids: np.ndarray, device: torch.device) -> RankIdentity:
     """This rank's."""
     uuid = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
-    return Seat(socket.gethostname(), uuid, xxhash.xxh3_64_hexdigest(np.ascontiguousarray(row_ids).tobytes()))
+    return RankIdentity(socket.gethostname(), uuid, xxhash.xxh3_64_hexdigest(np.ascontiguousarray(row_ids).tobytes()))
 
 
-def check_seats(seats: Sequence[Seat], places: Sequence[Place]) -> None:
+def check_seats(seats: Sequence[RankIdentity], places: Sequence[MeshCoord]) -> None:
     """Raise RuntimeError naming two ranks that share what they must not share, or read other rows than they must."""
     for a, first in enumerate(seats):
         for b in range(a + 1, len(seats)):
@@ -229,12 +229,12 @@ def check_rows(step: int, by_rank: Sequence[np.ndarray], planned: np.ndarray, fe
         )
 
 
-def exchange_seats(mesh: Mesh, row_ids: np.ndarray, device: torch.device) -> None:
+def exchange_identities(mesh: Mesh, row_ids: np.ndarray, device: torch.device) -> None:
     """Every rank calls it before its first step; raises on all of them when something is wrong on one."""
     place = mesh.place
     if place.size == 1:
         return
-    seats: list[Seat | None] = [None] * place.size
+    seats: list[RankIdentity | None] = [None] * place.size
     dist.all_gather_object(seats, seat_of(row_ids, device))
-    places = [Place(rank=rank, data=place.data, feature=place.feature) for rank in range(place.size)]
+    places = [MeshCoord(rank=rank, data=place.data, feature=place.feature) for rank in range(place.size)]
     check_seats([seat for seat in seats if seat is not None], places)

@@ -12,13 +12,13 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from lexray.training.mesh.axes import ALL_LATENTS, ALL_ROWS, ONE_PROCESS, Axes
+from lexray.training.mesh.axes import LOCAL_DATA, LOCAL_FEATURE, ONE_PROCESS, Axes
 from lexray.training.mesh.communicator import ProcessGroup, Traffic
-from lexray.training.mesh.split_axes import SplitLatents, SplitPairs, SplitRows
+from lexray.training.mesh.split_axes import SplitDataAxis, SplitFeatureAxis, SplitWorldAxis
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class MeshCoord:
     """Where a rank stands in a mesh."""
 
     rank: int
@@ -52,7 +52,7 @@ class Place:
 class Mesh:
     """A rank's mesh, connected."""
 
-    place: Place
+    place: MeshCoord
     axes: Axes
     traffic: Traffic = field(default_factory=Traffic)
     """What this rank gave to the collectives of the axes."""
@@ -80,10 +80,10 @@ class Mesh:
         return self.data_group
 
 
-ONE_RANK = Mesh(place=Place(rank=0, data=1, feature=1), axes=ONE_PROCESS)
+ONE_RANK = Mesh(place=MeshCoord(rank=0, data=1, feature=1), axes=ONE_PROCESS)
 
 
-def connect(place: Place, device: torch.device, timeout_s: float | None = None) -> Mesh:
+def connect(place: MeshCoord, device: torch.device, timeout_s: float | None = None) -> Mesh:
     """The mesh of all processes of the default group. Every rank calls it.
 
     A collective along an axis fails after `timeout_s`, by default torch's 10 or 30 minutes: groups do not take over
@@ -98,9 +98,9 @@ def connect(place: Place, device: torch.device, timeout_s: float | None = None) 
     columns = ProcessGroup(place.feature_index, place.feature, device, feature_group, traffic)
     rows = ProcessGroup(place.data_index, place.data, device, data_group, traffic)
     axes = Axes(
-        SplitRows(rows) if place.data > 1 else ALL_ROWS,
-        SplitLatents(columns) if place.feature > 1 else ALL_LATENTS,
-        SplitPairs(everyone),
+        SplitDataAxis(rows) if place.data > 1 else LOCAL_DATA,
+        SplitFeatureAxis(columns) if place.feature > 1 else LOCAL_FEATURE,
+        SplitWorldAxis(everyone),
     )
     return Mesh(place=place, axes=axes, traffic=traffic, data_group=data_group, feature_group=feature_group)
 

@@ -17,7 +17,7 @@ from lexray.training.mesh.communicator import Communicator
 
 
 @dataclass(frozen=True)
-class SplitRows:
+class SplitDataAxis:
     """The batch is split over ranks."""
 
     ranks: Communicator
@@ -26,18 +26,18 @@ class SplitRows:
     def size(self) -> int:
         return self.ranks.size
 
-    def sum(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         return self.ranks.all_sum(values)
 
     def gather(self, values: Tensor) -> Tensor:
         return self.ranks.all_gather(values).flatten(0, 1)
 
-    def before(self, count: int) -> int:
-        return _before(self.ranks, count)
+    def exclusive_sum(self, count: int) -> int:
+        return _exclusive_sum(self.ranks, count)
 
 
 @dataclass(frozen=True)
-class SplitLatents:
+class SplitFeatureAxis:
     """The latents are cut into slices of one size, one a rank, in the order of the ranks."""
 
     ranks: Communicator
@@ -56,7 +56,7 @@ class SplitLatents:
         # Slices may have fewer columns than k, and some (of dead latents) none.
         offered_BK = scores_BF.new_full((len(scores_BF), k), -torch.inf)
         offered_BK[:, : mine.values.shape[1]] = mine.values
-        kept_BK = (self.places(offered_BK) < k)[:, : mine.values.shape[1]]
+        kept_BK = (self.global_rank(offered_BK) < k)[:, : mine.values.shape[1]]
         counts_B = kept_BK.sum(1)
         return Chosen(mine.indices[kept_BK], torch.cat([counts_B.new_zeros(1), counts_B.cumsum(0)]))
 
@@ -71,19 +71,19 @@ class SplitLatents:
         local = latents - self._first(num_owned)
         return torch.where((local >= 0) & (local < num_owned) & (latents >= 0), local, -1)
 
-    def places(self, scores_BK: Tensor) -> Tensor:
+    def global_rank(self, scores_BK: Tensor) -> Tensor:
         everyones_GBK = self.ranks.all_gather(scores_BK)
         # Slices in order, columns in order: of equal scores the first latent stands first.
         together_BX = everyones_GBK.transpose(0, 1).flatten(1)
         places_BX = together_BX.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         return places_BX.unflatten(1, (self.size, -1))[:, self.ranks.rank]
 
-    def sum(self, partial: Tensor) -> Tensor:
-        total: Tensor = _Sum.apply(partial, self.ranks)
+    def all_reduce(self, partial: Tensor) -> Tensor:
+        total: Tensor = _AllReduce.apply(partial, self.ranks)
         return total
 
-    def share(self, whole: Tensor) -> Tensor:
-        same: Tensor = _Share.apply(whole, self.ranks)
+    def copy_to_axis(self, whole: Tensor) -> Tensor:
+        same: Tensor = _CopyToAxis.apply(whole, self.ranks)
         return same
 
     def gather(self, values: Tensor) -> Tensor:
@@ -92,15 +92,15 @@ class SplitLatents:
     def count(self, number: int) -> int:
         return _count(self.ranks, number)
 
-    def before(self, count: int) -> int:
-        return _before(self.ranks, count)
+    def exclusive_sum(self, count: int) -> int:
+        return _exclusive_sum(self.ranks, count)
 
     def _first(self, num_owned: int) -> int:
         return self.ranks.rank * num_owned
 
 
 @dataclass(frozen=True)
-class SplitPairs:
+class SplitWorldAxis:
     """All ranks of a mesh."""
 
     ranks: Communicator
@@ -119,7 +119,7 @@ class SplitPairs:
         return torch.topk(self.ranks.all_gather(mine).flatten(), k, sorted=False).values.amin()
 
 
-class _Sum(Function):
+class _AllReduce(Function):
     """All-reduce whose gradient passes as it is: what follows is the same on every rank."""
 
     @staticmethod
@@ -131,7 +131,7 @@ class _Sum(Function):
         return grads[0], None
 
 
-class _Share(Function):
+class _CopyToAxis(Function):
     """Identity whose gradients, each from one slice, are summed."""
 
     @staticmethod
@@ -148,6 +148,6 @@ def _count(ranks: Communicator, number: int) -> int:
     return int(ranks.all_sum(torch.tensor(number, device=ranks.device)))
 
 
-def _before(ranks: Communicator, count: int) -> int:
+def _exclusive_sum(ranks: Communicator, count: int) -> int:
     counts_G = ranks.all_gather(torch.tensor(count, device=ranks.device)).tolist()
     return sum(counts_G[: ranks.rank])

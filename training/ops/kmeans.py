@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lexray.storage.errors import UserError
-from lexray.training.mesh.axes import Rows
+from lexray.training.mesh.axes import DataAxis
 from lexray.training.ops.sampling import largest_keys, row_hashes
 
 ROUNDS = 15
@@ -33,7 +33,7 @@ class Assignment(NamedTuple):
 def kmeans(
     batches: Callable[[], Iterable[Tensor]],
     count: int,
-    rows: Rows,
+    rows: DataAxis,
     seed: int,
     rounds: int = ROUNDS,
     typical_length: float = 1.0,
@@ -57,7 +57,7 @@ def kmeans(
     return centroids_CD
 
 
-def assign(batches: Iterable[Tensor], centroids_CD: Tensor, rows: Rows) -> Assignment:
+def assign(batches: Iterable[Tensor], centroids_CD: Tensor, rows: DataAxis) -> Assignment:
     """Sums and numbers of the rows nearest to each centroid, over all ranks."""
     num_centroids, width = centroids_CD.shape
     sums = centroids_CD.new_zeros(num_centroids, width + 1, dtype=torch.float64)
@@ -70,7 +70,7 @@ def assign(batches: Iterable[Tensor], centroids_CD: Tensor, rows: Rows) -> Assig
             at = int(distance_b.argmax())
             if distance_b[at] > worst[0]:
                 worst = torch.cat([distance_b[at].reshape(1), x_bD[at]])
-    sums = rows.sum(sums)
+    sums = rows.all_reduce(sums)
     everyones = rows.gather(worst[None])
     return Assignment(
         sums[:, :-1].to(centroids_CD.dtype), sums[:, -1].to(centroids_CD.dtype), everyones[everyones[:, 0].argmax()]
@@ -84,7 +84,7 @@ def nearest(x_BD: Tensor, centroids_CD: Tensor) -> tuple[Tensor, Tensor]:
     return (best.values + x_BD.square().sum(1)).clamp_min(0), best.indices
 
 
-def random_rows(batches: Callable[[], Iterable[Tensor]], count: int, rows: Rows, seed: int) -> Tensor:
+def random_rows(batches: Callable[[], Iterable[Tensor]], count: int, rows: DataAxis, seed: int) -> Tensor:
     """`count` distinct rows of all ranks, drawn without replacement (count, D).
 
     The rows with the largest `row_hashes` win.
@@ -97,7 +97,7 @@ def random_rows(batches: Callable[[], Iterable[Tensor]], count: int, rows: Rows,
         best = largest_keys(keyed if best is None else torch.cat([best, keyed]), count)
         seen += len(x_bD)
     assert best is not None
-    total = int(rows.sum(torch.tensor(seen, device=best.device)))
+    total = int(rows.all_reduce(torch.tensor(seen, device=best.device)))
     if total < count:
         raise UserError(f"{count:,} centroids are wanted of {total:,} rows; raise sample_rows or lower the number")
     return largest_keys(best, count, rows)[:, 1:].to(dtype).contiguous()

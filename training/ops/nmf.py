@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lexray.training.mesh.axes import Latents
-from lexray.training.ops.sparse_code import Code
+from lexray.training.mesh.axes import FeatureAxis
+from lexray.training.ops.sparse_code import SparseCode
 from lexray.training.ops.topk import topk
 
 EPS = 1e-10
@@ -21,7 +21,7 @@ CHUNK_NUMBERS = 2**25
 
 
 @torch.no_grad()
-def sparse_codes(x_BD: Tensor, atoms_FD: Tensor, k: int, rounds: int, latents: Latents) -> Code:
+def sparse_codes(x_BD: Tensor, atoms_FD: Tensor, k: int, rounds: int, latents: FeatureAxis) -> SparseCode:
     """Codes z >= 0 with k entries that make ||x - z atoms||^2 small.
 
     The multiplicative updates of semi-NMF (Ding, Li and Jordan, 2010) on all latents rank them; the k largest are then
@@ -40,7 +40,7 @@ def sparse_codes(x_BD: Tensor, atoms_FD: Tensor, k: int, rounds: int, latents: L
         start_BK = z_BF[rows].gather(1, latents_BK[rows])
         affinity_BK = affinity_BF[rows].gather(1, latents_BK[rows])
         parts.append(multiplicative(affinity_BK[:, None], gram_BKK, start_BK[:, None], FIT_ROUNDS)[:, 0])
-    return Code((torch.cat(parts) * scale_B1).flatten(), chosen, len(atoms_FD))
+    return SparseCode((torch.cat(parts) * scale_B1).flatten(), chosen, len(atoms_FD))
 
 
 def power_of_two_below(length: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lexray.training.mesh.axes import Chosen
-from lexray.training.ops.sparse_code import Code
+from lexray.training.ops.sparse_code import SparseCode
 from lexray.training.ops.sparse_products import chosen_preactivations, sparse_decode
 
 SPARSE_BELOW = 0.06
@@ -77,5 +77,5 @@ def entries_above(floor: Tensor | float, x_BD: Tensor, W_enc_FD: Tensor, bias_F:
     if int(mask_BF.sum()) > SPARSE_BELOW * z_BF.numel():
         return DenseEntries(z_BF.to(W_enc_FD.dtype))
     z_BF = z_BF.detach()
-    chosen = Code.where(mask_BF, z_BF).chosen
+    chosen = SparseCode.where(mask_BF, z_BF).chosen
     return SparseEntries(chosen_preactivations(z_BF, chosen, x_BD, W_enc_FD, bias_F), chosen, len(W_enc_FD))

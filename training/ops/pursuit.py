@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from lexray.training.mesh.axes import Latents
-from lexray.training.ops.sparse_code import Code
+from lexray.training.mesh.axes import FeatureAxis
+from lexray.training.ops.sparse_code import SparseCode
 from lexray.training.ops.topk import from_counts
 
 LEAST_SCORE = 1e-6
@@ -49,7 +49,7 @@ class Pursuit(NamedTuple):
     """What is left. Carries gradient."""
 
 
-def pursue(x_BD: Tensor, atoms_FD: Tensor, rule: StopRule, latents: Latents) -> Pursuit:
+def pursue(x_BD: Tensor, atoms_FD: Tensor, rule: StopRule, latents: FeatureAxis) -> Pursuit:
     """Matching pursuit with gradients to x and atoms. A row is done, too, when no atom has a positive score."""
     return Pursuit(*_Pursue.apply(x_BD, atoms_FD, rule, latents))
 
@@ -57,7 +57,7 @@ def pursue(x_BD: Tensor, atoms_FD: Tensor, rule: StopRule, latents: Latents) -> 
 class _Pursue(Function):
     @staticmethod
     def forward(
-        ctx: Any, x_BD: Tensor, atoms_FD: Tensor, rule: StopRule, latents: Latents
+        ctx: Any, x_BD: Tensor, atoms_FD: Tensor, rule: StopRule, latents: FeatureAxis
     ) -> tuple[Tensor, Tensor, Tensor]:
         residual_BD = x_BD.clone()
         picks: list[Tensor] = []
@@ -104,13 +104,13 @@ class _Pursue(Function):
         return grad_BD, grad_atoms_FD, None, None
 
 
-def _picked(atoms_FD: Tensor, pick_B: Tensor, latents: Latents) -> Tensor:
+def _picked(atoms_FD: Tensor, pick_B: Tensor, latents: FeatureAxis) -> Tensor:
     """The picked atom of every row (B, D), whichever rank owns it; zero for -1."""
     owned_B = latents.owned(pick_B, len(atoms_FD))
-    return latents.sum(atoms_FD[owned_B.clamp_min(0)] * (owned_B >= 0)[:, None])
+    return latents.all_reduce(atoms_FD[owned_B.clamp_min(0)] * (owned_B >= 0)[:, None])
 
 
-def to_code(picks_BT: Tensor, values_BT: Tensor, width: int, latents: Latents) -> Code:
+def to_code(picks_BT: Tensor, values_BT: Tensor, width: int, latents: FeatureAxis) -> SparseCode:
     """The picks of this rank's `width` latents as a code: coefficients of the same atom are added."""
     picks_BT = latents.owned(picks_BT, width)
     rows_N, rounds_N = (picks_BT >= 0).nonzero(as_tuple=True)
@@ -118,11 +118,11 @@ def to_code(picks_BT: Tensor, values_BT: Tensor, width: int, latents: Latents) -
     unique_M, inverse_N = keys_N.unique(return_inverse=True)
     values_M = values_BT.new_zeros(len(unique_M)).index_add(0, inverse_N, values_BT[rows_N, rounds_N])
     counts_B = torch.bincount(unique_M // width, minlength=len(picks_BT))
-    return Code(values_M, from_counts(unique_M % width, counts_B), width)
+    return SparseCode(values_M, from_counts(unique_M % width, counts_B), width)
 
 
 @torch.no_grad()
-def orthogonal_pursuit(x_BD: Tensor, atoms_FD: Tensor, rule: StopRule, latents: Latents) -> Code:
+def orthogonal_pursuit(x_BD: Tensor, atoms_FD: Tensor, rule: StopRule, latents: FeatureAxis) -> SparseCode:
     """Orthogonal matching pursuit: after each pick all coefficients of a row are fitted anew by least squares.
 
     Pati, Rezaiifar and Krishnaprasad (1993). Coefficients may become negative. The residual is orthogonal to every
@@ -135,7 +135,7 @@ def orthogonal_pursuit(x_BD: Tensor, atoms_FD: Tensor, rule: StopRule, latents: 
     return to_code(picks_BT, values_BT, len(atoms_FD), latents)
 
 
-def _orthogonal(x_BD: Tensor, atoms_FD: Tensor, rule: StopRule, latents: Latents) -> tuple[Tensor, Tensor]:
+def _orthogonal(x_BD: Tensor, atoms_FD: Tensor, rule: StopRule, latents: FeatureAxis) -> tuple[Tensor, Tensor]:
     residual_BD, num_rows, least_B = x_BD, len(x_BD), LEAST_SCORE * x_BD.norm(dim=1)
     picks_BT = torch.zeros(num_rows, 0, dtype=torch.int64, device=x_BD.device)
     values_BT, support_BTD = x_BD.new_zeros(num_rows, 0), x_BD.new_zeros(num_rows, 0, x_BD.shape[1])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from lexray.training.mesh.axes import Rows
+from lexray.training.mesh.axes import DataAxis
 
 MEDIAN_ROUNDS = 30
 MEDIAN_TOLERANCE = 1e-6
@@ -23,7 +23,7 @@ def row_hashes(x_BD: Tensor, seed: int) -> Tensor:
     return ((x_BD.double() @ mix_D) * 12.9898).sin().mul(43758.5453).remainder(1.0)
 
 
-def largest_keys(keyed_BK: Tensor, count: int, rows: Rows | None = None) -> Tensor:
+def largest_keys(keyed_BK: Tensor, count: int, rows: DataAxis | None = None) -> Tensor:
     """The `count` rows with the largest first columns, largest first: of this rank, or given `rows` of all of them."""
     best = keyed_BK[keyed_BK[:, 0].argsort(descending=True, stable=True)[:count]]
     if rows is None:
@@ -35,7 +35,7 @@ def largest_keys(keyed_BK: Tensor, count: int, rows: Rows | None = None) -> Tens
 
 @torch.no_grad()
 def geometric_median(
-    batches: Callable[[], Iterable[Tensor]], rows: Rows, like: Tensor, typical_length: float = 1.0
+    batches: Callable[[], Iterable[Tensor]], rows: DataAxis, like: Tensor, typical_length: float = 1.0
 ) -> Tensor:
     """The point whose summed distance to all rows (any ranks' batches of (b, D)) is least (D).
 
@@ -56,7 +56,7 @@ def geometric_median(
 
 
 def weighted_mean(
-    batches: Callable[[], Iterable[Tensor]], rows: Rows, like: Tensor, weights: Callable[[Tensor], Tensor]
+    batches: Callable[[], Iterable[Tensor]], rows: DataAxis, like: Tensor, weights: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """Mean of the rows under weights that are a function of each row, over all ranks, in float64 (D)."""
     sums = torch.zeros(len(like) + 1, dtype=torch.float64, device=like.device)
@@ -64,5 +64,5 @@ def weighted_mean(
         x_BD = x_BD.double()
         w_B = weights(x_BD).to(x_BD.device)
         sums += torch.cat([w_B @ x_BD, w_B.sum().reshape(1)])
-    sums = rows.sum(sums)
+    sums = rows.all_reduce(sums)
     return sums[:-1] / sums[-1].clamp_min(1e-300)

@@ -11,7 +11,7 @@ from lexray.training.dictionaries.normalisers import RowFrame
 from lexray.training.mesh.axes import Chosen
 
 
-class Code(NamedTuple):
+class SparseCode(NamedTuple):
     """Active latents of every row and their values; never dense.
 
     Shapes: B rows, F latents of the dictionary, N active (row, latent) pairs.
@@ -53,9 +53,9 @@ class Code(NamedTuple):
         return out
 
     @staticmethod
-    def where(mask_BF: Tensor, values_BF: Tensor) -> Code:
+    def where(mask_BF: Tensor, values_BF: Tensor) -> SparseCode:
         """The entries of a matrix at which the mask is set."""
         rows, latents = mask_BF.nonzero(as_tuple=True)
         counts = mask_BF.sum(1)
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        return Code(values_BF[rows, latents], Chosen(latents, offsets), mask_BF.shape[1])
+        return SparseCode(values_BF[rows, latents], Chosen(latents, offsets), mask_BF.shape[1])

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from lexray.training.mesh.axes import Chosen, Latents
+from lexray.training.mesh.axes import Chosen, FeatureAxis
 
 
 def sparse_decode(values_N: Tensor, chosen: Chosen, atoms_FD: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class _ChosenPreactivations(Function):
 
 
 def prefix_errors(
-    values_BK: Tensor, picks_BK: Tensor, atoms_FD: Tensor, target_BD: Tensor, latents: Latents
+    values_BK: Tensor, picks_BK: Tensor, atoms_FD: Tensor, target_BD: Tensor, latents: FeatureAxis
 ) -> tuple[Tensor, Tensor]:
     """sum over rows and k = 1..K of ||target - the first k atoms times their values||^2, and what all K leave (B, D).
 
@@ -105,12 +105,12 @@ def prefix_errors(
 class _PrefixErrors(Function):
     @staticmethod
     def forward(
-        ctx: Any, values_BK: Tensor, picks_BK: Tensor, atoms_FD: Tensor, target_BD: Tensor, latents: Latents
+        ctx: Any, values_BK: Tensor, picks_BK: Tensor, atoms_FD: Tensor, target_BD: Tensor, latents: FeatureAxis
     ) -> Any:
         residual_BD = target_BD.clone()
         total = target_BD.new_zeros(())
         for value_B, pick_B in zip(values_BK.unbind(1), picks_BK.unbind(1), strict=True):
-            residual_BD -= latents.sum(value_B[:, None] * atoms_FD[pick_B.clamp_min(0)])
+            residual_BD -= latents.all_reduce(value_B[:, None] * atoms_FD[pick_B.clamp_min(0)])
             total = total + residual_BD.square().sum()
         ctx.save_for_backward(values_BK, picks_BK, atoms_FD, residual_BD)
         ctx.latents = latents
@@ -128,5 +128,5 @@ class _PrefixErrors(Function):
             atom_BD = atoms_FD[pick_B]
             grad_values_BK[:, k] = -(grad_BD * atom_BD).sum(1)
             grad_atoms_FD.index_add_(0, pick_B, -values_BK[:, k, None] * grad_BD)
-            residual_BD += ctx.latents.sum(values_BK[:, k, None] * atom_BD)
+            residual_BD += ctx.latents.all_reduce(values_BK[:, k, None] * atom_BD)
         return grad_values_BK, None, grad_atoms_FD, grad_BD, None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from lexray.training.mesh.axes import Chosen, Latents
+from lexray.training.mesh.axes import Chosen, FeatureAxis
 
 Score = Callable[[Tensor, Tensor | slice], Tensor]
 """Ranks pre-activations (b, U) of some latents, which the second argument indexes among all; positive is eligible."""
@@ -25,14 +25,14 @@ def row_chunks(matrix_BF: Tensor) -> Iterator[Tensor]:
     yield from matrix_BF.split(max(1, CHUNK_ENTRIES // max(1, matrix_BF.shape[1])))
 
 
-def topk(z_BF: Tensor, k: int, latents: Latents, score: Score | None = None) -> Chosen:
+def topk(z_BF: Tensor, k: int, latents: FeatureAxis, score: Score | None = None) -> Chosen:
     """The k best of every row by `score` (of a few rows at a time, (b, F)); by the entries themselves without it."""
     if score is None:
         return latents.topk(z_BF, k)
     return joined([latents.topk(score(chunk, ALL), k) for chunk in row_chunks(z_BF)])
 
 
-def topk_among(z_BF: Tensor, among_U: Tensor, k: int, latents: Latents, score: Score) -> Chosen:
+def topk_among(z_BF: Tensor, among_U: Tensor, k: int, latents: FeatureAxis, score: Score) -> Chosen:
     """The k best of every row among some latents (their indices, U), as indices of all latents."""
     chosen = joined([latents.topk(score(chunk[:, among_U], among_U), k) for chunk in row_chunks(z_BF)])
     return Chosen(among_U[chosen.latents], chosen.offsets)

@@ -242,5 +242,5 @@ def _contender(trial: str, config: dict[str, Any]) -> Contender:
         configuration=hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16],
         target_l0=float(dictionary["target_l0"]),
         comparable=json.dumps(comparable),
-        family=made.__name__ if made.budgets is not Dictionary.budgets else "",
+        family=made.__name__ if made.eval_ks is not Dictionary.eval_ks else "",
     )
