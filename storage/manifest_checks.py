@@ -84,7 +84,7 @@ def _of_quantiles(site: Site) -> Iterator[str]:
         yield "has norm_quantiles that are no finite numbers from 0 by levels from 0 to 1"
     elif any(low[1] > high[1] for low, high in pairwise(ordered)):
         yield "has norm_quantiles that fall while their levels rise"
-    elif site.mean_squared_norm > ordered[-1][1] ** 2 * (1 + ROUNDING):
+    elif math.sqrt(max(0.0, site.mean_squared_norm)) > ordered[-1][1] * (1 + ROUNDING):  # the square may be no float
         yield f"has mean_squared_norm {site.mean_squared_norm:.6g}, but no norm above {ordered[-1][1]:.6g}"
 
 

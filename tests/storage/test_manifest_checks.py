@@ -217,3 +217,8 @@ def test_any_number_of_a_manifest_may_be_anything(dataset: Written, data: st.Dat
     finally:
         dataset.store.write(MANIFEST, good)
     assert "\n" not in said
+
+
+def test_a_largest_norm_whose_square_is_no_float_is_read(dataset: Written) -> None:
+    lie(dataset, put("sites/x/norm_quantiles/1", 1e308))
+    assert load_manifest(dataset.store).sites["x"].norm_quantiles["1"] == 1e308
