@@ -13,8 +13,9 @@ import torch
 
 from benchmarks.turns import print_ratios, take_turns
 from lexray.training.dictionaries import ARCHITECTURES, dictionary_config, make_dictionary
-from lexray.training.dictionaries.base import BatchSums, Dictionary, LossOutput, RawRows
+from lexray.training.dictionaries.base import Dictionary, RawRows
 from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
+from lexray.training.objectives.forward import BatchSums, LossOutput
 
 CHANGES = {"pca": {"width": None}, "kmeans": {"target_l0": 1}, "nmf": {"signed_input": "split"}}
 """Options without which a baseline refuses the common ones; the width of None is that of the site."""

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from lexray.storage.store import Store
 from lexray.training.checkpoint.saved import save_dictionary
+from lexray.training.codes.jumprelu import JumpReLU
+from lexray.training.codes.topk import TopK
 from lexray.training.dictionaries import dictionary_config, make_dictionary
 from lexray.training.dictionaries.archetypal import Archetypal
 from lexray.training.dictionaries.base import Dictionary
-from lexray.training.dictionaries.jumprelu import JumpReLU
 from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
-from lexray.training.dictionaries.topk import TopK
 
 B, D, D_OUT, F, K = 200, 12, 9, 40, 5
 
@@ -138,8 +138,8 @@ def _fill(made: Dictionary) -> None:
         tensor.copy_(noise / tensor.shape[-1] ** 0.5 if tensor.ndim > 1 else 0.2 * noise)
         if name == "mixture_FC":
             tensor.copy_(noise.abs() / noise.abs().sum(1, keepdim=True))
-    if isinstance(made, JumpReLU):
-        made.set_threshold((0.2 * torch.randn(F, generator=generator) - 1.5).exp())
+    if isinstance(made.code, JumpReLU):
+        made.code.set_threshold((0.2 * torch.randn(F, generator=generator) - 1.5).exp())
     for name, buffer in made.named_buffers():
         if name == "candidates_CD":
             buffer.copy_(torch.randn(buffer.shape, generator=generator) / buffer.shape[1] ** 0.5)
@@ -162,7 +162,7 @@ def code_scale(made: Dictionary) -> Tensor:
     ones_F = torch.ones(len(made.W_dec))
     if made.config.architecture == "mp":
         return ones_F * made.input.scale_D[0]
-    ranked = isinstance(made, TopK) and made.config.decoder_norm == "free" and not isinstance(made, Archetypal)
+    ranked = isinstance(made.code, TopK) and made.config.decoder_norm == "free" and not isinstance(made, Archetypal)
     return made.W_dec.norm(dim=1) if ranked else ones_F
 
 

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lexray.training.codes.penalised import Penalised
 from lexray.training.dictionaries import ARCHITECTURES, dictionary_config, make_dictionary
+from lexray.training.dictionaries.architecture import Architecture
 from lexray.training.dictionaries.base import Dictionary, RawRows
 from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
-from lexray.training.dictionaries.penalised import Penalised
 from lexray.training.mesh.axes import ONE_PROCESS, Axes
 
 B, D, D_OUT, F, K = 24, 7, 5, 30, 5
@@ -31,6 +32,7 @@ NEEDED: dict[str, dict[str, Any]] = {
 FREE = {"decoder_norm": "free"}
 UNIT = {"decoder_norm": "unit"}
 IGNORED = {"decoder_norm": "ignored"}
+AUX = {"aux_weight": 0.3}
 CODES = {
     "topk": {},
     "batch_topk": {},
@@ -38,11 +40,11 @@ CODES = {
     "jumprelu": {"bandwidth": 0.2},
 }
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    "relu": {"free": FREE, "ignored": IGNORED},
+    "relu": {"free": FREE, "ignored": IGNORED, "aux": AUX, "aux-free": {**AUX, **FREE}},
     "relu_norm_weighted": {"unit": UNIT},
     "relu_tanh": {"unit": UNIT},
     "p_anneal": {"free": FREE},
-    "gated": {"free": FREE},
+    "gated": {"free": FREE, "aux": AUX},
     "gated_p_anneal": {"free": FREE},
     "jumprelu": {
         "step": {"l0_loss": "step"},
@@ -51,6 +53,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "tanh-free": {"l0_loss": "tanh", **FREE},
         "to-input": {"gradient": "threshold_and_input", "l0_loss": "step"},
         "quadratic-to-input": {"gradient": "threshold_and_input", "l0_loss": "quadratic"},
+        "aux": AUX,
         "preact": {"preact_weight": 0.7},
         "preact-all-free": {"preact_weight": 0.7, "preact_over": "all", **FREE},
     },
@@ -92,15 +95,18 @@ class Case(NamedTuple):
         return f"{self.architecture}-{self.variant}" if self.variant else self.architecture
 
     @property
-    def cls(self) -> type[Dictionary]:
+    def cls(self) -> Architecture:
         return ARCHITECTURES[self.architecture]
 
     @property
+    def option_names(self) -> frozenset[str]:
+        return self.cls.option_names(self.options.get("code"))
+
+    @property
     def code(self) -> str:
-        """The architecture whose way to a code this is."""
-        default = getattr(self.cls.Config, "code", self.architecture)
-        code: str = self.options.get("code", default)
-        return code
+        """The kind of its code; of dictionaries that solve for theirs, their name."""
+        code = self.cls.code(self.options.get("code"))
+        return code.kind if code else self.architecture
 
 
 def default_case(name: str) -> Case:
@@ -118,7 +124,7 @@ LEARNED = [case for case in CASES if case.cls.learns_by == "gradient"]
 LEARNED_DEFAULTS = [case for case in DEFAULTS if case.cls.learns_by == "gradient"]
 BASELINES = [case for case in CASES if case.cls.learns_by == "statistics"]
 PENALTY_CODES = (
-    "relu", "relu_norm_weighted", "relu_tanh", "p_anneal", "gated", "gated_p_anneal", "jumprelu", "crosscoder",
+    "relu", "relu_tanh", "p_anneal", "gated", "gated_p_anneal", "jumprelu",
 )  # fmt: skip
 PENALISED = [case for case in LEARNED if case.code in PENALTY_CODES]
 
@@ -187,7 +193,7 @@ def random_dictionary(
         made = learned_from(untrained(case, seed, **options).double(), seed)
         made.rows, made.latents, made.pairs = axes
     else:
-        if "k_aux" in case.cls.Config.__dataclass_fields__:
+        if "k_aux" in case.option_names:
             options.setdefault("k_aux", K_AUX)
         made = untrained(case, seed, axes, **options).double()
         randomise(made, seed)
@@ -206,11 +212,11 @@ def randomise(made: Dictionary, seed: int) -> None:
         # Thresholds about 0.15, where many pre-activations are.
         parameter.copy_(noise / width**0.5)
         if name == "scaled_log_threshold":
-            parameter.copy_((0.3 * noise - 2) / made.config.threshold_rate)
+            parameter.copy_((0.3 * noise - 2) / made.config.code.threshold_rate)
     for name, buffer in made.named_buffers():
         if name == "candidates_CD":
             buffer.copy_(torch.randn(buffer.shape, generator=generator, dtype=buffer.dtype) / buffer.shape[1] ** 0.5)
-    if isinstance(made, Penalised):
+    if isinstance(getattr(made, "code", None), Penalised):
         made.controller.log_coefficient.fill_(-1.3)
 
 

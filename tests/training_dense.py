@@ -91,7 +91,7 @@ def penalised(penalty: Callable[[Problem, Tensor], Tensor]) -> Equation:
 
     def equation(p: Problem) -> tuple[Tensor, Tensor]:
         f = torch.relu(p.z)
-        return p.squared(f) + p.weight * penalty(p, f * p.norms).sum(1).mean(), f
+        return p.squared(f) + p.weight * penalty(p, f * p.norms).sum(1).mean() + weighted_auxk(p, f), f
 
     return equation
 
@@ -101,12 +101,12 @@ def l1(p: Problem, weighted: Tensor) -> Tensor:
 
 
 def tanh(p: Problem, weighted: Tensor) -> Tensor:
-    return torch.tanh(p.config.tanh_scale * p.x.shape[1] ** 0.5 * weighted)
+    return torch.tanh(p.config.code.tanh_scale * p.x.shape[1] ** 0.5 * weighted)
 
 
 def lp(p: Problem, weighted: Tensor) -> Tensor:
     """At half of the training: 4 / 5 of the way from 10 % to 60 %, in ten jumps, is eight of them."""
-    power, epsilon = 1 + (p.config.p_end - 1) * 8 / 10, p.config.p_smoothing
+    power, epsilon = 1 + (p.config.code.p_end - 1) * 8 / 10, p.config.code.p_smoothing
     inside = torch.where(weighted > 0, weighted, 1.0)
     return torch.where(weighted > 0, (inside + epsilon) ** power - epsilon**power, 0.0)
 
@@ -116,14 +116,15 @@ def gated(penalty: Callable[[Problem, Tensor], Tensor]) -> Equation:
         pi = torch.relu(p.z + p.made.b_gate)
         f = torch.relu(p.z * p.made.r_mag.exp() + p.made.b_mag) * (pi > 0)
         gate_error = ((p.y - pi @ p.atoms.detach() - p.offset.detach()) ** 2).sum(1).mean()
-        return p.squared(f) + gate_error + p.weight * penalty(p, pi * p.norms).sum(1).mean(), f
+        loss = p.squared(f) + gate_error + p.weight * penalty(p, pi * p.norms).sum(1).mean()
+        return loss + weighted_auxk(p, f), f
 
     return equation
 
 
 def jumprelu(p: Problem) -> tuple[Tensor, Tensor]:
     """Straight-through parts are added as terms of value zero whose derivative is the stated one."""
-    c, z = p.config, p.z
+    c, z = p.config.code, p.z
     t = (c.threshold_rate * p.made.scaled_log_threshold).exp().expand_as(z)
     above = (z > t).double()
     inside = ((z - t).abs() < c.bandwidth / 2).double().detach() / c.bandwidth
@@ -134,16 +135,24 @@ def jumprelu(p: Problem) -> tuple[Tensor, Tensor]:
     if c.l0_loss == "step":
         sparsity = p.weight * steps.sum(1).mean()
     elif c.l0_loss == "quadratic":
-        aim = c.target_l0 * c.initial_coefficient / p.weight
+        aim = p.config.target_l0 * c.initial_coefficient / p.weight
         sparsity = c.initial_coefficient * ((steps.sum(1) / aim - 1) ** 2).mean()
     else:
         sparsity = p.weight * tanh(p, f * p.norms).sum(1).mean()
-    seen = p.made.rows_since_fired_F >= c.dead_after_rows if c.preact_over == "dead" else torch.ones_like(above[0])
+    seen = (
+        p.made.rows_since_fired_F >= p.config.dead_after_rows if c.preact_over == "dead" else torch.ones_like(above[0])
+    )
     preact = (torch.relu(t - z) * p.norms * seen).sum(1).mean()
-    return p.squared(f) + sparsity + c.preact_weight * preact, f
+    return p.squared(f) + sparsity + c.preact_weight * preact + weighted_auxk(p, f), f
 
 
 # The top-k family -------------------------------------------------------------------------------------------------
+
+
+def weighted_auxk(p: Problem, f: Tensor) -> Tensor | float:
+    """The term of penalty codes, which have it when they are asked for it."""
+    weight = p.config.code.aux_weight
+    return weight * auxk(p, p.error(f)) if weight else 0.0
 
 
 def auxk(p: Problem, e: Tensor, signed: bool = False) -> Tensor:
@@ -153,7 +162,7 @@ def auxk(p: Problem, e: Tensor, signed: bool = False) -> Tensor:
     if not dead.any():
         return torch.zeros((), dtype=e.dtype)
     candidates = p.z[:, dead] if signed else torch.relu(p.z[:, dead])
-    chosen = largest(candidates.abs() * p.norms[dead], min(p.config.k_aux, int(dead.sum())))
+    chosen = largest(candidates.abs() * p.norms[dead], min(p.config.code.k_aux, int(dead.sum())))
     return ((e - candidates * chosen @ p.atoms[dead]) ** 2).sum() / ((e - e.mean(0)) ** 2).sum()
 
 
@@ -172,15 +181,15 @@ def family(choose: Callable[[Problem, int], Tensor]) -> Equation:
 
     def equation(p: Problem) -> tuple[Tensor, Tensor]:
         f = choose(p, p.k)
-        loss = p.squared(f) + p.config.aux_weight * auxk(p, p.error(f))
-        return loss + p.squared(choose(p, 4 * p.k)) / 8 if p.config.multi_topk else loss, f
+        loss = p.squared(f) + p.config.code.aux_weight * auxk(p, p.error(f))
+        return loss + p.squared(choose(p, 4 * p.k)) / 8 if p.config.code.multi_topk else loss, f
 
     return equation
 
 
 def abs_topk(p: Problem) -> tuple[Tensor, Tensor]:
     f = p.z * largest(p.z.abs() * p.norms, p.k)
-    return p.squared(f) + p.config.aux_weight * auxk(p, p.error(f), signed=True), f
+    return p.squared(f) + p.config.code.aux_weight * auxk(p, p.error(f), signed=True), f
 
 
 def group_max(p: Problem, k: int) -> Tensor:
@@ -192,16 +201,16 @@ def group_max(p: Problem, k: int) -> Tensor:
 def matryoshka(p: Problem) -> tuple[Tensor, Tensor]:
     f, width = whole_topk(p, p.k), p.config.width
     widths = {2, 4, 8, 15, 30}  # of 30 latents; the last test of the schedules has random ones
-    if p.config.random_prefixes:
-        widths = p.made.prefix_widths()
+    if p.config.code.random_prefixes:
+        widths = p.made.code.prefix_widths()
     first = [f * (torch.arange(width) < m) for m in widths]
-    return torch.stack([p.squared(part) for part in first]).sum() + p.config.aux_weight * auxk(p, p.error(f)), f
+    return torch.stack([p.squared(part) for part in first]).sum() + p.config.code.aux_weight * auxk(p, p.error(f)), f
 
 
 def hierarchical(p: Problem) -> tuple[Tensor, Tensor]:
     every = torch.stack([p.squared(row_topk(p, k)) for k in range(1, p.k + 1)])
     f = row_topk(p, p.k)
-    return every.mean() + p.config.aux_weight * auxk(p, p.error(f)), f
+    return every.mean() + p.config.code.aux_weight * auxk(p, p.error(f)), f
 
 
 # Matching pursuit -------------------------------------------------------------------------------------------------
@@ -215,14 +224,14 @@ def mp(p: Problem) -> tuple[Tensor, Tensor]:
 
 def pursue_row(p: Problem, r: Tensor) -> tuple[Tensor, Tensor]:
     code, picked = torch.zeros(len(p.atoms), dtype=r.dtype), set()
-    for _ in range(p.config.rounds or p.k):
+    for _ in range(p.config.code.rounds or p.k):
         scores = p.atoms @ r
         j = int(scores.argmax())
-        if r.norm() < p.config.residual_threshold or scores[j] <= 0:
+        if r.norm() < p.config.code.residual_threshold or scores[j] <= 0:
             break
         code = code.index_add(0, torch.tensor([j]), scores[j : j + 1])
         r = r - scores[j] * p.atoms[j]
-        if p.config.stop_at_repeat and j in picked:
+        if p.config.code.stop_at_repeat and j in picked:
             break
         picked.add(j)
     return r, code
@@ -230,19 +239,16 @@ def pursue_row(p: Problem, r: Tensor) -> tuple[Tensor, Tensor]:
 
 EQUATIONS: dict[str, Equation] = {
     "relu": penalised(l1),
-    "relu_norm_weighted": penalised(l1),
     "relu_tanh": penalised(tanh),
     "p_anneal": penalised(lp),
     "gated": gated(l1),
     "gated_p_anneal": gated(lp),
     "jumprelu": jumprelu,
-    "crosscoder": penalised(l1),
     "topk": family(row_topk),
     "batch_topk": family(whole_topk),
     "abs_topk": abs_topk,
     "group_max": family(group_max),
     "matryoshka_batch_topk": matryoshka,
     "hierarchical_topk": hierarchical,
-    "crosscoder_batch_topk": family(whole_topk),
     "mp": mp,
 }

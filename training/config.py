@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
@@ -14,9 +12,10 @@ from lexray.storage.manifest import Manifest, Site
 from lexray.storage.selection import Selection
 from lexray.storage.store import StorageSettings, Store
 from lexray.storage.windows import StreamSpec
-from lexray.training.dictionaries import architecture, dictionary_config
+from lexray.training.dictionaries import architecture, recorded_config
 from lexray.training.dictionaries.base import DictionaryConfig
 from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
+from lexray.training.identity.hash import identity_hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,8 +273,7 @@ class TrainingConfig:
             del content["every"][name]
         for name in ("url", "storage"):
             del content["data"][name]
-        content = json.loads(json.dumps(content), parse_float=_number)
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+        return identity_hash(content)
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "dictionary": self.dictionary.to_dict()}
@@ -286,7 +284,7 @@ class TrainingConfig:
         try:
             data = {**content["data"], "storage": checked_config(StorageSettings, content["data"]["storage"])}
             return TrainingConfig(
-                dictionary=dictionary_config(content["dictionary"]),
+                dictionary=recorded_config(content["dictionary"]),
                 data=typed_config(DataConfig, data),
                 rows=_whole(content, "rows"),
                 optimizer=typed_config(OptimizerConfig, content["optimizer"]),
@@ -304,9 +302,3 @@ def _whole(content: dict[str, Any], name: str) -> int:
     if type(content[name]) is not int:
         raise UserError(f"{name}: {content[name]!r} is not a whole number")
     return int(content[name])
-
-
-def _number(text: str) -> float:
-    """8.0 as 8: equal configurations have equal hashes."""
-    value = float(text)
-    return int(value) if value.is_integer() else value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from lexray.storage.config_file import checked_block, checked_config
@@ -18,7 +18,7 @@ from lexray.training.dictionaries.base import DictionaryConfig
 from lexray.training.engines.deepspeed_settings import check_names
 from lexray.training.engines.gradient_scale import check_gradient_scale
 from lexray.tuning.file.axes import Point, width_of
-from lexray.tuning.file.points import effective, key, points_of, shown
+from lexray.tuning.file.points import code_at, effective, key, points_of, shown
 from lexray.tuning.file.resources import ResourcesBlock
 from lexray.tuning.file.sweep_file import TRAINING_SETTINGS, SweepFile
 
@@ -172,7 +172,7 @@ def _mesh_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _check_fits(config: DictionaryConfig, data: DataConfig, manifest: Manifest, training_rows: int) -> None:
     """Raise UserError when the architecture cannot be what is asked of it on these sites and this many rows."""
-    architecture(config.architecture).for_config(config).check_sites(config, data.sites_in(manifest))
+    architecture(config.architecture).dictionary.check_sites(config, data.sites_in(manifest))
     config.check_rows(training_rows)
 
 
@@ -193,7 +193,8 @@ def _dictionary_options(
 ) -> dict[str, Any]:
     """Options of the point's architecture: from `options.all`, the axes, its own and the rules, the last one wins."""
     name = point["architecture"]
-    known = {f.name for f in fields(architecture(name).Config)}
+    made = architecture(name)
+    known = made.option_names(code_at(sweep, point))
     given = {**sweep.options.get("all", {}), **point, **sweep.options.get(name, {}), **settings}
     if "width" not in given:
         try:

@@ -1,7 +1,7 @@
 """The code as every other process gets it: a zip of some hundred KB with the sweep file and lexray's own sources.
 
-What may leave this machine is an allow-list: files of the four floors with the endings of `CODE_SUFFIXES`. Nothing else
-of a checkout is read (`.env`, credentials, notebooks, runs).
+What may leave this machine is an allow-list: files of the four floors with the endings of `CODE_SUFFIXES`, and the
+files of Python that `LEXRAY_PLUGINS` names. Nothing else of a checkout is read (`.env`, credentials, notebooks, runs).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lexray.storage.errors import UserError
 PACKAGE = Path(lexray.__file__).parent
 """The importable package, of a checkout (where the floors are links) or of an installation."""
 FLOORS = ("cluster", "tuning", "training", "storage")
-CODE_SUFFIXES = (".py", ".j2")
+CODE_SUFFIXES = (".py", ".j2", ".json")
 MAX_BYTES = 10 * 10**6
 LARGEST_NAMED = 3
 SWEEP_FILE = "sweep.yaml"
@@ -58,7 +58,10 @@ def code_package(folder: Path = PACKAGE) -> Package:
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
-    return {name: path.read_bytes() for name, path in code_files(folder).items()}
+    from lexray.training.dictionaries.plugins import SHIPPED, plugin_files
+
+    shipped = {f"lexray/training/dictionaries/{SHIPPED.name}/{path.name}": path for path in plugin_files()}
+    return {name: path.read_bytes() for name, path in (code_files(folder) | shipped).items()}
 
 
 def _packed(files: dict[str, bytes]) -> Package:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lexray.training.codes.jumprelu import JumpReLU
 from lexray.training.dictionaries import dictionary_config, make_dictionary
 from lexray.training.dictionaries.base import Dictionary
-from lexray.training.dictionaries.jumprelu import JumpReLU
 from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
 from lexray.training.ops.sparse_code import SparseCode
 
@@ -42,8 +42,8 @@ def dictionary(architecture: str, *, dead: int = 0, output_width: int = D, **opt
             parameter.copy_(noise / parameter.shape[-1] ** 0.5 if parameter.ndim > 1 else 0.1 * noise)
         if getattr(config, "unit_atoms", False) and "W_dec" in dict(made.named_parameters()):
             made.W_dec.copy_(made.W_dec / made.W_dec.norm(dim=1, keepdim=True))
-        if isinstance(made, JumpReLU):
-            made.set_threshold((0.2 * torch.randn(F, generator=generator, dtype=torch.float64) - 1.2).exp())
+        if isinstance(getattr(made, "code", None), JumpReLU):
+            made.code.set_threshold((0.2 * torch.randn(F, generator=generator, dtype=torch.float64) - 1.2).exp())
         if dead:
             made.rows_since_fired_F[-dead:] = DEAD_AFTER
     return made
@@ -61,10 +61,10 @@ def gradients(loss: Tensor, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
 def lexray_gradients(made: Dictionary, loss: Tensor) -> dict[str, Tensor]:
     """Gradients of lexray's parameters; of thresholds themselves where it learns their logarithms."""
     found = gradients(loss, dict(made.named_parameters()))
-    if isinstance(made, JumpReLU):
+    if isinstance(getattr(made, "code", None), JumpReLU):
         # d loss / d (log t / rate) = d loss / d t * t * rate
         gradient_F = found.pop("scaled_log_threshold")
-        found["threshold"] = gradient_F / (made.threshold_F.detach() * made.config.threshold_rate)
+        found["threshold"] = gradient_F / (made.code.threshold_F.detach() * made.config.code.threshold_rate)
     return found
 
 
@@ -76,9 +76,9 @@ def along_the_sphere(gradient_FD: Tensor, atoms_FD: Tensor) -> Tensor:
 def training_code(made: Dictionary, x_BD: Tensor) -> Tensor:
     """The code (B, F) that a batch trains with, where it differs from the one at inference."""
     z_BF = made.preactivations(made.input.normalise(x_BD)).detach()
-    chosen, _ = made.choose(z_BF, made.k, len(x_BD), made.decoder())
+    chosen, _ = made.code.choose(z_BF, made.code.k, len(x_BD), made.decoder())
     code_BF = torch.zeros_like(z_BF)
-    code_BF[chosen.rows, chosen.latents] = made.value(z_BF[chosen.rows, chosen.latents])
+    code_BF[chosen.rows, chosen.latents] = made.code.value(z_BF[chosen.rows, chosen.latents])
     return code_BF
 
 

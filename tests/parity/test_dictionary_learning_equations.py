@@ -32,7 +32,7 @@ from dictionary_learning.trainers.gated_anneal import GatedAnnealTrainer
 from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKTrainer
 from dictionary_learning.trainers.standard import StandardTrainerAprilUpdate
 
-from lexray.training.dictionaries.base import BatchSums
+from lexray.training.objectives.forward import BatchSums
 
 X_BD = rows()
 LATE = 5000
@@ -58,7 +58,7 @@ def trainer_of(made, trainer_class, *, transposed=TRANSPOSED, **options):
     trainer.ae.double()
     own = {name: tensor.detach() for name, tensor in made.named_parameters()}
     if "scaled_log_threshold" in own:
-        own["threshold"] = made.threshold_F.detach()
+        own["threshold"] = made.code.threshold_F.detach()
     for name, parameter in trainer.ae.named_parameters():
         value = own[NAMES.get(name, name)]
         parameter.data = (value.T if name in transposed else value).clone()
@@ -99,14 +99,14 @@ def with_dead(trainer, count):
 
 def test_relu_is_their_standard(against):
     made = dictionary("relu", initial_coefficient=0.3)
-    trainer = trainer_of(made, StandardTrainer, l1_penalty=float(made.coefficient), sparsity_warmup_steps=None)
+    trainer = trainer_of(made, StandardTrainer, l1_penalty=float(made.code.coefficient), sparsity_warmup_steps=None)
     hold(against("dictionary_learning", "relu"), made, trainer, made.encode(X_BD).dense())
 
 
 def test_steps_with_constrained_atoms_are_those_of_their_constrained_adam(against):
     """It takes the part along the atom out of the gradient before a step and puts atoms back to length 1 after it."""
     made = dictionary("relu", initial_coefficient=0.3, decoder_norm="constrained")
-    trainer = trainer_of(made, StandardTrainer, l1_penalty=float(made.coefficient), sparsity_warmup_steps=None)
+    trainer = trainer_of(made, StandardTrainer, l1_penalty=float(made.code.coefficient), sparsity_warmup_steps=None)
     theirs = trainer.optimizer
     theirs.param_groups[0]["lr"] = 0.01
     ours = torch.optim.Adam(made.parameters(), lr=0.01)
@@ -127,7 +127,7 @@ def test_steps_with_constrained_atoms_are_those_of_their_constrained_adam(agains
 
 def test_norm_weighted_relu_is_their_april_update(against):
     made = dictionary("relu_norm_weighted", initial_coefficient=0.3)
-    options = {"l1_penalty": float(made.coefficient), "sparsity_warmup_steps": None}
+    options = {"l1_penalty": float(made.code.coefficient), "sparsity_warmup_steps": None}
     trainer = trainer_of(made, StandardTrainerAprilUpdate, **options)
     held = against("dictionary_learning", "relu_norm_weighted")
     hold(held, made, trainer, made.encode(X_BD).dense(), unit=False)
@@ -135,7 +135,7 @@ def test_norm_weighted_relu_is_their_april_update(against):
 
 def test_gated_is_theirs_with_its_frozen_auxiliary_decoder(against):
     made = dictionary("gated", initial_coefficient=0.3)
-    trainer = trainer_of(made, GatedSAETrainer, l1_penalty=float(made.coefficient), sparsity_warmup_steps=None)
+    trainer = trainer_of(made, GatedSAETrainer, l1_penalty=float(made.code.coefficient), sparsity_warmup_steps=None)
     hold(against("dictionary_learning", "gated"), made, trainer, made.encode(X_BD).dense())
 
 
@@ -147,7 +147,7 @@ def test_p_annealing_is_theirs_at_every_p(against, p):
     )
     made.at_step(0 if p == 1 else 60, 100)
     trainer = trainer_of(
-        made, PAnnealTrainer, initial_sparsity_penalty=float(made.coefficient), sparsity_function="Lp^p",
+        made, PAnnealTrainer, initial_sparsity_penalty=float(made.code.coefficient), sparsity_function="Lp^p",
         sparsity_warmup_steps=None, anneal_start=9000, n_sparsity_updates=2,
     )  # fmt: skip
     trainer.p = p
@@ -162,7 +162,7 @@ def test_gated_p_annealing_is_theirs_at_every_p(against, p):
     )
     made.at_step(0 if p == 1 else 60, 100)
     trainer = trainer_of(
-        made, GatedAnnealTrainer, initial_sparsity_penalty=float(made.coefficient), sparsity_warmup_steps=None,
+        made, GatedAnnealTrainer, initial_sparsity_penalty=float(made.code.coefficient), sparsity_warmup_steps=None,
         anneal_start=9000, n_sparsity_updates=2,
     )  # fmt: skip
     trainer.p = p
@@ -186,9 +186,9 @@ def test_a_jump_of_p_rescales_the_coefficient_as_theirs_does(against):
     terms = made.loss(X_BD, B)
     sums = {name: float(value) for name, value in terms.sums.items()} | {"active": float(K * B)}
     made.after_step(BatchSums(rows=B, sums=sums, fired_F=terms.fired_F, observed=terms.observed))
-    assert made.coefficient != pytest.approx(0.3, rel=1e-3)
+    assert made.code.coefficient != pytest.approx(0.3, rel=1e-3)
     theirs = torch.tensor(trainer.sparsity_coeff)
-    against("dictionary_learning", "p_anneal, the jump")("coefficient", made.coefficient.float(), theirs)
+    against("dictionary_learning", "p_anneal, the jump")("coefficient", made.code.coefficient.float(), theirs)
 
 
 def test_topk_with_auxk_is_theirs(against):
@@ -262,11 +262,11 @@ def test_jumprelus_l0_counts_preactivations_so_that_latents_just_below_their_thr
         return gradients(trainer.loss(X_BD, step=LATE), dict(trainer.ae.named_parameters()))["threshold"]
 
     made, with_term_F = ours(1.0)
-    z_BF, theta_F = made.preactivations(X_BD).detach(), made.threshold_F.detach()
+    z_BF, theta_F = made.preactivations(X_BD).detach(), made.code.threshold_F.detach()
     near_BF = (z_BF - theta_F).abs() < width / 2
     papers_F, halved_F = (-(pairs.double().sum(0)) / (B * width) for pairs in (near_BF, near_BF & (z_BF > theta_F)))
     held = against("dictionary_learning", "jumprelu, L0 of z")
-    held("gradients", with_term_F - ours(1e-13)[1], float(made.coefficient) * papers_F, 1e-4)
+    held("gradients", with_term_F - ours(1e-13)[1], float(made.code.coefficient) * papers_F, 1e-4)
     l0 = (z_BF > theta_F).double().sum(1).mean()
     held("theirs, of f", theirs(1.0) - theirs(0.0), 2 * (l0 / K - 1) / K * halved_F, 1e-4)
     assert halved_F.abs().sum() < 0.8 * papers_F.abs().sum()

@@ -9,8 +9,8 @@ from overcomplete.optimization.nmf import _one_step_multiplicative_rule as nmf_s
 from overcomplete.optimization.semi_nmf import _one_step_snmf_multiplicative_update as snmf_step
 from overcomplete.sae import OMPSAE, BatchTopKSAE, JumpSAE, MpSAE, RATopKSAE
 
-from lexray.training.dictionaries.base import BatchSums
 from lexray.training.mesh.axes import LOCAL_FEATURE
+from lexray.training.objectives.forward import BatchSums
 from lexray.training.ops.nmf import least_squares_atoms, multiplicative, multiplicative_atoms
 from lexray.training.ops.pursuit import StopRule, orthogonal_pursuit
 
@@ -104,7 +104,7 @@ def test_jumprelus_kernel_is_divided_by_its_width_once_though_theirs_is_twice(ag
     width = 0.2
     made = dictionary("jumprelu", l0_loss="step", initial_coefficient=1e-13, bandwidth=width).float()
     sae, encoder = linear_sae(made, JumpSAE, kernel="rectangle", bandwidth=width)
-    sae.thresholds.data = made.threshold_F.detach().log()
+    sae.thresholds.data = made.code.threshold_F.detach().log()
     held = against("overcomplete", "jumprelu")
     _, code_BF = sae.encode(X_BD)
     held("code", made.encode(X_BD).dense(), code_BF)
@@ -114,7 +114,7 @@ def test_jumprelus_kernel_is_divided_by_its_width_once_though_theirs_is_twice(ag
     held("loss", terms.loss, loss)
     found, expected = lexray_gradients(made, terms.loss), linear_gradients(sae, encoder, loss, made)
     held.gradients({name: found[name] for name in expected}, expected)
-    theirs_F = gradients(loss, {"log": sae.thresholds})["log"] / made.threshold_F.detach()
+    theirs_F = gradients(loss, {"log": sae.thresholds})["log"] / made.code.threshold_F.detach()
     held("theirs times the width", found["threshold"], theirs_F * width, 1e-4)
 
 

@@ -33,7 +33,7 @@ from sae_lens.saes.standard_sae import StandardTrainingSAE, StandardTrainingSAEC
 from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.saes.transcoder import SkipTranscoder, SkipTranscoderConfig, Transcoder, TranscoderConfig
 
-from lexray.training.dictionaries.base import BatchSums
+from lexray.training.objectives.forward import BatchSums
 
 FREE = {"decoder_norm": "free"}
 X_BD = rows()
@@ -48,7 +48,7 @@ def theirs(made, sae_class, config_class, *, minus_b_dec=True, **options):
         own["W_enc"] = own["W_enc"].T.contiguous()
     if hasattr(sae, "threshold"):
         own.pop("scaled_log_threshold")
-        own["threshold"] = made.threshold_F.detach().float()
+        own["threshold"] = made.code.threshold_F.detach().float()
     for name, parameter in sae.named_parameters():
         assert parameter.shape == own[name].shape, name
         parameter.data = own[name]
@@ -83,7 +83,7 @@ def hold(held, made, sae, out, code_BF, *, scale=1.0):
 def test_norm_weighted_relu_is_their_standard(against):
     made = dictionary("relu_norm_weighted", initial_coefficient=0.3)
     sae = theirs(made, StandardTrainingSAE, StandardTrainingSAEConfig)
-    out = step(sae, {"l1": float(made.coefficient)})
+    out = step(sae, {"l1": float(made.code.coefficient)})
     held = against("SAELens", "relu_norm_weighted")
     hold(held, made, sae, out, made.encode(X_BD).dense())
 
@@ -95,7 +95,7 @@ def test_gated_is_theirs_with_the_papers_auxiliary_term(against):
     """
     made = dictionary("gated", initial_coefficient=0.3, **FREE)
     sae = theirs(made, GatedTrainingSAE, GatedTrainingSAEConfig)
-    out = step(sae, {"l1": float(made.coefficient)})
+    out = step(sae, {"l1": float(made.code.coefficient)})
     terms = made.loss(X_BD, B)
     held = against("SAELens", "gated")
     held("code", made.encode(X_BD).dense(), out.feature_acts)
@@ -117,7 +117,7 @@ def test_jumprelu_with_step_loss_is_theirs(against, gradient):
         made, JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig, minus_b_dec=False, jumprelu_bandwidth=0.2,
         jumprelu_ste_to_input=gradient == "threshold_and_input",
     )  # fmt: skip
-    out = step(sae, {"l0": float(made.coefficient)})
+    out = step(sae, {"l0": float(made.code.coefficient)})
     held = against("SAELens", f"jumprelu step, {gradient}")
     code_BF = made.encode(X_BD).dense()
     held("code", code_BF, out.feature_acts)
@@ -151,7 +151,7 @@ def test_jumprelu_with_tanh_and_preactivation_loss_is_theirs(against):
         jumprelu_sparsity_loss_mode="tanh", jumprelu_tanh_scale=1.5 * D**0.5, pre_act_loss_coefficient=0.2,
         jumprelu_ste_to_input=True,
     )  # fmt: skip
-    out = step(sae, {"l0": float(made.coefficient)}, made.dead_F)
+    out = step(sae, {"l0": float(made.code.coefficient)}, made.dead_F)
     assert out.losses["pre_act_loss"] > 0
     hold(against("SAELens", "jumprelu tanh, preact"), made, sae, out, made.encode(X_BD).dense())
 

@@ -9,8 +9,9 @@ from training_cases import B, F, K, find_case, loss_of, named, random_dictionary
 from training_dense import Problem
 
 from lexray.training.dictionaries import dictionary_config, make_dictionary
-from lexray.training.dictionaries.base import BatchSums, Dictionary
+from lexray.training.dictionaries.base import Dictionary
 from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
+from lexray.training.objectives.forward import BatchSums
 
 OVER_THE_BATCH = ("batch_topk", "matryoshka_batch_topk", "transcoder-batch_topk", "archetypal-batch_topk")
 BATCH_CASES = [find_case(name) for name in (*OVER_THE_BATCH, "batch_topk-free", "crosscoder_batch_topk")]

@@ -25,7 +25,7 @@ from training_cases import (
 )
 from training_dense import Problem, atoms_of, dense_loss, group_max, largest, row_topk
 
-from lexray.training.dictionaries.base import BatchSums
+from lexray.training.objectives.forward import BatchSums
 from lexray.training.ops.sparse_code import SparseCode
 
 ROW_BY_ROW = ("topk", "abs_topk", "hierarchical_topk", "transcoder", "archetypal", "pca", "snmf", "nmf")

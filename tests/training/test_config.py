@@ -15,7 +15,7 @@ from lexray.storage.store import StorageSettings
 from lexray.training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
 from lexray.training.dictionaries import ARCHITECTURES, dictionary_config
 from lexray.training.dictionaries.base import DictionaryConfig
-from lexray.training.dictionaries.topk import TopKConfig
+from lexray.training.dictionaries.learned import LearnedConfig
 
 DEFAULTS = {case.architecture: config_of(case) for case in training_cases.DEFAULTS}
 """A configuration of each architecture."""
@@ -23,24 +23,27 @@ DEFAULTS = {case.architecture: config_of(case) for case in training_cases.DEFAUL
 
 def with_another(architecture: str, name: str) -> tuple[DictionaryConfig, DictionaryConfig]:
     """Two configurations that differ in one option; with free norms where the option needs them."""
-    default = DEFAULTS[architecture]
+    default = DEFAULTS[architecture].to_dict()
     for companions in ({}, {"decoder_norm": "free"}):
-        if companions.keys() <= default.to_dict().keys():
+        if companions.keys() <= default.keys():
             for value in candidates(architecture, name):
                 try:
-                    base = replace(default, **companions)
-                    changed = replace(base, **{name: value})
+                    base = dictionary_config(default | companions)
+                    changed = with_option(base, name, value)
                 except UserError:
                     continue
-                if getattr(changed, name) != getattr(base, name):
+                if changed.to_dict()[name] != base.to_dict()[name]:
                     return base, changed
     raise AssertionError(f"no other value of {architecture}.{name} was found: add one to `candidates`")
 
 
 def candidates(architecture: str, name: str) -> list[Any]:
     """Values that an option may take, judged by its type and its default."""
-    default = getattr(DEFAULTS[architecture], name)
-    kind = get_type_hints(type(DEFAULTS[architecture]))[name]
+    if name == "code":
+        return ARCHITECTURES[architecture].kinds
+    made = DEFAULTS[architecture]
+    default, hints = made.to_dict()[name], get_type_hints(type(made))
+    kind = (hints | get_type_hints(type(made.code)) if isinstance(made, LearnedConfig) else hints)[name]
     named = [value for part in (kind, *get_args(kind)) for value in get_args(part) if get_origin(part) is Literal]
     if named:
         return named
@@ -52,7 +55,15 @@ def candidates(architecture: str, name: str) -> list[Any]:
     return [int(number) if "int" in str(kind) else float(number) for number in numbers]
 
 
-OPTIONS = [(name, f.name) for name, made in DEFAULTS.items() for f in fields(made)]
+def with_option(made: DictionaryConfig, name: str, value: Any) -> DictionaryConfig:
+    """The configuration with another value of one option; another code comes with its own options."""
+    options = made.to_dict()
+    if name == "code":
+        options = {key: option for key, option in options.items() if hasattr(made, key)}
+    return dictionary_config(options | {name: value})
+
+
+OPTIONS = [(name, option) for name in DEFAULTS for option in sorted(ARCHITECTURES[name].option_names())]
 ONLY = {
     ("kmeans", "target_l0"): "target_l0",
     ("mp", "decoder_init_norm"): "decoder_init_norm",
@@ -138,11 +149,11 @@ def test_every_option_of_an_architecture_changes_the_identity(architecture, opti
 @pytest.mark.parametrize(("architecture", "option"), ONLY, ids=str)
 def test_an_option_with_one_possible_value_refuses_others_and_says_why(architecture, option):
     made = DEFAULTS[architecture]
-    others = [value for value in candidates(architecture, option) if value != getattr(made, option)]
+    others = [value for value in candidates(architecture, option) if value != made.to_dict()[option]]
     assert others
     for value in others:
         with pytest.raises(UserError, match=ONLY[architecture, option]):
-            replace(made, **{option: value})
+            with_option(made, option, value)
 
 
 def test_each_architecture_has_an_identity_of_its_own():
@@ -158,8 +169,8 @@ def test_the_trial_id_tells_people_architecture_width_and_target():
 def dictionaries(draw) -> DictionaryConfig:
     """Any architecture with any of its options at another value."""
     name = draw(st.sampled_from(sorted(DEFAULTS)))
-    options = [f for f in fields(DEFAULTS[name]) if (name, f.name) not in ONLY]
-    return with_another(name, draw(st.sampled_from(options)).name)[1]
+    options = [option for made, option in OPTIONS if made == name and (name, option) not in ONLY]
+    return with_another(name, draw(st.sampled_from(options)))[1]
 
 
 def configs() -> st.SearchStrategy[TrainingConfig]:
@@ -193,8 +204,8 @@ def test_a_configuration_survives_json(given_config):
 
 
 def test_equal_configurations_have_equal_identities_however_their_numbers_are_written():
-    whole = TopKConfig(width=64, target_l0=8, aux_weight=0)
-    assert whole == TopKConfig(width=64, target_l0=8.0, aux_weight=0.0)
+    whole = dictionary_config({"architecture": "topk", "width": 64, "target_l0": 8, "aux_weight": 0})
+    assert whole == dictionary_config({"architecture": "topk", "width": 64, "target_l0": 8.0, "aux_weight": 0.0})
     base = replace(config(), dictionary=whole)
     assert TrainingConfig.from_dict(base.to_dict()).trial == base.trial
 

@@ -22,7 +22,7 @@ from lexray.training.mesh.device import CPU, backend_of
 
 ROOT = Path(__file__).parents[2]
 LOOKS = re.compile(r"cuda\.(is_available|device_count)")
-MAY_LOOK = {"training/device.py", "storage/harvest/size.py"}
+MAY_LOOK = {"training/mesh/device.py", "storage/harvest/size.py"}
 """They count the GPUs of a machine, for commands that belong to no trial."""
 
 ON_CPUS_WHATEVER_IS_SEEN = """

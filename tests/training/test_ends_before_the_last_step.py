@@ -13,10 +13,10 @@ from training_synthetic import STEPS, Dataset, on_two_ranks, small_config, small
 from lexray.storage.store import Store
 from lexray.training.checkpoint.format import newest_checkpoint
 from lexray.training.checkpoint.saved import load_dictionary, read_dictionary_config
-from lexray.training.dictionaries.base import BatchSums
 from lexray.training.loop.hooks import StopHook
 from lexray.training.loop.loop import StepRecord
 from lexray.training.loop.trainer import Trainer, TrainingResult
+from lexray.training.objectives.forward import BatchSums
 
 pytestmark = pytest.mark.usefixtures("process_group")
 

@@ -26,7 +26,7 @@ from lexray.training.dictionaries.base import Dictionary, RawRows
 from lexray.training.ops import preactivations as entries
 from lexray.training.ops import topk as selection
 
-WITH_AUXK = [case for case in LEARNED if "k_aux" in case.cls.Config.__dataclass_fields__ and case not in PENALISED]
+WITH_AUXK = [case for case in LEARNED if "k_aux" in case.option_names]
 
 
 def assert_is_the_dense_loss(case: Case, made: Dictionary, rows: RawRows) -> None:
@@ -124,5 +124,5 @@ def test_auxk_of_half_the_reconstructed_width_is_the_default(name, half):
 def test_the_terms_of_a_loss_are_logged_by_name():
     made = random_dictionary(find_case("gated"), 0)
     sums = loss_of(made, random_rows(made.sites, 0)).sums
-    total = sums["reconstruction"] + sums["gate_error"] + made.coefficient * sums["sparsity"]
+    total = sums["reconstruction"] + sums["gate_error"] + made.code.coefficient * sums["sparsity"]
     torch.testing.assert_close(total, loss_of(made, random_rows(made.sites, 0)).loss.detach())

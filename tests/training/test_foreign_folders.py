@@ -474,7 +474,7 @@ def test_a_threshold_of_zero_is_a_logarithm_of_minus_infinity_and_loads(tmp_path
     tensors = load_file(path / OUR_TENSORS)
     tensors["scaled_log_threshold"].fill_(-torch.inf)
     save_file(tensors, path / OUR_TENSORS)
-    assert not load_dictionary(str(path)).threshold_F.any()
+    assert not load_dictionary(str(path)).code.threshold_F.any()
     tensors["scaled_log_threshold"].fill_(torch.nan)
     save_file(tensors, path / OUR_TENSORS)
     assert "scaled_log_threshold holds 10 of 10" in load_refusal(path)

@@ -25,9 +25,12 @@ from training_cases import (
     random_rows,
 )
 
-from lexray.training.dictionaries.auxk import auxk_term, residual_variance
 from lexray.training.dictionaries.base import Dictionary
 from lexray.training.mesh.axes import LOCAL_DATA, LOCAL_FEATURE, ONE_PROCESS
+from lexray.training.objectives.auxk import AuxK, residual_variance
+from lexray.training.objectives.forward import Batch, Forward, Reconstruction
+from lexray.training.ops.linear import Decoder, LinearEncoder
+from lexray.training.ops.preactivations import DenseEntries
 from lexray.training.ops.sparse_products import prefix_errors
 from lexray.training.ops.straight_through import jump, step
 
@@ -43,7 +46,7 @@ def not_derivatives(case: Case) -> set[str]:
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("case", **named(LEARNED))
 def test_finite_differences_agree_with_autograd(case, seed):
-    aux_off = {"aux_weight": 0} if "aux_weight" in case.cls.Config.__dataclass_fields__ else {}
+    aux_off = {"aux_weight": 0} if "aux_weight" in case.option_names else {}
     made = random_dictionary(case, seed, **aux_off)
     rows = random_rows(made.sites, seed)
     found = gradients(made, loss_of(made, rows).loss)
@@ -71,11 +74,14 @@ def finite_difference(made: Dictionary, name: str, direction: Tensor, loss, widt
 
 
 def aux_of(made: Dictionary, x_BD: Tensor, residual_BD: Tensor, W_enc: Tensor, bias_F: Tensor, atoms: Tensor) -> Tensor:
-    return auxk_term(
-        made.dead_F, x_BD, residual_BD, W_enc, bias_F, atoms,
-        z_BF=(x_BD @ W_enc.T + bias_F).detach(), score=made.score(made.decoder()), value=made.value,
-        k_aux=K_AUX, total_rows=B, axes=ONE_PROCESS,
+    encoder, decoder, zero = LinearEncoder(W_enc, bias_F), Decoder(atoms, None), x_BD.new_zeros(())
+    batch = Batch(x_BD, x_BD, zero, B, encoder, decoder, made.dead_F)
+    z_BF = encoder.all(x_BD).detach()
+    forward = Forward(
+        batch=batch, pairs=DenseEntries(z_BF), values=z_BF, reconstruction=Reconstruction(zero, residual_BD),
+        fired_F=made.dead_F, z_BF=z_BF,
     )  # fmt: skip
+    return AuxK(score=made.code.score, value=made.code.value, k_aux=K_AUX)(forward, ONE_PROCESS)
 
 
 @pytest.mark.parametrize("seed", range(2))

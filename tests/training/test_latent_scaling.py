@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lexray.storage.errors import UserError
 from lexray.training.dictionaries import dictionary_config, make_dictionary
-from lexray.training.dictionaries.base import BatchSums, Dictionary, RawRows
+from lexray.training.dictionaries.base import Dictionary, RawRows
 from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
 from lexray.training.measures.latent_scaling import (
     DECOUPLING,
@@ -20,6 +20,7 @@ from lexray.training.measures.latent_scaling import (
     LatentScaling,
     latent_scaling,
 )
+from lexray.training.objectives.forward import BatchSums
 
 D = 8
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import torch
 from training_synthetic import on_two_ranks
 
-from lexray.training.dictionaries.base import BatchSums, LossOutput
 from lexray.training.loop.loop import StepRecord, global_sums, run_hooks
 from lexray.training.mesh.axes import LOCAL_DATA
+from lexray.training.objectives.forward import BatchSums, LossOutput
 
 
 def terms(rank: int) -> LossOutput:

@@ -37,7 +37,6 @@ from lexray.training.measures.rate import (
     entropy_bits,
     index_bits,
     rounded,
-    takes_k,
     truncated,
 )
 from lexray.training.ops.sparse_code import SparseCode
@@ -239,7 +238,7 @@ def test_a_truncated_code_keeps_the_largest_contributions_of_each_row() -> None:
 
 def test_truncating_a_topk_code_is_asking_it_for_fewer_latents() -> None:
     made = both_ways(ROWS, k=5)
-    assert takes_k(made)
+    assert made.takes_k
     code, norms = made.encode(ROWS), torch.ones(10)
     for k in (1, 2, 4):
         assert torch.equal(truncated(code, k, norms).dense(), made.encode(ROWS, k=k).dense())

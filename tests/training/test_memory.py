@@ -15,8 +15,9 @@ from torch.utils._pytree import tree_flatten
 from training_cases import Case, find_case, named, random_rows, sites_of
 
 from lexray.training.dictionaries import dictionary_config, make_dictionary
-from lexray.training.dictionaries.base import BatchSums, Dictionary
+from lexray.training.dictionaries.base import Dictionary
 from lexray.training.mesh import axes
+from lexray.training.objectives.forward import BatchSums
 from lexray.training.ops import topk as selection
 
 ROWS, WIDTH, L0 = 256, 1024, 4

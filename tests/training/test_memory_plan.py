@@ -45,7 +45,7 @@ def config_of(case: Case, width: int, target_l0: int = L0) -> Any:
         options |= {"candidates": 64, "mixture_init": "random"}
     if case.code == "jumprelu":  # most entries matter, as where thresholds are low
         options |= {"bandwidth": 5.0}
-    known = ARCHITECTURES[case.architecture].Config.__dataclass_fields__
+    known = case.option_names
     options = {name: value for name, value in {**case.options, **options}.items() if name in known}
     return dictionary_config({"architecture": case.architecture, **options})
 

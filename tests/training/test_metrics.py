@@ -10,9 +10,10 @@ from torch import Tensor
 from training_synthetic import on_two_ranks
 
 from lexray.training.dictionaries import dictionary_config, make_dictionary
-from lexray.training.dictionaries.base import BatchSums, Dictionary, RawRows
+from lexray.training.dictionaries.base import Dictionary, RawRows
 from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
 from lexray.training.measures.metrics import evaluate
+from lexray.training.objectives.forward import BatchSums
 
 ROWS = torch.randn(200, 5, generator=torch.Generator().manual_seed(0)) + torch.arange(5.0)
 

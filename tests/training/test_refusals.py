@@ -27,7 +27,7 @@ OPTIONS = [
     ({"architecture": "relu", "width": 0}, "width: 0, but a dictionary needs at least one latent"),
     ({"architecture": "topk", "target_l0": 2.5}, "target_l0: 2.5 is not a whole number, and topk keeps k latents"),
     ({"architecture": "batch_topk", "target_l0": 2.5}, "and batch_topk keeps k latents"),
-    ({"architecture": "transcoder", "target_l0": 2.5}, "and transcoder keeps k latents"),
+    ({"architecture": "transcoder", "target_l0": 2.5}, "and topk keeps k latents"),
     ({"architecture": "topk", "aux_weight": -1}, "aux_weight: -1 is below 0"),
     ({"architecture": "topk", "k_aux": 0}, "k_aux: 0 must be at least 1; aux_weight 0 switches AuxK off"),
     ({"architecture": "topk", "k_start": 4}, "k_start: 4 must be from target_l0 5 to the width 30"),
@@ -77,7 +77,7 @@ OPTIONS = [
     ({"architecture": "zzz"}, "architecture: unknown 'zzz'; known: abs_topk, archetypal, batch_topk"),
     ({"architecture": 3}, "architecture: 3 is not a name; known: abs_topk"),
     ({"architecture": "topk", "kaux": 3}, "kaux: unknown option of topk; did you mean 'k_aux'?"),
-    ({"architecture": "relu", "aux_weight": 1}, "aux_weight: unknown option of relu"),
+    ({"architecture": "relu", "k_start": 1}, "k_start: unknown option of relu"),
     ({"architecture": "topk", "width": "wide"}, "width: input should be a valid integer"),
     ({"architecture": "topk", "normaliser": "whitened"}, "normaliser: input should be 'none'"),
 ]  # fmt: skip

@@ -12,10 +12,10 @@ from training_cases import Case, cut, find_case, named, random_dictionary, rando
 from training_synthetic import BATCH_ROWS, Dataset, moments_of, on_two_ranks, small_config, small_dataset
 
 from lexray.storage.stream import local_stream
+from lexray.training.codes.jumprelu import JumpReLU
 from lexray.training.config import MeshConfig
 from lexray.training.dictionaries import ARCHITECTURES
 from lexray.training.dictionaries.base import RawRows
-from lexray.training.dictionaries.jumprelu import JumpReLU
 from lexray.training.dictionaries.learned import LearnedDictionary
 from lexray.training.engines.batches import raw_rows
 from lexray.training.engines.resampling import ENCODER_LENGTH, is_due, resample_dead, restarts, worst_rows
@@ -104,8 +104,8 @@ def test_a_latent_that_no_row_could_reach_is_active_again_once_it_is_restarted(d
         return made.encode(raw.x_BD).fired()[DEAD]
 
     with torch.no_grad():
-        if isinstance(made, JumpReLU):
-            made.scaled_log_threshold[DEAD] = math.log(1e3) / made.config.threshold_rate
+        if isinstance(getattr(made, "code", None), JumpReLU):
+            made.scaled_log_threshold[DEAD] = math.log(1e3) / made.config.code.threshold_rate
         else:
             made.get_parameter("b_gate" if name == "gated" else "b_enc")[DEAD] = -1e3
         assert not active_rows().any()
@@ -116,9 +116,9 @@ def test_a_latent_that_no_row_could_reach_is_active_again_once_it_is_restarted(d
 def test_a_restarted_threshold_is_to_the_living_ones_as_the_encoder_is_to_theirs(dataset):
     engine, raw = trained(dataset, "jumprelu", 0)
     made = engine.dictionary
-    living = made.threshold_F.detach()[~made.dead_F].log().mean().exp()
+    living = made.code.threshold_F.detach()[~made.dead_F].log().mean().exp()
     resample_dead(engine, raw, BATCH_ROWS, LOCAL_DATA)
-    torch.testing.assert_close(made.threshold_F.detach()[DEAD], (ENCODER_LENGTH * living).expand(len(DEAD)))
+    torch.testing.assert_close(made.code.threshold_F.detach()[DEAD], (ENCODER_LENGTH * living).expand(len(DEAD)))
 
 
 def test_badly_reconstructed_rows_are_drawn_far_more_often():

@@ -19,7 +19,6 @@ from lexray.storage.errors import UserError
 from lexray.storage.manifest import Site
 from lexray.training.config import DataConfig, OptimizerConfig, TrainingConfig
 from lexray.training.dictionaries import dictionary_config, make_dictionary
-from lexray.training.dictionaries.auxk import residual_variance
 from lexray.training.dictionaries.base import Dictionary, RawRows
 from lexray.training.dictionaries.learned import LearnedDictionary
 from lexray.training.dictionaries.nmf import SNMF
@@ -30,6 +29,7 @@ from lexray.training.loop.loop import StepRecord, global_sums
 from lexray.training.measures.measure import measure
 from lexray.training.measures.metrics import evaluate
 from lexray.training.mesh.axes import LOCAL_DATA
+from lexray.training.objectives.auxk import residual_variance
 from lexray.training.ops.kmeans import assign, kmeans
 
 SCALES = (2.0**-30, 2.0**30)

@@ -7,7 +7,7 @@ import torch
 from training_cases import B, Case, F, K, find_case, loss_of, named, random_dictionary, random_rows
 
 from lexray.training.dictionaries import dictionary_config
-from lexray.training.dictionaries.base import BatchSums, LossOutput
+from lexray.training.objectives.forward import BatchSums, LossOutput
 
 STEPS = 100
 P_CASES = [find_case(name) for name in ("p_anneal", "p_anneal-free", "gated_p_anneal")]
@@ -21,7 +21,7 @@ def test_k_falls_linearly_from_its_start_and_stays_at_the_target():
     seen = []
     for step in range(STEPS):
         made.at_step(step, STEPS)
-        seen.append(made.k)
+        seen.append(made.code.k)
     assert seen[:21] == [25 - step for step in range(21)]
     assert seen[20:] == [K] * 80
 
@@ -44,7 +44,7 @@ def test_training_keeps_the_k_of_its_step_and_inference_the_target(name):
 @pytest.mark.parametrize("case", **named(P_CASES))
 def test_p_is_one_at_first_and_falls_to_its_end_in_equal_jumps(case):
     made = random_dictionary(case, 0, p_end=0.5, p_from=0.2, p_until=0.7, p_jumps=5)
-    values = [made.config.p_at(step / STEPS) for step in range(STEPS + 1)]
+    values = [made.config.code.p_at(step / STEPS) for step in range(STEPS + 1)]
     assert values[:30] == [1.0] * 30
     for jump, start in enumerate(range(30, 70, 10)):
         assert values[start : start + 10] == pytest.approx([1 - 0.1 * (jump + 1)] * 10)
@@ -65,12 +65,12 @@ def test_at_a_jump_of_p_the_weight_is_rescaled_so_that_the_penalty_keeps_its_siz
     rows = random_rows(made.sites, 0)
     terms, batch = step_of(case, made, 19, rows)
     made.controller.gains = type(made.controller.gains)(gain=0.0)
-    before = float(made.coefficient) * batch.sums["sparsity"]
+    before = float(made.code.coefficient) * batch.sums["sparsity"]
     made.after_step(batch)
     after_terms, after = step_of(case, made, 20, rows)
-    assert made.config.p_at(0.20) < made.config.p_at(0.19)
+    assert made.config.code.p_at(0.20) < made.config.code.p_at(0.19)
     assert after.sums["sparsity"] != pytest.approx(batch.sums["sparsity"], rel=1e-2)
-    assert float(made.coefficient) * after.sums["sparsity"] == pytest.approx(before, rel=1e-5)
+    assert float(made.code.coefficient) * after.sums["sparsity"] == pytest.approx(before, rel=1e-5)
     torch.testing.assert_close(after_terms.loss, terms.loss, rtol=1e-5, atol=0)
 
 
@@ -78,10 +78,10 @@ def test_at_a_jump_of_p_the_weight_is_rescaled_so_that_the_penalty_keeps_its_siz
 def test_between_jumps_the_weight_is_the_controller_s_alone(case):
     made = random_dictionary(case, 0)
     made.controller.gains = type(made.controller.gains)(gain=0.0)
-    before = float(made.coefficient)
+    before = float(made.code.coefficient)
     for step in (0, 5, 50, 99):
         made.after_step(step_of(case, made, step, random_rows(made.sites, step))[1])
-    assert float(made.coefficient) == before
+    assert float(made.code.coefficient) == before
 
 
 @pytest.mark.parametrize("case", **named(P_CASES))
@@ -105,12 +105,12 @@ def test_the_weight_rises_linearly_from_zero_while_the_controller_waits(case):
     full = float(made.controller.coefficient)
     for step in range(0, 20, 4):
         _, batch = step_of(case, made, step, rows)
-        assert float(made.coefficient) == pytest.approx(full * step / 20)
+        assert float(made.code.coefficient) == pytest.approx(full * step / 20)
         made.controller.after_evaluation(3.0)
         made.after_step(batch._replace(sums={**batch.sums, "sparsity": 1.0, "sparsity_next_p": 1.0}))
         assert float(made.controller.coefficient) == full
     made.at_step(20, STEPS)
-    assert float(made.coefficient) == pytest.approx(full)
+    assert float(made.code.coefficient) == pytest.approx(full)
     made.after_step(BatchSums(B, {"active": 10.0 * F * B, "sparsity": 1.0, "sparsity_next_p": 1.0}, torch.ones(F), {}))
     assert float(made.controller.coefficient) > full
 
@@ -141,7 +141,7 @@ def test_the_aim_of_the_quadratic_loss_falls_as_the_controller_asks_for_fewer_la
 def widths_of(seed: int, step: int, **options) -> list[int]:
     made = random_dictionary(find_case("matryoshka_batch_topk"), seed, random_prefixes=4, **options)
     made.at_step(step, STEPS)
-    return made.prefix_widths()
+    return made.code.prefix_widths()
 
 
 def test_random_prefixes_are_a_function_of_the_seed_and_the_step():
@@ -160,10 +160,11 @@ def test_random_prefixes_follow_their_stated_density():
     config = {"architecture": "matryoshka_batch_topk", "width": 4096, "target_l0": 4, "random_prefixes": 2000}
     made = random_dictionary(find_case("matryoshka_batch_topk"), 0)
     made.config = dictionary_config(config)
+    made.code.config = made.config.code
     generator = torch.Generator().manual_seed((made.seed * 1_000_003 + made.step) % 2**63)
     drawn = torch.rand(2000, generator=generator, dtype=torch.float64)
     shares = ((1 - drawn) * (4096**0.5 - 1) + 1).pow(-2)
-    assert made.prefix_widths() == sorted({max(1, round(share * 4096)) for share in shares.tolist()} | {4096})
+    assert made.code.prefix_widths() == sorted({max(1, round(share * 4096)) for share in shares.tolist()} | {4096})
     for share in (0.001, 0.01, 0.1):
         expected = (share**-0.5 - 1) / (4096**0.5 - 1)
         assert float((shares > share).double().mean()) == pytest.approx(expected, abs=0.04)
@@ -171,4 +172,4 @@ def test_random_prefixes_follow_their_stated_density():
 
 def test_fixed_prefixes_are_shares_of_the_width():
     made = random_dictionary(find_case("matryoshka_batch_topk"), 0, prefixes=(0.01, 0.1, 0.5))
-    assert made.prefix_widths() == [1, 3, 15, 30]
+    assert made.code.prefix_widths() == [1, 3, 15, 30]

@@ -23,11 +23,12 @@ from training_cases import (
 from training_synthetic import latent_axes, on_ranks
 
 from lexray.training.dictionaries import make_dictionary
-from lexray.training.dictionaries.base import Dictionary, LossOutput, RawRows
+from lexray.training.dictionaries.base import Dictionary, RawRows
 from lexray.training.dictionaries.learned import LearnedDictionary
 from lexray.training.engines.resampling import restarts, worst_rows
 from lexray.training.measures.metrics import evaluate
 from lexray.training.mesh.axes import LOCAL_FEATURE, LOCAL_WORLD, Axes
+from lexray.training.objectives.forward import LossOutput
 
 
 def sizes_of(case: Case) -> list[int]:

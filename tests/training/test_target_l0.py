@@ -14,9 +14,9 @@ from lexray.storage.harvest.harvest import harvest
 from lexray.storage.harvest.harvest_file import HarvestFile
 from lexray.storage.manifest import Manifest
 from lexray.storage.store import Store
+from lexray.training.codes.penalised import PenalisedConfig
 from lexray.training.config import DataConfig, EveryConfig, OptimizerConfig, TrainingConfig
 from lexray.training.dictionaries import ARCHITECTURES, dictionary_config
-from lexray.training.dictionaries.penalised import PenalisedConfig
 from lexray.training.loop.trainer import Trainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("process_group")]

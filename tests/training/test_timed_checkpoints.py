@@ -14,11 +14,11 @@ from training_synthetic import on_two_ranks, small_config, small_dataset
 from lexray.storage.store import Store
 from lexray.training.checkpoint.format import checkpoint_folders, step_of
 from lexray.training.config import EveryConfig
-from lexray.training.dictionaries.base import BatchSums
 from lexray.training.loop.hooks import CheckpointHook, TimedCheckpointHook
 from lexray.training.loop.loop import StepRecord
 from lexray.training.loop.trainer import Trainer
 from lexray.training.mesh.axes import Axes
+from lexray.training.objectives.forward import BatchSums
 
 
 @dataclass

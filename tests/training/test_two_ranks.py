@@ -28,8 +28,9 @@ from training_cases import (
 )
 from training_synthetic import on_two_ranks
 
-from lexray.training.dictionaries.base import Dictionary, LossOutput, RawRows
+from lexray.training.dictionaries.base import Dictionary, RawRows
 from lexray.training.mesh.axes import LOCAL_DATA, Axes
+from lexray.training.objectives.forward import LossOutput
 from lexray.training.ops.kmeans import kmeans
 from lexray.training.ops.kmeans import random_rows as draw_rows
 from lexray.training.ops.sampling import geometric_median
@@ -143,8 +144,7 @@ WITH_OPTIONS = [
     (case, options)
     for case in DEFAULTS
     for options in ({"normaliser": "whiten"}, {"bias_init": "geometric_median"})
-    if options.keys() <= case.cls.Config.__dataclass_fields__.keys()
-    and not ("normaliser" in options and case.cls.kind == "crosscoder")
+    if options.keys() <= case.option_names and not ("normaliser" in options and case.cls.kind == "crosscoder")
 ]
 STARTS = [
     pytest.param(case, options, id=f"{case}-{options}")

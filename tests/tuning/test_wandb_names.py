@@ -10,10 +10,10 @@ from training_synthetic import small_config, small_dataset
 from wandb_offline import axes_of
 
 from lexray.storage.stream import local_stream
-from lexray.training.dictionaries.base import BatchSums
 from lexray.training.loop.data_traffic import DataTraffic
 from lexray.training.loop.loop import StepRecord
 from lexray.training.measures.metrics import evaluate
+from lexray.training.objectives.forward import BatchSums
 from lexray.tuning.views.wandb_ids import RunIds
 from lexray.tuning.views.wandb_runs import WORKERS_SHOWN, Described, WandbRuns, shown
 

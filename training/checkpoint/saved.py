@@ -21,7 +21,7 @@ from lexray.storage.store import StorageSettings, Store, reachable
 from lexray.training.checkpoint.foreign_json import read_object
 from lexray.training.checkpoint.format import open_checkpoint, step_of
 from lexray.training.checkpoint.tensor_file import Shape, TensorFileError, check_shapes, read_header
-from lexray.training.dictionaries import architecture, dictionary_config, make_dictionary
+from lexray.training.dictionaries import architecture, make_dictionary, recorded_config
 from lexray.training.dictionaries.base import Dictionary
 from lexray.training.dictionaries.normalisers import Sites
 
@@ -100,7 +100,7 @@ def _blank(content: dict[str, Any], shapes: Mapping[str, Shape], what: str) -> D
     by its widths. Raises UserError for a configuration that is none, TensorFileError for other widths.
     """
     try:
-        config, widths = dictionary_config(content["dictionary"]), checked_widths(content["site_widths"])
+        config, widths = recorded_config(content["dictionary"]), checked_widths(content["site_widths"])
         same = architecture(config.architecture).kind != "transcoder"
         if same and widths["inputs"] != widths["outputs"]:
             raise ValueError(f"site_widths: {config.architecture} reconstructs what it reads, but the widths differ")

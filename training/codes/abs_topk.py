@@ -6,17 +6,20 @@ Shapes: as in `topk`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from lexray.training.dictionaries.topk import TopK, TopKConfig
+from lexray.training.codes.code_cost import CodeCost, StepShape
+from lexray.training.codes.folding import Folding
+from lexray.training.codes.topk import TopK, TopKConfig, topk_cost
 
 
 @dataclass(frozen=True, kw_only=True)
 class AbsTopKConfig(TopKConfig):
     """Options of AbsTopK; the target L0 is k."""
 
-    architecture = "abs_topk"
+    kind: str = "abs_topk"
 
 
 class AbsTopK(TopK):
@@ -29,12 +32,21 @@ class AbsTopK(TopK):
     AuxK ranks dead latents by |z| and keeps their sign too.
     """
 
+    kind = "abs_topk"
     Config = AbsTopKConfig
     paper = "Zhu et al., AbsTopK: rethinking sparse autoencoders for bidirectional features (2025), arXiv:2510.00404"
-    config: AbsTopKConfig
 
     def value(self, z: Tensor) -> Tensor:
         return z
 
     def magnitude(self, z: Tensor) -> Tensor:
         return z.abs()
+
+    terms = TopK.topk_terms
+
+    def fold(self) -> Folding:
+        return Folding(activation="abs_topk", k=int(self.target_l0), ranks_by_norm=True)
+
+    @classmethod
+    def cost(cls, config: Any, shape: StepShape) -> CodeCost:
+        return topk_cost(config, shape, matrices=1.0)

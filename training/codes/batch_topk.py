@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from lexray.storage.errors import UserError
-from lexray.training.dictionaries.base import BatchSums
-from lexray.training.dictionaries.learned import Decoder
-from lexray.training.dictionaries.topk import TopK, TopKConfig
+from lexray.training.codes.base import Host
+from lexray.training.codes.code_cost import CodeCost, StepShape
+from lexray.training.codes.folding import Folding
+from lexray.training.codes.topk import TopK, TopKConfig, topk_cost
 from lexray.training.mesh.axes import Chosen
+from lexray.training.objectives.forward import BatchSums
+from lexray.training.ops.linear import Decoder
 from lexray.training.ops.sparse_code import SparseCode
 from lexray.training.ops.topk import Score, pairs_above, scores_above, subset
 
@@ -24,13 +27,12 @@ from lexray.training.ops.topk import Score, pairs_above, scores_above, subset
 class BatchTopKConfig(TopKConfig):
     """Options of BatchTopK; the target L0 is k."""
 
-    architecture = "batch_topk"
-
+    kind: str = "batch_topk"
     threshold_decay: float = 0.99
     """Share of the running threshold that a step keeps."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self, width: int, target_l0: float) -> None:
+        super().check(width, target_l0)
         if not 0 <= self.threshold_decay < 1:
             raise UserError(f"threshold_decay: {self.threshold_decay:g} must be at least 0 and below 1")
 
@@ -47,28 +49,26 @@ class BatchTopK(TopK):
     `decoder_norm: free` activations are ranked, and compared with theta, times the norm of their atom.
     """
 
+    kind = "batch_topk"
     Config = BatchTopKConfig
     paper = "Bussmann, Leask and Nanda, BatchTopK sparse autoencoders (2024), arXiv:2412.06410"
-    config: BatchTopKConfig
-    threshold: Tensor
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.register_buffer("threshold", torch.zeros(()))
+    def __init__(self, config: BatchTopKConfig, host: Host) -> None:
+        super().__init__(config, host)
+        host.register_buffer("threshold", torch.zeros(()))
 
     def encode(self, x_BD: Tensor, k: int | None = None) -> SparseCode:
         if k is not None:
             return super().encode(x_BD, k)
-        x_BD, frame = self.normalised_with_frame(x_BD)
-        z_BF = self.preactivations(x_BD)
-        chosen = pairs_above(z_BF, self.threshold, self.score(self.decoder()))
-        return SparseCode(self.value(z_BF[chosen.rows, chosen.latents]), chosen, z_BF.shape[1], frame)
+        z_BF = self.host.encoder().all(x_BD)
+        chosen = pairs_above(z_BF, self.host.threshold, self.score(self.host.decoder()))
+        return SparseCode(self.value(z_BF[chosen.rows, chosen.latents]), chosen, z_BF.shape[1])
 
     def choose(self, z_BF: Tensor, k: int, total_rows: int, decoder: Decoder) -> tuple[Chosen, dict[str, Tensor]]:
         score, count = self.score(decoder), k * total_rows
         smallest_kept = self._smallest_kept(z_BF, count, score)
         chosen = pairs_above(z_BF, smallest_kept, score, inclusive=True)
-        excess = self.pairs.count(len(chosen.latents)) - count
+        excess = self.host.axes.pairs.count(len(chosen.latents)) - count
         if excess > 0:
             chosen = self._without_last_ties(chosen, score, z_BF, smallest_kept, excess)
         return chosen, {"smallest_kept": smallest_kept}
@@ -77,28 +77,44 @@ class BatchTopK(TopK):
         self, chosen: Chosen, score: Score, z_BF: Tensor, smallest_kept: Tensor, excess: int
     ) -> Chosen:
         """Drop so many of the pairs that equal the smallest score: the last by row of the global batch, then latent."""
-        rows_N = chosen.rows
+        axes, rows_N = self.host.axes, chosen.rows
         tied_N = score(z_BF[rows_N, chosen.latents], chosen.latents) == smallest_kept
-        first_row, first = self.rows.exclusive_sum(len(z_BF)), self.latents.slice_of(self.config.width).start
-        place_N = ((first_row + rows_N) * self.config.width + first + chosen.latents + 1).double()
-        last = self.pairs.kth_largest(torch.where(tied_N, place_N, 0.0), excess)
+        first_row, first = axes.rows.exclusive_sum(len(z_BF)), axes.latents.slice_of(self.width).start
+        place_N = ((first_row + rows_N) * self.width + first + chosen.latents + 1).double()
+        last = axes.pairs.kth_largest(torch.where(tied_N, place_N, 0.0), excess)
         return subset(chosen, ~(tied_N & (place_N >= last)))
 
     def _smallest_kept(self, z_BF: Tensor, count: int, score: Score) -> Tensor:
-        """The count-th largest positive score of the global batch, zero when there are fewer.
+        """Return the count-th largest positive score of the global batch, zero when there are fewer.
 
         Sorting all B x F entries is the slowest part of a step, so only those above 0.8 of the running threshold are
         sorted; that is exact whenever enough remain over the whole mesh.
         """
-        smallest_kept = self.pairs.kth_largest(scores_above(z_BF, 0.8 * self.threshold, score), count)
-        if self.threshold > 0 and not smallest_kept > 0:
-            smallest_kept = self.pairs.kth_largest(scores_above(z_BF, 0.0, score), count)
+        pairs, threshold = self.host.axes.pairs, self.host.threshold
+        smallest_kept = pairs.kth_largest(scores_above(z_BF, 0.8 * threshold, score), count)
+        if threshold > 0 and not smallest_kept > 0:
+            smallest_kept = pairs.kth_largest(scores_above(z_BF, 0.0, score), count)
         return smallest_kept
 
     @torch.no_grad()
     def after_step(self, batch: BatchSums) -> None:
         super().after_step(batch)
-        smallest_kept = batch.observed["smallest_kept"]
-        started = bool(self.threshold > 0)
+        smallest_kept, threshold = batch.observed["smallest_kept"], self.host.threshold
+        started = bool(threshold > 0)
         decay = self.config.threshold_decay if started else 0.0
-        self.threshold.mul_(decay).add_((1 - decay) * smallest_kept)
+        threshold.mul_(decay).add_((1 - decay) * smallest_kept)
+
+    terms = TopK.topk_terms
+
+    def fold(self) -> Folding:
+        return Folding(
+            activation="jumprelu",
+            k=int(self.target_l0),
+            ranks_by_norm=True,
+            threshold_F=self.host.threshold.expand(self.num_latents),
+        )
+
+    @classmethod
+    def cost(cls, config: Any, shape: StepShape) -> CodeCost:
+        """In the first step half of all entries are candidates, and all where pre-activations lean to one side."""
+        return topk_cost(config, shape, matrices=3.0 if shape.skewed else 2.0, over_batch=True)

@@ -1,6 +1,6 @@
-"""Gated dictionaries: one half of the encoder decides which latents are active, the other how much.
+"""Gated codes: one half of the encoder decides which latents are active, the other how much.
 
-Shapes: B rows, D input width, O output width, F latents.
+Shapes: B rows, F latents, N chosen pairs.
 """
 
 from __future__ import annotations
@@ -12,19 +12,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lexray.training.dictionaries.base import LossOutput
-from lexray.training.dictionaries.p_anneal import PAnnealing, PSchedule
-from lexray.training.dictionaries.relu import ReLU, ReLUConfig
+from lexray.training.codes.base import Host
+from lexray.training.codes.code_cost import CodeCost, StepShape
+from lexray.training.codes.folding import Folding, Gate
+from lexray.training.codes.p_anneal import PAnnealConfig, PSchedule
+from lexray.training.codes.penalised import PenalisedConfig, penalised_cost
+from lexray.training.codes.relu import ReLU
+from lexray.training.objectives.forward import Batch, BatchSums, Forward, Weighted, reconstruction_error
+from lexray.training.objectives.gate_error import gate_error
+from lexray.training.objectives.reconstruction import squared_error
+from lexray.training.objectives.sparsity import Penalty, Sparsity
 from lexray.training.ops.preactivations import entries_above
 from lexray.training.ops.sparse_code import SparseCode
 from lexray.training.ops.topk import pairs_above
 
 
 @dataclass(frozen=True, kw_only=True)
-class GatedConfig(ReLUConfig):
+class GatedConfig(PenalisedConfig):
     """Options of Gated."""
 
-    architecture = "gated"
+    kind: str = "gated"
 
 
 class Gated(ReLU):
@@ -40,74 +47,84 @@ class Gated(ReLU):
     step has no gradient: pi learns from the last two terms alone.
     """
 
-    Config = GatedConfig
+    kind = "gated"
+    Config: ClassVar[type[PenalisedConfig]] = GatedConfig
     paper = "Rajamanoharan et al., Improving dictionary learning with gated SAEs (2024), arXiv:2404.16014"
     per_latent: ClassVar[tuple[str, ...]] = ("b_gate", "b_mag", "r_mag")
-    config: GatedConfig
+    encoder_tensors = ("W_enc",)
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        del self.b_enc
-        num_latents = len(self.W_enc)
-        self.b_gate = nn.Parameter(torch.zeros(num_latents))
-        self.b_mag = nn.Parameter(torch.zeros(num_latents))
-        self.r_mag = nn.Parameter(torch.zeros(num_latents))
-
-    def encoder_bias_F(self) -> Tensor:
-        """- W_enc b_dec: what subtracting b_dec from every row comes to."""
-        return -(self.W_enc @ self.latents.copy_to_axis(self.b_dec))
+    def __init__(self, config: PenalisedConfig, host: Host) -> None:
+        super().__init__(config, host)
+        for name in ("b_gate", "b_mag", "r_mag"):
+            host.register_parameter(name, nn.Parameter(torch.zeros(self.num_latents)))
 
     def restart_values(self, share: float) -> dict[str, float]:
-        return {**super().restart_values(share), "b_gate": 0.0, "b_mag": 0.0, "r_mag": 0.0}
+        return {"b_gate": 0.0, "b_mag": 0.0, "r_mag": 0.0}
 
-    def encode(self, x_BD: Tensor) -> SparseCode:
-        x_BD, frame = self.normalised_with_frame(x_BD)
-        s_BF = self.preactivations(x_BD)
-        scale_F = self.r_mag.exp()
+    def encode(self, x_BD: Tensor, k: int | None = None) -> SparseCode:
+        s_BF, host = self.host.encoder().all(x_BD), self.host
+        b_gate_F, b_mag_F, scale_F = host.b_gate, host.b_mag, host.r_mag.exp()
 
         def score(s: Tensor, among: Tensor | slice) -> Tensor:
             """Positive where both the gate and the magnitude are."""
-            return torch.minimum(s + self.b_gate[among], s * scale_F[among] + self.b_mag[among])
+            return torch.minimum(s + b_gate_F[among], s * scale_F[among] + b_mag_F[among])
 
         chosen = pairs_above(s_BF, s_BF.new_zeros(()), score)
         of_N = chosen.latents
-        values_N = s_BF[chosen.rows, of_N] * scale_F[of_N] + self.b_mag[of_N]
-        return SparseCode(values_N, chosen, s_BF.shape[1], frame)
+        values_N = s_BF[chosen.rows, of_N] * scale_F[of_N] + b_mag_F[of_N]
+        return SparseCode(values_N, chosen, s_BF.shape[1])
 
-    def loss(self, x_BD: Tensor, total_rows: int, y_BO: Tensor | None = None) -> LossOutput:
-        x_BD, y_BO = self.normalised(x_BD, y_BO)
-        decoder = self.decoder()
-        entries = entries_above(-self.b_gate.detach(), x_BD, self.W_enc, self.encoder_bias_F())
-        pi = F.relu(entries.pre + entries.at(self.b_gate))
+    def forward(self, batch: Batch) -> Forward:
+        host = self.host
+        pairs, z_BF = entries_above(-host.b_gate.detach(), batch.x_BD, batch.encoder)
+        pi = F.relu(pairs.pre + pairs.at(host.b_gate))
         open_gate = pi.detach() > 0
-        f = F.relu(entries.pre * entries.at(self.r_mag.exp()) + entries.at(self.b_mag)) * open_gate
-        error_BO = y_BO - self.latents.all_reduce(entries.decode(f, decoder.atoms_FO)) - self.offset(x_BD)
-        gate_BO = self.latents.all_reduce(entries.decode(pi, decoder.atoms_FO.detach()))
-        reconstruction = error_BO.square().sum() / total_rows
-        gate_error = (y_BO - gate_BO - self.offset(x_BD).detach()).square().sum() / total_rows
-        norms = None if decoder.norms_F is None else entries.at(decoder.norms_F)
-        sparsity = self.latents.all_reduce(self.penalty(pi, norms).sum()) / total_rows
-        fired_F = entries.count(f.detach() > 0)
-        sums = {
-            **self.batch_stats(y_BO, error_BO, fired_F),
-            "reconstruction": reconstruction.detach(),
-            "gate_error": gate_error.detach(),
-            "sparsity": sparsity.detach(),
-            **self.further_sums(pi.detach(), norms, total_rows),
-        }
-        coefficient = self.coefficient
-        loss = reconstruction + gate_error + coefficient * sparsity
-        return LossOutput(loss, sums, fired_F, {"coefficient": coefficient})
+        values = F.relu(pairs.pre * pairs.at(host.r_mag.exp()) + pairs.at(host.b_mag)) * open_gate
+        decoded_BO = host.axes.latents.all_reduce(pairs.decode(values, batch.decoder.atoms_FO))
+        return Forward(
+            batch=batch,
+            pairs=pairs,
+            values=values,
+            reconstruction=squared_error(batch.target_BO - decoded_BO),
+            fired_F=pairs.count(values.detach() > 0),
+            z_BF=z_BF if self.config.aux_weight else None,
+            gate=pi,
+            observed={"coefficient": self.coefficient},
+        )
+
+    def gated_terms(self) -> list[Weighted]:
+        """Return the two reconstructions, the penalty of the gate and AuxK (of rectified pre-activations)."""
+        return [
+            Weighted("reconstruction", reconstruction_error),
+            Weighted("gate_error", gate_error),
+            Weighted("sparsity", Sparsity(self.penalty), self.coefficient),
+            *self.config.auxk_terms(self.score, F.relu),
+        ]
+
+    terms = gated_terms
+
+    def fold(self) -> Folding:
+        return gated_folding(self.host)
+
+    @classmethod
+    def cost(cls, config: Any, shape: StepShape) -> CodeCost:
+        return penalised_cost(config, shape, matrices=7.25, reconstructions=2)
+
+
+def gated_folding(host: Host) -> Folding:
+    """Return the gate of a dictionary's code."""
+    gate = Gate(b_gate_F=host.b_gate.detach(), b_mag_F=host.b_mag.detach(), r_mag_F=host.r_mag.detach())
+    return Folding(activation="gated", gate=gate)
 
 
 @dataclass(frozen=True, kw_only=True)
-class GatedPAnnealConfig(PSchedule, GatedConfig):
+class GatedPAnnealConfig(PAnnealConfig):
     """Options of Gated with p-annealing."""
 
-    architecture = "gated_p_anneal"
+    kind: str = "gated_p_anneal"
 
 
-class GatedPAnneal(PAnnealing, Gated):
+class GatedPAnneal(Gated):
     """Gated sparse autoencoder whose penalty is the Lp^p norm of the gate, with p annealed.
 
         f, x_hat and the auxiliary term as in Gated
@@ -116,6 +133,29 @@ class GatedPAnneal(PAnnealing, Gated):
     At each jump of p lambda jumps with it, so that the penalty keeps its size.
     """
 
+    kind = "gated_p_anneal"
     Config = GatedPAnnealConfig
     paper = "Karvonen et al., Measuring progress in dictionary learning with board games (2024), arXiv:2408.00113"
-    config: GatedPAnnealConfig
+
+    def __init__(self, config: GatedPAnnealConfig, host: Host) -> None:
+        super().__init__(config, host)
+        self.schedule = PSchedule(config, host)
+
+    @property
+    def penalty(self) -> Penalty:
+        return self.schedule.penalty
+
+    def terms(self) -> list[Weighted]:
+        return [*self.gated_terms(), *self.schedule.terms()]
+
+    @torch.no_grad()
+    def after_step(self, batch: BatchSums) -> None:
+        super().after_step(batch)
+        self.schedule.after_step(batch, self.controller)
+
+    def fold(self) -> Folding:
+        return gated_folding(self.host)
+
+    @classmethod
+    def cost(cls, config: Any, shape: StepShape) -> CodeCost:
+        return penalised_cost(config, shape, matrices=9.25, reconstructions=2)

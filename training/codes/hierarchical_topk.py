@@ -1,27 +1,30 @@
 """HierarchicalTopK: one dictionary trained for every number of active latents up to K at once.
 
-Shapes: B rows, O output width, F latents, K most active latents of a row.
+Shapes: O output width, N chosen pairs, K most active latents of a row.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from lexray.training.dictionaries.base import powers_of_two_to
-from lexray.training.dictionaries.learned import Decoder
-from lexray.training.dictionaries.topk import Reconstruction, TopK, TopKConfig
+from lexray.training.codes.base import powers_of_two_to
+from lexray.training.codes.code_cost import PAIR_BYTES, CodeCost, StepShape
+from lexray.training.codes.folding import Folding
+from lexray.training.codes.topk import TopK, TopKConfig, topk_cost
 from lexray.training.mesh.axes import Chosen
-from lexray.training.ops.sparse_products import prefix_errors
+from lexray.training.objectives.forward import Reconstruction
+from lexray.training.objectives.reconstruction import mean_over_k
+from lexray.training.ops.linear import Decoder
 
 
 @dataclass(frozen=True, kw_only=True)
 class HierarchicalTopKConfig(TopKConfig):
     """Options of HierarchicalTopK; the target L0 is the largest k."""
 
-    architecture = "hierarchical_topk"
+    kind: str = "hierarchical_topk"
 
 
 class HierarchicalTopK(TopK):
@@ -35,28 +38,29 @@ class HierarchicalTopK(TopK):
     Memory is that of one reconstruction: `prefix_errors` walks the K residuals back instead of keeping them.
     """
 
+    kind = "hierarchical_topk"
     Config = HierarchicalTopKConfig
     paper = "Balagansky et al., Train one sparse autoencoder across multiple sparsity budgets (2025), arXiv:2505.24473"
-    config: HierarchicalTopKConfig
 
     def reconstruct(self, values_N: Tensor, chosen: Chosen, decoder: Decoder, target_BO: Tensor) -> Reconstruction:
-        rows_N, latents_N = chosen.rows, chosen.latents
-        scores_N = values_N.detach() if decoder.norms_F is None else values_N.detach() * decoder.norms_F[latents_N]
-        # Of each row the entries that this rank chose, the others' places left open, in the order of all ranks' scores.
-        column_N = torch.arange(len(rows_N), device=rows_N.device) - chosen.offsets[rows_N]
-        num_chosen = self.pairs_per_row(chosen)
-        scores_BK = scores_N.new_full((len(target_BO), num_chosen), -torch.inf)
-        scores_BK[rows_N, column_N] = scores_N
-        place_N = self.latents.global_rank(scores_BK)[rows_N, column_N]
-        picks_BK = torch.full_like(scores_BK, -1, dtype=torch.int64).index_put((rows_N, place_N), latents_N)
-        values_BK = torch.zeros_like(scores_BK).index_put((rows_N, place_N), values_N)
-        total, error_BO = prefix_errors(values_BK, picks_BK, decoder.atoms_FO, target_BO, self.latents)
-        return Reconstruction(total / num_chosen, error_BO)
-
-    def pairs_per_row(self, chosen: Chosen) -> int:
-        """How many latents each row has chosen, on all ranks together."""
-        return self.latents.count(len(chosen.latents)) // (len(chosen.offsets) - 1)
+        return mean_over_k(values_N, chosen, decoder, target_BO, self.host.axes.latents)
 
     def eval_ks(self) -> list[int]:
-        """1, 2, 4... and K."""
-        return powers_of_two_to(int(self.config.target_l0))
+        """Return 1, 2, 4... and K."""
+        return powers_of_two_to(int(self.target_l0))
+
+    terms = TopK.topk_terms
+
+    def fold(self) -> Folding:
+        return Folding(activation="topk", k=int(self.target_l0), ranks_by_norm=True)
+
+    @classmethod
+    def cost(cls, config: Any, shape: StepShape) -> CodeCost:
+        """Every residual is added up over the slices, forth and back; so is the order of what was chosen."""
+        cost = topk_cost(config, shape, matrices=1.0)
+        chosen = shape.target_l0 * (4 if config.multi_topk else 1)
+        return cost._replace(
+            pair_bytes=cost.pair_bytes + PAIR_BYTES * shape.rows * chosen,  # once more, in the order of their scores
+            all_reduce=2 * shape.k * shape.output_bytes,
+            all_gather=2 * cost.all_gather,
+        )

@@ -11,18 +11,21 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lexray.storage.errors import UserError
-from lexray.training.dictionaries.base import LossOutput, powers_of_two_to
-from lexray.training.dictionaries.learned import LearnedConfig, LearnedDictionary
+from lexray.training.codes.base import Code, CodeConfig, powers_of_two_to
+from lexray.training.codes.code_cost import FLOAT_BYTES, INDEX_BYTES, PAIR_BYTES, CodeCost, StepShape
+from lexray.training.codes.folding import Folding
+from lexray.training.objectives.forward import Batch, Forward, Weighted, reconstruction_error
+from lexray.training.objectives.reconstruction import squared_error
+from lexray.training.ops.preactivations import SparseEntries
 from lexray.training.ops.pursuit import StopRule, orthogonal_pursuit, pursue, to_code
 from lexray.training.ops.sparse_code import SparseCode
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatchingPursuitConfig(LearnedConfig):
+class MatchingPursuitConfig(CodeConfig):
     """Options of MP-SAE; the target L0 is the number of rounds, unless `rounds` says otherwise."""
 
-    architecture = "mp"
-
+    kind: str = "mp"
     rounds: int | None = None
     """Most atoms that a row picks; None is the target L0."""
     residual_threshold: float = 0.0
@@ -32,26 +35,28 @@ class MatchingPursuitConfig(LearnedConfig):
     inference: Literal["mp", "omp"] = "mp"
     """How codes are made after training: `omp` fits all coefficients anew after each pick."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rounds is None and self.target_l0 != int(self.target_l0):
-            raise UserError(f"target_l0: {self.target_l0:g} is not a whole number of rounds; give `rounds`")
+    def check(self, width: int, target_l0: float) -> None:
+        super().check(width, target_l0)
+        if self.rounds is None and target_l0 != int(target_l0):
+            raise UserError(f"target_l0: {target_l0:g} is not a whole number of rounds; give `rounds`")
         if self.rounds is not None and self.rounds < 1:
             raise UserError(f"rounds: {self.rounds} must be at least 1")
         if self.residual_threshold < 0:
             raise UserError(f"residual_threshold: {self.residual_threshold:g} is below 0")
-        if self.decoder_norm == "free":
+
+    def check_decoder(self, decoder_norm: str) -> None:
+        if decoder_norm == "free":
             raise UserError(
                 "decoder_norm: matching pursuit needs unit atoms; with `ignored` their lengths start at 1 and learn to "
                 "stay near it"
             )
 
-    @property
-    def rule(self) -> StopRule:
-        return StopRule(self.rounds or int(self.target_l0), self.residual_threshold, self.stop_at_repeat)
+    def rule(self, target_l0: float) -> StopRule:
+        """Return when a row is done."""
+        return StopRule(self.rounds or int(target_l0), self.residual_threshold, self.stop_at_repeat)
 
 
-class MatchingPursuit(LearnedDictionary):
+class MatchingPursuit(Code):
     """MP-SAE: matching pursuit, unrolled and trained through.
 
         r_0 = x - b_dec;  for t = 0, 1, ...:  j = arg max <r_t, atom_j>,  c = <r_t, atom_j>
@@ -66,13 +71,16 @@ class MatchingPursuit(LearnedDictionary):
     number of rounds. Both numbers may be others at inference.
     """
 
+    kind = "mp"
     Config = MatchingPursuitConfig
+    takes_k = True
     paper = "Costa et al., From flat to hierarchical: matching pursuit SAEs (2025), arXiv:2506.03093"
-    config: MatchingPursuitConfig
+    encoder_tensors = ()  # the decoder encodes
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        del self.W_enc, self.b_enc  # the decoder encodes
+    @property
+    def rule(self) -> StopRule:
+        rule: StopRule = self.config.rule(self.target_l0)
+        return rule
 
     def encode(
         self,
@@ -81,28 +89,54 @@ class MatchingPursuit(LearnedDictionary):
         residual_threshold: float | None = None,
         inference: Literal["mp", "omp"] | None = None,
     ) -> SparseCode:
-        """The code of raw activations; arguments stand in for the configured rounds, threshold and method."""
-        rule = self.config.rule
+        """Return the code of normalised rows; arguments stand in for the configured rounds, threshold and method."""
+        rule, latents = self.rule, self.host.axes.latents
         rule = rule._replace(
             rounds=k or rule.rounds,
             residual_norm=rule.residual_norm if residual_threshold is None else residual_threshold,
         )
-        x_BD, frame = self.normalised_with_frame(x_BD)
-        atoms_FD, centred_BD = self.atoms_FD(), x_BD - self.b_dec
+        atoms_FD, centred_BD = self.host.decoder().atoms_FO, x_BD - self.host.b_dec
         if (inference or self.config.inference) == "omp":
-            return orthogonal_pursuit(centred_BD, atoms_FD, rule, self.latents)._replace(frame=frame)
-        found = pursue(centred_BD, atoms_FD, rule, self.latents)
-        return to_code(found.picks_BT, found.values_BT, len(atoms_FD), self.latents)._replace(frame=frame)
+            return orthogonal_pursuit(centred_BD, atoms_FD, rule, latents)
+        found = pursue(centred_BD, atoms_FD, rule, latents)
+        return to_code(found.picks_BT, found.values_BT, len(atoms_FD), latents)
 
-    def loss(self, x_BD: Tensor, total_rows: int, y_BO: Tensor | None = None) -> LossOutput:
-        x_BD, _ = self.normalised(x_BD)
-        atoms_FD = self.atoms_FD()
-        found = pursue(x_BD - self.b_dec, atoms_FD, self.config.rule, self.latents)
-        loss = found.residual_BD.square().sum() / total_rows
-        fired_F = to_code(found.picks_BT, found.values_BT.detach(), len(atoms_FD), self.latents).fired()
-        sums = {**self.batch_stats(x_BD, found.residual_BD, fired_F), "reconstruction": loss.detach()}
-        return LossOutput(loss, sums, fired_F, {})
+    def forward(self, batch: Batch) -> Forward:
+        atoms_FD, latents = batch.decoder.atoms_FO, self.host.axes.latents
+        found = pursue(batch.target_BO, atoms_FD, self.rule, latents)
+        code = to_code(found.picks_BT, found.values_BT.detach(), len(atoms_FD), latents)
+        return Forward(
+            batch=batch,
+            pairs=SparseEntries(code.values, code.chosen, code.width),
+            values=code.values,
+            reconstruction=squared_error(found.residual_BD),
+            fired_F=code.fired(),
+        )
+
+    def terms(self) -> list[Weighted]:
+        return [Weighted("reconstruction", reconstruction_error)]
 
     def eval_ks(self) -> list[int]:
-        """1, 2, 4... and the trained number of rounds."""
-        return powers_of_two_to(self.config.rule.rounds)
+        """Return 1, 2, 4... and the trained number of rounds."""
+        return powers_of_two_to(self.rule.rounds)
+
+    def fold(self) -> Folding:
+        if self.config.inference == "omp":
+            raise UserError(
+                "inference: no format has orthogonal pursuit; set it to mp in the saved config to export that"
+            )
+        return Folding(activation="pursuit", pursuit=self.rule)
+
+    @classmethod
+    def cost(cls, config: Any, shape: StepShape) -> CodeCost:
+        """Each round scores all atoms, and adds up the picked ones over the slices, forth and back."""
+        rounds = config.rounds or shape.k
+        picks = rounds * shape.rows
+        return CodeCost(
+            multiply_adds=rounds * shape.entries * shape.input_width + 6 * picks * shape.output_width,
+            matrices=1.0,
+            pair_bytes=PAIR_BYTES * shape.rows * shape.target_l0,
+            outputs=10,
+            all_reduce=2 * rounds * shape.output_bytes + INDEX_BYTES * picks,
+            all_gather=FLOAT_BYTES * picks,
+        )

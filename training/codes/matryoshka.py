@@ -1,30 +1,32 @@
 """Matryoshka BatchTopK: prefixes of the latents must reconstruct on their own, so that general latents come first.
 
-Shapes: B rows, O output width, F latents, N chosen pairs.
+Shapes: O output width, N chosen pairs.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lexray.storage.errors import UserError
-from lexray.training.dictionaries.batch_topk import BatchTopK, BatchTopKConfig
-from lexray.training.dictionaries.learned import Decoder
-from lexray.training.dictionaries.topk import Reconstruction
+from lexray.training.codes.batch_topk import BatchTopK, BatchTopKConfig
+from lexray.training.codes.code_cost import CodeCost, StepShape
+from lexray.training.codes.folding import Folding
+from lexray.training.codes.topk import TopK
 from lexray.training.mesh.axes import Chosen
-from lexray.training.ops.sparse_products import sparse_decode
-from lexray.training.ops.topk import subset
+from lexray.training.objectives.forward import Reconstruction
+from lexray.training.objectives.reconstruction import nested_errors
+from lexray.training.ops.linear import Decoder
 
 
 @dataclass(frozen=True, kw_only=True)
 class MatryoshkaConfig(BatchTopKConfig):
     """Options of Matryoshka BatchTopK; the target L0 is k."""
 
-    architecture = "matryoshka_batch_topk"
-
+    kind: str = "matryoshka_batch_topk"
     prefixes: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
     """Shares of the width that must reconstruct on their own; the whole width is always among them."""
     random_prefixes: int = 0
@@ -32,8 +34,8 @@ class MatryoshkaConfig(BatchTopKConfig):
     random_power: float = 0.5
     """Random prefixes of share s have density proportional to s^-(1 + random_power), from 1 / width up."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self, width: int, target_l0: float) -> None:
+        super().check(width, target_l0)
         if not self.prefixes or any(not 0 < share <= 1 for share in self.prefixes):
             raise UserError(f"prefixes: {list(self.prefixes)} must be shares above 0 and at most 1")
         if list(self.prefixes) != sorted(set(self.prefixes)):
@@ -55,16 +57,15 @@ class MatryoshkaBatchTopK(BatchTopK):
     the bias alone and divides by G + 1, dictionary_learning divides by G^2.
     """
 
+    kind = "matryoshka_batch_topk"
     Config = MatryoshkaConfig
     paper = "Bussmann et al., Learning multi-level features with Matryoshka SAEs (2025), arXiv:2503.17547"
-    config: MatryoshkaConfig
 
     def prefix_widths(self) -> list[int]:
-        """m_1 < ... < m_G for this step; the last is the width."""
-        width = self.config.width
-        shares = list(self.config.prefixes)
+        """Return m_1 < ... < m_G for this step; the last is the width."""
+        width, shares = self.width, list(self.config.prefixes)
         if self.config.random_prefixes:
-            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.step) % 2**63)
+            generator = torch.Generator().manual_seed((self.host.seed * 1_000_003 + self.host.step) % 2**63)
             uniform = torch.rand(self.config.random_prefixes, generator=generator, dtype=torch.float64)
             # The inverse of the cumulative distribution of s^-(1 + power) between 1 / width and 1.
             power = self.config.random_power
@@ -72,16 +73,26 @@ class MatryoshkaBatchTopK(BatchTopK):
         return sorted({max(1, round(share * width)) for share in shares} | {width})
 
     def reconstruct(self, values_N: Tensor, chosen: Chosen, decoder: Decoder, target_BO: Tensor) -> Reconstruction:
-        first = self.latents.slice_of(self.config.width).start
-        start, parts = 0, []
-        for end in self.prefix_widths():
-            inside_N = (chosen.latents + first >= start) & (chosen.latents + first < end)
-            parts.append(sparse_decode(values_N[inside_N], subset(chosen, inside_N), decoder.atoms_FO))
-            start = end
-        if self.latents.size > 1:  # one reduction instead of one for each prefix, for the memory of all of them
-            parts = list(self.latents.all_reduce(torch.stack(parts)))
-        error_BO, total = target_BO, target_BO.new_zeros(())
-        for part_BO in parts:
-            error_BO = error_BO - part_BO
-            total = total + error_BO.square().sum()
-        return Reconstruction(total, error_BO)
+        latents = self.host.axes.latents
+        first = latents.slice_of(self.width).start
+        return nested_errors(values_N, chosen, decoder, target_BO, self.prefix_widths(), first, latents)
+
+    terms = TopK.topk_terms
+
+    def fold(self) -> Folding:
+        return Folding(
+            activation="jumprelu",
+            k=int(self.target_l0),
+            ranks_by_norm=True,
+            prefix_widths=() if self.config.random_prefixes else tuple(self.prefix_widths()),
+            threshold_F=self.host.threshold.expand(self.num_latents),
+        )
+
+    @classmethod
+    def cost(cls, config: Any, shape: StepShape) -> CodeCost:
+        """Every prefix has a reconstruction of its own."""
+        prefixes = len(config.prefixes) + config.random_prefixes
+        cost = BatchTopK.cost(config, shape)
+        return cost._replace(
+            outputs=cost.outputs + prefixes, reduced_outputs=prefixes, all_reduce=prefixes * shape.output_bytes
+        )

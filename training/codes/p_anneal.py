@@ -7,20 +7,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from lexray.storage.errors import UserError
-from lexray.training.dictionaries.base import BatchSums
-from lexray.training.dictionaries.penalised import Penalised, PenalisedConfig
-from lexray.training.dictionaries.relu import ReLU, ReLUConfig
+from lexray.training.codes.base import Host
+from lexray.training.codes.code_cost import CodeCost, StepShape
+from lexray.training.codes.controller import L0Controller
+from lexray.training.codes.folding import Folding
+from lexray.training.codes.penalised import PenalisedConfig, penalised_cost
+from lexray.training.codes.relu import ReLU
+from lexray.training.objectives.forward import BatchSums, Weighted
+from lexray.training.objectives.sparsity import Lp, Penalty, Sparsity
 
 
 @dataclass(frozen=True, kw_only=True)
-class PSchedule(PenalisedConfig):
-    """How p falls."""
+class PAnnealConfig(PenalisedConfig):
+    """Options of p-annealing."""
 
+    kind: str = "p_anneal"
     p_end: float = 0.2
     """p at the end; it starts at 1."""
     p_from: float = 0.1
@@ -32,8 +38,8 @@ class PSchedule(PenalisedConfig):
     p_smoothing: float = 1e-4
     """Added to activations under the power: f^p has infinite slope at zero."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self, width: int, target_l0: float) -> None:
+        super().check(width, target_l0)
         if not 0 < self.p_end <= 1:
             raise UserError(f"p_end: {self.p_end:g} must be above 0 and at most 1")
         if not 0 <= self.p_from < self.p_until <= 1:
@@ -42,61 +48,45 @@ class PSchedule(PenalisedConfig):
             raise UserError(f"p_jumps {self.p_jumps} must be at least 1 and p_smoothing {self.p_smoothing:g} above 0")
 
     def p_at(self, progress: float) -> float:
-        """p when this share of the training is done."""
+        """Return p when this share of the training is done."""
         done = (progress - self.p_from) / (self.p_until - self.p_from)
         jumps = max(0, min(self.p_jumps, math.floor(done * self.p_jumps + 1e-9)))
         return 1 + (self.p_end - 1) * jumps / self.p_jumps
 
 
-class PAnnealing(Penalised):
-    """Mixin: an Lp^p penalty whose p follows `PSchedule`, and a coefficient that jumps with it.
+@dataclass(frozen=True)
+class PSchedule:
+    """An Lp^p penalty whose p falls, and a coefficient that jumps with it.
 
     When p changes, the coefficient is multiplied by (mean penalty at the old p) / (mean penalty at the new p) of the
     batch before the jump, so that the penalty keeps its size. The controller moves it on from there.
     """
 
-    config: PSchedule
-
-    def penalty(self, f: Tensor, norms: Tensor | None) -> Tensor:
-        return self._lp(f if norms is None else f * norms, self.config.p_at(self.progress))
-
-    def _lp(self, f: Tensor, p: float) -> Tensor:
-        if p == 1:
-            return f
-        epsilon = self.config.p_smoothing
-        return torch.where(f > 0, (f + epsilon).pow(p) - epsilon**p, 0.0)
-
-    @torch.no_grad()
-    def further_sums(self, f: Tensor, norms: Tensor | None, total_rows: int) -> dict[str, Tensor]:
-        if not self._jumps_next:
-            return {}
-        after = self._lp(f if norms is None else f * norms, self._next_p)
-        return {"sparsity_next_p": self.latents.all_reduce(after.sum()) / total_rows}
+    config: PAnnealConfig
+    host: Host
 
     @property
-    def _next_p(self) -> float:
-        return self.config.p_at((self.step + 1) / self.num_steps)
+    def penalty(self) -> Lp:
+        """The penalty at this step."""
+        return Lp(self.config.p_at(self.host.progress), self.config.p_smoothing)
 
     @property
-    def _jumps_next(self) -> bool:
-        """Whether p is another one from the next step on."""
-        return self._next_p != self.config.p_at(self.progress)
+    def next_penalty(self) -> Lp:
+        """The penalty at the next step."""
+        return Lp(self.config.p_at((self.host.step + 1) / self.host.num_steps), self.config.p_smoothing)
 
-    @torch.no_grad()
-    def after_step(self, batch: BatchSums) -> None:
-        super().after_step(batch)
-        if self._jumps_next and batch.sums["sparsity_next_p"] > 0:
-            self.controller.log_coefficient.add_(math.log(batch.sums["sparsity"] / batch.sums["sparsity_next_p"]))
+    def terms(self) -> list[Weighted]:
+        """Return the next step's penalty, for its sum alone, where p is another one then."""
+        if self.next_penalty == self.penalty:
+            return []
+        return [Weighted("sparsity_next_p", Sparsity(self.next_penalty), None)]
 
-
-@dataclass(frozen=True, kw_only=True)
-class PAnnealConfig(PSchedule, ReLUConfig):
-    """Options of p-annealing."""
-
-    architecture = "p_anneal"
+    def after_step(self, batch: BatchSums, controller: L0Controller) -> None:
+        if self.next_penalty != self.penalty and batch.sums["sparsity_next_p"] > 0:
+            controller.log_coefficient.add_(math.log(batch.sums["sparsity"] / batch.sums["sparsity_next_p"]))
 
 
-class PAnneal(PAnnealing, ReLU):
+class PAnneal(ReLU):
     """ReLU sparse autoencoder with unit-norm atoms and an Lp^p penalty whose p is annealed.
 
         f and x_hat as in ReLU
@@ -107,6 +97,29 @@ class PAnneal(PAnnealing, ReLU):
     (f + epsilon)^p - epsilon^p, since its slope at zero is infinite.
     """
 
+    kind = "p_anneal"
     Config = PAnnealConfig
     paper = "Karvonen et al., Measuring progress in dictionary learning with board games (2024), arXiv:2408.00113"
-    config: PAnnealConfig
+
+    def __init__(self, config: PAnnealConfig, host: Host) -> None:
+        super().__init__(config, host)
+        self.schedule = PSchedule(config, host)
+
+    @property
+    def penalty(self) -> Penalty:
+        return self.schedule.penalty
+
+    def terms(self) -> list[Weighted]:
+        return [*self.sparsity_terms(), *self.schedule.terms()]
+
+    @torch.no_grad()
+    def after_step(self, batch: BatchSums) -> None:
+        super().after_step(batch)
+        self.schedule.after_step(batch, self.controller)
+
+    def fold(self) -> Folding:
+        return Folding(activation="relu")
+
+    @classmethod
+    def cost(cls, config: Any, shape: StepShape) -> CodeCost:
+        return penalised_cost(config, shape, matrices=6.25)

@@ -1,19 +1,23 @@
-"""ReLU dictionaries: a penalty on the activations, driven to a target L0. L1, norm-weighted L1 and tanh.
+"""ReLU codes: a penalty on the activations, driven to a target L0. L1, norm-weighted L1 and tanh.
 
-Shapes: B rows, D input width, O output width, F latents.
+Shapes: B rows, F latents.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from lexray.storage.errors import UserError
-from lexray.training.dictionaries.base import LossOutput
-from lexray.training.dictionaries.learned import DecoderNorm
-from lexray.training.dictionaries.penalised import Penalised, PenalisedConfig
+from lexray.training.codes.code_cost import CodeCost, StepShape
+from lexray.training.codes.folding import Folding
+from lexray.training.codes.penalised import Penalised, PenalisedConfig, penalised_cost
+from lexray.training.objectives.forward import Batch, Forward, Weighted, reconstruction_error
+from lexray.training.objectives.reconstruction import squared_error
+from lexray.training.objectives.sparsity import Penalty, Sparsity, Tanh, l1
 from lexray.training.ops.preactivations import entries_above
 from lexray.training.ops.sparse_code import SparseCode
 from lexray.training.ops.topk import pairs_above
@@ -23,7 +27,7 @@ from lexray.training.ops.topk import pairs_above
 class ReLUConfig(PenalisedConfig):
     """Options of ReLU."""
 
-    architecture = "relu"
+    kind: str = "relu"
 
 
 class ReLU(Penalised):
@@ -37,80 +41,62 @@ class ReLU(Penalised):
     x is the normalised input; lambda is moved by `L0Controller` until the mean number of active latents is the target.
     """
 
-    Config = ReLUConfig
+    kind = "relu"
+    Config: ClassVar[type[PenalisedConfig]] = ReLUConfig
     paper = "Bricken et al., Towards monosemanticity (2023), transformer-circuits.pub"
-    config: ReLUConfig
 
-    def penalty(self, f: Tensor, norms: Tensor | None) -> Tensor:
-        """The penalty of activations (any shape) whose atoms have these norms (None: all 1), element by element."""
-        return f if norms is None else f * norms
+    @property
+    def penalty(self) -> Penalty:
+        """The penalty at this step."""
+        return l1
 
-    def encode(self, x_BD: Tensor) -> SparseCode:
-        x_BD, frame = self.normalised_with_frame(x_BD)
-        z_BF = self.preactivations(x_BD)
+    def encode(self, x_BD: Tensor, k: int | None = None) -> SparseCode:
+        z_BF = self.host.encoder().all(x_BD)
         chosen = pairs_above(z_BF, z_BF.new_zeros(()), lambda z, among: z)
-        return SparseCode(z_BF[chosen.rows, chosen.latents], chosen, z_BF.shape[1], frame)
+        return SparseCode(z_BF[chosen.rows, chosen.latents], chosen, z_BF.shape[1])
 
-    def loss(self, x_BD: Tensor, total_rows: int, y_BO: Tensor | None = None) -> LossOutput:
-        x_BD, y_BO = self.normalised(x_BD, y_BO)
-        decoder = self.decoder()
-        entries = entries_above(0.0, x_BD, self.W_enc, self.encoder_bias_F())
-        f = F.relu(entries.pre)
-        norms = None if decoder.norms_F is None else entries.at(decoder.norms_F)
-        error_BO = y_BO - self.latents.all_reduce(entries.decode(f, decoder.atoms_FO)) - self.offset(x_BD)
-        reconstruction = error_BO.square().sum() / total_rows
-        sparsity = self.latents.all_reduce(self.penalty(f, norms).sum()) / total_rows
-        fired_F = entries.count(entries.pre.detach() > 0)
-        sums = {
-            **self.batch_stats(y_BO, error_BO, fired_F),
-            "reconstruction": reconstruction.detach(),
-            "sparsity": sparsity.detach(),
-            **self.further_sums(f.detach(), norms, total_rows),
-        }
-        coefficient = self.coefficient
-        return LossOutput(reconstruction + coefficient * sparsity, sums, fired_F, {"coefficient": coefficient})
+    def forward(self, batch: Batch) -> Forward:
+        pairs, z_BF = entries_above(0.0, batch.x_BD, batch.encoder)
+        values = F.relu(pairs.pre)
+        decoded_BO = self.host.axes.latents.all_reduce(pairs.decode(values, batch.decoder.atoms_FO))
+        return Forward(
+            batch=batch,
+            pairs=pairs,
+            values=values,
+            reconstruction=squared_error(batch.target_BO - decoded_BO),
+            fired_F=pairs.count(pairs.pre.detach() > 0),
+            z_BF=z_BF if self.config.aux_weight else None,
+            observed={"coefficient": self.coefficient},
+        )
 
-    def further_sums(self, f: Tensor, norms: Tensor | None, total_rows: int) -> dict[str, Tensor]:
-        """What else a subclass wants summed over the batch, without gradient."""
-        return {}
+    def sparsity_terms(self) -> list[Weighted]:
+        """Return the reconstruction, the penalty and AuxK."""
+        return [
+            Weighted("reconstruction", reconstruction_error),
+            Weighted("sparsity", Sparsity(self.penalty), self.coefficient),
+            *self.config.auxk_terms(self.score, F.relu),
+        ]
 
+    terms = sparsity_terms
 
-@dataclass(frozen=True, kw_only=True)
-class ReLUNormWeightedConfig(ReLUConfig):
-    """Options of ReLU with the norm-weighted penalty."""
+    def fold(self) -> Folding:
+        return Folding(activation="relu")
 
-    architecture = "relu_norm_weighted"
-
-    decoder_norm: DecoderNorm = "free"
-    """`free`, as in the paper: the penalty sees the atoms' norms. `unit` makes it `relu`."""
-
-
-class ReLUNormWeighted(ReLU):
-    """ReLU sparse autoencoder with free atoms and an L1 penalty weighted by their norms.
-
-        f = relu(W_enc (x - b_dec) + b_enc)
-        x_hat = f W_dec + b_dec
-        loss = mean over rows of ||x - x_hat||^2 + lambda * sum over latents i of f_i ||W_dec_i||
-
-    The paper does not subtract b_dec from the input; that is the same family of functions, since b_enc absorbs it.
-    """
-
-    Config = ReLUNormWeightedConfig
-    paper = "Conerly et al., Update on how we train SAEs (April 2024), transformer-circuits.pub"
-    config: ReLUNormWeightedConfig
+    @classmethod
+    def cost(cls, config: Any, shape: StepShape) -> CodeCost:
+        return penalised_cost(config, shape, matrices=4.25)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReLUTanhConfig(ReLUNormWeightedConfig):
+class ReLUTanhConfig(ReLUConfig):
     """Options of ReLU with the tanh penalty."""
 
-    architecture = "relu_tanh"
-
+    kind: str = "relu_tanh"
     tanh_scale: float = 4.0
     """c in tanh(c f ||atom||), for inputs of unit variance per dimension: multiplied by sqrt(site width) in ours."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self, width: int, target_l0: float) -> None:
+        super().check(width, target_l0)
         if not self.tanh_scale > 0:
             raise UserError(f"tanh_scale: {self.tanh_scale:g} must be above 0")
 
@@ -124,10 +110,19 @@ class ReLUTanh(ReLU):
     mean squared norm is 1, the same penalty has c sqrt(D).
     """
 
+    kind = "relu_tanh"
     Config = ReLUTanhConfig
     paper = "Jermyn et al., Tanh penalty in dictionary learning (February 2024), transformer-circuits.pub"
-    config: ReLUTanhConfig
 
-    def penalty(self, f: Tensor, norms: Tensor | None) -> Tensor:
-        scale = self.config.tanh_scale * self.sites.input_width**0.5
-        return (scale * (f if norms is None else f * norms)).tanh()
+    @property
+    def penalty(self) -> Penalty:
+        return Tanh(self.config.tanh_scale * self.host.sites.input_width**0.5)
+
+    terms = ReLU.sparsity_terms
+
+    def fold(self) -> Folding:
+        return Folding(activation="relu")
+
+    @classmethod
+    def cost(cls, config: Any, shape: StepShape) -> CodeCost:
+        return penalised_cost(config, shape, matrices=5.25)

@@ -6,32 +6,34 @@ Shapes: B rows on this rank, D input width, O output width, F latents, N chosen 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lexray.storage.errors import UserError
-from lexray.training.dictionaries.auxk import auxk_term
-from lexray.training.dictionaries.base import LossOutput
-from lexray.training.dictionaries.learned import Decoder, LearnedConfig, LearnedDictionary
+from lexray.training.codes.auxiliary import AuxKConfig
+from lexray.training.codes.base import Code
+from lexray.training.codes.code_cost import FLOAT_BYTES, PAIR_BYTES, CodeCost, StepShape, sparse_step
+from lexray.training.codes.folding import Folding
 from lexray.training.mesh.axes import Axes, Chosen
+from lexray.training.objectives.forward import Batch, Forward, Reconstruction, Weighted, reconstruction_error
+from lexray.training.objectives.reconstruction import squared_error
+from lexray.training.ops.linear import Decoder
+from lexray.training.ops.preactivations import entries_at
 from lexray.training.ops.sparse_code import SparseCode
-from lexray.training.ops.sparse_products import chosen_preactivations, sparse_decode
+from lexray.training.ops.sparse_products import sparse_decode
 from lexray.training.ops.topk import Score, topk
 
 
 @dataclass(frozen=True, kw_only=True)
-class TopKConfig(LearnedConfig):
+class TopKConfig(AuxKConfig):
     """Options of TopK; the target L0 is k."""
 
-    architecture = "topk"
-
+    kind: str = "topk"
     aux_weight: float = 1 / 32
     """Weight of the AuxK term; 0 switches it off."""
-    k_aux: int | None = None
-    """Dead latents per row that model the residual; None is half the site's width."""
     multi_topk: bool = False
     """Multi-TopK: add the reconstruction error with 4 k latents over 8, so that other k work at inference."""
     k_start: int | None = None
@@ -39,39 +41,17 @@ class TopKConfig(LearnedConfig):
     k_anneal: float = 0.1
     """Share of the steps over which k falls from `k_start`."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.keeps_k and self.target_l0 != int(self.target_l0):
-            raise UserError(
-                f"target_l0: {self.target_l0:g} is not a whole number, and {self.architecture} keeps k latents"
-            )
-        if self.aux_weight < 0:
-            raise UserError(f"aux_weight: {self.aux_weight:g} is below 0")
-        if self.k_aux is not None and self.k_aux < 1:
-            raise UserError(f"k_aux: {self.k_aux} must be at least 1; aux_weight 0 switches AuxK off")
-        if self.k_start is not None and not self.target_l0 <= self.k_start <= self.width:
-            raise UserError(
-                f"k_start: {self.k_start} must be from target_l0 {self.target_l0:g} to the width {self.width}"
-            )
+    def check(self, width: int, target_l0: float) -> None:
+        if target_l0 != int(target_l0):
+            raise UserError(f"target_l0: {target_l0:g} is not a whole number, and {self.kind} keeps k latents")
+        super().check(width, target_l0)
+        if self.k_start is not None and not target_l0 <= self.k_start <= width:
+            raise UserError(f"k_start: {self.k_start} must be from target_l0 {target_l0:g} to the width {width}")
         if not 0 < self.k_anneal <= 1:
             raise UserError(f"k_anneal: {self.k_anneal:g} must be above 0 and at most 1")
 
-    @property
-    def keeps_k(self) -> bool:
-        """Whether the code keeps a whole number of latents."""
-        return True
 
-
-class Reconstruction(NamedTuple):
-    """What a choice of latents gives."""
-
-    loss: Tensor
-    """Sum over this rank's rows, with gradient."""
-    error_BO: Tensor
-    """Target minus reconstruction by all chosen latents."""
-
-
-class TopK(LearnedDictionary):
+class TopK(Code):
     """TopK sparse autoencoder.
 
         z = W_enc (x - b_dec) + b_enc
@@ -83,39 +63,41 @@ class TopK(LearnedDictionary):
     largest entries of relu(z) * ||atom|| are chosen. Multi-TopK adds 1/8 of the squared error with 4 k latents.
     """
 
+    kind = "topk"
     Config = TopKConfig
+    takes_k = True
     paper = "Gao et al., Scaling and evaluating sparse autoencoders (2024), arXiv:2406.04093"
-    config: TopKConfig
 
     # What a family changes -------------------------------------------------------------------------------------
 
     def value(self, z: Tensor) -> Tensor:
-        """Activations of chosen pre-activations."""
+        """Return the activations of chosen pre-activations."""
         return F.relu(z)
 
     def magnitude(self, z: Tensor) -> Tensor:
-        """What pre-activations are ranked by, before norms; positive where a latent may be active."""
+        """Return what pre-activations are ranked by, before norms; positive where a latent may be active."""
         return z
 
     def choose(self, z_BF: Tensor, k: int, total_rows: int, decoder: Decoder) -> tuple[Chosen, dict[str, Tensor]]:
-        """The latents that train on this batch, and what was observed on the way."""
+        """Return the latents that train on this batch, and what was observed on the way."""
         return self.select(z_BF, k, decoder), {}
 
     def select(self, z_BF: Tensor, k: int, decoder: Decoder) -> Chosen:
-        """The latents of each row at inference."""
+        """Return the latents of each row at inference."""
         # By the entries themselves where that gives the same order: it spares a pass over the matrix.
         plain = decoder.norms_F is None and type(self).magnitude is TopK.magnitude
-        return topk(z_BF, k, self.latents, None if plain else self.score(decoder))
+        return topk(z_BF, k, self.host.axes.latents, None if plain else self.score(decoder))
 
     def reconstruct(self, values_N: Tensor, chosen: Chosen, decoder: Decoder, target_BO: Tensor) -> Reconstruction:
-        """The error that is trained, for targets without their offset."""
-        error_BO = target_BO - self.latents.all_reduce(sparse_decode(values_N, chosen, decoder.atoms_FO))
-        return Reconstruction(error_BO.square().sum(), error_BO)
+        """Return the error that is trained."""
+        return squared_error(
+            target_BO - self.host.axes.latents.all_reduce(sparse_decode(values_N, chosen, decoder.atoms_FO))
+        )
 
-    # The contract ----------------------------------------------------------------------------------------------
+    # What every code defines -----------------------------------------------------------------------------------
 
     def score(self, decoder: Decoder) -> Score:
-        """How pairs are ranked: magnitude times the atom's norm."""
+        """Return how pairs are ranked: by magnitude times the atom's norm."""
         norms_F = None if decoder.norms_F is None else decoder.norms_F.detach()
         if norms_F is None:
             return lambda z, among: self.magnitude(z)
@@ -123,54 +105,72 @@ class TopK(LearnedDictionary):
 
     @property
     def k(self) -> int:
-        """How many latents are kept at this step of the training."""
-        k, start = int(self.config.target_l0), self.config.k_start
+        """Number of latents that are kept at this step of the training."""
+        k, start = int(self.target_l0), self.config.k_start
         if start is None:
             return k
-        left = max(0.0, 1 - self.progress / self.config.k_anneal)
+        left = max(0.0, 1 - self.host.progress / self.config.k_anneal)
         return round(k + (start - k) * left)
 
     def encode(self, x_BD: Tensor, k: int | None = None) -> SparseCode:
-        """The code of raw activations; `k` is by default the one that was trained."""
-        x_BD, frame = self.normalised_with_frame(x_BD)
-        z_BF = self.preactivations(x_BD)
-        chosen = self.select(z_BF, k or int(self.config.target_l0), self.decoder())
-        return SparseCode(self.value(z_BF[chosen.rows, chosen.latents]), chosen, z_BF.shape[1], frame)
+        z_BF = self.host.encoder().all(x_BD)
+        chosen = self.select(z_BF, k or int(self.target_l0), self.host.decoder())
+        return SparseCode(self.value(z_BF[chosen.rows, chosen.latents]), chosen, z_BF.shape[1])
 
-    def loss(self, x_BD: Tensor, total_rows: int, y_BO: Tensor | None = None) -> LossOutput:
-        x_BD, y_BO = self.normalised(x_BD, y_BO)
-        bias_F, decoder = self.encoder_bias_F(), self.decoder()
-        target_BO = y_BO - self.offset(x_BD)
+    def forward(self, batch: Batch) -> Forward:
         with torch.no_grad():
-            z_BF = F.linear(x_BD, self.W_enc, bias_F)
-            chosen, observed = self.choose(z_BF, self.k, total_rows, decoder)
-        values_N = self.value(chosen_preactivations(z_BF, chosen, x_BD, self.W_enc, bias_F))
-        reconstruction = self.reconstruct(values_N, chosen, decoder, target_BO)
-        fired_F = SparseCode(values_N.detach(), chosen, len(self.W_enc)).fired()
-        loss = reconstruction.loss / total_rows
-        sums = {**self.batch_stats(y_BO, reconstruction.error_BO, fired_F), "reconstruction": loss.detach()}
+            z_BF = batch.encoder.all(batch.x_BD)
+        return self.chosen_forward(batch, z_BF, self.k)
+
+    def chosen_forward(self, batch: Batch, z_BF: Tensor, k: int) -> Forward:
+        """Return the code with `k` latents a row, given all pre-activations without gradient."""
+        with torch.no_grad():
+            chosen, observed = self.choose(z_BF, k, batch.total_rows, batch.decoder)
+        pairs = entries_at(z_BF, chosen, batch.x_BD, batch.encoder)
+        values_N = self.value(pairs.pre)
+        return Forward(
+            batch=batch,
+            pairs=pairs,
+            values=values_N,
+            reconstruction=self.reconstruct(values_N, chosen, batch.decoder, batch.target_BO),
+            fired_F=SparseCode(values_N.detach(), chosen, z_BF.shape[1]).fired(),
+            z_BF=z_BF,
+            observed=observed,
+        )
+
+    def multi(self, forward: Forward, axes: Axes) -> Tensor:
+        """Mean over rows of the squared error with 4 k latents (Gao et al., 2024, section 5.3)."""
+        assert forward.z_BF is not None
+        more = self.chosen_forward(forward.batch, forward.z_BF, min(4 * self.k, self.width))
+        return reconstruction_error(more, axes)
+
+    def topk_terms(self) -> list[Weighted]:
+        """Return the reconstruction, Multi-TopK and AuxK."""
+        found = [Weighted("reconstruction", reconstruction_error)]
         if self.config.multi_topk:
-            multi = self._multi(z_BF, x_BD, bias_F, decoder, target_BO, total_rows)
-            loss, sums = loss + multi / 8, {**sums, "multi": multi.detach()}
-        aux = x_BD.new_zeros(())
-        if self.config.aux_weight:
-            aux = self._aux(z_BF, x_BD, bias_F, decoder, reconstruction.error_BO, total_rows)
-        return LossOutput(loss + self.config.aux_weight * aux, {**sums, "aux": aux.detach()}, fired_F, observed)
+            found.append(Weighted("multi", self.multi, 1 / 8))
+        return found + self.config.auxk_terms(self.score, self.value)
 
-    def _multi(
-        self, z_BF: Tensor, x_BD: Tensor, bias_F: Tensor, decoder: Decoder, target_BO: Tensor, total_rows: int
-    ) -> Tensor:
-        """Squared error with 4 k latents, of the mean row (Gao et al., 2024, section 5.3)."""
-        with torch.no_grad():
-            chosen, _ = self.choose(z_BF, min(4 * self.k, self.config.width), total_rows, decoder)
-        values_N = self.value(chosen_preactivations(z_BF, chosen, x_BD, self.W_enc, bias_F))
-        return self.reconstruct(values_N, chosen, decoder, target_BO).loss / total_rows
+    terms = topk_terms
 
-    def _aux(
-        self, z_BF: Tensor, x_BD: Tensor, bias_F: Tensor, decoder: Decoder, error_BO: Tensor, total_rows: int
-    ) -> Tensor:
-        return auxk_term(
-            self.dead_F, x_BD, error_BO, self.W_enc, bias_F, decoder.atoms_FO, z_BF=z_BF, score=self.score(decoder),
-            value=self.value, k_aux=self.config.k_aux or max(1, error_BO.shape[1] // 2), total_rows=total_rows,
-            axes=Axes(self.rows, self.latents, self.pairs),
-        )  # fmt: skip
+    def fold(self) -> Folding:
+        return Folding(activation="topk", k=int(self.target_l0), ranks_by_norm=True)
+
+    @classmethod
+    def cost(cls, config: Any, shape: StepShape) -> CodeCost:
+        return topk_cost(config, shape, matrices=1.0)
+
+
+def topk_cost(config: Any, shape: StepShape, *, matrices: float, over_batch: bool = False) -> CodeCost:
+    """Return the cost of a code that ranks pre-activations; `over_batch` those of the whole batch together."""
+    chosen = shape.target_l0 * (4 if config.multi_topk else 1)
+    pairs = chosen + config.auxk_pairs(shape)
+    offered_rows = shape.batch_rows if over_batch else shape.rows
+    return CodeCost(
+        multiply_adds=sparse_step(shape, pairs),
+        matrices=matrices,
+        chunked=True,
+        pair_bytes=PAIR_BYTES * shape.rows * pairs + shape.offered(shape.target_l0, offered_rows),
+        all_reduce=shape.output_bytes,
+        all_gather=FLOAT_BYTES * shape.k * offered_rows,
+    )

@@ -19,11 +19,13 @@ from typing import NamedTuple
 
 import torch
 
+from lexray.training.codes.code_cost import FLOAT_BYTES
 from lexray.training.config import TrainingConfig
-from lexray.training.cost.step_memory import FLOAT_BYTES, Rows, Shapes, backward_bytes, forward_bytes, solver_bytes
+from lexray.training.cost.step_memory import Rows, backward_bytes, forward_bytes, solver_bytes
 from lexray.training.dictionaries import architecture, make_dictionary
 from lexray.training.dictionaries.base import DictionaryConfig
 from lexray.training.dictionaries.normalisers import Sites
+from lexray.training.dictionaries.shapes import Shapes
 from lexray.training.engines.deepspeed_settings import deepspeed_config
 from lexray.training.mesh.axes import LOCAL_DATA, LOCAL_WORLD, ONE_PROCESS, Axes
 from lexray.training.mesh.communicator import ProcessGroup
@@ -186,10 +188,8 @@ def _in_step(memory: RankMemory) -> int:
 
 def _starting(config: TrainingConfig, sites: Sites) -> int:
     """Directions of all latents, drawn and made of unit length, and the slice that is kept."""
-    if architecture(config.dictionary.architecture).learns_by == "statistics":
+    made = architecture(config.dictionary.architecture)
+    if made.learns_by == "statistics":
         return 0
-    drawn = sites.output_width
-    random = getattr(config.dictionary, "encoder_init", "tied") == "random"
-    drawn += max(sites.output_width, 2 * sites.input_width if random else 0)
     mine = shapes_of(config.dictionary, sites, config.mesh.feature).parameters
-    return FLOAT_BYTES * (config.dictionary.width * drawn + mine)
+    return FLOAT_BYTES * (made.dictionary.starting_numbers(config.dictionary, sites) + mine)

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from lexray.training.codes.code_cost import FLOAT_BYTES
 from lexray.training.config import MeshConfig
-from lexray.training.cost.step_memory import FLOAT_BYTES, Rows, Shapes, code_of
+from lexray.training.cost.step_memory import Rows, step_cost
 from lexray.training.dictionaries.base import DictionaryConfig
-
-INDEX_BYTES = 8
+from lexray.training.dictionaries.shapes import Shapes
 
 
 class Given(NamedTuple):
@@ -49,19 +49,8 @@ def over_rows(shapes: Shapes, mesh: MeshConfig) -> Given:
 
 def over_latents(config: DictionaryConfig, shapes: Shapes, rows: Rows) -> Given:
     """Activations, over the feature axis, while no latent is dead; without sums of a few numbers."""
-    code, k, outputs = code_of(config), int(config.target_l0), FLOAT_BYTES * rows.at_once * shapes.output_width
-    if code == "mp":
-        rounds = getattr(config, "rounds", None) or k
-        choices = rounds * rows.at_once
-        return Given(all_reduce=2 * rounds * outputs + INDEX_BYTES * choices, all_gather=FLOAT_BYTES * choices)
-    candidates = 0
-    if "topk" in code:
-        candidates = FLOAT_BYTES * k * (rows.batch if "batch_topk" in code else rows.at_once)
-    if code == "hierarchical_topk":  # every residual, forth and back; and the order of what was chosen
-        return Given(all_reduce=2 * k * outputs, all_gather=2 * candidates)
-    prefixes = len(getattr(config, "prefixes", ())) + getattr(config, "random_prefixes", 0)
-    reconstructions = max(1, prefixes) + ("gated" in code)
-    return Given(all_reduce=reconstructions * outputs, all_gather=candidates)
+    cost = step_cost(config, shapes, rows, feature=2)
+    return Given(all_reduce=cost.all_reduce, all_gather=cost.all_gather)
 
 
 def of_dead_latents(shapes: Shapes, rows: Rows, k_aux: int) -> Given:

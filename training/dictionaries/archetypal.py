@@ -13,24 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from lexray.storage.errors import UserError
-from lexray.training.dictionaries.base import Dictionary, DictionaryConfig, Sample
-from lexray.training.dictionaries.batch_topk import BatchTopK, BatchTopKConfig
-from lexray.training.dictionaries.jumprelu import JumpReLU, JumpReLUConfig
-from lexray.training.dictionaries.learned import Decoder, LearnedDictionary
-from lexray.training.dictionaries.mixing import with_codes
+from lexray.training.codes.code_cost import CodeCost
+from lexray.training.dictionaries.base import Sample
+from lexray.training.dictionaries.learned import LearnedConfig, LearnedDictionary
 from lexray.training.dictionaries.normalisers import Sites
-from lexray.training.dictionaries.topk import TopK
+from lexray.training.dictionaries.shapes import Shapes
 from lexray.training.ops.kmeans import kmeans
+from lexray.training.ops.linear import Decoder
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArchetypalConfig(BatchTopKConfig, JumpReLUConfig):
-    """Options of archetypal dictionaries; those of other codes than the chosen one do nothing."""
+class ArchetypalConfig(LearnedConfig):
+    """Options of archetypal dictionaries."""
 
-    architecture = "archetypal"
-
-    code: Literal["topk", "batch_topk", "jumprelu"] = "topk"
-    """How latents become active."""
     candidates: int | None = None
     """Number of data points whose hull holds the atoms: centroids of k-means over the sample; None is the width. The
     mixture has width x candidates entries, so wide dictionaries want fewer."""
@@ -52,10 +47,6 @@ class ArchetypalConfig(BatchTopKConfig, JumpReLUConfig):
                 f"candidates: {self.num_candidates:,} are more than the {self.sample_rows:,} rows that they are "
                 "computed from (sample_rows)"
             )
-
-    @property
-    def keeps_k(self) -> bool:
-        return self.code in ("topk", "batch_topk")
 
     @property
     def num_candidates(self) -> int:
@@ -84,13 +75,9 @@ class Archetypal(LearnedDictionary):
     Config = ArchetypalConfig
     paper = "Fel et al., Archetypal SAE: adaptive and stable dictionary learning (2025), arXiv:2502.12892"
     per_latent: ClassVar[tuple[str, ...]] = ("mixture_FC", "relaxation_FD")
+    skews_code = True
     config: ArchetypalConfig
     candidates_CD: Tensor
-
-    @classmethod
-    def for_config(cls, config: DictionaryConfig) -> type[Dictionary]:
-        assert isinstance(config, ArchetypalConfig)
-        return _ARCHETYPAL[config.code]
 
     def __init__(self, config: ArchetypalConfig, sites: Sites, **kwargs: Any) -> None:
         super().__init__(config, sites, **kwargs)
@@ -148,6 +135,18 @@ class Archetypal(LearnedDictionary):
                 delattr(self, name)
         self.W_dec = nn.Parameter(like.new_empty(self.config.width, self.sites.output_width))
 
+    # Cost ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def atom_copies(cls, config: Any, cost: CodeCost) -> int:
+        return 4 if config.learn_scale else 3
+
+    @classmethod
+    def backward_numbers(cls, config: Any, shapes: Shapes, atom_copies: int) -> int:
+        """The mixture's gradient comes when most else is gone; projecting it takes copies of it once more."""
+        encoder = shapes.latents * shapes.input_width
+        return max(encoder + atom_copies * shapes.atoms, shapes.parameters + shapes.atoms, 4 * shapes.largest)
+
 
 MADE_OF = ("mixture_FC", "candidates_CD", "relaxation_FD", "log_scale")
 """Tensors that the atoms are made of; the last two are not in every such dictionary."""
@@ -189,14 +188,9 @@ def initial_mixture(config: ArchetypalConfig, seed: int) -> Tensor:
     return mixture
 
 
-_ARCHETYPAL = with_codes(Archetypal, TopK, BatchTopK, JumpReLU)
-
-
 @dataclass(frozen=True, kw_only=True)
 class RelaxedArchetypalConfig(ArchetypalConfig):
     """Options of relaxed archetypal dictionaries."""
-
-    architecture = "relaxed_archetypal"
 
     relaxation: float = 1.0
     """delta: how far an atom may leave the hull, in units of the normalised input (mean squared norm 1)."""
@@ -220,11 +214,6 @@ class RelaxedArchetypal(Archetypal):
     paper = "Fel et al., Archetypal SAE: adaptive and stable dictionary learning (2025), arXiv:2502.12892"
     config: RelaxedArchetypalConfig
 
-    @classmethod
-    def for_config(cls, config: DictionaryConfig) -> type[Dictionary]:
-        assert isinstance(config, RelaxedArchetypalConfig)
-        return _RELAXED[config.code]
-
     def __init__(self, config: RelaxedArchetypalConfig, sites: Sites, **kwargs: Any) -> None:
         super().__init__(config, sites, **kwargs)
         self.relaxation_FD = nn.Parameter(torch.zeros(len(self.mixture_FC), sites.output_width))
@@ -235,6 +224,3 @@ class RelaxedArchetypal(Archetypal):
             return relaxation_FD * (self.config.relaxation / norms_F1.clamp_min(1e-12)).clamp_max(1.0)
 
         return {**super().projections(), "relaxation_FD": into_ball}
-
-
-_RELAXED = with_codes(RelaxedArchetypal, TopK, BatchTopK, JumpReLU)

@@ -7,22 +7,26 @@ transcoders), F latents on this rank.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lexray.storage.errors import UserError
-from lexray.training.dictionaries.normalisers import Normaliser, NormaliserName, RowFrame, Sites
+from lexray.training.codes.folding import Folding
+from lexray.training.dictionaries.normalisers import Normaliser, NormaliserName, Sites
 from lexray.training.mesh.axes import ONE_PROCESS, Axes
-from lexray.training.ops.sparse_code import SparseCode
+from lexray.training.objectives.forward import BatchSums, LossOutput
+from lexray.training.ops.sparse_code import RowFrame, SparseCode
 
 
 @dataclass(frozen=True, kw_only=True)
 class DictionaryConfig:
-    """What all architectures have in common. Architectures add their own fields."""
+    """What all architectures have in common. Classes of dictionaries add their own fields."""
 
+    architecture: str
+    """Name in the table of architectures."""
     width: int
     """Number of latents."""
     target_l0: float
@@ -33,8 +37,6 @@ class DictionaryConfig:
     """A latent is dead when it was active in none of this many rows of the global stream."""
     sample_rows: int = 65_536
     """Training rows from which starting values that depend on data are computed, where there are any."""
-
-    architecture: ClassVar[str]
 
     def __post_init__(self) -> None:
         if self.width < 1:
@@ -58,31 +60,14 @@ class DictionaryConfig:
         """Whether negative activations are refused."""
         return False
 
+    @property
+    def resamples_every_rows(self) -> int:
+        """Rows after which dead latents are restarted; 0 never."""
+        return 0
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, with the architecture's name."""
-        return {"architecture": self.architecture, **asdict(self)}
-
-
-class LossOutput(NamedTuple):
-    """A training loss and what the loop needs to know beside it."""
-
-    loss: Tensor
-    """The part of the global loss of this rank's rows, with gradient; the parts of the data axis add up to the loss."""
-    sums: dict[str, Tensor]
-    """The same parts of sums over the batch, without gradient: `error`, `variance`, `active`, terms of the loss."""
-    fired_F: Tensor
-    """Rows of this rank in which each of its latents is active."""
-    observed: dict[str, Tensor]
-    """Quantities that are the same on every rank already (a threshold, a coefficient)."""
-
-
-class BatchSums(NamedTuple):
-    """The same for the global batch, equal on every rank; what a dictionary updates its state from."""
-
-    rows: int
-    sums: dict[str, float]
-    fired_F: Tensor
-    observed: dict[str, Tensor]
+        """Return plain values, as a sweep file spells them, with the architecture's name."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
 class RawRows(NamedTuple):
@@ -100,7 +85,7 @@ Sample = Callable[[], Iterable[RawRows]]
 
 
 class Dictionary(nn.Module):
-    """The contract, and what all dictionaries share: their sites and the account of dead latents."""
+    """The contract, and what all dictionaries share: their sites and the counters of dead latents."""
 
     Config: ClassVar[type[DictionaryConfig]]
     paper: ClassVar[str]
@@ -135,11 +120,6 @@ class Dictionary(nn.Module):
     # The contract ----------------------------------------------------------------------------------------------
 
     @classmethod
-    def for_config(cls, config: DictionaryConfig) -> type[Dictionary]:
-        """The class to make: another one where an option decides how the code is made."""
-        return cls
-
-    @classmethod
     def check_sites(cls, config: DictionaryConfig, sites: Sites) -> None:
         """Raise UserError in one line when the dictionary cannot be made for these sites."""
         if cls.kind != "crosscoder" and len(sites.inputs) > 1:
@@ -171,6 +151,10 @@ class Dictionary(nn.Module):
     def encode(self, x_BD: Tensor) -> SparseCode:
         """The code of raw activations, as at inference."""
         raise NotImplementedError
+
+    def fold(self) -> Folding:
+        """Return what an export may say of the code. Raises UserError where no format has a place for it."""
+        raise UserError(f"{self.config.architecture}: no format is known that has a place for it")
 
     def decode(self, code: SparseCode, x_BD: Tensor | None = None) -> Tensor:
         """Raw activations (B, O) from a code. A dictionary with a skip connection needs the raw input too."""
@@ -216,12 +200,16 @@ class Dictionary(nn.Module):
         """The full state as it is published: constraints folded in."""
         return tensors
 
+    @classmethod
+    def starting_numbers(cls, config: Any, sites: Sites) -> int:
+        """Return how many numbers are drawn for all latents before a rank keeps its slice."""
+        return 0
+
     # Slices of a mesh -------------------------------------------------------------------------------------------
 
-    @classmethod
-    def split_names(cls) -> frozenset[str]:
-        """Names of the parameters and buffers that a feature axis splits, along their first dimension."""
-        return frozenset(name for made in cls.__mro__ for name in vars(made).get("per_latent", ()))
+    def split_names(self) -> frozenset[str]:
+        """Return the names of the parameters and buffers that a feature axis splits, along their first dimension."""
+        return frozenset(name for made in type(self).__mro__ for name in vars(made).get("per_latent", ()))
 
     def slice_of(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """This rank's part of whole tensors by name."""
@@ -240,6 +228,16 @@ class Dictionary(nn.Module):
     def output(self) -> Normaliser:
         """The normaliser of what is reconstructed."""
         return self.input if self.sites.reconstructs_its_input else self.target
+
+    @property
+    def axes(self) -> Axes:
+        """The axes that rows, latents and both lie on."""
+        return Axes(self.rows, self.latents, self.pairs)
+
+    @property
+    def takes_k(self) -> bool:
+        """Whether `encode` takes another number of active latents, `k`."""
+        return False
 
     @property
     def progress(self) -> float:
@@ -273,8 +271,3 @@ class Dictionary(nn.Module):
             variance = (y_BO - self.output.normalised_mean_D).square().sum()
             num_active = self.latents.all_reduce(active.sum().float())
             return {"error": error_BO.square().sum(), "variance": variance, "active": num_active}
-
-
-def powers_of_two_to(largest: int) -> list[int]:
-    """1, 2, 4... and `largest`: numbers of active latents that show how a dictionary does with fewer of them."""
-    return sorted({*(2**i for i in range(largest.bit_length())), largest})

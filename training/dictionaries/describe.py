@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import ast
 import inspect
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from textwrap import dedent
 from typing import Any
 
+from lexray.training.codes.base import CodeConfig
 from lexray.training.dictionaries import ARCHITECTURES
+from lexray.training.dictionaries.architecture import Architecture
 from lexray.training.dictionaries.base import DictionaryConfig
 
 READS = {
@@ -31,6 +33,8 @@ class Option:
     """None, too, where there is no default: `required` tells."""
     required: bool
     doc: str
+    codes: tuple[str, ...] = ()
+    """Codes that have it, of an architecture with a choice; empty where all have it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +62,7 @@ def describe_all() -> list[Description]:
 def describe(name: str) -> Description:
     """The architecture called `name`."""
     made = ARCHITECTURES[name]
-    docstring = inspect.cleandoc(made.__doc__ or "")
+    docstring = inspect.cleandoc(made.described_by.__doc__ or "")
     summary, _, equations = docstring.partition("\n\n")
     return Description(
         name=name,
@@ -67,12 +71,29 @@ def describe(name: str) -> Description:
         equations=equations.strip("\n"),
         reads=READS[made.kind],
         learns_by=made.learns_by,
-        options=options_of(made.Config),
+        options=options_of(made),
     )
 
 
-def options_of(config_class: type[DictionaryConfig]) -> tuple[Option, ...]:
-    """The options of a configuration class, its own before those that all architectures have."""
+def options_of(made: Architecture) -> tuple[Option, ...]:
+    """Return the options of an architecture: the code's, the choice of a code, the dictionary's."""
+    found: dict[str, Option] = {}
+    for code in made.codes:
+        for option in fields_of(code.Config):
+            known = found.get(option.name)
+            if option.name != "kind":
+                found[option.name] = replace(known or option, codes=(*(known.codes if known else ()), code.kind))
+    choice: tuple[Option, ...] = ()
+    if len(made.codes) > 1:
+        doc = f"How latents become active: {', '.join(made.kinds)}."
+        choice = (Option(name="code", type="str", default=made.kinds[0], required=False, doc=doc),)
+    of_codes = [replace(o, codes=() if len(o.codes) == len(made.codes) else o.codes) for o in found.values()]
+    own = [option for option in fields_of(made.Config) if option.name not in ("architecture", "code")]
+    return (*own, *choice, *of_codes)
+
+
+def fields_of(config_class: type[DictionaryConfig] | type[CodeConfig]) -> tuple[Option, ...]:
+    """Return the fields of a configuration class."""
     docs = _field_docs(config_class)
     return tuple(
         Option(

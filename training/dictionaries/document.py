@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from lexray.training.dictionaries.base import DictionaryConfig
-from lexray.training.dictionaries.describe import Description, Option, describe_all, options_of
+from lexray.training.dictionaries.describe import Description, Option, describe_all, fields_of
 from lexray.training.dictionaries.learned import LearnedConfig
 
 HEAD = """# Architectures
@@ -21,8 +21,8 @@ the penalty. Options stand in a sweep file under `options: {ARCHITECTURE: {OPTIO
 
 def architectures_page() -> str:
     """Markdown: what all have in common, then one section for each architecture."""
-    shared = options_of(DictionaryConfig)
-    learned = [o for o in options_of(LearnedConfig) if o not in shared]
+    shared = [option for option in fields_of(DictionaryConfig) if option.name != "architecture"]
+    learned = [o for o in fields_of(LearnedConfig) if o.name not in ("architecture", "code") and o not in shared]
     parts = [HEAD, "## Options of every architecture\n", _table(shared)]
     parts += ["## Options of every architecture that learns by gradient\n", _table(learned)]
     known = {*shared, *learned}
@@ -42,8 +42,13 @@ def _section(description: Description, options: list[Option]) -> str:
 
 
 def _table(options: list[Option] | tuple[Option, ...]) -> str:
-    rows = [f"| `{o.name}` | {_default(o)} | {o.doc.replace('|', chr(92) + '|')} |" for o in options]
+    rows = [f"| `{o.name}` | {_default(o)} | {_doc(o)} |" for o in options]
     return "\n".join(["| option | default | |", "|---|---|---|", *rows, ""])
+
+
+def _doc(option: Option) -> str:
+    only = f"With code {' or '.join(option.codes)}: " if option.codes else ""
+    return f"{only}{option.doc}".replace("|", chr(92) + "|")
 
 
 def _default(option: Option) -> str:

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from lexray.storage.errors import UserError
-from lexray.training.dictionaries.base import LossOutput, Sample
+from lexray.training.dictionaries.base import Sample
 from lexray.training.dictionaries.normalisers import Sites
+from lexray.training.dictionaries.shapes import Shapes
 from lexray.training.dictionaries.solved import FromRowsConfig, Solved
 from lexray.training.mesh.axes import Chosen
+from lexray.training.objectives.forward import LossOutput
 from lexray.training.ops.kmeans import assign, kmeans, nearest
 from lexray.training.ops.sparse_code import SparseCode
 
@@ -25,8 +27,6 @@ STARTING_ROUNDS = 5
 @dataclass(frozen=True, kw_only=True)
 class KMeansConfig(FromRowsConfig):
     """Options of k-means; the width is the number of centroids, and the target L0 is 1."""
-
-    architecture = "kmeans"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,6 +73,16 @@ class KMeans(Solved):
         change_FD = found.sums_CD - found.counts_C[:, None] * self.W_dec
         self.W_dec += change_FD / self.sum_counts_F.clamp_min(1)[:, None]
         return terms
+
+    @classmethod
+    def step_numbers(cls, config: Any, shapes: Shapes, rows: int) -> int:
+        """Distances twice; or rows in float64 with what they are added up in."""
+        rows_BD = rows * shapes.input_width
+        return max(2 * rows * shapes.latents + rows_BD, 5 * rows_BD + 2 * shapes.atoms)
+
+    @classmethod
+    def summed_numbers(cls, config: Any, shapes: Shapes) -> int:
+        return shapes.atoms
 
     def code_of(self, x_BD: Tensor) -> SparseCode:
         _, nearest_B = nearest(x_BD, self.W_dec)

@@ -1,4 +1,4 @@
-"""Dictionaries that learn a linear encoder and a decoder by gradient: what all of those have.
+"""Dictionaries that learn a decoder, and mostly a linear encoder, by gradient; their code decides what is active.
 
 Shapes: B rows on this rank, D width of the input sites side by side, O that of the output sites (D again for all but
 transcoders), F latents on this rank.
@@ -8,15 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lexray.storage.errors import UserError
+from lexray.training.codes import CODES
+from lexray.training.codes.base import Code, CodeConfig
+from lexray.training.codes.code_cost import CodeCost, StepShape
+from lexray.training.codes.folding import Folding
 from lexray.training.dictionaries.base import Dictionary, DictionaryConfig, Sample
 from lexray.training.dictionaries.normalisers import Sites
+from lexray.training.dictionaries.shapes import Shapes
+from lexray.training.objectives.forward import Batch, BatchSums, LossOutput, weighted_sum
+from lexray.training.ops.linear import NO_ENCODER, Decoder, Encoder, LinearEncoder
 from lexray.training.ops.sampling import geometric_median
 from lexray.training.ops.sparse_code import SparseCode
 from lexray.training.ops.sparse_products import sparse_decode
@@ -26,8 +33,10 @@ DecoderNorm = Literal["unit", "constrained", "free", "ignored"]
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedConfig(DictionaryConfig):
-    """Options of the dictionaries that learn an encoder and a decoder by gradient."""
+    """Options of the dictionaries that learn by gradient; those of the code are in `code`."""
 
+    code: CodeConfig
+    """How latents become active."""
     decoder_norm: DecoderNorm = "unit"
     """`unit`: atoms are rows of W_dec over their norm; `constrained`: so too, and after each step the rows are put back
     to length 1 (under ZeRO 1 to 3 that gathers W_dec); `free`: as they are, penalties and selection see code * norm;
@@ -49,23 +58,28 @@ class LearnedConfig(DictionaryConfig):
             raise UserError(f"decoder_init_norm: {self.decoder_init_norm:g}, but atoms have length 1; use free norms")
         if self.resample_every_rows < 0:
             raise UserError(f"resample_every_rows: {self.resample_every_rows} is below 0")
+        self.code.check(self.width, self.target_l0)
+        self.code.check_decoder(self.decoder_norm)
 
     @property
     def unit_atoms(self) -> bool:
         """Whether atoms are rows of W_dec over their norm."""
         return self.decoder_norm in ("unit", "constrained")
 
+    @property
+    def resamples_every_rows(self) -> int:
+        return self.resample_every_rows
 
-class Decoder(NamedTuple):
-    """The atoms as a reconstruction uses them."""
+    def check_slices(self, slices: int) -> None:
+        self.code.check_slices(slices, self.target_l0)
 
-    atoms_FO: Tensor
-    norms_F: Tensor | None
-    """How long each atom counts in penalties and selection; None where all are 1."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, as a sweep file spells them: `code` is its kind, and its options follow."""
+        return {**super().to_dict(), "code": self.code.kind, **self.code.options()}
 
 
 class LearnedDictionary(Dictionary):
-    """A linear encoder and a decoder, learned by gradient; subclasses define the code and the loss.
+    """An encoder and a decoder, learned by gradient, and a code between them.
 
     With x the normalised input and y the normalised target:
 
@@ -79,35 +93,43 @@ class LearnedDictionary(Dictionary):
     """
 
     per_latent: ClassVar[tuple[str, ...]] = ("W_enc", "b_enc", "W_dec")
+    centres_input: ClassVar[bool] = True
+    """Whether b_dec, which belongs to the output, is subtracted from the input."""
+    skews_code: ClassVar[bool] = False
+    """Whether atoms lean to one side at the start, and pre-activations with them."""
     config: LearnedConfig
+    code: Code
 
     def __init__(self, config: LearnedConfig, sites: Sites, **kwargs: Any) -> None:
         super().__init__(config, sites, **kwargs)
         generator = torch.Generator().manual_seed(self.seed)
         owned = self.latents.slice_of(config.width)
+        made = CODES[config.code.kind]
         atoms_FO = self.initial_atoms(generator) * config.decoder_init_norm
-        encoder_FD = self.initial_encoder(atoms_FO, generator)[owned]
-        self.W_enc = nn.Parameter(encoder_FD.clone())
-        self.b_enc = nn.Parameter(torch.zeros(len(encoder_FD)))
+        if "W_enc" in made.encoder_tensors:
+            self.W_enc = nn.Parameter(self.initial_encoder(atoms_FO, generator)[owned].clone())
+        if "b_enc" in made.encoder_tensors:
+            self.b_enc = nn.Parameter(torch.zeros(owned.stop - owned.start))
         self.W_dec = nn.Parameter(atoms_FO[owned].clone())
         self.b_dec = nn.Parameter(torch.zeros(sites.output_width))
+        self.code = made(config.code, self)
 
     # Starting values -------------------------------------------------------------------------------------------
 
     def initial_atoms(self, generator: torch.Generator) -> Tensor:
-        """Random directions of length 1 (width, O)."""
+        """Return random directions of length 1 (width, O)."""
         atoms_FO = torch.randn(self.config.width, self.sites.output_width, generator=generator)
         return atoms_FO / self.code_norms(atoms_FO)[:, None]
 
     def initial_encoder(self, atoms_FO: Tensor, generator: torch.Generator) -> Tensor:
-        """The atoms themselves, or directions of their own (width, D)."""
+        """Return the atoms themselves, or directions of their own (width, D)."""
         if self.config.encoder_init == "tied" and self.sites.reconstructs_its_input:
             return atoms_FO
         return F.normalize(torch.randn(len(atoms_FO), self.sites.input_width, generator=generator), dim=1)
 
     @property
     def needs_sample(self) -> bool:
-        return super().needs_sample or self.config.bias_init != "zero"
+        return super().needs_sample or self.config.bias_init != "zero" or self.code.needs_sample
 
     @torch.no_grad()
     def prepare(self, sample: Sample) -> None:
@@ -118,62 +140,105 @@ class LearnedDictionary(Dictionary):
             normalised, length = self.normalised_sample(sample), self.output.typical_length
             self.b_dec.copy_(geometric_median(normalised, self.rows, self.b_dec, length))
         self.prepare_atoms(sample)
+        if self.code.needs_sample:
+            self.code.prepare(lambda: (self.input.normalise(rows.x_BD) for rows in sample()))
 
     def prepare_atoms(self, sample: Sample) -> None:
         """Set atoms that depend on data; normaliser and biases are ready."""
 
-    # Shared pieces ---------------------------------------------------------------------------------------------
+    # The contract ----------------------------------------------------------------------------------------------
+
+    def encode(self, x_BD: Tensor, **choice: Any) -> SparseCode:
+        """Return the code of raw activations, as at inference; `choice` goes to the code (`k=` and such)."""
+        if choice.get("k") is not None and not self.takes_k:
+            raise ValueError(f"k: {self.config.architecture} has as many active latents as its threshold gives")
+        x_BD, frame = self.normalised_with_frame(x_BD)
+        return self.code.encode(x_BD, **choice)._replace(frame=frame)
+
+    def decode(self, code: SparseCode, x_BD: Tensor | None = None) -> Tensor:
+        y_BO = self.latents.all_reduce(sparse_decode(code.values, code.chosen, self.atoms_FD()))
+        return self.output.denormalise(y_BO + self._offset_of_raw(x_BD), code.frame)
+
+    def loss(self, x_BD: Tensor, total_rows: int, y_BO: Tensor | None = None) -> LossOutput:
+        x_BD, y_BO = self.normalised(x_BD, y_BO)
+        encoder, decoder = self.encoder(), self.decoder()
+        batch = Batch(x_BD, y_BO, self.offset(x_BD), total_rows, encoder, decoder, self.dead_F)
+        forward = self.code.forward(batch)
+        loss, terms = weighted_sum(self.code.terms(), forward, self.axes)
+        stats = self.batch_stats(y_BO, forward.reconstruction.error_BO, forward.fired_F)
+        return LossOutput(loss, {**stats, **terms}, forward.fired_F, forward.observed)
+
+    @torch.no_grad()
+    def after_step(self, batch: BatchSums) -> None:
+        super().after_step(batch)
+        self.code.after_step(batch)
+
+    def after_evaluation(self, metrics: dict[str, float]) -> None:
+        self.code.after_evaluation(metrics)
+
+    def eval_ks(self) -> list[int]:
+        return self.code.eval_ks()
+
+    @property
+    def takes_k(self) -> bool:
+        return self.code.takes_k
+
+    def split_names(self) -> frozenset[str]:
+        return super().split_names() | self.code.split_names()
+
+    def fold(self) -> Folding:
+        return self.code.fold()
+
+    # The linear maps -------------------------------------------------------------------------------------------
 
     def code_norms(self, W_dec_FO: Tensor) -> Tensor:
-        """How long each atom counts (F): its Euclidean norm; crosscoders add up those of their sites."""
+        """Return the factor of each atom (F): its Euclidean norm; crosscoders add up those of their sites."""
         return W_dec_FO.norm(dim=1)
 
     def decoder(self) -> Decoder:
-        """The atoms, and their norms where these are free."""
+        """Return the atoms, and their norms where these are free."""
         norms_F = self.code_norms(self.W_dec)
         if self.config.unit_atoms:
             return Decoder(self.W_dec / norms_F.clamp_min(1e-12)[:, None], None)
         return Decoder(self.W_dec, norms_F if self.config.decoder_norm == "free" else None)
 
     def atoms_FD(self) -> Tensor:
-        """The atoms as reconstructions use them (F, O)."""
+        """Return the atoms as reconstructions use them (F, O)."""
         return self.decoder().atoms_FO
 
-    def encoder_bias_F(self) -> Tensor:
-        """b_enc - W_enc b_dec: subtracting b_dec from every row costs one product with a vector instead."""
-        return self.b_enc - self.W_enc @ self.latents.copy_to_axis(self.b_dec)
+    def encoder(self) -> Encoder:
+        """Return W_enc and b_enc - W_enc b_dec: subtracting b_dec from every row costs a product with a vector."""
+        tensors = self.code.encoder_tensors
+        if not tensors:
+            return NO_ENCODER
+        weight = self.W_enc
+        if not (self.centres_input and self.code.centres_input):
+            return LinearEncoder(weight, self.b_enc)
+        centre_F = weight @ self.latents.copy_to_axis(self.b_dec)
+        return LinearEncoder(weight, self.b_enc - centre_F if "b_enc" in tensors else -centre_F)
 
     def preactivations(self, x_BD: Tensor) -> Tensor:
-        """z of normalised rows (B, F)."""
-        return F.linear(x_BD, self.W_enc, self.encoder_bias_F())
+        """Return z of normalised rows (B, F)."""
+        return self.encoder().all(x_BD)
 
     def offset(self, x_BD: Tensor) -> Tensor:
-        """What is added to the sum of atoms, for normalised rows: b_dec (O), and in subclasses a skip connection."""
+        """Return what is added to the sum of atoms, for normalised rows: b_dec (O), and a skip connection."""
         return self.b_dec
-
-    def decode(self, code: SparseCode, x_BD: Tensor | None = None) -> Tensor:
-        y_BO = self.latents.all_reduce(sparse_decode(code.values, code.chosen, self.atoms_FD()))
-        return self.output.denormalise(y_BO + self._offset_of_raw(x_BD), code.frame)
 
     def _offset_of_raw(self, x_BD: Tensor | None) -> Tensor:
-        """`offset`, given raw rows, or nothing where it does not depend on them."""
+        """Return `offset`, given raw rows, or nothing where it does not depend on them."""
         return self.b_dec
 
-    def restart_values(self, share: float) -> dict[str, float]:
-        """What is one number a latent, by name of parameter, for dead latents that `engines.resampling` restarts.
-
-        Their encoders become this share of the living ones' mean length.
-        """
-        return {"b_enc": 0.0}
+    # Shared pieces ---------------------------------------------------------------------------------------------
 
     def living_mean(self, value_F: Tensor, default: float) -> float:
-        """Mean of a number over the living latents of all slices; `default` where there are none."""
+        """Return the mean of a number over the living latents of all slices; `default` where there are none."""
         living = value_F[~self.dead_F]
         total, number = self.latents.all_reduce(living.double().sum()), self.latents.count(len(living))
         return float(total) / number if number else default
 
     def with_unit_rows(self, W_dec_FO: Tensor) -> Tensor:
-        """The same directions, each of length 1 in `code_norms`."""
+        """Return the same directions, each of length 1 in `code_norms`."""
         return W_dec_FO / self.code_norms(W_dec_FO).clamp_min(1e-12)[:, None]
 
     def projections(self) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -183,3 +248,25 @@ class LearnedDictionary(Dictionary):
 
     def tensors_to_save(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {**tensors, "W_dec": self.with_unit_rows(tensors["W_dec"])} if self.config.unit_atoms else tensors
+
+    # Cost ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def step_cost(cls, config: LearnedConfig, shape: StepShape) -> CodeCost:
+        """Return the cost of a training step."""
+        return CODES[config.code.kind].cost(config.code, shape._replace(skewed=cls.skews_code))
+
+    @classmethod
+    def atom_copies(cls, config: LearnedConfig, cost: CodeCost) -> int:
+        """Return how many buffers of the atoms' size (F x O) the backward pass holds, without gradients."""
+        return 4 if config.unit_atoms else cost.atom_copies
+
+    @classmethod
+    def backward_numbers(cls, config: LearnedConfig, shapes: Shapes, atom_copies: int) -> int:
+        """Return the peak of gradients, atoms and gradients of the atoms, in numbers."""
+        return shapes.parameters + atom_copies * shapes.atoms
+
+    @classmethod
+    def starting_numbers(cls, config: LearnedConfig, sites: Sites) -> int:
+        encoder = 2 * sites.input_width if config.encoder_init == "random" else 0
+        return config.width * (sites.output_width + max(sites.output_width, encoder))

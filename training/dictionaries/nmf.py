@@ -6,16 +6,19 @@ Shapes: B rows, D width, F latents.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lexray.storage.errors import UserError
-from lexray.training.dictionaries.base import DictionaryConfig, LossOutput, Sample
+from lexray.training.dictionaries.base import DictionaryConfig, Sample
 from lexray.training.dictionaries.normalisers import NormaliserName, Sites
+from lexray.training.dictionaries.shapes import Shapes
 from lexray.training.dictionaries.solved import FromRowsConfig, Solved
+from lexray.training.objectives.forward import LossOutput
+from lexray.training.ops import nmf
 from lexray.training.ops.kmeans import random_rows
 from lexray.training.ops.nmf import least_squares_atoms, multiplicative_atoms, sparse_codes
 from lexray.training.ops.sparse_code import SparseCode
@@ -24,8 +27,6 @@ from lexray.training.ops.sparse_code import SparseCode
 @dataclass(frozen=True, kw_only=True)
 class SNMFConfig(FromRowsConfig):
     """Options of semi-NMF; the target L0 is the number of active latents of a row."""
-
-    architecture = "snmf"
 
     code_rounds: int = 3
     """Multiplicative updates of all codes of a batch, which rank them; each costs 4 products B x width x width."""
@@ -57,12 +58,14 @@ class SNMF(Solved):
     Config = SNMFConfig
     paper = "Shafran, Geiger and Geva, Decomposing MLP activations via semi-NMF (2025), arXiv:2506.10920"
     config: SNMFConfig
+    solving_squares: ClassVar[int] = 6
+    """Matrices of F x F, in fp32 numbers, that solving for the atoms takes."""
     sum_zz_FF: Tensor
     sum_zx_FD: Tensor
 
     def __init__(self, config: SNMFConfig, sites: Sites, **kwargs: Any) -> None:
         super().__init__(config, sites, **kwargs)
-        factor_width = self.factor_width(sites.input_width)
+        factor_width = sites.input_width * self.factor_copies(config)
         # In float64: a rounding that depends on how rows are split would tip near ties of codes, and they feed on it.
         self.register_buffer("factors", torch.zeros(config.width, factor_width, dtype=torch.float64))
         self.register_buffer("sum_zz_FF", torch.zeros(config.width, config.width, dtype=torch.float64))
@@ -70,9 +73,10 @@ class SNMF(Solved):
 
     # What NMF changes ------------------------------------------------------------------------------------------
 
-    def factor_width(self, site_width: int) -> int:
-        """Width of the rows that are factorised."""
-        return site_width
+    @classmethod
+    def factor_copies(cls, config: Any) -> int:
+        """Return the width of the rows that are factorised over that of the site."""
+        return 1
 
     def to_factor(self, x_BD: Tensor) -> Tensor:
         """Normalised rows as they are factorised."""
@@ -117,6 +121,21 @@ class SNMF(Solved):
         self._set_factors(factors_FD / lengths_F[:, None])
         return terms
 
+    @classmethod
+    def step_numbers(cls, config: Any, shapes: Shapes, rows: int) -> int:
+        """Ranking of all latents; the fit of the active ones of a few rows; the solution for the atoms in float64."""
+        square, entries, k = shapes.latents**2, rows * shapes.latents, config.target_l0
+        width = shapes.input_width * cls.factor_copies(config)
+        few = min(rows, max(1, int(nmf.CHUNK_NUMBERS / (k * width))))
+        ranking = 3 * square + 8 * entries
+        fitting = 3 * square + 4 * entries + int(few * (k * width + 3 * k * k))
+        solving = 3 * entries + cls.solving_squares * square
+        return int(max(ranking, fitting, solving) + 2 * rows * width)
+
+    @classmethod
+    def summed_numbers(cls, config: Any, shapes: Shapes) -> int:
+        return int(shapes.latents**2)
+
     def code_of(self, x_BD: Tensor) -> SparseCode:
         factors_FD, k = self.get_buffer("factors").to(x_BD.dtype), int(self.config.target_l0)
         return sparse_codes(self.to_factor(x_BD), factors_FD, k, self.config.code_rounds, self.latents)
@@ -129,8 +148,6 @@ class SNMF(Solved):
 @dataclass(frozen=True, kw_only=True)
 class NMFConfig(SNMFConfig):
     """Options of NMF; the target L0 is the number of active latents of a row."""
-
-    architecture = "nmf"
 
     normaliser: NormaliserName = "unit_norm"
     """What is done to raw activations; centring would make them negative."""
@@ -165,6 +182,7 @@ class NMF(SNMF):
     Config = NMFConfig
     paper = "Lee and Seung, Algorithms for non-negative matrix factorization (2001)"
     config: NMFConfig
+    solving_squares = 2
 
     @classmethod
     def check_sites(cls, config: DictionaryConfig, sites: Sites) -> None:
@@ -175,8 +193,9 @@ class NMF(SNMF):
             if lowest < 0:
                 raise UserError(f"nmf: {NEGATIVE.format(lowest=f'a mean of {lowest:.3g} in one dimension')}")
 
-    def factor_width(self, site_width: int) -> int:
-        return site_width if self.config.needs_nonnegative else 2 * site_width
+    @classmethod
+    def factor_copies(cls, config: Any) -> int:
+        return 1 if config.needs_nonnegative else 2
 
     def to_factor(self, x_BD: Tensor) -> Tensor:
         if not self.config.needs_nonnegative:

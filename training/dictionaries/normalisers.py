@@ -18,12 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from lexray.training.mesh.axes import DataAxis
+from lexray.training.ops.sparse_code import RowFrame
 
 NormaliserName = Literal["none", "centre", "unit_norm", "standard", "layer_norm", "whiten"]
 
@@ -103,13 +104,6 @@ class Sites:
 
         inputs = tuple(map(blank, widths["inputs"]))
         return Sites(inputs=inputs, outputs=inputs if reconstructs_its_input else tuple(map(blank, widths["outputs"])))
-
-
-class RowFrame(NamedTuple):
-    """What `layer_norm` took from each row, to be given back at the output."""
-
-    shift_B1: Tensor
-    scale_B1: Tensor
 
 
 class Normaliser(nn.Module):

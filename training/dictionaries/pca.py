@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from lexray.storage.errors import UserError
-from lexray.training.dictionaries.base import DictionaryConfig, LossOutput
+from lexray.training.dictionaries.base import DictionaryConfig
 from lexray.training.dictionaries.normalisers import Sites
+from lexray.training.dictionaries.shapes import Shapes
 from lexray.training.dictionaries.solved import Solved, SolvedConfig
 from lexray.training.mesh.axes import Chosen
+from lexray.training.objectives.forward import LossOutput
 from lexray.training.ops.sparse_code import SparseCode
 from lexray.training.ops.topk import topk
 
@@ -23,8 +25,6 @@ from lexray.training.ops.topk import topk
 @dataclass(frozen=True, kw_only=True)
 class PCAConfig(SolvedConfig):
     """Options of PCA; the width is the number of components, the target L0 how many of them a row uses."""
-
-    architecture = "pca"
 
     select: Literal["leading", "largest"] = "leading"
     """Which components a row uses: the first ones, the same for all rows, or those with its own largest scores."""
@@ -78,6 +78,16 @@ class PCA(Solved):
             largest_F1 = components_FD.gather(1, components_FD.abs().argmax(1, keepdim=True))
             self.W_dec.copy_(components_FD * largest_F1.sign())
         return self.terms(x_BD, self.code_of(x_BD), total_rows)
+
+    @classmethod
+    def step_numbers(cls, config: Any, shapes: Shapes, rows: int) -> int:
+        """Rows in float64 twice; then the covariance and its decomposition, in float64."""
+        rows_BD, square = rows * shapes.input_width, shapes.input_width**2
+        return max(5 * rows_BD + 2 * square, rows_BD + 8 * square)
+
+    @classmethod
+    def summed_numbers(cls, config: Any, shapes: Shapes) -> int:
+        return int(shapes.input_width**2)
 
     def code_of(self, x_BD: Tensor) -> SparseCode:
         scores_BF, k = x_BD @ self.W_dec.T, int(self.config.target_l0)

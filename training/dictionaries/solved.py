@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from lexray.storage.errors import UserError
-from lexray.training.dictionaries.base import Dictionary, DictionaryConfig, LossOutput
+from lexray.training.codes.folding import Folding
+from lexray.training.dictionaries.base import Dictionary, DictionaryConfig
 from lexray.training.dictionaries.normalisers import Sites
+from lexray.training.dictionaries.shapes import Shapes
+from lexray.training.objectives.forward import LossOutput
 from lexray.training.ops.sparse_code import SparseCode
 from lexray.training.ops.sparse_products import sparse_decode
 
@@ -49,6 +52,11 @@ class Solved(Dictionary):
     config: SolvedConfig
     W_dec: Tensor
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "learn" in vars(cls) and not {"step_numbers", "summed_numbers"} <= set(vars(cls)):
+            raise TypeError(f"{cls.__name__} must define step_numbers and summed_numbers: what a step of it takes")
+
     def __init__(self, config: SolvedConfig, sites: Sites, **kwargs: Any) -> None:
         super().__init__(config, sites, **kwargs)
         self.register_buffer("W_dec", torch.zeros(config.width, sites.output_width))
@@ -56,6 +64,21 @@ class Solved(Dictionary):
     def atoms_FD(self) -> Tensor:
         """The atoms (F, D)."""
         return self.W_dec
+
+    @classmethod
+    def step_numbers(cls, config: Any, shapes: Shapes, rows: int) -> int:
+        """Return the peak of a step on so many rows of this rank, in fp32 numbers."""
+        raise NotImplementedError
+
+    @classmethod
+    def summed_numbers(cls, config: Any, shapes: Shapes) -> int:
+        """Return how many numbers are added up over ranks in a step, in float64."""
+        raise NotImplementedError
+
+    def fold(self) -> Folding:
+        raise UserError(
+            f"{self.config.architecture}: its code is solved for, not encoded; no format has a place for that"
+        )
 
     def code_of(self, x_BD: Tensor) -> SparseCode:
         """The code of normalised rows."""

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lexray.training.checkpoint.format import Checkpoint
-from lexray.training.dictionaries.base import Dictionary, LossOutput, RawRows
+from lexray.training.dictionaries.base import Dictionary, RawRows
+from lexray.training.objectives.forward import LossOutput
 
 Assignment = Callable[[Tensor], Tensor]
 """A whole parameter as it is to one as it shall be."""

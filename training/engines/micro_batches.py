@@ -19,8 +19,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from lexray.training.dictionaries.base import Dictionary, LossOutput, RawRows
+from lexray.training.dictionaries.base import Dictionary, RawRows
 from lexray.training.mesh.axes import Axes, DataAxis, WorldAxis
+from lexray.training.objectives.forward import LossOutput
 
 T = TypeVar("T")
 

@@ -4,7 +4,7 @@ Bricken et al., Towards monosemanticity (2023), appendix: every so often, rows a
 to the square of their loss; a dead latent's atom becomes such a row's direction, its encoder the same direction at 0.2
 of the living encoders' mean length, its bias zero, and Adam forgets all of them. Here the atom is the direction of the
 row's residual (the part that is missing), the rows are those of the batch at hand, and each row is drawn once. The
-paper has ReLU codes alone; what else may have silenced a latent starts anew by `LearnedDictionary.restart_values`.
+paper has ReLU codes alone; what else may have silenced a latent starts anew by `Code.restart_values`.
 
 Shapes: B rows on this rank, D input width, O output width, F latents, U dead latents that are restarted.
 """
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lexray.training.dictionaries.base import Dictionary, RawRows
-from lexray.training.dictionaries.learned import LearnedConfig, LearnedDictionary
+from lexray.training.dictionaries.learned import LearnedDictionary
 from lexray.training.engines.engine import Assignment, Engine
 from lexray.training.mesh.axes import DataAxis
 from lexray.training.ops.sampling import largest_keys, row_hashes
@@ -48,8 +48,7 @@ def resample_dead(engine: Engine, raw: RawRows, total_rows: int, rows: DataAxis)
 
 def is_due(dictionary: Dictionary, batch_rows: int) -> bool:
     """Whether the step just done crossed a multiple of `resample_every_rows`; not in the last tenth of a training."""
-    config = dictionary.config
-    every = config.resample_every_rows if isinstance(config, LearnedConfig) else 0
+    every = dictionary.config.resamples_every_rows
     if not every or dictionary.progress > 0.9:
         return False
     return (dictionary.step + 1) * batch_rows // every > dictionary.step * batch_rows // every
@@ -88,6 +87,7 @@ def restarts(dictionary: LearnedDictionary, dead_U: Tensor, starts: Tensor) -> d
 
     names = dict(dictionary.named_parameters())
     same = {
-        name: torch.full((len(dead_U),), value) for name, value in dictionary.restart_values(ENCODER_LENGTH).items()
+        name: torch.full((len(dead_U),), value)
+        for name, value in dictionary.code.restart_values(ENCODER_LENGTH).items()
     }
     return {name: put(values) for name, values in {**new, **same}.items() if name in names}

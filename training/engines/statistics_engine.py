@@ -10,8 +10,9 @@ from torch import Tensor
 
 from lexray.training.checkpoint.format import Checkpoint
 from lexray.training.checkpoint.parts import WEIGHTS
-from lexray.training.dictionaries.base import Dictionary, LossOutput, RawRows
+from lexray.training.dictionaries.base import Dictionary, RawRows
 from lexray.training.engines.engine import Assignment
+from lexray.training.objectives.forward import LossOutput
 
 
 class StatisticsEngine:

@@ -13,42 +13,20 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lexray.storage.errors import UserError
-from lexray.training.dictionaries.abs_topk import AbsTopK
+from lexray.training.codes.folding import COMPARING, Activation, Folding, Gate
 from lexray.training.dictionaries.base import Dictionary
-from lexray.training.dictionaries.batch_topk import BatchTopK
-from lexray.training.dictionaries.gated import Gated
-from lexray.training.dictionaries.group_max import GroupMax
-from lexray.training.dictionaries.jumprelu import JumpReLU
 from lexray.training.dictionaries.learned import LearnedDictionary
-from lexray.training.dictionaries.matching_pursuit import MatchingPursuit
-from lexray.training.dictionaries.matryoshka import MatryoshkaBatchTopK
 from lexray.training.dictionaries.normalisers import Normaliser
-from lexray.training.dictionaries.relu import ReLU
-from lexray.training.dictionaries.topk import TopK
+from lexray.training.ops.linear import LinearEncoder
 from lexray.training.ops.pursuit import StopRule
-
-Activation = Literal["relu", "gated", "jumprelu", "topk", "abs_topk", "group_max", "pursuit"]
-
-COMPARING: tuple[Activation, ...] = ("topk", "abs_topk", "group_max")
-"""Activations that compare latents with each other: scaling one of them changes the choice."""
 
 EQUAL_NORMS = 1e-5
 """Relative difference below which norms are taken for equal: rounding of float32."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gate:
-    """What a gated encoder has besides its pre-activations s: f = relu(s exp(r) + b_mag) where s + b_gate > 0."""
-
-    b_gate_F: Tensor
-    b_mag_F: Tensor
-    r_mag_F: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,70 +104,41 @@ def are_equal(values_F: Tensor) -> bool:
 @torch.no_grad()
 def fold(dictionary: Dictionary) -> Folded:
     """A dictionary on raw rows. Raises UserError with the reason where that is not one encoder and one decoder."""
-    config = dictionary.config
-    name = config.architecture
-    if dictionary.kind == "crosscoder":
-        raise UserError(f"{name}: no format has a place for a crosscoder; its encoder reads all sites at once")
-    if not isinstance(dictionary, LearnedDictionary):
-        raise UserError(f"{name}: its code is solved for, not encoded; no format has a place for that")
-    if config.normaliser == "layer_norm":
+    folding = dictionary.fold()
+    if dictionary.config.normaliser == "layer_norm":
         raise UserError(
             "normaliser: layer_norm cannot be folded, and where formats have one of their own it adds its 1e-5 in "
             "another place, which changes codes; train with `standard` to export"
         )
     dictionary = copy.deepcopy(dictionary).double()
-    if isinstance(dictionary, MatchingPursuit):
-        return _fold_pursuit(dictionary)
-    return _on_raw_rows(dictionary, _normalised(dictionary))
+    folding = dictionary.fold()
+    assert isinstance(dictionary, LearnedDictionary), "only these have one encoder and one decoder"
+    if folding.pursuit is not None:
+        return _fold_pursuit(dictionary, folding.pursuit)
+    return _on_raw_rows(dictionary, _normalised(dictionary, folding))
 
 
-def _normalised(made: LearnedDictionary) -> Folded:
+def _normalised(made: LearnedDictionary, folding: Folding) -> Folded:
     """The dictionary on normalised rows, as z = W_enc x + bias."""
-    decoder = made.decoder()
+    decoder, encoder = made.decoder(), made.encoder()
+    assert isinstance(encoder, LinearEncoder)
     folded = Folded(
-        activation=_activation(made),
-        W_enc_FD=made.W_enc.detach(),
-        bias_F=made.encoder_bias_F(),
+        activation=folding.activation,
+        W_enc_FD=encoder.W_FD.detach(),
+        bias_F=encoder.bias_F,
         W_dec_FO=decoder.atoms_FO,
         b_dec_O=made.b_dec.detach(),
-        code_scale_F=made.W_enc.new_ones(len(made.W_enc)),
+        code_scale_F=encoder.W_FD.new_ones(len(encoder.W_FD)),
         transcodes=not made.sites.reconstructs_its_input,
         W_skip_OD=getattr(made, "W_skip", None),
-        k=int(made.config.target_l0) if isinstance(made, TopK) else None,
-        prefix_widths=_prefix_widths(made),
-        gate=_gate(made),
+        k=folding.k,
+        prefix_widths=folding.prefix_widths,
+        gate=folding.gate,
     )
-    if isinstance(made, TopK) and decoder.norms_F is not None:
+    if folding.ranks_by_norm and decoder.norms_F is not None:
         # Latents are ranked by code times norm, which becomes the code.
         folded = folded.with_scaled_latents(_positive(decoder.norms_F))
-    if isinstance(made, JumpReLU):
-        return replace(folded, threshold_F=made.threshold_F.detach())
-    if isinstance(made, BatchTopK):
-        return replace(folded, threshold_F=made.threshold.expand(len(made.W_enc)))
-    return folded
-
-
-def _activation(made: LearnedDictionary) -> Activation:
-    kinds: tuple[tuple[type[LearnedDictionary], Activation], ...] = (
-        (Gated, "gated"), (BatchTopK, "jumprelu"), (JumpReLU, "jumprelu"), (AbsTopK, "abs_topk"),
-        (GroupMax, "group_max"), (TopK, "topk"), (ReLU, "relu"),
-    )  # fmt: skip
-    for kind, activation in kinds:
-        if isinstance(made, kind):
-            return activation
-    raise UserError(f"{made.config.architecture}: no format is known that has a place for it")
-
-
-def _prefix_widths(made: LearnedDictionary) -> tuple[int, ...]:
-    if not isinstance(made, MatryoshkaBatchTopK) or made.config.random_prefixes:
-        return ()
-    return tuple(made.prefix_widths())
-
-
-def _gate(made: LearnedDictionary) -> Gate | None:
-    if not isinstance(made, Gated):
-        return None
-    return Gate(b_gate_F=made.b_gate.detach(), b_mag_F=made.b_mag.detach(), r_mag_F=made.r_mag.detach())
+    return replace(folded, threshold_F=folding.threshold_F)
 
 
 def _on_raw_rows(made: LearnedDictionary, folded: Folded) -> Folded:
@@ -213,15 +162,13 @@ def _on_raw_rows(made: LearnedDictionary, folded: Folded) -> Folded:
     )
 
 
-def _fold_pursuit(made: MatchingPursuit) -> Folded:
+def _fold_pursuit(made: LearnedDictionary, rule: StopRule) -> Folded:
     """Atoms stay as they are, since they are the encoder too: a scale goes into the code."""
     if made.config.normaliser == "whiten":
         raise UserError("normaliser: whiten bends matching pursuit's atoms, which are encoder and decoder in one")
-    if made.config.inference == "omp":
-        raise UserError("inference: no format has orthogonal pursuit; set it to mp in the saved config to export that")
     scale_O, m_O = made.output.scale_D, _offset(made.output)
     assert are_equal(scale_O), "one site has one scale"
-    rule, scale, atoms_FD = made.config.rule, float(scale_O[0]), made.atoms_FD()
+    scale, atoms_FD = float(scale_O[0]), made.atoms_FD()
     return Folded(
         activation="pursuit",
         W_enc_FD=atoms_FD,

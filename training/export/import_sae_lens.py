@@ -18,8 +18,9 @@ from lexray.storage.errors import UserError
 from lexray.storage.store import StorageSettings, Store
 from lexray.training.checkpoint.saved import check_finite, save_dictionary
 from lexray.training.checkpoint.tensor_file import TensorFileError
+from lexray.training.codes.jumprelu import JumpReLU
 from lexray.training.dictionaries import dictionary_config, make_dictionary
-from lexray.training.dictionaries.jumprelu import JumpReLU
+from lexray.training.dictionaries.learned import LearnedDictionary
 from lexray.training.dictionaries.normalisers import Sites
 from lexray.training.export import check_empty
 from lexray.training.export.sae_lens_source import D_IN, D_OUT, D_SAE, Source, Tensors, read_source
@@ -61,8 +62,9 @@ def import_sae_lens(url: str, path: str, settings: StorageSettings | None = None
     except (UserError, TensorFileError, RuntimeError) as error:
         raise UserError(f"{source.url}: does not make a dictionary ({str(error).splitlines()[-1].strip()})") from error
     if threshold_F is not None:
-        assert isinstance(dictionary, JumpReLU)
-        dictionary.set_threshold(threshold_F.clamp_min(0))  # below zero it is none: SAELens rectifies too
+        assert isinstance(dictionary, LearnedDictionary)
+        assert isinstance(dictionary.code, JumpReLU)
+        dictionary.code.set_threshold(threshold_F.clamp_min(0))  # below zero it is none: SAELens rectifies too
     about = {"imported": {"from": source.url, "format": "sae-lens", "config": source.config}}
     save_dictionary(store, dictionary, about=about)
     if source.dtype != "float32":

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from lexray.storage.errors import UserError
 from lexray.storage.store import Store
-from lexray.training.export.folded import COMPARING, Folded
+from lexray.training.codes.folding import COMPARING
+from lexray.training.export.folded import Folded
 from lexray.training.export.origin import Origin
 
 CONFIG, TENSORS = "cfg.json", "sae_weights.safetensors"

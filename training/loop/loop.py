@@ -16,12 +16,12 @@ import torch
 
 from lexray.storage.stream import BatchStream
 from lexray.training.config import TrainingConfig
-from lexray.training.dictionaries.base import BatchSums, LossOutput
 from lexray.training.engines.batches import batches_on
 from lexray.training.engines.engine import Engine
 from lexray.training.engines.resampling import resample_dead
 from lexray.training.mesh.axes import DataAxis
 from lexray.training.mesh.liveness import RowCheck
+from lexray.training.objectives.forward import BatchSums, LossOutput
 
 
 class TrainingFailedError(RuntimeError):

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lexray.storage.errors import UserError
 from lexray.training.dictionaries.base import Dictionary, RawRows
-from lexray.training.dictionaries.crosscoder import CrosscoderSites
+from lexray.training.dictionaries.crosscoder import Crosscoder
 from lexray.training.ops.sparse_products import sparse_decode, sum_by_latent
 
 ALONE_BELOW, SHARED_ABOVE = 0.2, 0.8
@@ -58,7 +58,7 @@ class LatentScaling:
 @torch.no_grad()
 def latent_scaling(dictionary: Dictionary, batches: Iterable[RawRows]) -> LatentScaling:
     """Diagnose a crosscoder on raw rows, in one pass. Raises UserError for other dictionaries or unequal sites."""
-    if not isinstance(dictionary, CrosscoderSites):
+    if not isinstance(dictionary, Crosscoder):
         raise UserError(f"latent scaling compares sites, and {dictionary.config.architecture} reconstructs only one")
     widths = {site.width for site in dictionary.sites.inputs}
     if len(widths) > 1:
@@ -80,7 +80,7 @@ def latent_scaling(dictionary: Dictionary, batches: Iterable[RawRows]) -> Latent
 
 
 def _betas(
-    dictionary: CrosscoderSites, batches: Iterable[RawRows], atoms_FSD: Tensor, direction_FD: Tensor
+    dictionary: Crosscoder, batches: Iterable[RawRows], atoms_FSD: Tensor, direction_FD: Tensor
 ) -> tuple[Tensor, Tensor]:
     """beta of the error and of the reconstruction (F, S); nan for latents that were never active."""
     num_latents = len(atoms_FSD)

@@ -23,7 +23,6 @@ Shapes: B rows, O width of the output sites, F latents, S output sites, N active
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -56,14 +55,9 @@ class RatePoint(NamedTuple):
     """Per row."""
 
 
-def takes_k(dictionary: Dictionary) -> bool:
-    """Whether `encode` can be asked for a number of active latents."""
-    return "k" in inspect.signature(dictionary.encode).parameters
-
-
 def numbers_of_latents(dictionary: Dictionary, l0: float) -> list[int]:
     """Values of k around the trained one, rising; `l0` is the one of codes whose k cannot be asked for."""
-    base = dictionary.config.target_l0 if takes_k(dictionary) else l0
+    base = dictionary.config.target_l0 if dictionary.takes_k else l0
     return sorted({min(dictionary.config.width, max(1, round(base * share))) for share in SHARES})
 
 
@@ -158,7 +152,7 @@ class Rates:
             point.add(codes[k], batch)
 
     def _code(self, x_BD: Tensor, k: int, whole: SparseCode) -> SparseCode:
-        if takes_k(self.dictionary):
+        if self.dictionary.takes_k:
             return self.dictionary.encode(x_BD, k=k)  # type: ignore[call-arg]
         return truncated(whole, k, self.norms_F)
 
@@ -169,7 +163,7 @@ class Rates:
             for (k, step), point in self.points.items()
             if not step
         ]
-        return {"method": "encode" if takes_k(self.dictionary) else "truncate", "points": points}
+        return {"method": "encode" if self.dictionary.takes_k else "truncate", "points": points}
 
     def description_length(self, variance_S: Tensor) -> dict[str, Any]:
         """Bits per row at each measured point and at the stated distortions (None: not reached)."""

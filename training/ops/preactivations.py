@@ -11,12 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lexray.training.mesh.axes import Chosen
+from lexray.training.ops.linear import Encoder
 from lexray.training.ops.sparse_code import SparseCode
-from lexray.training.ops.sparse_products import chosen_preactivations, sparse_decode
+from lexray.training.ops.sparse_products import sparse_decode
 
 SPARSE_BELOW = 0.06
 """Share of entries that matter below which sums over them alone are faster."""
@@ -70,12 +70,19 @@ class SparseEntries:
 Entries = DenseEntries | SparseEntries
 
 
-def entries_above(floor: Tensor | float, x_BD: Tensor, W_enc_FD: Tensor, bias_F: Tensor) -> Entries:
-    """Pre-activations x W^T + b: those above `floor` (a number or (F)) where these are few, else all of them."""
-    z_BF = F.linear(x_BD, W_enc_FD, bias_F)
-    mask_BF = z_BF.detach() > floor
+def entries_above(floor: Tensor | float, x_BD: Tensor, encoder: Encoder) -> tuple[Entries, Tensor]:
+    """Return the pre-activations above `floor` (a number or (F)) where these are few, else all of them.
+
+    And all of them without gradient (B, F).
+    """
+    z_BF = encoder.all(x_BD)
+    all_BF = z_BF.detach()
+    mask_BF = all_BF > floor
     if int(mask_BF.sum()) > SPARSE_BELOW * z_BF.numel():
-        return DenseEntries(z_BF.to(W_enc_FD.dtype))
-    z_BF = z_BF.detach()
-    chosen = SparseCode.where(mask_BF, z_BF).chosen
-    return SparseEntries(chosen_preactivations(z_BF, chosen, x_BD, W_enc_FD, bias_F), chosen, len(W_enc_FD))
+        return DenseEntries(z_BF.to(x_BD.dtype)), all_BF
+    return entries_at(all_BF, SparseCode.where(mask_BF, all_BF).chosen, x_BD, encoder), all_BF
+
+
+def entries_at(z_BF: Tensor, chosen: Chosen, x_BD: Tensor, encoder: Encoder) -> SparseEntries:
+    """Return the pre-activations of chosen pairs; `z_BF` are all of them, without gradient."""
+    return SparseEntries(encoder.at(z_BF, chosen, x_BD), chosen, z_BF.shape[1])

@@ -7,8 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lexray.training.dictionaries.normalisers import RowFrame
 from lexray.training.mesh.axes import Chosen
+
+
+class RowFrame(NamedTuple):
+    """What `layer_norm` took from each row, to be given back at the output."""
+
+    shift_B1: Tensor
+    scale_B1: Tensor
 
 
 class SparseCode(NamedTuple):

@@ -23,7 +23,6 @@ from lexray.storage.documents import OPEN, Count, Number, Plain, as_described, r
 from lexray.storage.errors import CorruptDataError, UserError
 from lexray.storage.store import Store
 from lexray.training.dictionaries import architecture
-from lexray.training.dictionaries.base import Dictionary
 from lexray.tuning.endings.early_stopping import (
     MIN_EVALUATIONS,
     Contender,
@@ -242,5 +241,5 @@ def _contender(trial: str, config: dict[str, Any]) -> Contender:
         configuration=hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16],
         target_l0=float(dictionary["target_l0"]),
         comparable=json.dumps(comparable),
-        family=made.__name__ if made.eval_ks is not Dictionary.eval_ks else "",
+        family=made.name if made.works_at_other_k else "",
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from dataclasses import fields
 from typing import Any
 
 from lexray.storage.errors import UserError
@@ -124,11 +123,24 @@ def effective(sweep: SweepFile, point: Point) -> Point:
             fixed |= {*rule.set}
     if "width" in fixed:
         fixed.add("expansion")
-    used = {f.name for f in fields(made.Config)} | {"expansion", "seed", "lr", *SITE_AXES[made.kind]}
+    used = made.option_names(code_at(sweep, point)) | {"expansion", "seed", "lr", *SITE_AXES[made.kind]}
     kept = {axis: value for axis, value in point.items() if axis in used - fixed}
     if made.kind == "sae" and isinstance(kept.get("site"), dict):
         kept["site"] = kept["site"].get("input")
     return {"architecture": name, **kept}
+
+
+def code_at(sweep: SweepFile, point: Point) -> str | None:
+    """Return the kind of the code at a point; None is the architecture's default. Raises UserError."""
+    made = architecture(point["architecture"])
+    settings = [rule.set for rule in sweep.rules if rule.matches(point)]
+    given = [sweep.options.get("all", {}), point, sweep.options.get(made.name, {}), *settings]
+    chosen = [layer["code"] for layer in given if "code" in layer]
+    if not chosen or len(made.codes) < 2:
+        return None
+    kind = chosen[-1].get("kind") if isinstance(chosen[-1], dict) else chosen[-1]
+    made.code(kind)
+    return kind
 
 
 def key(point: Point) -> str:

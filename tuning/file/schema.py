@@ -58,12 +58,18 @@ _NUMBERLESS = ("architecture", *_SITE_AXES)
 
 
 def _options_schema(name: str) -> dict[str, Any]:
-    config_class = ARCHITECTURES[name].Config
-    found = TypeAdapter(config_class).json_schema()
-    docs = {option.name: option.doc for option in options_of(config_class)}
+    made = ARCHITECTURES[name]
+    configs: list[Any] = [made.Config, *(code.Config for code in made.codes)]
+    found = {
+        option: schema
+        for config in configs
+        for option, schema in TypeAdapter(config).json_schema()["properties"].items()
+    }
+    found["code"] = {"enum": made.kinds, "default": made.kinds[0]} if made.codes else {}
     properties = {
-        option: {key: value for key, value in schema.items() if key != "title"} | {"description": docs[option]}
-        for option, schema in found["properties"].items()
+        option.name: {key: value for key, value in found[option.name].items() if key != "title"}
+        | {"description": option.doc}
+        for option in options_of(made)
     }
     return {"type": "object", "properties": properties, "additionalProperties": False}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -197,8 +196,7 @@ class SweepFile(EndsBlock):
 
     def _check_names(self) -> None:
         """Refuse axes and options that no architecture of the sweep has."""
-        configs = {name: {f.name for f in fields(architecture(name).Config)} for name in self.architectures}
-        options = set().union(*configs.values()) - {"architecture"}
+        options = frozenset().union(*(self._options(name) for name in self.architectures))
         kinds = {architecture(name).kind for name in self.architectures}
         sites = [axis for kind in sorted(kinds) for axis in SITE_AXES[kind]]
         axes = list(dict.fromkeys((*TRIAL_AXES, *sites, *sorted(options))))
@@ -220,8 +218,21 @@ class SweepFile(EndsBlock):
             _refuse_unknown("options", name, [*ARCHITECTURES, "all"])
             for option in given:
                 having = options - {"width", "target_l0"}
-                having = having if name == "all" else {f.name for f in fields(architecture(name).Config)}
+                having = having if name == "all" else self._options(name)
                 _refuse_unknown(f"options.{name}", option, sorted(having))
+
+    def _options(self, name: str) -> frozenset[str]:
+        """Options that an architecture has with one of the codes that it may have in this sweep."""
+        made = architecture(name)
+        layers = [self.options.get("all", {}), self.options.get(name, {}), *(rule.set for rule in self.rules)]
+        given = [layer["code"] for layer in layers if "code" in layer]
+        for axes in (self.axes, *self.include):
+            values = axis_values("code", axes.get("code", []))
+            given += values if isinstance(values, list) else []
+        kinds = {code.get("kind") if isinstance(code, dict) else code for code in given} & set(made.kinds)
+        if not kinds or ("code" not in self.options.get(name, {}) and "code" not in self.axes):
+            kinds |= {*made.kinds[:1]}
+        return frozenset().union(*(made.option_names(kind) for kind in kinds or {None}))
 
 
 def _first(values: Values) -> Any:

@@ -1,0 +1,183 @@
+"""What every code is: from normalised rows to a sparse code, and all that others must know of it.
+
+A code belongs to one dictionary, its host, which has the encoder, the decoder and the axes. The tensors of a code are
+registered on the host under plain names (`threshold`, `b_gate`): files, `lr_scale` and papers know them by these.
+
+A class that names its `kind` must say in its own body which terms it trains, what it costs and what an export may say
+of it. Without these the class cannot be made: nothing is inherited that may not be true of it.
+
+Shapes: B rows on this rank, D input width, F latents on this rank, N chosen (row, latent) pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor
+
+from lexray.training.codes.code_cost import CodeCost, StepShape
+from lexray.training.codes.folding import Folding
+from lexray.training.mesh.axes import Axes
+from lexray.training.objectives.forward import Batch, BatchSums, Forward, Weighted
+from lexray.training.ops.linear import Decoder, Encoder
+from lexray.training.ops.sparse_code import SparseCode
+
+REQUIRED = ("terms", "cost", "fold")
+"""What a class with a `kind` defines itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeConfig:
+    """Options of every code."""
+
+    kind: str
+    """Name of the code."""
+
+    def check(self, width: int, target_l0: float) -> None:
+        """Raise UserError when the options do not fit a dictionary of this width and target L0."""
+
+    def check_decoder(self, decoder_norm: str) -> None:
+        """Raise UserError when the code cannot work with atoms of such norms."""
+
+    def check_slices(self, slices: int, target_l0: float) -> None:
+        """Raise UserError when the latents cannot be split into so many slices of one size."""
+
+    def options(self) -> dict[str, Any]:
+        """Return the options by name, without the kind."""
+        return {name: value for name, value in asdict(self).items() if name != "kind"}
+
+
+class Host(Protocol):
+    """The dictionary, as its code sees it. Tensors that a code registers are further attributes of it."""
+
+    config: Any
+    """With `width`, of all slices, and `target_l0`."""
+    sites: Any
+    seed: int
+    step: int
+    num_steps: int
+
+    @property
+    def axes(self) -> Axes: ...
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, 0 to 1."""
+
+    @property
+    def dead_F(self) -> Tensor:
+        """Which latents are dead (F), bool."""
+
+    def encoder(self) -> Encoder: ...
+
+    def decoder(self) -> Decoder: ...
+
+    def living_mean(self, value_F: Tensor, default: float) -> float: ...
+
+    def __getattr__(self, name: str) -> Any: ...
+
+
+class Code:
+    """From normalised rows to a sparse code."""
+
+    kind: ClassVar[str]
+    Config: ClassVar[type[CodeConfig]]
+    paper: ClassVar[str]
+    """Where the equations come from."""
+    per_latent: ClassVar[tuple[str, ...]] = ()
+    """Parameters and buffers of the code with a row for each latent; those of base classes add up."""
+    encoder_tensors: ClassVar[tuple[str, ...]] = ("W_enc", "b_enc")
+    """Parameters of the host's encoder that the code uses."""
+    centres_input: ClassVar[bool] = True
+    """Whether b_dec is subtracted from the input, where a dictionary reads what it writes."""
+    takes_k: ClassVar[bool] = False
+    """Whether `encode` takes another number of active latents than was trained."""
+    needs_sample: ClassVar[bool] = False
+    """Whether `prepare` has anything to do."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        missing = [name for name in REQUIRED if name not in vars(cls)]
+        changed = [name for name in vars(cls) if callable(getattr(cls, name)) and not name.startswith("__")]
+        if missing and ("kind" in vars(cls) or (changed and getattr(cls, "kind", None))):
+            raise TypeError(
+                f"code {cls.__name__} must define {', '.join(missing)} itself: what it inherits is said of another code"
+            )
+
+    def __init__(self, config: CodeConfig, host: Host) -> None:
+        self.config: Any = config
+        self.host = host
+
+    # What a code defines ---------------------------------------------------------------------------------------
+
+    def encode(self, x_BD: Tensor, k: int | None = None) -> SparseCode:
+        """Return the code of normalised rows, as at inference; `k` other active latents than were trained."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch) -> Forward:
+        """Return the code of a training batch, with gradient, and what it leaves of the targets."""
+        raise NotImplementedError
+
+    def terms(self) -> list[Weighted]:
+        """Return the terms of the loss at this step."""
+        raise NotImplementedError
+
+    def fold(self) -> Folding:
+        """Return what an export may say of the code. Raises UserError where no format has a place for it."""
+        raise NotImplementedError
+
+    @classmethod
+    def cost(cls, config: Any, shape: StepShape) -> CodeCost:
+        """Return the cost of a training step."""
+        raise NotImplementedError
+
+    # What a code may define ------------------------------------------------------------------------------------
+
+    def prepare(self, inputs: Callable[[], Iterable[Tensor]]) -> None:
+        """Set starting values from normalised rows of this rank, which `inputs` gives again at each call."""
+
+    def after_step(self, batch: BatchSums) -> None:
+        """Update what is not learned by gradient."""
+
+    def after_evaluation(self, metrics: dict[str, float]) -> None:
+        """Use the validation metrics, which are equal on every rank."""
+
+    def restart_values(self, share: float) -> dict[str, float]:
+        """Return the numbers a restarted dead latent gets, by name of parameter (`engines.resampling`).
+
+        Its encoder becomes `share` of the living ones' mean length.
+        """
+        return {name: 0.0 for name in self.encoder_tensors if name != "W_enc"}
+
+    def eval_ks(self) -> list[int]:
+        """Return further numbers of active latents at which the trained dictionary is evaluated."""
+        return []
+
+    # Shared pieces ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def split_names(cls) -> frozenset[str]:
+        """Names of all parameters and buffers with a row for each latent."""
+        return frozenset(name for made in cls.__mro__ for name in vars(made).get("per_latent", ()))
+
+    @property
+    def target_l0(self) -> float:
+        return float(self.host.config.target_l0)
+
+    @property
+    def width(self) -> int:
+        """Latents of all slices."""
+        return int(self.host.config.width)
+
+    @property
+    def num_latents(self) -> int:
+        """Latents of this rank."""
+        owned = self.host.axes.latents.slice_of(self.width)
+        return owned.stop - owned.start
+
+
+def powers_of_two_to(largest: int) -> list[int]:
+    """Return 1, 2, 4... and `largest`: numbers of active latents that show how a dictionary does with fewer of them."""
+    return sorted({*(2**i for i in range(largest.bit_length())), largest})
