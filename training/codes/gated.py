@@ -98,7 +98,7 @@ class Gated(ReLU):
             Weighted("reconstruction", reconstruction_error),
             Weighted("gate_error", gate_error),
             Weighted("sparsity", Sparsity(self.penalty), self.coefficient),
-            *self.config.auxk_terms(self.score, F.relu),
+            *self.config.shared_terms(self.score, F.relu),
         ]
 
     terms = gated_terms

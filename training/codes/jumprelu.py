@@ -180,7 +180,7 @@ class JumpReLU(Penalised):
         if self.config.preact_weight:
             term = PreActivation(threshold_F=self.threshold_F, dead_only=self.config.preact_over == "dead")
             found.append(Weighted("preact", term, self.config.preact_weight))
-        return found + self.config.auxk_terms(self.score, F.relu)
+        return found + self.config.shared_terms(self.score, F.relu)
 
     def _sparsity(self) -> Term:
         """Return the sparsity term, its weight inside."""

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from lexray.storage.errors import UserError
-from lexray.training.codes.auxiliary import AuxKConfig
 from lexray.training.codes.base import Code, Host
 from lexray.training.codes.code_cost import PAIR_BYTES, CodeCost, StepShape, dense_step
 from lexray.training.codes.controller import L0Controller
+from lexray.training.codes.shared_terms import SharedTermsConfig
 from lexray.training.objectives.forward import BatchSums
 from lexray.training.ops.linear import Decoder
 from lexray.training.ops.topk import Score
 
 
 @dataclass(frozen=True, kw_only=True)
-class PenalisedConfig(AuxKConfig):
+class PenalisedConfig(SharedTermsConfig):
     """Options of every penalty code."""
 
     initial_coefficient: float = 0.01

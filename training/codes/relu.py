@@ -74,7 +74,7 @@ class ReLU(Penalised):
         return [
             Weighted("reconstruction", reconstruction_error),
             Weighted("sparsity", Sparsity(self.penalty), self.coefficient),
-            *self.config.auxk_terms(self.score, F.relu),
+            *self.config.shared_terms(self.score, F.relu),
         ]
 
     terms = sparsity_terms

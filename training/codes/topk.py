@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lexray.storage.errors import UserError
-from lexray.training.codes.auxiliary import AuxKConfig
 from lexray.training.codes.base import Code
 from lexray.training.codes.code_cost import FLOAT_BYTES, PAIR_BYTES, CodeCost, StepShape, sparse_step
 from lexray.training.codes.folding import Folding
+from lexray.training.codes.shared_terms import SharedTermsConfig
 from lexray.training.mesh.axes import Axes, Chosen
 from lexray.training.objectives.forward import Batch, Forward, Reconstruction, Weighted, reconstruction_error
 from lexray.training.objectives.reconstruction import squared_error
@@ -28,7 +28,7 @@ from lexray.training.ops.topk import Score, topk
 
 
 @dataclass(frozen=True, kw_only=True)
-class TopKConfig(AuxKConfig):
+class TopKConfig(SharedTermsConfig):
     """Options of TopK; the target L0 is k."""
 
     kind: str = "topk"
@@ -149,7 +149,7 @@ class TopK(Code):
         found = [Weighted("reconstruction", reconstruction_error)]
         if self.config.multi_topk:
             found.append(Weighted("multi", self.multi, 1 / 8))
-        return found + self.config.auxk_terms(self.score, self.value)
+        return found + self.config.shared_terms(self.score, self.value)
 
     terms = topk_terms
 

@@ -1,4 +1,4 @@
-"""Options of the AuxK term, for every code with a linear encoder."""
+"""Terms that every code with a linear encoder can have, each with its options: a new one goes here."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from lexray.training.ops.topk import Score
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuxKConfig(CodeConfig):
-    """Options of codes whose dead latents can model the residual."""
+class SharedTermsConfig(CodeConfig):
+    """Options of the shared terms."""
 
     aux_weight: float = 0.0
     """Weight of the AuxK term; 0 switches it off."""
@@ -32,11 +32,12 @@ class AuxKConfig(CodeConfig):
         if self.k_aux is not None and self.k_aux < 1:
             raise UserError(f"k_aux: {self.k_aux} must be at least 1; aux_weight 0 switches AuxK off")
 
-    def auxk_terms(self, score: Callable[[Decoder], Score], value: Callable[[Tensor], Tensor]) -> list[Weighted]:
-        """Return the term, if it has a weight; `score` ranks pre-activations, `value` makes activations of them."""
-        if not self.aux_weight:
-            return []
-        return [Weighted("aux", AuxK(score=score, value=value, k_aux=self.k_aux), self.aux_weight)]
+    def shared_terms(self, score: Callable[[Decoder], Score], value: Callable[[Tensor], Tensor]) -> list[Weighted]:
+        """Return the terms that have a weight; `score` ranks pre-activations, `value` makes activations of them."""
+        found = []
+        if self.aux_weight:
+            found.append(Weighted("aux", AuxK(score=score, value=value, k_aux=self.k_aux), self.aux_weight))
+        return found
 
     def auxk_pairs(self, shape: StepShape) -> int:
         """Return the number of dead latents per row that the term sees at most."""
