@@ -22,8 +22,8 @@ from lexray.cluster.local_ray import LocalFolder, is_on_loopback_alone, local_fo
 from lexray.cluster.provisioned.description import Pool
 from lexray.storage.errors import UserError
 from lexray.storage.objects.options import insecure_env
-from lexray.tuning.placement.cluster_view import zone_resource
 from lexray.tuning.placement.memory_split import memory_split
+from lexray.tuning.ray_backend.cluster_view import zone_resource
 
 CONNECT_TIMEOUT_S = 10
 

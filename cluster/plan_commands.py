@@ -67,8 +67,8 @@ def checked(plan: SweepPlan, machines: Machines) -> SweepPlan:
     """The plan with its meshes chosen. Raises UserError for what these machines have no room for."""
     from lexray.tuning.placement.nodes import refuse_what_never_fits
     from lexray.tuning.planning.room import refuse_what_has_no_room
+    from lexray.tuning.ray_backend.window_servers import refuse_streams
     from lexray.tuning.sweep_plan import gpu_bytes_of, with_meshes
-    from lexray.tuning.window_servers import refuse_streams
 
     plan = with_meshes(plan, machines.nodes)
     refuse_what_never_fits(plan.unfinished, machines.nodes)
@@ -113,7 +113,7 @@ def _free_bytes() -> int:
 
 def _cluster(address: str, messages: Console) -> Machines:
     from lexray.cluster.connect import connected
-    from lexray.tuning.placement.cluster_view import cluster_machines
+    from lexray.tuning.ray_backend.cluster_view import cluster_machines
 
     with messages.status(f"joining {address}"), connected(address):
         return cluster_machines()

@@ -22,27 +22,27 @@ from lexray.storage.store import Store
 from lexray.tuning.driver import Driver, unclaimed
 from lexray.tuning.endings.ends import Ends
 from lexray.tuning.endings.verdicts import Judge, judge_of_all, judges
-from lexray.tuning.placement.cluster_view import cluster_machines, living_nodes
 from lexray.tuning.placement.nodes import DRIVER_BYTES, Node, refuse_what_never_fits
-from lexray.tuning.placement.placer import ON_HEAD
-from lexray.tuning.placement.rooms import Rooms, placing
 from lexray.tuning.placement.wishes import wishes_of
 from lexray.tuning.planning.plan_record import known_speeds, write_plan
 from lexray.tuning.planning.room import refuse_what_has_no_room
+from lexray.tuning.ray_backend.cluster_view import cluster_machines, living_nodes
+from lexray.tuning.ray_backend.metrics import StatusMetrics
+from lexray.tuning.ray_backend.placer import ON_HEAD
+from lexray.tuning.ray_backend.publisher import publish_server
+from lexray.tuning.ray_backend.rooms import Rooms, placing
+from lexray.tuning.ray_backend.trial import run_trial
+from lexray.tuning.ray_backend.trial_queue import TrialQueue
+from lexray.tuning.ray_backend.trial_run import TrialRun
+from lexray.tuning.ray_backend.window_servers import WindowServers
 from lexray.tuning.records import new_record
 from lexray.tuning.results.provenance import write_dataset
 from lexray.tuning.results.report import build_results
 from lexray.tuning.search.asking import Search
 from lexray.tuning.sweep_folder import FAILED, MOVING, PENDING, RUNNING
 from lexray.tuning.sweep_plan import SweepPlan, gpu_bytes_of, with_meshes
-from lexray.tuning.trial import run_trial
-from lexray.tuning.trial_queue import TrialQueue
-from lexray.tuning.trial_run import TrialRun
 from lexray.tuning.trials import Footprint, Trial
 from lexray.tuning.views.follow import Follower, FollowThread
-from lexray.tuning.views.metrics import StatusMetrics
-from lexray.tuning.views.publisher import publish_server
-from lexray.tuning.window_servers import WindowServers
 
 log = logging.getLogger("lexray")
 
@@ -139,7 +139,7 @@ def _judge_of(plan: SweepPlan) -> Callable[[Trial], Judge | None]:
 
 @dataclass(frozen=True)
 class _Asked:
-    """Runs of the trials that a search chooses, see `lexray.tuning.trial_queue.Source`."""
+    """Runs of the trials that a search chooses, see `lexray.tuning.ray_backend.trial_queue.Source`."""
 
     search: Search
     run_of: Callable[[Trial], TrialRun]

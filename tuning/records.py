@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from lexray.training.loop.trainer import TrainingResult
 from lexray.tuning.endings.verdicts import stopped_by
+from lexray.tuning.ray_backend.trial_run import TrialRun
 from lexray.tuning.sweep_folder import DONE, MOVING, STOPPED, TARGET_MISSED, TrialRecord
-from lexray.tuning.trial_run import TrialRun
 from lexray.tuning.trials import Trial
 
 TARGET_TOLERANCE = 0.1

@@ -27,11 +27,11 @@ from lexray.tuning.planning.mesh_choice import Room, rooms_of, with_mesh
 from lexray.tuning.planning.plan import Machines, Plan, make_plan
 from lexray.tuning.planning.room import refuse_what_has_no_room
 from lexray.tuning.planning.row_counts import RowCounts
+from lexray.tuning.ray_backend.window_servers import shape_of
 from lexray.tuning.search.asking import Search, search_of
 from lexray.tuning.search.bounds import upper_bound
 from lexray.tuning.sweep_folder import SweepFolder
 from lexray.tuning.trials import Footprint, Trial, expand, trial_at
-from lexray.tuning.window_servers import shape_of
 
 log = logging.getLogger("lexray")
 

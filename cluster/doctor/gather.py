@@ -31,7 +31,7 @@ from lexray.cluster.doctor.store_checks import is_s3
 from lexray.cluster.doctor.wandb_host import look_at_wandb
 from lexray.storage.objects.settings import StorageSettings
 from lexray.storage.store import Store
-from lexray.tuning.placement.launch_failures import launch_failures
+from lexray.tuning.ray_backend.launch_failures import launch_failures
 
 LAUNCHES_S = 600.0
 """How far back failed launches of nodes are reported."""

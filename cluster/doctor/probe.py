@@ -21,7 +21,7 @@ from lexray.cluster.doctor.stores import (
 )
 from lexray.cluster.doctor.traffic import Ring, knock, open_door, sum_over_nodes
 from lexray.storage.objects.settings import StorageSettings
-from lexray.tuning.meeting import Endpoint, open_meeting
+from lexray.tuning.ray_backend.meeting import Endpoint, open_meeting
 
 CALLS_AT_ONCE = 12
 Clock = Callable[[], float]

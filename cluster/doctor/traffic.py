@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lexray.cluster.doctor.findings import AllReduce
-from lexray.tuning.meeting import Endpoint, join_meeting
+from lexray.tuning.ray_backend.meeting import Endpoint, join_meeting
 
 CONNECT_TIMEOUT_S = 2.0
 SUM_TIMEOUT_S = 8.0
@@ -65,7 +65,7 @@ def knock(doors: Mapping[str, Endpoint]) -> dict[str, str]:
 
 def sum_over_nodes(ring: Ring) -> AllReduce:
     """The fastest of a few all-reduces, as this rank sees it. Raises RuntimeError when the others do not come."""
-    from lexray.tuning.node_interface import use_interface_of_the_node
+    from lexray.tuning.ray_backend.node_interface import use_interface_of_the_node
 
     use_interface_of_the_node()
     if ring.backend != "nccl":

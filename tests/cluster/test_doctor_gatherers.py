@@ -36,7 +36,7 @@ from lexray.cluster.doctor.wandb_host import look_at_wandb
 from lexray.cluster.provisioned.tunnel import free_port
 from lexray.storage.objects.settings import StorageSettings
 from lexray.storage.store import Store
-from lexray.tuning.meeting import Endpoint, open_meeting
+from lexray.tuning.ray_backend.meeting import Endpoint, open_meeting
 
 
 @pytest.fixture

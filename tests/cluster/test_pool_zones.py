@@ -5,7 +5,7 @@ from __future__ import annotations
 from lexray.cluster import connect
 from lexray.cluster.provisioned.description import Pool
 from lexray.cluster.provisioned.pools import pools_of, pools_option
-from lexray.tuning.placement import cluster_view
+from lexray.tuning.ray_backend import cluster_view
 
 
 def test_the_zone_of_a_pool_reaches_the_placer(monkeypatch):

@@ -20,7 +20,7 @@ from namespaces import machines, wait_until, why_not
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 from watched_sweep import Series, WatchedSweep, watched_sweep
 
-from lexray.tuning.views.publisher import DESCRIPTIONS
+from lexray.tuning.ray_backend.publisher import DESCRIPTIONS
 
 REPORT_S = 60.0
 """Several times what Ray takes to export a new metric."""

@@ -269,9 +269,8 @@ def test_the_same_holds_of_every_stage_and_way_to_a_code(tmp_path: Path) -> None
 
 
 def test_a_worker_process_takes_about_what_is_planned_for_it() -> None:
-    code = (
-        "import lexray.tuning.trial, lexray.training.engines.deepspeed_engine; print(open('/proc/self/status').read())"
-    )
+    modules = "lexray.tuning.ray_backend.trial, lexray.training.engines.deepspeed_engine"
+    code = f"import {modules}; print(open('/proc/self/status').read())"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     (resident_kib,) = [int(line.split()[1]) for line in found.splitlines() if line.startswith("VmHWM")]
     assert 0.5 * PROCESS_BYTES < 1024 * resident_kib < PROCESS_BYTES

@@ -31,11 +31,11 @@ from lexray.tuning.endings.ends import (
 )
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.placement.nodes import Node
-from lexray.tuning.placement.rooms import fixed_rooms
+from lexray.tuning.ray_backend.rooms import fixed_rooms
+from lexray.tuning.ray_backend.trial_queue import TrialQueue
+from lexray.tuning.ray_backend.trial_run import TrialRun
 from lexray.tuning.records import ended_record, new_record
 from lexray.tuning.sweep_plan import SweepPlan, plan_sweep
-from lexray.tuning.trial_queue import TrialQueue
-from lexray.tuning.trial_run import TrialRun
 from lexray.tuning.trials import Footprint
 
 

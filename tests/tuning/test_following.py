@@ -13,12 +13,12 @@ from lexray.storage.errors import UserError
 from lexray.training.loop.metrics_log import MetricsLog
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.placement.nodes import Node, refuse_what_never_fits
-from lexray.tuning.placement.rooms import fixed_rooms
+from lexray.tuning.ray_backend.rooms import fixed_rooms
+from lexray.tuning.ray_backend.trial_queue import TrialQueue
+from lexray.tuning.ray_backend.trial_run import TrialRun
 from lexray.tuning.records import new_record
 from lexray.tuning.sweep_folder import DONE, FAILED
 from lexray.tuning.sweep_plan import plan_sweep
-from lexray.tuning.trial_queue import TrialQueue
-from lexray.tuning.trial_run import TrialRun
 from lexray.tuning.views.follow import FollowThread
 from lexray.tuning.views.progress import TerminalView
 

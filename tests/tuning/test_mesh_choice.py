@@ -17,9 +17,9 @@ from lexray.training.cost.memory import Needs, needs
 from lexray.training.dictionaries import dictionary_config
 from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
 from lexray.tuning.file.sweep_file import SweepFile
-from lexray.tuning.placement.cluster_view import living_nodes
 from lexray.tuning.placement.nodes import Node
 from lexray.tuning.planning.mesh_choice import USABLE, Room, choose_mesh, meshes, rooms_of
+from lexray.tuning.ray_backend.cluster_view import living_nodes
 from lexray.tuning.sweep_plan import SweepPlan, plan_sweep, with_meshes
 from lexray.tuning.trials import Footprint
 

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lexray.training.config import MeshConfig
-from lexray.tuning.attempts import Attempts, NoNodesError
 from lexray.tuning.placement.book import Book, NodeState, View, Wish, Wishes
-from lexray.tuning.placement.cluster_view import RECENT_S, RecentView
-from lexray.tuning.placement.launch_failures import failure_lines
 from lexray.tuning.placement.nodes import ZONE, Node, most_in_one_zone, place
-from lexray.tuning.placement.placer import Placement, Placer, wanted_bundles
-from lexray.tuning.placement.rooms import fixed_rooms
+from lexray.tuning.ray_backend.attempts import Attempts, NoNodesError
+from lexray.tuning.ray_backend.cluster_view import RECENT_S, RecentView
+from lexray.tuning.ray_backend.launch_failures import failure_lines
+from lexray.tuning.ray_backend.placer import Placement, Placer, wanted_bundles
+from lexray.tuning.ray_backend.rooms import fixed_rooms
 from lexray.tuning.sweep_folder import DONE, MOVING
 from lexray.tuning.trials import Footprint
 

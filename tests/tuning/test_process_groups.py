@@ -13,9 +13,9 @@ from sweeps import sweep_content, write_dataset, write_sweep
 
 from lexray.storage.config_file import read_config_file
 from lexray.tuning.file.sweep_file import SweepFile
-from lexray.tuning.meeting import join_meeting, open_meeting
-from lexray.tuning.node_interface import interface_of, use_interface_of_the_node
 from lexray.tuning.orchestrate import run_sweep
+from lexray.tuning.ray_backend.meeting import join_meeting, open_meeting
+from lexray.tuning.ray_backend.node_interface import interface_of, use_interface_of_the_node
 from lexray.tuning.sweep_plan import plan_sweep
 
 
@@ -50,7 +50,7 @@ def failing_once(marker: Path) -> Callable[[dict[str, Any]], None]:
     """Return what runs a trial whose first process group cannot be made. It is sent to Ray by value."""
 
     def work(config: dict[str, Any]) -> None:
-        from lexray.tuning import process_groups, trial
+        from lexray.tuning.ray_backend import process_groups, trial
 
         join = process_groups.join_process_group
 

@@ -18,13 +18,13 @@ from lexray.storage.config_file import read_config_file
 from lexray.storage.server import ServerStats
 from lexray.training.loop.hooks import LogInterval
 from lexray.tuning.file.sweep_file import SweepFile
+from lexray.tuning.ray_backend import publisher
+from lexray.tuning.ray_backend.metrics import StatusMetrics, TrainingMetrics
+from lexray.tuning.ray_backend.publisher import DESCRIPTIONS, Publisher, Sample, server_samples
+from lexray.tuning.ray_backend.trial_run import TrialRun
 from lexray.tuning.records import new_record
 from lexray.tuning.sweep_folder import DONE, FAILED
 from lexray.tuning.sweep_plan import SweepPlan, plan_sweep
-from lexray.tuning.trial_run import TrialRun
-from lexray.tuning.views import publisher
-from lexray.tuning.views.metrics import StatusMetrics, TrainingMetrics
-from lexray.tuning.views.publisher import DESCRIPTIONS, Publisher, Sample, server_samples
 
 
 @pytest.fixture
@@ -144,5 +144,5 @@ def test_every_metric_is_published_by_somebody(handed, planned: SweepPlan):
 
 
 def test_a_window_server_loads_no_torch_to_publish():
-    program = "import sys, lexray.tuning.views.publisher; sys.exit('torch' in sys.modules)"
+    program = "import sys, lexray.tuning.ray_backend.publisher; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], timeout=120).returncode == 0

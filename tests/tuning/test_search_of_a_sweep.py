@@ -20,14 +20,14 @@ from lexray.tuning.endings.verdicts import contenders_in, judge_of_all
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.placement.book import View
 from lexray.tuning.placement.nodes import Node
-from lexray.tuning.placement.placer import Placer
-from lexray.tuning.placement.rooms import fixed_rooms
+from lexray.tuning.ray_backend.placer import Placer
+from lexray.tuning.ray_backend.rooms import fixed_rooms
+from lexray.tuning.ray_backend.trial_queue import TrialQueue
+from lexray.tuning.ray_backend.trial_run import TrialRun
 from lexray.tuning.records import new_record
 from lexray.tuning.search.asking import Search, values_of
 from lexray.tuning.sweep_folder import DONE, FAILED, PENDING, RUNNING, STOPPED, TARGET_MISSED, TrialRecord
 from lexray.tuning.sweep_plan import SweepPlan, plan_sweep
-from lexray.tuning.trial_queue import TrialQueue
-from lexray.tuning.trial_run import TrialRun
 from lexray.tuning.trials import Trial
 
 AXES: dict[str, Any] = {

@@ -11,9 +11,9 @@ from sweeps import sweep_content, write_dataset, write_sweep
 from lexray.storage.config_file import read_config_file
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.orchestrate import run_sweep
+from lexray.tuning.ray_backend.trial_run import TrialRun
 from lexray.tuning.sweep_folder import STOPPED, TrialRecord
 from lexray.tuning.sweep_plan import SweepPlan, plan_sweep
-from lexray.tuning.trial_run import TrialRun
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -188,7 +188,7 @@ def diverging_at(lr: float):
     """Return what runs a trial whose steps are far too large if it has this learning rate. Ray gets it by value."""
 
     def work(config):
-        from lexray.tuning import trial
+        from lexray.tuning.ray_backend import trial
 
         real = trial.train_worker
 

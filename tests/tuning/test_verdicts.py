@@ -14,11 +14,11 @@ from lexray.training.loop.build import ensure_process_group
 from lexray.training.loop.trainer import Trainer, TrainingResult
 from lexray.tuning.endings.verdicts import RUNGS, contender, judges, read_rungs
 from lexray.tuning.file.sweep_file import SweepFile
+from lexray.tuning.ray_backend.trial_run import TrialRun
 from lexray.tuning.records import ended_record, new_record
 from lexray.tuning.results.frontier import frontier_table
 from lexray.tuning.sweep_folder import STOPPED, TrialRecord
 from lexray.tuning.sweep_plan import SweepPlan, plan_sweep
-from lexray.tuning.trial_run import TrialRun
 
 LRS = [0.01, 0.003, 0.001, 0.0003, 0.0001, 0.00003, 0.00001, 0.000003]
 """From learning well to not at all."""

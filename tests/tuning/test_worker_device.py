@@ -23,9 +23,9 @@ from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.orchestrate import Work, run_sweep
 from lexray.tuning.placement.nodes import Node, place
 from lexray.tuning.planning.gpu_choice import gpu_lines, with_gpus
+from lexray.tuning.ray_backend.worker_device import choose_device
 from lexray.tuning.sweep_plan import SweepPlan, plan_sweep, with_meshes
 from lexray.tuning.trials import Footprint
-from lexray.tuning.worker_device import choose_device
 
 GIB = 2**30
 NODES = [(1,), (2,), (4,), (12,), (2, 2), (1, 1, 1, 1), (3, 1), (8, 8)]
@@ -218,7 +218,7 @@ def beside_a_gpu() -> Work:
     """
 
     def work(config: dict[str, Any]) -> None:
-        from lexray.tuning import trial
+        from lexray.tuning.ray_backend import trial
 
         real = trial.train_worker
 

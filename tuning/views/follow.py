@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from lexray.tuning.ray_backend.trial_run import TrialRun
 from lexray.tuning.sweep_folder import SweepFolder, TrialRecord
-from lexray.tuning.trial_run import TrialRun
 
 log = logging.getLogger("lexray")
 

@@ -13,9 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from lexray.tuning.ray_backend.trial_run import TrialRun
 from lexray.tuning.results.frontier import MISSING
 from lexray.tuning.sweep_folder import FAILED, PAUSED, STOPPED, TrialRecord
-from lexray.tuning.trial_run import TrialRun
 
 
 @dataclass(kw_only=True)

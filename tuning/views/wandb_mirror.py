@@ -15,9 +15,9 @@ from typing import Any
 
 import pandas as pd
 
+from lexray.tuning.ray_backend.trial_run import TrialRun
 from lexray.tuning.results.report import FIGURE_FILE
 from lexray.tuning.sweep_folder import SweepFolder, TrialRecord
-from lexray.tuning.trial_run import TrialRun
 from lexray.tuning.views.wandb_runs import MAX_FAILURES_IN_A_ROW, Described, WandbRuns, reason_of
 
 log = logging.getLogger("lexray")

@@ -25,19 +25,19 @@ from lexray.training.loop.loop import TrainingFailedError
 from lexray.training.loop.trainer import OpenStream, Trainer
 from lexray.training.measures.held_out import measure_trial
 from lexray.training.mesh.device import use_device
-from lexray.tuning.attempts import Attempts, sweep_is_over
 from lexray.tuning.endings.ends import Meter, Pause, read_spent
 from lexray.tuning.endings.look import Look
 from lexray.tuning.fence import DisplacedError, Fence
-from lexray.tuning.placement.placer import Placement
 from lexray.tuning.planning.worker_memory import peak_resident_bytes
-from lexray.tuning.process_groups import WorkersConfig
+from lexray.tuning.ray_backend.attempts import Attempts, sweep_is_over
+from lexray.tuning.ray_backend.in_process_trainer import ReportToTune, TrainHere
+from lexray.tuning.ray_backend.metrics import TrainingMetrics
+from lexray.tuning.ray_backend.placer import Placement
+from lexray.tuning.ray_backend.process_groups import WorkersConfig
+from lexray.tuning.ray_backend.trial_run import TrialRun
+from lexray.tuning.ray_backend.worker_device import device_of_worker
 from lexray.tuning.records import ended_record, new_record, reason_of
 from lexray.tuning.sweep_folder import FAILED, MOVING, PAUSED, RUNNING, TrialRecord
-from lexray.tuning.train_here import ReportToTune, TrainHere
-from lexray.tuning.trial_run import TrialRun
-from lexray.tuning.views.metrics import TrainingMetrics
-from lexray.tuning.worker_device import device_of_worker
 
 log = logging.getLogger("lexray")
 

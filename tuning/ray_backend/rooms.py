@@ -11,13 +11,13 @@ import ray
 
 from lexray.tuning.placement.book import NodeState, View, Wishes
 from lexray.tuning.placement.nodes import Node
-from lexray.tuning.placement.placer import ON_HEAD, Placement, Placer
+from lexray.tuning.ray_backend.placer import ON_HEAD, Placement, Placer
+from lexray.tuning.ray_backend.window_servers import WindowServers
 from lexray.tuning.trials import Footprint
-from lexray.tuning.window_servers import WindowServers
 
 
 class Rooms(Protocol):
-    """Nodes for the trials of a sweep; see `lexray.tuning.placement.placer.Placer` for what each call does."""
+    """Nodes for the trials of a sweep; see `lexray.tuning.ray_backend.placer.Placer` for what each call does."""
 
     def claim(self, trial: str, name: str, wishes: Wishes) -> bool: ...
     def take(self, trial: str, name: str, wishes: Wishes) -> Placement | None: ...

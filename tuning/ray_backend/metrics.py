@@ -1,4 +1,4 @@
-"""What the trials and the driver of a sweep publish as metrics, see `lexray.tuning.views.publisher`."""
+"""What the trials and the driver of a sweep publish as metrics, see `lexray.tuning.ray_backend.publisher`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 from lexray.storage.objects.retries import retried_calls
 from lexray.training.loop.hooks import LogInterval
+from lexray.tuning.ray_backend.publisher import Publisher, Sample
+from lexray.tuning.ray_backend.trial_run import TrialRun
 from lexray.tuning.sweep_folder import FAILED, PENDING, RUNNING, TrialRecord
-from lexray.tuning.trial_run import TrialRun
-from lexray.tuning.views.publisher import Publisher, Sample
 
 FINISHED_BEFORE = "finished before"
 """Status of the trials that an earlier run of the sweep finished."""

@@ -12,11 +12,11 @@ from typing import Any, Literal, NamedTuple
 from ray.autoscaler.sdk import request_resources
 
 from lexray.tuning.placement.book import Book, View, Wish, Wishes, said
-from lexray.tuning.placement.cluster_view import RecentView, cluster_view
-from lexray.tuning.placement.launch_failures import launch_failures
 from lexray.tuning.placement.nodes import HEAD, ZONE, place, zones_of
+from lexray.tuning.ray_backend.cluster_view import RecentView, cluster_view
+from lexray.tuning.ray_backend.launch_failures import launch_failures
+from lexray.tuning.ray_backend.window_servers import WindowServers
 from lexray.tuning.trials import Footprint
-from lexray.tuning.window_servers import WindowServers
 
 ON_HEAD = {HEAD: 0.0001}
 """A little of what only the head has: nobody takes that node away while the cluster lives."""
@@ -45,7 +45,7 @@ class Placement:
 
 
 class Placer:
-    """Runs as a Ray actor; see `lexray.tuning.placement.rooms.placing`. Its decisions are those of `Book`."""
+    """Runs as a Ray actor; see `lexray.tuning.ray_backend.rooms.placing`. Its decisions are those of `Book`."""
 
     def __init__(
         self,

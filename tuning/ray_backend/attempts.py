@@ -16,8 +16,8 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from lexray.tuning.endings.ends import DEADLINE, read_ending
 from lexray.tuning.placement.book import Wishes
-from lexray.tuning.placement.placer import Placement
-from lexray.tuning.placement.rooms import Rooms
+from lexray.tuning.ray_backend.placer import Placement
+from lexray.tuning.ray_backend.rooms import Rooms
 from lexray.tuning.sweep_folder import MOVING, SweepFolder
 from lexray.tuning.trials import Trial
 

@@ -17,9 +17,9 @@ from ray.train.torch import TorchConfig
 from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
 
 from lexray.training.mesh.device import use_device
-from lexray.tuning.meeting import Endpoint, join_meeting, open_meeting
-from lexray.tuning.node_interface import use_interface_of_the_node
-from lexray.tuning.worker_device import device_of_worker
+from lexray.tuning.ray_backend.meeting import Endpoint, join_meeting, open_meeting
+from lexray.tuning.ray_backend.node_interface import use_interface_of_the_node
+from lexray.tuning.ray_backend.worker_device import device_of_worker
 
 NCCL_ERRORS = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
 

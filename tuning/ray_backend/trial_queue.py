@@ -12,10 +12,10 @@ from typing import Protocol
 
 from ray.tune.search import Searcher
 
-from lexray.tuning.placement.rooms import Rooms
+from lexray.tuning.ray_backend.rooms import Rooms
+from lexray.tuning.ray_backend.trial_run import TrialRun
 from lexray.tuning.records import new_record
 from lexray.tuning.sweep_folder import FAILED
-from lexray.tuning.trial_run import TrialRun
 from lexray.tuning.trials import Footprint
 
 

@@ -8,12 +8,12 @@ from ray.actor import ActorHandle
 
 from lexray.storage.chunk_cache import CacheSettings
 from lexray.storage.store import Store
-from lexray.tuning.attempts import on_placement
 from lexray.tuning.endings.verdicts import Judge
 from lexray.tuning.fence import Fence
 from lexray.tuning.placement.book import Wish, Wishes
-from lexray.tuning.placement.placer import Placement
-from lexray.tuning.placement.rooms import Rooms
+from lexray.tuning.ray_backend.attempts import on_placement
+from lexray.tuning.ray_backend.placer import Placement
+from lexray.tuning.ray_backend.rooms import Rooms
 from lexray.tuning.sweep_folder import SweepFolder
 from lexray.tuning.trials import Trial
 

@@ -1,0 +1,1 @@
+"""Ray as a sweep uses it: nodes, window servers, Tune's queue and the workers of a trial."""
