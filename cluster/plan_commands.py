@@ -67,7 +67,7 @@ def checked(plan: SweepPlan, machines: Machines) -> SweepPlan:
     """The plan with its meshes chosen. Raises UserError for what these machines have no room for."""
     from lexray.tuning.placement.nodes import refuse_what_never_fits
     from lexray.tuning.planning.room import refuse_what_has_no_room
-    from lexray.tuning.ray_backend.window_servers import refuse_streams
+    from lexray.tuning.planning.streams import refuse_streams
     from lexray.tuning.sweep_plan import gpu_bytes_of, with_meshes
 
     plan = with_meshes(plan, machines.nodes)

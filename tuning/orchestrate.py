@@ -23,7 +23,7 @@ from lexray.tuning.driver import Driver, unclaimed
 from lexray.tuning.endings.ends import Ends
 from lexray.tuning.endings.verdicts import Judge, judge_of_all, judges
 from lexray.tuning.placement.nodes import DRIVER_BYTES, Node, refuse_what_never_fits
-from lexray.tuning.placement.wishes import wishes_of
+from lexray.tuning.planning.mesh_options import wishes_of
 from lexray.tuning.planning.plan_record import known_speeds, write_plan
 from lexray.tuning.planning.room import refuse_what_has_no_room
 from lexray.tuning.ray_backend.cluster_view import cluster_machines, living_nodes
@@ -132,8 +132,8 @@ def _judge_of(plan: SweepPlan) -> Callable[[Trial], Judge | None]:
     if stop is None:
         return lambda trial: None
     if plan.search is not None:
-        return lambda trial: judge_of_all(plan.folder, trial, stop.rules)
-    known = judges(plan.folder, plan.trials, stop.rules)
+        return lambda trial: judge_of_all(plan.folder, trial, stop)
+    known = judges(plan.folder, plan.trials, stop)
     return lambda trial: known[trial.id]
 
 

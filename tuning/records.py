@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from lexray.training.loop.trainer import TrainingResult
-from lexray.tuning.endings.verdicts import stopped_by
-from lexray.tuning.ray_backend.trial_run import TrialRun
 from lexray.tuning.sweep_folder import DONE, MOVING, STOPPED, TARGET_MISSED, TrialRecord
 from lexray.tuning.trials import Trial
 
@@ -27,11 +27,16 @@ def new_record(trial: Trial, *, status: str) -> TrialRecord:
     )
 
 
-def ended_record(run: TrialRun, record: TrialRecord, result: TrainingResult, total_s: float) -> TrialRecord:
-    """The record of a trial whose training ended: done, for good by a verdict, for now, or to go on elsewhere."""
+def ended_record(
+    record: TrialRecord, result: TrainingResult, total_s: float, *, stopped: Mapping[str, Any]
+) -> TrialRecord:
+    """Return the record of a trial whose training ended: done, stopped early, paused, or moving to other nodes.
+
+    `stopped` is the record of the verdict that ended it early, empty without one.
+    """
     timing = {"total_s": total_s, "train_s": result.train_s}
     if result.train_s:
-        timing["rows_per_s"] = result.steps * run.trial.config.data.batch_rows / result.train_s
+        timing["rows_per_s"] = result.steps * record.config["data"]["batch_rows"] / result.train_s
     record = replace(record, timing=timing)
     if result.ended == "paused" and result.reason == MOVING:
         return replace(record, status=MOVING)
@@ -39,8 +44,7 @@ def ended_record(run: TrialRun, record: TrialRecord, result: TrainingResult, tot
         return replace(record, status=result.reason, reason="run the sweep again to go on from its checkpoint")
     if result.ended == "done":
         return finished_record(record, result)
-    stopped = {} if run.judge is None else stopped_by(run.store, run.judge.rules)
-    return replace(record, status=STOPPED, reason=result.reason, result=result.metrics, stopped=stopped)
+    return replace(record, status=STOPPED, reason=result.reason, result=result.metrics, stopped=dict(stopped))
 
 
 def finished_record(record: TrialRecord, result: TrainingResult) -> TrialRecord:

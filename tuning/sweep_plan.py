@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle, islice
 
@@ -19,6 +19,7 @@ from lexray.storage.stream_memory import StreamShape
 from lexray.training.mesh.device import usable_gpus
 from lexray.tuning.endings.ends import Ends, check_ends, check_gpu_hours, ends_of
 from lexray.tuning.endings.verdicts import check_rungs
+from lexray.tuning.expansion import expand, trial_at
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.placement.nodes import Node, refuse_what_never_fits
 from lexray.tuning.planning.forecast import Speed
@@ -27,11 +28,11 @@ from lexray.tuning.planning.mesh_choice import Room, rooms_of, with_mesh
 from lexray.tuning.planning.plan import Machines, Plan, make_plan
 from lexray.tuning.planning.room import refuse_what_has_no_room
 from lexray.tuning.planning.row_counts import RowCounts
-from lexray.tuning.ray_backend.window_servers import shape_of
+from lexray.tuning.planning.streams import shape_of
 from lexray.tuning.search.asking import Search, search_of
 from lexray.tuning.search.bounds import upper_bound
 from lexray.tuning.sweep_folder import SweepFolder
-from lexray.tuning.trials import Footprint, Trial, expand, trial_at
+from lexray.tuning.trials import Footprint, Trial
 
 log = logging.getLogger("lexray")
 
@@ -120,8 +121,8 @@ def plan_sweep(sweep: SweepFile, text: str) -> SweepPlan:
     if holds_dataset:
         raise UserError(f"output: {folder.store.url} holds a dataset; choose another folder for the sweep")
     folder.store.check_writable("output")
-    rules = sweep.stop.rules if sweep.stop is not None else None
-    stop_rules = asdict(rules) if rules is not None else None
+    rules = sweep.stop
+    stop_rules = rules.model_dump() if rules is not None else None
     search = None
     if sweep.search.kind == "optuna":
         search = search_of(sweep, folder, partial(trial_at, sweep, manifest, counts.training), trials, stop_rules)

@@ -1,29 +1,11 @@
-"""From a sweep file to its trials: a pure expansion, every conflict refused before anything starts."""
+"""A trial as plain values: its configuration, and what its workers take from the cluster."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
-from lexray.storage.config_file import checked_block, checked_config
-from lexray.storage.errors import UserError
-from lexray.storage.manifest import Manifest
-from lexray.storage.order import check_lanes, rank_lanes, steps_per_epoch
-from lexray.storage.store import Store
-from lexray.training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
-from lexray.training.dictionaries import architecture, dictionary_config
-from lexray.training.dictionaries.base import DictionaryConfig
-from lexray.training.engines.deepspeed_settings import check_names
-from lexray.training.engines.gradient_scale import check_gradient_scale
-from lexray.tuning.file.axes import Point, width_of
-from lexray.tuning.file.points import code_at, effective, key, points_of, shown
-from lexray.tuning.file.resources import ResourcesBlock
-from lexray.tuning.file.sweep_file import TRAINING_SETTINGS, SweepFile
-
-ENGINE_SETTINGS = ("zero_stage", "offload_optimizer", "micro_batches", "check_rows")
-"""What of the resources the workers of a trial have to know."""
+from lexray.training.config import TrainingConfig
+from lexray.tuning.file.axes import Point
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +37,7 @@ class Trial:
     """One dictionary to train, and with what."""
 
     id: str
-    """Taken from the configuration once: a worker whose code has other defaults must not come to another one."""
+    """Computed once on the driver, so that a worker with other defaults cannot derive another id."""
     name: str
     """For people; unique in its sweep."""
     config: TrainingConfig
@@ -68,141 +50,3 @@ class Trial:
     """Whether GPUs are still to be chosen for it, from what the nodes have; until then it has none."""
     auto_mesh: bool = False
     """Whether its mesh is still to be chosen, from what the nodes have (`lexray.tuning.planning.mesh_choice`)."""
-
-
-def expand(sweep: SweepFile, manifest: Manifest, training_rows: Callable[[DataConfig], int]) -> list[Trial]:
-    """The trials of a sweep over a dataset; `training_rows` says how many rows a dictionary has to train on.
-
-    Raises UserError naming the field when something does not fit, or two trials are the same.
-    """
-    trials: dict[str, Trial] = {}
-    points: dict[str, str] = {}
-    seen: set[str] = set()
-    for point in points_of(sweep):
-        trial, of_point = trial_at(sweep, manifest, training_rows, point), key(effective(sweep, point))
-        if key(point) in seen or points.setdefault(trial.id, of_point) != of_point:
-            raise UserError(f"axes: two trials are the same, {trial.name}; remove the repeated value")
-        seen.add(key(point))
-        trials[trial.id] = trial
-    return list(trials.values())
-
-
-def trial_at(sweep: SweepFile, manifest: Manifest, training_rows: Callable[[DataConfig], int], point: Point) -> Trial:
-    """The trial at a point. Raises UserError naming the field when something does not fit."""
-    settings: dict[str, Any] = {}
-    for rule in sweep.rules:
-        if rule.matches(point):
-            settings |= rule.set
-    resources = checked_block(sweep.resources, _mesh_settings(settings))
-    changes = _part(point, ("lr",)) | _part(settings, TRAINING_SETTINGS)
-    training = checked_block(sweep.training, changes | ({"epochs": None} if "rows" in settings else {}))
-    resources.check_gpus()
-    axes, gpus = resources.axes, resources.gpus_per_worker
-    footprint = Footprint(
-        workers=axes.data * axes.feature,
-        cpus_per_worker=resources.cpus_per_worker,
-        gpus_per_worker=0.0 if gpus == "auto" else gpus,
-        timeout_s=resources.timeout_s,
-    )
-    data = data_config(sweep, manifest, point)
-    dictionary = dictionary_config(_dictionary_options(sweep, manifest, data, point, settings))
-    mesh = checked_config(
-        MeshConfig, {"data": axes.data, "feature": axes.feature, **_part(resources.model_dump(), ENGINE_SETTINGS)}
-    )
-    row_parts = mesh.row_parts(dictionary)
-    check_lanes(data.batch_rows, data.lanes)
-    rank_lanes(0, row_parts, sweep.data.lanes)
-    mesh.check(dictionary)
-    mesh.check_batch(data.batch_rows, row_parts, data.lanes)
-    available = training_rows(data)
-    steps_per_epoch(available, data.batch_rows, data.lanes)
-    _check_fits(dictionary, data, manifest, available)
-    config = TrainingConfig(
-        dictionary=dictionary,
-        data=data,
-        rows=training.rows or math.ceil((training.epochs or 0) * available),
-        optimizer=checked_config(OptimizerConfig, training.model_dump(exclude={"rows", "epochs"})),
-        seed=_seed(point),
-        mesh=mesh,
-        every=EveryConfig(**sweep.every.model_dump()),
-    )
-    sites = data.sites_in(manifest)
-    check_names(config, sites)
-    check_gradient_scale(config, sites)
-    return Trial(
-        id=config.trial,
-        name=_name(sweep, point, config),
-        config=config,
-        footprint=footprint,
-        point=point,
-        auto_gpus=gpus == "auto",
-        auto_mesh=resources.mesh == "auto",
-    )
-
-
-def data_config(sweep: SweepFile, manifest: Manifest, point: Point) -> DataConfig:
-    """What the dictionary at a point reads. Raises UserError naming the field of a site that is missing."""
-    data = sweep.data.model_dump(exclude={"url", "site", "output_site", "sites"})
-    try:
-        inputs, outputs = sweep.data_at(point, point["architecture"])
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    kind = architecture(point["architecture"]).kind
-    for axis, sites in (("sites" if kind == "crosscoder" else "site", inputs), ("output_site", outputs)):
-        for site in sites:
-            manifest.site(site, field=f"axes.{axis}" if axis in sweep.axes else f"data.{axis}")
-    return DataConfig(
-        url=Store.at(sweep.data.url).url,
-        dataset_id=manifest.id,
-        inputs=inputs,
-        outputs=outputs,
-        storage=sweep.storage.settings,
-        **data,
-    )
-
-
-def _mesh_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """What a rule sets of the resources; one way to give a mesh replaces the other."""
-    found = _part(settings, ResourcesBlock.model_fields)
-    for given, other in (("mesh", "workers"), ("workers", "mesh")):
-        if given in found:
-            found.setdefault(other, None)
-    return found
-
-
-def _check_fits(config: DictionaryConfig, data: DataConfig, manifest: Manifest, training_rows: int) -> None:
-    """Raise UserError when the architecture cannot be what is asked of it on these sites and this many rows."""
-    architecture(config.architecture).dictionary.check_sites(config, data.sites_in(manifest))
-    config.check_rows(training_rows)
-
-
-def _name(sweep: SweepFile, point: Point, config: TrainingConfig) -> str:
-    """Architecture, width, target L0 and whatever else varies in the sweep."""
-    return "-".join([config.trial.rsplit("-", 1)[0], *shown(sweep, point)])
-
-
-def _seed(point: Point) -> int:
-    seed = point.get("seed", 0)
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-        raise UserError(f"axes.seed: {seed!r} is not a whole number from 0 to 2^63 - 1")
-    return seed
-
-
-def _dictionary_options(
-    sweep: SweepFile, manifest: Manifest, data: DataConfig, point: Point, settings: dict[str, Any]
-) -> dict[str, Any]:
-    """Options of the point's architecture: from `options.all`, the axes, its own and the rules, the last one wins."""
-    name = point["architecture"]
-    made = architecture(name)
-    known = made.option_names(code_at(sweep, point))
-    given = {**sweep.options.get("all", {}), **point, **sweep.options.get(name, {}), **settings}
-    if "width" not in given:
-        try:
-            given["width"] = width_of(given["expansion"], manifest.sites[data.inputs[0]].width)
-        except ValueError as error:
-            raise UserError(f"axes.{error}") from error
-    return {"architecture": name, **_part(given, known)}
-
-
-def _part(values: dict[str, Any], names: Any) -> dict[str, Any]:
-    return {name: values[name] for name in values if name in names}

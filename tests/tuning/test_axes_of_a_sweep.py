@@ -18,12 +18,13 @@ from lexray.storage.config_file import read_config_file
 from lexray.storage.errors import UserError
 from lexray.storage.manifest import load_manifest
 from lexray.storage.store import Store
+from lexray.tuning.expansion import expand
 from lexray.tuning.file.axes import Range, width_of
 from lexray.tuning.file.points import points_of
 from lexray.tuning.file.schema import sweep_schema
 from lexray.tuning.file.search import draws
 from lexray.tuning.file.sweep_file import SweepFile
-from lexray.tuning.trials import Trial, expand
+from lexray.tuning.trials import Trial
 
 ROWS, EARLY, LATE = 1000, 12, 8
 TRAINING_ROWS = 900

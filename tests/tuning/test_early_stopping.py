@@ -8,17 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lexray.tuning.endings.early_stopping import (
-    LAST_SHARE,
     Contender,
     Measure,
     Reached,
-    StopRules,
     beats,
     judge,
     measured,
     noise_of,
     rung_steps,
 )
+from lexray.tuning.file.stop_block import LAST_SHARE, StopRules
 from lexray.tuning.results.frontier import non_dominated
 
 FVU = st.one_of(st.sampled_from([0.1, 0.2, 0.5, math.nan]), st.floats(0.001, 2.0))
@@ -120,8 +119,8 @@ def test_the_order_in_which_others_came_does_not_matter(rules, data):
 @given(RULES, rungs(), st.floats(0.0, 0.5))
 @settings(deadline=None)
 def test_a_larger_margin_or_z_stops_no_more(rules, rung, more):
-    assert stopped(replace(rules, margin=rules.margin + more), rung) <= stopped(rules, rung)
-    assert stopped(replace(rules, z=rules.z + 10 * more), rung) <= stopped(rules, rung)
+    assert stopped(rules.model_copy(update={"margin": rules.margin + more}), rung) <= stopped(rules, rung)
+    assert stopped(rules.model_copy(update={"z": rules.z + 10 * more}), rung) <= stopped(rules, rung)
 
 
 @given(RULES, rungs())
@@ -147,7 +146,7 @@ def test_halving_keeps_the_best_share_of_those_with_one_target():
     rules = StopRules(rule="asha", eta=2)
     rung = [topk(f"t{i}", 0.1 + 0.1 * i) for i in range(8)]
     assert stopped(rules, rung) == {"t4", "t5", "t6", "t7"}
-    assert stopped(replace(rules, eta=4), rung) == {f"t{i}" for i in range(2, 8)}
+    assert stopped(rules.model_copy(update={"eta": 4}), rung) == {f"t{i}" for i in range(2, 8)}
     elsewhere = [topk(f"u{i}", 0.01, l0=4.0) for i in range(8)]
     assert stopped(rules, [*rung, *elsewhere]) == {"t4", "t5", "t6", "t7"}
 
@@ -167,7 +166,7 @@ def test_seeds_do_not_compete_unless_they_are_asked_to():
     rules = StopRules(rule="asha", eta=2)
     seeds = [topk(f"s{i}", 0.2 + 0.1 * i, configuration="a") for i in range(4)]
     assert stopped(rules, seeds) == set()
-    assert stopped(replace(rules, seeds_compete=True), seeds) == {"s2", "s3"}
+    assert stopped(rules.model_copy(update={"seeds_compete": True}), seeds) == {"s2", "s3"}
     better = topk("b", 0.35)
     assert stopped(rules, [*seeds, better]) == {"b"}  # none of a's: its best seed is ahead
     assert stopped(rules, [*seeds, topk("c", 0.1)]) == {"s0", "s1", "s2", "s3"}

@@ -202,7 +202,7 @@ def test_a_paused_trial_is_unfinished_and_goes_on_from_its_step(data, tmp_path):
     trial, asked = made.trials[0], iter(["", "", DEADLINE])
     run = TrialRun(trial=trial, folder=made.folder)
     result = Trainer(config=trial.config, store=run.store, pause=lambda: next(asked)).run()
-    record = ended_record(run, new_record(trial, status="running"), result, 1.0)
+    record = ended_record(new_record(trial, status="running"), result, 1.0, stopped={})
     made.folder.write_trial(record)
     assert (record.status, result.steps) == ("stopped: deadline", 30)
     assert trial.id in {t.id for t in plan(tmp_path, data).unfinished}

@@ -19,10 +19,11 @@ from lexray.training.config import DataConfig, EveryConfig, MeshConfig, Optimize
 from lexray.training.dictionaries import ARCHITECTURES, dictionary_config
 from lexray.tuning.endings.ends import Meter, Spent
 from lexray.tuning.planning.row_counts import RowCounts
+from lexray.tuning.planning.streams import shape_of
 from lexray.tuning.ray_backend.cluster_view import living_nodes
 from lexray.tuning.ray_backend.trial import torch_trainer, train_worker
 from lexray.tuning.ray_backend.trial_run import TrialRun
-from lexray.tuning.ray_backend.window_servers import WindowServers, shape_of
+from lexray.tuning.ray_backend.window_servers import WindowServers
 from lexray.tuning.sweep_folder import SweepFolder
 from lexray.tuning.trials import Footprint, Trial
 

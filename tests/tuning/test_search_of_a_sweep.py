@@ -252,7 +252,7 @@ def test_judges_know_the_trials_that_were_asked_after_theirs_started(plan):
     made = plan(5, axes=axes, stop=stop, every={"log": 10, "evaluate": 5, "checkpoint": 20})
     first = search_in(made).ask()
     assert made.sweep.stop is not None
-    judge = judge_of_all(made.folder, first, made.sweep.stop.rules)
+    judge = judge_of_all(made.folder, first, made.sweep.stop)
     assert contenders_in(made.folder, judge.me) == ()
     later = [search_in(made).ask() for _ in range(3)]
     made.folder.trial_store("broken").write("trial.json", b"{")

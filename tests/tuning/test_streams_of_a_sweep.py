@@ -18,8 +18,9 @@ from lexray.storage.store import Store
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.orchestrate import run_sweep
 from lexray.tuning.placement.nodes import Node
+from lexray.tuning.planning.streams import most_workers
 from lexray.tuning.ray_backend.cluster_view import living_nodes
-from lexray.tuning.ray_backend.window_servers import WindowServers, most_workers
+from lexray.tuning.ray_backend.window_servers import WindowServers
 from lexray.tuning.sweep_plan import SweepPlan, plan_sweep
 
 pytestmark = pytest.mark.ray

@@ -12,7 +12,7 @@ from lexray.storage.errors import UserError
 from lexray.training.checkpoint.saved import load_dictionary
 from lexray.training.loop.build import ensure_process_group
 from lexray.training.loop.trainer import Trainer, TrainingResult
-from lexray.tuning.endings.verdicts import RUNGS, contender, judges, read_rungs
+from lexray.tuning.endings.verdicts import RUNGS, contender, judges, read_rungs, stopped_by
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.ray_backend.trial_run import TrialRun
 from lexray.tuning.records import ended_record, new_record
@@ -41,10 +41,11 @@ def train(made: SweepPlan, trial_id: str) -> TrainingResult:
     assert made.sweep.stop is not None
     ensure_process_group()
     trial = next(t for t in made.trials if t.id == trial_id)
-    judge = judges(made.folder, made.trials, made.sweep.stop.rules)[trial_id]
+    judge = judges(made.folder, made.trials, made.sweep.stop)[trial_id]
     run = TrialRun(trial=trial, folder=made.folder, judge=judge)
     result = Trainer(config=trial.config, store=run.store, trial=trial_id, verdict=judge).run()
-    made.folder.write_trial(ended_record(run, new_record(trial, status="running"), result, 1.0))
+    stopped = stopped_by(run.store, judge.rules) if result.ended == "stopped" else {}
+    made.folder.write_trial(ended_record(new_record(trial, status="running"), result, 1.0, stopped=stopped))
     return result
 
 
@@ -117,20 +118,20 @@ def test_a_trial_that_is_trained_again_is_judged_as_before_whatever_came_since(s
 def test_what_passed_under_other_rules_is_judged_anew(swept, data, tmp_path):
     made = plan(tmp_path, data)
     trial = made.trials[3]
-    judge = judges(made.folder, made.trials, made.sweep.stop.rules)[trial.id]
+    judge = judges(made.folder, made.trials, made.sweep.stop)[trial.id]
     evaluations = [{"step": 5 * i, "eval/l0": 4.0, "eval/fvu": 0.5} for i in range(1, 4)]
     assert judge(evaluations) == ""  # nobody else is there
     better = made.trials[0]
-    other = judges(made.folder, made.trials, made.sweep.stop.rules)[better.id]
+    other = judges(made.folder, made.trials, made.sweep.stop)[better.id]
     assert other([{**e, "eval/fvu": 0.1} for e in evaluations]) == ""
     assert judge(evaluations) == ""
-    strict = replace(judge, rules=replace(judge.rules, z=1.0))
+    strict = replace(judge, rules=judge.rules.model_copy(update={"z": 1.0}))
     assert better.id in strict(evaluations)
 
 
 def test_an_evaluation_that_is_no_rung_is_not_judged_and_writes_nothing(data, tmp_path):
     made = plan(tmp_path, data)
-    judge = judges(made.folder, made.trials, made.sweep.stop.rules)[made.trials[0].id]
+    judge = judges(made.folder, made.trials, made.sweep.stop)[made.trials[0].id]
     assert judge.rungs == (15, 30)
     assert judge([{"step": 20, "eval/l0": 4.0, "eval/fvu": 0.5}]) == ""
     assert not made.folder.trial_store(made.trials[0].id).exists(RUNGS)
@@ -151,12 +152,12 @@ def test_trials_of_other_sites_rows_or_widths_are_no_rivals(data, tmp_path):
         axes={"architecture": ["topk", "relu"], "width": [64, 128], "target_l0": [4, 8], "seed": [0, 1]},
         rules=[{"when": {"seed": 1, "width": 128}, "set": {"rows": 128 * 80}}],
     )
-    for judge in judges(made.folder, made.trials, made.sweep.stop.rules).values():
+    for judge in judges(made.folder, made.trials, made.sweep.stop).values():
         mine, theirs = json.loads(judge.me.comparable), [json.loads(o.comparable) for o in judge.others]
         assert judge.me.trial not in {o.trial for o in judge.others}
         assert all(other == mine for other in theirs)
         assert len(theirs) == (7 if mine[0] == 64 else 3)
-    replicas = {j.me.configuration for j in judges(made.folder, made.trials, made.sweep.stop.rules).values()}
+    replicas = {j.me.configuration for j in judges(made.folder, made.trials, made.sweep.stop).values()}
     assert len(replicas) == 12  # of 16: eight configurations, of which four have other rows for seed 1
 
 

@@ -18,9 +18,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+
+from lexray.tuning.file.stop_block import LAST_SHARE, Rule, StopRules
 
 NOISE_EVALUATIONS = 5
 """Newest evaluations whose spread is the noise of a rung."""
@@ -28,33 +30,8 @@ MIN_EVALUATIONS = 3
 """Of fewer nothing can be said about noise: two lie on a line always."""
 SETTLED = 0.1
 """A trial whose L0 is further from its target than this share is still on its way: it is not judged, nor judges."""
-LAST_SHARE = 0.7
-"""No rung lies later: what remains is the fall of the learning rate, in which the FVU still drops."""
 L0_TOLERANCE = 0.02
 """Share by which noise lets an L0 count as no larger, at most."""
-
-Rule = Literal["asha", "frontier"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class StopRules:
-    """What is asked of the trials of a sweep."""
-
-    rule: Literal["asha", "frontier", "both"]
-    eta: int = 3
-    """At each rung one of so many configurations goes on, and rungs lie at shares that grow by this factor."""
-    first_share: float = 0.1
-    """Share of a training at which the first rung lies."""
-    margin: float = 0.05
-    """Share of its FVU by which a trial has to be beaten for the rule `frontier`."""
-    z: float = 2.0
-    """How many times the noise of two FVUs their difference has to be."""
-    seeds_compete: bool = False
-    """Whether seeds are held against each other like any other setting."""
-
-    @property
-    def names(self) -> tuple[Rule, ...]:
-        return ("asha", "frontier") if self.rule == "both" else (self.rule,)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,11 +28,11 @@ from lexray.tuning.endings.early_stopping import (
     Contender,
     Measure,
     Reached,
-    StopRules,
     judge,
     measured,
     rung_steps,
 )
+from lexray.tuning.file.stop_block import StopRules
 from lexray.tuning.sweep_folder import SweepFolder
 from lexray.tuning.trials import Trial
 
@@ -122,7 +122,7 @@ class Judge:
 
     def verdict_at(self, step: int, evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The record of the verdict at the rung of `step`, the one that was given before if there is one."""
-        store, key, rules = self.folder.trial_store(self.me.trial), str(step), asdict(self.rules)
+        store, key, rules = self.folder.trial_store(self.me.trial), str(step), self.rules.model_dump()
         mine = read_rungs(store)
         if mine.rules != rules:
             mine.verdicts, mine.rules = {}, rules
@@ -141,7 +141,7 @@ class Judge:
         if verdict is None:
             return record
         winner = next(o.measure for o in others if o.contender.trial == verdict.by)
-        return {**record, **asdict(verdict), "by_l0": winner.l0, "by_fvu": winner.fvu, "rules": asdict(self.rules)}
+        return {**record, **asdict(verdict), "by_l0": winner.l0, "by_fvu": winner.fvu, "rules": self.rules.model_dump()}
 
     def _reached(self, key: str) -> Iterable[Reached]:
         """The others that have measured at this step."""
@@ -159,7 +159,7 @@ class Judge:
 def stopped_by(store: Store, rules: StopRules) -> dict[str, Any]:
     """The record of the verdict that ended the trial in this folder; empty when there is none under these rules."""
     rungs = read_rungs(store)
-    given = rungs.verdicts.values() if rungs.rules == asdict(rules) else ()
+    given = rungs.verdicts.values() if rungs.rules == rules.model_dump() else ()
     return next((verdict for verdict in given if "rule" in verdict), {})
 
 

@@ -8,12 +8,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from lexray.storage.config_file import MAX_SECONDS, FileModel
-from lexray.tuning.endings.early_stopping import LAST_SHARE, StopRules
 
 SECONDS_PER_HOUR = 3600.0
+LAST_SHARE = 0.7
+"""No rung lies later: what remains is the fall of the learning rate, in which the FVU still drops."""
+
+Rule = Literal["asha", "frontier"]
 
 
-class StopBlock(FileModel):
+class StopRules(FileModel):
     """Which trials end at their rungs; without this block none does."""
 
     rule: Literal["asha", "frontier", "both"]
@@ -30,8 +33,8 @@ class StopBlock(FileModel):
     """Whether seeds are held against each other; by default they are replicas of one configuration."""
 
     @property
-    def rules(self) -> StopRules:
-        return StopRules(**self.model_dump())
+    def names(self) -> tuple[Rule, ...]:
+        return ("asha", "frontier") if self.rule == "both" else (self.rule,)
 
 
 def _moment(value: Any) -> Any:
@@ -56,7 +59,7 @@ Deadline = Annotated[datetime | float, BeforeValidator(_moment)]
 class EndsBlock(FileModel):
     """The keys of a sweep file that end trials, or all of it, before the last step."""
 
-    stop: StopBlock | None = None
+    stop: StopRules | None = None
     """Early stopping; by default every trial is trained to its end."""
     deadline: Deadline | None = None
     """Hours from the start of `lexray sweep`, or a time with its zone. Trials then save their state and end; running

@@ -23,8 +23,8 @@ from lexray.tuning.planning.forecast import (
 )
 from lexray.tuning.planning.mesh_choice import gib
 from lexray.tuning.planning.row_counts import Part, RowCounts
+from lexray.tuning.planning.streams import most_workers, shape_of
 from lexray.tuning.planning.worker_memory import WorkerMemory, worker_memory
-from lexray.tuning.ray_backend.window_servers import most_workers, shape_of
 from lexray.tuning.trials import Trial
 
 HOUR_S = 3600.0

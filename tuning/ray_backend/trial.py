@@ -27,6 +27,7 @@ from lexray.training.measures.held_out import measure_trial
 from lexray.training.mesh.device import use_device
 from lexray.tuning.endings.ends import Meter, Pause, read_spent
 from lexray.tuning.endings.look import Look
+from lexray.tuning.endings.verdicts import stopped_by
 from lexray.tuning.fence import DisplacedError, Fence
 from lexray.tuning.planning.worker_memory import peak_resident_bytes
 from lexray.tuning.ray_backend.attempts import Attempts, sweep_is_over
@@ -206,7 +207,8 @@ def _trained(run: TrialRun, meter: Meter, began_s: float, fence: Fence, device: 
             result = trainer.run()
         if rank == 0 and result.ended == "done":  # by one worker alone: the others did their part
             measure_trial(store, trainer.open_stream, run.trial.config.data, device)
-        return ended_record(run, record, result, time.time() - began_s)
+        stopped = stopped_by(run.store, run.judge.rules) if run.judge is not None and result.ended == "stopped" else {}
+        return ended_record(record, result, time.time() - began_s, stopped=stopped)
     except (UserError, TrainingFailedError) as error:  # raised on every rank; another attempt would end the same way
         return replace(record, status=FAILED, reason=str(error))
 

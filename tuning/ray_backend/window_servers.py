@@ -11,7 +11,6 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lexray.storage.chunk_cache import CacheSettings
-from lexray.storage.manifest import Manifest
 from lexray.storage.server import Publish, start_server
 from lexray.storage.stream_memory import (
     NodeMemory,
@@ -20,49 +19,15 @@ from lexray.storage.stream_memory import (
     check_memory,
     node_memory,
     stream_memory,
-    stream_shape,
 )
 from lexray.tuning.placement.nodes import Node
-from lexray.tuning.planning.row_counts import RowCounts
+from lexray.tuning.planning.streams import most_workers
 from lexray.tuning.trials import Trial
 
 log = logging.getLogger("lexray")
 
 IDLE_S = 30.0
 """How long a server stays on a node without workers: the next trial may come at once, and finds its windows."""
-
-
-def shape_of(trial: Trial, manifest: Manifest, counts: RowCounts) -> StreamShape:
-    """What decides the memory of a trial's streams."""
-    data, train_rows = trial.config.data, counts.training(trial.config.data)
-    return stream_shape(
-        manifest,
-        data.sites,
-        window_bytes=data.window_bytes,
-        lanes=data.lanes,
-        batch_rows=data.batch_rows,
-        workers=trial.config.mesh.row_parts(trial.config.dictionary),
-        train_rows=train_rows,
-        held_out_rows=counts.held_out(data),
-        epochs=trial.config.num_steps * data.batch_rows / train_rows,
-    )
-
-
-def most_workers(trials: Sequence[Trial], node: Node) -> int:
-    """Workers that a node can have at once, at most."""
-    fitting = max(node.workers(trial.footprint) for trial in trials)
-    return max(1, min(fitting, sum(trial.footprint.workers for trial in trials)))
-
-
-def refuse_streams(
-    trials: Sequence[Trial], shapes: Sequence[StreamShape], nodes: Sequence[Node], object_store_bytes: Sequence[int]
-) -> None:
-    """Raise UserError when a node's object store has no room for the windows that its workers would hold."""
-    for node, store_bytes in zip(nodes, object_store_bytes, strict=True):
-        if trials:
-            wanted = stream_memory(shapes, consumers=most_workers(trials, node), object_store_bytes=store_bytes)
-            machine = NodeMemory(int(node.memory_bytes) + store_bytes, None)
-            check_memory(wanted, object_store_bytes=store_bytes, node=machine)
 
 
 @dataclass(kw_only=True)
