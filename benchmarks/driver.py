@@ -30,8 +30,9 @@ from lexray.tuning.driver import Driver
 from lexray.tuning.driver_record import this_place
 from lexray.tuning.endings.ends import Meter, read_spent
 from lexray.tuning.file.sweep_file import SweepFile
-from lexray.tuning.orchestrate import Work, run_sweep
+from lexray.tuning.orchestrate import run_sweep
 from lexray.tuning.ray_backend.trial_run import TrialRun
+from lexray.tuning.ray_backend.tuner import Work
 from lexray.tuning.records import new_record
 from lexray.tuning.results.report import build_results
 from lexray.tuning.sweep_folder import DONE, RUNNING, TrialRecord

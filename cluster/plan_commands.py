@@ -43,12 +43,12 @@ def run_plan(file: str, address: str | None, measure: bool, messages: Console, a
     """
     from lexray.tuning.file.sweep_file import SweepFile
     from lexray.tuning.planning.plan_record import known_speeds, write_plan
-    from lexray.tuning.sweep_plan import plan_sweep
+    from lexray.tuning.sweep_plan import check_room, plan_sweep
 
     sweep = read_config_file(file, SweepFile)
     plan = plan_sweep(sweep, read_text(file))
     machines = this_machine() if address is None else _cluster(address, messages)
-    plan = checked(plan, machines)
+    plan = check_room(plan, machines)
     speeds = known_speeds(plan.folder, [trial.id for trial in plan.trials])
     if measure:
         speeds |= measured_speeds(plan, speeds, messages)
@@ -61,20 +61,6 @@ def run_plan(file: str, address: str | None, measure: bool, messages: Console, a
         print_json(made.to_dict())
         return
     print_plan(made)
-
-
-def checked(plan: SweepPlan, machines: Machines) -> SweepPlan:
-    """The plan with its meshes chosen. Raises UserError for what these machines have no room for."""
-    from lexray.tuning.placement.nodes import refuse_what_never_fits
-    from lexray.tuning.planning.room import refuse_what_has_no_room
-    from lexray.tuning.planning.streams import refuse_streams
-    from lexray.tuning.sweep_plan import gpu_bytes_of, with_meshes
-
-    plan = with_meshes(plan, machines.nodes)
-    refuse_what_never_fits(plan.unfinished, machines.nodes)
-    refuse_what_has_no_room(plan.unfinished, plan.manifest, machines.nodes, gpu_bytes_of(plan.sweep))
-    refuse_streams(plan.expected, plan.shapes, machines.nodes, machines.object_store_bytes)
-    return plan
 
 
 def this_machine() -> Machines:

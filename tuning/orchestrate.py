@@ -3,51 +3,39 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
-from ray import tune
 
 from lexray.storage.chunk_cache import CacheSettings
 from lexray.storage.errors import UserError
-from lexray.storage.store import Store
 from lexray.tuning.driver import Driver, unclaimed
-from lexray.tuning.endings.ends import Ends
 from lexray.tuning.endings.verdicts import Judge, judge_of_all, judges
-from lexray.tuning.placement.nodes import DRIVER_BYTES, Node, refuse_what_never_fits
+from lexray.tuning.placement.nodes import Node
 from lexray.tuning.planning.mesh_options import wishes_of
 from lexray.tuning.planning.plan_record import known_speeds, write_plan
 from lexray.tuning.planning.room import refuse_what_has_no_room
 from lexray.tuning.ray_backend.cluster_view import cluster_machines, living_nodes
 from lexray.tuning.ray_backend.metrics import StatusMetrics
-from lexray.tuning.ray_backend.placer import ON_HEAD
 from lexray.tuning.ray_backend.publisher import publish_server
 from lexray.tuning.ray_backend.rooms import Rooms, placing
 from lexray.tuning.ray_backend.trial import run_trial
 from lexray.tuning.ray_backend.trial_queue import TrialQueue
 from lexray.tuning.ray_backend.trial_run import TrialRun
+from lexray.tuning.ray_backend.tuner import Work, ray_storage_path, tune_trials
 from lexray.tuning.ray_backend.window_servers import WindowServers
 from lexray.tuning.records import new_record
 from lexray.tuning.results.provenance import write_dataset
 from lexray.tuning.results.report import build_results
 from lexray.tuning.search.asking import Search
 from lexray.tuning.sweep_folder import FAILED, MOVING, PENDING, RUNNING
-from lexray.tuning.sweep_plan import SweepPlan, gpu_bytes_of, with_meshes
+from lexray.tuning.sweep_plan import SweepPlan, check_room, gpu_bytes_of
 from lexray.tuning.trials import Footprint, Trial
 from lexray.tuning.views.follow import Follower, FollowThread
 
 log = logging.getLogger("lexray")
-
-Work = Callable[[dict[str, Any]], None]
-"""A function for Tune, which finds the trial's `TrialRun` under `run`."""
 
 
 def run_sweep(
@@ -60,9 +48,9 @@ def run_sweep(
     """
     machines = cluster_machines() if plan.expected else None
     if machines is not None:
-        plan = with_meshes(plan, machines.nodes)
-        refuse_what_never_fits(plan.unfinished, machines.nodes)
-        refuse_what_has_no_room(plan.unfinished, plan.manifest, machines.nodes, gpu_bytes_of(plan.sweep))
+        plan = check_room(plan, machines)
+        servers = _window_servers(plan)
+        costs = servers.check(living_nodes())
     with driver if driver is not None else unclaimed(plan.folder.store):
         if machines is not None:
             speeds = known_speeds(plan.folder, [trial.id for trial in plan.trials])
@@ -70,7 +58,9 @@ def run_sweep(
         plan.folder.store.write("sweep.yaml", plan.text.encode())
         write_dataset(plan.folder.store, plan.sweep.data.url, plan.manifest)
         if machines is not None:
-            _train(plan, machines.nodes, followers, driver, work)
+            for line in costs:
+                log.info("%s", line)
+            _train(plan, machines.nodes, servers, followers, driver, work)
         if plan.search is not None:
             plan = plan.with_asked()
             if machines is not None:
@@ -78,13 +68,20 @@ def run_sweep(
         return build_results(plan.folder, [trial.id for trial in plan.trials])
 
 
-def _train(
-    plan: SweepPlan, nodes: list[Node], followers: Sequence[Follower], driver: Driver | None, work: Work
-) -> None:
+def _window_servers(plan: SweepPlan) -> WindowServers:
     cache = plan.sweep.cache.settings if plan.sweep.cache is not None else None
     publish = partial(publish_server, plan.sweep.name)
-    servers = WindowServers(trials=plan.expected, shapes=plan.shapes, cache=cache, publish=publish)
-    servers.check(living_nodes())
+    return WindowServers(trials=plan.expected, shapes=plan.shapes, cache=cache, publish=publish)
+
+
+def _train(
+    plan: SweepPlan,
+    nodes: list[Node],
+    servers: WindowServers,
+    followers: Sequence[Follower],
+    driver: Driver | None,
+    work: Work,
+) -> None:
     num_finished = len(plan.trials) - len(plan.unfinished)
     statuses = StatusMetrics(sweep=plan.sweep.name, num_trials=plan.num_trials, num_finished=num_finished)
     with (
@@ -94,11 +91,31 @@ def _train(
     ):
         if driver is not None:
             driver.waiting, driver.launch_failures = rooms.waiting, rooms.launch_failures
-        _tune(plan, work, _runs(plan, rooms, nodes, cache), rooms, follow, ends)
+
+        def changed(run: TrialRun, started: bool) -> None:
+            ends.changed(run.trial, started)
+            if plan.search is not None and not started:
+                plan.search.told(run.trial)
+            follow.changed(run, started)
+
+        storage_path = ray_storage_path(plan.folder.store)
+        run_of = _runs(plan, rooms, nodes, servers.cache, storage_path)
+        runs = [run_of(trial) for trial in plan.unfinished]
+        source = _Asked(plan.search, run_of) if plan.search is not None else None
+        queue = TrialQueue(runs, rooms, changed, lambda: bool(ends.reached()), source)
+        tune_trials(
+            work,
+            queue,
+            num_trials=len(runs) + plan.to_ask,
+            retries=plan.sweep.retries,
+            storage_path=storage_path,
+        )
         _close_unfinished(plan.with_asked())
 
 
-def _runs(plan: SweepPlan, rooms: Rooms, nodes: list[Node], cache: CacheSettings | None) -> Callable[[Trial], TrialRun]:
+def _runs(
+    plan: SweepPlan, rooms: Rooms, nodes: list[Node], cache: CacheSettings | None, storage_path: str
+) -> Callable[[Trial], TrialRun]:
     """What runs a trial of the sweep."""
     judge_of = _judge_of(plan)
     gpu_bytes = gpu_bytes_of(plan.sweep)
@@ -121,7 +138,7 @@ def _runs(plan: SweepPlan, rooms: Rooms, nodes: list[Node], cache: CacheSettings
             retries=plan.sweep.retries,
             judge=judge_of(trial),
             deadline_s=plan.ends.deadline_s,
-            ray_storage_path=_ray_storage_path(plan.folder.store),
+            ray_storage_path=storage_path,
         )
 
     return run_of
@@ -153,48 +170,6 @@ class _Asked:
         return [] if trial is None else [self.run_of(trial)]
 
 
-def _tune(
-    plan: SweepPlan,
-    work: Work,
-    run_of: Callable[[Trial], TrialRun],
-    rooms: Rooms,
-    follow: FollowThread,
-    ends: Ends,
-) -> None:
-    def changed(run: TrialRun, started: bool) -> None:
-        ends.changed(run.trial, started)
-        if plan.search is not None and not started:
-            plan.search.told(run.trial)
-        follow.changed(run, started)
-
-    runs = [run_of(trial) for trial in plan.unfinished]
-    source = _Asked(plan.search, run_of) if plan.search is not None else None
-
-    # A trial's function only waits for its workers, whose CPUs the placer counts: all it takes itself is memory, of the
-    # node that stays as long as the cluster.
-    trainable = tune.with_resources(work, tune.PlacementGroupFactory([{"memory": DRIVER_BYTES, **ON_HEAD}]))
-    storage_path = _ray_storage_path(plan.folder.store)
-    tuner = tune.Tuner(
-        trainable,
-        tune_config=tune.TuneConfig(
-            search_alg=TrialQueue(runs, rooms, changed, lambda: bool(ends.reached()), source),
-            num_samples=len(runs) + plan.to_ask,
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=storage_path,
-            verbose=0,
-            failure_config=tune.FailureConfig(max_failures=plan.sweep.retries),
-        ),
-    )
-    try:
-        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # Tune prints even when told not to
-            tuner.fit()
-    finally:
-        shutil.rmtree(storage_path, ignore_errors=True)  # names this machine, and nothing reads it again
-
-
 def _close_unfinished(plan: SweepPlan) -> None:
     """A trial whose process died without a word is written down as failed, and those that never started as pending."""
     reached = plan.ends.reached()
@@ -207,19 +182,3 @@ def _close_unfinished(plan: SweepPlan) -> None:
         elif status in (PENDING, RUNNING, MOVING):
             reason = "its process ended without a word; run the sweep again to continue it"
             plan.folder.write_trial(replace(new_record(trial, status=FAILED), reason=reason))
-
-
-def _ray_storage_path(store: Store) -> str:
-    """Return a folder for Ray's own files, a cache: beside a local sweep, else on this machine, one for each run."""
-    if store.local_path is not None:
-        return str(Path(store.local_path) / ".ray")
-    cache = Path("~/.cache/lexray/ray").expanduser()
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        return tempfile.mkdtemp(dir=cache)
-    except OSError:
-        return tempfile.mkdtemp(prefix="lexray-ray-")
-
-
-logging.getLogger("ray.tune").setLevel(logging.ERROR)
-logging.getLogger("ray.train").setLevel(logging.ERROR)

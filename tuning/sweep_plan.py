@@ -28,7 +28,7 @@ from lexray.tuning.planning.mesh_choice import Room, rooms_of, with_mesh
 from lexray.tuning.planning.plan import Machines, Plan, make_plan
 from lexray.tuning.planning.room import refuse_what_has_no_room
 from lexray.tuning.planning.row_counts import RowCounts
-from lexray.tuning.planning.streams import shape_of
+from lexray.tuning.planning.streams import refuse_streams, shape_of
 from lexray.tuning.search.asking import Search, search_of
 from lexray.tuning.search.bounds import upper_bound
 from lexray.tuning.sweep_folder import SweepFolder
@@ -196,6 +196,18 @@ def with_meshes(plan: SweepPlan, nodes: Sequence[Node]) -> SweepPlan:
     plan = replace(plan, unfinished=decided, search=search)
     if plan.expected:
         check_gpu_hours(plan.sweep, plan.expected)
+    return plan
+
+
+def check_room(plan: SweepPlan, machines: Machines) -> SweepPlan:
+    """Return the plan with its GPUs and meshes chosen for these machines. Nothing is started or written.
+
+    Raises UserError for workers that fit no node's CPUs, GPUs or memory, and for windows that fit no object store.
+    """
+    plan = with_meshes(plan, machines.nodes)
+    refuse_what_never_fits(plan.unfinished, machines.nodes)
+    refuse_what_has_no_room(plan.unfinished, plan.manifest, machines.nodes, gpu_bytes_of(plan.sweep))
+    refuse_streams(plan.expected, plan.shapes, machines.nodes, machines.object_store_bytes)
     return plan
 
 

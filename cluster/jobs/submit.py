@@ -158,9 +158,8 @@ def _planned(
     connection: Connection, sweep: SweepFile, text: str, nodes: Sequence[dict[str, Any]]
 ) -> tuple[Plan | None, str]:
     """The plan for the cluster's nodes; why there is none where dataset or folder cannot be reached from here."""
-    from lexray.cluster.plan_commands import checked
     from lexray.tuning.planning.plan_record import known_speeds
-    from lexray.tuning.sweep_plan import plan_sweep
+    from lexray.tuning.sweep_plan import check_room, plan_sweep
 
     machines = machines_of(connection.description, nodes)
     try:
@@ -169,7 +168,7 @@ def _planned(
         return None, str(error)
     gpu_gib = sweep.resources.gpu_memory_gib or gpu_memory_gib(connection.description)
     resources = sweep.resources.model_copy(update={"gpu_memory_gib": gpu_gib})
-    plan = checked(replace(plan, sweep=sweep.model_copy(update={"resources": resources})), machines)
+    plan = check_room(replace(plan, sweep=sweep.model_copy(update={"resources": resources})), machines)
     return plan.make(machines, known_speeds(plan.folder, [trial.id for trial in plan.trials])), ""
 
 

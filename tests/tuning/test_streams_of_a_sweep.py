@@ -15,13 +15,17 @@ from lexray.storage.config_file import read_config_file
 from lexray.storage.errors import UserError
 from lexray.storage.manifest import load_manifest
 from lexray.storage.store import Store
+from lexray.tuning import orchestrate
+from lexray.tuning.driver import Driver
+from lexray.tuning.driver_record import read_driver
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.orchestrate import run_sweep
 from lexray.tuning.placement.nodes import Node
+from lexray.tuning.planning.plan import Machines
 from lexray.tuning.planning.streams import most_workers
 from lexray.tuning.ray_backend.cluster_view import living_nodes
 from lexray.tuning.ray_backend.window_servers import WindowServers
-from lexray.tuning.sweep_plan import SweepPlan, plan_sweep
+from lexray.tuning.sweep_plan import SweepPlan, check_room, plan_sweep
 
 pytestmark = pytest.mark.ray
 
@@ -91,3 +95,24 @@ def test_windows_that_do_not_fit_are_refused_before_anything_is_trained(
 def test_workers_at_once_are_those_that_fit_and_no_more_than_there_are(data: str, tmp_path: Path) -> None:
     made = plan(tmp_path, sweep_content(data, str(tmp_path / "out"), resources={"workers": 2, "cpus_per_worker": 2}))
     assert [most_workers(made.trials, Node(cpus, 0)) for cpus in (1, 4, 7, 8, 100)] == [1, 2, 3, 4, 4]
+
+
+def test_windows_are_refused_before_the_folder_is_claimed_or_written(
+    data: str, ray_session: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machines = Machines(nodes=[Node(8, 0, 2.0**36)], object_store_bytes=[2**10])  # as an autoscaler could add them
+    monkeypatch.setattr(orchestrate, "cluster_machines", lambda: machines)
+    made = plan(tmp_path, sweep_content(data, str(tmp_path / "out")))
+    driver = Driver(store=made.folder.store)
+    with pytest.raises(UserError, match=r"^data.window_bytes: .* Ray's object store has room for "):
+        run_sweep(made, [], driver)
+    assert not made.folder.store.exists("sweep.yaml")
+    assert read_driver(made.folder.store) is None
+
+
+def test_a_node_without_cpus_needs_no_object_store_for_windows(data: str, tmp_path: Path) -> None:
+    made = plan(tmp_path, sweep_content(data, str(tmp_path / "out")))
+    head, worker = Node(0, 0, 2.0**30), Node(8, 0, 2.0**36)
+    check_room(made, Machines(nodes=[head, worker], object_store_bytes=[2**10, 2**34]))
+    with pytest.raises(UserError, match=r"^data.window_bytes: "):
+        check_room(made, Machines(nodes=[head, worker], object_store_bytes=[2**34, 2**10]))

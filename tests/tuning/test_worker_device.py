@@ -20,9 +20,10 @@ from lexray.storage.errors import UserError
 from lexray.training.mesh.device import CPU
 from lexray.tuning.file.resources import ResourcesBlock
 from lexray.tuning.file.sweep_file import SweepFile
-from lexray.tuning.orchestrate import Work, run_sweep
+from lexray.tuning.orchestrate import run_sweep
 from lexray.tuning.placement.nodes import Node, place
 from lexray.tuning.planning.gpu_choice import gpu_lines, with_gpus
+from lexray.tuning.ray_backend.tuner import Work
 from lexray.tuning.ray_backend.worker_device import choose_device
 from lexray.tuning.sweep_plan import SweepPlan, plan_sweep, with_meshes
 from lexray.tuning.trials import Footprint
@@ -265,7 +266,7 @@ import ray
 from lexray.cluster.connect import PROCESS_ENV
 from lexray.storage.config_file import read_config_file
 from lexray.tuning.file.sweep_file import SweepFile
-from lexray.tuning.orchestrate import Work, run_sweep
+from lexray.tuning.orchestrate import run_sweep
 from lexray.tuning.sweep_plan import plan_sweep
 
 if __name__ == "__main__":

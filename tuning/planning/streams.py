@@ -27,6 +27,11 @@ def shape_of(trial: Trial, manifest: Manifest, counts: RowCounts) -> StreamShape
     )
 
 
+def takes_workers(trials: Sequence[Trial], node: Node) -> bool:
+    """Return whether a worker of any trial fits on the node: a head without CPUs serves no windows."""
+    return any(node.workers(trial.footprint) for trial in trials)
+
+
 def most_workers(trials: Sequence[Trial], node: Node) -> int:
     """Workers that a node can have at once, at most."""
     fitting = max(node.workers(trial.footprint) for trial in trials)
@@ -36,9 +41,9 @@ def most_workers(trials: Sequence[Trial], node: Node) -> int:
 def refuse_streams(
     trials: Sequence[Trial], shapes: Sequence[StreamShape], nodes: Sequence[Node], object_store_bytes: Sequence[int]
 ) -> None:
-    """Raise UserError when a node's object store has no room for the windows that its workers would hold."""
+    """Raise UserError when a node that may get workers has no room in its object store for their windows."""
     for node, store_bytes in zip(nodes, object_store_bytes, strict=True):
-        if trials:
+        if takes_workers(trials, node):
             wanted = stream_memory(shapes, consumers=most_workers(trials, node), object_store_bytes=store_bytes)
             machine = NodeMemory(int(node.memory_bytes) + store_bytes, None)
             check_memory(wanted, object_store_bytes=store_bytes, node=machine)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,10 +20,8 @@ from lexray.storage.stream_memory import (
     stream_memory,
 )
 from lexray.tuning.placement.nodes import Node
-from lexray.tuning.planning.streams import most_workers
+from lexray.tuning.planning.streams import most_workers, takes_workers
 from lexray.tuning.trials import Trial
-
-log = logging.getLogger("lexray")
 
 IDLE_S = 30.0
 """How long a server stays on a node without workers: the next trial may come at once, and finds its windows."""
@@ -43,15 +40,17 @@ class WindowServers:
     _servers: dict[str, Any] = field(default_factory=dict)
     _used_s: dict[str, float] = field(default_factory=dict)
 
-    def check(self, nodes: Mapping[str, Node]) -> None:
-        """Raise UserError when a node that may get workers has no room for what its server would hold."""
-        used = [node_id for node_id, node in nodes.items() if any(node.workers(t.footprint) for t in self.trials)]
+    def check(self, nodes: Mapping[str, Node]) -> list[str]:
+        """Return what streams cost, one line for each kind of node, once every node was asked for its own memory.
+
+        Raises UserError when a node that may get workers has no room for what its server would hold.
+        """
+        used = [node_id for node_id, node in nodes.items() if takes_workers(self.trials, node)]
         needed = {node_id: self._memory(node_id, nodes[node_id]) for node_id in used}
-        for line in sorted({str(memory) for memory, _ in needed.values()}):
-            log.info(line)
         found = _memory_of_nodes(used)
         for node_id, (memory, store_bytes) in needed.items():
             check_memory(memory, object_store_bytes=store_bytes, node=found[node_id])
+        return sorted({str(memory) for memory, _ in needed.values()})
 
     def on(self, nodes: Mapping[str, Node]) -> dict[str, Any]:
         """The servers of these nodes, by node id; started where there is none."""
