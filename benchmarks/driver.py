@@ -24,7 +24,7 @@ from rich.console import Console
 
 from benchmarks.sharding import write_dataset
 from benchmarks.sweep_runs import Interval, records_of, sweep_content, write_sweep
-from lexray.cluster.connect import PROCESS_ENV
+from lexray.cluster.ray_backend.connect import PROCESS_ENV
 from lexray.storage.config_file import read_config_file
 from lexray.tuning.driver import Driver
 from lexray.tuning.driver_record import this_place

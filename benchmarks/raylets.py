@@ -20,11 +20,11 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-from lexray.cluster.connect import PROCESS_ENV
 from lexray.cluster.jobs.job_client import JobClient
 from lexray.cluster.provisioned.description import Liveness
 from lexray.cluster.provisioned.http import Dashboard
 from lexray.cluster.provisioned.tokens import Secret
+from lexray.cluster.ray_backend.connect import PROCESS_ENV
 
 BIN = Path(sys.executable).parent
 START_S = 180.0

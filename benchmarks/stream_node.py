@@ -13,7 +13,7 @@ import ray
 
 from benchmarks.s3_server import CREDENTIALS
 from benchmarks.stream_readers import BATCH_ROWS, Place
-from lexray.cluster.connect import PROCESS_ENV
+from lexray.cluster.ray_backend.connect import PROCESS_ENV
 from lexray.storage.server import ServedWindows, start_server
 from lexray.storage.stream import BatchStream
 

@@ -31,7 +31,7 @@ def run_harvest(file: str, address: str | None, messages: Console, as_json: bool
     from lexray.storage.harvest.harvest_file import HarvestFile
 
     def connect() -> AbstractContextManager[None]:
-        from lexray.cluster.connect import connected
+        from lexray.cluster.ray_backend.connect import connected
 
         return connected(address)
 

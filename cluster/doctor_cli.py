@@ -17,7 +17,7 @@ from lexray.storage.config_file import read_config_file, read_text
 from lexray.storage.errors import UserError
 
 if TYPE_CHECKING:
-    from lexray.cluster.doctor.gather import Request
+    from lexray.cluster.doctor.collect import Request
     from lexray.cluster.doctor.verdict import Check
 
 HEALTHY, UNHEALTHY = 0, 1
@@ -58,7 +58,7 @@ def doctor(
     else:
         where, checks = _joined(asked, address, token_file, is_job=is_job)
     from lexray.cluster.commands import print_json
-    from lexray.cluster.doctor.show import as_document, as_table, is_healthy
+    from lexray.cluster.doctor.render import as_document, as_table, is_healthy
 
     if as_json:
         print_json(as_document(checks, where, time.monotonic() - began))
@@ -92,7 +92,7 @@ def _joined(asked: Asked, address: str | None, token_file: Path | None, *, is_jo
 
 def _by_job(asked: Asked, target: Target) -> tuple[str, list[Check]]:
     """On a cluster whose dashboard we reach."""
-    from lexray.cluster.doctor.outside import Errand, diagnose_by_job
+    from lexray.cluster.doctor.remote import Errand, diagnose_by_job
 
     text = read_text(str(asked.file)) if asked.file is not None else None
     request = request_of(asked)  # refuses a wrong file here, not there
@@ -121,7 +121,7 @@ def use_token(file: Path | None) -> None:
 
 def request_of(asked: Asked) -> Request:
     """What to look at: the sweep file's places, or those given instead. Raises UserError."""
-    from lexray.cluster.doctor.gather import Request
+    from lexray.cluster.doctor.collect import Request
     from lexray.storage.store import Store
 
     if asked.file is None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.console import Console
 
 from lexray.cluster.commands import print_json
+from lexray.cluster.manifests.manifests import applied, render, to_yaml, write
 from lexray.cluster.provisioned.description import ClusterDescription
-from lexray.cluster.provisioned.manifests import applied, render, to_yaml, write
 from lexray.storage.config_file import read_config_file
 from lexray.storage.errors import UserError
 

@@ -98,7 +98,7 @@ def _free_bytes() -> int:
 
 
 def _cluster(address: str, messages: Console) -> Machines:
-    from lexray.cluster.connect import connected
+    from lexray.cluster.ray_backend.connect import connected
     from lexray.tuning.ray_backend.cluster_view import cluster_machines
 
     with messages.status(f"joining {address}"), connected(address):

@@ -55,11 +55,11 @@ def up(
     Example: lexray up infra/aws-ec2
     """
     if _is_host_list(folder, var_file):
-        from lexray.cluster.provisioned import ssh_cluster
+        from lexray.cluster.lifecycle import ssh_cluster
 
         raise typer.Exit(ssh_cluster.run_up(folder, messages, as_json))
-    from lexray.cluster.provisioned.terraform import Terraform
-    from lexray.cluster.provisioned.up import run_up
+    from lexray.cluster.lifecycle.terraform import Terraform
+    from lexray.cluster.lifecycle.up import run_up
 
     terraform = Terraform(folder=folder, var_file=var_file)
     raise typer.Exit(run_up(terraform, _asked(yes), messages, as_json, skip_checks=skip_checks))
@@ -80,17 +80,17 @@ def down(
     Example: lexray down infra/aws-ec2
     """
     if _is_host_list(folder, var_file):
-        from lexray.cluster.provisioned import ssh_cluster
+        from lexray.cluster.lifecycle import ssh_cluster
 
         raise typer.Exit(ssh_cluster.run_down(folder, force, messages, as_json))
-    from lexray.cluster.provisioned.down import run_down
-    from lexray.cluster.provisioned.terraform import Terraform
+    from lexray.cluster.lifecycle.down import run_down
+    from lexray.cluster.lifecycle.terraform import Terraform
 
     raise typer.Exit(run_down(Terraform(folder=folder, var_file=var_file), _asked(yes), force, messages, as_json))
 
 
 def _is_host_list(folder: Path, var_file: Path | None) -> bool:
-    from lexray.cluster.provisioned.ssh_hosts import HOSTS_FILE
+    from lexray.cluster.lifecycle.ssh_hosts import HOSTS_FILE
     from lexray.storage.errors import UserError
 
     if not (folder / HOSTS_FILE).exists():

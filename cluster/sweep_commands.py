@@ -51,7 +51,7 @@ def run_sweep_file(file: str, where: Where, messages: Console, as_json: bool) ->
         mirrors: list[Any] = []
         driver, followers = None, []
         if plan.expected:
-            from lexray.cluster.connect import connected
+            from lexray.cluster.ray_backend.connect import connected
 
             driver = _driver(plan, where, mirrors)
             driver.check()

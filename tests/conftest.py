@@ -8,8 +8,8 @@ import pytest
 import ray
 from moto.server import ThreadedMotoServer
 
-from lexray.cluster.connect import PROCESS_ENV
-from lexray.cluster.local_ray import local_folder, started
+from lexray.cluster.ray_backend.connect import PROCESS_ENV
+from lexray.cluster.ray_backend.local_ray import local_folder, started
 
 LAST = ("test_mesh.py", "test_target_l0.py", "test_mesh_checkpoints.py")
 """Matrices of which any part says something: what time is left is theirs."""

@@ -11,8 +11,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from lexray.cluster.manifests.kube_pods import Manifest
 from lexray.cluster.provisioned.description import ClusterDescription
-from lexray.cluster.provisioned.kube_pods import Manifest
 from lexray.storage.config_file import read_config_file
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from kubernetes_kinds import cluster_spec, pod_templates
 
+from lexray.cluster.manifests.kube_namespace import POD_IDENTITY_AGENT
+from lexray.cluster.manifests.kube_pods import DRAIN_S, GPU_RESOURCE, Manifest
 from lexray.cluster.provisioned.description import Liveness
-from lexray.cluster.provisioned.kube_namespace import POD_IDENTITY_AGENT
-from lexray.cluster.provisioned.kube_pods import DRAIN_S, GPU_RESOURCE, Manifest
 
 
 def violations(manifest: Manifest) -> list[str]:

@@ -26,7 +26,7 @@ from typing import Any
 
 import pytest
 
-from lexray.cluster.connect import PROCESS_ENV
+from lexray.cluster.ray_backend.connect import PROCESS_ENV
 from lexray.storage.objects.options import INSECURE
 
 GCS_PORT, DASHBOARD_PORT, S3_PORT = 6379, 8265, 5005

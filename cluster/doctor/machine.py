@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lexray.cluster.doctor.findings import NOT_ASKED, Device, Disk, Efa, MachineFacts, Unknown
 from lexray.cluster.doctor.machine_checks import CODE
-from lexray.cluster.jobs.package import PACKAGE, code_files
+from lexray.cluster.ray_backend.package import PACKAGE, code_files
 from lexray.storage.stream_memory import node_memory
 
 LIBRARIES = ("ray", "torch", "deepspeed")

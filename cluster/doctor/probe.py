@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-from lexray.cluster.doctor.doors import ask_dashboard, look_at_dashboard
+from lexray.cluster.doctor.dashboard import ask_dashboard, look_at_dashboard
 from lexray.cluster.doctor.findings import AllReduce, BucketRegion, DashboardFacts, MachineFacts, StoreFinding, Unknown
 from lexray.cluster.doctor.machine import look_at_machine
 from lexray.cluster.doctor.stores import (

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lexray.cluster.connect import connected, local_ray
-from lexray.cluster.doctor.asking import Deadline
-from lexray.cluster.doctor.examine import examine
-from lexray.cluster.doctor.gather import Request, gather
+from lexray.cluster.doctor.checks import examine
+from lexray.cluster.doctor.collect import Request, gather
+from lexray.cluster.doctor.rpc import Deadline
 from lexray.cluster.doctor.verdict import Check, Limits, fail
-from lexray.cluster.local_ray import RayStartError
+from lexray.cluster.ray_backend.connect import connected, local_ray
+from lexray.cluster.ray_backend.local_ray import RayStartError
 
 TOTAL_S = 26.0
 """All questions together, once connected; what they leave undone is told as such."""

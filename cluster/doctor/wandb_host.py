@@ -9,7 +9,7 @@ import os
 import urllib.request
 from urllib.parse import urlsplit
 
-from lexray.cluster.doctor.doors import status_of
+from lexray.cluster.doctor.dashboard import status_of
 from lexray.cluster.doctor.findings import Unknown, WandbFacts
 from lexray.cluster.provisioned.http import NoRedirect
 

@@ -11,11 +11,11 @@ from rich.text import Text
 
 from lexray.cluster.commands import print_json
 from lexray.cluster.consoles import TextConsole
+from lexray.cluster.follow.resolve import connected_if_told, meant
 from lexray.cluster.follow.sweep_status import LEFT, LOST, UNKNOWN, SweepStatus, TrialStatus, sweep_status
-from lexray.cluster.follow.which import connected_if_told, meant
-from lexray.cluster.follow.words import moment, resume_command, span
 from lexray.cluster.jobs.job_client import Job
 from lexray.cluster.provisioned.connection import Target
+from lexray.cluster.words import moment, resume_command, span
 from lexray.storage.errors import UserError
 from lexray.tuning.driver_record import RUNNING
 

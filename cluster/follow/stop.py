@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from lexray.cluster.commands import FAILED, OK, print_json
-from lexray.cluster.follow.which import Meant, connected_if_told, meant
-from lexray.cluster.follow.words import span
+from lexray.cluster.follow.resolve import Meant, connected_if_told, meant
 from lexray.cluster.jobs.job_client import JobClient
 from lexray.cluster.provisioned.connection import Connection, Target
+from lexray.cluster.words import span
 from lexray.storage.errors import UserError
 from lexray.storage.store import Store
 from lexray.tuning.driver_record import RUNNING, DriverRecord, is_alive, read_driver

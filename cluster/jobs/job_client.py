@@ -8,9 +8,9 @@ from typing import Any
 from urllib.parse import quote
 
 from lexray.cluster.jobs.naming import PREFIX, attempt_of
-from lexray.cluster.jobs.package import Package
 from lexray.cluster.provisioned.errors import NotFoundError
 from lexray.cluster.provisioned.http import Dashboard
+from lexray.cluster.ray_backend.package import Package
 
 RUNNING = ("PENDING", "RUNNING")
 STOPPED, FAILED, SUCCEEDED = "STOPPED", "FAILED", "SUCCEEDED"

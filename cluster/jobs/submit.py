@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from lexray.cluster.jobs.job_client import OUTPUT, SWEEP, Job, JobClient
 from lexray.cluster.jobs.naming import base_id, next_id
 from lexray.cluster.jobs.nodes import all_are_here, gpu_memory_gib, machines_of
-from lexray.cluster.jobs.package import SWEEP_FILE, Package, package
 from lexray.cluster.provisioned.connection import Connection
 from lexray.cluster.provisioned.description import ClusterDescription, Pool
 from lexray.cluster.provisioned.errors import RefusedError
 from lexray.cluster.provisioned.pools import pools_option, startable
+from lexray.cluster.ray_backend.package import SWEEP_FILE, Package, package
 from lexray.storage.config_file import checked_content, mapping_of
 from lexray.storage.errors import UnreachableError, UserError
 from lexray.storage.objects.options import insecure_prefix

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from lexray.cluster.commands import FAILED, OK, print_json
-from lexray.cluster.follow.words import resume_command
 from lexray.cluster.jobs.job_client import SUCCEEDED, Job, JobClient
 from lexray.cluster.jobs.submit import Submission, scratch_warning, submit, sweep_of
 from lexray.cluster.jobs.watch import follow_job
 from lexray.cluster.provisioned.connection import Connection, Target, connect
+from lexray.cluster.words import resume_command
 from lexray.storage.errors import UserError
 from lexray.storage.store import Store, reachable
 

@@ -1,13 +1,10 @@
-"""`ssh`, as far as lexray calls it: a command or a program of ours on a host, and a tunnel. It never asks anything."""
+"""`ssh`, as far as lexray calls it: a command on a host, and a tunnel. It never asks anything."""
 
 from __future__ import annotations
 
-import json
 import shlex
 import subprocess
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from lexray.cluster.provisioned.description import Ssh
 from lexray.cluster.provisioned.programs import last_line, missing
@@ -17,17 +14,6 @@ CONNECT_S = 10
 TIMEOUT_S = 180.0
 """How long a call may take: Ray starts meanwhile."""
 ALIVE = ("-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4")
-AGENT = ("ray_keeper", "ssh_agent")
-"""Modules that are sent to a host, in the order of their imports."""
-FIRST = "import json; exec(json.loads(input()))"
-"""Short, in the list of processes, and one line, which every shell can quote."""
-RUN = """
-import sys, types
-for name, text in json.loads(input()):
-    module = sys.modules[name] = types.ModuleType(name)
-    exec(compile(text, name, "exec"), module.__dict__)
-module.answer(json.loads(input()))
-"""
 
 
 def ssh_command(access: Ssh, *options: str) -> list[str]:
@@ -63,27 +49,3 @@ def output_at(access: Ssh, command: Sequence[str], given: str = "") -> str:
     if done.returncode:
         raise UserError(f"ssh {access.host}: {last_line(done.stderr) or f'exit code {done.returncode}'}")
     return done.stdout
-
-
-def call_agent(access: Ssh, python: str, request: dict[str, Any]) -> dict[str, Any]:
-    """Return what `ssh_agent.answer` says on a host; its token travels on stdin, which no list of processes shows.
-
-    Raises UserError naming the host.
-    """
-    command = [python, "-I", "-c", FIRST, "lexray", request["cluster"]]
-    given = "".join(f"{line}\n" for line in program(request))
-    said = last_line(output_at(access, command, given))
-    try:
-        answer: dict[str, Any] = json.loads(said)
-    except ValueError as error:
-        raise UserError(f"ssh {access.host}: {python} printed no answer; is it a Python?") from error
-    if "error" in answer:
-        raise UserError(f"{access.host}: {answer['error']}")
-    return answer
-
-
-def program(request: dict[str, Any]) -> list[str]:
-    """Return the lines that `FIRST` reads on a host: what it runs, our modules by name, what is requested."""
-    here = Path(__file__).parent
-    sources = [(f"{__package__}.{name}", (here / f"{name}.py").read_text(encoding="utf-8")) for name in AGENT]
-    return [json.dumps(one) for one in (RUN, sources, request)]

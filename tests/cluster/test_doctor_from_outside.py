@@ -17,7 +17,7 @@ from namespaces import DASHBOARD_PORT, Machines, machines, why_not
 from sweeps import sweep_content
 from synthetic import write_rows
 
-from lexray.cluster.doctor.outside import document_in
+from lexray.cluster.doctor.remote import document_in
 from lexray.storage.objects.settings import StorageSettings
 from lexray.storage.store import Store
 

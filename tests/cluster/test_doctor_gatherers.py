@@ -17,7 +17,7 @@ from synthetic import write_rows
 from wandb_server import KEY, wandb_server
 
 from lexray.cluster.doctor import traffic
-from lexray.cluster.doctor.doors import http_status, listening_addresses, public_addresses
+from lexray.cluster.doctor.dashboard import http_status, listening_addresses, public_addresses
 from lexray.cluster.doctor.findings import Device, Efa, StoreFault, StoreSpeed, Unknown
 from lexray.cluster.doctor.machine import code_hash, efa, look_at_machine, system_config
 from lexray.cluster.doctor.stores import (

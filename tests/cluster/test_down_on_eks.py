@@ -16,10 +16,10 @@ import pytest
 from fake_programs import ADashboard, Programs, on_path
 from rich.console import Console
 
+from lexray.cluster.lifecycle.down import Removed, down
+from lexray.cluster.lifecycle.kube_heads import end_ray_clusters
+from lexray.cluster.lifecycle.terraform import Terraform
 from lexray.cluster.provisioned.description import ClusterDescription
-from lexray.cluster.provisioned.down import Removed, down
-from lexray.cluster.provisioned.kube_heads import end_ray_clusters
-from lexray.cluster.provisioned.terraform import Terraform
 from lexray.storage.errors import UserError
 
 TOKEN = "a-token-of-kuberay"

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from lexray.cluster.follow.logs import gained, pieces
+from lexray.cluster.follow.resolve import Meant
 from lexray.cluster.follow.stop import stop
 from lexray.cluster.follow.sweep_status import sweep_status
-from lexray.cluster.follow.which import Meant
 from lexray.storage.store import Store
 from lexray.tuning.driver import Driver
 from lexray.tuning.driver_record import DriverRecord, read_driver, write_driver

@@ -17,7 +17,7 @@ from benchmarks.raylets import raylets
 NAMES = ("training", "storage", "tuning", "cluster", "lexray", "yaml", "pydantic", "torch", "statistics")
 PROBE = """
 import json, sys
-from lexray.cluster.connect import connected
+from lexray.cluster.ray_backend.connect import connected
 
 def look():
     import importlib.util, os, sys

@@ -3,7 +3,7 @@
 import pytest
 from ray.core.generated.gcs_pb2 import GcsNodeInfo
 
-from lexray.cluster.provisioned.leave import node_of
+from lexray.cluster.node.drain_node import node_of
 
 
 def node(number, instance, state=GcsNodeInfo.ALIVE):

@@ -22,11 +22,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray._private import ray_constants
 
-from lexray.cluster import connect
-from lexray.cluster.connect import PROCESS_ENV, connected
-from lexray.cluster.doctor.doors import dashboard_url
+from lexray.cluster.doctor.dashboard import dashboard_url
 from lexray.cluster.home import CACHES, ensure_home
-from lexray.cluster.local_ray import (
+from lexray.cluster.ray_backend import connect
+from lexray.cluster.ray_backend.connect import PROCESS_ENV, connected
+from lexray.cluster.ray_backend.local_ray import (
     LONGEST_SOCKET,
     RAY_FOLDER,
     SOCKET_BYTES,
@@ -121,7 +121,7 @@ def grpc_code(port: int, method: str, token: str | None) -> str:
 def test_a_user_joins_a_ray_on_loopback_by_its_address_and_token_alone(ray_session, tmp_path):
     (tmp_path / "wrong").write_text("0" * 64)
     script = (
-        "import sys\nfrom lexray.cluster.connect import connected\nimport ray\n"
+        "import sys\nfrom lexray.cluster.ray_backend.connect import connected\nimport ray\n"
         "with connected(sys.argv[1]): print('joined', ray.cluster_resources()['CPU'])\n"
     )
     for variable, said in (
@@ -237,7 +237,8 @@ def test_the_longest_place_that_is_taken_holds_a_socket_and_no_longer_one(short)
 
 def test_a_machine_without_any_place_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(
-        "lexray.cluster.local_ray._candidates", lambda environ: [("TMPDIR", str(tmp_path / "no")), ("", "/proc")]
+        "lexray.cluster.ray_backend.local_ray._candidates",
+        lambda environ: [("TMPDIR", str(tmp_path / "no")), ("", "/proc")],
     )
     with pytest.raises(RayStartError, match=r"TMPDIR .*/no: No such file.*the folder /proc: .*set RAY_TMPDIR"):
         make_private_folder({})
@@ -376,8 +377,8 @@ def test_workers_ask_their_own_ray_where_another_runs_on_the_machine(tmp_path):
 import sys
 import ray
 from ray.dashboard.utils import get_address_for_submission_client
-from lexray.cluster.connect import local_ray
-from lexray.cluster.doctor.doors import dashboard_url
+from lexray.cluster.ray_backend.connect import local_ray
+from lexray.cluster.doctor.dashboard import dashboard_url
 with local_ray():
     print(ray.get(ray.remote(get_address_for_submission_client).remote(None)) == dashboard_url(), flush=True)
     sys.stdin.readline()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lexray.cluster import connect
 from lexray.cluster.provisioned.description import Pool
 from lexray.cluster.provisioned.pools import pools_of, pools_option
+from lexray.cluster.ray_backend import connect
 from lexray.tuning.ray_backend import cluster_view
 
 

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from lexray.cluster.jobs.job_client import JobClient
 from lexray.cluster.jobs.naming import attempt_of, base_id, next_id
-from lexray.cluster.jobs.package import MAX_BYTES, code_package, package
 from lexray.cluster.jobs.submit import entrypoint
 from lexray.cluster.jobs.watch import LONGEST_PAUSE_S, PAUSE_S, follow_job, pause_s
 from lexray.cluster.provisioned import http
@@ -28,6 +27,7 @@ from lexray.cluster.provisioned.errors import ClusterLostError, NotFoundError, R
 from lexray.cluster.provisioned.http import Dashboard
 from lexray.cluster.provisioned.pools import pools_of, pools_option, startable
 from lexray.cluster.provisioned.tokens import Secret
+from lexray.cluster.ray_backend.package import MAX_BYTES, code_package, package
 from lexray.storage.errors import UserError
 
 

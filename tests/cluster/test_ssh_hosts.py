@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
+from lexray.cluster.lifecycle.ssh_hosts import HostList, check_hosts, described, read_hosts
+from lexray.cluster.node import agent_call
+from lexray.cluster.node.ray_start import node_environment, start_arguments
 from lexray.cluster.provisioned import ssh
 from lexray.cluster.provisioned.connection import Target, connect
 from lexray.cluster.provisioned.description import ClusterDescription, Liveness, Ssh, SshFile
-from lexray.cluster.provisioned.ray_start import node_environment, start_arguments
-from lexray.cluster.provisioned.ssh_hosts import HostList, check_hosts, described, read_hosts
 from lexray.cluster.provisioned.trust import token_use
 from lexray.storage.errors import UserError
 
@@ -150,11 +151,15 @@ def test_no_ssh_at_all_is_said(lexray, tmp_path, monkeypatch):
 
 def test_what_is_sent_to_a_host_needs_python_alone():
     """As on a host: no module of lexray can be imported there."""
-    given = "".join(
-        f"{line}\n" for line in ssh.program({"do": "look", "cluster": "x", "address": "127.0.0.9", "ports": []})
-    )
+    request = {"do": "look", "cluster": "x", "address": "127.0.0.9", "ports": []}
+    given = "".join(f"{line}\n" for line in agent_call.program(request))
     done = subprocess.run(
-        ["python3", "-I", "-S", "-c", ssh.FIRST], input=given, capture_output=True, text=True, check=True, cwd="/"
+        ["python3", "-I", "-S", "-c", agent_call.FIRST],
+        input=given,
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd="/",
     )
     assert '"address": "127.0.0.9"' in done.stdout
 

@@ -13,7 +13,7 @@ from fake_programs import ADashboard, Programs, on_path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lexray.cluster.doctor.doors import http_status
+from lexray.cluster.doctor.dashboard import http_status
 from lexray.cluster.provisioned.connection import Target, connect
 from lexray.cluster.provisioned.description import ClusterDescription
 from lexray.cluster.provisioned.http import Dashboard, is_loopback

@@ -13,13 +13,13 @@ import pytest
 from fake_programs import ADashboard
 from rich.console import Console
 
-from lexray.cluster.provisioned.draining import drain, refuse_running
+from lexray.cluster.lifecycle.billed_resources import Leftover, is_billed, kind_of, lasting, leftovers
+from lexray.cluster.lifecycle.machines import end_workers, is_stopped, stop_head, workers
+from lexray.cluster.lifecycle.running_jobs import drain, refuse_running
+from lexray.cluster.lifecycle.terraform import Terraform, complaint, diagnoses, one_line
+from lexray.cluster.lifecycle.terraform_plan import TAG_KEY, cost_lines, counted, head_lines, read_plan
+from lexray.cluster.lifecycle.up import run_up, up
 from lexray.cluster.provisioned.errors import RefusedError
-from lexray.cluster.provisioned.leftovers import Leftover, is_billed, kind_of, lasting, leftovers
-from lexray.cluster.provisioned.machines import end_workers, is_stopped, stop_head, workers
-from lexray.cluster.provisioned.terraform import Terraform, complaint, diagnoses, one_line
-from lexray.cluster.provisioned.terraform_plan import TAG_KEY, cost_lines, counted, head_lines, read_plan
-from lexray.cluster.provisioned.up import run_up, up
 from lexray.storage.errors import UserError
 
 REGION = "us-east-1"

@@ -27,7 +27,7 @@ from node_scripts import environment, start, workers
 from sweeps import sweep_content, write_dataset, write_sweep
 from tunnels import forward
 
-from lexray.cluster.provisioned.machines import OF_A_GROUP
+from lexray.cluster.lifecycle.machines import OF_A_GROUP
 from lexray.storage.store import StorageSettings, Store
 from lexray.training.checkpoint.saved import load_dictionary
 from lexray.tuning.results.frontier import read_frontier

@@ -12,10 +12,10 @@ import pytest
 from fake_programs import ADashboard
 from hcl_files import INFRA
 
-from lexray.cluster.provisioned import idle_head
+from lexray.cluster.node import idle_head
+from lexray.cluster.node.idle_head import POLL_S, await_idle, is_used, this_head
 from lexray.cluster.provisioned.errors import ClusterLostError
 from lexray.cluster.provisioned.http import Dashboard
-from lexray.cluster.provisioned.idle_head import POLL_S, await_idle, is_used, this_head
 from lexray.cluster.provisioned.tokens import Secret
 
 HEAD = {"state": "ALIVE", "is_head_node": True}
@@ -93,6 +93,6 @@ def test_the_script_stops_the_head_once_the_watch_ends_well(tmp_path: Path):
         (tmp_path / name).chmod(0o755)
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
     subprocess.run(["bash", "-c", script], cwd=tmp_path, env=env, check=True, timeout=30)
-    watched = "docker exec ray python -m lexray.cluster.provisioned.idle_head 45"
+    watched = "docker exec ray python -m lexray.cluster.node.idle_head 45"
     stopped = "aws autoscaling set-desired-capacity --auto-scaling-group-name lexray-head --desired-capacity 0"
     assert (tmp_path / "calls").read_text().splitlines() == [watched, watched, stopped]

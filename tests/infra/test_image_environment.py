@@ -40,7 +40,7 @@ def test_it_has_lexray_and_its_libraries_and_nothing_of_a_developer(programs):
 
 def test_commands_start(programs):
     assert "Usage" in run(programs / "lexray", "--help").stdout
-    left = run(programs / "python", "-m", "lexray.cluster.provisioned.leave", "127.0.0.1:9", "i-1", "5")
+    left = run(programs / "python", "-m", "lexray.cluster.node.drain_node", "127.0.0.1:9", "i-1", "5")
     assert (left.returncode, "ValueError: not enough values to unpack" in left.stderr) == (1, True), left.stderr
     for module in ("ray.autoscaler._private.aws.node_provider", "ray.autoscaler._private.kuberay.run_autoscaler"):
         done = run(programs / "python", "-c", f"import {module}")
@@ -52,7 +52,7 @@ def test_the_head_stays_up_asks_ec2_for_a_node_and_lets_one_leave(programs, host
     work = send_work(hosts, env, programs)
     wait_until(lambda: "running" in workers(ec2).values(), "an instance for the work", WAIT_S)
     assert work.poll() is None
-    command = [programs / "python", "-m", "lexray.cluster.provisioned.leave"]
+    command = [programs / "python", "-m", "lexray.cluster.node.drain_node"]
     arguments = [f"{hosts.addresses['head']}:{GCS_PORT}", "i-nowhere", "5", "test"]
     left = hosts.run("head", [*map(str, command), *arguments], **env)
     assert left.wait(60) == 1

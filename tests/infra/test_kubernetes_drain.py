@@ -15,7 +15,7 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from lexray.cluster.provisioned.kube_pods import DRAIN_S, DRAIN_SCRIPT
+from lexray.cluster.manifests.kube_pods import DRAIN_S, DRAIN_SCRIPT
 from lexray.tuning.ray_backend.cluster_view import cluster_view
 
 folder = sys.argv[1]

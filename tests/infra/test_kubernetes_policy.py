@@ -5,7 +5,7 @@ import yaml
 from kubernetes_kinds import FOLDER, by_name, example, kustomized, needs_kubectl
 from kubernetes_policy import violations
 
-from lexray.cluster.provisioned.manifests import KUSTOMIZATION, applied, render
+from lexray.cluster.manifests.manifests import KUSTOMIZATION, applied, render
 
 SPOT_ONLY = [{"name": "gpu", "cpus": 8, "memory_gib": 32, "gpus": 8, "max_nodes": 2, "capacity": "RESERVED"}]
 CLUSTER = ("RayCluster", "lexray")

@@ -10,9 +10,9 @@ import yaml
 from kubernetes_kinds import FOLDER, ROOT, by_name, example, kustomized, needs_kubectl, pod_templates
 from pydantic import ValidationError
 
-from lexray.cluster.provisioned.kube_cluster import SWEEP, SWEEP_CONFIG_MAP, SWEEP_FOLDER
-from lexray.cluster.provisioned.kube_pods import DRAIN_SCRIPT, GPU_RESOURCE
-from lexray.cluster.provisioned.manifests import applied, render, to_yaml
+from lexray.cluster.manifests.kube_cluster import SWEEP, SWEEP_CONFIG_MAP, SWEEP_FOLDER
+from lexray.cluster.manifests.kube_pods import DRAIN_SCRIPT, GPU_RESOURCE
+from lexray.cluster.manifests.manifests import applied, render, to_yaml
 from lexray.cluster.provisioned.pools import pools_of
 from lexray.storage.errors import UserError
 

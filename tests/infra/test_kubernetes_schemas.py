@@ -6,7 +6,7 @@ import jsonschema
 import pytest
 from kubernetes_kinds import FOLDER, check, example, kustomized, needs_kubectl, needs_kuberay_schemas, read_manifests
 
-from lexray.cluster.provisioned.manifests import KUSTOMIZATION, applied, render
+from lexray.cluster.manifests.manifests import KUSTOMIZATION, applied, render
 
 CUSTOM = ("RayCluster", "RayJob")
 FULL = {

@@ -16,7 +16,7 @@ from namespaces import DASHBOARD_PORT, GCS_PORT, S3_PORT, answers, wait_until
 from node_scripts import environment, launch_head, simulated_ec2, start, workers
 from sweeps import sweep_content, write_dataset, write_sweep
 
-from lexray.cluster.provisioned.ec2_provider import WAYS, Ec2Provider, NodesRefusedError
+from lexray.cluster.node.ec2_provider import WAYS, Ec2Provider, NodesRefusedError
 
 SIMULATOR = str(Path(__file__).with_name("aws_simulator.py"))
 QUOTA = "You have requested more vCPU capacity than your current vCPU limit of 0 allows for the instance bucket"

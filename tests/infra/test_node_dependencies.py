@@ -31,7 +31,7 @@ ON_NODES = (
     "ray.dashboard.modules.job.job_head",
     "ray.dashboard.modules.reporter.reporter_head",
     "ray.scripts.scripts",
-    "lexray.cluster.provisioned.leave",
+    "lexray.cluster.node.drain_node",
     "s3fs",
     "smart_open",
     "wandb",

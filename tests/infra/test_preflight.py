@@ -16,10 +16,10 @@ from moto.core.exceptions import JsonRESTError
 from moto.servicequotas.responses import ServiceQuotasResponse
 from rich.console import Console
 
-from lexray.cluster.provisioned import up as up_module
-from lexray.cluster.provisioned.instance_types import InstanceType, Quota, judge_pools, quota_of
-from lexray.cluster.provisioned.preflight import DEFAULTS, preflight
-from lexray.cluster.provisioned.terraform_plan import Plan
+from lexray.cluster.lifecycle import up as up_module
+from lexray.cluster.lifecycle.instance_types import InstanceType, Quota, judge_pools, quota_of
+from lexray.cluster.lifecycle.preflight import DEFAULTS, preflight
+from lexray.cluster.lifecycle.terraform_plan import Plan
 from lexray.storage.errors import UserError
 
 REGION, ACCOUNT = "us-east-1", "123456789012"
@@ -145,7 +145,7 @@ def test_a_missing_role_and_the_examples_account_are_refused(account, monkeypatc
     iam = boto3.client("iam")
     (role,) = iam.list_roles(PathPrefix="/aws-service-role/spot.amazonaws.com/")["Roles"]
     iam.delete_role(RoleName=role["RoleName"])
-    monkeypatch.setattr("lexray.cluster.provisioned.preflight.EXAMPLE_ACCOUNT", "999999999999")
+    monkeypatch.setattr("lexray.cluster.lifecycle.preflight.EXAMPLE_ACCOUNT", "999999999999")
     found = said(plan(container_image=IMAGE.replace(ACCOUNT, "999999999999")))
     assert [is_refusal for _, is_refusal in found] == [True, True]
     assert f"account 999999999999 is the example's and yours is {ACCOUNT}" in found[0][0]

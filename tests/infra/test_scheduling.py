@@ -14,7 +14,7 @@ from hcl_files import INFRA
 from kubernetes_kinds import example
 from scheduling import why_not
 
-from lexray.cluster.provisioned.manifests import render
+from lexray.cluster.manifests.manifests import render
 
 HERE = rendered.FOLDER.parent
 VALUES = INFRA / "kubernetes/values"

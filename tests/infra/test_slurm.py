@@ -15,9 +15,9 @@ from running_cluster import finished_in
 from slurm_stand_ins import JOB, SCRIPT, Slurm, directives, send_late
 from sweeps import sweep_content, write_dataset, write_sweep
 
+from lexray.cluster.node.slurm_node import address_towards, lead, memory_arguments
 from lexray.cluster.provisioned.connection import read_description
 from lexray.cluster.provisioned.description import Ssh
-from lexray.cluster.provisioned.slurm_node import address_towards, lead, memory_arguments
 from lexray.storage.store import Store
 
 NAMES = ("node-1", "node-2", "node-3")

@@ -17,8 +17,8 @@ from ray.autoscaler._private.util import validate_config
 from ray.autoscaler.v2.instance_manager.config import FileConfigReader
 
 from lexray.cluster.jobs.nodes import machines_of
+from lexray.cluster.manifests.kube_pods import worker_start_params
 from lexray.cluster.provisioned.description import ClusterDescription, Liveness
-from lexray.cluster.provisioned.kube_pods import worker_start_params
 from lexray.tuning.placement.memory_split import memory_split, store_beside
 
 TEMPLATES = INFRA / "modules/aws/ray-ec2/templates"

@@ -13,7 +13,7 @@ from aws_simulator import PUBLISHED
 from hcl_files import INFRA, parsed
 from terraform_tool import copy_of_infra
 
-from lexray.cluster.provisioned.terraform_plan import Plan, head_lines, read_plan
+from lexray.cluster.lifecycle.terraform_plan import Plan, head_lines, read_plan
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 OLD, NEW = "ami-0aaaaaaaaaaaaaaaa", "ami-0bbbbbbbbbbbbbbbb"

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 from sweeps import sweep_content, write_dataset, write_sweep
 
+from lexray.cluster.follow.resolve import Meant
 from lexray.cluster.follow.stop import stop
-from lexray.cluster.follow.which import Meant
 from lexray.storage.config_file import read_config_file
 from lexray.storage.errors import CorruptDataError, UserError
 from lexray.storage.harvest.journal import Journal, close_journal, remove_beginnings, remove_leftovers

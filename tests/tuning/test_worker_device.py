@@ -263,7 +263,7 @@ from pathlib import Path
 
 import ray
 
-from lexray.cluster.connect import PROCESS_ENV
+from lexray.cluster.ray_backend.connect import PROCESS_ENV
 from lexray.storage.config_file import read_config_file
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.orchestrate import run_sweep

@@ -282,7 +282,7 @@ cat > /etc/lexray/public/ray-cluster.yaml <<'EOF'
   "cache_stopped_nodes": false
   "disable_launch_config_check": true
   "disable_node_updaters": true
-  "module": "lexray.cluster.provisioned.ec2_provider.Ec2Provider"
+  "module": "lexray.cluster.node.ec2_provider.Ec2Provider"
   "region": "us-east-1"
   "type": "external"
   "use_internal_ips": true

@@ -190,7 +190,7 @@ noticed() {
 }
 # In the container, whose variables say where the head is and what Ray calls this node.
 leave() {
-  docker exec ray bash -c 'python -m lexray.cluster.provisioned.leave "$LEXRAY_HEAD_ADDRESS" "$RAY_CLOUD_INSTANCE_ID" 100 \
+  docker exec ray bash -c 'python -m lexray.cluster.node.drain_node "$LEXRAY_HEAD_ADDRESS" "$RAY_CLOUD_INSTANCE_ID" 100 \
     "AWS takes the spot node back"'
 }
 until noticed && leave; do

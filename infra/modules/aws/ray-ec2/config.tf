@@ -91,7 +91,7 @@ locals {
     head_node_type       = "head"
     provider = {
       type                        = "external"
-      module                      = "lexray.cluster.provisioned.ec2_provider.Ec2Provider"
+      module                      = "lexray.cluster.node.ec2_provider.Ec2Provider"
       region                      = var.region
       use_internal_ips            = true
       cache_stopped_nodes         = false

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from lexray.cluster.lifecycle.terraform_plan import TAG_KEY
 from lexray.cluster.provisioned.aws import client, told
 from lexray.cluster.provisioned.errors import RefusedError
-from lexray.cluster.provisioned.terraform_plan import TAG_KEY
 
 LIVING = ("pending", "running", "stopping", "stopped")
 OF_A_GROUP = "aws:autoscaling:groupName"

@@ -17,9 +17,9 @@ from ray._private.grpc_utils import init_grpc_channel
 from ray.core.generated import autoscaler_pb2, gcs_service_pb2, gcs_service_pb2_grpc
 from ray.experimental.internal_kv import _internal_kv_put
 
-from lexray.cluster.jobs.package import code_package
-from lexray.cluster.local_ray import LocalFolder, is_on_loopback_alone, local_folder, on_loopback, started
 from lexray.cluster.provisioned.description import Pool
+from lexray.cluster.ray_backend.local_ray import LocalFolder, is_on_loopback_alone, local_folder, on_loopback, started
+from lexray.cluster.ray_backend.package import code_package
 from lexray.storage.errors import UserError
 from lexray.storage.objects.options import insecure_env
 from lexray.tuning.placement.memory_split import memory_split

@@ -9,9 +9,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from lexray.cluster.doctor.asking import first_line
 from lexray.cluster.doctor.findings import NOT_ASKED, AllReduce, ClockReading, StoreFinding, StoreSpeed, Unknown
-from lexray.cluster.doctor.scene import Living, Scene
+from lexray.cluster.doctor.nodes import Living, Scene
+from lexray.cluster.doctor.rpc import first_line
 from lexray.cluster.doctor.traffic import SUM_TIMEOUT_S, Ring
 from lexray.storage.objects.settings import StorageSettings
 

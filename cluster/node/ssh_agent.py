@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lexray.cluster.provisioned.ray_keeper import (
+from lexray.cluster.node.ray_keeper import (
     FAILED,
     IS_KEPT,
     LOOK_S,

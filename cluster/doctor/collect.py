@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from lexray.cluster.doctor.asking import Asked, Deadline
+from lexray.cluster.doctor.collectives import STORE_S, read_clocks, shared_by_all, sum_over, unreached
 from lexray.cluster.doctor.findings import (
     NOT_ASKED,
     AllReduce,
@@ -24,9 +24,9 @@ from lexray.cluster.doctor.findings import (
     Unknown,
 )
 from lexray.cluster.doctor.machine import versions
+from lexray.cluster.doctor.nodes import SHORT_ID, Living, Scene, nodes_of, probed
 from lexray.cluster.doctor.probe import Clock
-from lexray.cluster.doctor.rounds import STORE_S, read_clocks, shared_by_all, sum_over, unreached
-from lexray.cluster.doctor.scene import SHORT_ID, Living, Scene, nodes_of, probed
+from lexray.cluster.doctor.rpc import Asked, Deadline
 from lexray.cluster.doctor.store_checks import is_s3
 from lexray.cluster.doctor.wandb_host import look_at_wandb
 from lexray.storage.objects.settings import StorageSettings

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from lexray.cluster.lifecycle.instance_types import InstanceType, Quota, instance_types, judge_pools, quotas
+from lexray.cluster.lifecycle.terraform_plan import Plan
 from lexray.cluster.provisioned.aws import client, told
-from lexray.cluster.provisioned.instance_types import InstanceType, Quota, instance_types, judge_pools, quotas
-from lexray.cluster.provisioned.terraform_plan import Plan
 from lexray.storage.errors import UserError
 
 EXAMPLE_ACCOUNT, EXAMPLE_DOMAIN = "123456789012", "@example.org"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from lexray.cluster.manifests.kube_pods import GPU_RESOURCE, Manifest
 from lexray.cluster.provisioned.description import DASHBOARD_PORT, ClusterDescription
-from lexray.cluster.provisioned.kube_pods import GPU_RESOURCE, Manifest
 
 OPERATOR_NAMESPACE = "kuberay-system"
 RAY_PODS = {"ray.io/is-ray-node": "yes"}

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lexray.cluster.doctor.asking import Asked, Deadline, answers
 from lexray.cluster.doctor.findings import DeadNode, Unknown
 from lexray.cluster.doctor.probe import CALLS_AT_ONCE, Clock, Probe
+from lexray.cluster.doctor.rpc import Asked, Deadline, answers
 
 READY_S = 10.0
 """Longest that a node may take to start a process of ours when another had one at once."""

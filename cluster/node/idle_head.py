@@ -1,4 +1,4 @@
-"""Wait on a head until nobody uses the cluster: `python -m lexray.cluster.provisioned.idle_head MINUTES`.
+"""Wait on a head until nobody uses the cluster: `python -m lexray.cluster.node.idle_head MINUTES`.
 
 A cluster is used while a job (submitted, or a driver that joined it) runs or waits, or a node beside its head is alive.
 """

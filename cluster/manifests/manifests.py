@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
+from lexray.cluster.manifests.kube_cluster import ray_cluster, ray_job
+from lexray.cluster.manifests.kube_namespace import namespace, network_policies, quota, service_account
+from lexray.cluster.manifests.kube_pods import Manifest
 from lexray.cluster.provisioned.description import ClusterDescription, Kubectl
-from lexray.cluster.provisioned.kube_cluster import ray_cluster, ray_job
-from lexray.cluster.provisioned.kube_namespace import namespace, network_policies, quota, service_account
-from lexray.cluster.provisioned.kube_pods import Manifest
 from lexray.storage.errors import UserError
 
 RENDERED = (

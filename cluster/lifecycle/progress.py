@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lexray.cluster.lifecycle.terraform import Line, Terraform
+from lexray.cluster.lifecycle.terraform_plan import counted, counts
 from lexray.cluster.provisioned.errors import RefusedError
-from lexray.cluster.provisioned.terraform import Line, Terraform
-from lexray.cluster.provisioned.terraform_plan import counted, counts
 from lexray.storage.errors import UserError
 
 Ask = Callable[[str], bool]

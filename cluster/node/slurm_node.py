@@ -1,7 +1,7 @@
 """A Ray cluster inside a Slurm allocation: each node's own part of it, and how the batch script waits for all of them.
 
-    python -m lexray.cluster.provisioned.slurm_node FOLDER         by `srun`, once on each node; task 0 is the head
-    python -m lexray.cluster.provisioned.slurm_node FOLDER NODES   prints the head's address once all nodes are there
+    python -m lexray.cluster.node.slurm_node FOLDER         by `srun`, once on each node; task 0 is the head
+    python -m lexray.cluster.node.slurm_node FOLDER NODES   prints the head's address once all nodes are there
 
 FOLDER is empty at first, the user's alone and visible on all nodes. The head leaves its token in it, and `cluster.json`
 with `access.kind` ssh, for commands on a login node.
@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from lexray.cluster.jobs.job_client import JobClient
+from lexray.cluster.node.ray_keeper import STOPPED, free_port, keep
+from lexray.cluster.node.ray_start import host_port, node_environment, start_arguments
 from lexray.cluster.provisioned.description import ClusterDescription, Liveness, Ssh, TokenFile
 from lexray.cluster.provisioned.errors import ClusterLostError, RefusedError
 from lexray.cluster.provisioned.http import Dashboard
-from lexray.cluster.provisioned.ray_keeper import STOPPED, free_port, keep
-from lexray.cluster.provisioned.ray_start import host_port, node_environment, start_arguments
 from lexray.cluster.provisioned.tokens import token_of_file
 from lexray.storage.errors import UserError
 from lexray.tuning.placement.memory_split import memory_split

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lexray.cluster.connect import PROCESS_ENV
 from lexray.cluster.provisioned.description import Liveness
+from lexray.cluster.ray_backend.connect import PROCESS_ENV
 
 
 def start_arguments(

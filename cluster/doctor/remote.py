@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lexray.cluster.doctor.show import checks_of
+from lexray.cluster.doctor.render import checks_of
 from lexray.cluster.doctor.verdict import Check, fail
 from lexray.cluster.jobs.job_client import Job, JobClient
-from lexray.cluster.jobs.package import SWEEP_FILE, package
 from lexray.cluster.provisioned.connection import Connection, Target, connect
+from lexray.cluster.ray_backend.package import SWEEP_FILE, package
 from lexray.storage.objects.options import insecure_prefix
 
 PREFIX = "doctor-"

@@ -14,15 +14,15 @@ from rich.console import Console
 
 from lexray.cluster.commands import FAILED, OK, print_json
 from lexray.cluster.jobs.job_client import JobClient
+from lexray.cluster.lifecycle.progress import say
+from lexray.cluster.lifecycle.running_jobs import drain, refuse_running, unasked
+from lexray.cluster.lifecycle.ssh_hosts import Host, HostList, check_hosts, described, read_hosts
+from lexray.cluster.lifecycle.up import CLUSTER_FILE
+from lexray.cluster.node.agent_call import call_agent
 from lexray.cluster.provisioned.connection import Target, connect, ended_by_signals
 from lexray.cluster.provisioned.description import ClusterDescription
-from lexray.cluster.provisioned.draining import drain, refuse_running, unasked
 from lexray.cluster.provisioned.errors import RefusedError
-from lexray.cluster.provisioned.progress import say
-from lexray.cluster.provisioned.ssh import call_agent
-from lexray.cluster.provisioned.ssh_hosts import Host, HostList, check_hosts, described, read_hosts
 from lexray.cluster.provisioned.trust import remember, token_use
-from lexray.cluster.provisioned.up import CLUSTER_FILE
 from lexray.storage.errors import UserError
 
 AT_ONCE = 32
@@ -93,7 +93,7 @@ def _looked_at(hosts: HostList) -> dict[str, Found]:
 
 def _start(hosts: HostList, found: dict[str, Found], messages: Console) -> dict[str, Found]:
     """The head first; then all others at once. What each answers, by name."""
-    from lexray.cluster.provisioned.ray_start import host_port, node_environment, start_arguments
+    from lexray.cluster.node.ray_start import host_port, node_environment, start_arguments
 
     head = hosts.head_host
     head_address = found[head.host]["address"]

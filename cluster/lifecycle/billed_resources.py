@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from lexray.cluster.lifecycle.machines import living
+from lexray.cluster.lifecycle.terraform_plan import TAG_KEY
 from lexray.cluster.provisioned.aws import client, told
-from lexray.cluster.provisioned.machines import living
-from lexray.cluster.provisioned.terraform_plan import TAG_KEY
 
 PATIENCE_S, LOOK_S = 60.0, 5.0
 """AWS goes on listing what was removed for a while; so long is it asked again."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import shlex
 
-from lexray.cluster.provisioned.description import ClusterDescription, Pool
-from lexray.cluster.provisioned.kube_pods import (
+from lexray.cluster.manifests.kube_pods import (
     Manifest,
     container_security,
     head_pod,
@@ -15,6 +14,7 @@ from lexray.cluster.provisioned.kube_pods import (
     worker_pod,
     worker_start_params,
 )
+from lexray.cluster.provisioned.description import ClusterDescription, Pool
 from lexray.cluster.provisioned.pools import pools_option
 from lexray.tuning.placement.nodes import ZONE
 

@@ -1,6 +1,6 @@
 """Tell Ray that the node of this machine or pod is taken away; what a provisioned node runs when it hears of its end.
 
-    python -m lexray.cluster.provisioned.leave HEAD INSTANCE DEADLINE_S REASON
+    python -m lexray.cluster.node.drain_node HEAD INSTANCE DEADLINE_S REASON
 
 HEAD is `host:port` of Ray's head, INSTANCE the `RAY_CLOUD_INSTANCE_ID` under which the node was started: an instance's
 id on EC2, a pod's name under KubeRay. Ray's own `ray drain-node` would guess which node is meant, by the processes that

@@ -34,7 +34,7 @@ GRACE_S, DRAIN_S = 120, 100
 # Draining tells the placer, and through it each trial, that the node goes: workers save a checkpoint and end. A pod
 # that runs no worker is let go at once. KubeRay gives every pod where the head is, and its own name as Ray knows it.
 DRAIN_SCRIPT = f"""\
-python -m lexray.cluster.provisioned.leave "$RAY_ADDRESS" "$RAY_CLOUD_INSTANCE_ID" {DRAIN_S} 'the pod is ending'
+python -m lexray.cluster.node.drain_node "$RAY_ADDRESS" "$RAY_CLOUD_INSTANCE_ID" {DRAIN_S} 'the pod is ending'
 end=$((SECONDS + {DRAIN_S}))
 while [ $SECONDS -lt $end ] && grep -aqs '^ray::RayTrainWorker' /proc/[0-9]*/cmdline; do sleep 1; done
 """

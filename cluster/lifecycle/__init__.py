@@ -1,0 +1,1 @@
+"""Clusters made and removed: `lexray up` and `lexray down`, by Terraform or on a list of hosts."""

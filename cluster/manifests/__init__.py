@@ -1,0 +1,1 @@
+"""The Kubernetes manifests of a described cluster."""
