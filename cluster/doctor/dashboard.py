@@ -13,12 +13,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import ray
-from ray._private import ray_constants
-from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
-from ray.experimental.internal_kv import _internal_kv_get
 
 from lexray.cluster.doctor.findings import DashboardFacts, Listening, Unknown
 from lexray.cluster.provisioned.http import NoRedirect
+from lexray.cluster.ray_backend.internals import auth_headers, dashboard_address
 
 ASK_TIMEOUT_S = 6
 _LISTEN, _GET_ADDRESS = "0A", 0x8915
@@ -27,10 +25,9 @@ _PATH = "/api/version"
 
 def dashboard_url() -> str | Unknown:
     """Where the dashboard of the connected cluster says it is."""
-    found = _internal_kv_get(ray_constants.DASHBOARD_ADDRESS, namespace=ray_constants.KV_NAMESPACE_DASHBOARD)
-    if not found:
+    address = dashboard_address()
+    if address is None:
         return Unknown("this Ray runs without its dashboard")
-    address = found.decode()
     return address if "://" in address else f"http://{address}"
 
 
@@ -50,7 +47,7 @@ def look_at_dashboard() -> DashboardFacts | Unknown:
 
 def ask_dashboard(url: str) -> int | Unknown:
     """HTTP status of a request as Ray's own clients make it."""
-    return http_status(url + _PATH, get_auth_headers_if_auth_enabled({}))
+    return http_status(url + _PATH, auth_headers())
 
 
 def http_status(url: str, headers: Mapping[str, str], data: bytes | None = None) -> int | Unknown:

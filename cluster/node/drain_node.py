@@ -14,9 +14,10 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
 from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION  # type: ignore[attr-defined]  # generated
 from ray.core.generated.gcs_pb2 import GcsNodeInfo  # type: ignore[attr-defined]
+
+from lexray.cluster.ray_backend.internals import gcs_client
 
 
 def node_of(instance: str, nodes: Iterable[Any]) -> str:
@@ -38,7 +39,7 @@ def leave(head: str, instance: str, *, deadline_s: float, reason: str) -> None:
 
     Raises LookupError when the node is not known, RuntimeError when Ray refuses.
     """
-    gcs = GcsClient(address=head)
+    gcs = gcs_client(head)
     node = node_of(instance, gcs.get_all_node_info().values())
     deadline_ms = int(1000 * (time.time() + deadline_s))
     is_accepted, why_not = gcs.drain_node(node, DRAIN_NODE_REASON_PREEMPTION, reason, deadline_ms)

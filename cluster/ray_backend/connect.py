@@ -11,14 +11,11 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import grpc
 import ray
-from ray._private.grpc_utils import init_grpc_channel
-from ray.core.generated import autoscaler_pb2, gcs_service_pb2, gcs_service_pb2_grpc
-from ray.experimental.internal_kv import _internal_kv_put
 
 from lexray.cluster.provisioned.description import Pool
-from lexray.cluster.ray_backend.local_ray import LocalFolder, is_on_loopback_alone, local_folder, on_loopback, started
+from lexray.cluster.ray_backend.internals import NodeGroup, announce_node_groups, on_loopback, wants_another_token
+from lexray.cluster.ray_backend.local_ray import LocalFolder, is_on_loopback_alone, local_folder, started
 from lexray.cluster.ray_backend.package import code_package
 from lexray.storage.errors import UserError
 from lexray.storage.objects.options import insecure_env
@@ -108,19 +105,19 @@ def _known(address: str) -> dict[str, str]:
 
 
 def _announce(pools: Sequence[Pool]) -> None:
-    """Leave word where Ray itself looks for what a cluster may become: its autoscalers leave none there."""
-    config = autoscaler_pb2.ClusterConfig()  # type: ignore[attr-defined]  # protobuf makes it when imported
-    for pool in pools:
-        group = config.node_group_configs.add(name=pool.name, min_count=pool.min_nodes, max_count=pool.max_nodes)
-        heap_bytes = memory_split(pool.memory_gib).heap
-        group.resources.update({"CPU": int(pool.cpus), "GPU": pool.gpus, "memory": heap_bytes})
-        if pool.zone is not None:
-            group.resources[zone_resource(pool.zone)] = 1
-    _internal_kv_put(
-        ray._raylet.GCS_AUTOSCALER_CLUSTER_CONFIG_KEY,  # type: ignore[attr-defined]  # compiled
-        config.SerializeToString(),
-        overwrite=True,
-        namespace=ray._raylet.GCS_AUTOSCALER_STATE_NAMESPACE.encode(),  # type: ignore[attr-defined]
+    announce_node_groups(
+        NodeGroup(
+            name=pool.name,
+            min_count=pool.min_nodes,
+            max_count=pool.max_nodes,
+            resources={
+                "CPU": int(pool.cpus),
+                "GPU": pool.gpus,
+                "memory": memory_split(pool.memory_gib).heap,
+                **({zone_resource(pool.zone): 1} if pool.zone is not None else {}),
+            },
+        )
+        for pool in pools
     )
 
 
@@ -152,13 +149,8 @@ def _check_answers(address: str) -> None:
 
 def _check_token(address: str) -> None:
     """Without the right token Ray itself would try for 20 s, and not say why it failed."""
-    with init_grpc_channel(address) as channel:
-        try:
-            question = gcs_service_pb2.CheckAliveRequest()  # type: ignore[attr-defined]  # protobuf makes it when imported
-            gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel).CheckAlive(question, timeout=CONNECT_TIMEOUT_S)
-        except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
-                raise UserError(
-                    f"--address {address}: this cluster wants another token; set RAY_AUTH_MODE=token, and "
-                    "RAY_AUTH_TOKEN_PATH to the file that holds its token"
-                ) from error
+    if wants_another_token(address, CONNECT_TIMEOUT_S):
+        raise UserError(
+            f"--address {address}: this cluster wants another token; set RAY_AUTH_MODE=token, and "
+            "RAY_AUTH_TOKEN_PATH to the file that holds its token"
+        )

@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled
 
 from lexray.cluster.provisioned.description import Liveness
+from lexray.cluster.ray_backend.internals import on_loopback, reread_token_settings
 from lexray.storage.errors import UserError
 from lexray.storage.stream_memory import node_memory
 from lexray.tuning.placement.memory_split import STORE_SHARE
@@ -92,8 +91,8 @@ def started(folder: LocalFolder, **options: Any) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(_variables(_environment(folder)))
         _write_token(folder.token_file)
-        stack.callback(_reread_token_settings)
-        _reread_token_settings()
+        stack.callback(reread_token_settings)
+        reread_token_settings()
         stack.callback(ray.shutdown)
         try:
             with on_loopback(), _variables(_address_of_its_own()):
@@ -251,23 +250,6 @@ def is_on_loopback_alone(address: str) -> bool:
     except OSError:
         return True
     return False
-
-
-@contextmanager
-def on_loopback() -> Iterator[None]:
-    """Have Ray take 127.0.0.1 for this node's address, as it does on macOS; else it listens on every interface."""
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-
-
-def _reread_token_settings() -> None:
-    """Ray read its variables when it was imported, and keeps the token that it once found."""
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _reason(error: Exception) -> str:

@@ -162,15 +162,30 @@ def test_ways_are_tried_in_their_order_until_one_is_granted(monkeypatch, granted
     assert slept == []
 
 
-def test_ray_keeps_the_details_of_an_update_once_the_provider_is_loaded():
-    from ray.autoscaler.v2.instance_manager.common import InstanceUtil
+def test_the_cause_of_a_failed_launch_reaches_rays_own_state_once_the_provider_is_loaded():
+    """By Ray's own reconciler and instance manager: where they no longer call what is replaced, the cause is lost."""
     from ray.autoscaler.v2.instance_manager.instance_manager import InstanceManager
-    from ray.core.generated.instance_manager_pb2 import Instance, InstanceUpdateEvent
+    from ray.autoscaler.v2.instance_manager.instance_storage import InstanceStorage
+    from ray.autoscaler.v2.instance_manager.node_provider import LaunchNodeError
+    from ray.autoscaler.v2.instance_manager.reconciler import Reconciler
+    from ray.autoscaler.v2.instance_manager.storage import InMemoryStorage
+    from ray.core.generated import instance_manager_pb2 as messages
 
-    instance = InstanceUtil.new_instance("i", "a10g", Instance.REQUESTED)
-    failed = InstanceUpdateEvent(instance_id="i", new_instance_status=Instance.ALLOCATION_FAILED, details="quota 0")
-    updated = InstanceManager._update_instance(instance, failed)
-    assert InstanceUtil.get_last_status_transition(updated, Instance.ALLOCATION_FAILED).details == "quota 0"
+    storage = InstanceStorage("cluster", InMemoryStorage())
+    manager = InstanceManager(storage, instance_status_update_subscribers=[])
+    for version, status in enumerate((messages.Instance.QUEUED, messages.Instance.REQUESTED)):
+        event = messages.InstanceUpdateEvent(
+            instance_id="i", instance_type="a10g", new_instance_status=status, launch_request_id="r", upsert=True
+        )
+        request = messages.UpdateInstanceManagerStateRequest(expected_version=version, updates=[event])
+        assert manager.update_instance_manager_state(request).status.code == messages.StatusCode.OK
+    error = LaunchNodeError("a10g", 1, "r", 0)
+    error.__cause__ = NodesRefusedError("a on spot: VcpuLimitExceeded: 0 allowed")
+    Reconciler._handle_cloud_instance_allocation(manager, {}, [error])
+    instances, _ = storage.get_instances()
+    last = instances["i"].status_history[-1]
+    assert last.instance_status == messages.Instance.ALLOCATION_FAILED
+    assert last.details == "launch failed with a on spot: VcpuLimitExceeded: 0 allowed"
 
 
 def test_ray_reports_the_cause_of_a_failed_launch_once_the_provider_is_loaded():
