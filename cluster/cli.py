@@ -20,9 +20,9 @@ from lexray.cluster.jobs_cli import jobs_app
 from lexray.cluster.provisioned.errors import ClusterLostError, RefusedError
 from lexray.cluster.provisioned_cli import provisioned_app
 from lexray.cluster.wandb_commands import wandb_app
-from lexray.storage.errors import CorruptDataError, UserError
+from lexray.storage.errors import CorruptDataError, UserError, one_line
 from lexray.storage.objects.first_answer import NoAnswerError, answers_within
-from lexray.storage.objects.retries import StoreUnavailableError, is_of_botocore, reason
+from lexray.storage.objects.retries import StoreUnavailableError, is_of_botocore
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 FIRST_ANSWER_S = 5.0
@@ -181,7 +181,7 @@ def _main() -> None:
         _fail("interrupted; run the same command again to continue", INTERRUPTED)
     except Exception as error:
         if is_of_botocore(error):
-            _fail(reason(error), WRONG_INPUT)
+            _fail(one_line(error), WRONG_INPUT)
         if not hasattr(error, "show"):  # a wrong call of the command: the command line knows how to say it
             raise
         error.show()

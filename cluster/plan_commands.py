@@ -18,6 +18,7 @@ from lexray.cluster.commands import print_json
 from lexray.cluster.consoles import TextConsole
 from lexray.storage.config_file import read_config_file, read_text
 from lexray.storage.errors import UserError
+from lexray.storage.units import size
 from lexray.tuning.placement.memory_split import STORE_SHARE
 
 if TYPE_CHECKING:
@@ -257,12 +258,3 @@ def _time(seconds: float | None) -> str:
     from lexray.tuning.results.report import duration
 
     return "unknown" if seconds is None else duration(seconds)
-
-
-def size(number: float) -> str:
-    """Bytes in the largest binary unit that leaves a number above 1."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024:
-            return f"{number:,.0f} {unit}" if unit == "B" or number >= 100 else f"{number:,.1f} {unit}"
-        number /= 1024
-    return f"{number:,.1f} TiB"

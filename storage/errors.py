@@ -39,3 +39,21 @@ class CorruptDataError(RuntimeError):
 
     def __init__(self, message: object = "") -> None:
         super().__init__(_bounded(str(message)))
+
+
+def one_line(error: BaseException) -> str:
+    """Return the first line of what an error says; the name of its class where it says nothing."""
+    text = str(getattr(error, "strerror", None) or error).strip()
+    return text.splitlines()[0].strip() if text else type(error).__name__
+
+
+def named_line(error: BaseException) -> str:
+    """Return `CLASS: first line`, for errors that make no sense without the name of their class."""
+    name, line = type(error).__name__, one_line(error)
+    return name if line == name else f"{name}: {line}"
+
+
+def last_line(text: str) -> str:
+    """Return the last line that says something, where programs put the cause; empty where none does."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ""

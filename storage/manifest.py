@@ -13,7 +13,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Literal
 
 import xxhash
@@ -22,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, TypeAdapter, field_
 from lexray.storage.documents import Plain, parse_document, read_bounded, shortened
 from lexray.storage.errors import CorruptDataError, UserError
 from lexray.storage.manifest_checks import contradictions
+from lexray.storage.polling import read_many
 from lexray.storage.store import Store, reachable
 
 MANIFEST = "manifest.json"
@@ -32,8 +32,6 @@ COLUMNS = {"token_id": "int32", "position": "int32", "document": "int32"}
 """Columns that every dataset has besides the norms of its sites (`norm_column`)."""
 MAX_BYTES = 512 * 2**20
 """Bytes of a manifest at most: that of 20 TB in chunks of a few MiB has some 250 MB."""
-READERS = 16
-"""Sizes of shards that are asked for at once: from an object store each of them costs a round trip."""
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int32": 4}
 
 
@@ -117,8 +115,8 @@ class Manifest(_Frozen):
 
     def check_shards(self, store: Store) -> None:
         """Raise UserError naming the first shard that is missing or has another size than promised."""
-        with reachable("dataset", store.url), ThreadPoolExecutor(READERS) as readers:
-            sizes = readers.map(lambda shard: store.size(shard.file), self.shards)
+        with reachable("dataset", store.url):
+            sizes = read_many(lambda shard: store.size(shard.file), self.shards)
         for shard, size in zip(self.shards, sizes, strict=True):
             if size is None:
                 raise UserError(f"dataset {store.url}: shard {shard.file} is missing; harvest it again")

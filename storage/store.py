@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any, TypeVar
 
-from lexray.storage.errors import MissingBucketError, UnreachableError
+from lexray.storage.errors import MissingBucketError, UnreachableError, one_line
 from lexray.storage.objects import files, local_files, s3_objects
 from lexray.storage.objects.connections import CLIENT, FILESYSTEM, call_slots, connection, forget
 from lexray.storage.objects.first_answer import first_answer
@@ -28,7 +28,6 @@ from lexray.storage.objects.retries import (
     RetryPolicy,
     StoreUnavailableError,
     is_of_botocore,
-    reason,
     s3_answer,
 )
 from lexray.storage.objects.settings import REQUESTS_IN_FLIGHT, S3
@@ -267,7 +266,7 @@ class Store:
             self.delete(probe)
         except Exception as error:
             raise UnreachableError(
-                f"{what}: cannot write to {self.url} ({reason(error)}); choose another place"
+                f"{what}: cannot write to {self.url} ({one_line(error)}); choose another place"
             ) from error
         finally:
             if created is not None and os.path.isdir(created):
@@ -295,7 +294,7 @@ def reachable(what: str, url: str) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, OSError | ImportError | MissingBucketError) and not is_of_botocore(error):
             raise
-        raise UnreachableError(f"{what}: cannot read {url} ({reason(error)})") from error
+        raise UnreachableError(f"{what}: cannot read {url} ({one_line(error)})") from error
 
 
 def _remove_empty_folders(path: str | None, up_to: str) -> None:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from lexray.storage.errors import UserError
 from lexray.storage.manifest import Manifest
+from lexray.storage.units import size
 
 WINDOWS_SHARE = 0.7
 """Share of Ray's object store that windows may fill: it spills beyond 0.8, by its default, and frees a second late."""
@@ -163,8 +164,8 @@ class StreamMemory:
 
     def __str__(self) -> str:
         return (
-            f"stream: up to {_size(self.total)} on a node: {_size(self.kept)} of windows kept for all, "
-            f"{_size(self.mapped)} of windows in use by {self.consumers} worker(s), {_size(self.buffers)} of buffers"
+            f"stream: up to {size(self.total)} on a node: {size(self.kept)} of windows kept for all, "
+            f"{size(self.mapped)} of windows in use by {self.consumers} worker(s), {size(self.buffers)} of buffers"
         )
 
 
@@ -190,32 +191,22 @@ def check_memory(memory: StreamMemory, *, object_store_bytes: int, node: NodeMem
     """Raise UserError with both numbers and what to lower when a node cannot hold the streams."""
     lower = "lower data.window_bytes or data.lanes, or run fewer workers at once (resources.cpus_per_worker)"
     usable = int(WINDOWS_SHARE * object_store_bytes)
-    wants = f"{memory.consumers} worker(s) on a node hold windows of up to {_size(memory.shared)}"
+    wants = f"{memory.consumers} worker(s) on a node hold windows of up to {size(memory.shared)}"
     if memory.shared > usable:
-        has = f"Ray's object store has room for {_size(usable)} before it writes to disk"
+        has = f"Ray's object store has room for {size(usable)} before it writes to disk"
         raise UserError(f"data.window_bytes: {wants}, {has}; {lower}")
     if node.shared is not None and memory.shared > node.shared:
         raise UserError(
-            f"data.window_bytes: {wants}, /dev/shm has {_size(node.shared)}; "
-            f"enlarge it (docker: --shm-size), or {lower}"
+            f"data.window_bytes: {wants}, /dev/shm has {size(node.shared)}; enlarge it (docker: --shm-size), or {lower}"
         )
     free = int(MEMORY_SHARE * node.machine)
     if memory.total > free:
         raise UserError(
-            f"data.window_bytes: streams take up to {_size(memory.total)} on a node with {_size(node.machine)} of "
-            f"memory, of which {_size(free)} may be theirs; {lower}"
+            f"data.window_bytes: streams take up to {size(memory.total)} on a node with {size(node.machine)} of "
+            f"memory, of which {size(free)} may be theirs; {lower}"
         )
 
 
 def _all_bytes(epochs: int, epoch_bytes: int) -> int:
     """Each epoch has windows of its own, and the held-out rows have theirs."""
     return (epochs + 1) * epoch_bytes
-
-
-def _size(size: float) -> str:
-    """In the largest binary unit that leaves a number above 1."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            break
-        size /= 1024
-    return f"{size:,.0f} {unit}" if unit == "B" or size >= 100 else f"{size:,.1f} {unit}"

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from lexray.storage.polling import Repeat
 from lexray.storage.store import Store
 from lexray.tuning.endings.look import LOOK_EVERY_S
 
@@ -102,17 +102,17 @@ class Fence:
     @contextmanager
     def watching(self, interval_s: float = LOOK_EVERY_S) -> Iterator[None]:
         """Look now and then beside what is done inside, until another attempt has the folder."""
-        over = threading.Event()
 
         def watch() -> None:
-            while not over.wait(interval_s) and not self.is_displaced:
+            if not self.is_displaced:
                 self.look()
 
-        threading.Thread(target=watch, name="fence", daemon=True).start()
+        looks = Repeat(work=watch, every_s=interval_s, name="fence")
+        looks.start()
         try:
             yield
         finally:
-            over.set()
+            looks.stop(wait=False)
 
     @property
     def _said(self) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from lexray.storage.errors import last_line
 from lexray.training.loop.trainer import TrainingResult
 from lexray.tuning.sweep_folder import DONE, MOVING, STOPPED, TARGET_MISSED, TrialRecord
 from lexray.tuning.trials import Trial
@@ -68,5 +69,4 @@ def reason_of(error: BaseException) -> str:
     cause = getattr(error, "cause", None) or error.__cause__
     if isinstance(cause, BaseException):
         return reason_of(cause)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
+    return f"{type(error).__name__}: {last_line(str(error)) or 'no message'}"

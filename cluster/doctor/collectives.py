@@ -11,8 +11,8 @@ from ray.exceptions import RayError
 
 from lexray.cluster.doctor.findings import NOT_ASKED, AllReduce, ClockReading, StoreFinding, StoreSpeed, Unknown
 from lexray.cluster.doctor.nodes import Living, Scene
-from lexray.cluster.doctor.rpc import first_line
 from lexray.cluster.doctor.traffic import SUM_TIMEOUT_S, Ring
+from lexray.storage.errors import one_line
 from lexray.storage.objects.settings import StorageSettings
 
 CLOCK_S, KNOCK_S, STORE_S = 2.0, 5.0, 10.0
@@ -30,7 +30,7 @@ def read_clocks(scene: Scene) -> dict[str, ClockReading | Unknown]:
         try:
             readings = [_read_clock(scene.probes[node.name], scene.deadline.left_s) for _ in range(CLOCK_READINGS)]
         except RayError as error:
-            return Unknown(first_line(error))
+            return Unknown(one_line(error))
         return min(readings, key=lambda reading: reading.error_s)
 
     with ThreadPoolExecutor(_ASKERS) as pool:
@@ -73,7 +73,7 @@ def sum_over(scene: Scene, backend: str, names: list[str]) -> AllReduce | Unknow
     try:
         meeting = ray.get(first.meeting.remote(), timeout=min(CLOCK_S, scene.deadline.left_s))
     except RayError as error:
-        return Unknown(f"{names[0]}: {first_line(error)}")
+        return Unknown(f"{names[0]}: {one_line(error)}")
 
     def join(node: Living, probe: Any) -> Any:
         if node.name not in names:

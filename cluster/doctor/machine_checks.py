@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from lexray.cluster.doctor.findings import Disk, Findings, MachineFacts, NodeReport, Unknown
-from lexray.cluster.doctor.verdict import Check, Limits, fail, gib, listed, of_nodes, ok, skipped, warn
+from lexray.cluster.doctor.verdict import Check, Limits, fail, listed, of_nodes, ok, skipped, warn
 from lexray.cluster.provisioned.description import Liveness
+from lexray.storage.units import gib
 
 CODE = "lexray"
 """Key of the hash of our own packages among the versions."""

@@ -15,6 +15,7 @@ from lexray.cluster.doctor.verdict import Check, fail
 from lexray.cluster.jobs.job_client import Job, JobClient
 from lexray.cluster.provisioned.connection import Connection, Target, connect
 from lexray.cluster.ray_backend.package import SWEEP_FILE, package
+from lexray.storage.errors import last_line
 from lexray.storage.objects.options import insecure_prefix
 
 PREFIX = "doctor-"
@@ -91,7 +92,7 @@ def _awaited(
 
 
 def _no_answer(job: Job | None, log: str) -> Check:
-    last = (log.strip().splitlines() or ["without a word"])[-1]
+    last = last_line(log) or "its log is empty"
     why = "the cluster knows its job no more" if job is None else f"its job is {job.status} ({last})"
     advice = "look at the job's log in the dashboard; the head needs lexray's packages and room for one process"
     return fail("job", f"the doctor did not answer: {why}", advice)

@@ -11,6 +11,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from lexray.cluster.doctor.findings import Unknown
+from lexray.storage.errors import named_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +62,6 @@ def _answer(ref: Any) -> Any:
         return ray.get(ref)
     except RayTaskError as error:
         cause = error.cause or error
-        return Unknown(f"{type(cause).__name__}: {first_line(cause)}")
+        return Unknown(named_line(cause))
     except RayError as error:
-        return Unknown(f"{type(error).__name__}: {first_line(error)}")
-
-
-def first_line(error: BaseException) -> str:
-    """An error in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return Unknown(named_line(error))

@@ -9,9 +9,9 @@ from typing import Any
 
 from lexray.cluster.doctor.findings import NOT_ASKED, BucketRegion, StoreFault, StoreFinding, StoreSpeed, Unknown
 from lexray.cluster.doctor.store_checks import is_s3
-from lexray.storage.errors import CorruptDataError, UserError
+from lexray.storage.errors import CorruptDataError, UserError, one_line
 from lexray.storage.manifest import load_manifest
-from lexray.storage.objects.retries import reason, s3_answer
+from lexray.storage.objects.retries import s3_answer
 from lexray.storage.objects.settings import StorageSettings
 from lexray.storage.reader import DatasetReader
 from lexray.storage.store import Store
@@ -107,7 +107,7 @@ def _bucket_region(url: str, settings: StorageSettings) -> str | Unknown:
     except Exception as error:
         told = _headers_of_refusal(error)
         if told is None:
-            return Unknown(reason(error))
+            return Unknown(one_line(error))
         headers = told
     region = headers.get("x-amz-bucket-region")
     return str(region) if region else Unknown("this server does not tell where its buckets lie")
@@ -147,7 +147,7 @@ def who_am_i(settings: StorageSettings) -> str | Unknown:
         region = settings.region or session.get_config_variable("region") or "us-east-1"
         answer = session.create_client("sts", config=config, region_name=region).get_caller_identity()
     except (BotoCoreError, ClientError) as error:
-        return Unknown(f"STS does not tell ({reason(error)})")
+        return Unknown(f"STS does not tell ({one_line(error)})")
     return str(answer["Arn"])
 
 
@@ -157,5 +157,5 @@ def needs_identity(*urls: str | None) -> bool:
 
 
 def _fault(step: str, error: Exception) -> StoreFault:
-    text = str(error) if isinstance(error, UserError | CorruptDataError) else reason(error)
+    text = str(error) if isinstance(error, UserError | CorruptDataError) else one_line(error)
     return StoreFault(step=step, reason=" ".join(text.split()), code=s3_answer(error)[0])

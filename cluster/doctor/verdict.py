@@ -71,9 +71,5 @@ def listed(problems: Iterable[str]) -> str:
     return "; ".join(found[:SHOWN]) + more
 
 
-def gib(num_bytes: float) -> str:
-    return f"{num_bytes / GIB:,.1f} GiB"
-
-
 def of_nodes(count: int) -> str:
     return "1 node" if count == 1 else f"{count} nodes"

@@ -14,11 +14,12 @@ from rich.text import Text
 
 from lexray.cluster.commands import print_json
 from lexray.cluster.consoles import TextConsole
-from lexray.cluster.follow.sweep_status import READERS, state_of
+from lexray.cluster.follow.sweep_status import state_of
 from lexray.cluster.jobs.job_client import JobClient
 from lexray.cluster.provisioned.connection import Target, connect
 from lexray.cluster.words import moment
 from lexray.storage.errors import UserError
+from lexray.storage.polling import READERS
 from lexray.storage.store import Store, reachable
 from lexray.tuning.driver_record import read_driver
 from lexray.tuning.sweep_folder import SweepFolder

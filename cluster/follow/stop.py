@@ -14,6 +14,7 @@ from lexray.cluster.jobs.job_client import JobClient
 from lexray.cluster.provisioned.connection import Connection, Target
 from lexray.cluster.words import span
 from lexray.storage.errors import UserError
+from lexray.storage.polling import poll
 from lexray.storage.store import Store
 from lexray.tuning.driver_record import RUNNING, DriverRecord, is_alive, read_driver
 from lexray.tuning.endings.ends import BY_HAND, write_ending
@@ -82,12 +83,14 @@ def stop(
 
 
 def _awaited(store: Store, clock: Callable[[], float], sleep: Callable[[float], None]) -> DriverRecord | None:
-    until_s = clock() + PATIENCE_S
-    while True:
-        driver = read_driver(store)
-        if not is_alive(driver, clock()) or clock() >= until_s:
-            return driver
-        sleep(LOOK_S)
+    return poll(
+        lambda: read_driver(store),
+        until=lambda driver: not is_alive(driver, clock()),
+        every_s=LOOK_S,
+        at_most_s=PATIENCE_S,
+        clock=clock,
+        sleep=sleep,
+    )
 
 
 def _end_job(client: JobClient, job_id: str, clock: Callable[[], float], sleep: Callable[[float], None]) -> str:
@@ -102,12 +105,12 @@ def _end_job(client: JobClient, job_id: str, clock: Callable[[], float], sleep: 
 
 def _await_job(client: JobClient, job_id: str, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
     """Wait for its end, but not for long."""
-    until_s = clock() + JOB_PATIENCE_S
-    while clock() < until_s:
+
+    def is_over() -> bool:
         job = client.job(job_id)
-        if job is None or not job.is_running:
-            return
-        sleep(LOOK_S)
+        return job is None or not job.is_running
+
+    poll(is_over, every_s=LOOK_S, at_most_s=JOB_PATIENCE_S, clock=clock, sleep=sleep)
 
 
 def _line(stopped: Stopped) -> str:

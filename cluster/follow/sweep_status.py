@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lexray.storage.documents import parse_lines
+from lexray.storage.polling import read_many
 from lexray.storage.store import Store
 from lexray.training.loop.metrics_log import LINE, METRICS
 from lexray.tuning.driver_record import RUNNING as DRIVEN
@@ -18,7 +18,6 @@ from lexray.tuning.sweep_folder import FINISHED, PENDING, RUNNING, SweepFolder, 
 
 TAIL_BYTES = 64 * 1024
 """Of metrics.jsonl: its newest records."""
-READERS = 16
 LOST, UNKNOWN = "lost", "unknown"
 """States of a sweep besides those of its driver: it says nothing any more; there never was one."""
 LEFT = "left"
@@ -101,8 +100,7 @@ def sweep_status(folder: SweepFolder, now_s: float) -> SweepStatus:
     state = state_of(driver, now_s)
     planned = {trial["id"]: trial for trial in (read_plan(folder.store) or {}).get("trials", [])}
     ids = list(dict.fromkeys([*planned, *folder.store.list_folders("trials")]))
-    with ThreadPoolExecutor(READERS) as readers:
-        trials = list(readers.map(lambda trial: _trial(folder, trial, planned.get(trial, {}), state), ids))
+    trials = read_many(lambda trial: _trial(folder, trial, planned.get(trial, {}), state), ids)
     silent_s = None if driver is None else max(0.0, now_s - driver.seen_s)
     return SweepStatus(url=folder.store.url, state=state, driver=driver, silent_s=silent_s, trials=trials)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -11,11 +10,12 @@ from lexray.cluster.jobs.naming import PREFIX, attempt_of
 from lexray.cluster.provisioned.errors import NotFoundError
 from lexray.cluster.provisioned.http import Dashboard
 from lexray.cluster.ray_backend.package import Package
+from lexray.storage.polling import poll
 
 RUNNING = ("PENDING", "RUNNING")
 STOPPED, FAILED, SUCCEEDED = "STOPPED", "FAILED", "SUCCEEDED"
-LOOKS, LOOK_EVERY_S = 20, 0.5
-"""How often, and how soon again, a head is asked that names no node."""
+KNOWS_ITSELF_S, LOOK_EVERY_S = 10.0, 0.5
+"""For how long, and how often, a head is asked that names no node."""
 OUTPUT, SWEEP = "lexray_output", "lexray_sweep"
 """Keys of a job's metadata."""
 
@@ -96,11 +96,7 @@ class JobClient:
 
     def some_nodes(self) -> list[dict[str, Any]]:
         """The same, of a head that may have started just now: it answers before it knows itself to be a node."""
-        for _ in range(LOOKS):
-            if found := self.nodes():
-                return found
-            time.sleep(LOOK_EVERY_S)
-        return self.nodes()
+        return poll(self.nodes, every_s=LOOK_EVERY_S, at_most_s=KNOWS_ITSELF_S)
 
 
 def _job(found: dict[str, Any]) -> Job:

@@ -10,6 +10,7 @@ from typing import Any
 from lexray.cluster.lifecycle.machines import living
 from lexray.cluster.lifecycle.terraform_plan import TAG_KEY
 from lexray.cluster.provisioned.aws import client, told
+from lexray.storage.polling import poll
 
 PATIENCE_S, LOOK_S = 60.0, 5.0
 """AWS goes on listing what was removed for a while; so long is it asked again."""
@@ -53,12 +54,14 @@ def lasting(
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[Leftover]:
     """What `ask` finds, asked again for a while until nothing is left but things with the ids of `but`."""
-    until_s = clock() + PATIENCE_S
-    while True:
-        found = ask()
-        if all(one.id in but for one in found) or clock() >= until_s:
-            return found
-        sleep(LOOK_S)
+    return poll(
+        ask,
+        until=lambda found: all(one.id in but for one in found),
+        every_s=LOOK_S,
+        at_most_s=PATIENCE_S,
+        clock=clock,
+        sleep=sleep,
+    )
 
 
 def kind_of(arn: str) -> Leftover:

@@ -9,6 +9,7 @@ from typing import Any
 from lexray.cluster.lifecycle.terraform_plan import TAG_KEY
 from lexray.cluster.provisioned.aws import client, told
 from lexray.cluster.provisioned.errors import RefusedError
+from lexray.storage.polling import poll
 
 LIVING = ("pending", "running", "stopping", "stopped")
 OF_A_GROUP = "aws:autoscaling:groupName"
@@ -78,8 +79,5 @@ def tags_of(thing: dict[str, Any]) -> dict[str, str]:
 
 
 def _await(is_over: Callable[[], bool], what: str, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
-    until_s = clock() + PATIENCE_S
-    while not is_over():
-        if clock() >= until_s:
-            raise RefusedError(f"{what}: not ended after {PATIENCE_S:.0f} s; run the same command again")
-        sleep(LOOK_S)
+    if not poll(is_over, every_s=LOOK_S, at_most_s=PATIENCE_S, clock=clock, sleep=sleep):
+        raise RefusedError(f"{what}: not ended after {PATIENCE_S:.0f} s; run the same command again")

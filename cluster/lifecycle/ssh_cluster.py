@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +23,7 @@ from lexray.cluster.provisioned.description import ClusterDescription
 from lexray.cluster.provisioned.errors import RefusedError
 from lexray.cluster.provisioned.trust import remember, token_use
 from lexray.storage.errors import UserError
+from lexray.storage.polling import poll
 
 AT_ONCE = 32
 """Hosts that are called at the same time."""
@@ -129,15 +129,19 @@ def _described(hosts: HostList, head: Found) -> Found:
 def _await_nodes(file: Path, addresses: set[str], messages: Console) -> None:
     """Raises RefusedError when the head does not know all of them in time."""
     say(messages, "waiting for the hosts to join")
-    until_s = time.monotonic() + JOIN_S
     with connect(Target(cluster=str(file), is_trusted=True)) as connection:
-        while missing := addresses - {node["node_ip"] for node in JobClient(connection.dashboard).nodes()}:
-            if time.monotonic() > until_s:
-                raise RefusedError(
-                    f"{len(missing)} of {len(addresses)} hosts have not joined in {JOIN_S:.0f} s: "
-                    f"{', '.join(sorted(missing))}; can they reach the head, and it them, at every port?"
-                )
-            time.sleep(0.5)
+        client = JobClient(connection.dashboard)
+        missing = poll(
+            lambda: addresses - {node["node_ip"] for node in client.nodes()},
+            until=lambda missing: not missing,
+            every_s=0.5,
+            at_most_s=JOIN_S,
+        )
+    if missing:
+        raise RefusedError(
+            f"{len(missing)} of {len(addresses)} hosts have not joined in {JOIN_S:.0f} s: "
+            f"{', '.join(sorted(missing))}; can they reach the head, and it them, at every port?"
+        )
 
 
 def _leave_jobs(hosts: HostList, file: Path, messages: Console, *, force: bool) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from lexray.cluster.provisioned.errors import RefusedError
-from lexray.cluster.provisioned.programs import last_line, missing
-from lexray.storage.errors import UserError
+from lexray.cluster.provisioned.programs import missing
+from lexray.storage.errors import UserError, last_line
 
 Line = dict[str, Any]
 """One of the lines that Terraform's `-json` prints."""

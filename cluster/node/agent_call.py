@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lexray.cluster.provisioned.description import Ssh
-from lexray.cluster.provisioned.programs import last_line
 from lexray.cluster.provisioned.ssh import output_at
-from lexray.storage.errors import UserError
+from lexray.storage.errors import UserError, last_line
 
 AGENT = ("ray_keeper", "ssh_agent")
 """Modules that are sent to a host, in the order of their imports."""

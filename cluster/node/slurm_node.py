@@ -15,7 +15,6 @@ import secrets
 import socket
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from lexray.cluster.provisioned.errors import ClusterLostError, RefusedError
 from lexray.cluster.provisioned.http import Dashboard
 from lexray.cluster.provisioned.tokens import token_of_file
 from lexray.storage.errors import UserError
+from lexray.storage.polling import poll
 from lexray.tuning.placement.memory_split import memory_split
 
 HEAD, TOKEN, CLUSTER = "head.json", "token", "cluster.json"
@@ -111,11 +111,8 @@ def memory_arguments(environ: Mapping[str, str]) -> list[str]:
 
 
 def _awaited(look: Callable[[], Any], what: str) -> Any:
-    until_s = time.monotonic() + START_S
-    while not (found := look()):
-        if time.monotonic() > until_s:
-            raise UserError(f"waited {START_S:.0f} s for {what}")
-        time.sleep(LOOK_S)
+    if not (found := poll(look, every_s=LOOK_S, at_most_s=START_S)):
+        raise UserError(f"waited {START_S:.0f} s for {what}")
     return found
 
 

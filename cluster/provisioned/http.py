@@ -14,9 +14,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lexray.cluster.provisioned.errors import ClusterLostError, NotFoundError, RefusedError
-from lexray.cluster.provisioned.programs import last_line
 from lexray.cluster.provisioned.tokens import Secret
-from lexray.storage.errors import UserError
+from lexray.storage.errors import UserError, last_line
 
 TIMEOUT_S = 20.0
 PATIENCE_S = 20.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Sequence
 
-from lexray.storage.errors import UserError
+from lexray.storage.errors import UserError, last_line
 
 TIMEOUT_S = 60.0
 WHERE_FROM = {
@@ -32,9 +32,3 @@ def output_of(command: Sequence[str], timeout_s: float = TIMEOUT_S) -> str:
     if done.returncode:
         raise UserError(f"{' '.join(command[:3])}: {last_line(done.stderr) or f'exit code {done.returncode}'}")
     return done.stdout
-
-
-def last_line(text: str) -> str:
-    """The last line that says something."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else ""

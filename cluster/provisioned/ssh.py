@@ -7,8 +7,8 @@ import subprocess
 from collections.abc import Sequence
 
 from lexray.cluster.provisioned.description import Ssh
-from lexray.cluster.provisioned.programs import last_line, missing
-from lexray.storage.errors import UserError
+from lexray.cluster.provisioned.programs import missing
+from lexray.storage.errors import UserError, last_line
 
 CONNECT_S = 10
 TIMEOUT_S = 180.0

@@ -18,8 +18,9 @@ from typing import IO, Any
 
 import psutil
 
-from lexray.cluster.provisioned.programs import last_line, missing
-from lexray.storage.errors import UserError
+from lexray.cluster.provisioned.programs import missing
+from lexray.storage.errors import UserError, last_line
+from lexray.storage.polling import poll
 
 log = logging.getLogger("lexray")
 
@@ -81,12 +82,12 @@ class Tunnel:
 
         While a tunnel is down, any user of this machine may listen at its port.
         """
-        until_s = time.monotonic() + ACCEPT_S
-        while not any(one.laddr.port == self.port and one.raddr and one.raddr.port == port for one in self._sockets()):
-            if time.monotonic() >= until_s:
-                return False
-            time.sleep(LOOK_S / 10)
-        return True
+
+        def is_there() -> bool:
+            ours = (one for one in self._sockets() if one.laddr.port == self.port)
+            return any(one.raddr and one.raddr.port == port for one in ours)
+
+        return poll(is_there, every_s=LOOK_S / 10, at_most_s=ACCEPT_S)
 
     def close(self) -> None:
         """End the program and everything that it started."""

@@ -17,7 +17,7 @@ from lexray.cluster.provisioned.description import Pool
 from lexray.cluster.ray_backend.internals import NodeGroup, announce_node_groups, on_loopback, wants_another_token
 from lexray.cluster.ray_backend.local_ray import LocalFolder, is_on_loopback_alone, local_folder, started
 from lexray.cluster.ray_backend.package import code_package
-from lexray.storage.errors import UserError
+from lexray.storage.errors import UserError, one_line
 from lexray.storage.objects.options import insecure_env
 from lexray.tuning.placement.memory_split import memory_split
 from lexray.tuning.ray_backend.cluster_view import zone_resource
@@ -93,7 +93,7 @@ def _join(address: str, code: dict[str, str]) -> None:
                 runtime_env={"env_vars": PROCESS_ENV | insecure_env() | _known(address), **code},
             )
     except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = one_line(error)
         raise UserError(f"--address {address}: no Ray cluster answers there ({reason})") from error
 
 

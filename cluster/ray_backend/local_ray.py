@@ -14,7 +14,6 @@ import socket
 import stat
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +24,8 @@ import ray
 
 from lexray.cluster.provisioned.description import Liveness
 from lexray.cluster.ray_backend.internals import on_loopback, reread_token_settings
-from lexray.storage.errors import UserError
+from lexray.storage.errors import UserError, last_line, one_line
+from lexray.storage.polling import poll
 from lexray.storage.stream_memory import node_memory
 from lexray.tuning.placement.memory_split import STORE_SHARE
 
@@ -254,15 +254,14 @@ def is_on_loopback_alone(address: str) -> bool:
 
 def _reason(error: Exception) -> str:
     """Return one line: what Ray says first, or last where it shows the end of a log."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return lines[-1 if type(error) is Exception else 0]
+    return (last_line(str(error)) if type(error) is Exception else "") or one_line(error)
 
 
 def _remove(folder: Path) -> None:
     """Remove a folder that processes which are ending may still write to."""
-    until_s = time.monotonic() + CLEAN_UP_S
-    while folder.exists():
+
+    def is_gone() -> bool:
         shutil.rmtree(folder, ignore_errors=True)
-        if time.monotonic() > until_s:
-            return
-        time.sleep(0.05)
+        return not folder.exists()
+
+    poll(is_gone, every_s=0.05, at_most_s=CLEAN_UP_S)

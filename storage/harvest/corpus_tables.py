@@ -11,10 +11,9 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple
 
 from lexray.storage.config_file import nearest
-from lexray.storage.errors import UserError
+from lexray.storage.errors import UserError, one_line
 from lexray.storage.harvest.corpus_files import CorpusFile
 from lexray.storage.harvest.packed_files import DamagedFileError
-from lexray.storage.objects.retries import reason
 
 MOST_LINE_BYTES = 1 << 30
 _ROWS_PER_READ = 256
@@ -72,7 +71,7 @@ def _parse(place: Place, line: bytes, column: str) -> dict[str, Any]:
     except RecursionError as error:
         raise UserError(f"{place} is nested too deeply") from error
     except ValueError as error:
-        raise UserError(f"{place} is not JSON ({reason(error)})") from error
+        raise UserError(f"{place} is not JSON ({one_line(error)})") from error
     if not isinstance(row, dict):
         raise UserError(f"{place} is no object with a key {column!r}")
     return row
@@ -97,7 +96,7 @@ def _reading_arrow(file: CorpusFile) -> Iterator[None]:
     except UserError:
         raise
     except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
-        raise UserError(f"{file.place} is not a parquet file that can be read ({reason(error)})") from error
+        raise UserError(f"{file.place} is not a parquet file that can be read ({one_line(error)})") from error
 
 
 def _batches(file: CorpusFile, opened: Any, column: str) -> Iterator[Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lexray.storage.errors import UserError
+from lexray.storage.errors import UserError, one_line
 from lexray.storage.harvest.corpus import Corpus, open_corpus
 from lexray.storage.harvest.harvest_file import HarvestFile
 from lexray.storage.harvest.identity import check_same, find_existing
@@ -29,7 +29,6 @@ from lexray.storage.harvest.site_choice import check_numbers
 from lexray.storage.harvest.size import PoolSize, choose_size, resources_of_cluster, resources_of_machine
 from lexray.storage.harvest.text_corpus import OnTokens, too_long
 from lexray.storage.manifest import MANIFEST, Manifest
-from lexray.storage.objects.retries import reason
 from lexray.storage.store import Store, reachable
 from lexray.storage.writer import ShardFormat, WrittenShard, write_manifest
 
@@ -160,7 +159,7 @@ def _storing(store: Store) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"output: cannot write to {store.url} ({reason(error)}); "
+            f"output: cannot write to {store.url} ({one_line(error)}); "
             "run the same command again to continue when that is mended"
         ) from error
 

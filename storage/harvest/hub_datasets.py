@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from lexray.storage.config_file import nearest
-from lexray.storage.errors import UserError
+from lexray.storage.errors import UserError, one_line
 from lexray.storage.harvest.harvest_file import ImageChoice, TextChoice
-from lexray.storage.objects.retries import reason
 
 
 def open_dataset(
@@ -51,7 +50,7 @@ def rows_of_dataset(field: str, opened: Any, column: str) -> Iterator[Any]:
         for row in opened.select_columns([column]):
             yield row.get(column)
     except Exception as error:
-        raise UserError(f"{field}: cannot read its rows ({reason(error)})") from error
+        raise UserError(f"{field}: cannot read its rows ({one_line(error)})") from error
 
 
 def _require_datasets() -> Any:
@@ -72,7 +71,7 @@ def _opening(field: str, what: str, datasets: Any) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        said = reason(error)
+        said = one_line(error)
         if os.path.isdir(what) and glob.escape(what) != what:
             said = "the datasets library takes *, ? and [ in a folder's name for a pattern; rename the folder"
         raise UserError(f"{field}: cannot read {what} ({said})") from error

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lexray.storage.errors import UserError
-from lexray.storage.objects.retries import reason
+from lexray.storage.errors import UserError, one_line
 
 PATCH, CLASS_TOKEN, REGISTER = -1, -2, -3
 """Token ids of rows of images; the last two are special."""
@@ -44,4 +43,4 @@ def decode_image(data: bytes, name: str) -> Any:
     except UnidentifiedImageError as error:
         raise UserError(f"images: {name} is not an image of a kind that can be read") from error
     except Exception as error:  # a damaged file makes its decoder raise anything
-        raise UserError(f"images: {name} is not an image that can be read ({reason(error)})") from error
+        raise UserError(f"images: {name} is not an image that can be read ({one_line(error)})") from error

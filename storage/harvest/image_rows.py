@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from lexray.storage.errors import UserError
+from lexray.storage.errors import UserError, one_line
 from lexray.storage.harvest.image_pieces import CLASS_TOKEN, PATCH, REGISTER, ImagePieces, decode_image
 from lexray.storage.harvest.layout import Inputs
 from lexray.storage.harvest.plan import ShardTask
 from lexray.storage.harvest.token_rows import RowLayout
-from lexray.storage.objects.retries import reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +38,9 @@ class PatchRows:
         try:
             pixels = self.processor(images=pictures, return_tensors="pt")["pixel_values"]
         except ValueError as error:
-            raise UserError(f"images: the model's image processor makes no batch of them ({reason(error)})") from error
+            raise UserError(
+                f"images: the model's image processor makes no batch of them ({one_line(error)})"
+            ) from error
         if self.num_patches and self._patches(pixels) != self.num_patches:
             raise UserError(
                 f"images: the model's image processor makes {self._patches(pixels)} patches of one image and "

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import xxhash
 
-from lexray.storage.errors import UserError
+from lexray.storage.errors import UserError, one_line
 from lexray.storage.harvest.model_folder import check_claims, check_folder, check_weights
 from lexray.storage.harvest.tower import NoTowerError, describe_tower, text_config_of
 
@@ -262,8 +262,7 @@ def _loading(name: str, field: str) -> Iterator[None]:
                 f"{field}: {name!r} needs code of its own (auto_map), which is not run; "
                 "choose a model that transformers has a class for"
             ) from error
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{field}: cannot load {name!r} ({lines[0]})") from error
+        raise UserError(f"{field}: cannot load {name!r} ({one_line(error)})") from error
     finally:
         logging.set_verbosity(verbosity)
         if bar_was_on:

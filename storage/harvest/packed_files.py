@@ -15,8 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, BinaryIO
 
-from lexray.storage.errors import UserError
-from lexray.storage.objects.retries import reason
+from lexray.storage.errors import UserError, one_line
 
 HEAD_BYTES = 512
 _BUFFER_BYTES = 1 << 20
@@ -142,7 +141,7 @@ def _unpacking(place: str, raw: BinaryIO, packing: str, size: int) -> Iterator[N
     except (UserError, MemoryError):
         raise
     except Exception as error:
-        said = reason(error).rstrip(".")
+        said = one_line(error).rstrip(".")
         if "too much memory" in said:  # of zstandard frames with a window above 128 MiB
             raise UserError(
                 f"{place} is packed with a window above 128 MiB, which cannot be read; unpack it with "

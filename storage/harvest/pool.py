@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
+from lexray.storage.errors import one_line
 from lexray.storage.harvest.plan import ShardTask
 from lexray.storage.harvest.replica import Replica, ReplicaFacts, ReplicaSettings
 from lexray.storage.harvest.size import PoolSize
@@ -169,7 +170,7 @@ class RayPool:
             self._deaths[key] += 1
             if self._deaths[key] >= MOST_DEATHS:
                 what = "loaded the models" if key < 0 else f"made shard {key}"
-                reason = str(error).splitlines()[0]
+                reason = one_line(error)
                 raise RuntimeError(f"harvest: a worker died {MOST_DEATHS} times while it {what} ({reason})") from error
         self._start()
         return numbers

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lexray.storage.errors import UserError
+from lexray.storage.errors import UserError, one_line
 from lexray.storage.harvest.harvest_file import HarvestFile
 from lexray.storage.harvest.image_pieces import ImagePieces
 from lexray.storage.harvest.image_rows import PatchRows
@@ -238,7 +238,7 @@ def _running(config: HarvestFile) -> Iterator[None]:
             "lower it"
         ) from error
     except (RuntimeError, IndexError, TypeError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = one_line(error)
         names = " and ".join(repr(name) for name in config.named_models.values())
         what = "text" if config.images is None else "images"
         raise UserError(f"model: {names} cannot be run on the {what} ({reason})") from error

@@ -12,13 +12,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO
 
-from lexray.storage.errors import UserError
+from lexray.storage.errors import UserError, named_line, one_line
 from lexray.storage.harvest.corpus_files import CorpusFile, find_files
 from lexray.storage.harvest.corpus_report import CorpusReport
 from lexray.storage.harvest.corpus_tables import Place, decode, rows_of_jsonl, rows_of_parquet
 from lexray.storage.harvest.harvest_file import TextChoice
 from lexray.storage.harvest.hub_datasets import open_dataset, rows_of_dataset
-from lexray.storage.objects.retries import reason
 from lexray.storage.store import StorageSettings
 
 MOST_DOCUMENT_BYTES = 1 << 30
@@ -131,7 +130,7 @@ def _documents_of_module(place: str) -> list[str]:
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # a user's module may raise anything
-        said = f"{reason(error)}" if isinstance(error, ImportError) else f"{type(error).__name__}: {reason(error)}"
+        said = one_line(error) if isinstance(error, ImportError) else named_line(error)
         raise UserError(f"text.python: cannot import {module_name!r} ({said})") from error
     try:
         found = getattr(module, attribute)

@@ -19,7 +19,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from lexray.storage.errors import UserError
+from lexray.storage.errors import UserError, one_line
 from lexray.storage.imports.source import SourceFile
 from lexray.storage.imports.stored_tensor import UNNAMED, OpenedFile, StoredTensor, TensorFacts
 
@@ -262,5 +262,5 @@ def check_ratio(claimed: int, stored: int, said: str) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    line = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+    line = one_line(error).rstrip(".")
     return "not the header of an array" if "pickle" in line else line[:200]

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lexray.storage.errors import UserError
+from lexray.storage.errors import UserError, one_line
 from lexray.storage.imports.array_files import check_ratio
 from lexray.storage.imports.file_names import check_one_series, in_order
 from lexray.storage.imports.options import ImportOptions
@@ -170,7 +170,7 @@ def _open_arrow(file: SourceFile) -> Iterator[Any]:
     except UserError:
         raise
     except Exception as error:  # a damaged file makes pyarrow fail in any way
-        raise UserError(f"{file}: not a whole Arrow stream ({_first_line(error)}); copy it again") from error
+        raise UserError(f"{file}: not a whole Arrow stream ({one_line(error).rstrip('.')}); copy it again") from error
 
 
 @contextmanager
@@ -183,7 +183,7 @@ def open_parquet(file: SourceFile, *, edges: bool = False) -> Iterator[Any]:
     except UserError:
         raise
     except Exception as error:  # a damaged file makes pyarrow fail in any way
-        raise UserError(f"{file}: not a whole Parquet file ({_first_line(error)}); copy it again") from error
+        raise UserError(f"{file}: not a whole Parquet file ({one_line(error).rstrip('.')}); copy it again") from error
 
 
 def _check_claims(metadata: Any, file: SourceFile) -> None:
@@ -192,7 +192,3 @@ def _check_claims(metadata: Any, file: SourceFile) -> None:
     numbers = sum(group.column(index).num_values for group in groups for index in range(group.num_columns))
     claimed = max(numbers, metadata.num_rows, sum(group.num_rows for group in groups))
     check_ratio(claimed, file.size, f"{file}: claims {claimed:,} numbers")
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")

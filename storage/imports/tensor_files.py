@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from lexray.storage.errors import UserError
+from lexray.storage.errors import UserError, one_line
 from lexray.storage.imports.array_files import RAW_SUFFIXES, RawFormat, open_npy, open_npz, open_raw
 from lexray.storage.imports.source import SourceFile
 from lexray.storage.imports.stored_tensor import FileFacts, OpenedFile, StoredTensor, TensorFacts, facts_of
@@ -23,7 +23,7 @@ def _open_safetensors(path: Path, file: SourceFile, raw: RawFormat | None = None
         content = safe_open(path, framework="pt")
         return OpenedFile({name: _stored(content, name) for name in content.keys()})  # noqa: SIM118
     except (SafetensorError, KeyError, AttributeError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = one_line(error)
         raise UserError(f"{file}: not a whole safetensors file ({reason}); save it again") from error
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from lexray.storage.errors import UserError
+from lexray.storage.errors import UserError, one_line
 from lexray.storage.imports.array_files import RawFormat
 from lexray.storage.imports.source import SourceFile
 from lexray.storage.imports.stored_tensor import UNNAMED, OpenedFile, StoredTensor, TensorFacts
@@ -116,5 +116,5 @@ def _foreign(path: Path) -> str:
 
 def _reason(error: BaseException) -> str:
     """The first line of an error, unless it advises to load the file in an unsafe way."""
-    line = next(iter(str(error).splitlines()), type(error).__name__)
+    line = one_line(error)
     return "a program or an object" if "weights_only" in line or "pickle" in line else line.rstrip(".")[:200]

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeVar
 
+from lexray.storage.errors import one_line
+
 log = logging.getLogger("lexray")
 
 T = TypeVar("T")
@@ -110,12 +112,6 @@ def s3_answer(error: BaseException) -> tuple[str | None, int | None]:
     return None, None
 
 
-def reason(error: BaseException) -> str:
-    """The error in one line."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return str(text).splitlines()[0]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Retrier:
     """Calls under a policy."""
@@ -155,9 +151,9 @@ class Retrier:
                 if pause_s is None:
                     tries = "1 attempt" if attempt == 1 else f"{attempt} attempts"
                     raise StoreUnavailableError(
-                        f"{name}: given up after {tries} in {elapsed_s:.0f} s; {reason(error)}"
+                        f"{name}: given up after {tries} in {elapsed_s:.0f} s; {one_line(error)}"
                     ) from error
-                self.tell(name, reason(error), self.clock())
+                self.tell(name, one_line(error), self.clock())
             self.sleep(pause_s)
             if verdict is Verdict.AGAIN_WITH_NEW_CREDENTIALS:
                 renew()

@@ -86,9 +86,8 @@ def private_names(path: Path) -> Iterator[str]:
         if isinstance(node, ast.Import):
             of_ray |= {alias.name.split(".")[0] for alias in node.names if alias.name.split(".")[0] == "ray"}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in of_ray:
-            if node.attr.startswith("_"):
-                yield f"{node.value.id}.{node.attr}"
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.attr.startswith("_"):
+            yield from [f"{node.value.id}.{node.attr}"] * (node.value.id in of_ray)
         if isinstance(node, ast.Call) and of_ray and isinstance(node.func, ast.Attribute) and node.func.attr == "init":
             yield from (keyword.arg for keyword in node.keywords if keyword.arg and keyword.arg.startswith("_"))
         if isinstance(node, ast.Constant) and node.value == "_plasma_directory":

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from lexray.storage.errors import CorruptDataError, UserError
+from lexray.storage.errors import CorruptDataError, UserError, last_line, one_line
 from lexray.storage.json_values import with_nulls
 from lexray.storage.store import StorageSettings, Store, reachable
 from lexray.training.checkpoint.foreign_json import read_object
@@ -62,7 +62,7 @@ def load_dictionary(url: str, settings: StorageSettings | None = None) -> Dictio
             check_shapes(shapes, shapes_of(dictionary), by=CONFIG)
             return _filled(dictionary, load(store.read(TENSORS)))
     except (FileNotFoundError, NotADirectoryError, SafetensorError, TensorFileError, RuntimeError) as error:
-        reason = str(error).splitlines()[-1].strip()
+        reason = last_line(str(error))
         raise UserError(f"dictionary {store.url}: {TENSORS} is missing or damaged ({reason})") from error
 
 
@@ -89,7 +89,7 @@ def _of_checkpoint(store: Store) -> Dictionary:
             dictionary.become_saved_form()
             return _filled(dictionary, tensors)
     except (CorruptDataError, TensorFileError, RuntimeError) as error:
-        reason = str(error).splitlines()[-1].strip()
+        reason = last_line(str(error))
         raise UserError(f"dictionary {store.url}: the checkpoint is damaged ({reason})") from error
 
 
@@ -112,7 +112,7 @@ def _blank(content: dict[str, Any], shapes: Mapping[str, Shape], what: str) -> D
     except TensorFileError:
         raise
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = one_line(error)[:200]
         raise UserError(f"{what} does not describe a dictionary ({reason})") from error
 
 

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from lexray.storage.documents import OPEN, Count, as_described, read_document
-from lexray.storage.errors import CorruptDataError
+from lexray.storage.errors import CorruptDataError, named_line
 from lexray.storage.store import Store
 from lexray.storage.stream import BatchStream
 from lexray.storage.windows import StreamSpec, WindowSource
@@ -116,7 +116,7 @@ def measure_trial(store: Store, open_stream: OpenStream, data: DataConfig, devic
         stream = BatchStream(spec=spec, source=open_stream(spec), batch_rows=data.batch_rows)
         write_measures(store, measure_held_out(dictionary, stream, data, device=device))
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = named_line(error)
         log.warning("%s: not measured (%s)", store.url, reason)
         failed = {"format": "lexray-measures", "version": MEASURES_VERSION, "error": reason}
         store.write(MEASURES_FILE, json.dumps(failed, indent=1).encode())

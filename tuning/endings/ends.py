@@ -13,7 +13,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Thread
@@ -21,6 +20,7 @@ from typing import NamedTuple
 
 from lexray.storage.documents import read_document
 from lexray.storage.errors import UserError
+from lexray.storage.polling import Repeat, read_many
 from lexray.storage.store import Store
 from lexray.tuning.endings.look import LOOK_EVERY_S, Look
 from lexray.tuning.file.stop_block import SECONDS_PER_HOUR, EndsBlock, in_utc
@@ -35,8 +35,6 @@ DEADLINE, GPU_HOURS, CPU_HOURS, BY_HAND = PAUSED
 SPENT, ENDING = "spent.json", "ending.json"
 NOTE_EVERY_S = 60.0
 """How often a running trial writes down what it has spent."""
-_READERS = 16
-"""Small files read at once: from an object store each of them costs a round trip."""
 
 
 class Spent(NamedTuple):
@@ -149,16 +147,15 @@ class Ends:
     """Left in the folder, by this watch or by hand."""
     _looked_s: float = -float("inf")
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _stop: threading.Event = field(default_factory=threading.Event)
+    _watch: Repeat = field(init=False)
 
     def __enter__(self) -> Ends:
-        self._thread = Thread(target=self._loop, name="ends", daemon=True)
-        self._thread.start()
+        self._watch = Repeat(work=self._look_and_tell, every_s=self.interval_s, name="ends")
+        self._watch.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
+        self._watch.stop()
 
     def changed(self, trial: Trial, started: bool) -> None:
         """A trial started, or ended."""
@@ -182,13 +179,14 @@ class Ends:
             running = [Spent().plus(footprint, now - began_s) for footprint, began_s in self._running.values()]
             return sum_spent([self.before, self._done, *running])
 
-    def _loop(self) -> None:
-        while not self._stop.wait(self.interval_s) and not self._word:
-            try:
-                self.look()
-                self.tell()
-            except Exception as error:
-                log.warning("%s: cannot be read or written just now (%s)", ENDING, error)
+    def _look_and_tell(self) -> None:
+        if self._word:
+            return
+        try:
+            self.look()
+            self.tell()
+        except Exception as error:
+            log.warning("%s: cannot be read or written just now (%s)", ENDING, error)
 
     def look(self) -> None:
         """Take word that was left by hand."""
@@ -252,5 +250,4 @@ def check_gpu_hours(sweep: EndsBlock, trials: Sequence[Trial]) -> None:
 def _spent_before(folder: SweepFolder) -> Spent:
     """By every trial that has a folder, also one that the sweep file no longer has."""
     stores = [folder.trial_store(trial) for trial in folder.store.list_folders("trials")]
-    with ThreadPoolExecutor(_READERS) as readers:
-        return sum_spent(readers.map(read_spent, stores))
+    return sum_spent(read_many(read_spent, stores))

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
@@ -21,6 +20,7 @@ from typing_extensions import TypedDict
 
 from lexray.storage.documents import OPEN, Count, Number, Plain, as_described, read_document
 from lexray.storage.errors import CorruptDataError, UserError
+from lexray.storage.polling import read_many
 from lexray.storage.store import Store
 from lexray.training.dictionaries import architecture
 from lexray.tuning.endings.early_stopping import (
@@ -41,8 +41,6 @@ log = logging.getLogger("lexray")
 RUNGS = "rungs.json"
 _ROWS = ("dataset_id", "inputs", "outputs", "batch_rows", "seed", "held_out", "drop_special", "max_norm_ratio")
 """What of the data has to be equal for FVUs to be compared."""
-_READERS = 16
-"""Small files read at once: from an object store each of them costs a round trip."""
 
 
 class MeasurePart(TypedDict):
@@ -146,11 +144,10 @@ class Judge:
     def _reached(self, key: str) -> Iterable[Reached]:
         """The others that have measured at this step."""
         others = self.others if self.others is not None else contenders_in(self.folder, self.me)
-        with ThreadPoolExecutor(_READERS) as readers:
-            stores = [self.folder.trial_store(other.trial) for other in others]
-            for other, rungs in zip(others, readers.map(read_rungs, stores), strict=True):
-                if key in rungs.measures:
-                    yield Reached(contender=other, measure=Measure(**rungs.measures[key]))
+        stores = [self.folder.trial_store(other.trial) for other in others]
+        for other, rungs in zip(others, read_many(read_rungs, stores), strict=True):
+            if key in rungs.measures:
+                yield Reached(contender=other, measure=Measure(**rungs.measures[key]))
 
     def _write(self, store: Store, rungs: Rungs) -> None:
         store.write(RUNGS, json.dumps(asdict(rungs), indent=1).encode())
@@ -195,8 +192,7 @@ def judge_of_all(folder: SweepFolder, trial: Trial, rules: StopRules) -> Judge:
 
 def contenders_in(folder: SweepFolder, me: Contender) -> tuple[Contender, ...]:
     """The trials with a record in the folder that may be compared with this one."""
-    with ThreadPoolExecutor(_READERS) as readers:
-        found = list(readers.map(lambda trial: _recorded(folder, trial), folder.store.list_folders("trials")))
+    found = read_many(lambda trial: _recorded(folder, trial), folder.store.list_folders("trials"))
     return tuple(o for o in found if o is not None and o.comparable == me.comparable and o.trial != me.trial)
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from lexray.storage.errors import UserError
 from lexray.storage.manifest import Manifest
+from lexray.storage.units import gib
 from lexray.training.config import MeshConfig, TrainingConfig
 from lexray.training.cost.memory import Needs, needs
 from lexray.tuning.placement.nodes import Node, most_in_one_zone
@@ -115,11 +116,6 @@ def _refusal(leanest: Option | None, rooms: Sequence[Room], name: str) -> str:
         + ("resources.offload_optimizer, resources.micro_batches or " if on_gpu else "")
         + "a smaller data.batch_rows or width"
     )
-
-
-def gib(size: int) -> str:
-    """In GiB."""
-    return f"{size / 2**30:,.1f} GiB"
 
 
 def rooms_of(nodes: Sequence[Node], footprint: Footprint, gpu_bytes: int | None) -> list[Room]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from lexray.storage.manifest import Manifest
 from lexray.storage.stream_memory import StreamShape, stream_memory
+from lexray.storage.units import gib
 from lexray.tuning.file.resources import PricesBlock
 from lexray.tuning.placement.nodes import Node
 from lexray.tuning.planning.forecast import (
@@ -21,7 +22,6 @@ from lexray.tuning.planning.forecast import (
     timeline,
     trial_seconds,
 )
-from lexray.tuning.planning.mesh_choice import gib
 from lexray.tuning.planning.row_counts import Part, RowCounts
 from lexray.tuning.planning.streams import most_workers, shape_of
 from lexray.tuning.planning.worker_memory import WorkerMemory, worker_memory

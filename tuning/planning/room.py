@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from lexray.storage.errors import UserError
 from lexray.storage.manifest import Manifest
+from lexray.storage.units import gib
 from lexray.training.cost.memory import needs
 from lexray.tuning.placement.nodes import Node, most_in_one_zone
-from lexray.tuning.planning.mesh_choice import USABLE, gib, rooms_of, with_mesh
+from lexray.tuning.planning.mesh_choice import USABLE, rooms_of, with_mesh
 from lexray.tuning.trials import Footprint, Trial
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -18,6 +17,7 @@ from lexray.storage.anonymous import without_home
 from lexray.storage.config_file import MAX_BYTES, FileModel, checked_content, mapping_of
 from lexray.storage.documents import read_bounded
 from lexray.storage.errors import UserError
+from lexray.storage.polling import read_many
 from lexray.storage.store import Store
 from lexray.storage.visible_text import visible
 from lexray.training.measures.held_out import read_measures
@@ -62,8 +62,6 @@ Metrics = Mapping[str, Sequence[Mapping[str, Any]]]
 _TABLE_COLUMNS = [name for name in COLUMNS if name not in ("trial", "reason")]
 _FRONTIER_FILES = (FRONTIER_FILE, "frontier.csv", FIGURE_FILE, VECTORS_FILE)
 _STATUS_ORDER = (DONE, TARGET_MISSED, STOPPED, *PAUSED, FAILED, RUNNING, PENDING)
-_READERS = 16
-"""Small files read at once: from an object store each of them costs a round trip."""
 
 
 def build_results(folder: SweepFolder, trials: list[str]) -> pd.DataFrame:
@@ -71,12 +69,11 @@ def build_results(folder: SweepFolder, trials: list[str]) -> pd.DataFrame:
 
     A trial of `trials` without a record yet is a pending row.
     """
-    with ThreadPoolExecutor(_READERS) as readers:
-        found = list(readers.map(folder.read_trial, trials))
-        metrics = dict(zip(trials, readers.map(folder.read_metrics, trials), strict=True))
-        stores = [folder.trial_store(trial) for trial in trials]
-        measures = dict(zip(trials, readers.map(read_measures, stores), strict=True))
-        spent = dict(zip(trials, readers.map(read_spent, stores), strict=True))
+    stores = [folder.trial_store(trial) for trial in trials]
+    found = read_many(folder.read_trial, trials)
+    metrics = dict(zip(trials, read_many(folder.read_metrics, trials), strict=True))
+    measures = dict(zip(trials, read_many(read_measures, stores), strict=True))
+    spent = dict(zip(trials, read_many(read_spent, stores), strict=True))
     pairs = zip(trials, found, strict=True)
     records = [record or TrialRecord(trial=trial, name=trial, config={}, status=PENDING) for trial, record in pairs]
     table = frontier_table(records)

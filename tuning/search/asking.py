@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any
 
 from lexray.storage.errors import UserError
+from lexray.storage.polling import read_many
 from lexray.tuning.file.axes import Point
 from lexray.tuning.file.points import DRAWS_PER_TRIAL, corners, effective, is_excluded, key
 from lexray.tuning.file.search import draws
@@ -30,8 +30,6 @@ log = logging.getLogger("lexray")
 
 PROPOSALS = 100
 """Proposals of the sampler in search of a point that can be trained and was not; then such points are drawn."""
-_READERS = 16
-"""Small files read at once: from an object store each of them costs a round trip."""
 
 Make = Callable[[Point], Trial]
 """The trial at a point. Raises UserError where there can be none."""
@@ -76,10 +74,9 @@ class Search:
 
     def told(self, *trials: Trial) -> None:
         """These trials ended, however they did."""
-        with ThreadPoolExecutor(_READERS) as readers:
-            records = readers.map(self.folder.read_trial, [trial.id for trial in trials])
-            for trial, record in zip(trials, records, strict=True):
-                self._ended[trial.id] = record or new_record(trial, status=PENDING)
+        records = read_many(self.folder.read_trial, [trial.id for trial in trials])
+        for trial, record in zip(trials, records, strict=True):
+            self._ended[trial.id] = record or new_record(trial, status=PENDING)
 
     def ask(self) -> Trial | None:
         """The next trial, written down as pending; None when there are enough, or no further point was found."""
@@ -163,8 +160,7 @@ def search_of(
     a corner of the axes cannot be.
     """
     bounds, asked_for = [make(point) for point in corners(sweep)], questions(sweep)
-    with ThreadPoolExecutor(_READERS) as readers:
-        records = list(readers.map(folder.read_trial, folder.store.list_folders("trials")))
+    records = read_many(folder.read_trial, folder.store.list_folders("trials"))
     apart = {trial.id for trial in included}
     of_axes = [
         record

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from lexray.storage.polling import Repeat
 from lexray.tuning.ray_backend.trial_run import TrialRun
 from lexray.tuning.sweep_folder import SweepFolder, TrialRecord
 
@@ -48,17 +49,16 @@ class FollowThread:
     interval_s: float = 2.0
     _trials: dict[str, _Followed] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _stop: threading.Event = field(default_factory=threading.Event)
+    _polls: Repeat = field(init=False)
 
     def __enter__(self) -> FollowThread:
-        self._thread = threading.Thread(target=self._loop, name="follow", daemon=True)
-        self._thread.start()
+        self._polls = Repeat(work=self._poll, every_s=self.interval_s, name="follow")
+        self._polls.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Tell the followers what is left to tell, and close them."""
-        self._stop.set()
-        self._thread.join()
+        self._polls.stop()
         self._poll()
         for follower in self.followers:
             self._tell(follower.close)
@@ -70,10 +70,6 @@ class FollowThread:
                 self._trials[run.trial.id] = _Followed(run=run)
             else:
                 self._trials[run.trial.id].over = True
-
-    def _loop(self) -> None:
-        while not self._stop.wait(self.interval_s):
-            self._poll()
 
     def _poll(self) -> None:
         with self._lock:

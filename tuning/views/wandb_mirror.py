@@ -15,10 +15,11 @@ from typing import Any
 
 import pandas as pd
 
+from lexray.storage.errors import named_line
 from lexray.tuning.ray_backend.trial_run import TrialRun
 from lexray.tuning.results.report import FIGURE_FILE
 from lexray.tuning.sweep_folder import SweepFolder, TrialRecord
-from lexray.tuning.views.wandb_runs import MAX_FAILURES_IN_A_ROW, Described, WandbRuns, reason_of
+from lexray.tuning.views.wandb_runs import MAX_FAILURES_IN_A_ROW, Described, WandbRuns
 
 log = logging.getLogger("lexray")
 
@@ -88,7 +89,7 @@ class WandbMirror:
                 call()
             except Exception as error:
                 if not self._given_up.is_set():
-                    log.warning("W&B: %s (`lexray wandb sync` sends what it lacks)", reason_of(error))
+                    log.warning("W&B: %s (`lexray wandb sync` sends what it lacks)", named_line(error))
 
 
 def send(
@@ -111,7 +112,7 @@ def send(
             runs.log(trial, records)
             runs.finish(trial, record)
         except Exception as error:
-            refused[record.name] = reason_of(error)
+            refused[record.name] = named_line(error)
             failures_in_a_row += 1
             if failures_in_a_row == MAX_FAILURES_IN_A_ROW:
                 return refused  # each further run would wait for the same time-out
@@ -121,5 +122,5 @@ def send(
     try:
         runs.show_sweep(folder.store.url, table, folder.store.read(FIGURE_FILE))
     except Exception as error:
-        refused["the sweep's own"] = reason_of(error)
+        refused["the sweep's own"] = named_line(error)
     return refused

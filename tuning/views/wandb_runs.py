@@ -18,6 +18,7 @@ import pandas as pd
 import wandb
 
 from lexray.storage.anonymous import without_home
+from lexray.storage.errors import named_line
 from lexray.storage.store import Store
 from lexray.tuning.sweep_folder import PAUSED, TrialRecord
 from lexray.tuning.views.wandb_ids import MAX_NAME_CHARACTERS, RunIds, shortened
@@ -156,12 +157,12 @@ class WandbRuns:
         if self._failures_in_a_row < MAX_FAILURES_IN_A_ROW:
             log.warning(
                 "W&B does not take the run %s (%s): it is written offline; `lexray wandb sync` sends it",
-                name, reason_of(error),
+                name, named_line(error),
             )  # fmt: skip
             return
         self.mode = "offline"
         log.warning(
-            "W&B does not answer (%s): runs are written offline; `lexray wandb sync` sends them", reason_of(error)
+            "W&B does not answer (%s): runs are written offline; `lexray wandb sync` sends them", named_line(error)
         )
 
     def _try(self, about: dict[str, Any], mode: Mode) -> Any:
@@ -193,11 +194,6 @@ def shown(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a record that W&B gets: no nulls, and of single workers the first `WORKERS_SHOWN` alone."""
     numbers = {name: re.search(r"_worker(\d+)$", name) for name, value in record.items() if value is not None}
     return {name: record[name] for name, found in numbers.items() if found is None or int(found[1]) < WORKERS_SHOWN}
-
-
-def reason_of(error: Exception) -> str:
-    """In one line; some of W&B's errors say nothing but their name."""
-    return f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
 
 
 def has_key() -> bool:
