@@ -18,7 +18,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from benchmarks.sharding import training_config, write_dataset
-from lexray.cluster.step_timer import StepTimer
+from lexray.cluster.commands.step_timer import StepTimer
 from lexray.storage.bench import core_speed
 from lexray.storage.manifest import load_manifest
 from lexray.storage.store import Store

@@ -80,3 +80,14 @@ def plain_streams() -> Iterator[None]:
         yield
     finally:
         sys.stdout, sys.stderr = before
+
+
+def say(messages: Console, line: str) -> None:
+    """Print a line for people, which the terminal may wrap; nothing in it is markup."""
+    messages.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+def wide_console(min_width: int) -> TextConsole:
+    """Return stdout for tables: as wide as the terminal, `min_width` columns where there is none."""
+    out = TextConsole()
+    return out if out.is_terminal else TextConsole(width=min_width)

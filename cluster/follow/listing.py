@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lexray.cluster.commands import print_json
 from lexray.cluster.consoles import TextConsole
 from lexray.cluster.follow.sweep_status import state_of
 from lexray.cluster.jobs.job_client import JobClient
+from lexray.cluster.output import print_json
 from lexray.cluster.provisioned.connection import Target, connect
 from lexray.cluster.words import moment
 from lexray.storage.errors import UserError

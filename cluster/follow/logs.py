@@ -9,11 +9,11 @@ from typing import Any
 
 from rich.console import Console
 
-from lexray.cluster.commands import print_json
 from lexray.cluster.follow.resolve import connected_if_told, meant
 from lexray.cluster.follow.sweep_status import LOST, newest_records, state_of
 from lexray.cluster.jobs.job_client import Job, JobClient
 from lexray.cluster.jobs.watch import follow_job
+from lexray.cluster.output import print_json
 from lexray.cluster.provisioned.connection import Target
 from lexray.cluster.provisioned.errors import ClusterLostError
 from lexray.cluster.words import resume_command, span

@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lexray.cluster.commands import print_json
 from lexray.cluster.consoles import TextConsole
 from lexray.cluster.follow.resolve import connected_if_told, meant
 from lexray.cluster.follow.sweep_status import LEFT, LOST, UNKNOWN, SweepStatus, TrialStatus, sweep_status
 from lexray.cluster.jobs.job_client import Job
+from lexray.cluster.output import print_json
 from lexray.cluster.provisioned.connection import Target
 from lexray.cluster.words import moment, resume_command, span
 from lexray.storage.errors import UserError
@@ -44,7 +44,7 @@ def print_status(status: SweepStatus, job: Job | None) -> None:
     """Few lines about the sweep, then its trials."""
     out = TextConsole()
     for name, value in [*_lines(status), *([("job", f"{job.id}: {job.status}")] if job is not None else [])]:
-        out.print(f"{name:<10}{value}", markup=False, soft_wrap=True)
+        out.print(f"{name:<10}{value}", soft_wrap=True)
     listed = status.trials
     if len(listed) > SHOWN:
         listed = [trial for trial in listed if trial.status in ("running", "failed", LEFT)][:SHOWN]
@@ -52,7 +52,7 @@ def print_status(status: SweepStatus, job: Job | None) -> None:
         out.print(_table(listed))
     others = Counter(trial.status for trial in status.trials if trial not in listed)
     if others:
-        out.print("and " + ", ".join(f"{count} {name}" for name, count in others.items()), markup=False)
+        out.print("and " + ", ".join(f"{count} {name}" for name, count in others.items()))
 
 
 def _lines(status: SweepStatus) -> list[tuple[str, str]]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from lexray.cluster.commands import FAILED, OK, print_json
+from lexray.cluster.consoles import say
 from lexray.cluster.follow.resolve import Meant, connected_if_told, meant
 from lexray.cluster.jobs.job_client import JobClient
+from lexray.cluster.output import FAILED, OK, print_json
 from lexray.cluster.provisioned.connection import Connection, Target
 from lexray.cluster.words import span
 from lexray.storage.errors import UserError
@@ -67,7 +68,7 @@ def stop(
     if is_alive(driver, began_s):
         write_ending(store, BY_HAND)
         if not force:
-            messages.print(f"asked {found.url} to save and end; waiting up to {PATIENCE_S:.0f} s", markup=False)
+            say(messages, f"asked {found.url} to save and end; waiting up to {PATIENCE_S:.0f} s")
             driver = _awaited(store, clock, sleep)
     job = ""
     if connection is not None and found.job is not None:

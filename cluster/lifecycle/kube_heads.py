@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from lexray.cluster.lifecycle.progress import say
+from lexray.cluster.consoles import say
 from lexray.cluster.provisioned.description import Kubectl
 from lexray.cluster.provisioned.kubernetes import kubectl_call
 from lexray.cluster.provisioned.programs import output_of

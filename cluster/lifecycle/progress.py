@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lexray.cluster.consoles import say
 from lexray.cluster.lifecycle.terraform import Line, Terraform
 from lexray.cluster.lifecycle.terraform_plan import counted, counts
 from lexray.cluster.provisioned.errors import RefusedError
@@ -37,8 +38,3 @@ def carry_out(terraform: Terraform, saved: Path, advice: str, messages: Console)
 def refuse_unasked(command: str, does: str) -> UserError:
     """No terminal, and no word that none is needed."""
     return UserError(f"--yes: lexray {command} asks before it {does} anything, and there is no terminal; add --yes")
-
-
-def say(messages: Console, line: str) -> None:
-    """A line for people."""
-    messages.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)

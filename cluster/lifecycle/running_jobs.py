@@ -6,12 +6,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lexray.cluster.consoles import say
 from lexray.cluster.follow.resolve import Meant
 from lexray.cluster.follow.stop import stop
 from lexray.cluster.jobs.job_client import RUNNING, JobClient
 from lexray.cluster.lifecycle.kube_heads import of_jobs, ray_clusters
 from lexray.cluster.lifecycle.machines import is_stopped
-from lexray.cluster.lifecycle.progress import say
 from lexray.cluster.provisioned.connection import Connection, Target, connect
 from lexray.cluster.provisioned.description import ClusterDescription, Kubectl, Ssm
 from lexray.cluster.provisioned.errors import ClusterLostError, RefusedError

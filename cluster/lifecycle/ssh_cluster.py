@@ -11,13 +11,13 @@ from typing import Any
 
 from rich.console import Console
 
-from lexray.cluster.commands import FAILED, OK, print_json
+from lexray.cluster.consoles import say
 from lexray.cluster.jobs.job_client import JobClient
-from lexray.cluster.lifecycle.progress import say
 from lexray.cluster.lifecycle.running_jobs import drain, refuse_running, unasked
 from lexray.cluster.lifecycle.ssh_hosts import Host, HostList, check_hosts, described, read_hosts
 from lexray.cluster.lifecycle.up import CLUSTER_FILE
 from lexray.cluster.node.agent_call import call_agent
+from lexray.cluster.output import FAILED, OK, print_json
 from lexray.cluster.provisioned.connection import Target, connect, ended_by_signals
 from lexray.cluster.provisioned.description import ClusterDescription
 from lexray.cluster.provisioned.errors import RefusedError

@@ -10,11 +10,12 @@ from typing import Any
 
 from rich.console import Console
 
-from lexray.cluster.commands import FAILED, OK, print_json
+from lexray.cluster.consoles import say
 from lexray.cluster.lifecycle.preflight import preflight
-from lexray.cluster.lifecycle.progress import Ask, carry_out, refuse_unasked, say
+from lexray.cluster.lifecycle.progress import Ask, carry_out, refuse_unasked
 from lexray.cluster.lifecycle.terraform import Terraform
 from lexray.cluster.lifecycle.terraform_plan import Plan, change_lines, cost_lines, counts, head_lines, read_plan
+from lexray.cluster.output import FAILED, OK, print_json
 from lexray.cluster.provisioned.connection import ended_by_signals
 from lexray.cluster.provisioned.description import ClusterDescription, Direct, TokenFile
 from lexray.cluster.provisioned.trust import remember, token_use

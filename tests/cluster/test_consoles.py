@@ -19,8 +19,8 @@ from rich.table import Table
 from sweeps import write_dataset
 from synthetic import write_rows
 
-from lexray.cluster.commands import print_json
 from lexray.cluster.consoles import PlainStream, TextConsole, plain_streams
+from lexray.cluster.output import print_json
 from lexray.storage.manifest import MANIFEST, Manifest, dataset_id
 from lexray.storage.store import Store
 from lexray.storage.visible_text import spreadsheet_cell, visible

@@ -7,7 +7,7 @@ import torch
 from cached_activations import write_cache
 from synthetic import write_rows
 
-from lexray.cluster.data_commands import share_above
+from lexray.cluster.commands.data import share_above
 
 SHARD = "shards/000000.safetensors"
 

@@ -308,7 +308,7 @@ def test_a_job_that_left_nothing_in_its_folder_is_told_by_the_job_server(folder,
 def test_a_driver_that_is_told_to_go_says_so_in_the_folder(folder):
     script = (
         "import sys, time\n"
-        "from lexray.cluster.sweep_commands import _terminable\n"
+        "from lexray.cluster.commands.sweep import _terminable\n"
         "from lexray.storage.store import Store\n"
         "from lexray.tuning.driver import Driver\n"
         "driver = Driver(store=Store.at(sys.argv[1]))\n"

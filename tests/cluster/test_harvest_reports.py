@@ -8,7 +8,7 @@ import pytest
 import yaml
 from harvest_cases import harvest_file
 
-from lexray.cluster import commands
+from lexray.cluster import output as commands
 from lexray.cluster.cli import main
 
 

@@ -16,8 +16,8 @@ from safetensors.torch import save
 from sweeps import sweep_content, write_dataset, write_sweep
 from training_cases import find_case, random_dictionary
 
-from lexray.cluster.commands import dataset_summary
 from lexray.cluster.follow.sweep_status import sweep_status
+from lexray.cluster.output import dataset_summary
 from lexray.cluster.provisioned.description import ClusterDescription
 from lexray.storage.config_file import read_config_file
 from lexray.storage.harvest.harvest_file import HarvestFile

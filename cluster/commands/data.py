@@ -1,21 +1,26 @@
-"""What `lexray data` does; `cli` says how it is called. Imports are late: `lexray --help` should not load torch."""
+"""`lexray data`: look at datasets of activations, check and import them."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.console import Console
+import typer
 from rich.table import Table
 
-from lexray.cluster.commands import FAILED, OK, dataset_summary, print_json, rows_progress
-from lexray.cluster.consoles import TextConsole
+from lexray.cluster.commands.data_bench import bench
+from lexray.cluster.consoles import say, wide_console
+from lexray.cluster.options import Json, messages
+from lexray.cluster.output import FAILED, OK, dataset_summary, print_json, rows_progress
 from lexray.storage.store import Store
 
 if TYPE_CHECKING:
     from lexray.storage.row_checks import SiteFindings
     from lexray.storage.verify import Findings
+
+data_app = typer.Typer(no_args_is_help=True, help="Look at datasets of activations, check, measure and import them.")
+data_app.command("bench")(bench)
 
 NORM_RATIO = 10.0
 """Rows of a norm above so many medians are left out of training unless a sweep says otherwise."""
@@ -23,8 +28,15 @@ MIN_TABLE_WIDTH = 160
 """Columns of a table that is not printed to a terminal."""
 
 
-def inspect_dataset(url: str, messages: Console, as_json: bool) -> None:
-    """`lexray data inspect`: sites, rows, shards and origin of a dataset."""
+@data_app.command()
+def inspect(
+    url: Annotated[str, typer.Argument(help="Folder of a dataset: path or url.")],
+    as_json: Json = False,
+) -> None:
+    """Show what a dataset holds.
+
+    Example: lexray data inspect runs/quickstart/activations
+    """
     from lexray.storage.manifest import load_manifest
 
     store = Store.at(url)
@@ -34,8 +46,7 @@ def inspect_dataset(url: str, messages: Console, as_json: bool) -> None:
     if as_json:
         print_json({"url": store.url, **summary})
         return
-    out = TextConsole()
-    out = out if out.is_terminal else TextConsole(width=MIN_TABLE_WIDTH)
+    out = wide_console(MIN_TABLE_WIDTH)
     out.print(f"{store.url}\n{manifest.rows:,} rows in {len(manifest.shards)} shards, {manifest.bytes / 1e6:,.1f} MB")
     out.print(_sites_table(summary["sites"]))
     for name, value in manifest.provenance.items():
@@ -79,8 +90,17 @@ def share_in_words(low: float, high: float) -> str:
     return f"{low:.1%} to {high:.1%} of rows" if low else f"up to {high:.1%} of rows"
 
 
-def verify_dataset(url: str, messages: Console, as_json: bool) -> int:
-    """`lexray data verify`: a table of the sites on stdout, everything damaged on stderr. Exit code 1 when damaged."""
+@data_app.command("verify")
+def verify_(
+    url: Annotated[str, typer.Argument(help="Folder of a dataset: path or url.")],
+    as_json: Json = False,
+) -> None:
+    """Read every row of a dataset: checksums, shapes, NaN and Inf, equal rows, unusual norms, statistics.
+
+    What is damaged is named on stderr; exit code 1 when anything is.
+
+    Example: lexray data verify runs/quickstart/activations
+    """
     from lexray.storage.verify import verify
 
     with rows_progress("verify", messages) as on_progress:
@@ -90,25 +110,27 @@ def verify_dataset(url: str, messages: Console, as_json: bool) -> int:
     else:
         _print_findings(found)
         for damage in found.damage:
-            messages.print(f"damaged: {damage}", markup=False, highlight=False, soft_wrap=True)
-    return OK if found.sound else FAILED
+            say(messages, f"damaged: {damage}")
+    raise typer.Exit(OK if found.sound else FAILED)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImportFlags:
-    """Options of `lexray data import`, as they are given."""
+@data_app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder of tensor files or tables: path or url.")],
+    url: Annotated[str, typer.Argument(help="Folder of the dataset to write: path or url.")],
+    site: Annotated[list[str] | None, typer.Option(help="NAME or NEW=NAME of a site, several times.")] = None,
+    document_rows: Annotated[int | None, typer.Option(min=1, help="Rows of a document, where none are told.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32; else the source's own.")] = None,
+    files: Annotated[str | None, typer.Option(help="Files side by side: rows of one site, or sites.")] = None,
+    lists: Annotated[str | None, typer.Option(help="Tensors of a list: rows of one site, or sites.")] = None,
+    raw_dtype: Annotated[str | None, typer.Option(help="Dtype of raw numbers (np.memmap), as float32.")] = None,
+    raw_width: Annotated[int | None, typer.Option(help="Numbers of a row in raw files.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Turn .npy, .npz, .pt, .safetensors or raw files, or tables (Parquet, datasets, SAELens), into a dataset.
 
-    sites: tuple[str, ...] = ()
-    document_rows: int | None = None
-    dtype: str | None = None
-    files: str | None = None
-    lists: str | None = None
-    raw_dtype: str | None = None
-    raw_width: int | None = None
-
-
-def import_dataset(source: str, url: str, flags: ImportFlags, messages: Console, as_json: bool) -> None:
-    """`lexray data import`: url, rows and size of the dataset on stdout; before, its sites and files on stderr."""
+    Example: lexray data import downloads/layer8 runs/layer8
+    """
     from lexray.storage.imports.array_files import RawFormat
     from lexray.storage.imports.options import ImportOptions, meaning
     from lexray.storage.imports.rows import SiteNames, check_dtype, import_rows
@@ -117,35 +139,32 @@ def import_dataset(source: str, url: str, flags: ImportFlags, messages: Console,
     from lexray.storage.imports.tables import TableFolder
     from lexray.storage.imports.tensors import TensorFolder
 
-    check_dtype(flags.dtype)
+    check_dtype(dtype)
     options = ImportOptions(
-        names=SiteNames(wanted=flags.sites),
-        document_rows=flags.document_rows,
-        files=meaning(flags.files, "--files"),
-        lists=meaning(flags.lists, "--lists"),
-        raw=RawFormat.of(flags.raw_dtype, flags.raw_width),
+        names=SiteNames(wanted=tuple(site or ())),
+        document_rows=document_rows,
+        files=meaning(files, "--files"),
+        lists=meaning(lists, "--lists"),
+        raw=RawFormat.of(raw_dtype, raw_width),
     )
     folder = open_source(source, url)
     rows = TableFolder(folder, options) if is_tables(folder) else TensorFolder(folder, options)
 
     def on_start(overview: list[str]) -> None:
         for line in [*overview, *(f"note: {note}" for note in rows.notes)]:
-            messages.print(" ".join(line.split()), markup=False, highlight=False, soft_wrap=True)
+            say(messages, " ".join(line.split()))
 
     with rows_progress("import", messages) as on_progress:
-        manifest = import_rows(rows, url, dtype=flags.dtype, on_start=on_start, on_progress=on_progress)
+        manifest = import_rows(rows, url, dtype=dtype, on_start=on_start, on_progress=on_progress)
     if as_json:
-        files = {
-            site: {"files": len(names), "first": names[0], "last": names[-1]} for site, names in rows.files.items()
-        }
-        print_json({"url": Store.at(url).url, **dataset_summary(manifest), "imported": files, "notes": rows.notes})
+        found = {name: {"files": len(of), "first": of[0], "last": of[-1]} for name, of in rows.files.items()}
+        print_json({"url": Store.at(url).url, **dataset_summary(manifest), "imported": found, "notes": rows.notes})
         return
     print(f"{Store.at(url).url}: {manifest.rows:,} rows, {manifest.bytes / 1e6:,.1f} MB, imported")
 
 
 def _print_findings(found: Findings) -> None:
-    out = TextConsole()
-    out = out if out.is_terminal else TextConsole(width=MIN_TABLE_WIDTH)
+    out = wide_console(MIN_TABLE_WIDTH)
     number = len(found.damage)
     verdict = "sound" if found.sound else f"{number:,} {'damage' if number == 1 else 'damages'}, named on stderr"
     shards = len(found.manifest.shards)

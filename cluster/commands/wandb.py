@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lexray.cluster.consoles import TextConsole
+from lexray.cluster.consoles import say
+from lexray.cluster.options import Json, messages
+from lexray.cluster.output import FAILED, print_json
 from lexray.storage.errors import UserError
 from lexray.storage.store import Store
 
+if TYPE_CHECKING:
+    from lexray.tuning.views.wandb_runs import WandbRuns
+
 wandb_app = typer.Typer(no_args_is_help=True, help="Show sweeps in W&B.")
-messages = TextConsole(stderr=True)
 
 
 @wandb_app.command()
@@ -21,7 +25,7 @@ def sync(
         str | None, typer.Option(help="W&B project, or ENTITY/PROJECT; by default that of the sweep file.")
     ] = None,
     offline: Annotated[str | None, typer.Option(help="Write W&B's offline files below this folder instead.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Send a sweep to W&B from its folder: one run per dictionary, and one with the frontier.
 
@@ -29,33 +33,13 @@ def sync(
 
     Example: lexray wandb sync runs/quickstart/sweep
     """
-    from lexray.cluster.commands import print_json
-    from lexray.tuning.file.wandb_block import split_project
     from lexray.tuning.results.report import build_results
     from lexray.tuning.sweep_folder import SweepFolder
-    from lexray.tuning.views.wandb_ids import RunIds
     from lexray.tuning.views.wandb_mirror import send
-    from lexray.tuning.views.wandb_runs import WandbRuns, has_key
 
     folder = SweepFolder.existing(url)
-    store = folder.store
-    block, name = _wandb_of(store)
-    if offline is None and not has_key():
-        raise UserError("W&B: no API key here; run `wandb login`, set WANDB_API_KEY, or give --offline FOLDER")
-    table = build_results(folder, store.list_folders("trials"))
-    try:
-        entity, project_name = split_project(project or block.project)
-    except ValueError as error:
-        raise UserError(f"--project: {error}") from error
-    runs = WandbRuns(
-        project=project_name,
-        entity=entity,
-        ids=lambda: RunIds.of_folder(store),
-        group=name,
-        folder=offline or store.local_path or "wandb-runs",
-        mode="online" if offline is None else "offline",
-        falls_back=False,
-    )
+    runs = _runs_of(folder.store, project, offline)
+    table = build_results(folder, folder.store.list_folders("trials"))
     sent: dict[str, int] = {}
     with messages.status("W&B") as status:
 
@@ -65,13 +49,37 @@ def sync(
 
         refused = send(folder, runs, table, on_sent)
     if as_json:
-        print_json({"url": store.url, "project": runs.project, "records": sent, "refused": refused})
+        print_json({"url": folder.store.url, "project": runs.project, "records": sent, "refused": refused})
     else:
-        print(f"{store.url}: {len(sent)} trials sent, {sum(sent.values()):,} records, {runs.mode}")
+        print(f"{folder.store.url}: {len(sent)} trials sent, {sum(sent.values()):,} records, {runs.mode}")
     if refused:
         name, reason = next(iter(refused.items()))
-        messages.print(f"W&B refused {len(refused)} runs, first {name}: {reason}", markup=False, soft_wrap=True)
-        raise typer.Exit(1)
+        say(messages, f"W&B refused {len(refused)} runs, first {name}: {reason}")
+        raise typer.Exit(FAILED)
+
+
+def _runs_of(store: Store, project: str | None, offline: str | None) -> WandbRuns:
+    """Return the runs of a sweep's folder, where its sweep file or the options put them. Raises UserError."""
+    from lexray.tuning.file.wandb_block import split_project
+    from lexray.tuning.views.wandb_ids import RunIds
+    from lexray.tuning.views.wandb_runs import WandbRuns, has_key
+
+    block, name = _wandb_of(store)
+    if offline is None and not has_key():
+        raise UserError("W&B: no API key here; run `wandb login`, set WANDB_API_KEY, or give --offline FOLDER")
+    try:
+        entity, project_name = split_project(project or block.project)
+    except ValueError as error:
+        raise UserError(f"--project: {error}") from error
+    return WandbRuns(
+        project=project_name,
+        entity=entity,
+        ids=lambda: RunIds.of_folder(store),
+        group=name,
+        folder=offline or store.local_path or "wandb-runs",
+        mode="online" if offline is None else "offline",
+        falls_back=False,
+    )
 
 
 def _wandb_of(store: Store) -> tuple[Any, str]:

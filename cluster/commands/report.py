@@ -1,21 +1,51 @@
-"""`lexray compare`: two sweeps side by side."""
+"""`lexray report` and `lexray compare`: the results of a sweep from its folder alone, and of two side by side."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import pandas as pd
-from rich.console import Console
+import typer
 from rich.table import Table
 from rich.text import Text
 
 from lexray.cluster.consoles import TextConsole
+from lexray.cluster.options import Json, messages
+from lexray.cluster.output import print_frontier, print_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+report_app = typer.Typer()
 
 
-def compare_sweeps(first: str, second: str, messages: Console, as_json: bool) -> None:
-    """Print their trials beside each other, and which frontier beats which."""
-    from lexray.cluster.commands import print_json
+@report_app.command()
+def report(
+    url: Annotated[str, typer.Argument(help="Folder of a sweep: path or url.")],
+    as_json: Json = False,
+) -> None:
+    """Write frontier.parquet, frontier.png and report.html of a sweep anew from what its trials wrote.
+
+    Example: lexray report runs/quickstart/sweep
+    """
+    from lexray.tuning.results.report import build_results
+    from lexray.tuning.sweep_folder import SweepFolder
+
+    folder = SweepFolder.existing(url)
+    table = build_results(folder, folder.store.list_folders("trials"))
+    print_frontier(table, folder.store, messages, as_json)
+
+
+@report_app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="URL1", help="Folder of a sweep: path or url.")],
+    second: Annotated[str, typer.Argument(metavar="URL2", help="Folder of another.")],
+    as_json: Json = False,
+) -> None:
+    """Show two sweeps side by side: each dictionary's L0 and FVU, and which frontier beats which.
+
+    Example: lexray compare runs/monday/sweep runs/tuesday/sweep
+    """
     from lexray.tuning.results.compare import beaten_shares, differences_of_data, matched
     from lexray.tuning.sweep_folder import SweepFolder
 
@@ -60,5 +90,5 @@ def _trials_table(trials: pd.DataFrame) -> Table:
     for row in trials.to_dict("records"):
         cells = [format_cell(name, row[f"{name}_{which}"]) for which in (1, 2) for name in ("l0", "fvu")]
         change = row["fvu_change"]
-        shown.add_row(row["name"], *cells, "" if pd.isna(change) else f"{change:+.1%}")
+        shown.add_row(row["name"], *cells, "" if change != change else f"{change:+.1%}")
     return shown

@@ -11,7 +11,8 @@ import typer
 from rich.text import Text
 
 from lexray.cluster.consoles import TextConsole
-from lexray.cluster.jobs_cli import Cluster, Insecure, Json, TokenFile, Trust, target_of
+from lexray.cluster.options import Cluster, Insecure, Json, TokenFile, Trust, messages, target_of
+from lexray.cluster.output import print_json
 from lexray.cluster.provisioned.connection import Target
 from lexray.storage.config_file import read_config_file, read_text
 from lexray.storage.errors import UserError
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from lexray.cluster.doctor.verdict import Check
 
 HEALTHY, UNHEALTHY = 0, 1
-messages = TextConsole(stderr=True)
 doctor_app = typer.Typer()
 
 
@@ -57,7 +57,6 @@ def doctor(
         where, checks = _by_job(asked, target)
     else:
         where, checks = _joined(asked, address, token_file, is_job=is_job)
-    from lexray.cluster.commands import print_json
     from lexray.cluster.doctor.render import as_document, as_table, is_healthy
 
     if as_json:

@@ -1,4 +1,4 @@
-"""What `lexray plan` does. Imports are late: `lexray --help` should not load torch."""
+"""`lexray plan`: what a sweep would take, before anything starts."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lexray.cluster.commands import print_json
-from lexray.cluster.consoles import TextConsole
+from lexray.cluster.consoles import TextConsole, say
+from lexray.cluster.options import Json, messages
+from lexray.cluster.output import print_json
 from lexray.storage.config_file import read_config_file, read_text
 from lexray.storage.errors import UserError
 from lexray.storage.units import size
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from lexray.tuning.sweep_plan import SweepPlan
     from lexray.tuning.trials import Trial
 
+plan_app = typer.Typer()
+
 MEASURE_S = 1.0
 """Seconds in which the steps of a kind of trial are timed, in each round."""
 ROUNDS = 2
@@ -37,17 +41,25 @@ OBJECT_STORE_MAX_BYTES, SHM_SHARE = 200 * 10**9, 0.95
 UNKNOWN = "unknown: run with --measure"
 
 
-def run_plan(file: str, address: str | None, measure: bool, messages: Console, as_json: bool) -> None:
-    """`lexray plan`: the plan on stdout. Raises UserError for what a sweep would refuse, and for a cap that is too low.
+@plan_app.command("plan")
+def plan_command(
+    file: Annotated[Path, typer.Argument(help="Sweep file (YAML).")],
+    address: Annotated[str | None, typer.Option(help="Ray cluster to plan for; without it this machine.")] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Time some steps of each kind of trial here.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what a sweep would train, need of memory, read, take and cost, before anything starts.
 
-    With `measure` the speeds are kept in the sweep's folder, as the plan that it begins with.
+    Refuses what a sweep would, and a cap that is too low. With --measure the speeds are kept in the sweep's folder.
+
+    Example: lexray plan examples/quickstart/sweep.yaml --measure
     """
     from lexray.tuning.file.sweep_file import SweepFile
     from lexray.tuning.planning.plan_record import known_speeds, write_plan
     from lexray.tuning.sweep_plan import check_room, plan_sweep
 
-    sweep = read_config_file(file, SweepFile)
-    plan = plan_sweep(sweep, read_text(file))
+    sweep = read_config_file(str(file), SweepFile)
+    plan = plan_sweep(sweep, read_text(str(file)))
     machines = this_machine() if address is None else _cluster(address, messages)
     plan = check_room(plan, machines)
     speeds = known_speeds(plan.folder, [trial.id for trial in plan.trials])
@@ -57,7 +69,7 @@ def run_plan(file: str, address: str | None, measure: bool, messages: Console, a
     _refuse_over_cap(plan, made)
     if measure:
         write_plan(plan.folder.store, made)
-        messages.print(f"kept {plan.folder.store.url}/plan.json", markup=False, highlight=False, soft_wrap=True)
+        say(messages, f"kept {plan.folder.store.url}/plan.json")
     if as_json:
         print_json(made.to_dict())
         return
@@ -114,7 +126,7 @@ def measured_speeds(plan: SweepPlan, known: Mapping[str, Speed], messages: Conso
 
     A mesh is taken to scale evenly.
     """
-    from lexray.cluster.company import company
+    from lexray.cluster.commands.background_load import company
     from lexray.training.mesh.device import usable_gpus
     from lexray.tuning.planning.forecast import kind_of
     from lexray.tuning.search.bounds import largest
@@ -145,7 +157,7 @@ def _measured(plan: SweepPlan, trial: Trial) -> Speed:
     """Of the trial's whole mesh, from one worker with as many cores as it will have."""
     import torch
 
-    from lexray.cluster.step_timer import StepTimer
+    from lexray.cluster.commands.step_timer import StepTimer
     from lexray.training.mesh.device import CPU, device_of_command
     from lexray.tuning.planning.forecast import Speed
 
@@ -196,9 +208,9 @@ def print_plan(plan: Plan) -> None:
             soft_wrap=True,
         )
     for name, value in _sums(plan):
-        out.print(f"{name:<14}{value}", soft_wrap=True, markup=False)
+        out.print(f"{name:<14}{value}", soft_wrap=True)
     for line in plan.warnings:
-        out.print(f"warning: {line}", soft_wrap=True, markup=False)
+        out.print(f"warning: {line}", soft_wrap=True)
 
 
 def _cells(trial: TrialPlan) -> tuple[str, ...]:

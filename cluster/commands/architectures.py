@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lexray.cluster.commands import print_json
 from lexray.cluster.consoles import TextConsole
+from lexray.cluster.options import Json
+from lexray.cluster.output import print_json
 from lexray.storage.errors import UserError
 
+architectures_app = typer.Typer()
 
-def list_architectures(name: str | None, as_json: bool, as_markdown: bool) -> None:
-    """The table, or one architecture whole: its equations and options."""
+
+@architectures_app.command()
+def architectures(
+    name: Annotated[str | None, typer.Argument(help="Show one of them whole.")] = None,
+    as_json: Json = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page of documentation.")] = False,
+) -> None:
+    """List what can be trained: papers, equations, options.
+
+    Example: lexray architectures jumprelu
+    """
     from lexray.training.dictionaries import architecture
     from lexray.training.dictionaries.describe import describe, describe_all
     from lexray.training.dictionaries.document import architectures_page
 
-    if as_markdown:
+    if markdown:
         if name is not None:
             raise UserError("--markdown prints the whole table; leave the name out")
         sys.stdout.write(architectures_page())
@@ -39,8 +51,12 @@ def list_architectures(name: str | None, as_json: bool, as_markdown: bool) -> No
         _print_one(out, found[0])
 
 
-def print_schema() -> None:
-    """The JSON schema of a sweep file."""
+@architectures_app.command()
+def schema() -> None:
+    """Print the JSON schema of a sweep file, for editors.
+
+    Example: lexray schema > sweep.schema.json
+    """
     from lexray.tuning.file.schema import sweep_schema
 
     print_json(sweep_schema())
@@ -56,7 +72,7 @@ def _overview(found: list[Any]) -> Table:
 def _print_one(out: Console, description: Any) -> None:
     out.print(Text.assemble((description.name, "bold"), f": {description.summary}\n{description.paper}"))
     out.print(f"reads {description.reads}; learns by {description.learns_by}\n")
-    out.print(description.equations + "\n", markup=False, soft_wrap=True)  # a broken line would be another equation
+    out.print(description.equations + "\n", soft_wrap=True)  # a broken line would be another equation
     table = Table("option", "default", "", box=None, pad_edge=False)
     for option in description.options:
         table.add_row(option.name, "required" if option.required else repr(option.default), option.doc)

@@ -2,50 +2,48 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Annotated, Any
 
-from rich.console import Console
+import typer
 from rich.table import Table
 
-from lexray.cluster.commands import print_json
 from lexray.cluster.consoles import TextConsole
+from lexray.cluster.options import Json, messages
+from lexray.cluster.output import print_json
 from lexray.storage.config_file import mapping_of
 from lexray.storage.errors import UserError
 from lexray.storage.store import Store
 
-
-@dataclass(frozen=True, kw_only=True)
-class MeasureOptions:
-    """How `lexray measure` was called."""
-
-    data: str | None = None
-    """Where the dataset lies now, None where it was."""
-    max_rows: int
-    every_atom: bool = False
-    """Whether all atoms are compared with each other, however long it takes."""
-    save: bool = False
-    """Whether `measures.json` is written beside the dictionary."""
-    model: str | None = None
-    """Language model to put reconstructions into."""
-    texts: str | None = None
-    """Path, url or glob of its texts."""
-    sites: str | None = None
-    """Where in the model sites are read, as YAML, where the dataset does not tell."""
-    max_tokens: int = 16_384
-    """Of the texts."""
+measure_app = typer.Typer()
 
 
-def run_measure(url: str, options: MeasureOptions, messages: Console, as_json: bool) -> None:
-    """Measure a saved dictionary on held-out rows of its dataset, and in its language model if one is given."""
+@measure_app.command()
+def measure(
+    url: Annotated[str, typer.Argument(metavar="DICTIONARY", help="Folder of a saved dictionary: path or url.")],
+    data: Annotated[str | None, typer.Option(help="Where its dataset lies now, if it was moved.")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Held-out rows to read at most.")] = 65_536,
+    every_atom: Annotated[bool, typer.Option("--every-atom", help="Compare all atoms, however many.")] = False,
+    save: Annotated[bool, typer.Option("--save", help="Write measures.json beside the dictionary.")] = False,
+    model: Annotated[str | None, typer.Option(help="Language model to put reconstructions into; with --texts.")] = None,
+    texts: Annotated[str | None, typer.Option(help="Its texts: path or glob of files, .jsonl or .parquet.")] = None,
+    site: Annotated[str | None, typer.Option(help="'NAME: {hidden_state: 3}' if the dataset does not tell.")] = None,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens of the texts to read at most.")] = 16_384,
+    as_json: Json = False,
+) -> None:
+    """Measure a dictionary on held-out rows: firing, likeness, FVU against k, bits, coherence; and in its model.
+
+    Example: lexray measure runs/quickstart/sweep/trials/TRIAL/dictionary
+    """
     from lexray.storage.stream import local_stream
     from lexray.training.checkpoint.saved import load_dictionary, read_dictionary_config
     from lexray.training.config import TrainingConfig
     from lexray.training.measures.coherence import COMPARE_FLOP
     from lexray.training.measures.held_out import measure_held_out, write_measures
+    from lexray.training.measures.texts import HarvestFacts
     from lexray.training.mesh.device import device_of_command
 
-    if (options.model is None) != (options.texts is None):
+    if (model is None) != (texts is None):
         raise UserError("measure: --model and --texts go together")
     store = Store.at(url)
     content = read_dictionary_config(store)
@@ -53,21 +51,21 @@ def run_measure(url: str, options: MeasureOptions, messages: Console, as_json: b
     if "training" not in content:
         raise UserError(f"dictionary {url}: it does not say what it was trained on, so there are no rows to read")
     config = TrainingConfig.from_dict(content["training"]).data
-    if options.data is not None:
-        config = replace(config, url=Store.at(options.data).url)
+    if data is not None:
+        config = replace(config, url=Store.at(data).url)
     device = device_of_command().type
     with messages.status("reading held-out rows"):
         stream = local_stream(config.stream_spec("held_out"), batch_rows=config.batch_rows)
         if stream.manifest.id != config.dataset_id:
             raise UserError(f"data: {config.url} holds dataset {stream.manifest.id}, trained on {config.dataset_id}")
-        max_flop = None if options.every_atom else COMPARE_FLOP
-        found = measure_held_out(
-            dictionary, stream, config, max_rows=options.max_rows, device=device, max_flop=max_flop
-        )
-    if options.model is not None:
+        max_flop = None if every_atom else COMPARE_FLOP
+        found = measure_held_out(dictionary, stream, config, max_rows=rows, device=device, max_flop=max_flop)
+    if model is not None and texts is not None:
+        facts = HarvestFacts.of(stream.manifest.provenance, _given_sites(site))
         with messages.status("running the language model"):
-            found.document["language_model"] = _in_model(dictionary, options, config, stream.manifest, device)
-    if options.save:
+            lost = _in_model(dictionary, model, texts, tokens, facts, config, stream.manifest, device)
+        found.document["language_model"] = {"model": model, "texts": texts, **lost}
+    if save:
         write_measures(_folder_of(store), found)
     if as_json:
         print_json(found.document)
@@ -75,23 +73,20 @@ def run_measure(url: str, options: MeasureOptions, messages: Console, as_json: b
     TextConsole().print(_table(found.document))
 
 
-def _in_model(dictionary: Any, options: MeasureOptions, config: Any, manifest: Any, device: str) -> dict[str, Any]:
-    """What the language model loses, on at most `max_tokens` tokens of the texts."""
+def _in_model(
+    dictionary: Any, model: str, texts: str, max_tokens: int, facts: Any, config: Any, manifest: Any, device: str
+) -> dict[str, Any]:
+    """Return what the language model loses, on at most `max_tokens` tokens of the texts."""
     from lexray.training.measures.splice import recovered
-    from lexray.training.measures.texts import HarvestFacts, load_spliced, piece_batches, text_choice
+    from lexray.training.measures.texts import load_spliced, piece_batches, text_choice
 
-    assert options.model is not None
-    assert options.texts is not None
-    facts = HarvestFacts.of(manifest.provenance, _given_sites(options.sites))
-    spliced = load_spliced(options.model, facts, config.inputs, config.reconstructed, device)
-    text = text_choice(options.texts)
-    batches = piece_batches(options.model, facts, text, max_tokens=options.max_tokens, device=device)
+    spliced = load_spliced(model, facts, config.inputs, config.reconstructed, device)
+    batches = piece_batches(model, facts, text_choice(texts), max_tokens=max_tokens, device=device)
     limits: tuple[float, ...] = ()
     if config.max_norm_ratio is not None:
         medians = [manifest.site(name).norm_quantiles["0.5"] for name in (*config.inputs, *config.reconstructed)]
         limits = tuple(config.max_norm_ratio * median for median in medians)
-    found = recovered(spliced, dictionary, batches, max_norms=limits)
-    return {"model": options.model, "texts": options.texts, **found}
+    return recovered(spliced, dictionary, batches, max_norms=limits)
 
 
 def _given_sites(text: str | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Commands for a cluster that `infra/` made, or that somebody described in the same form."""
+"""`lexray up`, `lexray down` and `lexray manifests`: clusters that are made, removed and described."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Annotated
 
 import typer
 
-from lexray.cluster.consoles import TextConsole
+from lexray.cluster.consoles import say
+from lexray.cluster.options import Json, messages
+from lexray.cluster.output import print_json
+from lexray.storage.errors import UserError
 
-provisioned_app = typer.Typer()
-messages = TextConsole(stderr=True)
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
+clusters_app = typer.Typer()
+
+
 Description = Annotated[Path, typer.Argument(metavar="CLUSTER", help="Description of the cluster (JSON or YAML).")]
 Folder = Annotated[
     Path, typer.Argument(metavar="DIR", help="infra/aws-ec2, infra/aws-eks, infra/ssh, or a copy of one beside it.")
@@ -22,7 +25,7 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 VarFile = Annotated[Path | None, typer.Option(help="Values of variables; terraform.tfvars in DIR is read anyway.")]
 
 
-@provisioned_app.command()
+@clusters_app.command()
 def manifests(
     file: Description,
     output: Annotated[Path | None, typer.Option(help="Folder to write, for kubectl apply -k; else stdout.")] = None,
@@ -32,12 +35,31 @@ def manifests(
 
     Example: lexray manifests infra/kubernetes/example-cluster.yaml --output build/cluster
     """
-    from lexray.cluster.manifest_commands import run_manifests
+    from importlib.metadata import version
 
-    run_manifests(str(file), output, messages, as_json)
+    from lexray.cluster.manifests.manifests import applied, render, to_yaml, write
+    from lexray.cluster.provisioned.description import ClusterDescription
+    from lexray.storage.config_file import read_config_file
+
+    cluster = read_config_file(str(file), ClusterDescription)
+    try:
+        files = render(cluster, ray_version=version("ray"))
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+    for pool in cluster.pools:
+        if pool.gpus and pool.min_nodes:
+            note = f"pool {pool.name}: {pool.min_nodes} node(s) with {pool.gpus} GPU(s) run, and cost, without any work"
+            say(messages, note)
+    if output is not None:
+        written = write(files, output)
+        say(messages, f"{len(written)} files in {output}; kubectl apply -k {output}")
+    elif not as_json:
+        sys.stdout.write(to_yaml(applied(files)))
+    if as_json:
+        print_json({"apiVersion": "v1", "kind": "List", "items": applied(files)})
 
 
-@provisioned_app.command()
+@clusters_app.command()
 def up(
     folder: Folder,
     yes: Yes = False,
@@ -65,7 +87,7 @@ def up(
     raise typer.Exit(run_up(terraform, _asked(yes), messages, as_json, skip_checks=skip_checks))
 
 
-@provisioned_app.command()
+@clusters_app.command()
 def down(
     folder: Folder,
     force: Annotated[
@@ -91,7 +113,6 @@ def down(
 
 def _is_host_list(folder: Path, var_file: Path | None) -> bool:
     from lexray.cluster.lifecycle.ssh_hosts import HOSTS_FILE
-    from lexray.storage.errors import UserError
 
     if not (folder / HOSTS_FILE).exists():
         return False

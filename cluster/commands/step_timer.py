@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
+from typing import TypeVar, cast
 
 import torch
 
 from lexray.storage.bench import median_seconds
+from lexray.storage.errors import UserError
 from lexray.storage.manifest import Manifest
-from lexray.storage.stream import local_stream
+from lexray.storage.stream import Batch, BatchStream, local_stream
 from lexray.training.config import DataConfig, OptimizerConfig, TrainingConfig
 from lexray.training.dictionaries.base import Dictionary, DictionaryConfig, RawRows
 from lexray.training.engines.batches import raw_rows
 from lexray.training.engines.engine import Engine
 from lexray.training.loop.build import build_dictionary, ensure_process_group, make_engine
-from lexray.training.loop.loop import global_sums
+from lexray.training.loop.loop import StepRecord, TrainingFailedError, training_steps
 from lexray.training.measures.metrics import evaluate
 from lexray.training.mesh.axes import LOCAL_DATA
 from lexray.training.mesh.device import device_of_command
@@ -25,6 +28,17 @@ MANY_STEPS = 10**6
 """Of the training whose beginning is measured; its schedules hardly move."""
 SAMPLE_BATCHES = 4
 """Batches that a dictionary trains on in turn."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class HeldBatches:
+    """The part of a `BatchStream` that a training reads, from few batches in memory that arrive in turn."""
+
+    held: list[Batch]
+
+    def batches(self, steps: range, ready: Callable[[Batch], T]) -> Generator[T]:
+        yield from (ready(self.held[step % len(self.held)]) for step in steps)
 
 
 class StepTimer:
@@ -48,20 +62,22 @@ class StepTimer:
             rows=MANY_STEPS * data.batch_rows,
             optimizer=optimizer or OptimizerConfig(),
         )
-        self._steps = count()
 
     @cached_property
-    def batches(self) -> list[RawRows]:
+    def batches(self) -> list[Batch]:
         data = self.config.data
         stream = local_stream(data.stream_spec("train"), batch_rows=data.batch_rows)
-        steps = range(min(SAMPLE_BATCHES, stream.steps_per_epoch))
-        return [raw_rows(stream.batch(step), data, self.device) for step in steps]
+        return [stream.batch(step) for step in range(min(SAMPLE_BATCHES, stream.steps_per_epoch))]
+
+    @cached_property
+    def rows(self) -> list[RawRows]:
+        return [raw_rows(batch, self.config.data, self.device) for batch in self.batches]
 
     @cached_property
     def dictionary(self) -> Dictionary:
         made = build_dictionary(self.config, self.manifest).to(self.device)
         if made.needs_sample:
-            made.prepare(lambda: self.batches)
+            made.prepare(lambda: self.rows)
         return made
 
     @cached_property
@@ -76,15 +92,18 @@ class StepTimer:
         """Rows that one worker evaluates in a second."""
         return self.config.data.batch_rows / median_seconds(self._evaluate, seconds)
 
+    @cached_property
+    def _training(self) -> Generator[StepRecord]:
+        stream = cast(BatchStream, HeldBatches(self.batches))
+        return training_steps(self.config, stream, self.engine, LOCAL_DATA, start=0)
+
     def step(self) -> None:
-        """One optimizer step."""
-        config, number = self.config, next(self._steps)
-        rows = config.data.batch_rows
-        self.dictionary.at_step(number, config.num_steps)
-        lr = config.optimizer.lr_at(number, config.num_steps, config.dictionary.width)
-        terms = self.engine.step(self.batches[number % len(self.batches)], rows, lr)
-        self.dictionary.after_step(global_sums(terms, rows, LOCAL_DATA))
+        """Take one step of the training loop. Raises UserError where the loss is not finite."""
+        try:
+            next(self._training)
+        except TrainingFailedError as error:
+            raise UserError(f"{self.config.dictionary.architecture}: cannot be timed, {error}") from error
 
     def _evaluate(self) -> None:
         with self.engine.whole_parameters():
-            evaluate(self.dictionary, self.batches[:1], LOCAL_DATA, sites=self.config.data.reconstructed)
+            evaluate(self.dictionary, self.rows[:1], LOCAL_DATA, sites=self.config.data.reconstructed)

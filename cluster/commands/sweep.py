@@ -1,4 +1,4 @@
-"""What `lexray sweep` does. Imports are late: `lexray --help` should not load torch."""
+"""`lexray sweep`: train the dictionaries of a sweep file."""
 
 from __future__ import annotations
 
@@ -7,18 +7,23 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 
-from lexray.cluster.commands import FAILED, OK, print_frontier
-from lexray.cluster.consoles import TextConsole
+from lexray.cluster.consoles import TextConsole, say
+from lexray.cluster.options import Json, messages
+from lexray.cluster.output import FAILED, OK, print_frontier
 from lexray.cluster.provisioned.description import Pool
+from lexray.cluster.provisioned.pools import pools_of
 from lexray.storage.config_file import read_config_file, read_text
 
 if TYPE_CHECKING:
     from lexray.tuning.driver import Driver
     from lexray.tuning.sweep_plan import SweepPlan
+
+sweep_app = typer.Typer()
 
 LOG_WIDTH = 200
 """Characters of a line in the driver's log before it is broken."""
@@ -38,6 +43,25 @@ class Where:
     """Nodes that the cluster's autoscaler may start, if it tells nobody itself."""
 
 
+@sweep_app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="Sweep file (YAML).")],
+    address: Annotated[str | None, typer.Option(help="Ray cluster to join; without it one is started here.")] = None,
+    job: Annotated[str, typer.Option(hidden=True, help="Id of the job that this command is.")] = "",
+    cluster_name: Annotated[str, typer.Option(hidden=True, help="What people call the cluster.")] = "",
+    pools: Annotated[str, typer.Option(hidden=True, help="What its autoscaler may start, as JSON.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Train the dictionaries of a sweep file and draw their frontier. Run it again to continue.
+
+    Example: lexray sweep examples/quickstart/sweep.yaml
+    """
+    from lexray.cluster.commands.sweep import Where, run_sweep_file
+
+    where = Where(address=address, cluster=cluster_name, job=job, pools=pools_of(pools))
+    raise typer.Exit(run_sweep_file(str(file), where, messages, as_json))
+
+
 def run_sweep_file(file: str, where: Where, messages: Console, as_json: bool) -> int:
     """`lexray sweep`: check, train what is unfinished, print the frontier. Exit code 1 when a trial failed."""
     from lexray.tuning.file.sweep_file import SweepFile
@@ -46,7 +70,7 @@ def run_sweep_file(file: str, where: Where, messages: Console, as_json: bool) ->
 
     sweep = read_config_file(file, SweepFile)
     plan = plan_sweep(sweep, read_text(file))
-    messages.print(_todo(plan), markup=False, highlight=False, soft_wrap=True)
+    say(messages, _todo(plan))
     with ExitStack() as stack:
         mirrors: list[Any] = []
         driver, followers = None, []

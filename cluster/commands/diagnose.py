@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
-from rich.console import Console
+import typer
 from rich.table import Table
 
-from lexray.cluster.commands import print_json
 from lexray.cluster.consoles import TextConsole
+from lexray.cluster.options import Json, messages
+from lexray.cluster.output import print_json
 from lexray.storage.errors import UserError
 from lexray.storage.store import Store
 
+diagnose_app = typer.Typer()
 
-def run_diagnose(url: str, data: str | None, max_rows: int, messages: Console, as_json: bool) -> None:
-    """Latent scaling of a saved crosscoder on held-out rows of its dataset; a table, or every latent as JSON."""
+
+@diagnose_app.command()
+def diagnose(
+    url: Annotated[str, typer.Argument(metavar="DICTIONARY", help="Folder of a saved crosscoder: path or url.")],
+    data: Annotated[str | None, typer.Option(help="Where its dataset lies now, if it was moved.")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Held-out rows to read at most.")] = 65_536,
+    as_json: Json = False,
+) -> None:
+    """Say which latents of a crosscoder are shared by its sites, specific to one, or artefacts (latent scaling).
+
+    Example: lexray diagnose runs/architectures/sweep/trials/TRIAL/dictionary
+    """
     from lexray.storage.stream import local_stream
     from lexray.training.checkpoint.saved import load_dictionary, read_dictionary_config
     from lexray.training.config import TrainingConfig
@@ -32,7 +44,7 @@ def run_diagnose(url: str, data: str | None, max_rows: int, messages: Console, a
         config = replace(config, url=Store.at(data).url)
     with messages.status("reading held-out rows"):
         stream = local_stream(config.stream_spec("held_out"), batch_rows=config.batch_rows)
-        batches = (raw_rows(batch, config) for batch in stream.every_row(max_rows))
+        batches = (raw_rows(batch, config) for batch in stream.every_row(rows))
         found = latent_scaling(dictionary, batches)
     sites = list(config.inputs)
     if as_json:

@@ -1,18 +1,17 @@
-"""What each command does; `cli` says how it is called. Imports are late: `lexray --help` should not load torch."""
+"""What commands print on stdout: one JSON document or a table; and their progress on stderr."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lexray.cluster.consoles import TextConsole
-from lexray.storage.config_file import read_config_file
+from lexray.cluster.consoles import TextConsole, say
 from lexray.storage.store import Store
 
 OK, FAILED = 0, 1
@@ -22,46 +21,6 @@ class OnRows(Protocol):
     """Called with the rows done so far and those there are, None where that is not known."""
 
     def __call__(self, done: int, total: int | None, *, label: str = ...) -> None: ...
-
-
-def run_harvest(file: str, address: str | None, messages: Console, as_json: bool) -> None:
-    """`lexray harvest`: the dataset's url, rows and size on stdout."""
-    from lexray.storage.harvest.corpus_report import report_lines
-    from lexray.storage.harvest.harvest import harvest
-    from lexray.storage.harvest.harvest_file import HarvestFile
-
-    def connect() -> AbstractContextManager[None]:
-        from lexray.cluster.ray_backend.connect import connected
-
-        return connected(address)
-
-    config = read_config_file(file, HarvestFile)
-    with rows_progress("harvest", messages) as on_progress:
-
-        def on_tokens(found: int, wanted: int | None) -> None:
-            on_progress(found, wanted, label="tokenize")
-
-        manifest, reused = harvest(
-            config, on_progress=on_progress, on_tokens=on_tokens, connect=connect, joins=address is not None
-        )
-    for line in report_lines(manifest.provenance.get("corpus", {})):
-        messages.print(f"corpus: {line}", markup=False, highlight=False, soft_wrap=True)
-    url = Store.at(config.output).url
-    if as_json:
-        print_json({"url": url, "reused": reused, **dataset_summary(manifest)})
-        return
-    said = "there already, reused" if reused else "written"
-    print(f"{url}: {manifest.rows:,} rows, {manifest.bytes / 1e6:,.1f} MB, {said}")
-
-
-def write_results(url: str, messages: Console, as_json: bool) -> None:
-    """`lexray report`: the same results from the sweep's folder alone."""
-    from lexray.tuning.results.report import build_results
-    from lexray.tuning.sweep_folder import SweepFolder
-
-    folder = SweepFolder.existing(url)
-    table = build_results(folder, folder.store.list_folders("trials"))
-    print_frontier(table, folder.store, messages, as_json)
 
 
 @contextmanager
@@ -105,9 +64,9 @@ def print_frontier(table: Any, store: Store, messages: Console, as_json: bool) -
         return
     TextConsole().print(frontier_rich_table(table))
     for row in table[table["reason"].astype(bool)].itertuples():
-        messages.print(f"{row.name}: {row.status}, {row.reason}", markup=False, highlight=False, soft_wrap=True)
+        say(messages, f"{row.name}: {row.status}, {row.reason}")
     for kind, file in (("picture", "frontier.png"), ("report", "report.html")):
-        messages.print(f"{kind:8}{store.url}/{file}", markup=False, highlight=False, soft_wrap=True)
+        say(messages, f"{kind:8}{store.url}/{file}")
 
 
 def dataset_summary(manifest: Any) -> dict[str, Any]:

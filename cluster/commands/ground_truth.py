@@ -1,4 +1,4 @@
-"""What `lexray bench` does. Imports are late: `lexray --help` should not load torch."""
+"""`lexray bench`: lexray on problems with known answers."""
 
 from __future__ import annotations
 
@@ -6,33 +6,40 @@ import logging
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Annotated
 
-from rich.console import Console
+import typer
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lexray.cluster.commands import print_json
-from lexray.cluster.consoles import TextConsole
+from lexray.cluster.consoles import say, wide_console
+from lexray.cluster.options import Json, messages
+from lexray.cluster.output import print_json
 from lexray.storage.store import Store
+
+bench_app = typer.Typer(no_args_is_help=True, help="Measure lexray on problems with known answers.")
 
 MIN_TABLE_WIDTH = 200
 """Columns of a table that is not printed to a terminal."""
 
 
-def run_ground_truth(
-    worlds: tuple[str, ...],
-    seeds: int | None,
-    quick: bool,
-    workers: int,
-    output: Path | None,
-    messages: Console,
-    as_json: bool,
+@bench_app.command("ground-truth")
+def ground_truth(
+    world: Annotated[list[str] | None, typer.Option(help="Only this world; may be given several times.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Dictionaries of each kind; 3, and 2 with --quick.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Two worlds, few dictionaries, half the steps.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Keep everything here, and continue from there.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that train; 0 is one for each core, at most 8.")] = 0,
+    as_json: Json = False,
 ) -> None:
-    """`lexray bench ground-truth`: train on known worlds, print what was found."""
+    """Train dictionaries on rows whose features are known, and say how much of them each found.
+
+    Example: lexray bench ground-truth --world tree-0 --world tree-0.3
+    """
     from lexray.tuning.ground_truth.study import StudyOptions, run_study
     from lexray.tuning.ground_truth.table import study_document, study_table
 
-    options = StudyOptions(worlds=worlds, seeds=seeds, quick=quick, workers=workers)
+    options = StudyOptions(worlds=tuple(world or ()), seeds=seeds, quick=quick, workers=workers)
     logging.getLogger("lexray").setLevel(logging.WARNING)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} trained"))
     with ExitStack() as stack:
@@ -44,12 +51,10 @@ def run_ground_truth(
         def on_progress(name: str, done: int, total: int) -> None:
             progress.update(task, description=escape(name), completed=done, total=total)
             if not messages.is_terminal:
-                messages.print(f"{done}/{total} {name}", markup=False, highlight=False, soft_wrap=True)
+                say(messages, f"{done}/{total} {name}")
 
         results = run_study(options, folder, on_progress)
     if as_json:
         print_json({"seeds": options.num_seeds, "quick": quick, "results": study_document(results)})
         return
-    out = TextConsole()
-    out = out if out.is_terminal else TextConsole(width=MIN_TABLE_WIDTH)
-    out.print(study_table(results))
+    wide_console(MIN_TABLE_WIDTH).print(study_table(results))

@@ -1,15 +1,17 @@
-"""What `lexray data bench` does. Imports are late: `lexray --help` should not load torch."""
+"""`lexray data bench`: how fast a dataset is read here, and how many workers a dictionary could feed from it."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
-from lexray.cluster.commands import print_json
 from lexray.cluster.consoles import TextConsole
+from lexray.cluster.options import Json, messages
+from lexray.cluster.output import print_json
 from lexray.storage.errors import UserError
 from lexray.storage.store import Store, reachable
 
@@ -65,8 +67,30 @@ class BenchResult:
     feeding: Feeding | None
 
 
-def bench_dataset(url: str, options: BenchOptions, messages: Console, as_json: bool) -> None:
-    """`lexray data bench`: one table and one sentence on stdout."""
+def bench(
+    url: Annotated[str, typer.Argument(help="Folder of a dataset: path or url.")],
+    site: Annotated[list[str] | None, typer.Option(help="Read this site, several times for more; else all.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Of each measurement.")] = 10.0,
+    parallel: Annotated[int, typer.Option(min=1, help="Plain reads under way at once.")] = 8,
+    batch_rows: Annotated[int, typer.Option(min=1, help="Rows of a batch.")] = 4096,
+    architecture: Annotated[str | None, typer.Option(help="Dictionary whose step is measured.")] = None,
+    width: Annotated[int | None, typer.Option(help="Its latents (a topk's, if no other is named).")] = None,
+    target_l0: Annotated[float | None, typer.Option(help="Its active latents per row.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure how fast a dataset is read here, and with how many workers a dictionary would wait for it.
+
+    Example: lexray data bench s3://bucket/activations --width 16384 --target-l0 32
+    """
+    options = BenchOptions(
+        sites=tuple(site or ()),
+        seconds=seconds,
+        parallel=parallel,
+        batch_rows=batch_rows,
+        architecture=architecture,
+        width=width,
+        target_l0=target_l0,
+    )
     store = Store.at(url)
     with reachable("dataset", store.url):
         result = measure(store, options, messages)
@@ -78,7 +102,7 @@ def bench_dataset(url: str, options: BenchOptions, messages: Console, as_json: b
 
 def measure(store: Store, options: BenchOptions, messages: Console) -> BenchResult:
     """Reads, stream and step, one after the other. Raises UserError for wrong options before anything is measured."""
-    from lexray.cluster.step_timer import StepTimer
+    from lexray.cluster.commands.step_timer import StepTimer
     from lexray.storage.bench import Feeding, core_speed, plain_reads, stream_speed
     from lexray.storage.manifest import load_manifest
     from lexray.storage.reader import DatasetReader
