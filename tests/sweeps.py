@@ -1,5 +1,6 @@
 """A small dataset and sweep files over it, for tests that run real sweeps."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,9 @@ import yaml
 
 from lexray.storage.store import Store
 from lexray.storage.writer import DatasetWriter
+from lexray.tuning.placement.book import NodeState, View
+from lexray.tuning.placement.nodes import Node
+from lexray.tuning.ray_backend.placer import Placer
 
 ROWS, WIDTH = 6000, 16
 
@@ -47,3 +51,9 @@ def sweep_content(data: str, output: str, **changes) -> dict:
 def write_sweep(path: Path, content: dict) -> str:
     path.write_text(yaml.safe_dump(content))
     return str(path)
+
+
+def fixed_rooms(nodes: Mapping[str, Node]) -> Placer:
+    """Nodes that nobody else uses, that stay, and that have no window servers."""
+    states = {node_id: NodeState(total=node, available=node) for node_id, node in nodes.items()}
+    return Placer(None, lambda: View(nodes=states))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,16 +40,6 @@ Wait = Annotated[bool, typer.Option("--wait", help="Wait for its end; exit code 
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Wait for its end and show what it says.")]
 
 
-@dataclass(frozen=True, kw_only=True)
-class SubmitOptions:
-    """How a sweep is sent."""
-
-    wait: bool
-    """For the end of the job."""
-    follow: bool
-    """Show what it says meanwhile; implies `wait`."""
-
-
 @submit_app.command("submit")
 def submit_command(
     file: Annotated[Path, typer.Argument(help="Sweep file (YAML); its output is a url that the cluster can write.")],
@@ -72,7 +61,7 @@ def submit_command(
 
     sweep = read_config_file(str(file), SweepFile)
     target = target_of(address, cluster, token_file, trust=trust, insecure=insecure)
-    _send(sweep, read_text(str(file)), target, SubmitOptions(wait=wait or follow, follow=follow), as_json)
+    _send(sweep, read_text(str(file)), target, wait, follow, as_json)
 
 
 @submit_app.command()
@@ -104,10 +93,10 @@ def resume(
             "submit a file whose output is this folder"
         )
     target = target_of(address, cluster, token_file, trust=trust, insecure=insecure)
-    _send(sweep, text, target, SubmitOptions(wait=wait or follow, follow=follow), as_json)
+    _send(sweep, text, target, wait, follow, as_json)
 
 
-def _send(sweep: SweepFile, text: str, target: Target, options: SubmitOptions, as_json: bool) -> None:
+def _send(sweep: SweepFile, text: str, target: Target, wait: bool, follow: bool, as_json: bool) -> None:
     """Submit; plan and job id go to stdout. Exit code 1 when the job that was waited for failed."""
     with connect(target) as connection:
         if warning := scratch_warning(Store.at(sweep.output).url, connection.description):
@@ -115,8 +104,8 @@ def _send(sweep: SweepFile, text: str, target: Target, options: SubmitOptions, a
         sent = submit(connection, sweep, text, on_plan=_plan_shown(as_json))
         _tell(sent)
         job = None
-        if options.wait and sent.job:
-            job = _awaited(connection, sent, target, options)
+        if (wait or follow) and sent.job:
+            job = _awaited(connection, sent, target, follow)
     if as_json:
         print_json(_document(sent, job))
     elif sent.job:
@@ -143,11 +132,11 @@ def _tell(sent: Submission) -> None:
         say(messages, f"sent {sent.bytes / 1e3:,.0f} kB; follow it by `lexray status {sent.url}`, or logs -f, stop")
 
 
-def _awaited(connection: Connection, sent: Submission, target: Target, options: SubmitOptions) -> Job:
-    """The job once it has ended."""
+def _awaited(connection: Connection, sent: Submission, target: Target, follow: bool) -> Job:
+    """Return the job once it has ended; `follow` shows what it says meanwhile."""
 
     def emit(text: str) -> None:
-        if options.follow:
+        if follow:
             sys.stderr.write(text)
             sys.stderr.flush()
 

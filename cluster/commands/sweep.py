@@ -5,17 +5,14 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from lexray.cluster.consoles import TextConsole, say
 from lexray.cluster.options import Json, messages
 from lexray.cluster.output import FAILED, OK, print_frontier
-from lexray.cluster.provisioned.description import Pool
 from lexray.cluster.provisioned.pools import pools_of
 from lexray.storage.config_file import read_config_file, read_text
 
@@ -29,22 +26,8 @@ LOG_WIDTH = 200
 """Characters of a line in the driver's log before it is broken."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Where:
-    """Where a sweep is run."""
-
-    address: str | None
-    """Ray cluster to join; None: one is started here."""
-    cluster: str = ""
-    """What people call it."""
-    job: str = ""
-    """Id of the job that this command is, empty if it is none."""
-    pools: tuple[Pool, ...] = ()
-    """Nodes that the cluster's autoscaler may start, if it tells nobody itself."""
-
-
-@sweep_app.command()
-def sweep(
+@sweep_app.command("sweep")
+def sweep_command(
     file: Annotated[Path, typer.Argument(help="Sweep file (YAML).")],
     address: Annotated[str | None, typer.Option(help="Ray cluster to join; without it one is started here.")] = None,
     job: Annotated[str, typer.Option(hidden=True, help="Id of the job that this command is.")] = "",
@@ -56,20 +39,12 @@ def sweep(
 
     Example: lexray sweep examples/quickstart/sweep.yaml
     """
-    from lexray.cluster.commands.sweep import Where, run_sweep_file
-
-    where = Where(address=address, cluster=cluster_name, job=job, pools=pools_of(pools))
-    raise typer.Exit(run_sweep_file(str(file), where, messages, as_json))
-
-
-def run_sweep_file(file: str, where: Where, messages: Console, as_json: bool) -> int:
-    """`lexray sweep`: check, train what is unfinished, print the frontier. Exit code 1 when a trial failed."""
     from lexray.tuning.file.sweep_file import SweepFile
     from lexray.tuning.orchestrate import run_sweep
     from lexray.tuning.sweep_plan import plan_sweep
 
-    sweep = read_config_file(file, SweepFile)
-    plan = plan_sweep(sweep, read_text(file))
+    nodes_to_come = pools_of(pools)
+    plan = plan_sweep(read_config_file(str(file), SweepFile), read_text(str(file)))
     say(messages, _todo(plan))
     with ExitStack() as stack:
         mirrors: list[Any] = []
@@ -77,20 +52,20 @@ def run_sweep_file(file: str, where: Where, messages: Console, as_json: bool) ->
         if plan.expected:
             from lexray.cluster.ray_backend.connect import connected
 
-            driver = _driver(plan, where, mirrors)
+            driver = _driver(plan, cluster_name or address or "", job, mirrors)
             driver.check()
             mirrors += _wandb(plan)
             stack.enter_context(_terminable(driver))
-            with messages.status("starting Ray" if where.address is None else f"joining {where.address}"):
-                stack.enter_context(connected(where.address, is_job=bool(where.job), pools=where.pools))
+            with messages.status("starting Ray" if address is None else f"joining {address}"):
+                stack.enter_context(connected(address, is_job=bool(job), pools=nodes_to_come))
             for mirror in mirrors:
                 stack.callback(mirror.finish, plan.folder.store.url)
-            followers = [*_views(plan, messages, driver), *mirrors]
+            followers = [*_views(plan, driver), *mirrors]
         table = run_sweep(plan, followers, driver)
         for mirror in mirrors:
             mirror.show_results(plan.folder, table)
     print_frontier(table, plan.folder.store, messages, as_json)
-    return FAILED if (table["status"] == "failed").any() else OK
+    raise typer.Exit(FAILED if (table["status"] == "failed").any() else OK)
 
 
 def _todo(plan: SweepPlan) -> str:
@@ -104,20 +79,19 @@ def _todo(plan: SweepPlan) -> str:
     )
 
 
-def _driver(plan: SweepPlan, where: Where, mirrors: list[Any]) -> Driver:
+def _driver(plan: SweepPlan, cluster: str, job: str, mirrors: list[Any]) -> Driver:
     from lexray.tuning.driver import Driver
     from lexray.tuning.driver_record import this_place
 
     def links() -> dict[str, str]:
         return {trial: page for mirror in mirrors for trial, page in mirror.links.items()}
 
-    place = this_place(where.cluster or where.address or "", where.job)
-    driver = Driver(store=plan.folder.store, place=place, links=links)
+    driver = Driver(store=plan.folder.store, place=this_place(cluster, job), links=links)
     driver.log.write(f"{_todo(plan)}\n")
     return driver
 
 
-def _views(plan: SweepPlan, messages: Console, driver: Driver) -> list[Any]:
+def _views(plan: SweepPlan, driver: Driver) -> list[Any]:
     """On the terminal, and as lines in the sweep's folder."""
     from lexray.tuning.views.progress import TerminalView
 

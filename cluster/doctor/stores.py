@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 from lexray.cluster.doctor.findings import NOT_ASKED, BucketRegion, StoreFault, StoreFinding, StoreSpeed, Unknown
-from lexray.cluster.doctor.store_checks import is_s3
 from lexray.storage.errors import CorruptDataError, UserError, one_line
 from lexray.storage.manifest import load_manifest
 from lexray.storage.objects.retries import s3_answer
@@ -149,11 +148,6 @@ def who_am_i(settings: StorageSettings) -> str | Unknown:
     except (BotoCoreError, ClientError) as error:
         return Unknown(f"STS does not tell ({one_line(error)})")
     return str(answer["Arn"])
-
-
-def needs_identity(*urls: str | None) -> bool:
-    """Whether any of these lies where AWS asks who we are."""
-    return any(map(is_s3, urls))
 
 
 def _fault(step: str, error: Exception) -> StoreFault:

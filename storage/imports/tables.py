@@ -49,8 +49,6 @@ from lexray.storage.imports.table_files import (
 )
 
 _DTYPES = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
-_COUNTED_BYTES = 8
-"""Of a number, at most, when the records of a block are chosen."""
 
 
 class TableFolder:

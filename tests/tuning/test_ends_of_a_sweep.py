@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.tune.search import Searcher
-from sweeps import sweep_content, write_dataset, write_sweep
+from sweeps import fixed_rooms, sweep_content, write_dataset, write_sweep
 
 from lexray.storage.config_file import read_config_file
 from lexray.storage.errors import CorruptDataError, UserError
@@ -31,7 +31,6 @@ from lexray.tuning.endings.ends import (
 )
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.placement.nodes import Node
-from lexray.tuning.ray_backend.rooms import fixed_rooms
 from lexray.tuning.ray_backend.trial_queue import TrialQueue
 from lexray.tuning.ray_backend.trial_run import TrialRun
 from lexray.tuning.records import ended_record, new_record

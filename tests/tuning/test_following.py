@@ -6,14 +6,13 @@ from pathlib import Path
 import pytest
 from ray.tune.search import Searcher
 from rich.console import Console
-from sweeps import sweep_content, write_dataset, write_sweep
+from sweeps import fixed_rooms, sweep_content, write_dataset, write_sweep
 
 from lexray.storage.config_file import read_config_file
 from lexray.storage.errors import UserError
 from lexray.training.loop.metrics_log import MetricsLog
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.placement.nodes import Node, refuse_what_never_fits
-from lexray.tuning.ray_backend.rooms import fixed_rooms
 from lexray.tuning.ray_backend.trial_queue import TrialQueue
 from lexray.tuning.ray_backend.trial_run import TrialRun
 from lexray.tuning.records import new_record

@@ -11,6 +11,7 @@ import pytest
 import ray
 from hypothesis import given
 from hypothesis import strategies as st
+from sweeps import fixed_rooms
 
 from lexray.training.config import MeshConfig
 from lexray.tuning.placement.book import Book, NodeState, View, Wish, Wishes
@@ -19,7 +20,6 @@ from lexray.tuning.ray_backend.attempts import Attempts, NoNodesError
 from lexray.tuning.ray_backend.cluster_view import RECENT_S, RecentView
 from lexray.tuning.ray_backend.launch_failures import failure_lines
 from lexray.tuning.ray_backend.placer import Placement, Placer, wanted_bundles
-from lexray.tuning.ray_backend.rooms import fixed_rooms
 from lexray.tuning.sweep_folder import DONE, MOVING
 from lexray.tuning.trials import Footprint
 

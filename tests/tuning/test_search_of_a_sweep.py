@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from ray.tune.search import Searcher
-from sweeps import sweep_content, write_dataset, write_sweep
+from sweeps import fixed_rooms, sweep_content, write_dataset, write_sweep
 from synthetic import write_rows
 
 from lexray.storage.config_file import read_config_file
@@ -21,7 +21,6 @@ from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.placement.book import View
 from lexray.tuning.placement.nodes import Node
 from lexray.tuning.ray_backend.placer import Placer
-from lexray.tuning.ray_backend.rooms import fixed_rooms
 from lexray.tuning.ray_backend.trial_queue import TrialQueue
 from lexray.tuning.ray_backend.trial_run import TrialRun
 from lexray.tuning.records import new_record

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import ray
 
-from lexray.tuning.placement.book import NodeState, View, Wishes
-from lexray.tuning.placement.nodes import Node
+from lexray.tuning.placement.book import Wishes
 from lexray.tuning.ray_backend.placer import ON_HEAD, Placement, Placer
 from lexray.tuning.ray_backend.window_servers import WindowServers
 from lexray.tuning.trials import Footprint
@@ -76,9 +75,3 @@ def placing(servers: WindowServers, wait_at_most_s: float | Literal["auto"] = "a
     finally:
         ray.get(placer.close.remote())
         ray.kill(placer)
-
-
-def fixed_rooms(nodes: Mapping[str, Node]) -> Placer:
-    """Nodes that nobody else uses, that stay, and that have no window servers."""
-    states = {node_id: NodeState(total=node, available=node) for node_id, node in nodes.items()}
-    return Placer(None, lambda: View(nodes=states))
