@@ -32,7 +32,7 @@ NEEDED: dict[str, dict[str, Any]] = {
 FREE = {"decoder_norm": "free"}
 UNIT = {"decoder_norm": "unit"}
 IGNORED = {"decoder_norm": "ignored"}
-AUX = {"aux_weight": 0.3}
+AUX = {"terms": {"auxk": 0.3}}
 CODES = {
     "topk": {},
     "batch_topk": {},

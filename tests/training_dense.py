@@ -151,7 +151,7 @@ def jumprelu(p: Problem) -> tuple[Tensor, Tensor]:
 
 def weighted_auxk(p: Problem, f: Tensor) -> Tensor | float:
     """The term of penalty codes, which have it when they are asked for it."""
-    weight = p.config.code.aux_weight
+    weight = p.config.code.terms.get("auxk")
     return weight * auxk(p, p.error(f)) if weight else 0.0
 
 
@@ -162,7 +162,8 @@ def auxk(p: Problem, e: Tensor, signed: bool = False) -> Tensor:
     if not dead.any():
         return torch.zeros((), dtype=e.dtype)
     candidates = p.z[:, dead] if signed else torch.relu(p.z[:, dead])
-    chosen = largest(candidates.abs() * p.norms[dead], min(p.config.code.k_aux, int(dead.sum())))
+    k_aux = getattr(p.config.code, "k_aux", p.y.shape[1] // 2)
+    chosen = largest(candidates.abs() * p.norms[dead], min(k_aux, int(dead.sum())))
     return ((e - candidates * chosen @ p.atoms[dead]) ** 2).sum() / ((e - e.mean(0)) ** 2).sum()
 
 

@@ -90,17 +90,14 @@ def a_term_of_a_family(package: Path) -> None:
         "    return forward.reconstruction.error_BO.mean(0).square().sum()\n"
     )
     shared = package / "training" / "codes" / "shared_terms.py"
-    option = '    bias_weight: float = 0.0\n    """Weight of the mean error."""\n\n'
-    edit(shared, "\n    def check(self, width", f"{option}    def check(self, width")
-    place = "            found.append(Weighted('bias', bias_error, self.bias_weight))\n"
-    edit(shared, "        return found\n", f"        if self.bias_weight:\n{place}        return found\n")
+    row = '    "bias": lambda score, value: bias_error,\n'
+    edit(shared, "k_aux=None),\n", f"k_aux=None),\n{row}")
     edit(
         shared,
         "from lexray.training.objectives.auxk import AuxK\n",
         "from lexray.training.objectives.auxk import AuxK\n"
         "from lexray.training.objectives.bias_error import bias_error\n",
     )
-    add_defaults(package, "relu", {"bias_weight": 0})
 
 
 def used(package: Path, name: str, options: str) -> str:
@@ -118,12 +115,12 @@ def test_an_architecture_takes_three_files(package: Path) -> None:
     assert "'sparsity'" in used(package, "log_sum", "{'epsilon': 0.2}")
 
 
-def test_a_term_that_a_family_shares_takes_three_files(package: Path) -> None:
+def test_a_term_that_families_share_takes_two_files(package: Path) -> None:
     assert changed(package, a_term_of_a_family) == [
-        "training/codes/shared_terms.py", "training/identity/defaults.json", "training/objectives/bias_error.py",
+        "training/codes/shared_terms.py", "training/objectives/bias_error.py",
     ]  # fmt: skip
     for name in ("relu", "gated_p_anneal", "jumprelu", "batch_topk"):
-        assert "'bias'" in used(package, name, "{'bias_weight': 0.5}")
+        assert "'bias'" in used(package, name, "{'terms': {'bias': 0.5}}")
 
 
 def test_the_files_that_the_page_names_are_there() -> None:

@@ -49,6 +49,8 @@ def candidates(architecture: str, name: str) -> list[Any]:
         return named
     if isinstance(default, bool):
         return [not default]
+    if isinstance(default, dict):
+        return [{"auxk": 0.5}]
     if isinstance(default, tuple):
         return [(0.5, 1.0)]
     numbers = [default + 1, default * 2, default / 2, default - 1] if default else [10, 1, 0.5]
@@ -73,6 +75,7 @@ ONLY = {
     ("skip_transcoder", "encoder_init"): "nothing can be tied",
     ("group_max", "k_start"): "k_start",
     ("group_max", "multi_topk"): "no multi_topk",
+    **{(name, "terms"): "has this term already" for name, made in DEFAULTS.items() if "k_aux" in made.to_dict()},
 }
 """Options with one possible value, and why."""
 

@@ -26,7 +26,7 @@ from lexray.training.dictionaries.base import Dictionary, RawRows
 from lexray.training.ops import preactivations as entries
 from lexray.training.ops import topk as selection
 
-WITH_AUXK = [case for case in LEARNED if "k_aux" in case.option_names]
+WITH_AUXK = [case for case in LEARNED if "terms" in case.option_names]
 
 
 def assert_is_the_dense_loss(case: Case, made: Dictionary, rows: RawRows) -> None:
@@ -89,7 +89,8 @@ def test_rows_may_be_looked_at_one_by_one(case, monkeypatch):
 @pytest.mark.parametrize("dead", [0, 1, K_AUX - 1, F])
 @pytest.mark.parametrize("case", **named(WITH_AUXK))
 def test_auxk_is_its_equation_with_any_number_of_dead_latents(case, dead):
-    made = random_dictionary(case, 3, dead=dead, aux_weight=2.0)
+    weight = {"terms": {"auxk": 2.0}} if case in PENALISED else {"aux_weight": 2.0}
+    made = random_dictionary(case, 3, dead=dead, **weight)
     assert_is_the_dense_loss(case, made, random_rows(made.sites, 3))
 
 

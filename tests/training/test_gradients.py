@@ -46,8 +46,8 @@ def not_derivatives(case: Case) -> set[str]:
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("case", **named(LEARNED))
 def test_finite_differences_agree_with_autograd(case, seed):
-    aux_off = {"aux_weight": 0} if "aux_weight" in case.option_names else {}
-    made = random_dictionary(case, seed, **aux_off)
+    aux_off = {"aux_weight": 0, "terms": {}}
+    made = random_dictionary(case, seed, **{name: aux_off[name] for name in aux_off if name in case.option_names})
     rows = random_rows(made.sites, seed)
     found = gradients(made, loss_of(made, rows).loss)
     checked = found.keys() - not_derivatives(case)

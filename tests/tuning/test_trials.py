@@ -92,7 +92,7 @@ def test_an_architectures_own_option_wins_over_the_axis_and_makes_one_trial_of_i
 
 def test_an_option_for_all_does_not_win_over_an_axis(trials):
     made = trials(axes=axes("topk", k_aux=[2, 3]), options={"all": {"k_aux": 5}})
-    assert sorted(t.config.dictionary.k_aux for t in made) == [2, 3]
+    assert sorted(t.config.dictionary.code.k_aux for t in made) == [2, 3]
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ class Gated(ReLU):
             values=values,
             reconstruction=squared_error(batch.target_BO - decoded_BO),
             fired_F=pairs.count(values.detach() > 0),
-            z_BF=z_BF if self.config.aux_weight else None,
+            z_BF=z_BF if self.config.terms else None,
             gate=pi,
             observed={"coefficient": self.coefficient},
         )

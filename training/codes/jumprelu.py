@@ -162,7 +162,7 @@ class JumpReLU(Penalised):
             values=values,
             reconstruction=squared_error(batch.target_BO - decoded_BO),
             fired_F=pairs.count(values.detach() != 0),
-            z_BF=z_BF if self.config.aux_weight else None,
+            z_BF=z_BF if self.config.terms else None,
             threshold=threshold,
             observed=self._observed(),
         )

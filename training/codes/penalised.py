@@ -82,11 +82,11 @@ class Penalised(Code):
 
 def penalised_cost(config: Any, shape: StepShape, *, matrices: float, reconstructions: int = 1) -> CodeCost:
     """Return the cost of a penalty code while most entries matter, as they do at first."""
-    pairs = shape.target_l0 + config.auxk_pairs(shape)
+    pairs = shape.target_l0 + config.shared_pairs(shape)
     return CodeCost(
         multiply_adds=dense_step(shape) + (reconstructions - 1) * 3 * shape.entries * shape.output_width,
-        matrices=matrices + (1.0 if config.aux_weight else 0.0),
-        chunked=bool(config.aux_weight),
+        matrices=matrices + (1.0 if config.terms else 0.0),
+        chunked=bool(config.terms),
         pair_bytes=PAIR_BYTES * shape.rows * pairs,
         atom_copies=2,
         all_reduce=reconstructions * shape.output_bytes,

@@ -65,7 +65,7 @@ class ReLU(Penalised):
             values=values,
             reconstruction=squared_error(batch.target_BO - decoded_BO),
             fired_F=pairs.count(pairs.pre.detach() > 0),
-            z_BF=z_BF if self.config.aux_weight else None,
+            z_BF=z_BF if self.config.terms else None,
             observed={"coefficient": self.coefficient},
         )
 

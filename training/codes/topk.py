@@ -18,6 +18,7 @@ from lexray.training.codes.code_cost import FLOAT_BYTES, PAIR_BYTES, CodeCost, S
 from lexray.training.codes.folding import Folding
 from lexray.training.codes.shared_terms import SharedTermsConfig
 from lexray.training.mesh.axes import Axes, Chosen
+from lexray.training.objectives.auxk import AuxK
 from lexray.training.objectives.forward import Batch, Forward, Reconstruction, Weighted, reconstruction_error
 from lexray.training.objectives.reconstruction import squared_error
 from lexray.training.ops.linear import Decoder
@@ -34,6 +35,8 @@ class TopKConfig(SharedTermsConfig):
     kind: str = "topk"
     aux_weight: float = 1 / 32
     """Weight of the AuxK term; 0 switches it off."""
+    k_aux: int | None = None
+    """Dead latents per row that model the residual; None is half the site's width."""
     multi_topk: bool = False
     """Multi-TopK: add the reconstruction error with 4 k latents over 8, so that other k work at inference."""
     k_start: int | None = None
@@ -45,6 +48,12 @@ class TopKConfig(SharedTermsConfig):
         if target_l0 != int(target_l0):
             raise UserError(f"target_l0: {target_l0:g} is not a whole number, and {self.kind} keeps k latents")
         super().check(width, target_l0)
+        if self.aux_weight < 0:
+            raise UserError(f"aux_weight: {self.aux_weight:g} is below 0")
+        if self.k_aux is not None and self.k_aux < 1:
+            raise UserError(f"k_aux: {self.k_aux} must be at least 1; aux_weight 0 switches AuxK off")
+        if "auxk" in self.terms:
+            raise UserError(f"terms.auxk: {self.kind} has this term already; set aux_weight")
         if self.k_start is not None and not target_l0 <= self.k_start <= width:
             raise UserError(f"k_start: {self.k_start} must be from target_l0 {target_l0:g} to the width {width}")
         if not 0 < self.k_anneal <= 1:
@@ -149,7 +158,15 @@ class TopK(Code):
         found = [Weighted("reconstruction", reconstruction_error)]
         if self.config.multi_topk:
             found.append(Weighted("multi", self.multi, 1 / 8))
+        if self.config.aux_weight:
+            auxk = AuxK(score=self.score, value=self.value, k_aux=self.config.k_aux)
+            found.append(Weighted("aux", auxk, self.config.aux_weight))
         return found + self.config.shared_terms(self.score, self.value)
+
+    @classmethod
+    def auxk_pairs(cls, config: Any, shape: StepShape) -> int:
+        """Return the number of dead latents per row that AuxK sees at most."""
+        return min(config.k_aux or shape.output_width // 2, shape.latents) if config.aux_weight else 0
 
     terms = topk_terms
 
@@ -164,7 +181,7 @@ class TopK(Code):
 def topk_cost(config: Any, shape: StepShape, *, matrices: float, over_batch: bool = False) -> CodeCost:
     """Return the cost of a code that ranks pre-activations; `over_batch` those of the whole batch together."""
     chosen = shape.target_l0 * (4 if config.multi_topk else 1)
-    pairs = chosen + config.auxk_pairs(shape)
+    pairs = chosen + TopK.auxk_pairs(config, shape) + config.shared_pairs(shape)
     offered_rows = shape.batch_rows if over_batch else shape.rows
     return CodeCost(
         multiply_adds=sparse_step(shape, pairs),

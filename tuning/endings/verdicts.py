@@ -237,5 +237,5 @@ def _contender(trial: str, config: dict[str, Any]) -> Contender:
         configuration=hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16],
         target_l0=float(dictionary["target_l0"]),
         comparable=json.dumps(comparable),
-        family=made.name if made.works_at_other_k else "",
+        family=made.codes[0].__name__ if made.works_at_other_k else "",
     )
