@@ -9,7 +9,7 @@ import yaml
 
 from lexray.storage.store import Store
 from lexray.storage.writer import DatasetWriter
-from lexray.tuning.placement.book import NodeState, View
+from lexray.tuning.placement.allocator import NodeState, View
 from lexray.tuning.placement.nodes import Node
 from lexray.tuning.ray_backend.placer import Placer
 
@@ -53,7 +53,7 @@ def write_sweep(path: Path, content: dict) -> str:
     return str(path)
 
 
-def fixed_rooms(nodes: Mapping[str, Node]) -> Placer:
+def fixed_allocator(nodes: Mapping[str, Node]) -> Placer:
     """Nodes that nobody else uses, that stay, and that have no window servers."""
     states = {node_id: NodeState(total=node, available=node) for node_id, node in nodes.items()}
     return Placer(None, lambda: View(nodes=states))

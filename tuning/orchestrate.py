@@ -14,13 +14,13 @@ from lexray.storage.errors import UserError
 from lexray.tuning.driver import Driver, unclaimed
 from lexray.tuning.endings.verdicts import Judge, judge_of_all, judges
 from lexray.tuning.placement.nodes import Node
-from lexray.tuning.planning.mesh_options import wishes_of
+from lexray.tuning.planning.memory_check import refuse_what_has_no_room
+from lexray.tuning.planning.mesh_options import mesh_options_of
 from lexray.tuning.planning.plan_record import known_speeds, write_plan
-from lexray.tuning.planning.room import refuse_what_has_no_room
+from lexray.tuning.ray_backend.allocator_client import AllocatorClient, placing
 from lexray.tuning.ray_backend.cluster_view import cluster_machines, living_nodes
 from lexray.tuning.ray_backend.metrics import StatusMetrics
 from lexray.tuning.ray_backend.publisher import publish_server
-from lexray.tuning.ray_backend.rooms import Rooms, placing
 from lexray.tuning.ray_backend.trial import run_trial
 from lexray.tuning.ray_backend.trial_queue import TrialQueue
 from lexray.tuning.ray_backend.trial_run import TrialRun
@@ -85,12 +85,12 @@ def _train(
     num_finished = len(plan.trials) - len(plan.unfinished)
     statuses = StatusMetrics(sweep=plan.sweep.name, num_trials=plan.num_trials, num_finished=num_finished)
     with (
-        placing(servers, plan.sweep.resources.wait_at_most_s) as rooms,
+        placing(servers, plan.sweep.resources.wait_at_most_s) as allocator,
         FollowThread(folder=plan.folder, followers=[*followers, statuses]) as follow,
         plan.ends as ends,
     ):
         if driver is not None:
-            driver.waiting, driver.launch_failures = rooms.waiting, rooms.launch_failures
+            driver.waiting, driver.launch_failures = allocator.waiting, allocator.launch_failures
 
         def changed(run: TrialRun, started: bool) -> None:
             ends.changed(run.trial, started)
@@ -99,10 +99,10 @@ def _train(
             follow.changed(run, started)
 
         storage_path = ray_storage_path(plan.folder.store)
-        run_of = _runs(plan, rooms, nodes, servers.cache, storage_path)
+        run_of = _runs(plan, allocator, nodes, servers.cache, storage_path)
         runs = [run_of(trial) for trial in plan.unfinished]
         source = _Asked(plan.search, run_of) if plan.search is not None else None
-        queue = TrialQueue(runs, rooms, changed, lambda: bool(ends.reached()), source)
+        queue = TrialQueue(runs, allocator, changed, lambda: bool(ends.reached()), source)
         tune_trials(
             work,
             queue,
@@ -114,7 +114,7 @@ def _train(
 
 
 def _runs(
-    plan: SweepPlan, rooms: Rooms, nodes: list[Node], cache: CacheSettings | None, storage_path: str
+    plan: SweepPlan, allocator: AllocatorClient, nodes: list[Node], cache: CacheSettings | None, storage_path: str
 ) -> Callable[[Trial], TrialRun]:
     """What runs a trial of the sweep."""
     judge_of = _judge_of(plan)
@@ -132,8 +132,8 @@ def _runs(
             trial=trial,
             folder=plan.folder,
             sweep=plan.sweep.name,
-            rooms=rooms,
-            wishes=wishes_of(trial, plan.sweep.resources.elastic, has_room),
+            allocator=allocator,
+            mesh_options=mesh_options_of(trial, plan.sweep.resources.elastic, has_room),
             cache=cache,
             retries=plan.sweep.retries,
             judge=judge_of(trial),

@@ -24,9 +24,9 @@ from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.placement.nodes import Node, refuse_what_never_fits
 from lexray.tuning.planning.forecast import Speed
 from lexray.tuning.planning.gpu_choice import gpu_lines, with_gpus
-from lexray.tuning.planning.mesh_choice import Room, rooms_of, with_mesh
+from lexray.tuning.planning.memory_check import refuse_what_has_no_room
+from lexray.tuning.planning.mesh_choice import WorkerCapacity, capacities_of, with_mesh
 from lexray.tuning.planning.plan import Machines, Plan, make_plan
-from lexray.tuning.planning.room import refuse_what_has_no_room
 from lexray.tuning.planning.row_counts import RowCounts
 from lexray.tuning.planning.streams import refuse_streams, shape_of
 from lexray.tuning.search.asking import Search, search_of
@@ -172,11 +172,11 @@ def with_meshes(plan: SweepPlan, nodes: Sequence[Node]) -> SweepPlan:
     """The plan with the GPUs and meshes chosen that the sweep file leaves open. Raises UserError where none fits."""
     gpu_bytes = gpu_bytes_of(plan.sweep)
 
-    def rooms(footprint: Footprint) -> list[Room]:
-        return rooms_of(nodes, footprint, gpu_bytes)
+    def capacities(footprint: Footprint) -> list[WorkerCapacity]:
+        return capacities_of(nodes, footprint, gpu_bytes)
 
     def decide(trial: Trial) -> Trial:
-        return with_mesh(with_gpus(trial, nodes), plan.manifest, rooms)
+        return with_mesh(with_gpus(trial, nodes), plan.manifest, capacities)
 
     def fit(trial: Trial) -> Trial:
         fitted = decide(trial)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.tune.search import Searcher
-from sweeps import fixed_rooms, sweep_content, write_dataset, write_sweep
+from sweeps import fixed_allocator, sweep_content, write_dataset, write_sweep
 
 from lexray.storage.config_file import read_config_file
 from lexray.storage.errors import CorruptDataError, UserError
@@ -154,7 +154,9 @@ def test_word_left_by_hand_ends_running_trials_and_starts_no_other(data, tmp_pat
     ends = Ends(folder=made.folder, deadline_s=None, cap=NO_CAP, before=Spent(), clock=clock)
     pause = Pause(folder=made.folder, meter=meter(made), deadline_s=None, clock=clock, beside=at_once)
     runs = [TrialRun(trial=trial, folder=made.folder) for trial in made.trials]
-    queue = TrialQueue(runs, fixed_rooms({"a": Node(8, 0)}), lambda run, started: None, lambda: bool(ends.reached()))
+    queue = TrialQueue(
+        runs, fixed_allocator({"a": Node(8, 0)}), lambda run, started: None, lambda: bool(ends.reached())
+    )
     assert queue.suggest("a")["run"] is runs[0]
     ends.look()
     assert (ends.reached(), pause()) == ("", "")
@@ -187,7 +189,9 @@ def test_nothing_starts_after_the_deadline_and_what_runs_is_told(data, tmp_path)
     ends = Ends(folder=made.folder, deadline_s=clock.now + 5, cap=NO_CAP, before=Spent(), clock=clock)
     pause = Pause(folder=made.folder, meter=meter(made), deadline_s=ends.deadline_s, clock=clock, beside=at_once)
     runs = [TrialRun(trial=trial, folder=made.folder) for trial in made.trials]
-    queue = TrialQueue(runs, fixed_rooms({"a": Node(8, 0)}), lambda run, started: None, lambda: bool(ends.reached()))
+    queue = TrialQueue(
+        runs, fixed_allocator({"a": Node(8, 0)}), lambda run, started: None, lambda: bool(ends.reached())
+    )
     assert queue.suggest("a")["run"] is runs[0]
     assert pause() == ""
     clock.now += 5

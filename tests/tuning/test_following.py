@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from ray.tune.search import Searcher
 from rich.console import Console
-from sweeps import fixed_rooms, sweep_content, write_dataset, write_sweep
+from sweeps import fixed_allocator, sweep_content, write_dataset, write_sweep
 
 from lexray.storage.config_file import read_config_file
 from lexray.storage.errors import UserError
@@ -39,7 +39,7 @@ def runs(tmp_path: Path) -> list[TrialRun]:
 def test_a_wide_trial_waits_for_room_and_none_overtakes_it(runs):
     changes = []
     queue = TrialQueue(
-        runs, fixed_rooms({"a": Node(2, 0)}), lambda run, started: changes.append((run.trial.name, started))
+        runs, fixed_allocator({"a": Node(2, 0)}), lambda run, started: changes.append((run.trial.name, started))
     )
     assert queue.suggest("a")["run"] is runs[0]
     assert queue.suggest("b") is None  # two workers do not fit beside one on two CPUs, and the third must not overtake

@@ -32,9 +32,9 @@ from lexray.tuning.planning.forecast import (
     trial_seconds,
 )
 from lexray.tuning.planning.foreseen import outcomes, read_plan
+from lexray.tuning.planning.memory_check import refuse_what_has_no_room
 from lexray.tuning.planning.plan import Machines, Plan
 from lexray.tuning.planning.plan_record import known_speeds, write_plan
-from lexray.tuning.planning.room import refuse_what_has_no_room
 from lexray.tuning.planning.worker_memory import peak_resident_bytes
 from lexray.tuning.records import new_record
 from lexray.tuning.results.report import build_results

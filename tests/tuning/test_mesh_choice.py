@@ -18,14 +18,14 @@ from lexray.training.dictionaries import dictionary_config
 from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.placement.nodes import Node
-from lexray.tuning.planning.mesh_choice import USABLE, Room, choose_mesh, meshes, rooms_of
+from lexray.tuning.planning.mesh_choice import USABLE, WorkerCapacity, capacities_of, choose_mesh, meshes
 from lexray.tuning.ray_backend.cluster_view import living_nodes
 from lexray.tuning.sweep_plan import SweepPlan, plan_sweep, with_meshes
 from lexray.tuning.trials import Footprint
 
 GIB = 2**30
 SITES = Sites.same(SiteStatistics(mean=(0.0,) * 4096, mean_squared_norm=1.0))
-H100S = [Room(workers=8, host_bytes=200 * GIB, gpu_bytes=80 * GIB)] * 4
+H100S = [WorkerCapacity(workers=8, host_bytes=200 * GIB, gpu_bytes=80 * GIB)] * 4
 
 
 def config(width: int, name: str = "topk", mesh: MeshConfig | None = None, **options: Any) -> TrainingConfig:
@@ -34,12 +34,12 @@ def config(width: int, name: str = "topk", mesh: MeshConfig | None = None, **opt
     return TrainingConfig(dictionary=dictionary, data=data, rows=1, mesh=mesh or MeshConfig())
 
 
-def chosen(training: TrainingConfig, rooms: list[Room]) -> MeshConfig:
-    return choose_mesh(training, rooms, estimate_of(training, rooms), "trial")
+def chosen(training: TrainingConfig, capacities: list[WorkerCapacity]) -> MeshConfig:
+    return choose_mesh(training, capacities, estimate_of(training, capacities), "trial")
 
 
-def estimate_of(training: TrainingConfig, rooms: list[Room]) -> Any:
-    on_gpu = rooms[0].gpu_bytes is not None
+def estimate_of(training: TrainingConfig, capacities: list[WorkerCapacity]) -> Any:
+    on_gpu = capacities[0].gpu_bytes is not None
     return lambda mesh: needs(replace(training, mesh=mesh), SITES, on_gpu=on_gpu)
 
 
@@ -53,8 +53,8 @@ def of_size(*fitting: tuple[int, int]) -> Any:
 
 
 def choice(*fitting: tuple[int, int], nodes: tuple[int, ...] = (4, 4)) -> tuple[int, int]:
-    rooms = [Room(workers=workers, host_bytes=GIB) for workers in nodes]
-    mesh = choose_mesh(config(2**14), rooms, of_size(*fitting), "trial")
+    capacities = [WorkerCapacity(workers=workers, host_bytes=GIB) for workers in nodes]
+    mesh = choose_mesh(config(2**14), capacities, of_size(*fitting), "trial")
     return mesh.data, mesh.feature
 
 
@@ -94,7 +94,7 @@ def test_wider_dictionaries_get_more_workers_and_the_latents_are_split_first() -
 
 def test_what_fits_nowhere_is_refused_in_one_line_with_both_numbers_and_what_helps() -> None:
     with pytest.raises(UserError) as refused:
-        chosen(config(2**22), [Room(workers=2, host_bytes=400 * GIB, gpu_bytes=80 * GIB)])
+        chosen(config(2**22), [WorkerCapacity(workers=2, host_bytes=400 * GIB, gpu_bytes=80 * GIB)])
     line = str(refused.value)
     assert line.startswith("resources.mesh: auto, but trial trial needs ")
     assert "GiB of GPU memory for each of 1 x 2 workers (data x feature, ZeRO 0)" in line
@@ -104,45 +104,45 @@ def test_what_fits_nowhere_is_refused_in_one_line_with_both_numbers_and_what_hel
 
 
 def test_the_poorest_node_decides_since_any_node_may_get_a_worker() -> None:
-    rich, poor = Room(workers=4, host_bytes=GIB), Room(workers=4, host_bytes=GIB // 2)
+    rich, poor = WorkerCapacity(workers=4, host_bytes=GIB), WorkerCapacity(workers=4, host_bytes=GIB // 2)
     with pytest.raises(UserError, match=r"has 0\.4 GiB|has 0\.5 GiB"):
         choose_mesh(config(2**14), [rich, poor], of_size((1, 1)), "trial")
 
 
 def test_the_width_the_groups_and_the_lanes_bound_what_is_tried() -> None:
-    rooms = [Room(workers=8, host_bytes=GIB)] * 4
-    assert {mesh.feature for mesh in meshes(config(2**14 - 1), rooms)} == {1, 3}  # 3 x 43 x 127
-    assert {mesh.feature for mesh in meshes(config(12 * 2**10, "group_max", target_l0=6), rooms)} == {1, 2, 3, 6}
-    assert max(mesh.data for mesh in meshes(config(2**14), rooms)) == 16
-    baseline = list(meshes(config(64, "kmeans", target_l0=1), rooms))
+    capacities = [WorkerCapacity(workers=8, host_bytes=GIB)] * 4
+    assert {mesh.feature for mesh in meshes(config(2**14 - 1), capacities)} == {1, 3}  # 3 x 43 x 127
+    assert {mesh.feature for mesh in meshes(config(12 * 2**10, "group_max", target_l0=6), capacities)} == {1, 2, 3, 6}
+    assert max(mesh.data for mesh in meshes(config(2**14), capacities)) == 16
+    baseline = list(meshes(config(64, "kmeans", target_l0=1), capacities))
     assert max(mesh.data * mesh.feature for mesh in baseline) <= 16, "baselines split their rows alone"
 
 
 def test_a_stage_that_is_given_is_kept_and_so_are_the_other_settings_of_workers() -> None:
     given = MeshConfig(zero_stage=2, micro_batches=4, offload_optimizer=True)
-    for mesh in meshes(config(2**14, mesh=given), [Room(workers=4, host_bytes=GIB)]):
+    for mesh in meshes(config(2**14, mesh=given), [WorkerCapacity(workers=4, host_bytes=GIB)]):
         assert mesh == replace(given, data=mesh.data, feature=mesh.feature)
 
 
 def test_a_mesh_is_as_wide_as_one_zone_allows() -> None:
-    rooms = [Room(workers=4, host_bytes=GIB, zone=zone) for zone in ("a", "a", "b")]
-    anywhere = [replace(room, zone=None) for room in rooms]
-    widest, all_of_them = (max(m.data * m.feature for m in meshes(config(2**14), r)) for r in (rooms, anywhere))
+    capacities = [WorkerCapacity(workers=4, host_bytes=GIB, zone=zone) for zone in ("a", "a", "b")]
+    anywhere = [replace(capacity, zone=None) for capacity in capacities]
+    widest, all_of_them = (max(m.data * m.feature for m in meshes(config(2**14), r)) for r in (capacities, anywhere))
     assert (widest, 8 < all_of_them <= 12) == (8, True)
 
 
 def test_nodes_share_their_memory_among_all_the_workers_that_they_can_have() -> None:
     footprint = Footprint(workers=1, cpus_per_worker=2, gpus_per_worker=0)
     nodes = [Node(8, 0, 64 * GIB), Node(3, 0, 6 * GIB), Node(1, 0, GIB)]
-    assert rooms_of(nodes, footprint, None) == [
-        Room(workers=4, host_bytes=16 * GIB),
-        Room(workers=1, host_bytes=6 * GIB),
+    assert capacities_of(nodes, footprint, None) == [
+        WorkerCapacity(workers=4, host_bytes=16 * GIB),
+        WorkerCapacity(workers=1, host_bytes=6 * GIB),
     ]
     half = replace(footprint, gpus_per_worker=0.5)
-    (room,) = rooms_of([Node(8, 2, 64 * GIB), Node(8, 0, 64 * GIB)], half, 80 * GIB)
-    assert room == Room(workers=4, host_bytes=16 * GIB, gpu_bytes=40 * GIB)
+    (room,) = capacities_of([Node(8, 2, 64 * GIB), Node(8, 0, 64 * GIB)], half, 80 * GIB)
+    assert room == WorkerCapacity(workers=4, host_bytes=16 * GIB, gpu_bytes=40 * GIB)
     with pytest.raises(UserError, match=r"give resources\.gpu_memory_gib"):
-        rooms_of([Node(8, 2, 64 * GIB)], half, None)
+        capacities_of([Node(8, 2, 64 * GIB)], half, None)
 
 
 # In a sweep ---------------------------------------------------------------------------------------------------------

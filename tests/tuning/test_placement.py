@@ -11,10 +11,10 @@ import pytest
 import ray
 from hypothesis import given
 from hypothesis import strategies as st
-from sweeps import fixed_rooms
+from sweeps import fixed_allocator
 
 from lexray.training.config import MeshConfig
-from lexray.tuning.placement.book import Book, NodeState, View, Wish, Wishes
+from lexray.tuning.placement.allocator import Allocator, MeshOption, MeshOptions, NodeState, View
 from lexray.tuning.placement.nodes import ZONE, Node, most_in_one_zone, place
 from lexray.tuning.ray_backend.attempts import Attempts, NoNodesError
 from lexray.tuning.ray_backend.cluster_view import RECENT_S, RecentView
@@ -28,12 +28,12 @@ def footprint(workers: int, gpus: float = 0) -> Footprint:
     return Footprint(workers=workers, cpus_per_worker=1, gpus_per_worker=gpus)
 
 
-def wish(data: int, feature: int = 1) -> Wish:
-    return Wish(mesh=MeshConfig(data=data, feature=feature), footprint=footprint(data * feature))
+def option(data: int, feature: int = 1) -> MeshOption:
+    return MeshOption(mesh=MeshConfig(data=data, feature=feature), footprint=footprint(data * feature))
 
 
-def wishes(*data: int, preferred: int = 0, feature: int = 1, **settings: float) -> Wishes:
-    return Wishes(all=tuple(wish(d, feature) for d in data), preferred=preferred, **settings)
+def mesh_options(*data: int, preferred: int = 0, feature: int = 1, **settings: float) -> MeshOptions:
+    return MeshOptions(all=tuple(option(d, feature) for d in data), preferred=preferred, **settings)
 
 
 def view(leaving: tuple[str, ...] = (), used: dict[str, float] | None = None, **cpus: float) -> View:
@@ -114,17 +114,19 @@ def test_the_autoscaler_is_asked_for_the_nodes_of_a_trial_in_one_zone() -> None:
     nodes = {"here": NodeState(total=Node(2, 0, zone="a"), available=Node(0, 0))}
     to_come = {"a/0": Node(2, 0, zone="a"), "b/0": Node(4, 0, zone="b"), "b/1": Node(4, 0, zone="b")}
     both = View(nodes=nodes, to_come=to_come)
-    book = Book()
-    assert book.claim("one", "one", wishes(2), View(nodes={"here": replace(nodes["here"], available=Node(2, 0))}), 0.0)
-    assert book.claim("two", "two", wishes(8), both, 0.0) is None
-    assert Counter(bundle.zone for bundle in wanted_bundles(book, both)) == {"a": 2, "b": 8}
+    allocator = Allocator()
+    assert allocator.claim(
+        "one", "one", mesh_options(2), View(nodes={"here": replace(nodes["here"], available=Node(2, 0))}), 0.0
+    )
+    assert allocator.claim("two", "two", mesh_options(8), both, 0.0) is None
+    assert Counter(bundle.zone for bundle in wanted_bundles(allocator, both)) == {"a": 2, "b": 8}
     # A third would need more than there can ever be: it is not asked for, since nothing would come for the second then.
-    assert book.claim("three", "three", wishes(6), both, 0.0) is None
-    assert len(wanted_bundles(book, both)) == 10
+    assert allocator.claim("three", "three", mesh_options(6), both, 0.0) is None
+    assert len(wanted_bundles(allocator, both)) == 10
     # Where all nodes are in one zone, or nobody knows, nothing is said of zones.
     for zone in ("a", None):
         alike = View(nodes=nodes, to_come={name: replace(node, zone=zone) for name, node in to_come.items()})
-        assert {bundle.zone for bundle in wanted_bundles(book, alike)} == {None}
+        assert {bundle.zone for bundle in wanted_bundles(allocator, alike)} == {None}
 
 
 def test_gpus_decide_where_there_are_any() -> None:
@@ -138,55 +140,57 @@ def test_gpus_decide_where_there_are_any() -> None:
 
 
 def test_what_one_trial_has_no_other_gets_until_it_is_released() -> None:
-    book, nodes = Book(), view(a=4)
-    assert book.claim("one", "one", wishes(3), nodes, 0.0) is not None
-    assert book.claim("two", "two", wishes(2), nodes, 0.0) is None
-    assert book.lines(120.0) == ["two waits for 2 workers of 1 CPU, 2 min"]
-    book.release("one")
-    claim = book.claim("two", "two", wishes(2), nodes, 5.0)
+    allocator, nodes = Allocator(), view(a=4)
+    assert allocator.claim("one", "one", mesh_options(3), nodes, 0.0) is not None
+    assert allocator.claim("two", "two", mesh_options(2), nodes, 0.0) is None
+    assert allocator.lines(120.0) == ["two waits for 2 workers of 1 CPU, 2 min"]
+    allocator.release("one")
+    claim = allocator.claim("two", "two", mesh_options(2), nodes, 5.0)
     assert claim is not None
-    assert (claim.nodes, book.lines(9.0)) == (("a", "a"), [])
+    assert (claim.nodes, allocator.lines(9.0)) == (("a", "a"), [])
 
 
 def test_what_others_use_is_not_given_and_what_the_sweep_itself_uses_is_not_counted_twice() -> None:
-    book = Book()
-    assert book.claim("one", "one", wishes(2), view(a=4), 0.0) is not None
+    allocator = Allocator()
+    assert allocator.claim("one", "one", mesh_options(2), view(a=4), 0.0) is not None
     running = view(a=4, used={"a": 2})  # its own workers have started
-    assert book.free(running)["a"].cpus == 2
-    assert book.free(view(a=4, used={"a": 3}))["a"].cpus == 1
+    assert allocator.free(running)["a"].cpus == 2
+    assert allocator.free(view(a=4, used={"a": 3}))["a"].cpus == 1
 
 
 def test_nodes_that_are_about_to_leave_get_nothing_new() -> None:
-    book = Book()
-    claim = book.claim("one", "one", wishes(1), view(a=4, b=1, leaving=("a",)), 0.0)
+    allocator = Allocator()
+    claim = allocator.claim("one", "one", mesh_options(1), view(a=4, b=1, leaving=("a",)), 0.0)
     assert claim is not None
     assert claim.nodes == ("b",)
 
 
 def test_a_trial_takes_a_smaller_mesh_only_where_its_own_cannot_be_had_any_more() -> None:
-    book = Book()
-    assert book.claim("other", "other", wishes(1), view(a=2, b=2), 0.0) is not None
+    allocator = Allocator()
+    assert allocator.claim("other", "other", mesh_options(1), view(a=2, b=2), 0.0) is not None
     busy = view(a=2, b=2, used={"a": 1})
-    assert book.claim("wide", "wide", wishes(4, 3, 2, 1), busy, 0.0) is None  # it fits once the other has ended
-    claim = book.claim("wide", "wide", wishes(4, 3, 2, 1), view(a=3, used={"a": 1}), 1.0)
+    assert (
+        allocator.claim("wide", "wide", mesh_options(4, 3, 2, 1), busy, 0.0) is None
+    )  # it fits once the other has ended
+    claim = allocator.claim("wide", "wide", mesh_options(4, 3, 2, 1), view(a=3, used={"a": 1}), 1.0)
     assert claim is not None
-    assert claim.wish.mesh.data == 2, "what is free now; it grows when there is more"
+    assert claim.option.mesh.data == 2, "what is free now; it grows when there is more"
 
 
 def test_nodes_that_may_still_come_are_waited_for_but_not_for_ever() -> None:
-    book, nodes = Book(), replace(view(a=2), to_come={"pool/0": Node(4, 0)})
-    asked = wishes(4, 2, 1, shrink_after_s=60.0)
-    assert book.claim("wide", "wide", asked, nodes, 0.0) is None
-    assert book.claim("wide", "wide", asked, nodes, 59.0) is None
-    claim = book.claim("wide", "wide", asked, nodes, 60.0)
+    allocator, nodes = Allocator(), replace(view(a=2), to_come={"pool/0": Node(4, 0)})
+    asked = mesh_options(4, 2, 1, shrink_after_s=60.0)
+    assert allocator.claim("wide", "wide", asked, nodes, 0.0) is None
+    assert allocator.claim("wide", "wide", asked, nodes, 59.0) is None
+    claim = allocator.claim("wide", "wide", asked, nodes, 60.0)
     assert claim is not None
-    assert claim.wish.mesh.data == 2
+    assert claim.option.mesh.data == 2
 
 
 def test_feature_groups_need_a_node_each() -> None:
-    book = Book()
-    assert book.claim("split", "split", wishes(2, feature=2), view(a=3, b=1), 0.0) is None
-    claim = book.claim("split", "split", wishes(2, feature=2), view(a=3, b=2), 0.0)
+    allocator = Allocator()
+    assert allocator.claim("split", "split", mesh_options(2, feature=2), view(a=3, b=1), 0.0) is None
+    claim = allocator.claim("split", "split", mesh_options(2, feature=2), view(a=3, b=2), 0.0)
     assert claim is not None
     assert sorted(claim.nodes) == ["a", "a", "b", "b"]
 
@@ -212,39 +216,39 @@ def test_missing_nodes_are_waited_for_as_long_as_the_file_says_and_by_all_trials
     clock, nodes = Clock(), [view(head=0)]
     placer = waiting_placer(nodes, clock, wait_at_most_s=100.0)
     for clock.now_s in range(0, 100, 10):
-        assert not placer.claim("one", "one", wishes(2))
+        assert not placer.claim("one", "one", mesh_options(2))
         assert placer.overdue("one") == ""
     clock.now_s = 100.0
     expected = "no nodes for 2 workers of 1 CPU in 100 s (resources.wait_at_most_s is 100): pool gpu: quota 0"
     assert placer.overdue("one") == expected
     placer.release("one")
     clock.now_s = 101.0
-    assert not placer.claim("two", "two", wishes(2))
+    assert not placer.claim("two", "two", mesh_options(2))
     assert placer.overdue("two"), "the second trial does not wait for the same nodes all over again"
-    assert not placer.claim("other", "other", wishes(3))
+    assert not placer.claim("other", "other", mesh_options(3))
     assert placer.overdue("other") == "", "other nodes may arrive"
     nodes[0] = view(head=0, pool=2)
     clock.now_s = 110.0
-    assert placer.claim("two", "two", wishes(2))
+    assert placer.claim("two", "two", mesh_options(2))
     assert placer.overdue("two") == ""
 
 
 def test_missing_nodes_that_nobody_asked_for_meanwhile_are_counted_anew() -> None:
     clock = Clock()
     placer = waiting_placer([view(head=0)], clock, wait_at_most_s=100.0)
-    assert not placer.claim("one", "one", wishes(2))
+    assert not placer.claim("one", "one", mesh_options(2))
     placer.release("one")
     clock.now_s = 1000.0
-    assert not placer.claim("two", "two", wishes(2))
+    assert not placer.claim("two", "two", mesh_options(2))
     assert placer.overdue("two") == ""
 
 
 def test_a_trial_that_waits_for_its_turn_waits_as_long_as_it_takes() -> None:
     clock = Clock()
     placer = waiting_placer([view(a=2)], clock, wait_at_most_s=100.0)
-    assert placer.claim("one", "one", wishes(2))
+    assert placer.claim("one", "one", mesh_options(2))
     for clock.now_s in (0.0, 50.0, 5000.0):
-        assert not placer.claim("two", "two", wishes(2))
+        assert not placer.claim("two", "two", mesh_options(2))
         assert placer.overdue("two") == ""
 
 
@@ -253,14 +257,14 @@ def test_by_default_waiting_is_bounded_where_an_autoscaler_launches_nodes_alone(
     clock = Clock()
     placer = waiting_placer([replace(view(head=0), to_come=to_come)], clock)
     for clock.now_s in range(0, 4000, 50):
-        assert not placer.claim("one", "one", wishes(2))
+        assert not placer.claim("one", "one", mesh_options(2))
     assert bool(placer.overdue("one")) == bool(to_come)
 
 
 def test_why_nodes_are_not_launched_is_read_while_somebody_waits_alone() -> None:
     placer = waiting_placer([view(a=1)], Clock())
     assert placer.launch_failures() == []
-    assert not placer.claim("one", "one", wishes(2))
+    assert not placer.claim("one", "one", mesh_options(2))
     assert placer.launch_failures() == ["pool gpu: quota 0"]
 
 
@@ -294,51 +298,51 @@ def test_each_pool_has_the_line_of_its_newest_failure_with_what_to_change() -> N
 
 
 def test_a_trial_moves_when_a_node_of_it_is_about_to_leave() -> None:
-    book = Book()
-    book.claim("one", "one", wishes(2), view(a=2, b=2), 0.0)
-    (node,) = set(book.claims["one"].nodes)
+    allocator = Allocator()
+    allocator.claim("one", "one", mesh_options(2), view(a=2, b=2), 0.0)
+    (node,) = set(allocator.allocations["one"].nodes)
     other = "b" if node == "a" else "a"
-    assert not book.should_move("one", wishes(2), view(a=2, b=2, leaving=(other,)), 1.0)
-    assert book.should_move("one", wishes(2), view(a=2, b=2, leaving=(node,)), 1.0)
+    assert not allocator.should_move("one", mesh_options(2), view(a=2, b=2, leaving=(other,)), 1.0)
+    assert allocator.should_move("one", mesh_options(2), view(a=2, b=2, leaving=(node,)), 1.0)
 
 
 def test_a_trial_grows_when_there_was_room_for_a_while_and_nobody_waits() -> None:
-    book, asked = Book(), wishes(4, 2, grow_after_s=30.0)
-    assert book.claim("one", "one", asked, view(a=2), 0.0) is not None
-    assert book.claims["one"].wish.mesh.data == 2
+    allocator, asked = Allocator(), mesh_options(4, 2, grow_after_s=30.0)
+    assert allocator.claim("one", "one", asked, view(a=2), 0.0) is not None
+    assert allocator.allocations["one"].option.mesh.data == 2
     grown = view(a=2, b=2, used={"a": 2})
-    assert not book.should_move("one", asked, view(a=2, used={"a": 2}), 1.0)
-    assert not book.should_move("one", asked, grown, 10.0)
-    assert not book.should_move("one", asked, grown, 39.0)
-    assert book.should_move("one", asked, grown, 40.0)
-    book.claim("two", "two", wishes(3), grown, 41.0)  # waits
-    assert not book.should_move("one", asked, grown, 90.0)
+    assert not allocator.should_move("one", asked, view(a=2, used={"a": 2}), 1.0)
+    assert not allocator.should_move("one", asked, grown, 10.0)
+    assert not allocator.should_move("one", asked, grown, 39.0)
+    assert allocator.should_move("one", asked, grown, 40.0)
+    allocator.claim("two", "two", mesh_options(3), grown, 41.0)  # waits
+    assert not allocator.should_move("one", asked, grown, 90.0)
 
 
 def test_growth_beyond_what_was_asked_for_needs_leave() -> None:
-    book = Book()
-    asked = wishes(4, 2, 1, preferred=1, grow_after_s=0.0)
-    assert book.claim("one", "one", asked, view(a=8), 0.0) is not None
-    assert book.claims["one"].wish.mesh.data == 2, "a trial starts as it was asked for"
-    assert not book.should_move("one", wishes(2, 1), view(a=8, used={"a": 2}), 1.0)
-    assert book.should_move("one", asked, view(a=8, used={"a": 2}), 1.0)
-    grown = book.claim("one", "one", asked, view(a=8), 2.0)
+    allocator = Allocator()
+    asked = mesh_options(4, 2, 1, preferred=1, grow_after_s=0.0)
+    assert allocator.claim("one", "one", asked, view(a=8), 0.0) is not None
+    assert allocator.allocations["one"].option.mesh.data == 2, "a trial starts as it was asked for"
+    assert not allocator.should_move("one", mesh_options(2, 1), view(a=8, used={"a": 2}), 1.0)
+    assert allocator.should_move("one", asked, view(a=8, used={"a": 2}), 1.0)
+    grown = allocator.claim("one", "one", asked, view(a=8), 2.0)
     assert grown is not None
-    assert grown.wish.mesh.data == 4, "it moved to grow"
-    assert not book.should_move("one", asked, view(a=8, used={"a": 4}), 90.0)
+    assert grown.option.mesh.data == 4, "it moved to grow"
+    assert not allocator.should_move("one", asked, view(a=8, used={"a": 4}), 90.0)
 
 
 # Attempts ----------------------------------------------------------------------------------------------------------
 
 
-class Rooms:
+class AllocatorClient:
     """A placer; each attempt's nodes are lost as a test says."""
 
     def __init__(self, *takes: Placement | None, lost: Sequence[str] = ()) -> None:
         self.takes, self.lost_nodes, self.released = list(takes), list(lost), list[str]()
         self.reason = ""
 
-    def take(self, trial: str, name: str, asked: Wishes) -> Placement | None:
+    def take(self, trial: str, name: str, asked: MeshOptions) -> Placement | None:
         return self.takes.pop(0)
 
     def release(self, trial: str) -> None:
@@ -358,7 +362,7 @@ def attempts_with(tmp_path):  # type: ignore[no-untyped-def]
     class Trial:
         id, name = "t", "topk"
 
-    def run(outcomes: list[str | None], rooms: Rooms, retries: int = 1, over: bool = False) -> bool:
+    def run(outcomes: list[str | None], allocator: AllocatorClient, retries: int = 1, over: bool = False) -> bool:
         """`None` among the outcomes is an attempt whose worker dies."""
 
         def attempt(placement: Placement) -> str:
@@ -369,8 +373,8 @@ def attempts_with(tmp_path):  # type: ignore[no-untyped-def]
 
         made = Attempts(
             trial=Trial(),  # type: ignore[arg-type]
-            wishes=wishes(1),
-            rooms=rooms,  # type: ignore[arg-type]
+            mesh_options=mesh_options(1),
+            allocator=allocator,  # type: ignore[arg-type]
             retries=retries,
             is_over=lambda: over,
             sleep=lambda seconds: None,
@@ -380,54 +384,54 @@ def attempts_with(tmp_path):  # type: ignore[no-untyped-def]
     return run
 
 
-PLACED = Placement(wish=wish(1), nodes=("a",))
+PLACED = Placement(option=option(1), nodes=("a",))
 
 
 def test_a_trial_that_moves_goes_on_until_it_ends(attempts_with) -> None:  # type: ignore[no-untyped-def]
-    assert attempts_with([MOVING, MOVING, DONE], Rooms(PLACED, None, PLACED, PLACED))
+    assert attempts_with([MOVING, MOVING, DONE], AllocatorClient(PLACED, None, PLACED, PLACED))
 
 
 def test_failures_of_its_own_are_counted_and_those_of_nodes_are_not(attempts_with) -> None:  # type: ignore[no-untyped-def]
     from ray.train import WorkerGroupError
 
     with pytest.raises(WorkerGroupError):
-        attempts_with([None, None], Rooms(PLACED, PLACED), retries=1)
-    assert attempts_with([None] * 5 + [DONE], Rooms(*[PLACED] * 6, lost="abcde"), retries=1)
+        attempts_with([None, None], AllocatorClient(PLACED, PLACED), retries=1)
+    assert attempts_with([None] * 5 + [DONE], AllocatorClient(*[PLACED] * 6, lost="abcde"), retries=1)
 
 
 def test_a_node_that_leaves_and_stays_excuses_one_failure(attempts_with) -> None:  # type: ignore[no-untyped-def]
     from ray.train import WorkerGroupError
 
-    assert attempts_with([None, None, DONE], Rooms(*[PLACED] * 3, lost="aa"), retries=1)
+    assert attempts_with([None, None, DONE], AllocatorClient(*[PLACED] * 3, lost="aa"), retries=1)
     with pytest.raises(WorkerGroupError):
-        attempts_with([None, None, None], Rooms(*[PLACED] * 3, lost="aaa"), retries=1)
+        attempts_with([None, None, None], AllocatorClient(*[PLACED] * 3, lost="aaa"), retries=1)
 
 
 def test_a_trial_that_waits_when_the_sweep_ends_is_over(attempts_with) -> None:  # type: ignore[no-untyped-def]
-    rooms = Rooms(None)
-    assert not attempts_with([], rooms, over=True)
-    assert rooms.released == ["t"]
+    allocator = AllocatorClient(None)
+    assert not attempts_with([], allocator, over=True)
+    assert allocator.released == ["t"]
 
 
 def test_a_trial_whose_nodes_are_missing_for_too_long_fails_with_the_cause(attempts_with) -> None:  # type: ignore[no-untyped-def]
-    rooms = Rooms(PLACED, None)
-    rooms.reason = "no nodes in 60 s: quota 0"
+    allocator = AllocatorClient(PLACED, None)
+    allocator.reason = "no nodes in 60 s: quota 0"
     with pytest.raises(NoNodesError, match="quota 0"):
-        attempts_with([MOVING], rooms)
+        attempts_with([MOVING], allocator)
 
 
 def test_a_placer_hands_out_what_it_claimed_and_claims_anew_for_the_next_attempt() -> None:
-    rooms = fixed_rooms({"a": Node(2, 0), "b": Node(1, 0)})
-    assert rooms.claim("t", "t", wishes(1))
-    first = rooms.take("t", "t", wishes(1))
+    allocator = fixed_allocator({"a": Node(2, 0), "b": Node(1, 0)})
+    assert allocator.claim("t", "t", mesh_options(1))
+    first = allocator.take("t", "t", mesh_options(1))
     assert first is not None
     assert first.nodes == ("b",)
-    assert rooms.take("t", "t", wishes(1)) == first, "the same place is free again for it"
-    assert rooms.has_room(footprint(2))
-    assert not rooms.has_room(footprint(3))
-    assert rooms.lost("t") == []
-    rooms.release("t")
-    assert rooms.has_room(footprint(3))
+    assert allocator.take("t", "t", mesh_options(1)) == first, "the same place is free again for it"
+    assert allocator.has_room(footprint(2))
+    assert not allocator.has_room(footprint(3))
+    assert allocator.lost("t") == []
+    allocator.release("t")
+    assert allocator.has_room(footprint(3))
 
 
 # The cluster at a glance -------------------------------------------------------------------------------------------
@@ -451,23 +455,23 @@ def test_all_trials_that_ask_within_a_second_are_answered_by_one_look_at_the_clu
     cluster = Cluster(view(a=64))
     placer = Placer(None, cluster.look, cluster.clock)
     for number in range(32):
-        assert placer.claim(str(number), "t", wishes(1))
-        assert placer.take(str(number), "t", wishes(1)) is not None
-        assert not placer.should_move(str(number), wishes(1))
+        assert placer.claim(str(number), "t", mesh_options(1))
+        assert placer.take(str(number), "t", mesh_options(1)) is not None
+        assert not placer.should_move(str(number), mesh_options(1))
     assert cluster.looks == 1
     cluster.time_s += RECENT_S
     cluster.now = view(a=64, leaving=("a",))
-    assert all(placer.should_move(str(number), wishes(1)) for number in range(32))
+    assert all(placer.should_move(str(number), mesh_options(1)) for number in range(32))
     assert cluster.looks == 2
 
 
 def test_what_trials_have_is_known_at_once_however_old_the_view() -> None:
     cluster = Cluster(view(a=3))
     placer = Placer(None, cluster.look, cluster.clock)
-    assert placer.claim("one", "one", wishes(2))
-    assert not placer.claim("two", "two", wishes(2))
+    assert placer.claim("one", "one", mesh_options(2))
+    assert not placer.claim("two", "two", mesh_options(2))
     placer.release("one")
-    assert placer.claim("two", "two", wishes(2))
+    assert placer.claim("two", "two", mesh_options(2))
     assert cluster.looks == 1
 
 
@@ -475,16 +479,16 @@ def test_a_trial_that_is_placed_anew_is_not_in_its_own_way() -> None:
     cluster = Cluster(view(a=2))
     placer = Placer(None, cluster.look, cluster.clock)
     for used in (2, 0):
-        assert placer.take("one", "t", wishes(2)) is not None
+        assert placer.take("one", "t", mesh_options(2)) is not None
         cluster.now, cluster.time_s = view(a=2, used={"a": used}), cluster.time_s + 2 * RECENT_S
-        assert not placer.should_move("one", wishes(2))
+        assert not placer.should_move("one", mesh_options(2))
         cluster.now = view(a=2)  # its workers are gone by now
 
 
 def test_whether_a_node_was_lost_is_not_answered_from_memory() -> None:
     cluster = Cluster(view(a=1))
     placer = Placer(None, cluster.look, cluster.clock)
-    assert placer.claim("one", "one", wishes(1))
+    assert placer.claim("one", "one", mesh_options(1))
     cluster.now = view(b=1)
     assert placer.lost("one") == ["a"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from ray.tune.search import Searcher
-from sweeps import fixed_rooms, sweep_content, write_dataset, write_sweep
+from sweeps import fixed_allocator, sweep_content, write_dataset, write_sweep
 from synthetic import write_rows
 
 from lexray.storage.config_file import read_config_file
@@ -18,7 +18,7 @@ from lexray.storage.errors import UserError
 from lexray.training.checkpoint.saved import CONFIG
 from lexray.tuning.endings.verdicts import contenders_in, judge_of_all
 from lexray.tuning.file.sweep_file import SweepFile
-from lexray.tuning.placement.book import View
+from lexray.tuning.placement.allocator import View
 from lexray.tuning.placement.nodes import Node
 from lexray.tuning.ray_backend.placer import Placer
 from lexray.tuning.ray_backend.trial_queue import TrialQueue
@@ -269,16 +269,16 @@ class _Source:
 
 
 def test_a_search_asks_for_its_first_trial_where_every_pool_begins_at_zero_nodes(plan):
-    queue = TrialQueue([], fixed_rooms({"head": Node(0, 0)}), lambda run, started: None, source=_Source(plan(3)))
+    queue = TrialQueue([], fixed_allocator({"head": Node(0, 0)}), lambda run, started: None, source=_Source(plan(3)))
     assert queue.suggest("a") is None
-    assert len(queue._rooms.waiting()) == 1, "nobody else makes an autoscaler add nodes"
+    assert len(queue._allocator.waiting()) == 1, "nobody else makes an autoscaler add nodes"
 
 
 def test_a_trial_whose_nodes_never_arrive_has_failed_and_the_next_one_is_tried(plan):
     made, changes = plan(3), []
     source = _Source(made)
-    rooms = Placer(None, lambda: View(nodes={}), wait_at_most_s=1e-9, failures=lambda: ["pool gpu: quota 0"])
-    queue = TrialQueue([], rooms, lambda run, started: changes.append((run.trial.id, started)), source=source)
+    allocator = Placer(None, lambda: View(nodes={}), wait_at_most_s=1e-9, failures=lambda: ["pool gpu: quota 0"])
+    queue = TrialQueue([], allocator, lambda run, started: changes.append((run.trial.id, started)), source=source)
     while queue.suggest("a") != Searcher.FINISHED:
         pass
     assert len(source.search.asked) == 3
@@ -292,7 +292,7 @@ def test_a_trial_whose_nodes_never_arrive_has_failed_and_the_next_one_is_tried(p
 def test_a_trial_is_not_chosen_before_there_is_room_for_one(plan):
     made = plan(3)
     source = _Source(made)
-    queue = TrialQueue([], fixed_rooms({"a": Node(2, 0)}), lambda run, started: None, source=source)
+    queue = TrialQueue([], fixed_allocator({"a": Node(2, 0)}), lambda run, started: None, source=source)
     first, second = queue.suggest("a")["run"], queue.suggest("b")["run"]
     assert queue.suggest("c") is None
     assert [trial.id for trial in source.search.asked] == [first.trial.id, second.trial.id]

@@ -87,9 +87,9 @@ def place(footprint: Footprint, group: int, free: Mapping[str, Node]) -> tuple[s
     return min(placed, key=lambda places: (len(set(places)), sum(groups[node] for node in set(places))), default=None)
 
 
-def _place_groups(number: int, group: int, rooms: Mapping[str, int]) -> tuple[str, ...] | None:
+def _place_groups(number: int, group: int, capacities: Mapping[str, int]) -> tuple[str, ...] | None:
     """Place so many groups: on the roomiest node first, and the rest on the tightest that holds it."""
-    groups = dict(rooms)
+    groups = dict(capacities)
     left, places = number, list[str]()
     while left > 0:
         enough = [node_id for node_id, room in groups.items() if room >= left]

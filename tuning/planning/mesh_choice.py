@@ -25,7 +25,7 @@ MAX_WORKERS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class Room:
+class WorkerCapacity:
     """What a node offers to workers of a trial."""
 
     workers: int
@@ -48,16 +48,18 @@ class Option(NamedTuple):
 Estimate = Callable[[MeshConfig], Needs]
 
 
-def meshes(config: TrainingConfig, rooms: Sequence[Room], max_workers: int = MAX_WORKERS) -> Iterator[MeshConfig]:
+def meshes(
+    config: TrainingConfig, capacities: Sequence[WorkerCapacity], max_workers: int = MAX_WORKERS
+) -> Iterator[MeshConfig]:
     """Every mesh that the dictionary allows and the nodes have workers for, in the order in which they are tried."""
-    widest = max((room.workers for room in rooms), default=0)
-    most = most_in_one_zone((room.zone, room.workers) for room in rooms)
+    widest = max((capacity.workers for capacity in capacities), default=0)
+    most = most_in_one_zone((capacity.zone, capacity.workers) for capacity in capacities)
     for workers in range(1, min(most, max_workers) + 1):
         for feature in range(min(workers, widest), 0, -1):
             if workers % feature:
                 continue
             data = workers // feature
-            if most_in_one_zone((room.zone, room.workers // feature) for room in rooms) >= data:
+            if most_in_one_zone((capacity.zone, capacity.workers // feature) for capacity in capacities) >= data:
                 mesh = replace(config.mesh, data=data, feature=feature)
                 if is_allowed(config, mesh):
                     yield mesh
@@ -75,30 +77,34 @@ def is_allowed(config: TrainingConfig, mesh: MeshConfig) -> bool:
 
 
 def choose_mesh(
-    config: TrainingConfig, rooms: Sequence[Room], estimate: Estimate, name: str, max_workers: int = MAX_WORKERS
+    config: TrainingConfig,
+    capacities: Sequence[WorkerCapacity],
+    estimate: Estimate,
+    name: str,
+    max_workers: int = MAX_WORKERS,
 ) -> MeshConfig:
     """The first mesh whose workers fit every node that may get one. Raises UserError with numbers when none does."""
     leanest: Option | None = None
-    for mesh in meshes(config, rooms, max_workers):
+    for mesh in meshes(config, capacities, max_workers):
         option = Option(mesh, estimate(mesh))
-        if _fits(option.needs, rooms):
+        if _fits(option.needs, capacities):
             return mesh
-        if leanest is None or _pressing(option.needs, rooms) < _pressing(leanest.needs, rooms):
+        if leanest is None or _pressing(option.needs, capacities) < _pressing(leanest.needs, capacities):
             leanest = option
-    raise UserError(f"resources.mesh: {_refusal(leanest, rooms, name)}")
+    raise UserError(f"resources.mesh: {_refusal(leanest, capacities, name)}")
 
 
-def _fits(wanted: Needs, rooms: Sequence[Room]) -> bool:
-    return _pressing(wanted, rooms) <= 1
+def _fits(wanted: Needs, capacities: Sequence[WorkerCapacity]) -> bool:
+    return _pressing(wanted, capacities) <= 1
 
 
-def _pressing(wanted: Needs, rooms: Sequence[Room]) -> float:
+def _pressing(wanted: Needs, capacities: Sequence[WorkerCapacity]) -> float:
     """The larger of what a worker needs over what the poorest node has for it."""
-    host = [wanted.host / (USABLE * room.host_bytes) for room in rooms]
-    return max(host + [wanted.device / (USABLE * room.gpu_bytes) for room in rooms if room.gpu_bytes])
+    host = [wanted.host / (USABLE * capacity.host_bytes) for capacity in capacities]
+    return max(host + [wanted.device / (USABLE * capacity.gpu_bytes) for capacity in capacities if capacity.gpu_bytes])
 
 
-def _refusal(leanest: Option | None, rooms: Sequence[Room], name: str) -> str:
+def _refusal(leanest: Option | None, capacities: Sequence[WorkerCapacity], name: str) -> str:
     if leanest is None:
         return (
             f"auto, but no node has the CPUs and GPUs of one worker of trial {name}; lower resources.cpus_per_worker "
@@ -106,8 +112,8 @@ def _refusal(leanest: Option | None, rooms: Sequence[Room], name: str) -> str:
         )
     mesh, wanted = leanest
     shape = f"{mesh.data} x {mesh.feature} workers (data x feature, ZeRO {mesh.stage})"
-    gpu = min((room.gpu_bytes for room in rooms if room.gpu_bytes), default=0)
-    host = min(room.host_bytes for room in rooms)
+    gpu = min((capacity.gpu_bytes for capacity in capacities if capacity.gpu_bytes), default=0)
+    host = min(capacity.host_bytes for capacity in capacities)
     on_gpu = gpu and wanted.device > USABLE * gpu
     need, have, kind = (wanted.device, gpu, "GPU memory") if on_gpu else (wanted.host, host, "memory")
     return (
@@ -118,7 +124,7 @@ def _refusal(leanest: Option | None, rooms: Sequence[Room], name: str) -> str:
     )
 
 
-def rooms_of(nodes: Sequence[Node], footprint: Footprint, gpu_bytes: int | None) -> list[Room]:
+def capacities_of(nodes: Sequence[Node], footprint: Footprint, gpu_bytes: int | None) -> list[WorkerCapacity]:
     """What nodes offer to workers like these, if all their workers are busy. Raises UserError for unknown GPUs."""
     on_gpu = footprint.on_gpu
     if on_gpu and gpu_bytes is None:
@@ -129,21 +135,21 @@ def rooms_of(nodes: Sequence[Node], footprint: Footprint, gpu_bytes: int | None)
     of_gpu = int((gpu_bytes or 0) * min(1.0, footprint.gpus_per_worker)) if on_gpu else None
     counted = ((node, node.workers(footprint)) for node in nodes)
     return [
-        Room(workers=workers, host_bytes=int(node.memory_bytes / workers), gpu_bytes=of_gpu, zone=node.zone)
+        WorkerCapacity(workers=workers, host_bytes=int(node.memory_bytes / workers), gpu_bytes=of_gpu, zone=node.zone)
         for node, workers in counted
         if workers
     ]
 
 
-def with_mesh(trial: Trial, manifest: Manifest, rooms: Callable[[Footprint], Sequence[Room]]) -> Trial:
-    """The trial with its mesh chosen, if it leaves that open; `rooms` says what nodes offer to such workers."""
+def with_mesh(trial: Trial, manifest: Manifest, capacities: Callable[[Footprint], Sequence[WorkerCapacity]]) -> Trial:
+    """The trial with its mesh chosen, if it leaves that open; `capacities` says what nodes offer to such workers."""
     if not trial.auto_mesh:
         return trial
     config, on_gpu = trial.config, trial.footprint.on_gpu
     sites = config.data.sites_in(manifest)
     mesh = choose_mesh(
         config,
-        rooms(trial.footprint),
+        capacities(trial.footprint),
         lambda mesh: needs(replace(config, mesh=mesh), sites, on_gpu=on_gpu),
         trial.name,
         max_workers=1 if trial.footprint.gpus_per_worker % 1 else MAX_WORKERS,  # NCCL: no two of them on one GPU

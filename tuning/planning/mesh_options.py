@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from lexray.tuning.file.resources import ElasticBlock
-from lexray.tuning.placement.book import Wish, Wishes
+from lexray.tuning.placement.allocator import MeshOption, MeshOptions
 from lexray.tuning.planning.mesh_choice import is_allowed
 from lexray.tuning.trials import Trial
 
 
-def wishes_of(trial: Trial, elastic: ElasticBlock, has_room: Callable[[Trial], bool]) -> Wishes:
+def mesh_options_of(trial: Trial, elastic: ElasticBlock, has_room: Callable[[Trial], bool]) -> MeshOptions:
     """Those of a trial whose mesh is chosen; `has_room` says whether its workers fit into the memory of nodes.
 
     Rows are split over more or fewer workers, latents over as many as before: results differ by rounding only.
@@ -20,10 +20,10 @@ def wishes_of(trial: Trial, elastic: ElasticBlock, has_room: Callable[[Trial], b
     numbers = range(max(asked.data, elastic.max_data or 0), min(asked.data, elastic.min_data) - 1, -1)
     tried = [on_mesh(trial, data) for data in numbers]
     allowed = [t for t in tried if t.config.mesh == asked or (is_allowed(t.config, t.config.mesh) and has_room(t))]
-    wishes = tuple(Wish(mesh=t.config.mesh, footprint=t.footprint) for t in allowed)
-    return Wishes(
-        all=wishes,
-        preferred=[wish.mesh for wish in wishes].index(asked),
+    mesh_options = tuple(MeshOption(mesh=t.config.mesh, footprint=t.footprint) for t in allowed)
+    return MeshOptions(
+        all=mesh_options,
+        preferred=[option.mesh for option in mesh_options].index(asked),
         shrink_after_s=elastic.shrink_after_s,
         grow_after_s=elastic.grow_after_s,
     )

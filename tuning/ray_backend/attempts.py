@@ -15,9 +15,9 @@ from ray.train import TrainingFailedError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from lexray.tuning.endings.ends import DEADLINE, read_ending
-from lexray.tuning.placement.book import Wishes
+from lexray.tuning.placement.allocator import MeshOptions
+from lexray.tuning.ray_backend.allocator_client import AllocatorClient
 from lexray.tuning.ray_backend.placer import Placement
-from lexray.tuning.ray_backend.rooms import Rooms
 from lexray.tuning.sweep_folder import MOVING, SweepFolder
 from lexray.tuning.trials import Trial
 
@@ -38,8 +38,8 @@ class Attempts:
     """What decides about the attempts at a trial."""
 
     trial: Trial
-    wishes: Wishes
-    rooms: Rooms
+    mesh_options: MeshOptions
+    allocator: AllocatorClient
     retries: int
     """Failures of its own after which the trial is given up."""
     is_over: Callable[[], bool]
@@ -60,7 +60,7 @@ class Attempts:
                     return True
             except TrainingFailedError as error:
                 self.sleep(NOTICE_S)
-                lost = self.rooms.lost(self.trial.id)
+                lost = self.allocator.lost(self.trial.id)
                 if is_of_the_trial(error, [node_id for node_id in lost if node_id not in excuses]):
                     failures += 1
                 excuses.update(lost)
@@ -72,13 +72,13 @@ class Attempts:
     def _nodes(self) -> Placement | None:
         """Where the next attempt runs, once there is room; None when the sweep is over."""
         while True:
-            placement = self.rooms.take(self.trial.id, self.trial.name, self.wishes)
+            placement = self.allocator.take(self.trial.id, self.trial.name, self.mesh_options)
             if placement is not None:
                 return placement
             if self.is_over():
-                self.rooms.release(self.trial.id)
+                self.allocator.release(self.trial.id)
                 return None
-            if reason := self.rooms.overdue(self.trial.id):
+            if reason := self.allocator.overdue(self.trial.id):
                 raise NoNodesError(reason)
             self.sleep(ASK_EVERY_S)
 
@@ -91,8 +91,8 @@ def is_of_the_trial(error: Exception, lost_nodes: list[str]) -> bool:
 
 def on_placement(trial: Trial, placement: Placement) -> Trial:
     """The trial with the mesh that it has this time."""
-    config = replace(trial.config, mesh=placement.wish.mesh)
-    return replace(trial, config=config, footprint=placement.wish.footprint)
+    config = replace(trial.config, mesh=placement.option.mesh)
+    return replace(trial, config=config, footprint=placement.option.footprint)
 
 
 def sweep_is_over(folder: SweepFolder, deadline_s: float | None, clock: Callable[[], float] = time.time) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray._private.state import available_resources_per_node, state
 
-from lexray.tuning.placement.book import NodeState, View
+from lexray.tuning.placement.allocator import NodeState, View
 from lexray.tuning.placement.memory_split import store_beside
 from lexray.tuning.placement.nodes import ZONE, Node, trials_on_head
 from lexray.tuning.planning.plan import Machines

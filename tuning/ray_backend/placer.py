@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from ray.autoscaler.sdk import request_resources
 
-from lexray.tuning.placement.book import Book, View, Wish, Wishes, said
+from lexray.tuning.placement.allocator import Allocator, MeshOption, MeshOptions, View, said
 from lexray.tuning.placement.nodes import HEAD, ZONE, place, zones_of
 from lexray.tuning.ray_backend.cluster_view import RecentView, cluster_view
 from lexray.tuning.ray_backend.launch_failures import launch_failures
@@ -37,7 +37,7 @@ class Bundle(NamedTuple):
 class Placement:
     """Where one attempt at a trial runs."""
 
-    wish: Wish
+    option: MeshOption
     nodes: tuple[str, ...]
     """Node of each worker in the order of ranks."""
     servers: dict[str, Any] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Placement:
 
 
 class Placer:
-    """Runs as a Ray actor; see `lexray.tuning.ray_backend.rooms.placing`. Its decisions are those of `Book`."""
+    """Runs as a Ray actor, see `placing` in `allocator_client`; its decisions are those of `Allocator`."""
 
     def __init__(
         self,
@@ -56,59 +56,59 @@ class Placer:
         wait_at_most_s: float | Literal["auto"] = "auto",
         failures: Callable[[], list[str]] | None = None,
     ) -> None:
-        self._book = Book()
+        self._allocator = Allocator()
         self._wait_at_most_s, self._failures = wait_at_most_s, failures or launch_failures
         self._servers = servers
         self._view = RecentView(view, clock)
         self._clock = clock
         self._asked: list[Bundle] = []
 
-    def claim(self, trial: str, name: str, wishes: Wishes) -> bool:
+    def claim(self, trial: str, name: str, mesh_options: MeshOptions) -> bool:
         """Whether the trial got nodes. Those it had before are given back."""
         # In an older view the workers that the trial had until now would be somebody else's.
-        view = self._view.now() if trial in self._book.claims else self._view()
-        claim = self._book.claim(trial, name, wishes, view, self._clock())
+        view = self._view.now() if trial in self._allocator.allocations else self._view()
+        claim = self._allocator.claim(trial, name, mesh_options, view, self._clock())
         self._settle(view)
         return claim is not None
 
-    def take(self, trial: str, name: str, wishes: Wishes) -> Placement | None:
+    def take(self, trial: str, name: str, mesh_options: MeshOptions) -> Placement | None:
         """The placement of the trial's next attempt: the nodes just claimed for it, or others; None: it waits."""
-        claim = self._book.claims.get(trial)
-        if (claim is None or claim.is_taken) and not self.claim(trial, name, wishes):
+        claim = self._allocator.allocations.get(trial)
+        if (claim is None or claim.is_taken) and not self.claim(trial, name, mesh_options):
             return None
         view = self._view()
-        claim = self._book.claims[trial]
+        claim = self._allocator.allocations[trial]
         if any(node_id not in view.nodes for node_id in claim.nodes):
-            self._book.release(trial)  # one was lost just now
+            self._allocator.release(trial)  # one was lost just now
             return None
         claim.is_taken = True
         nodes = {node_id: view.nodes[node_id].total for node_id in claim.nodes}
         servers = self._servers.on(nodes) if self._servers is not None else {}
-        return Placement(wish=claim.wish, nodes=claim.nodes, servers=servers)
+        return Placement(option=claim.option, nodes=claim.nodes, servers=servers)
 
     def release(self, trial: str) -> None:
-        self._book.release(trial)
+        self._allocator.release(trial)
         self._settle(self._view())
 
     def lost(self, trial: str) -> list[str]:
         """The nodes of the trial's attempt that are gone, or about to go."""
         view = self._view.now()
-        claim = self._book.claims.get(trial)
+        claim = self._allocator.allocations.get(trial)
         nodes = dict.fromkeys(claim.nodes) if claim is not None else {}
         return [node_id for node_id in nodes if node_id not in view.nodes or view.nodes[node_id].is_leaving]
 
-    def should_move(self, trial: str, wishes: Wishes) -> bool:
+    def should_move(self, trial: str, mesh_options: MeshOptions) -> bool:
         """Whether the running trial should save its state and take other nodes."""
-        return self._book.should_move(trial, wishes, self._view(), self._clock())
+        return self._allocator.should_move(trial, mesh_options, self._view(), self._clock())
 
     def waiting(self) -> list[str]:
         """Who waits for what, one line each."""
         self._settle(self._view())
-        return self._book.lines(self._clock())
+        return self._allocator.lines(self._clock())
 
     def launch_failures(self) -> list[str]:
         """Why nodes that trials wait for are not launched, one line for each pool; empty while nobody waits."""
-        return self._failures() if self._book.waiting else []
+        return self._failures() if self._allocator.waiting else []
 
     def overdue(self, trial: str) -> str:
         """Return why the waiting trial should be given up, in one line; empty while it may wait.
@@ -118,17 +118,17 @@ class Placer:
         limit_s = self._wait_at_most_s
         if limit_s == "auto":
             limit_s = WAIT_S if self._view().to_come else math.inf
-        lacked_s = self._book.lacked_s(trial, self._clock())
+        lacked_s = self._allocator.lacked_s(trial, self._clock())
         if lacked_s < limit_s:
             return ""
-        wanted = self._book.waiting[trial].wish
+        wanted = self._allocator.waiting[trial].option
         causes = self._failures() or ["the autoscaler reports no failed launch; see `lexray doctor`"]
         waited = f"no nodes for {said(wanted)} in {lacked_s:.0f} s (resources.wait_at_most_s is {limit_s:.0f})"
         return f"{waited}: {'; '.join(causes)}"
 
     def has_room(self, footprint: Footprint) -> bool:
         """Whether workers like these would fit now."""
-        return place(footprint, 1, self._book.free(self._view())) is not None
+        return place(footprint, 1, self._allocator.free(self._view())) is not None
 
     def close(self) -> None:
         self._ask_for([])
@@ -139,9 +139,9 @@ class Placer:
         """End servers that nobody uses, and ask the autoscaler for what is waited for."""
         if self._servers is not None:
             staying = [node_id for node_id, node in view.nodes.items() if not node.is_leaving]
-            self._servers.keep_only(self._book.used_nodes(), staying, self._clock())
+            self._servers.keep_only(self._allocator.used_nodes(), staying, self._clock())
         if view.to_come or self._asked:
-            self._ask_for(wanted_bundles(self._book, view) if self._book.waiting else [])
+            self._ask_for(wanted_bundles(self._allocator, view) if self._allocator.waiting else [])
 
     def _ask_for(self, bundles: list[Bundle]) -> None:
         """Tell the autoscaler how large the cluster has to be; nothing: as the work there is needs it."""
@@ -153,7 +153,7 @@ class Placer:
             self._asked = bundles
 
 
-def wanted_bundles(book: Book, view: View) -> list[Bundle]:
+def wanted_bundles(allocator: Allocator, view: View) -> list[Bundle]:
     """Return what running trials take, and waiting ones as far as the cluster can become large enough for all of them.
 
     Each trial has the zone where it would run: without one, the autoscaler could start its nodes in two.
@@ -162,22 +162,22 @@ def wanted_bundles(book: Book, view: View) -> list[Bundle]:
     all_nodes = {**staying, **view.to_come}
     several = len(zones_of(node.zone for node in all_nodes.values())) > 1
     left, bundles = dict(all_nodes), list[Bundle]()
-    held = [(claim.wish, claim.nodes) for claim in book.claims.values()]
-    for wish, claimed in [*held, *((waiting.wish, None) for waiting in book.waiting.values())]:
-        places = claimed or wish.on(left)
+    held = [(claim.option, claim.nodes) for claim in allocator.allocations.values()]
+    for option, claimed in [*held, *((waiting.option, None) for waiting in allocator.waiting.values())]:
+        places = claimed or option.on(left)
         if places is None:
             continue  # Ray's autoscaler does nothing at all for a request of which any part can never be
         for node_id, workers in Counter(places).items():
             if node_id in left:
-                left[node_id] = left[node_id].less(wish.footprint, workers)
+                left[node_id] = left[node_id].less(option.footprint, workers)
         zones = {all_nodes[node_id].zone for node_id in places if node_id in all_nodes}
-        bundles += _bundles(wish, zones.pop() if several and len(zones) == 1 else None)
+        bundles += _bundles(option, zones.pop() if several and len(zones) == 1 else None)
     return bundles
 
 
-def _bundles(wish: Wish, zone: str | None) -> list[Bundle]:
+def _bundles(option: MeshOption, zone: str | None) -> list[Bundle]:
     """The workers of a feature group in one piece."""
-    footprint, group = wish.footprint, wish.mesh.feature
+    footprint, group = option.footprint, option.mesh.feature
     amounts = {"CPU": footprint.cpus_per_worker * group, "GPU": footprint.gpus_per_worker * group}
     resources = tuple((name, amount) for name, amount in amounts.items() if amount)
     return [Bundle(resources, zone)] * (footprint.workers // group)

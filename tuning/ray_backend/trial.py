@@ -66,8 +66,8 @@ def run_trial(config: dict[str, Any]) -> None:
         run.folder.write_trial(replace(record, status=FAILED, reason=reason_of(error), timing=timing))
         return
     finally:
-        if run.rooms is not None:
-            run.rooms.release(run.trial.id)
+        if run.allocator is not None:
+            run.allocator.release(run.trial.id)
     ended = run.folder.read_trial(run.trial.id)
     if ended is None or ended.status not in PAUSED:
         # They served to resume; the dictionary has the weights.
@@ -76,7 +76,7 @@ def run_trial(config: dict[str, Any]) -> None:
 
 def _train(run: TrialRun, began: float) -> None:
     """Attempts at the trial until its training ends, or the sweep does."""
-    if run.rooms is None:
+    if run.allocator is None:
         _attempt(run, began)
         return
 
@@ -85,8 +85,8 @@ def _train(run: TrialRun, began: float) -> None:
 
     attempts = Attempts(
         trial=run.trial,
-        wishes=run.meshes,
-        rooms=run.rooms,
+        mesh_options=run.meshes,
+        allocator=run.allocator,
         retries=run.retries,
         is_over=lambda: bool(sweep_is_over(run.folder, run.deadline_s)),
     )
@@ -128,7 +128,7 @@ def torch_trainer(
     """
     footprint = run.trial.footprint
     began_s = meter.began_s if began_s is None else began_s
-    again = run.retries if run.rooms is None else 0
+    again = run.retries if run.allocator is None else 0
     return kind(
         train_worker,
         train_loop_config={"run": run, "meter": meter, "began_s": began_s},
@@ -215,10 +215,10 @@ def _trained(run: TrialRun, meter: Meter, began_s: float, fence: Fence, device: 
 
 def _pause(run: TrialRun, meter: Meter, fence: Fence) -> Callable[[], str]:
     """Why the training is to save its state and end; asked on its first worker, where a displaced attempt ends."""
-    pause, rooms = Pause(folder=run.folder, meter=meter, deadline_s=run.deadline_s), run.rooms
+    pause, allocator = Pause(folder=run.folder, meter=meter, deadline_s=run.deadline_s), run.allocator
 
     def moving() -> str:
-        return MOVING if rooms is not None and rooms.should_move(run.trial.id, run.meshes) else ""
+        return MOVING if allocator is not None and allocator.should_move(run.trial.id, run.meshes) else ""
 
     move = Look(find=moving, what="whether the trial should move")
 

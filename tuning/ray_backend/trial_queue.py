@@ -12,7 +12,7 @@ from typing import Protocol
 
 from ray.tune.search import Searcher
 
-from lexray.tuning.ray_backend.rooms import Rooms
+from lexray.tuning.ray_backend.allocator_client import AllocatorClient
 from lexray.tuning.ray_backend.trial_run import TrialRun
 from lexray.tuning.records import new_record
 from lexray.tuning.sweep_folder import FAILED
@@ -36,7 +36,7 @@ class TrialQueue(Searcher):
     def __init__(
         self,
         runs: list[TrialRun],
-        rooms: Rooms,
+        allocator: AllocatorClient,
         on_change: Callable[[TrialRun, bool], None],
         is_over: Callable[[], bool] = lambda: False,
         source: Source | None = None,
@@ -44,7 +44,7 @@ class TrialQueue(Searcher):
         super().__init__(metric="eval/fvu", mode="min")
         self._waiting = list(reversed(runs))
         self._running: dict[str, TrialRun] = {}
-        self._rooms = rooms
+        self._allocator = allocator
         self._on_change, self._is_over, self._source = on_change, is_over, source
 
     def suggest(self, trial_id: str) -> dict | None:
@@ -53,14 +53,14 @@ class TrialQueue(Searcher):
             return Searcher.FINISHED  # type: ignore[return-value]
         if not self._waiting and self._source is not None:
             # With none running nothing more will be known, and only a trial that waits makes an autoscaler add nodes.
-            if self._running and not self._rooms.has_room(self._source.smallest):
+            if self._running and not self._allocator.has_room(self._source.smallest):
                 return None
             self._waiting += self._source.ask()
         if not self._waiting:
             return Searcher.FINISHED  # type: ignore[return-value]
         first = self._waiting[-1]
-        if not self._rooms.claim(first.trial.id, first.trial.name, first.meshes):
-            if reason := self._rooms.overdue(first.trial.id):
+        if not self._allocator.claim(first.trial.id, first.trial.name, first.meshes):
+            if reason := self._allocator.overdue(first.trial.id):
                 self._give_up(self._waiting.pop(), reason)
             return None
         run = self._running[trial_id] = self._waiting.pop()
@@ -70,14 +70,14 @@ class TrialQueue(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         run = self._running.pop(trial_id, None)
         if run is not None:
-            self._rooms.release(run.trial.id)
+            self._allocator.release(run.trial.id)
             self._on_change(run, False)
 
     def _give_up(self, run: TrialRun, reason: str) -> None:
         """A trial that never got its nodes has failed; run again, the sweep tries it again."""
         self._on_change(run, True)
         run.folder.write_trial(replace(new_record(run.trial, status=FAILED), reason=reason))
-        self._rooms.release(run.trial.id)
+        self._allocator.release(run.trial.id)
         self._on_change(run, False)
 
     # Tune wants to keep searchers for its own way of resuming, which lexray does not use: the sweep's folder knows

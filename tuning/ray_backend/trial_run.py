@@ -10,10 +10,10 @@ from lexray.storage.chunk_cache import CacheSettings
 from lexray.storage.store import Store
 from lexray.tuning.endings.verdicts import Judge
 from lexray.tuning.fence import Fence
-from lexray.tuning.placement.book import Wish, Wishes
+from lexray.tuning.placement.allocator import MeshOption, MeshOptions
+from lexray.tuning.ray_backend.allocator_client import AllocatorClient
 from lexray.tuning.ray_backend.attempts import on_placement
 from lexray.tuning.ray_backend.placer import Placement
-from lexray.tuning.ray_backend.rooms import Rooms
 from lexray.tuning.sweep_folder import SweepFolder
 from lexray.tuning.trials import Trial
 
@@ -26,9 +26,9 @@ class TrialRun:
     folder: SweepFolder
     sweep: str = ""
     """Name of the sweep, for people."""
-    rooms: Rooms | None = None
+    allocator: AllocatorClient | None = None
     """Where it gets its nodes; None: nobody chooses them, and there is one attempt."""
-    wishes: Wishes | None = None
+    mesh_options: MeshOptions | None = None
     """The meshes that it may have; None: its own alone."""
     nodes: tuple[str, ...] = ()
     """Node of each worker of this attempt; empty: any."""
@@ -56,10 +56,10 @@ class TrialRun:
         return Fence(store=self.store, token=self.attempt)
 
     @property
-    def meshes(self) -> Wishes:
+    def meshes(self) -> MeshOptions:
         """Those on which it may run."""
-        wish = Wish(mesh=self.trial.config.mesh, footprint=self.trial.footprint)
-        return self.wishes if self.wishes is not None else Wishes(all=(wish,))
+        option = MeshOption(mesh=self.trial.config.mesh, footprint=self.trial.footprint)
+        return self.mesh_options if self.mesh_options is not None else MeshOptions(all=(option,))
 
     def placed(self, placement: Placement) -> TrialRun:
         """One attempt at it, on the mesh and the nodes that it has this time."""

@@ -1,4 +1,4 @@
-"""The book of who has which nodes, kept for one sweep. Plain values in, plain values out: no Ray."""
+"""Which trial of a sweep has which nodes, and which wait for some. Plain values in, plain values out: no Ray."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FORGOTTEN_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class MeshOption:
     """A mesh on which a trial can run, and what its workers take."""
 
     mesh: MeshConfig
@@ -27,10 +27,10 @@ class Wish:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wishes:
+class MeshOptions:
     """The meshes of a trial, the largest first."""
 
-    all: tuple[Wish, ...]
+    all: tuple[MeshOption, ...]
     preferred: int = 0
     """Which of them the sweep file asks for: the trial starts on it; those before it are for growing."""
     shrink_after_s: float = 300.0
@@ -61,10 +61,10 @@ class View:
 
 
 @dataclass(kw_only=True)
-class Claim:
+class Allocation:
     """The nodes that a trial has."""
 
-    wish: Wish
+    option: MeshOption
     nodes: tuple[str, ...]
     """Node of each worker in the order of ranks."""
     is_taken: bool = False
@@ -80,13 +80,13 @@ class Waiting:
     """A trial without nodes."""
 
     name: str
-    wish: Wish
+    option: MeshOption
     since_s: float
 
 
 @dataclass(kw_only=True)
 class Lack:
-    """Nodes that are missing for a wish, whichever trial asks."""
+    """Nodes that are missing for an option, whichever trial asks."""
 
     since_s: float
     asked_s: float
@@ -94,49 +94,49 @@ class Lack:
 
 
 @dataclass(kw_only=True)
-class Book:
+class Allocator:
     """Claims of running trials, and who waits."""
 
-    claims: dict[str, Claim] = field(default_factory=dict)
+    allocations: dict[str, Allocation] = field(default_factory=dict)
     waiting: dict[str, Waiting] = field(default_factory=dict)
-    lacking: dict[Wish, Lack] = field(default_factory=dict)
+    lacking: dict[MeshOption, Lack] = field(default_factory=dict)
     """What was asked for and has no room on the nodes that there are, even when they are empty."""
 
-    def claim(self, trial: str, name: str, wishes: Wishes, view: View, now_s: float) -> Claim | None:
+    def claim(self, trial: str, name: str, mesh_options: MeshOptions, view: View, now_s: float) -> Allocation | None:
         """Nodes for the trial, which gives back those it had; None while it has to wait."""
-        had = self.claims.pop(trial, None)
+        had = self.allocations.pop(trial, None)
         since_s = self.waiting[trial].since_s if trial in self.waiting else now_s
         free = self.free(view)
         growing = had is not None and had.is_growing
-        for wish in wishes.all if growing else _acceptable(wishes, view, waited_s=now_s - since_s):
-            nodes = wish.on(free)
+        for option in mesh_options.all if growing else _acceptable(mesh_options, view, waited_s=now_s - since_s):
+            nodes = option.on(free)
             if nodes is not None:
                 self.waiting.pop(trial, None)
-                self.claims[trial] = Claim(wish=wish, nodes=nodes)
-                return self.claims[trial]
-        wish = wishes.all[wishes.preferred]
-        self.waiting[trial] = Waiting(name=name, wish=wish, since_s=since_s)
-        self._note_lack(wish, view, now_s)
+                self.allocations[trial] = Allocation(option=option, nodes=nodes)
+                return self.allocations[trial]
+        option = mesh_options.all[mesh_options.preferred]
+        self.waiting[trial] = Waiting(name=name, option=option, since_s=since_s)
+        self._note_lack(option, view, now_s)
         return None
 
     def lacked_s(self, trial: str, now_s: float) -> float:
         """Return for how long (s) nodes for the waiting trial have been missing; 0 when it only waits for its turn.
 
-        Trials with equal wishes share one clock, so that each further one does not wait all over again.
+        Trials with equal options share one clock, so that each further one does not wait all over again.
         """
         waiting = self.waiting.get(trial)
-        lack = None if waiting is None else self.lacking.get(waiting.wish)
+        lack = None if waiting is None else self.lacking.get(waiting.option)
         return 0.0 if lack is None else now_s - lack.since_s
 
-    def _note_lack(self, wish: Wish, view: View, now_s: float) -> None:
-        before = self.lacking.pop(wish, None)
-        if wish.on({node_id: state.total for node_id, state in view.nodes.items() if not state.is_leaving}) is None:
+    def _note_lack(self, option: MeshOption, view: View, now_s: float) -> None:
+        before = self.lacking.pop(option, None)
+        if option.on({node_id: state.total for node_id, state in view.nodes.items() if not state.is_leaving}) is None:
             goes_on = before is not None and now_s - before.asked_s <= FORGOTTEN_S
-            self.lacking[wish] = Lack(since_s=before.since_s if before and goes_on else now_s, asked_s=now_s)
+            self.lacking[option] = Lack(since_s=before.since_s if before and goes_on else now_s, asked_s=now_s)
 
     def release(self, trial: str) -> None:
         """The trial needs no nodes any more, and waits for none."""
-        self.claims.pop(trial, None)
+        self.allocations.pop(trial, None)
         self.waiting.pop(trial, None)
 
     def free(self, view: View) -> dict[str, Node]:
@@ -145,43 +145,43 @@ class Book:
         left = {node_id: _less_others(state, taken[node_id]) for node_id, state in view.nodes.items()}
         return {node_id: left[node_id] for node_id, state in view.nodes.items() if not state.is_leaving}
 
-    def should_move(self, trial: str, wishes: Wishes, view: View, now_s: float) -> bool:
+    def should_move(self, trial: str, mesh_options: MeshOptions, view: View, now_s: float) -> bool:
         """Whether a running trial should save its state and be placed anew: a node of it leaves, or it can grow."""
-        claim = self.claims.get(trial)
+        claim = self.allocations.get(trial)
         if claim is None:
             return False
         if any(view.nodes[node_id].is_leaving for node_id in claim.nodes if node_id in view.nodes):
             return True
-        if self.waiting or not self._can_grow(trial, claim, wishes, view):
+        if self.waiting or not self._can_grow(trial, claim, mesh_options, view):
             claim.larger_since_s, claim.is_growing = None, False
             return False
         claim.larger_since_s = now_s if claim.larger_since_s is None else claim.larger_since_s
-        claim.is_growing = now_s - claim.larger_since_s >= wishes.grow_after_s
+        claim.is_growing = now_s - claim.larger_since_s >= mesh_options.grow_after_s
         return claim.is_growing
 
-    def _can_grow(self, trial: str, claim: Claim, wishes: Wishes, view: View) -> bool:
-        larger = [wish for wish in wishes.all if wish.footprint.workers > claim.wish.footprint.workers]
-        alone = Book(claims={other: c for other, c in self.claims.items() if other != trial})
+    def _can_grow(self, trial: str, claim: Allocation, mesh_options: MeshOptions, view: View) -> bool:
+        larger = [option for option in mesh_options.all if option.footprint.workers > claim.option.footprint.workers]
+        alone = Allocator(allocations={other: c for other, c in self.allocations.items() if other != trial})
         free = alone.free(_with_room_back(view, claim))
-        return any(wish.on(free) is not None for wish in larger)
+        return any(option.on(free) is not None for option in larger)
 
     def _taken(self) -> dict[str, tuple[float, float]]:
         """CPUs and GPUs that this sweep has on each node."""
         taken: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
-        for claim in self.claims.values():
+        for claim in self.allocations.values():
             for node_id, workers in Counter(claim.nodes).items():
                 cpus, gpus = taken[node_id]
-                footprint = claim.wish.footprint
+                footprint = claim.option.footprint
                 taken[node_id] = cpus + workers * footprint.cpus_per_worker, gpus + workers * footprint.gpus_per_worker
         return taken
 
     def used_nodes(self) -> set[str]:
         """Nodes on which some worker is, or is about to be."""
-        return {node_id for claim in self.claims.values() for node_id in claim.nodes}
+        return {node_id for claim in self.allocations.values() for node_id in claim.nodes}
 
     def lines(self, now_s: float) -> list[str]:
         """Who waits for what and for how long, one line each."""
-        return [f"{w.name} waits for {said(w.wish)}, {_duration(now_s - w.since_s)}" for w in self.waiting.values()]
+        return [f"{w.name} waits for {said(w.option)}, {_duration(now_s - w.since_s)}" for w in self.waiting.values()]
 
 
 def _less_others(state: NodeState, own: tuple[float, float]) -> Node:
@@ -193,10 +193,10 @@ def _less_others(state: NodeState, own: tuple[float, float]) -> Node:
     return replace(total, cpus=total.cpus - cpus - others_cpus, gpus=total.gpus - gpus - others_gpus)
 
 
-def _with_room_back(view: View, claim: Claim) -> View:
+def _with_room_back(view: View, claim: Allocation) -> View:
     """The cluster as it would be without the trial that has this claim."""
     nodes = dict(view.nodes)
-    footprint = claim.wish.footprint
+    footprint = claim.option.footprint
     for node_id in claim.nodes:
         if node_id in nodes:
             state = nodes[node_id]
@@ -209,21 +209,21 @@ def _with_room_back(view: View, claim: Claim) -> View:
     return replace(view, nodes=nodes)
 
 
-def _acceptable(wishes: Wishes, view: View, *, waited_s: float) -> Sequence[Wish]:
+def _acceptable(mesh_options: MeshOptions, view: View, *, waited_s: float) -> Sequence[MeshOption]:
     """The meshes that a trial takes now: the preferred one as long as it can be had, then what is left."""
-    smaller = wishes.all[wishes.preferred :]
+    smaller = mesh_options.all[mesh_options.preferred :]
     staying = {node_id: state.total for node_id, state in view.nodes.items() if not state.is_leaving}
-    possible = next((i for i, wish in enumerate(smaller) if wish.on(staying) is not None), len(smaller))
+    possible = next((i for i, option in enumerate(smaller) if option.on(staying) is not None), len(smaller))
     if possible == 0:
         return smaller[:1]
-    if smaller[0].on({**staying, **view.to_come}) is not None and waited_s < wishes.shrink_after_s:
+    if smaller[0].on({**staying, **view.to_come}) is not None and waited_s < mesh_options.shrink_after_s:
         return smaller[:1]
     return smaller[possible:]
 
 
-def said(wish: Wish) -> str:
+def said(option: MeshOption) -> str:
     """`2 workers of 1 CPU and 1 GPU`."""
-    footprint, group = wish.footprint, wish.mesh.feature
+    footprint, group = option.footprint, option.mesh.feature
     per_worker = f"{footprint.cpus_per_worker:g} CPU"
     if footprint.gpus_per_worker:
         per_worker += f" and {footprint.gpus_per_worker:g} GPU"

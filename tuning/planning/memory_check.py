@@ -10,7 +10,7 @@ from lexray.storage.manifest import Manifest
 from lexray.storage.units import gib
 from lexray.training.cost.memory import needs
 from lexray.tuning.placement.nodes import Node, most_in_one_zone
-from lexray.tuning.planning.mesh_choice import USABLE, rooms_of, with_mesh
+from lexray.tuning.planning.mesh_choice import USABLE, capacities_of, with_mesh
 from lexray.tuning.trials import Footprint, Trial
 
 
@@ -52,7 +52,7 @@ def _lack(kind: str, need: int, where: str, has: int) -> str:
 def _what_fits(trial: Trial, manifest: Manifest, nodes: Sequence[Node], gpu_bytes: int | None) -> str:
     opened = replace(trial, auto_mesh=True)
     try:
-        fits = with_mesh(opened, manifest, lambda footprint: rooms_of(nodes, footprint, gpu_bytes))
+        fits = with_mesh(opened, manifest, lambda footprint: capacities_of(nodes, footprint, gpu_bytes))
     except UserError:
         return "no mesh on these nodes would fit: use larger nodes, or a smaller width or data.batch_rows"
     mesh = fits.config.mesh
