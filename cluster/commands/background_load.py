@@ -12,7 +12,7 @@ STARTED_WITHIN_S = 120
 
 
 @contextmanager
-def company(processes: int, *, threads: int, site_width: int) -> Iterator[None]:
+def background_load(processes: int, *, threads: int, site_width: int) -> Iterator[None]:
     """Inside, so many processes multiply matrices, each with so many threads."""
     spawning = multiprocessing.get_context("spawn")
     busy = spawning.Semaphore(0)

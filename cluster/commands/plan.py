@@ -126,7 +126,7 @@ def measured_speeds(plan: SweepPlan, known: Mapping[str, Speed], messages: Conso
 
     A mesh is taken to scale evenly.
     """
-    from lexray.cluster.commands.background_load import company
+    from lexray.cluster.commands.background_load import background_load
     from lexray.training.mesh.device import usable_gpus
     from lexray.tuning.planning.forecast import kind_of
     from lexray.tuning.search.bounds import largest
@@ -145,7 +145,7 @@ def measured_speeds(plan: SweepPlan, known: Mapping[str, Speed], messages: Conso
     others = 0 if any(trial.footprint.on_gpu for trial in wanted.values()) else max(0, together - 1)
     wanted = dict(sorted(wanted.items(), key=lambda item: not item[1].footprint.on_gpu))  # a group for NCCL serves both
     width = max(site.width for site in plan.manifest.sites.values())
-    with messages.status("timing steps"), company(others, threads=threads, site_width=width):
+    with messages.status("timing steps"), background_load(others, threads=threads, site_width=width):
         for _ in range(ROUNDS):
             for kind, trial in wanted.items():
                 once = _measured(plan, trial)

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from lexray.cluster.follow.resolve import connected_if_told, meant
+from lexray.cluster.follow.resolve import connected_if_told, resolve
 from lexray.cluster.follow.sweep_status import LOST, newest_records, state_of
 from lexray.cluster.jobs.job_client import Job, JobClient
 from lexray.cluster.jobs.watch import follow_job
@@ -32,7 +32,7 @@ LOG_BYTES = 16 * 2**20
 def run_logs(text: str, trial: str | None, follow: bool, target: Target, messages: Console, as_json: bool) -> None:
     """Lines on stdout. Raises ClusterLostError when what is followed dies."""
     with connected_if_told(target) as connection:
-        found = meant(text, connection)
+        found = resolve(text, connection)
         has_begun = Store.at(found.url).exists("sweep.yaml") if _can_read(found.url) else False
         if (
             connection is not None

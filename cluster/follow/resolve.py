@@ -1,4 +1,4 @@
-"""Which sweep is meant: by the url of its folder, or by the id of a job that a cluster knows."""
+"""Resolve what a user names to a sweep: the url of its folder, or the id of a job that a cluster knows."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from lexray.tuning.sweep_folder import SweepFolder
 
 
 @dataclass(frozen=True, kw_only=True)
-class Meant:
-    """A sweep."""
+class SweepRef:
+    """A sweep that a command is about."""
 
     url: str
     job: Job | None = None
@@ -37,8 +37,8 @@ def is_job(text: str) -> bool:
     return text.startswith(PREFIX) and "/" not in text
 
 
-def meant(text: str, connection: Connection | None) -> Meant:
-    """What the user's word means. Raises UserError for a job that nobody knows."""
+def resolve(text: str, connection: Connection | None) -> SweepRef:
+    """Return the sweep that a text names. Raises UserError for a job that nobody knows."""
     client = JobClient(connection.dashboard) if connection is not None else None
     if is_job(text):
         if client is None:
@@ -47,7 +47,7 @@ def meant(text: str, connection: Connection | None) -> Meant:
         if job is None or not job.output:
             known = ", ".join(other.id for other in client.jobs()[-5:]) or "none of lexray's"
             raise UserError(f"{text}: no such job on this cluster; its jobs: {known}")
-        return Meant(url=job.output, job=job)
+        return SweepRef(url=job.output, job=job)
     url = Store.at(text).url
     jobs = [job for job in client.jobs() if job.output == url] if client is not None else []
-    return Meant(url=url, job=jobs[-1] if jobs else None)
+    return SweepRef(url=url, job=jobs[-1] if jobs else None)

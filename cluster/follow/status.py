@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lexray.cluster.consoles import TextConsole
-from lexray.cluster.follow.resolve import connected_if_told, meant
+from lexray.cluster.follow.resolve import connected_if_told, resolve
 from lexray.cluster.follow.sweep_status import LEFT, LOST, UNKNOWN, SweepStatus, TrialStatus, sweep_status
 from lexray.cluster.jobs.job_client import Job
 from lexray.cluster.output import print_json
@@ -26,7 +26,7 @@ SHOWN = 40
 def run_status(text: str, target: Target, messages: Console, as_json: bool) -> None:
     """The state on stdout. Raises UserError where no sweep lies and no job is known."""
     with connected_if_told(target) as connection:
-        found = meant(text, connection)
+        found = resolve(text, connection)
     try:
         status = sweep_status(found.folder, time.time())
     except UserError:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from lexray.cluster.consoles import say
-from lexray.cluster.follow.resolve import Meant, connected_if_told, meant
+from lexray.cluster.follow.resolve import SweepRef, connected_if_told, resolve
 from lexray.cluster.jobs.job_client import JobClient
 from lexray.cluster.output import FAILED, OK, print_json
 from lexray.cluster.provisioned.connection import Connection, Target
@@ -43,7 +43,7 @@ def run_stop(text: str, force: bool, target: Target, messages: Console, as_json:
     if force and not target:
         raise UserError("--force ends the sweep's job, which its cluster knows: give --address or --cluster, too")
     with connected_if_told(target) as connection:
-        found = meant(text, connection)
+        found = resolve(text, connection)
         stopped = stop(found, connection, force=force, messages=messages)
     if as_json:
         print_json(vars(stopped))
@@ -53,7 +53,7 @@ def run_stop(text: str, force: bool, target: Target, messages: Console, as_json:
 
 
 def stop(
-    found: Meant,
+    found: SweepRef,
     connection: Connection | None,
     *,
     force: bool,

@@ -9,7 +9,7 @@ from typing import Any
 
 from lexray.cluster.lifecycle.machines import living
 from lexray.cluster.lifecycle.terraform_plan import TAG_KEY
-from lexray.cluster.provisioned.aws import client, told
+from lexray.cluster.provisioned.aws import aws_errors, client
 from lexray.storage.polling import poll
 
 PATIENCE_S, LOOK_S = 60.0, 5.0
@@ -81,7 +81,7 @@ def is_billed(one: Leftover) -> bool:
 
 
 def _listed(name: str, region: str | None) -> list[Leftover]:
-    with told(f"what has the tag {TAG_KEY} = {name}"):
+    with aws_errors(f"what has the tag {TAG_KEY} = {name}"):
         pages = client("resourcegroupstaggingapi", region).get_paginator("get_resources")
         answers = list(pages.paginate(TagFilters=[{"Key": TAG_KEY, "Values": [name]}]))
     found = [kind_of(entry["ResourceARN"]) for answer in answers for entry in answer["ResourceTagMappingList"]]
@@ -93,7 +93,7 @@ def _is_ending_key(one: Leftover, region: str | None) -> bool:
     """Keys of KMS go days after they are removed, and cost nothing meanwhile."""
     if one.kind != "kms key":
         return False
-    with told(f"kms key {one.id}"):
+    with aws_errors(f"kms key {one.id}"):
         state: str = client("kms", region).describe_key(KeyId=one.id)["KeyMetadata"]["KeyState"]
     return state == "PendingDeletion"
 
@@ -103,7 +103,7 @@ def _of_ec2(name: str, region: str | None) -> list[Leftover]:
     ec2 = client("ec2", region)
     by_tag = [{"Name": f"tag:{TAG_KEY}", "Values": [name]}]
     found: list[Leftover] = [Leftover("ec2 instance", one["InstanceId"]) for one in living(name, region)]
-    with told(f"what has the tag {TAG_KEY} = {name}"):
+    with aws_errors(f"what has the tag {TAG_KEY} = {name}"):
         for one in ec2.get_paginator("describe_nat_gateways").paginate(Filters=by_tag).search("NatGateways[]"):
             found += _unless(one["State"] in ("deleted", "failed"), "natgateway", one["NatGatewayId"])
         for one in ec2.get_paginator("describe_volumes").paginate(Filters=by_tag).search("Volumes[]"):

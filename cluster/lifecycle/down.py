@@ -21,7 +21,7 @@ from lexray.cluster.lifecycle.terraform import Terraform
 from lexray.cluster.lifecycle.terraform_plan import HEADS, Change, Plan, change_lines, counts, read_plan
 from lexray.cluster.lifecycle.up import CLUSTER_FILE
 from lexray.cluster.output import FAILED, OK, print_json
-from lexray.cluster.provisioned.aws import client, told
+from lexray.cluster.provisioned.aws import aws_errors, client
 from lexray.cluster.provisioned.connection import ended_by_signals
 from lexray.cluster.provisioned.description import ClusterDescription, Kubectl, Ssm
 from lexray.storage.config_file import checked_content
@@ -120,7 +120,7 @@ def _description(terraform: Terraform, file: Path) -> ClusterDescription | None:
 
 def _holds_data(bucket: str, region: str | None) -> bool:
     """Old versions of removed objects count: with them AWS does not remove a bucket."""
-    with told(f"bucket {bucket}"):
+    with aws_errors(f"bucket {bucket}"):
         found = client("s3", region).list_object_versions(Bucket=bucket, MaxKeys=1)
     return bool(found.get("Versions") or found.get("DeleteMarkers"))
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lexray.cluster.provisioned.aws import client, told
+from lexray.cluster.provisioned.aws import aws_errors, client
 
 ON_DEMAND, SPOT = "Running On-Demand {} instances", "All {} Spot Instance Requests"
 """Names of quotas; between the words are the families that share one: `G and VT`, `P5`, `Standard (A, C, D, ...)`."""
@@ -37,7 +37,7 @@ class Quota:
 def instance_types(names: Sequence[str], region: str | None) -> dict[str, InstanceType]:
     """Return the types that exist in the region, by name. Raises UserError when AWS does not answer."""
     by_name = [{"Name": "instance-type", "Values": list(names)}]
-    with told("instance types"):
+    with aws_errors("instance types"):
         ec2 = client("ec2", region)
         described = list(
             ec2.get_paginator("describe_instance_types").paginate(Filters=by_name).search("InstanceTypes[]")
@@ -60,7 +60,7 @@ def instance_types(names: Sequence[str], region: str | None) -> dict[str, Instan
 
 def quotas(region: str | None) -> list[Quota]:
     """Return the quotas of EC2 that count vCPUs. Raises UserError when they may not be asked for."""
-    with told("vCPU quotas (servicequotas:ListServiceQuotas)"):
+    with aws_errors("vCPU quotas (servicequotas:ListServiceQuotas)"):
         pages = client("service-quotas", region).get_paginator("list_service_quotas").paginate(ServiceCode="ec2")
         found = [entry for page in pages for entry in page["Quotas"]]
     named = [

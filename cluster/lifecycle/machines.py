@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lexray.cluster.lifecycle.terraform_plan import TAG_KEY
-from lexray.cluster.provisioned.aws import client, told
+from lexray.cluster.provisioned.aws import aws_errors, client
 from lexray.cluster.provisioned.errors import RefusedError
 from lexray.storage.polling import poll
 
@@ -20,7 +20,7 @@ LOOK_S, PATIENCE_S = 5.0, 600.0
 
 def is_stopped(group: str, region: str | None) -> bool:
     """Whether an autoscaling group of one is there no more, or keeps no machine and has none left."""
-    with told(f"autoscaling group {group}"):
+    with aws_errors(f"autoscaling group {group}"):
         answer = client("autoscaling", region).describe_auto_scaling_groups(AutoScalingGroupNames=[group])
     return all(found["DesiredCapacity"] == 0 and not found["Instances"] for found in answer["AutoScalingGroups"])
 
@@ -35,7 +35,7 @@ def stop_head(
     """Let the group keep none, and wait: a head that lives would launch workers again."""
     if is_stopped(group, region):
         return
-    with told(f"autoscaling group {group}"):
+    with aws_errors(f"autoscaling group {group}"):
         scaling = client("autoscaling", region)
         scaling.update_auto_scaling_group(AutoScalingGroupName=group, MinSize=0, DesiredCapacity=0)
     _await(lambda: is_stopped(group, region), f"the head (autoscaling group {group})", clock, sleep)
@@ -54,7 +54,7 @@ def end_workers(
     """
     ids = workers(name, region)
     if ids:
-        with told(f"the workers of {name}"):
+        with aws_errors(f"the workers of {name}"):
             client("ec2", region).terminate_instances(InstanceIds=ids)
         _await(lambda: not workers(name, region), f"{len(ids)} worker(s)", clock, sleep)
     return ids
@@ -68,7 +68,7 @@ def workers(name: str, region: str | None) -> list[str]:
 def living(name: str, region: str | None) -> list[dict[str, Any]]:
     """Machines with the cluster's tag, groups' too."""
     filters = [{"Name": f"tag:{TAG_KEY}", "Values": [name]}, {"Name": "instance-state-name", "Values": [*LIVING]}]
-    with told(f"the machines of {name}"):
+    with aws_errors(f"the machines of {name}"):
         pages = client("ec2", region).get_paginator("describe_instances").paginate(Filters=filters)
         return [one for page in pages for group in page["Reservations"] for one in group["Instances"]]
 

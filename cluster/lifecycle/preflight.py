@@ -14,7 +14,7 @@ from typing import Any
 
 from lexray.cluster.lifecycle.instance_types import InstanceType, Quota, instance_types, judge_pools, quotas
 from lexray.cluster.lifecycle.terraform_plan import Plan
-from lexray.cluster.provisioned.aws import client, told
+from lexray.cluster.provisioned.aws import aws_errors, client
 from lexray.storage.errors import UserError
 
 EXAMPLE_ACCOUNT, EXAMPLE_DOMAIN = "123456789012", "@example.org"
@@ -66,14 +66,14 @@ def _image(plan: Plan) -> Iterator[Finding]:
     if parts is None:
         return  # another registry: only the nodes may have the right to ask it
     account, region, repository, tag, digest = parts.groups()
-    with told("container_image: account"):
+    with aws_errors("container_image: account"):
         own = client("sts", plan.region).get_caller_identity()["Account"]
     if account == EXAMPLE_ACCOUNT != own:
         yield Finding(f"container_image: account {account} is the example's and yours is {own}; name your image", True)
         return
     wanted = {"imageTag": tag} if tag else {"imageDigest": digest}
     try:
-        with told(f"container_image: {image}"):
+        with aws_errors(f"container_image: {image}"):
             client("ecr", region).describe_images(registryId=account, repositoryName=repository, imageIds=[wanted])
     except UserError as error:
         if "NotFoundException" not in str(error):
@@ -84,7 +84,7 @@ def _image(plan: Plan) -> Iterator[Finding]:
 def _spot_role(plan: Plan) -> Iterator[Finding]:
     if not any(pool["capacity"] == "SPOT" for pool in _pools_of(plan).values()):
         return
-    with told("role of spot instances"):
+    with aws_errors("role of spot instances"):
         roles = client("iam", plan.region).list_roles(PathPrefix=f"/aws-service-role/{SPOT}/")["Roles"]
     if not roles:
         command = f"aws iam create-service-linked-role --aws-service-name {SPOT}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lexray.cluster.consoles import say
-from lexray.cluster.follow.resolve import Meant
+from lexray.cluster.follow.resolve import SweepRef
 from lexray.cluster.follow.stop import stop
 from lexray.cluster.jobs.job_client import RUNNING, JobClient
 from lexray.cluster.lifecycle.kube_heads import of_jobs, ray_clusters
@@ -86,7 +86,7 @@ def drain(file: Path, messages: Console) -> None:
                 if not job.is_running:
                     continue
                 try:
-                    stopped = stop(Meant(url=job.output, job=job), connection, force=False, messages=messages)
+                    stopped = stop(SweepRef(url=job.output, job=job), connection, force=False, messages=messages)
                     say(messages, f"{job.id}: {stopped.state}; `lexray resume {job.output}` goes on elsewhere")
                 except UserError as error:  # its folder cannot be reached from here: then its driver hears of it alone
                     say(messages, f"{job.id}: ended without waiting until it has saved ({error})")

@@ -34,7 +34,7 @@ def node_of(instance: str, nodes: Iterable[Any]) -> str:
     return str(found[0])
 
 
-def leave(head: str, instance: str, *, deadline_s: float, reason: str) -> None:
+def drain_node(head: str, instance: str, *, deadline_s: float, reason: str) -> None:
     """Drain the node: trials move away, nothing new comes, and what is left ends in `deadline_s`.
 
     Raises LookupError when the node is not known, RuntimeError when Ray refuses.
@@ -49,4 +49,4 @@ def leave(head: str, instance: str, *, deadline_s: float, reason: str) -> None:
 
 if __name__ == "__main__":
     _, head, instance, deadline_s, reason = sys.argv
-    leave(head, instance, deadline_s=float(deadline_s), reason=reason)
+    drain_node(head, instance, deadline_s=float(deadline_s), reason=reason)

@@ -13,7 +13,7 @@ SERVING = "InService"
 
 def head_instance(group: str, region: str | None) -> str:
     """Id of the instance that an autoscaling group of one keeps. Raises UserError where none serves."""
-    with told(f"autoscaling group {group}"):
+    with aws_errors(f"autoscaling group {group}"):
         answer = client("autoscaling", region).describe_auto_scaling_groups(AutoScalingGroupNames=[group])
     groups = answer["AutoScalingGroups"]
     if not groups:
@@ -34,7 +34,7 @@ def head_instance(group: str, region: str | None) -> str:
 
 def secret(arn: str, region: str | None) -> str:
     """The text of a secret in Secrets Manager."""
-    with told(f"token: secret {arn}"):
+    with aws_errors(f"token: secret {arn}"):
         answer = client("secretsmanager", region).get_secret_value(SecretId=arn)
     text: str | None = answer.get("SecretString")
     if text is None:
@@ -49,7 +49,7 @@ def client(service: str, region: str | None) -> Any:
 
 
 @contextmanager
-def told(what: str) -> Iterator[None]:
+def aws_errors(what: str) -> Iterator[None]:
     """No credentials, no permission, no such thing: one line."""
     from botocore.exceptions import BotoCoreError, ClientError
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from lexray.cluster.follow.logs import gained, pieces
-from lexray.cluster.follow.resolve import Meant
+from lexray.cluster.follow.resolve import SweepRef
 from lexray.cluster.follow.stop import stop
 from lexray.cluster.follow.sweep_status import sweep_status
 from lexray.storage.store import Store
@@ -198,7 +198,9 @@ def test_stop_waits_until_a_driver_has_saved_and_ended(folder):
     driver = threading.Thread(target=drive)
     driver.start()
     assert begun.wait(30)
-    stopped = stop(Meant(url=folder.store.url), None, force=False, messages=quiet(), sleep=lambda _: time.sleep(0.05))
+    stopped = stop(
+        SweepRef(url=folder.store.url), None, force=False, messages=quiet(), sleep=lambda _: time.sleep(0.05)
+    )
     driver.join(30)
     assert (stopped.state, stopped.job) == ("ended", "")
 
@@ -211,7 +213,12 @@ def test_a_driver_that_does_not_end_is_said_to_run_and_exit_code_1(folder, lexra
         write_driver(folder.store, replace(record, seen_s=time.time() + 10_000))
 
     stopped = stop(
-        Meant(url=folder.store.url), None, force=False, messages=quiet(), clock=lambda: float(next(clock)), sleep=sleep
+        SweepRef(url=folder.store.url),
+        None,
+        force=False,
+        messages=quiet(),
+        clock=lambda: float(next(clock)),
+        sleep=sleep,
     )
     assert stopped.state == "running"
     assert 60 <= stopped.seconds <= 90

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from sweeps import sweep_content, write_dataset, write_sweep
 
-from lexray.cluster.follow.resolve import Meant
+from lexray.cluster.follow.resolve import SweepRef
 from lexray.cluster.follow.stop import stop
 from lexray.storage.config_file import read_config_file
 from lexray.storage.errors import CorruptDataError, UserError
@@ -130,7 +130,7 @@ def live(sweep: Store) -> None:
     save(checkpoints, [30, 40, 50], keep=1, attempt="a2")
     assert [name[:14] for name in checkpoints.list_folders()] == ["step-000000050"]
     write_driver(sweep, DriverRecord(claim="c", started_s=0.0, seen_s=100.0, state=DRIVER_RUNS))
-    stop(Meant(url=sweep.url), None, force=True, messages=Console(quiet=True), clock=lambda: 101.0)
+    stop(SweepRef(url=sweep.url), None, force=True, messages=Console(quiet=True), clock=lambda: 101.0)
     assert read_ending(folder) == BY_HAND
     clear_ending(sweep)
     journal = Journal(store=sweep, plan={"a": 1})
