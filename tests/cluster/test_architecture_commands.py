@@ -99,7 +99,7 @@ def test_the_example_of_all_architectures_has_all_of_them():
 
 def test_listing_them_needs_neither_ray_nor_deepspeed():
     program = (
-        "import sys, lexray.cluster.cli; from lexray.cluster.commands.architectures import list_architectures; "
-        "list_architectures(None, True, False); assert not {'ray', 'deepspeed'} & set(sys.modules)"
+        "import sys, lexray.cluster.cli; from lexray.cluster.commands.architectures import architectures; "
+        "architectures(None, True, False); assert not {'ray', 'deepspeed'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, cwd=ROOT)
