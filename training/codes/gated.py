@@ -85,7 +85,7 @@ class Gated(ReLU):
             batch=batch,
             pairs=pairs,
             values=values,
-            reconstruction=squared_error(batch.target_BO - decoded_BO),
+            reconstruction=squared_error(batch.y_BO - decoded_BO - batch.offset_BO),
             fired_F=pairs.count(values.detach() > 0),
             z_BF=z_BF if self.config.terms else None,
             gate=pi,

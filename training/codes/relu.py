@@ -63,7 +63,7 @@ class ReLU(Penalised):
             batch=batch,
             pairs=pairs,
             values=values,
-            reconstruction=squared_error(batch.target_BO - decoded_BO),
+            reconstruction=squared_error(batch.y_BO - decoded_BO - batch.offset_BO),
             fired_F=pairs.count(pairs.pre.detach() > 0),
             z_BF=z_BF if self.config.terms else None,
             observed={"coefficient": self.coefficient},
