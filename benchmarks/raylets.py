@@ -36,7 +36,11 @@ WORKER = b"RayTrainWorker"
 class Raylets:
     """A head, and the nodes that are added; with a token, and lexray's settings for lost nodes."""
 
-    def __init__(self, folder: Path, *, head_cpus: int = 0, object_store_bytes: int = OBJECT_STORE_BYTES) -> None:
+    def __init__(
+        self, folder: Path, *, head_cpus: int = 0, object_store_bytes: int = OBJECT_STORE_BYTES, programs: Path = BIN
+    ) -> None:
+        self._programs = programs
+        """Folder of the `ray` and the `python` that nodes run."""
         self.object_store_bytes = object_store_bytes
         """Of each node."""
         self.token = uuid.uuid4().hex * 2
@@ -46,7 +50,13 @@ class Raylets:
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
         self._hosts = iter(range(2, 250))
         auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
-        self._env = {**os.environ, **PROCESS_ENV, **Liveness().ray_env, **auth, "PATH": f"{BIN}:{os.environ['PATH']}"}
+        self._env = {
+            **os.environ,
+            **PROCESS_ENV,
+            **Liveness().ray_env,
+            **auth,
+            "PATH": f"{programs}:{os.environ['PATH']}",
+        }
         self._env.pop("RAY_ADDRESS", None)
         self.head = self._next_host()
         gcs, dashboard, client = free_ports(self.head, 3)
@@ -108,7 +118,7 @@ class Raylets:
     def _start(self, name: str, host: str, *words: str) -> None:
         agent, agent_grpc, metrics = free_ports(host, 3)
         command = [
-            str(BIN / "ray"), "start", "--block", "--disable-usage-stats", f"--node-ip-address={host}",
+            str(self._programs / "ray"), "start", "--block", "--disable-usage-stats", f"--node-ip-address={host}",
             f"--temp-dir={self.temp / name}", f"--object-store-memory={self.object_store_bytes}", "--num-gpus=0",
             f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}",
             f"--metrics-export-port={metrics}", *words,

@@ -90,12 +90,14 @@ class ADashboard:
         }
         self.fallback: Callable[[str], tuple[int, str]] = lambda path: (404, "no such path")
         self.seen: list[tuple[str, str, dict[str, str]]] = []
+        self.bodies: list[bytes] = []
+        """Of the requests that were seen."""
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def _serve(self) -> None:
                 outer.seen.append((self.command, self.path, dict(self.headers)))
-                self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                outer.bodies.append(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
                 given = self.headers.get("Authorization")
                 if token is not None and given != f"Bearer {token}":
                     status, body = (401, "Unauthorized") if given is None else (403, "Forbidden")

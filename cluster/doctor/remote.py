@@ -12,15 +12,17 @@ from typing import Any
 
 from lexray.cluster.doctor.render import checks_of
 from lexray.cluster.doctor.verdict import Check, fail
+from lexray.cluster.jobs.environment import job_environment
 from lexray.cluster.jobs.job_client import Job, JobClient
 from lexray.cluster.provisioned.connection import Connection, Target, connect
+from lexray.cluster.provisioned.description import SETUP_TIMEOUT_S
 from lexray.cluster.ray_backend.package import SWEEP_FILE, package
 from lexray.storage.errors import last_line
 from lexray.storage.objects.options import insecure_prefix
 
 PREFIX = "doctor-"
 LONGEST_S = 60.0
-"""That a job may take; the doctor itself ends sooner, so that the rest is for starting it."""
+"""That a job may take, beyond installing; the doctor itself ends sooner, so that the rest is for starting it."""
 PAUSE_S = 0.5
 
 
@@ -45,8 +47,10 @@ def diagnose_by_job(
         client, job_id = JobClient(connection.dashboard), f"{PREFIX}{uuid.uuid4().hex[:12]}"
         made = package(errand.sweep_text or "")
         client.upload(made)
-        client.submit(job_id, entrypoint(errand, connection), made, {})
-        job = _awaited(client, job_id, clock() + LONGEST_S, clock, sleep)
+        environment = job_environment(connection.description, connection.ray_version)
+        client.submit(job_id, entrypoint(errand, connection), made, {}, environment)
+        longest_s = LONGEST_S + (SETUP_TIMEOUT_S if environment else 0)
+        job = _awaited(client, job_id, clock() + longest_s, clock, sleep)
         log = client.logs(job_id)
         document = document_in(log)
         name = connection.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -70,12 +71,19 @@ class JobClient:
         except NotFoundError:
             self.dashboard.ask("PUT", path, content=package.content)
 
-    def submit(self, job_id: str, entrypoint: str, package: Package, metadata: dict[str, str]) -> None:
-        """Start a job, on the head, that has the package as its folder."""
+    def submit(
+        self,
+        job_id: str,
+        entrypoint: str,
+        package: Package,
+        metadata: dict[str, str],
+        environment: Mapping[str, Any],
+    ) -> None:
+        """Start a job, on the head, that has the package as its folder and this Python environment."""
         request = {
             "submission_id": job_id,
             "entrypoint": entrypoint,
-            "runtime_env": {"working_dir": package.uri},
+            "runtime_env": {"working_dir": package.uri, **environment},
             "metadata": metadata,
         }
         self.dashboard.ask("POST", "/api/jobs/", document=request)

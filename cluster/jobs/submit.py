@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from lexray.cluster.jobs.environment import job_environment
 from lexray.cluster.jobs.job_client import OUTPUT, SWEEP, Job, JobClient
 from lexray.cluster.jobs.naming import base_id, next_id
 from lexray.cluster.jobs.nodes import all_are_here, gpu_memory_gib, machines_of
@@ -15,7 +16,7 @@ from lexray.cluster.provisioned.connection import Connection
 from lexray.cluster.provisioned.description import ClusterDescription, Pool
 from lexray.cluster.provisioned.errors import RefusedError
 from lexray.cluster.provisioned.pools import pools_option, startable
-from lexray.cluster.ray_backend.package import SWEEP_FILE, Package, package
+from lexray.cluster.ray_backend.package import SWEEP_FILE, package
 from lexray.storage.config_file import checked_content, mapping_of
 from lexray.storage.errors import UnreachableError, UserError
 from lexray.storage.objects.options import insecure_prefix
@@ -72,6 +73,7 @@ def submit(connection: Connection, sweep: SweepFile, text: str, *, on_plan: Call
     Raises UserError for what the job would refuse.
     """
     client = JobClient(connection.dashboard)
+    environment = job_environment(connection.description, connection.ray_version)
     nodes = client.some_nodes()
     _refuse_local(sweep, connection, nodes)
     output = Store.at(sweep.output, sweep.storage.settings)
@@ -85,7 +87,7 @@ def submit(connection: Connection, sweep: SweepFile, text: str, *, on_plan: Call
         if not made.to_do:
             return Submission(job="", url=output.url, is_new=False, plan=made)
     _refuse_driven(output)
-    job, size = _start(connection, client, sweep, text, output.url, base, attempts)
+    job, size = _start(connection, client, sweep, text, output.url, base, attempts, environment)
     return Submission(job=job, url=output.url, is_new=True, bytes=size, plan=made, unplanned=unplanned)
 
 
@@ -97,28 +99,23 @@ def _start(
     url: str,
     base: str,
     attempts: Sequence[Job],
+    environment: Mapping[str, Any],
 ) -> tuple[str, int]:
     """The id of the new job, and what it has to be sent."""
     made = package(text)
     client.upload(made)
     job = next_id(base, [attempt.id for attempt in attempts])
     command = entrypoint(job, connection.name, startable(connection.description))
-    _order(client, job, command, made, {OUTPUT: url, SWEEP: sweep.name})
+    metadata = {OUTPUT: url, SWEEP: sweep.name}
+    _order(client, job, lambda: client.submit(job, command, made, metadata, environment))
     return job, len(made.content)
 
 
-def _order(
-    client: JobClient,
-    job: str,
-    command: str,
-    made: Package,
-    metadata: dict[str, str],
-    sleep: Callable[[float], None] = time.sleep,
-) -> None:
+def _order(client: JobClient, job: str, start: Callable[[], None], sleep: Callable[[float], None] = time.sleep) -> None:
     """Start the job; a head that has just started takes none for some seconds."""
     for pause_s in (*BUSY_PAUSES_S, None):
         try:
-            client.submit(job, command, made, metadata)
+            start()
             return
         except RefusedError as error:
             if client.job(job) is not None:

@@ -15,6 +15,8 @@ from lexray.storage.config_file import FileModel
 SCHEMA = 1
 """Raised when a field changes its meaning; a `lexray` reads the descriptions of its own schema alone."""
 DASHBOARD_PORT = 8265
+SETUP_TIMEOUT_S = 1800
+"""How long a node may take to install a job's requirements by uv: torch and its CUDA libraries are 3 GB to fetch."""
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{1,30}$")]
 # Arguments of `kubectl` and `aws`: one that begins with a dash would be an option, as `--server=http://...`.
 KubeName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]
@@ -203,7 +205,11 @@ class ClusterDescription(FileModel):
     """None: the cluster has no token. `lexray doctor` calls that a failure unless only this machine can reach it."""
     ray_version: str | None = None
     image: str | None = None
-    """Container image, or machine image, with lexray's dependencies. Each job brings lexray's own code."""
+    """Container image, or machine image, of all nodes. Each job brings lexray's own code."""
+    python_environment: Literal["image", "uv"] = "image"
+    """`image`: the image has lexray's requirements (infra/image builds one). `uv`: it has Ray alone, like the public
+    rayproject/ray:VERSION-py311-gpu; each node installs a job's requirements by uv before the first process of the job.
+    """
     image_pull_secrets: tuple[KubeName, ...] = ()
     """Secrets of the namespace with which Kubernetes pulls `image` from a private registry."""
     data_url: str | None = None
