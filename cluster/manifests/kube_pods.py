@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from lexray.cluster.provisioned.description import DASHBOARD_PORT, ClusterDescription, Pool
+from lexray.cluster.provisioned.description import DASHBOARD_PORT, SETUP_TIMEOUT_S, ClusterDescription, Pool
 from lexray.tuning.placement.memory_split import memory_split, whole_mib
 
 Manifest = dict[str, Any]
@@ -33,8 +34,8 @@ GRACE_S, DRAIN_S = 120, 100
 
 # Draining tells the placer, and through it each trial, that the node goes: workers save a checkpoint and end. A pod
 # that runs no worker is let go at once. KubeRay gives every pod where the head is, and its own name as Ray knows it.
-DRAIN_SCRIPT = f"""\
-python -m lexray.cluster.node.drain_node "$RAY_ADDRESS" "$RAY_CLOUD_INSTANCE_ID" {DRAIN_S} 'the pod is ending'
+DRAIN_ARGUMENTS = f""""$RAY_ADDRESS" "$RAY_CLOUD_INSTANCE_ID" {DRAIN_S} 'the pod is ending'"""
+AWAIT_WORKERS = f"""\
 end=$((SECONDS + {DRAIN_S}))
 while [ $SECONDS -lt $end ] && grep -aqs '^ray::RayTrainWorker' /proc/[0-9]*/cmdline; do sleep 1; done
 """
@@ -74,7 +75,7 @@ def worker_pod(cluster: ClusterDescription, pool: Pool) -> Manifest:
         **_container("ray-worker", cluster),
         "resources": _resources(pool.cpus, pool.memory_gib, _devices(pool)),
         "ports": [{"containerPort": METRICS_PORT, "name": "metrics"}],
-        "lifecycle": {"preStop": {"exec": {"command": ["/bin/bash", "-c", DRAIN_SCRIPT]}}},
+        "lifecycle": {"preStop": {"exec": {"command": ["/bin/bash", "-c", drain_script(cluster)]}}},
     }
     spec = _pod_spec(container, shm_bytes=memory_split(pool.memory_gib).shared)
     spec["automountServiceAccountToken"] = False  # only the head's autoscaler talks to Kubernetes
@@ -82,6 +83,14 @@ def worker_pod(cluster: ClusterDescription, pool: Pool) -> Manifest:
     if pool.runtime_class is not None:
         spec["runtimeClassName"] = pool.runtime_class
     return _template(spec, pool.labels)
+
+
+def drain_script(cluster: ClusterDescription) -> str:
+    """Return the `preStop` of a worker. A pod without lexray gets the program from the manifest itself."""
+    if cluster.python_environment == "image":
+        return f"python -m lexray.cluster.node.drain_node {DRAIN_ARGUMENTS}\n{AWAIT_WORKERS}"
+    program = (Path(__file__).parents[1] / "node" / "drain_node.py").read_text(encoding="utf-8")
+    return f"python - {DRAIN_ARGUMENTS} <<'END'\n{program}END\n{AWAIT_WORKERS}"
 
 
 def worker_start_params(pool: Pool) -> dict[str, str]:
@@ -97,8 +106,12 @@ def worker_start_params(pool: Pool) -> dict[str, str]:
 
 def ray_env(cluster: ClusterDescription) -> list[Manifest]:
     """Variables of every container with a Ray process; KubeRay adds the token's."""
-    region = {} if cluster.region is None else dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), cluster.region)
-    return [{"name": name, "value": value} for name, value in (cluster.liveness.ray_env | region).items()]
+    given = dict(cluster.liveness.ray_env)
+    if cluster.region is not None:
+        given |= dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), cluster.region)
+    if cluster.python_environment == "uv":
+        given["RAY_JOB_START_TIMEOUT_SECONDS"] = str(SETUP_TIMEOUT_S)  # the head installs before it starts a job
+    return [{"name": name, "value": value} for name, value in given.items()]
 
 
 def quantity(cpus: float) -> str:

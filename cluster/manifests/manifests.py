@@ -23,8 +23,8 @@ JOB_FOLDER = "job"
 def render(cluster: ClusterDescription, *, ray_version: str) -> dict[str, list[Manifest]]:
     """Objects of every file by its path in the folder; RayJob apart in `job/`, so that applying starts no sweep.
 
-    `ray_version` stands where the description names none. Raises UserError naming the field that Kubernetes, KubeRay
-    or lexray could not go by.
+    A RayJob brings no code: there is none for an image without lexray. `ray_version` stands where the description
+    names none. Raises UserError naming the field that Kubernetes, KubeRay or lexray could not go by.
     """
     space = _check(cluster).namespace
     version = cluster.ray_version or ray_version
@@ -36,9 +36,11 @@ def render(cluster: ClusterDescription, *, ray_version: str) -> dict[str, list[M
         "raycluster.yaml": [ray_cluster(cluster, namespace=space, ray_version=version)],
     }
     job = f"{JOB_FOLDER}/rayjob.yaml"
+    files = {KUSTOMIZATION: [_kustomization(list(around))], **around}
+    if cluster.python_environment == "uv":
+        return files
     return {
-        KUSTOMIZATION: [_kustomization(list(around))],
-        **around,
+        **files,
         f"{JOB_FOLDER}/{KUSTOMIZATION}": [_kustomization([Path(job).name])],
         job: [ray_job(cluster, namespace=space, ray_version=version)],
     }
@@ -58,8 +60,8 @@ def to_yaml(manifests: list[Manifest]) -> str:
 def write(files: dict[str, list[Manifest]], folder: Path) -> list[Path]:
     """Write all of them below `folder`, over what is there. Raises UserError if that is no folder."""
     try:
-        (folder / JOB_FOLDER).mkdir(parents=True, exist_ok=True)
         for name, manifests in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(to_yaml(manifests))
     except OSError as error:
         raise UserError(f"--output {folder}: cannot be written ({error.strerror}); name another folder") from error
@@ -97,7 +99,10 @@ def _check(cluster: ClusterDescription) -> Kubectl:
             f"got {cluster.access.service!r}"
         )
     if cluster.image is None:
-        raise UserError("image: required, an image with lexray and its libraries (infra/image builds one)")
+        raise UserError(
+            "image: required, one with lexray's libraries (infra/image builds one), or "
+            "rayproject/ray:VERSION-py311-gpu with `python_environment: uv`"
+        )
     if not cluster.pools:
         raise UserError("pools: at least one is required, the head takes no work")
     _check_token(cluster)

@@ -4,7 +4,8 @@
 
 HEAD is `host:port` of Ray's head, INSTANCE the `RAY_CLOUD_INSTANCE_ID` under which the node was started: an instance's
 id on EC2, a pod's name under KubeRay. Ray's own `ray drain-node` would guess which node is meant, by the processes that
-it sees, and where it sees the head's it takes the head.
+it sees, and where it sees the head's it takes the head. This file imports Ray and the standard library alone: it also runs
+where the image has no lexray.
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
 from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION  # type: ignore[attr-defined]  # generated
 from ray.core.generated.gcs_pb2 import GcsNodeInfo  # type: ignore[attr-defined]
-
-from lexray.cluster.ray_backend.internals import gcs_client
 
 
 def node_of(instance: str, nodes: Iterable[Any]) -> str:
@@ -39,7 +39,7 @@ def drain_node(head: str, instance: str, *, deadline_s: float, reason: str) -> N
 
     Raises LookupError when the node is not known, RuntimeError when Ray refuses.
     """
-    gcs = gcs_client(head)
+    gcs = GcsClient(address=head)
     node = node_of(instance, gcs.get_all_node_info().values())
     deadline_ms = int(1000 * (time.time() + deadline_s))
     is_accepted, why_not = gcs.drain_node(node, DRAIN_NODE_REASON_PREEMPTION, reason, deadline_ms)

@@ -11,7 +11,7 @@ import ray
 from ray._private import ray_constants
 from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
 from ray._private.grpc_utils import init_grpc_channel
-from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ignore[attr-defined]  # compiled
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled
 from ray.core.generated import autoscaler_pb2, gcs_service_pb2, gcs_service_pb2_grpc
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
@@ -60,11 +60,6 @@ def wants_another_token(address: str, timeout_s: float) -> bool:
         except grpc.RpcError as error:
             return error.code() is grpc.StatusCode.UNAUTHENTICATED
     return False
-
-
-def gcs_client(address: str) -> Any:
-    """Return a client of the GCS at `HOST:PORT`, without joining the cluster."""
-    return GcsClient(address=address)
 
 
 @contextmanager

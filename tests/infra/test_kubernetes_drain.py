@@ -15,10 +15,15 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from lexray.cluster.manifests.kube_pods import DRAIN_S, DRAIN_SCRIPT
+from lexray.cluster.provisioned.description import ClusterDescription
+from lexray.cluster.manifests.kube_pods import DRAIN_S, drain_script
 from lexray.tuning.ray_backend.cluster_view import cluster_view
 
-folder = sys.argv[1]
+folder, environment = sys.argv[1:]
+described = ClusterDescription.model_validate({
+    "schema": 1, "name": "lexray", "provider": "kubernetes", "python_environment": environment,
+    "access": {"kind": "kubectl", "namespace": "lexray", "service": "lexray-head-svc"},
+})
 
 def wait_until(is_so, what):
     deadline = time.monotonic() + 120
@@ -48,7 +53,7 @@ training = threading.Thread(target=trainer.fit, daemon=True)
 training.start()
 wait_until(lambda: os.path.exists(f"{folder}/began"), "the training")
 assert leaving() == set()
-script = DRAIN_SCRIPT.replace(f"SECONDS + {DRAIN_S}", "SECONDS + 60")
+script = drain_script(described).replace(f"SECONDS + {DRAIN_S}", "SECONDS + 60")
 told = {"RAY_ADDRESS": cluster.address, "RAY_CLOUD_INSTANCE_ID": "a-pod"}
 ending = subprocess.Popen(["bash", "-c", script], env={**os.environ, **told})
 wait_until(leaving, "a node that leaves")
@@ -64,9 +69,12 @@ cluster.shutdown()
 
 
 @pytest.mark.slow
-def test_the_placer_sees_that_the_pods_node_leaves_and_the_script_waits_until_its_training_has_left(tmp_path):
+@pytest.mark.parametrize("environment", ["image", "uv"])
+def test_the_placer_sees_that_the_pods_node_leaves_and_the_script_waits_until_its_training_has_left(
+    tmp_path, environment
+):
     root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path), environment]
     path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
     done = subprocess.run(command, cwd=root, env={"PATH": path, "HOME": str(tmp_path)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

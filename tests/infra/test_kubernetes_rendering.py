@@ -1,9 +1,12 @@
 """One description, one cluster: the files, the overlays and what the command renders are the same."""
 
 import copy
+import re
 import shlex
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,8 +14,9 @@ from kubernetes_kinds import FOLDER, ROOT, by_name, example, kustomized, needs_k
 from pydantic import ValidationError
 
 from lexray.cluster.manifests.kube_cluster import SWEEP, SWEEP_CONFIG_MAP, SWEEP_FOLDER
-from lexray.cluster.manifests.kube_pods import DRAIN_SCRIPT, GPU_RESOURCE
+from lexray.cluster.manifests.kube_pods import DRAIN_ARGUMENTS, GPU_RESOURCE, drain_script
 from lexray.cluster.manifests.manifests import applied, render, to_yaml
+from lexray.cluster.provisioned.description import SETUP_TIMEOUT_S
 from lexray.cluster.provisioned.pools import pools_of
 from lexray.storage.errors import UserError
 
@@ -242,5 +246,26 @@ def test_a_description_that_kubernetes_could_not_go_by_is_refused_by_its_field(c
         render_example(**changes)
 
 
-def test_the_script_that_drains_a_node_is_one_that_bash_reads():
-    subprocess.run(["bash", "-n", "-c", DRAIN_SCRIPT], check=True)
+@pytest.mark.parametrize("environment", ["image", "uv"])
+def test_the_script_that_drains_a_node_is_one_that_bash_reads(environment):
+    script = drain_script(example(python_environment=environment))
+    subprocess.run(["bash", "-n", "-c", script], check=True)
+
+
+def test_nothing_of_a_cluster_without_lexray_in_its_image_calls_lexray():
+    """But jobs, which bring it along."""
+    files = render_example(image="rayproject/ray:2.60.0-py311-gpu", python_environment="uv")
+    assert not [name for name in files if "job" in name], "a RayJob brings no code"
+    for pod in pod_templates(files["raycluster.yaml"][0]):
+        (container,) = pod["spec"]["containers"]
+        assert {"name": "RAY_JOB_START_TIMEOUT_SECONDS", "value": str(SETUP_TIMEOUT_S)} in container["env"]
+        script = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", ["", "", ""])[2]
+        assert not re.search(r"^python -m lexray", script, re.MULTILINE)
+
+
+def test_a_worker_without_lexray_leaves_by_the_same_program():
+    """Without its arguments it says so; with them it runs in the slow tests of draining."""
+    script = drain_script(example(python_environment="uv")).partition("end=$((")[0].replace(DRAIN_ARGUMENTS, "")
+    env = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+    done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True, timeout=120, cwd="/")
+    assert (done.returncode, "not enough values to unpack" in done.stderr) == (1, True), done.stderr

@@ -13,6 +13,7 @@ import pytest
 import ray
 import torch.distributed as dist
 from ray import cloudpickle
+from ray._raylet import GcsClient
 from ray.train import ControllerError, RunConfig, ScalingConfig
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
@@ -20,7 +21,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from lexray.cluster.provisioned.description import Pool
 from lexray.cluster.provisioned.pools import pools_of, pools_option
 from lexray.cluster.ray_backend.connect import _announce
-from lexray.cluster.ray_backend.internals import announce_node_groups, gcs_client, wants_another_token
+from lexray.cluster.ray_backend.internals import announce_node_groups, wants_another_token
 from lexray.tuning.ray_backend.attempts import is_of_the_trial
 from lexray.tuning.ray_backend.cluster_view import cluster_view
 from lexray.tuning.ray_backend.in_process_trainer import TrainHere
@@ -29,6 +30,7 @@ from lexray.tuning.ray_backend.process_groups import WorkersConfig
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not import tests
 ROOT = Path(__file__).parents[2]
 PRIVATE = {
+    "cluster/node/drain_node.py": {"ray._raylet.GcsClient"},
     "cluster/node/ec2_provider.py": {
         "ray.autoscaler._private.aws.node_provider.AWSNodeProvider",
         "InstanceManager._update_instance",
@@ -40,7 +42,6 @@ PRIVATE = {
         "ray._private.grpc_utils.init_grpc_channel",
         "ray._raylet.AuthenticationTokenLoader",
         "ray._raylet.Config",
-        "ray._raylet.GcsClient",
         "ray._raylet",
         "ray.experimental.internal_kv._internal_kv_get",
         "ray.experimental.internal_kv._internal_kv_put",
@@ -172,6 +173,6 @@ def test_ray_tells_what_is_free_on_each_living_node_and_which_leave(ray_session:
 
 @pytest.mark.ray
 def test_the_gcs_lists_its_nodes_to_who_has_the_token(ray_session: str) -> None:
-    nodes = gcs_client(ray_session).get_all_node_info()
+    nodes = GcsClient(address=ray_session).get_all_node_info()
     assert {node.node_id.hex() for node in nodes.values()} == {node["NodeID"] for node in ray.nodes()}
     assert not wants_another_token(ray_session, 10)
