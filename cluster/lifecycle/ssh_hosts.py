@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -51,7 +51,9 @@ class HostList(FileModel):
     key: str | None = None
     """File of the private key; None: as your ssh configuration or agent has it."""
     python: str = "python3"
-    """Program, on every host, that has lexray's dependencies: of one version of Python and of Ray on all."""
+    """Program, on every host, of one version of Python and of Ray on all."""
+    python_environment: Literal["image", "uv"] = "image"
+    """`image`: `python` has lexray's dependencies. `uv`: it has Ray alone, and each host installs the rest by uv."""
     port: Port = GCS_PORT
     """Of Ray's head."""
     dashboard_port: Port = DASHBOARD_PORT
@@ -129,6 +131,7 @@ def described(hosts: HostList, address: str, token_file: str, ray_version: str) 
         access=hosts.access(head, address),
         token=SshFile(path=token_file),
         ray_version=ray_version,
+        python_environment=hosts.python_environment,
         data_url=hosts.data_url,
         runs_url=hosts.runs_url,
         liveness=hosts.liveness,

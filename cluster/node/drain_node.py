@@ -4,8 +4,8 @@
 
 HEAD is `host:port` of Ray's head, INSTANCE the `RAY_CLOUD_INSTANCE_ID` under which the node was started: an instance's
 id on EC2, a pod's name under KubeRay. Ray's own `ray drain-node` would guess which node is meant, by the processes that
-it sees, and where it sees the head's it takes the head. This file imports Ray and the standard library alone: it also runs
-where the image has no lexray.
+it sees, and where it sees the head's it takes the head. This file imports Ray and the standard library alone: it also
+runs where the image has no lexray.
 """
 
 from __future__ import annotations

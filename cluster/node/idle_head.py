@@ -1,21 +1,22 @@
 """Wait on a head until nobody uses the cluster: `python -m lexray.cluster.node.idle_head MINUTES`.
 
 A cluster is used while a job (submitted, or a driver that joined it) runs or waits, or a node beside its head is alive.
+This file needs nothing beyond Python: it also runs in images without lexray's libraries.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
+from urllib.request import ProxyHandler, Request, build_opener
 
-from lexray.cluster.jobs.job_client import RUNNING, JobClient
-from lexray.cluster.provisioned.description import DASHBOARD_PORT
-from lexray.cluster.provisioned.http import Dashboard
-from lexray.cluster.provisioned.tokens import Secret
-
-POLL_S = 30.0
+DASHBOARD = "http://127.0.0.1:8265"
+"""Of the head on this machine, by loopback: the token crosses no network."""
+POLL_S, ANSWER_S = 30.0, 30.0
 
 
 def await_idle(
@@ -32,19 +33,21 @@ def await_idle(
             used_s = clock()
 
 
-def is_used(dashboard: Dashboard) -> bool:
-    """Whether a job runs or waits, or a node other than the head is alive."""
-    if any(job["status"] in RUNNING for job in dashboard.get("/api/jobs/")):
+def is_used(dashboard: str = DASHBOARD) -> bool:
+    """Return whether a job runs or waits, or a node other than the head is alive. Raises OSError without an answer."""
+    if any(job["status"] in ("PENDING", "RUNNING") for job in _answer(f"{dashboard}/api/jobs/")):
         return True
-    return any(not node.get("is_head_node") for node in JobClient(dashboard).nodes())
+    nodes = _answer(f"{dashboard}/api/v0/nodes?detail=1&limit=10000")["data"]["result"]["result"]
+    return any(node["state"] == "ALIVE" and not node.get("is_head_node") for node in nodes)
 
 
-def this_head() -> Dashboard:
-    """Return the dashboard of the head on this machine, by loopback: the token crosses no network."""
+def _answer(url: str) -> Any:
+    """Return the JSON document at `url`, requested with the token of this process and by no proxy."""
     token = os.environ.get("RAY_AUTH_TOKEN")
-    return Dashboard(url=f"http://127.0.0.1:{DASHBOARD_PORT}", what="the head", token=Secret(token) if token else None)
+    request = Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
+    with build_opener(ProxyHandler({})).open(request, timeout=ANSWER_S) as answer:
+        return json.load(answer)
 
 
 if __name__ == "__main__":
-    head = this_head()
-    await_idle(lambda: is_used(head), 60 * float(sys.argv[1]))
+    await_idle(is_used, 60 * float(sys.argv[1]))

@@ -122,6 +122,7 @@ module "ray" {
   subnet_ids_by_zone   = module.network.subnet_ids_by_zone
   ami_id               = local.ami_id
   container_image      = var.container_image
+  python_environment   = var.python_environment
   head_instance_type   = var.head_instance_type
   root_volume_gib      = var.root_volume_gib
   root_volume_mib_s    = var.root_volume_mib_s

@@ -16,13 +16,14 @@ output "cluster" {
       kind = "kubernetes_secret"
       name = var.name
     }
-    ray_version      = var.ray_version
-    image            = var.container_image
-    data_url         = module.storage.uris["data"]
-    runs_url         = module.storage.uris["runs"]
-    scratch_url      = module.storage.uris["scratch"]
-    scratch_days     = var.existing_bucket == null ? var.scratch_retention_days : null
-    wandb_secret_arn = aws_secretsmanager_secret.wandb.arn
+    ray_version        = var.ray_version
+    image              = var.container_image
+    python_environment = var.python_environment
+    data_url           = module.storage.uris["data"]
+    runs_url           = module.storage.uris["runs"]
+    scratch_url        = module.storage.uris["scratch"]
+    scratch_days       = var.existing_bucket == null ? var.scratch_retention_days : null
+    wandb_secret_arn   = aws_secretsmanager_secret.wandb.arn
     pools = [
       for name, pool in local.pools : {
         name           = name

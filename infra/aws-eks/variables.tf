@@ -150,12 +150,23 @@ variable "log_retention_days" {
 }
 
 variable "container_image" {
-  description = "Image of infra/image that you pushed, with a tag or digest, such as ACCOUNT.dkr.ecr.REGION.amazonaws.com/lexray:0.1.0."
+  description = "Image of infra/image that you pushed, with a tag or digest, such as ACCOUNT.dkr.ecr.REGION.amazonaws.com/lexray:0.1.0; or, with `python_environment = \"uv\"`, a public one of Ray, such as rayproject/ray:2.60.0-py311-gpu."
   type        = string
 
   validation {
     condition     = can(regex("^[A-Za-z0-9][A-Za-z0-9._:/-]*(:[A-Za-z0-9._-]+|@sha256:[0-9a-f]{64})$", var.container_image)) && !endswith(var.container_image, ":latest")
     error_message = "container_image is ${var.container_image}: pin it by a tag other than latest, or by digest."
+  }
+}
+
+variable "python_environment" {
+  description = "`image`: container_image has lexray's requirements. `uv`: it has Ray alone, and each node installs them when a job begins."
+  type        = string
+  default     = "image"
+
+  validation {
+    condition     = contains(["image", "uv"], var.python_environment)
+    error_message = "python_environment is ${var.python_environment}: use image or uv."
   }
 }
 

@@ -98,6 +98,9 @@ def test_the_description_leads_to_the_head_by_ssh_and_holds_no_token(tmp_path):
     description = ClusterDescription.model_validate(content)
     assert description.access == Ssh(host="b", user="me", key="~/.ssh/lab", address="10.0.0.2")
     assert description.token == SshFile(path="/home/me/token")
+    assert description.python_environment == "image"
+    bare = hosts.model_copy(update={"python_environment": "uv"})
+    assert described(bare, "10.0.0.2", "/t", "2.60.0")["python_environment"] == "uv"
     use = token_use(description, None, None)
     assert str(use) == "token file /home/me/token on that host would be sent to port 8265 of 10.0.0.2, by ssh to me@b"
 

@@ -98,16 +98,17 @@ def launch_head(ec2: Any, config: dict[str, Any]) -> str:
     return answer["Instances"][0]["InstanceId"]
 
 
-def start_head(hosts: Machines, programs: Path = BIN) -> tuple[Any, dict[str, str]]:
+def start_head(hosts: Machines, programs: Path = BIN, **further: str) -> tuple[Any, dict[str, str]]:
     """Run the head's own start line against a simulated EC2; return a client of that, and the head's variables.
 
-    `programs` holds `ray` and `python`.
+    `programs` holds `ray` and `python`; `further` are variables of the head.
     """
     url = hosts.start_s3()
     ec2, config = simulated_ec2(url)
     (hosts.place / "ray-cluster.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     head, script = hosts.machine("head"), rendered.read("head.sh")
-    env = environment(script, hosts, "head", launch_head(ec2, config), "head", programs) | {"AWS_ENDPOINT_URL": url}
+    env = environment(script, hosts, "head", launch_head(ec2, config), "head", programs)
+    env |= {"AWS_ENDPOINT_URL": url, **further}
     start(hosts, "head", script, env)
     wait_until(lambda: answers(head, DASHBOARD_PORT) and answers(head, GCS_PORT), "the head")
     return ec2, env

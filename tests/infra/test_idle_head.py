@@ -12,11 +12,7 @@ import pytest
 from fake_programs import ADashboard
 from hcl_files import INFRA
 
-from lexray.cluster.node import idle_head
-from lexray.cluster.node.idle_head import POLL_S, await_idle, is_used, this_head
-from lexray.cluster.provisioned.errors import ClusterLostError
-from lexray.cluster.provisioned.http import Dashboard
-from lexray.cluster.provisioned.tokens import Secret
+from lexray.cluster.node.idle_head import POLL_S, await_idle, is_used
 
 HEAD = {"state": "ALIVE", "is_head_node": True}
 
@@ -50,20 +46,18 @@ def head() -> Iterator[Head]:
         ([], [HEAD, {"state": "DEAD", "is_head_node": False}], False),
     ],
 )
-def test_jobs_and_nodes_use_a_cluster(head, jobs, nodes, used):
+def test_jobs_and_nodes_use_a_cluster(head, jobs, nodes, used, monkeypatch):
     head.jobs, head.nodes = jobs, nodes
-    assert is_used(Dashboard(url=head.url, what="the head", token=Secret("t"))) is used
-
-
-def test_a_head_that_does_not_answer_is_not_idle():
-    with pytest.raises(ClusterLostError):
-        is_used(Dashboard(url="http://127.0.0.1:9", what="the head", patience_s=0))
-
-
-def test_the_watch_may_send_its_token_to_the_head_that_it_asks(head, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_TOKEN", "t")
-    monkeypatch.setattr(idle_head, "DASHBOARD_PORT", int(head.url.rpartition(":")[2]))
-    assert not is_used(this_head())
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert is_used(head.url) is used
+
+
+def test_a_head_that_does_not_answer_or_refuses_the_token_is_not_idle(head, monkeypatch):
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    for url in ("http://127.0.0.1:9", head.url):
+        with pytest.raises(OSError, match=r"refused|401"):
+            is_used(url)
 
 
 def test_use_starts_the_clock_anew():

@@ -233,3 +233,31 @@ run "ways_to_launch_are_in_the_stated_order" {
     error_message = "The head does not watch whether it is used."
   }
 }
+
+run "an_image_without_lexray_gets_the_programs_of_its_nodes" {
+  variables {
+    container_image    = "rayproject/ray:2.60.0-py311-gpu"
+    python_environment = "uv"
+  }
+
+  assert {
+    condition     = output.cluster.python_environment == "uv" && output.cluster.image == "rayproject/ray:2.60.0-py311-gpu"
+    error_message = "Jobs bring their requirements."
+  }
+
+  assert {
+    condition = alltrue([
+      for script in [output.head_user_data, output.worker_user_data["a10g"]] :
+      strcontains(script, "\nPYTHONPATH=/etc/lexray/public\n") && alltrue([
+        for name in ["drain_node", "ec2_provider", "idle_head"] :
+        strcontains(script, "cat > /etc/lexray/public/lexray/cluster/node/${name}.py <<'PROGRAM'\n\"\"\"")
+      ])
+    ])
+    error_message = "Head and workers have what they run beside jobs."
+  }
+
+  assert {
+    condition     = length(base64gzip(output.head_user_data)) * 3 / 4 < 16384 * 3 / 4
+    error_message = "The head's start-up script has ${length(base64gzip(output.head_user_data)) * 3 / 4} bytes compressed."
+  }
+}

@@ -146,3 +146,17 @@ run "a_budget_can_be_switched_off" {
     error_message = "A budget is made, or a zone is used that does not offer g5.12xlarge."
   }
 }
+
+run "an_image_without_lexray_is_described_as_such" {
+  command = plan
+
+  variables {
+    container_image    = "rayproject/ray:2.60.0-py311-gpu"
+    python_environment = "uv"
+  }
+
+  assert {
+    condition     = output.cluster.python_environment == "uv"
+    error_message = "Jobs bring their requirements."
+  }
+}

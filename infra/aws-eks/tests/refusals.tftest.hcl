@@ -21,6 +21,7 @@ run "refuses_a_bad_value_of_every_variable" {
     scratch_retention_days = 0
     log_retention_days     = 15
     container_image        = "registry.example.com/lexray:latest"
+    python_environment     = "conda"
     ray_version            = "latest"
     root_volume_gib        = 20
     root_volume_mib_s      = 1000
@@ -48,6 +49,7 @@ run "refuses_a_bad_value_of_every_variable" {
     var.scratch_retention_days,
     var.log_retention_days,
     var.container_image,
+    var.python_environment,
     var.ray_version,
     var.root_volume_gib,
     var.root_volume_mib_s,

@@ -120,10 +120,19 @@ locals {
 
   ray_cluster_yaml = yamlencode(local.ray_cluster)
 
+  # For an image without lexray: what runs beside jobs, each file of which imports Ray and the standard library alone, and
+  # time for the head to install before it starts a job.
+  is_bare = var.python_environment == "uv"
+  bring_programs = !local.is_bare ? "" : templatefile("${path.module}/templates/programs.sh.tftpl", {
+    programs = { for name in ["drain_node.py", "ec2_provider.py", "idle_head.py"] : name => file("${path.module}/programs/${name}") }
+  })
+  bare_env = local.is_bare ? { PYTHONPATH = "/etc/lexray/public", RAY_JOB_START_TIMEOUT_SECONDS = "1800" } : {}
+
   node_values = {
+    bring_programs    = local.bring_programs
     region            = var.region
     container_image   = var.container_image
-    liveness_env      = local.liveness_env
+    further_env       = merge(local.liveness_env, local.bare_env)
     token_secret_arn  = aws_secretsmanager_secret.token.arn
     address_parameter = aws_ssm_parameter.head_address.name
     log_group         = aws_cloudwatch_log_group.nodes.name

@@ -49,7 +49,12 @@ variable "ami_id" {
 }
 
 variable "container_image" {
-  description = "Image of infra/image, from which Ray runs on every node."
+  description = "Image from which Ray runs on every node."
+  type        = string
+}
+
+variable "python_environment" {
+  description = "`image`: container_image has lexray's requirements. `uv`: it has Ray alone."
   type        = string
 }
 
