@@ -15,6 +15,13 @@ from hcl_files import INFRA, ROOTS, declared, type_text
 README = INFRA / "README.md"
 
 
+def commands(section: str) -> list[str]:
+    """Return what a section of the README tells to type, in its order."""
+    text = README.read_text(encoding="utf-8").split(f"## {section}\n")[1].split("\n## ")[0]
+    joined = re.sub(r"\\\n\s+", "", text)
+    return [line.strip() for line in joined.splitlines() if re.match(r" {4}\S", line)]
+
+
 def _one_line(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import boto3
 import pytest
 from hcl_files import INFRA
+from readme_tables import commands
 from sweeps import sweep_content, write_sweep
 from synthetic import write_rows
 from terraform_tool import copy_of_infra
@@ -30,14 +31,6 @@ ROOT = "infra/aws-ec2"
 BUCKET = "lexray-123456789012-us-east-1"
 AMI = 'ami_id = "ami-0123456789abcdef0"\n'
 """Added to the values of the example: the simulated AWS publishes no machine images."""
-
-
-def commands() -> list[str]:
-    """What the README tells to type on the way over EC2, in its order."""
-    text = (INFRA / "README.md").read_text(encoding="utf-8")
-    walk = text.split("## The walk on EC2\n")[1].split("\n## ")[0]
-    joined = re.sub(r"\\\n\s+", "", walk)
-    return [line.strip() for line in joined.splitlines() if re.match(r" {4}\S", line)]
 
 
 @dataclass(kw_only=True)
@@ -101,7 +94,7 @@ def walk(cli_config, aws_endpoint, tmp_path, monkeypatch):
 
 
 def test_every_command_of_the_walk_does_what_the_readme_says(walk):
-    role, repository, copy, up, secret, submit, status, down = commands()
+    role, repository, copy, up, secret, submit, status, down = commands("The walk on EC2")
     walk.succeed(role)
     walk.succeed(repository)
     walk.push_image()
