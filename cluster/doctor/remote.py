@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from lexray.cluster.doctor.render import checks_of
-from lexray.cluster.doctor.verdict import Check, fail
+from lexray.cluster.doctor.verdict import Check, fail, listed, ok, skipped, warn
 from lexray.cluster.jobs.environment import job_environment
 from lexray.cluster.jobs.job_client import Job, JobClient
 from lexray.cluster.provisioned.connection import Connection, Target, connect
-from lexray.cluster.provisioned.description import SETUP_TIMEOUT_S
+from lexray.cluster.provisioned.description import SETUP_TIMEOUT_S, ClusterDescription, Kubectl
+from lexray.cluster.provisioned.pending_pods import pending_pods
 from lexray.cluster.ray_backend.package import SWEEP_FILE, package
-from lexray.storage.errors import last_line
+from lexray.storage.errors import UserError, last_line
 from lexray.storage.objects.options import insecure_prefix
 
 PREFIX = "doctor-"
@@ -53,8 +54,21 @@ def diagnose_by_job(
         job = _awaited(client, job_id, clock() + longest_s, clock, sleep)
         log = client.logs(job_id)
         document = document_in(log)
-        name = connection.name
-    return name, checks_of(document) if document is not None else [_no_answer(job, log)]
+        name, pods = connection.name, check_pods(connection.description)
+    return name, [*(checks_of(document) if document is not None else [_no_answer(job, log)]), *pods]
+
+
+def check_pods(cluster: ClusterDescription | None) -> list[Check]:
+    """Every pod of a cluster in Kubernetes starts; no check elsewhere."""
+    if cluster is None or not isinstance(cluster.access, Kubectl):
+        return []
+    try:
+        pending = pending_pods(cluster)
+    except UserError as error:
+        return [skipped("pods", str(error))]
+    if pending:
+        return [warn("pods", listed(pending), "wait for a node that is on its way, or mend what the line names")]
+    return [ok("pods", "no pod of the namespace waits")]
 
 
 def entrypoint(errand: Errand, connection: Connection) -> str:

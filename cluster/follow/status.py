@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -14,7 +15,8 @@ from lexray.cluster.follow.resolve import connected_if_told, resolve
 from lexray.cluster.follow.sweep_status import LEFT, LOST, UNKNOWN, SweepStatus, TrialStatus, sweep_status
 from lexray.cluster.jobs.job_client import Job
 from lexray.cluster.output import print_json
-from lexray.cluster.provisioned.connection import Target
+from lexray.cluster.provisioned.connection import Connection, Target
+from lexray.cluster.provisioned.pending_pods import pending_pods
 from lexray.cluster.words import moment, resume_command, span
 from lexray.storage.errors import UserError
 from lexray.tuning.driver_record import RUNNING
@@ -27,23 +29,26 @@ def run_status(text: str, target: Target, messages: Console, as_json: bool) -> N
     """The state on stdout. Raises UserError where no sweep lies and no job is known."""
     with connected_if_told(target) as connection:
         found = resolve(text, connection)
+        pending = _pending(connection)
     try:
         status = sweep_status(found.folder, time.time())
     except UserError:
         if found.job is None:
             raise
-        _print_job(found.job, as_json)  # it has not begun, or its folder cannot be read from here
+        _print_job(found.job, pending, as_json)  # it has not begun, or its folder cannot be read from here
         return
     if as_json:
-        print_json(status.to_dict() | {"job": None if found.job is None else vars(found.job)})
+        job = None if found.job is None else vars(found.job)
+        print_json(status.to_dict() | {"job": job, "pending_pods": pending})
         return
-    print_status(status, found.job)
+    print_status(status, found.job, pending)
 
 
-def print_status(status: SweepStatus, job: Job | None) -> None:
-    """Few lines about the sweep, then its trials."""
+def print_status(status: SweepStatus, job: Job | None, pending: Sequence[str] = ()) -> None:
+    """Few lines about the sweep, then its trials; `pending` says why pods of its cluster do not start."""
     out = TextConsole()
-    for name, value in [*_lines(status), *([("job", f"{job.id}: {job.status}")] if job is not None else [])]:
+    lines = [*_lines(status), *(("pods", line) for line in pending)]
+    for name, value in [*lines, *([("job", f"{job.id}: {job.status}")] if job is not None else [])]:
         out.print(f"{name:<10}{value}", soft_wrap=True)
     listed = status.trials
     if len(listed) > SHOWN:
@@ -53,6 +58,16 @@ def print_status(status: SweepStatus, job: Job | None) -> None:
     others = Counter(trial.status for trial in status.trials if trial not in listed)
     if others:
         out.print("and " + ", ".join(f"{count} {name}" for name, count in others.items()))
+
+
+def _pending(connection: Connection | None) -> list[str]:
+    """Why pods of the cluster do not start; also when Kubernetes cannot be asked for them."""
+    if connection is None or connection.description is None:
+        return []
+    try:
+        return pending_pods(connection.description)
+    except UserError as error:
+        return [f"unknown: {error}"]
 
 
 def _lines(status: SweepStatus) -> list[tuple[str, str]]:
@@ -101,9 +116,11 @@ def _table(trials: list[TrialStatus]) -> Table:
     return table
 
 
-def _print_job(job: Job, as_json: bool) -> None:
+def _print_job(job: Job, pending: Sequence[str], as_json: bool) -> None:
     if as_json:
-        print_json({"url": job.output, "state": job.status.lower(), "job": vars(job)})
+        print_json({"url": job.output, "state": job.status.lower(), "job": vars(job), "pending_pods": pending})
         return
     print(f"job {job.id}: {job.status}, {job.message}")
+    for line in pending:
+        print(f"pods {line}")
     print(f"nothing can be read at {job.output} yet; what the job says: `lexray logs {job.id} --address URL`")
