@@ -8,8 +8,8 @@ import pytest
 import yaml
 from harvest_cases import harvest_file
 
-from lexray.cluster import output as commands
 from lexray.cluster.cli import main
+from lexray.cluster.commands import harvest
 
 
 def write_file(tmp_path, **text):
@@ -54,7 +54,7 @@ def test_a_stray_error_is_no_interrupt(stray, tmp_path, monkeypatch, capsys):
     def fails(*_):
         raise stray
 
-    monkeypatch.setattr(commands, "run_harvest", fails)
+    monkeypatch.setattr(harvest, "read_config_file", fails)
     monkeypatch.setattr(sys, "argv", ["lexray", "harvest", str(tmp_path)])
     with pytest.raises(type(stray)) as caught:
         main()
@@ -66,7 +66,7 @@ def test_an_interrupt_is_one(lexray, monkeypatch, tmp_path):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "run_harvest", interrupted)
+    monkeypatch.setattr(harvest, "read_config_file", interrupted)
     code, out, err = lexray("harvest", tmp_path)
     assert (code, out) == (130, "")
     assert "interrupted; run the same command again to continue" in err
