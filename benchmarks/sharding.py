@@ -187,7 +187,8 @@ def _count_on_rank(rank: int, folder: str) -> None:
         x_BD = torch.randn(BYTES_ROWS // shape.data, BYTES_SITE)
         for _ in range(2):
             counted.clear()
-            engine.step(RawRows(x_BD, x_BD), BYTES_ROWS, LR)
+            engine.backward(RawRows(x_BD, x_BD), BYTES_ROWS)
+            engine.step(LR)
         shapes = shapes_of(config.dictionary, sites, shape.feature)
         rows = Rows(len(x_BD), BYTES_ROWS)
         planned = sum(over_rows(shapes, shape)) + (

@@ -49,6 +49,11 @@ def dense_loss(dictionary: Dictionary, x_BD: torch.Tensor) -> torch.Tensor:
     return (x_BD - code_BF @ dictionary.atoms_FD() - dictionary.b_dec).square().sum() / len(x_BD)
 
 
+def engine_step(engine: DeepSpeedEngine, x_BD: torch.Tensor) -> None:
+    engine.backward(RawRows(x_BD, x_BD), len(x_BD))
+    engine.step(1e-4)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--site-width", type=int, default=512)
@@ -71,8 +76,8 @@ def main() -> None:
     steps: dict[str, Callable[[], object]] = {
         "bare loop, dense products": lambda: dense(x_BD),
         "bare loop, sparse products": lambda: sparse(x_BD),
-        "lexray, ZeRO 0": lambda: engines[0].step(RawRows(x_BD, x_BD), len(x_BD), 1e-4),
-        "lexray, ZeRO 1": lambda: engines[1].step(RawRows(x_BD, x_BD), len(x_BD), 1e-4),
+        "lexray, ZeRO 0": lambda: engine_step(engines[0], x_BD),
+        "lexray, ZeRO 1": lambda: engine_step(engines[1], x_BD),
     }
     take_turns(steps, rounds=2)  # warm
     print(f"TopK, site {args.site_width}, width {args.width}, L0 {args.l0}, batch {args.batch_rows}")

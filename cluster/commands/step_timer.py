@@ -18,7 +18,8 @@ from lexray.training.dictionaries.base import Dictionary, DictionaryConfig, RawR
 from lexray.training.engines.batches import raw_rows
 from lexray.training.engines.engine import Engine
 from lexray.training.loop.build import build_dictionary, ensure_process_group, make_engine
-from lexray.training.loop.loop import StepRecord, TrainingFailedError, training_steps
+from lexray.training.loop.loop import StepRecord, training_steps
+from lexray.training.loop.non_finite import NonFiniteStepError
 from lexray.training.measures.metrics import evaluate
 from lexray.training.mesh.axes import LOCAL_DATA
 from lexray.training.mesh.device import device_of_command
@@ -101,7 +102,7 @@ class StepTimer:
         """Take one step of the training loop. Raises UserError where the loss is not finite."""
         try:
             next(self._training)
-        except TrainingFailedError as error:
+        except NonFiniteStepError as error:
             raise UserError(f"{self.config.dictionary.architecture}: cannot be timed, {error}") from error
 
     def _evaluate(self) -> None:

@@ -35,13 +35,14 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from training_cases import default_case, random_rows, untrained
 from lexray.training.config import MeshConfig, OptimizerConfig
-from lexray.training.engines.deepspeed_engine import Engine
+from lexray.training.engines.deepspeed_engine import DeepSpeedEngine
 
 print(get_accelerator().device_name())
 ensure_process_group()
 made = untrained(default_case("topk"))
-engine = Engine(made, OptimizerConfig(), MeshConfig(zero_stage=int(sys.argv[1])))
-engine.step(random_rows(made.sites, 0, dtype=torch.float32), 24, 0.001)
+engine = DeepSpeedEngine(made, OptimizerConfig(), MeshConfig(zero_stage=int(sys.argv[1])))
+engine.backward(random_rows(made.sites, 0, dtype=torch.float32), 24)
+engine.step(0.001)
 print(engine.device, get_accelerator().device_name(), dist.get_backend())
 """
 

@@ -202,12 +202,17 @@ def measured(config: TrainingConfig, rank: int) -> Measured:
     dictionary = make_dictionary(config.dictionary, site(SITE), axes=mesh.axes)
     engine = make_engine(dictionary, config, mesh)
     x_BD = torch.randn(64 // config.mesh.data, SITE)
+
+    def step() -> None:
+        engine.backward(RawRows(x_BD, x_BD), 64)
+        engine.step(1e-3)
+
     for _ in range(2):
-        engine.step(RawRows(x_BD, x_BD), 64, 1e-3)
+        step()
     new = {where: size for where, size in live_storages().items() if where not in before}
     del new[x_BD.untyped_storage().data_ptr()]
     held, given = sum(new.values()), mesh.traffic.bytes
-    peak = peak_bytes(lambda: engine.step(RawRows(x_BD, x_BD), 64, 1e-3))
+    peak = peak_bytes(step)
     return Measured(held, held + peak, mesh.traffic.bytes - given)
 
 

@@ -73,7 +73,9 @@ class DeepSpeedEngine:
         device = dictionary.input.mean_D.device
         _accelerate_on(device)
         self.zero_stage, self.micro_batches = workers.stage, workers.micro_batches
-        _mark_split(dictionary)
+        self._clip_norm = config.clip_norm
+        self._norm: Tensor | None = None
+        self._split = _mark_split(dictionary)
         self._loss_of = _LossOf(dictionary, config.precision)
         groups = parameter_groups(dictionary, config.lr_scale)
         wanted = [(group["names"], group["lr_scale"]) for group in groups]
@@ -96,27 +98,42 @@ class DeepSpeedEngine:
         if mesh.place.data == 1 and self.zero_stage == 0:
             self._engine.enable_backward_allreduce = False  # nothing to add up, and it costs a pass over the gradients
 
-    def step(self, rows: RawRows, total_rows: int, lr: float) -> LossOutput:
-        """One optimizer step on this rank's raw rows of a global batch."""
-        self._set_lr(lr)
+    def backward(self, rows: RawRows, total_rows: int) -> LossOutput:
+        """Compute the loss of this rank's raw rows of a global batch, and its gradient. No parameter changes."""
         if self.micro_batches == 1:
-            terms = self._accumulate(rows, total_rows)
-        else:
-            parts = parts_of(rows, self.micro_batches)
-            terms = in_parts(
-                self.dictionary,
-                len(parts),
-                look=lambda i: self._look(parts[i], total_rows),
-                learn=lambda i: self._accumulate(parts[i], total_rows),
-            )
+            return self._accumulate(rows, total_rows)
+        parts = parts_of(rows, self.micro_batches)
+        return in_parts(
+            self.dictionary,
+            len(parts),
+            look=lambda i: self._look(parts[i], total_rows),
+            learn=lambda i: self._accumulate(parts[i], total_rows),
+        )
+
+    def step(self, lr: float) -> bool:
+        """Change the parameters by the gradient of `backward`. Every rank calls it.
+
+        Return False, with no parameter changed, when the gradient's norm is not finite; the engine is of no use then.
+        """
+        self._set_lr(lr)
+        if self.zero_stage == 0:
+            self._norm = self._clip()
+            if not self._norm.isfinite():
+                return False
+        self._engine.step()
+        if self.zero_stage:
+            self._norm = torch.as_tensor(self._engine.get_global_grad_norm())
+            if not self._norm.isfinite():  # DeepSpeed has left such a step out
+                return False
         self.assign(self.dictionary.projections())
-        return terms
+        return True
 
     def _accumulate(self, rows: RawRows, total_rows: int) -> LossOutput:
-        """Add the gradient of these rows; with the last rows of a step, change the parameters."""
+        """Add the gradient of these rows."""
         loss = self._engine(rows.x_BD, total_rows, rows.y_BO)
         self._engine.backward(loss * self.mesh.place.data, scale_wrt_gas=False)
-        self._engine.step()
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()  # counts the micro-batch, and changes nothing
         terms, self._loss_of.terms = self._loss_of.terms, None
         assert terms is not None
         return terms
@@ -138,9 +155,19 @@ class DeepSpeedEngine:
     def device(self) -> torch.device:
         return torch.device(self._engine.device)
 
-    def gradient_norm(self) -> float:
-        """Norm over the whole mesh of the last step's gradient, before clipping; 0 where DeepSpeed does not say."""
-        return float(self._engine.get_global_grad_norm() or 0.0)
+    def gradient_norm(self) -> Tensor | None:
+        """Return the norm over the whole mesh of the last step's gradient, before clipping; None before the first."""
+        return self._norm
+
+    def _clip(self) -> Tensor:
+        """Clip the gradients to `clip_norm`, and return their norm before that. Under ZeRO DeepSpeed does both."""
+        named, counts_all = list(self.dictionary.named_parameters()), self.mesh.place.feature_index == 0
+        counted = [p.grad for name, p in named if p.grad is not None and (counts_all or name in self._split)]
+        squares = torch.stack([gradient.norm() for gradient in counted]).square().sum()
+        norm = self.mesh.axes.latents.all_reduce(squares).sqrt()
+        if self._clip_norm:
+            nn.utils.clip_grads_with_norm_([p for _, p in named], self._clip_norm, norm)
+        return norm
 
     @contextmanager
     def whole_parameters(self) -> Iterator[None]:
@@ -221,12 +248,14 @@ def _accelerate_on(device: torch.device) -> None:
         set_accelerator(CUDA_Accelerator() if device.type == "cuda" else CPU_Accelerator())
 
 
-def _mark_split(dictionary: Dictionary) -> None:
-    """Tell DeepSpeed which parameters are parts of a whole: it counts the others once in the gradient's norm."""
+def _mark_split(dictionary: Dictionary) -> frozenset[str]:
+    """Tell DeepSpeed which parameters are parts of a whole, and return their names: of the others, which all ranks of
+    a feature axis have, the gradient's norm counts one copy."""
     split = dictionary.split_names() if dictionary.latents.size > 1 else frozenset()
     for name, parameter in dictionary.named_parameters():
         if name in split:
             parameter.model_parallel = parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
+    return split
 
 
 def _host_copy(tensor: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def deepspeed_config(
     return {
         "train_micro_batch_size_per_gpu": 1,  # used by DeepSpeed for its reports alone
         "gradient_accumulation_steps": workers.micro_batches,
-        "gradient_clipping": config.clip_norm,
+        "gradient_clipping": config.clip_norm if workers.stage else 0.0,  # the engine's own where it needs the norm
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own Adam would have to be compiled
         "steps_per_print": 10**9,

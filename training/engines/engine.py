@@ -26,8 +26,18 @@ class Engine(Protocol):
     def device(self) -> torch.device:
         """Where the dictionary lies."""
 
-    def step(self, rows: RawRows, total_rows: int, lr: float) -> LossOutput:
-        """One step on this rank's rows of a global batch."""
+    def backward(self, rows: RawRows, total_rows: int) -> LossOutput:
+        """Compute the loss of this rank's rows of a global batch, and what `step` needs. Every rank calls it."""
+
+    def step(self, lr: float) -> bool:
+        """Change the dictionary. Return False, on every rank and with nothing changed, when the gradient's norm is not
+        finite. Every rank calls it."""
+
+    def gradient_norm(self) -> Tensor | None:
+        """Return the norm of the last step's gradient before clipping, over the whole mesh and the same on every rank.
+
+        None before the first step, and where nothing is differentiated. Reading the scalar waits for the device.
+        """
 
     def whole_parameters(self) -> AbstractContextManager[None]:
         """Inside, the dictionary can be used directly on this rank."""

@@ -25,9 +25,16 @@ class StatisticsEngine:
     def device(self) -> torch.device:
         return self.dictionary.input.mean_D.device
 
-    def step(self, rows: RawRows, total_rows: int, lr: float) -> LossOutput:
-        """One batch; the learning rate plays no part."""
+    def backward(self, rows: RawRows, total_rows: int) -> LossOutput:
+        """Add the batch to the dictionary's statistics and return its loss; nothing is differentiated."""
         return self.dictionary.learn(rows.x_BD, total_rows)
+
+    def step(self, lr: float) -> bool:
+        """Do nothing: the batch is learned already."""
+        return True
+
+    def gradient_norm(self) -> None:
+        """There is no gradient."""
 
     @contextmanager
     def whole_parameters(self) -> Iterator[None]:

@@ -13,19 +13,17 @@ from contextlib import closing
 from typing import NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
 from lexray.storage.stream import BatchStream
 from lexray.training.config import TrainingConfig
 from lexray.training.engines.batches import batches_on
 from lexray.training.engines.engine import Engine
 from lexray.training.engines.resampling import resample_dead
+from lexray.training.loop.non_finite import check_loss, gradient_error
 from lexray.training.mesh.axes import DataAxis
 from lexray.training.mesh.liveness import RowCheck
 from lexray.training.objectives.forward import BatchSums, LossOutput
-
-
-class TrainingFailedError(RuntimeError):
-    """Training cannot go on; one line that says why."""
 
 
 class StepRecord(NamedTuple):
@@ -36,6 +34,8 @@ class StepRecord(NamedTuple):
     lr: float
     train_s: float
     """Seconds spent in steps since the loop began, without those that hooks took."""
+    grad_norm: Tensor | None = None
+    """Of the whole gradient, before clipping; None where nothing is differentiated."""
 
     def metrics(self) -> dict[str, float]:
         """Values to log, under their `train/` names."""
@@ -45,6 +45,7 @@ class StepRecord(NamedTuple):
             "fvu": sums["error"] / sums["variance"] if sums["variance"] > 0 else math.nan,
             "l0": sums["active"] / rows,
             "lr": self.lr,
+            **({} if self.grad_norm is None else {"grad_norm": float(self.grad_norm)}),
             **terms,
             **{name: float(value) for name, value in self.batch.observed.items()},
         }
@@ -68,7 +69,7 @@ def training_steps(
     start: int,
     check: RowCheck | None = None,
 ) -> Generator[StepRecord]:
-    """Train from step `start` to the end. Raises TrainingFailedError when the loss is not finite."""
+    """Train from step `start` to the end. Raises NonFiniteStepError, on every rank, in place of a step that is not."""
     dictionary, num_steps, train_s = engine.dictionary, config.num_steps, 0.0
     with closing(batches_on(engine.device, stream, config.data, range(start, num_steps))) as batches:
         for step in range(start, num_steps):
@@ -78,15 +79,14 @@ def training_steps(
                 check(step, row_ids)
             lr = config.optimizer.lr_at(step, num_steps, config.dictionary.width)
             dictionary.at_step(step, num_steps)
-            terms = engine.step(raw, total_rows, lr)
-            sums = global_sums(terms, total_rows, rows)
-            if not math.isfinite(sums.sums["loss"]):
-                loss = sums.sums["loss"]
-                raise TrainingFailedError(f"the loss is {loss} at step {step + 1}; lower the learning rate")
+            sums = global_sums(engine.backward(raw, total_rows), total_rows, rows)
+            check_loss(step + 1, sums.sums, engine.gradient_norm(), dictionary.latents)
+            if not engine.step(lr):
+                raise gradient_error(step + 1, sums.sums, engine.gradient_norm())
             dictionary.after_step(sums)
             resample_dead(engine, raw, total_rows, rows)
             train_s += time.perf_counter() - began
-            yield StepRecord(step + 1, sums, lr, train_s)
+            yield StepRecord(step + 1, sums, lr, train_s, engine.gradient_norm())
 
 
 def global_sums(terms: LossOutput, total_rows: int, rows: DataAxis) -> BatchSums:

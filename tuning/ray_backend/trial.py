@@ -21,7 +21,7 @@ from lexray.storage.server import ServedWindows
 from lexray.storage.windows import LocalWindows, WindowReader, local_chunks
 from lexray.training.checkpoint.writer import delete_temporary
 from lexray.training.loop.build import ensure_process_group
-from lexray.training.loop.loop import TrainingFailedError
+from lexray.training.loop.non_finite import NonFiniteStepError
 from lexray.training.loop.trainer import OpenStream, Trainer
 from lexray.training.measures.held_out import measure_trial
 from lexray.training.mesh.device import use_device
@@ -209,7 +209,7 @@ def _trained(run: TrialRun, meter: Meter, began_s: float, fence: Fence, device: 
             measure_trial(store, trainer.open_stream, run.trial.config.data, device)
         stopped = stopped_by(run.store, run.judge.rules) if run.judge is not None and result.ended == "stopped" else {}
         return ended_record(record, result, time.time() - began_s, stopped=stopped)
-    except (UserError, TrainingFailedError) as error:  # raised on every rank; another attempt would end the same way
+    except (UserError, NonFiniteStepError) as error:  # raised on every rank; another attempt would end the same way
         return replace(record, status=FAILED, reason=str(error))
 
 
