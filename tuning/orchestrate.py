@@ -60,7 +60,7 @@ def run_sweep(
         if machines is not None:
             for line in costs:
                 log.info("%s", line)
-            _train(plan, machines.nodes, servers, followers, driver, work)
+            _run_trials(plan, machines.nodes, servers, followers, driver, work)
         if plan.search is not None:
             plan = plan.with_asked()
             if machines is not None:
@@ -74,7 +74,7 @@ def _window_servers(plan: SweepPlan) -> WindowServers:
     return WindowServers(trials=plan.expected, shapes=plan.shapes, cache=cache, publish=publish)
 
 
-def _train(
+def _run_trials(
     plan: SweepPlan,
     nodes: list[Node],
     servers: WindowServers,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from lexray.storage.errors import last_line
-from lexray.training.loop.trainer import TrainingResult
+from lexray.training.loop.result import TrainingResult
 from lexray.tuning.sweep_folder import DONE, MOVING, STOPPED, TARGET_MISSED, TrialRecord
 from lexray.tuning.trials import Trial
 

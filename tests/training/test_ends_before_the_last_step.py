@@ -1,4 +1,4 @@
-"""A training that a verdict or a pause ends: what it leaves, and that a pause loses nothing."""
+"""A training that ends before its last step: what it leaves, and that a pause loses nothing."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from training_synthetic import STEPS, Dataset, on_two_ranks, small_config, small
 from lexray.storage.store import Store
 from lexray.training.checkpoint.format import newest_checkpoint
 from lexray.training.checkpoint.saved import load_dictionary, read_dictionary_config
-from lexray.training.loop.hooks import StopHook
-from lexray.training.loop.loop import StepRecord
-from lexray.training.loop.trainer import Trainer, TrainingResult
-from lexray.training.objectives.forward import BatchSums
+from lexray.training.loop.result import TrainingResult
+from lexray.training.loop.stopping import Ending, StopCheck
+from lexray.training.loop.trainer import Trainer
+from lexray.training.mesh.axes import ONE_PROCESS
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
@@ -42,11 +42,11 @@ def steps_logged(folder: Path) -> list[int]:
 def test_a_verdict_ends_a_training_at_its_evaluation_and_leaves_the_dictionary_of_that_step(dataset, tmp_path):
     seen: list[list[int]] = []
 
-    def verdict(records) -> str:
+    def should_stop(records) -> str:
         seen.append([record["step"] for record in records if "eval/fvu" in record])
         return "enough" if seen[-1][-1] >= STEPS // 2 else ""
 
-    result = train(dataset, tmp_path / "stopped", verdict=verdict)
+    result = train(dataset, tmp_path / "stopped", should_stop=should_stop)
     assert (result.ended, result.reason) == ("stopped", "enough")
     assert result.steps == seen[-1][-1] < STEPS
     assert seen == [seen[-1][: i + 1] for i in range(len(seen))]  # asked once after each evaluation
@@ -57,7 +57,7 @@ def test_a_verdict_ends_a_training_at_its_evaluation_and_leaves_the_dictionary_o
 
 def test_a_training_that_is_never_told_to_end_is_not_changed_by_being_asked(dataset, tmp_path):
     train(dataset, tmp_path / "plain")
-    result = train(dataset, tmp_path / "asked", verdict=lambda records: "", pause=lambda: "")
+    result = train(dataset, tmp_path / "asked", should_stop=lambda records: "", should_pause=lambda: "")
     assert (result.ended, result.steps) == ("done", STEPS)
     plain, asked = weights(tmp_path / "plain"), weights(tmp_path / "asked")
     assert all(torch.equal(plain[name], asked[name]) for name in plain)
@@ -66,7 +66,7 @@ def test_a_training_that_is_never_told_to_end_is_not_changed_by_being_asked(data
 def test_a_pause_saves_the_state_of_its_step_and_the_training_goes_on_as_if_there_had_been_none(dataset, tmp_path):
     train(dataset, tmp_path / "plain")
     asked = iter(["", "", "night"])
-    result = train(dataset, tmp_path / "paused", pause=lambda: next(asked))
+    result = train(dataset, tmp_path / "paused", should_pause=lambda: next(asked))
     assert (result.ended, result.reason) == ("paused", "night")
     newest = newest_checkpoint(Store.at(str(tmp_path / "paused" / "checkpoints")))
     assert newest is not None
@@ -82,17 +82,19 @@ def test_a_pause_saves_the_state_of_its_step_and_the_training_goes_on_as_if_ther
 
 def test_a_reason_that_comes_with_the_last_step_ends_nothing(dataset, tmp_path):
     reasons = {STEPS: "too late"}
-    result = train(dataset, tmp_path / "done", verdict=lambda records: reasons.get(records[-1]["step"], ""))
+    result = train(dataset, tmp_path / "done", should_stop=lambda records: reasons.get(records[-1]["step"], ""))
     assert (result.ended, result.steps) == ("done", STEPS)
 
 
 def test_all_ranks_end_at_the_step_at_which_the_first_is_given_a_reason():
     def ends(rank, axes):
         asked = iter(["", "", "late"])
-        hook = StopHook(every=10, num_steps=60, ask=(lambda: next(asked)) if rank == 0 else None, ranks=axes.pairs)
-        for step in (10, 20, 30):
-            assert not hook.ended
-            hook(StepRecord(step, BatchSums(1, {}, torch.zeros(1), {}), 0.0, 0.0))
-        return hook.ended, hook.reason
+        check = StopCheck("paused", 10, 60, (lambda: next(asked)) if rank == 0 else None, axes.pairs)
+        return [check(step) for step in (5, 10, 20, 30)]
 
-    assert on_two_ranks(ends) == [(True, "late"), (True, "")]
+    assert on_two_ranks(ends) == [[None, None, None, Ending("paused", reason)] for reason in ("late", "")]
+
+
+def test_nothing_is_asked_after_the_last_step():
+    check = StopCheck("stopped", 10, 60, lambda: "too late", ONE_PROCESS.pairs)
+    assert check(60) is None

@@ -1,12 +1,18 @@
 """What the loop makes of a step: global sums, the values that are logged, the hooks that are due."""
 
+import ast
+import inspect
 import math
+import textwrap
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from training_synthetic import on_two_ranks
 
-from lexray.training.loop.loop import StepRecord, global_sums, run_hooks
+from lexray.training.engines.deepspeed_engine import DeepSpeedEngine
+from lexray.training.loop.hooks import run_hooks
+from lexray.training.loop.loop import StepRecord, global_sums, training_steps
 from lexray.training.mesh.axes import LOCAL_DATA
 from lexray.training.objectives.forward import BatchSums, LossOutput
 
@@ -94,3 +100,18 @@ def test_hooks_are_called_in_order():
 def test_a_batch_without_variance_has_no_fvu():
     empty = record(1)._replace(batch=BatchSums(20, {"error": 0.0, "variance": 0.0, "active": 0.0}, torch.zeros(3), {}))
     assert math.isnan(empty.metrics()["train/fvu"])
+
+
+def lines_of(function: Any) -> int:
+    """Lines of code of a function, without blank ones and its docstring."""
+    source = textwrap.dedent(inspect.getsource(function))
+    (node,) = ast.parse(source).body
+    assert isinstance(node, ast.FunctionDef)
+    docstring = node.body[0].end_lineno - node.body[0].lineno + 1 if ast.get_docstring(node) else 0
+    return sum(bool(line.strip()) for line in source.splitlines()) - docstring
+
+
+def test_the_loop_and_the_step_of_its_engine_fit_on_one_screen():
+    engine = DeepSpeedEngine
+    step = (training_steps, global_sums, engine.backward, engine.step, engine._accumulate, engine._clip)
+    assert sum(map(lines_of, step)) <= 80, "a code's terms have 40 lines more"

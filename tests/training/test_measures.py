@@ -25,7 +25,7 @@ from lexray.training.config import DataConfig
 from lexray.training.dictionaries import dictionary_config, make_dictionary
 from lexray.training.dictionaries.base import Dictionary, RawRows
 from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
-from lexray.training.loop.trainer import read_locally
+from lexray.training.loop.setup import read_locally
 from lexray.training.measures.coherence import coherence
 from lexray.training.measures.firing import FiringCounts
 from lexray.training.measures.held_out import measure_held_out, measure_trial, read_measures, write_measures

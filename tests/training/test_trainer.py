@@ -22,7 +22,8 @@ from lexray.training.config import MeshConfig, OptimizerConfig, TrainingConfig
 from lexray.training.dictionaries import ARCHITECTURES
 from lexray.training.engines.batches import raw_rows
 from lexray.training.loop.non_finite import NonFiniteStepError
-from lexray.training.loop.trainer import Trainer, TrainingResult
+from lexray.training.loop.result import TrainingResult
+from lexray.training.loop.trainer import Trainer
 from lexray.training.measures.metrics import evaluate
 
 pytestmark = pytest.mark.usefixtures("process_group")

@@ -130,6 +130,6 @@ def test_a_training_that_is_displaced_ends_and_leaves_the_folder_as_the_other_at
         return ""
 
     with pytest.raises(DisplacedError):
-        Trainer(config=config, store=first.fenced_store, trial=config.trial, pause=ask).run()
+        Trainer(config=config, store=first.fenced_store, trial=config.trial, should_pause=ask).run()
     assert asked[0] < 8, "at the next checkpoint at the latest"
     assert content(tmp_path) == left

@@ -204,7 +204,7 @@ def test_a_paused_trial_is_unfinished_and_goes_on_from_its_step(data, tmp_path):
     made = plan(tmp_path, data)
     trial, asked = made.trials[0], iter(["", "", DEADLINE])
     run = TrialRun(trial=trial, folder=made.folder)
-    result = Trainer(config=trial.config, store=run.store, pause=lambda: next(asked)).run()
+    result = Trainer(config=trial.config, store=run.store, should_pause=lambda: next(asked)).run()
     record = ended_record(new_record(trial, status="running"), result, 1.0, stopped={})
     made.folder.write_trial(record)
     assert (record.status, result.steps) == ("stopped: deadline", 30)

@@ -11,7 +11,8 @@ from lexray.storage.config_file import read_config_file
 from lexray.storage.errors import UserError
 from lexray.training.checkpoint.saved import load_dictionary
 from lexray.training.loop.build import ensure_process_group
-from lexray.training.loop.trainer import Trainer, TrainingResult
+from lexray.training.loop.result import TrainingResult
+from lexray.training.loop.trainer import Trainer
 from lexray.tuning.endings.verdicts import RUNGS, contender, judges, read_rungs, stopped_by
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.ray_backend.trial_run import TrialRun
@@ -43,7 +44,7 @@ def train(made: SweepPlan, trial_id: str) -> TrainingResult:
     trial = next(t for t in made.trials if t.id == trial_id)
     judge = judges(made.folder, made.trials, made.sweep.stop)[trial_id]
     run = TrialRun(trial=trial, folder=made.folder, judge=judge)
-    result = Trainer(config=trial.config, store=run.store, trial=trial_id, verdict=judge).run()
+    result = Trainer(config=trial.config, store=run.store, trial=trial_id, should_stop=judge).run()
     stopped = stopped_by(run.store, judge.rules) if result.ended == "stopped" else {}
     made.folder.write_trial(ended_record(new_record(trial, status="running"), result, 1.0, stopped=stopped))
     return result

@@ -1,27 +1,41 @@
-"""What happens now and then during training: log, evaluate, checkpoint. Every rank calls every hook that is due."""
+"""Observers of a training: what is logged and saved every so many steps. None changes the dictionary or the stream.
+
+Every rank calls every hook that is due.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
-from lexray.storage.stream import BatchStream
 from lexray.training.checkpoint.parts import ShardSpec
 from lexray.training.checkpoint.writer import CheckpointWriter
-from lexray.training.config import DataConfig
-from lexray.training.engines.batches import raw_rows
 from lexray.training.engines.engine import Engine
-from lexray.training.engines.micro_batches import parts_of
 from lexray.training.loop.data_traffic import DataTraffic
-from lexray.training.loop.loop import StepRecord
+from lexray.training.loop.loop import StepRecord, is_due
 from lexray.training.loop.metrics_log import MetricsLog
-from lexray.training.measures.metrics import evaluate
-from lexray.training.mesh.axes import DataAxis, WorldAxis
+from lexray.training.mesh.axes import WorldAxis
 from lexray.training.mesh.mesh import Mesh
+
+
+class Hook(Protocol):
+    """Something that happens every so many steps, and after the last one."""
+
+    every: int
+
+    def __call__(self, record: StepRecord) -> None: ...
+
+
+def run_hooks(hooks: Sequence[Hook], record: StepRecord, num_steps: int) -> None:
+    """Call the hooks that are due, in order. Decided by the step alone, so every rank calls the same ones."""
+    for hook in hooks:
+        if is_due(hook.every, record.step, num_steps):
+            hook(record)
+
 
 Emit = Callable[[dict[str, float]], None]
 """Receives a record: `step`, `rows` and named values. Does nothing on ranks other than 0."""
@@ -77,39 +91,22 @@ class LogHook:
 
 
 @dataclass(kw_only=True)
-class EvaluateHook:
-    """Held-out metrics."""
+class EvaluationHook:
+    """The metrics of the evaluations that the loop made."""
 
     every: int
-    engine: Engine
-    stream: BatchStream
-    data: DataConfig
-    max_rows: int
-    rows: DataAxis
     traffic: DataTraffic
     emit: Emit
-    micro_batches: int = 1
-    """Parts in which a batch is looked at."""
-    last: dict[str, float] = field(default_factory=dict)
-    """The newest metrics, without prefix."""
+    on_evaluation: Emit
+    """Called on every rank."""
 
     def __call__(self, record: StepRecord) -> None:
-        self.last = self.evaluate()
-        self.engine.dictionary.after_evaluation(self.last)
-        values = {f"eval/{name}": value for name, value in self.last.items() if name != "rows"}
+        assert record.evaluation is not None, "the hook is due when the loop evaluates"
+        values = {f"eval/{name}": value for name, value in record.evaluation.items() if name != "rows"}
         values["data/bytes_read"] = self.traffic.bytes_read()  # after the last step nobody else says it
-        self.emit({"step": record.step, "rows": record.step * record.batch.rows, **values})
-
-    def evaluate(self, k: int | None = None) -> dict[str, float]:
-        """Metrics, of codes with `k` active latents if it is given."""
-        batches = (
-            part
-            for batch in self.stream.every_row(self.max_rows)
-            for part in parts_of(raw_rows(batch, self.data, self.engine.device), self.micro_batches)
-            if len(part.x_BD)
-        )
-        with self.engine.whole_parameters():
-            return evaluate(self.engine.dictionary, batches, self.rows, k=k, sites=self.data.reconstructed)
+        values = {"step": record.step, "rows": record.step * record.batch.rows, **values}
+        self.emit(values)
+        self.on_evaluation(values)
 
 
 @dataclass(kw_only=True)
@@ -139,16 +136,20 @@ class CheckpointHook:
         return self.clock() - self._saved_at_s
 
     def __call__(self, record: StepRecord) -> None:
-        if record.step == self._saved:
+        self.save(record.step)
+
+    def save(self, step: int) -> None:
+        """Begin to save the state after `step`, unless that was done."""
+        if step == self._saved:
             return
-        self._saved, self._saved_at_s = record.step, self.clock()
+        self._saved, self._saved_at_s = step, self.clock()
         mine = {
             key: part._replace(tensor=part.tensor.detach().to("cpu", copy=True))
             for key, part in self.share.to_write(self.engine.state())
         }
         if self.metrics_log is not None:
             self.metrics_log.flush()
-        self.writer.save(record.step, mine)
+        self.writer.save(step, mine)
 
 
 @dataclass(kw_only=True)
@@ -163,23 +164,4 @@ class TimedCheckpointHook:
     def __call__(self, record: StepRecord) -> None:
         is_old = torch.tensor([float(self.checkpoint.age_s >= self.after_s)])
         if self.ranks.gather(is_old)[0].item():
-            self.checkpoint(record)
-
-
-@dataclass(kw_only=True)
-class StopHook:
-    """Ends the training before its last step, at one step on all ranks, when rank 0 is given a reason to."""
-
-    every: int
-    num_steps: int
-    ask: Callable[[], str] | None
-    """Why the training ends here, empty to go on; asked on rank 0 alone, None on the others."""
-    ranks: WorldAxis
-    ended: bool = False
-    reason: str = ""
-    """Known on rank 0."""
-
-    def __call__(self, record: StepRecord) -> None:
-        if record.step < self.num_steps:
-            self.reason = self.ask() if self.ask is not None else ""
-            self.ended = self.ranks.count(int(bool(self.reason))) > 0
+            self.checkpoint.save(record.step)

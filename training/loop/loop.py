@@ -1,4 +1,4 @@
-"""The training loop: a generator of step records; everything periodic is a hook with an `every`.
+"""The training loop: a generator of step records. All that changes the dictionary is in it; hooks observe.
 
 `step` counts finished optimizer steps, everywhere: step 0 is the untrained dictionary, batch t makes step t into t + 1,
 and a record with `step` s was made by batch s - 1.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import closing
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,9 +33,11 @@ class StepRecord(NamedTuple):
     batch: BatchSums
     lr: float
     train_s: float
-    """Seconds spent in steps since the loop began, without those that hooks took."""
+    """Seconds spent in steps since the loop began, without those that evaluations and hooks took."""
     grad_norm: Tensor | None = None
     """Of the whole gradient, before clipping; None where nothing is differentiated."""
+    evaluation: dict[str, float] | None = None
+    """Metrics on held-out rows after this step, by name; None where it was not evaluated."""
 
     def metrics(self) -> dict[str, float]:
         """Values to log, under their `train/` names."""
@@ -52,14 +54,6 @@ class StepRecord(NamedTuple):
         return {f"train/{name}": value for name, value in values.items()}
 
 
-class Hook(Protocol):
-    """Something that happens every so many steps, and after the last one."""
-
-    every: int
-
-    def __call__(self, record: StepRecord) -> None: ...
-
-
 def training_steps(
     config: TrainingConfig,
     stream: BatchStream,
@@ -68,8 +62,13 @@ def training_steps(
     *,
     start: int,
     check: RowCheck | None = None,
+    evaluate: Callable[[], dict[str, float]] | None = None,
 ) -> Generator[StepRecord]:
-    """Train from step `start` to the end. Raises NonFiniteStepError, on every rank, in place of a step that is not."""
+    """Train from step `start` to the end. Raises NonFiniteStepError, on every rank, in place of a step that is not.
+
+    `evaluate` returns metrics on held-out rows. Every `every.evaluate` steps the dictionary hears them, which is all
+    that a training learns from such rows.
+    """
     dictionary, num_steps, train_s = engine.dictionary, config.num_steps, 0.0
     with closing(batches_on(engine.device, stream, config.data, range(start, num_steps))) as batches:
         for step in range(start, num_steps):
@@ -86,7 +85,11 @@ def training_steps(
             dictionary.after_step(sums)
             resample_dead(engine, raw, total_rows, rows)
             train_s += time.perf_counter() - began
-            yield StepRecord(step + 1, sums, lr, train_s, engine.gradient_norm())
+            evaluation = None
+            if evaluate is not None and is_due(config.every.evaluate, step + 1, num_steps):
+                evaluation = evaluate()
+                dictionary.after_evaluation(evaluation)
+            yield StepRecord(step + 1, sums, lr, train_s, engine.gradient_norm(), evaluation)
 
 
 def global_sums(terms: LossOutput, total_rows: int, rows: DataAxis) -> BatchSums:
@@ -98,8 +101,6 @@ def global_sums(terms: LossOutput, total_rows: int, rows: DataAxis) -> BatchSums
     return BatchSums(total_rows, dict(zip(named, values, strict=True)), total[len(named) :], terms.observed)
 
 
-def run_hooks(hooks: Sequence[Hook], record: StepRecord, num_steps: int) -> None:
-    """Call the hooks that are due, in order. Decided by the step alone, so every rank calls the same ones."""
-    for hook in hooks:
-        if record.step % hook.every == 0 or record.step == num_steps:
-            hook(record)
+def is_due(every: int, step: int, num_steps: int) -> bool:
+    """Whether what happens every so many steps, and after the last one, happens after `step`."""
+    return step % every == 0 or step == num_steps

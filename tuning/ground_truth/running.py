@@ -17,7 +17,8 @@ from lexray.training.checkpoint.saved import CONFIG, load_dictionary, read_dicti
 from lexray.training.config import TrainingConfig
 from lexray.training.dictionaries.learned import LearnedDictionary
 from lexray.training.loop.build import build_dictionary, ensure_process_group, sample_rows
-from lexray.training.loop.trainer import Trainer, read_locally
+from lexray.training.loop.setup import read_locally
+from lexray.training.loop.trainer import Trainer
 from lexray.tuning.ground_truth.worlds import World
 
 SITE = "site"

@@ -22,7 +22,8 @@ from lexray.storage.windows import LocalWindows, WindowReader, local_chunks
 from lexray.training.checkpoint.writer import delete_temporary
 from lexray.training.loop.build import ensure_process_group
 from lexray.training.loop.non_finite import NonFiniteStepError
-from lexray.training.loop.trainer import OpenStream, Trainer
+from lexray.training.loop.setup import OpenStream
+from lexray.training.loop.trainer import Trainer
 from lexray.training.measures.held_out import measure_trial
 from lexray.training.mesh.device import use_device
 from lexray.tuning.endings.ends import Meter, Pause, read_spent
@@ -57,7 +58,7 @@ def run_trial(config: dict[str, Any]) -> None:
     record = new_record(run.trial, status=RUNNING)
     run.folder.write_trial(record)
     try:
-        _train(run, began)
+        _run_attempts(run, began)
     except DisplacedError as error:
         log.warning("%s: %s", run.trial.name, error)
         return
@@ -74,7 +75,7 @@ def run_trial(config: dict[str, Any]) -> None:
         delete_temporary(run.store.at_path("checkpoints"), run.trial.config.every.keep)
 
 
-def _train(run: TrialRun, began: float) -> None:
+def _run_attempts(run: TrialRun, began: float) -> None:
     """Attempts at the trial until its training ends, or the sweep does."""
     if run.allocator is None:
         _attempt(run, began)
@@ -196,8 +197,8 @@ def _trained(run: TrialRun, meter: Meter, began_s: float, fence: Fence, device: 
         open_stream=_nearest_stream(run, f"{run.trial.id}/{rank}"),
         on_evaluation=BoundedReports(run.trial.config.num_steps),
         on_log=metrics.add,
-        verdict=run.judge,
-        pause=_pause(run, meter, fence),
+        should_stop=run.judge,
+        should_pause=_should_pause(run, meter, fence),
         rank=rank,
         num_ranks=ray.train.get_context().get_world_size(),
     )
@@ -213,7 +214,7 @@ def _trained(run: TrialRun, meter: Meter, began_s: float, fence: Fence, device: 
         return replace(record, status=FAILED, reason=str(error))
 
 
-def _pause(run: TrialRun, meter: Meter, fence: Fence) -> Callable[[], str]:
+def _should_pause(run: TrialRun, meter: Meter, fence: Fence) -> Callable[[], str]:
     """Why the training is to save its state and end; asked on its first worker, where a displaced attempt ends."""
     pause, allocator = Pause(folder=run.folder, meter=meter, deadline_s=run.deadline_s), run.allocator
 
