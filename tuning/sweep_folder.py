@@ -6,6 +6,7 @@ trials/TRIAL/attempt.json      which attempt at it writes here (lexray.tuning.fe
 trials/TRIAL/rungs.json        where early stopping judged it, and how (lexray.tuning.endings.verdicts)
 trials/TRIAL/spent.json        hours of its workers, all attempts together (lexray.tuning.endings.ends)
 trials/TRIAL/metrics.jsonl     one JSON object per logged step (storage of `lexray.training.loop.metrics_log`)
+trials/TRIAL/non_finite.json   that it resumed after a step that was not finite (lexray.training.loop.non_finite)
 trials/TRIAL/checkpoints/      see lexray.training.checkpoint.format
 trials/TRIAL/dictionary/       the trained dictionary: config.json, dictionary.safetensors
 trials/TRIAL/measures.json     measures of it at the end, see training.measures; fired.npy: rows of each latent

@@ -1,12 +1,28 @@
-"""A step whose loss or gradient is not finite: found on every rank at once, before it changes the dictionary."""
+"""A step whose loss or gradient is not finite: found on every rank at once, before it changes the dictionary.
+
+A trial resumes once from its newest checkpoint after such a step. The stream is a function of the step, so the same
+batch is read again: what came from a fault passes, what came from the training fails again. That it has resumed lies in
+the trial's folder, so that neither another attempt nor another run of the sweep resumes it for ever.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 
 from torch import Tensor
 
+from lexray.storage.store import Store
+from lexray.training.checkpoint.resume import from_rank_0
 from lexray.training.mesh.axes import FeatureAxis
+from lexray.training.mesh.mesh import Mesh
+
+log = logging.getLogger("lexray")
+
+RESUMED = "non_finite.json"
+MAX_REASON = 300
+"""Characters of it that are quoted."""
 
 
 class NonFiniteStepError(RuntimeError):
@@ -29,3 +45,31 @@ def gradient_error(step: int, sums: dict[str, float], norm: Tensor | None) -> No
     """Return the error for a step (counted from 1) with a finite loss and the gradient norm `norm`."""
     assert norm is not None
     return NonFiniteStepError(f"step {step} is not finite: gradient norm {float(norm):g}; the loss is {sums['loss']:g}")
+
+
+def resume_once(store: Store, error: NonFiniteStepError, mesh: Mesh) -> None:
+    """Write down in the trial's folder that its training resumes after `error`. Every rank calls it.
+
+    Raises NonFiniteStepError when the trial had resumed before.
+    """
+    is_first = mesh.place.rank == 0
+    first = from_rank_0(_resumed_after(store) if is_first else None, mesh)
+    if first is not None:
+        raise NonFiniteStepError(
+            f"{error}; the trial had resumed from its newest checkpoint once already ({first}); lower the learning rate"
+        )
+    if is_first:
+        store.write(RESUMED, json.dumps({"reason": str(error)}).encode())
+        log.warning("%s; the trial resumes once from its newest checkpoint", error)
+
+
+def _resumed_after(store: Store) -> str | None:
+    """Return the line of the step after which the trial resumed, None where it never did."""
+    try:
+        raw = store.read(RESUMED)
+    except FileNotFoundError:
+        return None
+    try:
+        return str(json.loads(raw)["reason"])[:MAX_REASON]
+    except (ValueError, KeyError, TypeError):
+        return f"{RESUMED} does not say why"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from lexray.training.loop.hooks import (
 )
 from lexray.training.loop.loop import StepRecord, training_steps
 from lexray.training.loop.metrics_log import MetricsLog
+from lexray.training.loop.non_finite import NonFiniteStepError, resume_once
 from lexray.training.loop.publish import publish
 from lexray.training.loop.result import TrainingResult
 from lexray.training.loop.setup import OpenStream, Setup, read_locally, set_up
@@ -85,13 +87,20 @@ class Trainer:
     def run(self) -> TrainingResult:
         """Train from the newest valid checkpoint, if there is one, to the end, and save the dictionary.
 
-        `should_stop` ends it sooner; `should_pause` does without the dictionary.
+        `should_stop` ends it sooner; `should_pause` does without the dictionary. Raises NonFiniteStepError, on every
+        rank, when a step is not finite and the trial had resumed for that before.
         """
         watch = self._watch() if self.num_ranks > 1 else Alone()
         with watch.watching():
             mesh = connect(place_in(self.config, self.rank), self.device, self.timeout_s)
             assert mesh.place.size == self.num_ranks, (mesh.place, self.num_ranks)
-            return self._run_to_end(set_up(self.config, self.store, self.open_stream, mesh, self.device), watch)
+            while True:
+                try:
+                    return self._run_to_end(set_up(self.config, self.store, self.open_stream, mesh, self.device), watch)
+                except NonFiniteStepError as error:
+                    failure = error.with_traceback(None)  # its frames hold the engine
+                gc.collect()
+                resume_once(self.store, failure, mesh)
 
     def _watch(self) -> Watch:
         """A rank that hangs has been silent for long when a collective gives up on it."""
