@@ -1,4 +1,7 @@
-"""Which rows a stream serves: training or held-out documents, without special tokens and rows of outlying norm.
+"""Which rows a stream serves: training, validation or test documents, without special tokens and outlying norms.
+
+Validation and test documents are the two halves of those held out. Training may look at validation documents (to reach
+a target L0, to stop early, to choose the next trial); test documents are read once it is over, for what is reported.
 
 Decided from the small per-row columns before the first step, so that counts, and with them the steps of an epoch, are
 known and equal everywhere.
@@ -8,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -20,13 +23,18 @@ from lexray.storage.reader import DatasetReader
 _HOLD_OUT = 2  # purpose of the Philox key, see lexray.storage.order
 
 
+HeldOutPart = Literal["validation", "test"]
+Part = Literal["train", "validation", "test", "all"]
+HELD_OUT_PARTS: tuple[HeldOutPart, ...] = get_args(HeldOutPart)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """A choice of rows. The documents held out depend on the seed and the share alone."""
+    """A choice of rows. The documents held out, and which of them are for test, depend on seed and share alone."""
 
-    part: Literal["train", "held_out", "all"] = "train"
+    part: Part = "train"
     held_out: float = 0.05
-    """Share of documents never seen in training."""
+    """Share of documents never trained on: half of them for validation, half for test."""
     drop_special: bool = True
     """Leave out rows whose token is special to the model's tokenizer ([CLS], padding...)."""
     max_norm_ratio: float | None = 10.0
@@ -87,9 +95,13 @@ def _of_part(reader: DatasetReader, masks: list[np.ndarray], selection: Selectio
     if selection.part == "all":
         return masks
     documents = reader.read_column("document")
-    held_out = held_out_documents(np.unique(np.concatenate(documents)), selection.held_out, selection.seed)
-    wanted = selection.part == "held_out"
-    return [mask & (np.isin(part, held_out) == wanted) for mask, part in zip(masks, documents, strict=True)]
+    distinct = np.unique(np.concatenate(documents))
+    chosen = held_out_documents(distinct, selection.held_out, selection.seed)
+    is_training = selection.part == "train"
+    if not is_training:
+        _check_both_parts(len(chosen), len(distinct), selection.held_out)
+        chosen = part_of(chosen, selection.part)
+    return [mask & (np.isin(part, chosen) != is_training) for mask, part in zip(masks, documents, strict=True)]
 
 
 def _count(masks: list[np.ndarray]) -> int:
@@ -106,3 +118,25 @@ def held_out_documents(documents: np.ndarray, share: float, seed: int) -> np.nda
         )
     count = min(len(documents) - 1, max(1, round(share * len(documents))))
     return documents[permutation(len(documents), seed, _HOLD_OUT)[:count]]
+
+
+def part_of(held_out: np.ndarray, part: str) -> np.ndarray:
+    """Return the validation or the test documents among those held out, in the order in which they were drawn.
+
+    Every other one is for test, so a larger share only adds documents to each part.
+    """
+    return held_out[HELD_OUT_PARTS.index(part) :: 2]
+
+
+def _check_both_parts(held_out: int, documents: int, share: float) -> None:
+    if not share or held_out > 1:
+        return
+    if documents < 3:
+        raise UserError(
+            f"data.held_out: the dataset has {documents} documents; training, validation and test need one each, "
+            "so 3 or more"
+        )
+    raise UserError(
+        f"data.held_out: {share:g} of {documents:,} documents is {held_out}; validation and test need one each, so "
+        f"{2 / documents:.2g} or more"
+    )

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from lexray.storage.config_file import checked_config, typed_config
 from lexray.storage.errors import UserError
 from lexray.storage.manifest import Manifest, Site
-from lexray.storage.selection import Selection
+from lexray.storage.selection import Part, Selection
 from lexray.storage.store import StorageSettings, Store
 from lexray.storage.windows import StreamSpec
 from lexray.training.dictionaries import architecture, recorded_config
@@ -35,7 +35,7 @@ class DataConfig:
     seed: int = 0
     """Order of the rows and choice of the held-out documents; the same for all trials of a sweep."""
     held_out: float = 0.05
-    """Share of documents kept for evaluation."""
+    """Share of documents kept out of training: half for validation while it lasts, half for test when it is over."""
     drop_special: bool = True
     max_norm_ratio: float | None = 10.0
     """Rows of a norm above so many times their site's median are left out; None keeps them."""
@@ -72,8 +72,8 @@ class DataConfig:
             )
         return found
 
-    def stream_spec(self, part: Literal["train", "held_out"]) -> StreamSpec:
-        """The stream of training rows, or of held-out ones."""
+    def stream_spec(self, part: Part) -> StreamSpec:
+        """Return the stream of one part of the rows."""
         return StreamSpec(
             store=Store.at(self.url, self.storage),
             sites=self.sites,
@@ -229,7 +229,7 @@ class EveryConfig:
     checkpoint_s: float | None = 600.0
     """A checkpoint is saved, too, when the newest is so old, asked every `log` steps; None: by steps only."""
     eval_rows: int = 65_536
-    """Held-out rows used by an evaluation (all of them when there are fewer)."""
+    """Validation rows used by an evaluation, and test rows used at the end (all of them when there are fewer)."""
     keep: int = 0
     """Checkpoints of steps that are multiples of this are kept for good; 0 keeps none once the training is done."""
 

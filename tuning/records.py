@@ -45,7 +45,14 @@ def ended_record(
         return replace(record, status=result.reason, reason="run the sweep again to go on from its checkpoint")
     if result.ended == "done":
         return finished_record(record, result)
-    return replace(record, status=STOPPED, reason=result.reason, result=result.metrics, stopped=dict(stopped))
+    return replace(
+        record,
+        status=STOPPED,
+        reason=result.reason,
+        result=result.metrics,
+        validation=result.validation,
+        stopped=dict(stopped),
+    )
 
 
 def finished_record(record: TrialRecord, result: TrainingResult) -> TrialRecord:
@@ -57,6 +64,7 @@ def finished_record(record: TrialRecord, result: TrainingResult) -> TrialRecord:
         status=TARGET_MISSED if missed else DONE,
         reason=f"L0 is {l0:.1f}, the target {target:g}" if missed else "",
         result=result.metrics,
+        validation=result.validation,
         curve=result.curve,
     )
 

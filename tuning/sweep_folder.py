@@ -67,7 +67,10 @@ class TrialRecord:
     """Why it failed, or which L0 was reached instead of the target."""
     workers: Count = 1
     result: dict[str, Number] = field(default_factory=dict)
-    """Held-out metrics at the end: l0, fvu, explained_variance, dead_fraction; None for one without meaning."""
+    """Metrics at the end on test rows: l0, fvu, explained_variance, dead_fraction; None for one without meaning."""
+    validation: dict[str, Number] = field(default_factory=dict)
+    """The same on the validation rows that steered the training. Empty in a record from before held-out documents were
+    two parts: there `result` is of all of them."""
     curve: Curve = field(default_factory=list)
     """The same metrics at other numbers of active latents, `k`, where the architecture offers them."""
     stopped: dict[str, Plain] = field(default_factory=dict)
@@ -76,6 +79,11 @@ class TrialRecord:
     """Seconds: `total_s` wall time of the trial, `train_s` spent in training steps; `rows_per_s`."""
     memory: dict[str, Finite] = field(default_factory=dict)
     """`peak_bytes` of the first worker's process, with what it maps; of its last attempt."""
+
+    @property
+    def reported_on(self) -> str:
+        """The rows that `result` is of."""
+        return "test rows" if self.validation else "all held-out rows"
 
 
 _TRIAL = TypeAdapter(TrialRecord)

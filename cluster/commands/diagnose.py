@@ -22,7 +22,7 @@ diagnose_app = typer.Typer()
 def diagnose(
     url: Annotated[str, typer.Argument(metavar="DICTIONARY", help="Folder of a saved crosscoder: path or url.")],
     data: Annotated[str | None, typer.Option(help="Where its dataset lies now, if it was moved.")] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Held-out rows to read at most.")] = 65_536,
+    rows: Annotated[int, typer.Option(min=1, help="Test rows to read at most.")] = 65_536,
     as_json: Json = False,
 ) -> None:
     """Say which latents of a crosscoder are shared by its sites, specific to one, or artefacts (latent scaling).
@@ -42,8 +42,8 @@ def diagnose(
     config = TrainingConfig.from_dict(content["training"]).data
     if data is not None:
         config = replace(config, url=Store.at(data).url)
-    with messages.status("reading held-out rows"):
-        stream = local_stream(config.stream_spec("held_out"), batch_rows=config.batch_rows)
+    with messages.status("reading test rows"):
+        stream = local_stream(config.stream_spec("test"), batch_rows=config.batch_rows)
         batches = (raw_rows(batch, config) for batch in stream.every_row(rows))
         found = latent_scaling(dictionary, batches)
     sites = list(config.inputs)

@@ -22,7 +22,7 @@ measure_app = typer.Typer()
 def measure(
     url: Annotated[str, typer.Argument(metavar="DICTIONARY", help="Folder of a saved dictionary: path or url.")],
     data: Annotated[str | None, typer.Option(help="Where its dataset lies now, if it was moved.")] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Held-out rows to read at most.")] = 65_536,
+    rows: Annotated[int, typer.Option(min=1, help="Test rows to read at most.")] = 65_536,
     every_atom: Annotated[bool, typer.Option("--every-atom", help="Compare all atoms, however many.")] = False,
     save: Annotated[bool, typer.Option("--save", help="Write measures.json beside the dictionary.")] = False,
     model: Annotated[str | None, typer.Option(help="Language model to put reconstructions into; with --texts.")] = None,
@@ -31,7 +31,7 @@ def measure(
     tokens: Annotated[int, typer.Option(min=2, help="Tokens of the texts to read at most.")] = 16_384,
     as_json: Json = False,
 ) -> None:
-    """Measure a dictionary on held-out rows: firing, likeness, FVU against k, bits, coherence; and in its model.
+    """Measure a dictionary on test rows: firing, likeness, FVU against k, bits, coherence; and in its model.
 
     Example: lexray measure runs/quickstart/sweep/trials/TRIAL/dictionary
     """
@@ -54,8 +54,8 @@ def measure(
     if data is not None:
         config = replace(config, url=Store.at(data).url)
     device = device_of_command().type
-    with messages.status("reading held-out rows"):
-        stream = local_stream(config.stream_spec("held_out"), batch_rows=config.batch_rows)
+    with messages.status("reading test rows"):
+        stream = local_stream(config.stream_spec("test"), batch_rows=config.batch_rows)
         if stream.manifest.id != config.dataset_id:
             raise UserError(f"data: {config.url} holds dataset {stream.manifest.id}, trained on {config.dataset_id}")
         max_flop = None if every_atom else COMPARE_FLOP

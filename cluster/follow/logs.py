@@ -161,7 +161,8 @@ def _line(record: dict[str, Any]) -> str:
     shown = {
         "train/l0": "L0",
         "train/fvu": "FVU",
-        "eval/fvu": "held-out FVU",
+        "eval/fvu": "validation FVU",
+        "test/fvu": "test FVU",
         "perf/rows_per_s": "rows/s",
         "data/wait": "data wait",
     }

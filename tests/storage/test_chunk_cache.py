@@ -71,7 +71,7 @@ def kept_bytes(settings: CacheSettings) -> int:
 def test_a_chunk_is_read_from_the_store_once_for_all_streams_of_a_dataset(
     written: Written, settings: CacheSettings
 ) -> None:
-    specs = [spec_of(written), spec_of(written, part="held_out"), spec_of(written, sites=("x",))]
+    specs = [spec_of(written), spec_of(written, part="validation"), spec_of(written, sites=("x",))]
     plain = [windows(spec, None) for spec in specs]
     whole = windows(spec_of(written, part="all"), settings)
     assert store_bytes(whole) == written.manifest.rows * sum(2 * width for width in SITES.values())

@@ -14,7 +14,7 @@ from synthetic import Written, write_rows
 
 from lexray.storage.errors import CorruptDataError, UserError
 from lexray.storage.reader import DatasetReader
-from lexray.storage.selection import Selection, held_out_documents, select_rows
+from lexray.storage.selection import Selection, held_out_documents, part_of, select_rows
 from lexray.storage.stream import local_stream
 from lexray.storage.windows import StreamSpec
 
@@ -38,15 +38,18 @@ def documents_of(written: Written, rows: set[int]) -> set[int]:
 
 
 @pytest.mark.parametrize("drop_special", [True, False])
-@pytest.mark.parametrize("held_out", [0.01, 0.05, 0.3, 0.99])
-def test_held_out_and_training_rows_are_all_rows_and_share_no_document(
+@pytest.mark.parametrize("held_out", [0.05, 0.3, 0.99])
+def test_the_three_parts_are_all_rows_and_share_no_document(
     written: Written, held_out: float, drop_special: bool
 ) -> None:
     choice = {"held_out": held_out, "drop_special": drop_special}
-    train, held = rows_of(written, part="train", **choice), rows_of(written, part="held_out", **choice)
-    assert not documents_of(written, train) & documents_of(written, held)
-    assert train
-    assert train | held == rows_of(written, part="all", **choice)
+    parts = [rows_of(written, part=part, **choice) for part in ("train", "validation", "test")]
+    documents = [documents_of(written, rows) for rows in parts]
+    assert all(documents)
+    assert sum(map(len, documents)) == len(set.union(*documents))
+    assert set.union(*parts) == rows_of(written, part="all", **choice)
+    if not drop_special:
+        assert 0 <= len(documents[1]) - len(documents[2]) <= 1, "half and half"
 
 
 def test_special_rows_are_dropped_or_kept(written: Written) -> None:
@@ -93,13 +96,14 @@ def test_a_row_that_is_left_out_twice_is_counted_once(tmp_path: Path) -> None:
 
 
 def test_held_out_documents_are_the_same_with_and_without_special_rows(written: Written) -> None:
-    with_special = rows_of(written, part="held_out", held_out=0.3, drop_special=False)
-    without = rows_of(written, part="held_out", held_out=0.3, drop_special=True)
-    assert without == with_special & rows_of(written, part="all", drop_special=True)
+    for part in ("validation", "test"):
+        with_special = rows_of(written, part=part, held_out=0.3, drop_special=False)
+        without = rows_of(written, part=part, held_out=0.3, drop_special=True)
+        assert without == with_special & rows_of(written, part="all", drop_special=True)
 
 
 def test_nothing_is_held_out_at_a_share_of_zero(written: Written) -> None:
-    assert rows_of(written, part="held_out", held_out=0) == set()
+    assert rows_of(written, part="validation", held_out=0) == rows_of(written, part="test", held_out=0) == set()
     assert rows_of(written, part="train", held_out=0) == rows_of(written, part="all")
 
 
@@ -124,9 +128,47 @@ def test_the_held_out_documents_of_a_seed_never_change() -> None:
     assert held_out_documents(np.arange(100), 0.05, seed=0).tolist() == [40, 6, 96, 86, 52]
 
 
+def test_a_larger_share_moves_no_document_from_validation_to_test_or_back() -> None:
+    held = [held_out_documents(np.arange(100), share, seed=1) for share in (0.1, 0.23)]
+    for part in ("validation", "test"):
+        small, large = (set(part_of(documents, part).tolist()) for documents in held)
+        assert small < large
+
+
+def test_training_rows_are_those_of_before_there_were_two_held_out_parts(written: Written) -> None:
+    held = held_out_documents(np.arange(40), 0.1, seed=0)
+    train = rows_of(written, part="train", held_out=0.1, drop_special=False)
+    assert documents_of(written, train) == set(range(40)) - set(held.tolist())
+
+
+@pytest.mark.parametrize(
+    ("documents", "share", "line"),
+    [
+        (40, 0.01, "data.held_out: 0.01 of 40 documents is 1; validation and test need one each, so 0.05 or more"),
+        (
+            2,
+            0.5,
+            "data.held_out: the dataset has 2 documents; training, validation and test need one each, so 3 or more",
+        ),
+    ],
+)
+def test_a_part_that_would_be_empty_is_refused(tmp_path: Path, documents: int, share: float, line: str) -> None:
+    written = write_rows(tmp_path, 10 * documents, rows_per_document=10)
+    for part in ("validation", "test"):
+        with pytest.raises(UserError) as caught:
+            rows_of(written, part=part, held_out=share)
+        assert str(caught.value) == line
+
+
+def test_the_least_share_that_is_named_is_enough(tmp_path: Path) -> None:
+    for documents in (3, 7, 30, 70, 150):
+        written = write_rows(tmp_path / str(documents), documents, rows_per_document=1)
+        assert rows_of(written, part="test", held_out=float(f"{2 / documents:.2g}"))
+
+
 def test_a_dataset_of_one_document_cannot_hold_any_out(tmp_path: Path) -> None:
     written = write_rows(tmp_path, 50, rows_per_document=50)
-    for part in ("train", "held_out"):
+    for part in ("train", "validation", "test"):
         with pytest.raises(UserError) as caught:
             rows_of(written, part=part, held_out=0.05)
         assert str(caught.value) == "data.held_out: 0.05 of documents, but the dataset has 1; it needs 2 or more"
@@ -140,7 +182,7 @@ def test_streams_serve_their_part(written: Written) -> None:
         spec = StreamSpec(store=written.store, sites=("x",), selection=selection, lanes=1)
         return {int(row) for batch in local_stream(spec, batch_rows=7).every_row() for row in batch.row_ids}
 
-    for part in ("train", "held_out", "all"):
+    for part in ("train", "validation", "test", "all"):
         assert served(part) == rows_of(written, part=part, held_out=0.3)
 
 

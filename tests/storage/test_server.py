@@ -142,7 +142,7 @@ def test_streams_of_one_dataset_that_differ_have_windows_of_their_own(server: An
     changes: list[dict[str, Any]] = [
         {},
         {"seed": 3},
-        {"selection": Selection(part="held_out", held_out=0.1)},
+        {"selection": Selection(part="validation", held_out=0.1)},
         {"lanes": 2},
         {"window_bytes": 10 * WINDOW_BYTES},
     ]

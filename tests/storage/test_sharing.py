@@ -153,7 +153,7 @@ def test_streams_of_other_sites_and_parts_share_the_chunks_on_disk(s3_server: st
         traffic.forget()
         server = serve(2**24, CacheSettings(dir=str(tmp_path), bytes=2**24))
         kinds: list[tuple[tuple[str, ...], Any]] = [
-            (sites, part) for sites in (("x",), ("x", "y"), ("y", "x")) for part in ("train", "held_out")
+            (sites, part) for sites in (("x",), ("x", "y"), ("y", "x")) for part in ("train", "validation")
         ]
         for sites, part in kinds:
             selection = Selection(part=part, held_out=0.1)

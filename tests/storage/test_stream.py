@@ -307,7 +307,7 @@ def test_an_evaluation_of_fewer_rows_than_lanes_is_refused(tmp_path: Path) -> No
 
 
 def test_an_evaluation_of_no_rows_is_empty(tmp_path: Path) -> None:
-    case = case_of(write_rows(tmp_path, 50), selection=Selection(part="held_out", held_out=0))
+    case = case_of(write_rows(tmp_path, 50), selection=Selection(part="validation", held_out=0))
     assert list(case.stream().every_row()) == []
 
 

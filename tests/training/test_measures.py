@@ -326,13 +326,14 @@ def saved_with_data(tmp_path: Path) -> tuple[Store, DataConfig]:
     return store, data
 
 
-def test_a_trial_is_measured_on_its_held_out_rows(tmp_path: Path) -> None:
+def test_a_trial_is_measured_on_its_test_rows(tmp_path: Path) -> None:
     store, data = saved_with_data(tmp_path)
     measure_trial(store, read_locally, data)
     found = read_measures(store)
     assert found is not None
-    stream = local_stream(data.stream_spec("held_out"), batch_rows=100)
-    assert found["rows"] == stream.total_rows // data.lanes * data.lanes > 1000
+    stream = local_stream(data.stream_spec("test"), batch_rows=100)
+    assert found["rows"] == stream.total_rows // data.lanes * data.lanes > 500
+    assert found["part"] == "test"
     again = measure_held_out(load_dictionary(f"{store.url}/dictionary"), stream, data).document
     assert flat(found)["/fvu"] == pytest.approx(again["fvu"], rel=1e-9)
     assert found["firing"] == again["firing"]

@@ -156,6 +156,6 @@ def test_two_ranks_resume_together_and_fail_together(dataset: Dataset, tmp_path:
         assert re.fullmatch(LINE, failed)
         assert (tmp_path / str(number) / "hit" / "dictionary").exists()
         alone = replace(configs[number], mesh=MeshConfig())
-        fvu = train(alone, tmp_path / f"alone{number}", faults=0).metrics["fvu"]
+        fvu = train(alone, tmp_path / f"alone{number}", faults=0).validation["fvu"]
         _, records = left_behind(tmp_path / str(number) / "hit")
         assert records[-1]["eval/fvu"] == pytest.approx(fvu, rel=1e-3)

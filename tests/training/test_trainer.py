@@ -200,8 +200,9 @@ def test_a_checkpoint_goes_on_with_any_zero_stage(undisturbed, dataset, tmp_path
     found = outcome(tmp_path).checkpoint
     for name, moment in expected.outcome.checkpoint.moments.items():
         torch.testing.assert_close(found.moments[name], moment, rtol=1e-3, atol=1e-6)
-    fvu = undisturbed("topk").result.metrics["fvu"]
-    assert outcome(tmp_path).records[-1]["eval/fvu"] == pytest.approx(fvu, rel=1e-4)
+    result, last = undisturbed("topk").result, outcome(tmp_path).records[-1]
+    assert last["eval/fvu"] == pytest.approx(result.validation["fvu"], rel=1e-4)
+    assert last["test/fvu"] == pytest.approx(result.metrics["fvu"], rel=1e-4)
 
 
 def test_a_dictionary_large_enough_to_be_sharded_trains_and_starts_again_under_zero_3(dataset, tmp_path):
@@ -222,6 +223,7 @@ def test_every_log_and_evaluation_is_in_the_metrics_file_once(undisturbed):
     assert all(r["rows"] == r["step"] * BATCH_ROWS for r in records)
     assert all({"train/loss", "train/fvu", "train/l0", "train/lr", "train/aux"} <= r.keys() for r in records)
     assert [r["step"] for r in records if "eval/fvu" in r] == list(range(10, STEPS + 1, 10))
+    assert [r["step"] for r in records if "test/fvu" in r] == [STEPS]
 
 
 def test_speed_is_in_the_metrics_file(undisturbed):
@@ -245,7 +247,7 @@ def test_what_the_data_cost_is_in_the_metrics_file(undisturbed):
 def test_every_evaluation_is_reported(undisturbed):
     done = undisturbed("relu")
     assert [e["step"] for e in done.evaluations] == list(range(10, STEPS + 1, 10))
-    assert done.evaluations[-1]["eval/fvu"] == done.result.metrics["fvu"]
+    assert done.evaluations[-1]["eval/fvu"] == done.result.validation["fvu"]
     assert done.result.steps == STEPS
 
 
@@ -274,7 +276,7 @@ def test_a_baseline_learns_no_less_than_predicting_the_mean(undisturbed, name):
 @pytest.mark.parametrize("name", quick(ARCHITECTURES))
 def test_the_saved_dictionary_has_the_reported_metrics(undisturbed, name):
     done = undisturbed(name, busy=True)
-    held_out, data = stream_of(done.config, "held_out"), done.config.data
+    held_out, data = stream_of(done.config, "test"), done.config.data
     rows = [raw_rows(batch, data) for batch in held_out.every_row(done.config.every.eval_rows)]
     found = evaluate(load_dictionary(f"{done.folder}/dictionary"), rows, sites=data.reconstructed)
     assert found == pytest.approx(done.result.metrics, rel=1e-5)

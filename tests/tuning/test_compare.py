@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 from lexray.cluster.cli import app
 from lexray.storage.errors import UserError
 from lexray.storage.store import Store
-from lexray.tuning.results.compare import beaten_shares, matched
+from lexray.tuning.results.compare import beaten_shares, differences_of_data, matched
 from lexray.tuning.results.frontier import frontier_table
 from lexray.tuning.sweep_folder import DONE, FAILED, SweepFolder, TrialRecord
 
@@ -91,3 +92,13 @@ def test_a_folder_without_a_sweep_is_refused_by_name(tmp_path: Path) -> None:
     refused = CliRunner().invoke(app, ["compare", first, str(tmp_path / "nothing")])
     assert isinstance(refused.exception, UserError)
     assert str(refused.exception).startswith(f"file://{tmp_path}/nothing: no sweep there")
+
+
+def test_results_on_test_rows_do_not_compare_with_those_of_all_held_out_rows(tmp_path: Path) -> None:
+    old, new = (SweepFolder(Store.at(str(tmp_path / name))) for name in ("old", "new"))
+    old.write_trial(record("a", 4, 0.4))
+    new.write_trial(replace(record("a", 4, 0.4), validation={"l0": 4.0, "fvu": 0.41}))
+    assert differences_of_data(old, new) == ["reported on: all held-out rows against test rows"]
+    assert differences_of_data(new, new) == []
+    none = SweepFolder(Store.at(str(tmp_path / "none")))
+    assert not any("reported on" in line for line in differences_of_data(none, old)), "there are no results yet"

@@ -35,6 +35,7 @@ from lexray.tuning.planning.foreseen import outcomes, read_plan
 from lexray.tuning.planning.memory_check import refuse_what_has_no_room
 from lexray.tuning.planning.plan import Machines, Plan
 from lexray.tuning.planning.plan_record import known_speeds, write_plan
+from lexray.tuning.planning.row_counts import HeldOutRows
 from lexray.tuning.planning.worker_memory import peak_resident_bytes
 from lexray.tuning.records import new_record
 from lexray.tuning.results.report import build_results
@@ -142,7 +143,7 @@ def test_all_trials_read_an_epoch_once_where_its_windows_are_kept_and_the_datase
     one, seven = ({"rows": epochs * 42 * 128} for epochs in (1, 7))  # 42 whole batches an epoch
     few, many = (planned(training=training).make(ROOMY, {}) for training in (one, seven))
     whole = ROWS * planned().manifest.sites["site"].row_bytes
-    assert whole <= few.store_bytes <= 2 * whole, "less than a chunk is read twice for each lane and part"
+    assert whole <= few.store_bytes <= 2.25 * whole, "less than a chunk is read twice for each lane and part"
     assert 6 * whole <= many.store_bytes - few.store_bytes <= 12 * whole, "windows of an epoch are its own"
     one_by_one = replace(ROOMY, nodes=[Node(1, 0, 8 * GIB)])
     assert planned(training=seven).make(one_by_one, {}).store_bytes == many.store_bytes
@@ -168,11 +169,11 @@ def test_a_trial_takes_its_start_its_rows_and_its_evaluations(planned) -> None:
     config = planned().trials[0].config
     trained = config.num_steps * config.data.batch_rows
     endless = Speed(rows_per_s=trained, evaluated_rows_per_s=math.inf, source="measured")
-    assert trial_seconds(config, 600, endless) == pytest.approx(START_S + 1)
+    assert trial_seconds(config, HeldOutRows(300, 300), endless) == pytest.approx(START_S + 1)
     evaluated = replace(endless, evaluated_rows_per_s=600.0)
-    assert trial_seconds(config, 600, evaluated) > START_S + 1 + 3, "60 steps, evaluated each 20"
+    assert trial_seconds(config, HeldOutRows(300, 300), evaluated) > START_S + 1 + 3, "60 steps, evaluated each 20"
     finished = replace(endless, overhead_s=5.0, source="finished trials")
-    assert trial_seconds(config, 600, finished) == pytest.approx(6)
+    assert trial_seconds(config, HeldOutRows(300, 300), finished) == pytest.approx(6)
 
 
 def test_the_sweep_costs_what_its_hours_cost(planned) -> None:

@@ -108,3 +108,15 @@ def test_the_page_shows_it_and_links_the_file(data: str, tmp_path: Any) -> None:
     page = store.read(REPORT_FILE).decode()
     assert "gpt &lt;2&gt;" in page
     assert f'href="{DATASET_FILE}"' in page
+
+
+def test_the_report_says_which_rows_its_numbers_are_of() -> None:
+    """A sweep that an older version began has one held-out part for all that was looked at."""
+    result = {"l0": 4.0, "fvu": 0.25}
+    old = TrialRecord(trial="a", name="a", config={}, status=DONE, result=result)
+    new = TrialRecord(trial="b", name="b", config={}, status=DONE, result=result, validation=result)
+    table = frontier_table([old, new])
+    said = [sections(table, records, None).reported for records in ([new], [old], [old, new], [])]
+    assert said[0] == said[3] == "test rows, which nothing in training, stopping or the search has read"
+    assert said[1] == "held-out rows, which evaluations, stopping and the search have read too"
+    assert said[2].startswith("test rows; 1 of 2 trials are of an older version")

@@ -216,6 +216,8 @@ def test_sites_have_searches_of_their_own_that_get_as_many_trials(plan, tmp_path
 def test_what_is_told_of_a_trial_is_what_its_record_says():
     record = TrialRecord(trial="t", name="t", config={"dictionary": {"width": 64}}, result={"l0": 4.0, "fvu": 0.25})
     for status in (DONE, TARGET_MISSED, STOPPED):
+        steered = replace(record, status=status, validation={"l0": 5.0, "fvu": 0.5})
+        assert values_of(steered, with_width=False) == (5.0, 0.5), "never by test rows"
         assert values_of(replace(record, status=status), with_width=False) == (4.0, 0.25)
         assert values_of(replace(record, status=status), with_width=True) == (4.0, 0.25, 64.0)
     for status in (FAILED, PENDING, RUNNING):

@@ -118,7 +118,7 @@ from lexray.storage.windows import StreamSpec
 from lexray.training.dictionaries.base import RawRows
 from lexray.training.measures.metrics import evaluate
 from lexray.training.checkpoint.saved import load_dictionary
-spec = StreamSpec(store=Store.at({data!r}), sites=("site",), selection=Selection(part="held_out", held_out=0.1))
+spec = StreamSpec(store=Store.at({data!r}), sites=("site",), selection=Selection(part="test", held_out=0.1))
 rows = [batch.vectors["site"] for batch in local_stream(spec, batch_rows=64).every_row()]
 for folder in sys.argv[1:]:
     print(json.dumps(evaluate(load_dictionary(folder), [RawRows(x, x) for x in rows])))

@@ -81,7 +81,8 @@ def test_the_best_is_trained_to_its_end_and_most_others_end_at_a_rung(swept):
         assert verdict["by"] in record.reason
         metrics = swept.folder.read_metrics(record.trial)
         assert metrics[-1]["step"] == verdict["step"]
-        assert metrics[-1]["eval/fvu"] == verdict["fvu"] == record.result["fvu"]
+        assert metrics[-1]["eval/fvu"] == verdict["fvu"] == record.validation["fvu"]
+        assert metrics[-1]["test/fvu"] == record.result["fvu"] != verdict["fvu"]
         place = swept.folder.trial_store(record.trial).at_path("dictionary")
         assert load_dictionary(place.url).config.width == 64
 

@@ -32,7 +32,7 @@ def logged_of_every_architecture() -> set[str]:
     names: set[str] = set()
     for case in CASES:
         dictionary, rows = random_dictionary(case), random_rows(sites_of(case), seed=1)
-        names |= {f"eval/{name}" for name in evaluate(dictionary, [rows])}
+        names |= {f"{part}/{name}" for name in evaluate(dictionary, [rows]) for part in ("eval", "test")}
         if case.cls.learns_by == "gradient":
             terms = dictionary.loss(rows.x_BD, len(rows.x_BD), rows.y_BO)
             sums = {name: float(value) for name, value in terms.sums.items()}
@@ -44,10 +44,10 @@ def logged_of_every_architecture() -> set[str]:
 
 def test_all_architectures_on_a_thousand_workers_have_fewer_than_200_names(tmp_path: Path) -> None:
     config = small_config(small_dataset(tmp_path), "topk")
-    train, held_out = (
-        local_stream(config.data.stream_spec(part), batch_rows=config.data.batch_rows) for part in ("train", "held_out")
+    train, test = (
+        local_stream(config.data.stream_spec(part), batch_rows=config.data.batch_rows) for part in ("train", "test")
     )
-    traffic = DataTraffic(train=train, held_out=held_out, ranks=ManyRanks()).since_last(1.0)
+    traffic = DataTraffic(train=train, evaluated=[test], ranks=ManyRanks()).since_last(1.0)
     names = {"step", "rows", "perf/rows_per_s", "perf/mesh_mb_per_step", *traffic, *logged_of_every_architecture()}
     assert len(names) > WORKERS
     told = shown(dict.fromkeys(names, 0.0))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 
 import torch
 
+from lexray.storage.chunk_reads import ReadCost
 from lexray.storage.objects.retries import retried_calls
 from lexray.storage.stream import BatchStream
 from lexray.training.mesh.axes import WorldAxis
@@ -21,7 +23,8 @@ class DataTraffic:
     """
 
     train: BatchStream
-    held_out: BatchStream
+    evaluated: list[BatchStream]
+    """Streams of held-out rows, as they are opened."""
     ranks: WorldAxis
     """All ranks of the mesh: those that split the latents of the same rows each read them."""
     _wait_s: float = 0.0
@@ -54,8 +57,8 @@ class DataTraffic:
         return float(self.ranks.gather(mine).sum())
 
     def _counts(self) -> Sequence[float]:
-        streams = (self.train, self.held_out)
-        read = self.train.stats.read.plus(self.held_out.stats.read)
+        streams = (self.train, *self.evaluated)
+        read = reduce(ReadCost.plus, (stream.stats.read for stream in streams))
         served = sum(stream.stats.bytes_served for stream in streams)
         retries = retried_calls() - self._retries_before + sum(stream.source.retries() for stream in streams)
         return *read, served, retries

@@ -1,4 +1,4 @@
-"""Measure the dictionary of a training on one part of the held-out documents."""
+"""Measure the dictionary of a training on validation or test documents."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ class LogHook:
 
 @dataclass(kw_only=True)
 class EvaluationHook:
-    """The metrics of the evaluations that the loop made."""
+    """The metrics on validation rows that the loop computed."""
 
     every: int
     traffic: DataTraffic

@@ -37,7 +37,7 @@ class StepRecord(NamedTuple):
     grad_norm: Tensor | None = None
     """Of the whole gradient, before clipping; None where nothing is differentiated."""
     evaluation: dict[str, float] | None = None
-    """Metrics on held-out rows after this step, by name; None where it was not evaluated."""
+    """Metrics on validation rows after this step, by name; None where it was not evaluated."""
 
     def metrics(self) -> dict[str, float]:
         """Values to log, under their `train/` names."""
@@ -66,7 +66,7 @@ def training_steps(
 ) -> Generator[StepRecord]:
     """Train from step `start` to the end. Raises NonFiniteStepError, on every rank, in place of a step that is not.
 
-    `evaluate` returns metrics on held-out rows. Every `every.evaluate` steps the dictionary hears them, which is all
+    `evaluate` returns metrics on validation rows. Every `every.evaluate` steps the dictionary hears them, which is all
     that a training learns from such rows.
     """
     dictionary, num_steps, train_s = engine.dictionary, config.num_steps, 0.0

@@ -11,7 +11,10 @@ from lexray.training.measures.metrics import METRICS_VERSION
 
 
 def publish(store: Store, setup: Setup, config: TrainingConfig, *, trial: str, metrics: dict[str, float]) -> None:
-    """Write the whole dictionary with its origin under `store`, from rank 0. Every rank calls it to gather."""
+    """Write the whole dictionary with its origin under `store`, from rank 0. Every rank calls it to gather.
+
+    `metrics` are those on test rows.
+    """
     engine, manifest, is_first = setup.engine, setup.stream.manifest, setup.mesh.place.rank == 0
     wholes = engine.dictionary.gather_full(to_state_dict(engine.full_parameters(), engine.dictionary))
     tensors = {name: whole for name, whole in wholes if is_first}  # the others only help to gather
@@ -26,6 +29,6 @@ def publish(store: Store, setup: Setup, config: TrainingConfig, *, trial: str, m
         },
         "data": {"url": data.url, "id": data.dataset_id, "provenance": manifest.provenance},
         "training": config.to_dict(),
-        "held_out": {"metrics_version": METRICS_VERSION, **metrics},
+        "held_out": {"metrics_version": METRICS_VERSION, "part": "test", **metrics},
     }
     save_dictionary(store, engine.dictionary, tensors, without_home(about))

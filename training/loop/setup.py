@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from lexray.storage.errors import UserError
+from lexray.storage.selection import Part
 from lexray.storage.store import Store
 from lexray.storage.stream import BatchStream
 from lexray.storage.windows import LocalWindows, StreamSpec, WindowReader, WindowSource
@@ -34,7 +35,8 @@ class Setup(NamedTuple):
     mesh: Mesh
     stream: BatchStream
     """Training rows."""
-    held_out: BatchStream
+    validation: BatchStream
+    """Rows that the training is evaluated on."""
     engine: Engine
     share: ShardSpec
     """What this rank has of the state."""
@@ -45,7 +47,7 @@ class Setup(NamedTuple):
 def set_up(config: TrainingConfig, store: Store, open_stream: OpenStream, mesh: Mesh, device: torch.device) -> Setup:
     """Build a training, from the newest valid checkpoint under `store` if there is one. Every rank calls it."""
     stream = open_part(config, "train", open_stream, mesh)
-    held_out = open_part(config, "held_out", open_stream, mesh)
+    validation = open_part(config, "validation", open_stream, mesh)
     dictionary = build_dictionary(config, stream.manifest, mesh.axes).to(device)
     share = ShardSpec(mesh.place, dictionary.split_names())
     state = newest_state(store.at_path("checkpoints"), share, mesh)
@@ -58,12 +60,10 @@ def set_up(config: TrainingConfig, store: Store, open_stream: OpenStream, mesh: 
     engine = make_engine(dictionary, config, mesh)
     if state is not None:
         engine.restore(state)
-    return Setup(mesh, stream, held_out, engine, share, start)
+    return Setup(mesh, stream, validation, engine, share, start)
 
 
-def open_part(
-    config: TrainingConfig, part: Literal["train", "held_out"], open_stream: OpenStream, mesh: Mesh
-) -> BatchStream:
+def open_part(config: TrainingConfig, part: Part, open_stream: OpenStream, mesh: Mesh) -> BatchStream:
     """Return this rank's stream of a part of the dataset. Raises UserError when its url holds another dataset now."""
     spec = config.data.stream_spec(part)
     source = open_stream(spec)

@@ -35,7 +35,7 @@ from lexray.training.loop.metrics_log import MetricsLog
 from lexray.training.loop.non_finite import NonFiniteStepError, resume_once
 from lexray.training.loop.publish import publish
 from lexray.training.loop.result import TrainingResult
-from lexray.training.loop.setup import OpenStream, Setup, read_locally, set_up
+from lexray.training.loop.setup import OpenStream, Setup, open_part, read_locally, set_up
 from lexray.training.loop.stopping import DONE, Ending, StopCheck
 from lexray.training.mesh.device import CPU
 from lexray.training.mesh.liveness import BEAT_S, SILENT_AFTER_BEATS, Alone, RowCheck, Watch
@@ -55,6 +55,8 @@ class Observers(NamedTuple):
     writer: CheckpointWriter
     metrics_log: MetricsLog | None
     """None on ranks other than 0."""
+    emit: Emit
+    """Writes to it."""
     stops: list[StopCheck]
 
 
@@ -69,7 +71,7 @@ class Trainer:
     """Id of the trial, for people who find the dictionary."""
     open_stream: OpenStream = read_locally
     on_evaluation: Emit = lambda record: None
-    """Called on every rank with the record of every evaluation."""
+    """Called on every rank with the record of every evaluation on validation rows."""
     on_log: Callable[[LogInterval], None] = lambda interval: None
     """Called on every rank after every log."""
     should_stop: Callable[[Sequence[dict[str, Any]]], str] | None = None
@@ -109,18 +111,17 @@ class Trainer:
 
     def _run_to_end(self, setup: Setup, watch: Watch | Alone) -> TrainingResult:
         """Run the loop to the end of the training, and save what it leaves."""
-        observers, validate = self._observers(setup), self._evaluator(setup, setup.held_out)
+        observers, validate = self._observers(setup), self._evaluator(setup, setup.validation)
         try:
             last, ending = self._run_loop(setup, observers, validate, watch)
             steps = last.step - setup.start if last is not None else 0
             if last is not None and ending.kind == "paused":
                 observers.checkpoint.save(last.step)
                 observers.writer.close()
-                return TrainingResult({}, observers.log.train_s, steps, [], *ending)
+                return TrainingResult({}, {}, observers.log.train_s, steps, [], *ending)
             # Resumed after the last step, nothing was evaluated yet.
-            metrics = (last.evaluation if last is not None else None) or validate()
-            budgets = setup.engine.dictionary.eval_ks() if ending.kind == "done" else ()
-            curve = [{"k": float(k), **validate(k)} for k in budgets]
+            validation = (last.evaluation if last is not None else None) or validate()
+            metrics, curve = self._tested(setup, observers, setup.start + steps, is_done=ending.kind == "done")
             observers.writer.close()  # before the dictionary is gathered: the memory of both is never needed at once
             publish(self.store.at_path("dictionary"), setup, self.config, trial=self.trial, metrics=metrics)
             if observers.metrics_log is not None:
@@ -128,7 +129,7 @@ class Trainer:
         except BaseException:
             observers.writer.close(PATIENCE_S)  # the next attempt resumes from there; but ranks that hang write no part
             raise
-        return TrainingResult(metrics, observers.log.train_s, steps, curve, *ending)
+        return TrainingResult(metrics, validation, observers.log.train_s, steps, curve, *ending)
 
     def _run_loop(
         self, setup: Setup, observers: Observers, validate: Evaluator, watch: Watch | Alone
@@ -149,6 +150,23 @@ class Trainer:
                         return last, ending
         return last, DONE
 
+    def _tested(
+        self, setup: Setup, observers: Observers, step: int, *, is_done: bool
+    ) -> tuple[dict[str, float], list[dict[str, float]]]:
+        """Open the test rows, which nothing of the training has read, and return the metrics on them.
+
+        A training that is done has them at other numbers of active latents, too, where the architecture offers these.
+        """
+        stream, traffic = open_part(self.config, "test", self.open_stream, setup.mesh), observers.log.traffic
+        traffic.evaluated.append(stream)
+        test = self._evaluator(setup, stream)
+        metrics = test()
+        curve = [{"k": float(k), **test(k)} for k in (setup.engine.dictionary.eval_ks() if is_done else ())]
+        values = {f"test/{name}": value for name, value in metrics.items() if name != "rows"}
+        values["data/bytes_read"] = traffic.bytes_read()
+        observers.emit({"step": step, "rows": step * self.config.data.batch_rows, **values})
+        return metrics, curve
+
     def _evaluator(self, setup: Setup, stream: BatchStream) -> Evaluator:
         return Evaluator(
             engine=setup.engine,
@@ -165,7 +183,7 @@ class Trainer:
         if metrics_log is not None:
             metrics_log.resume(setup.start)
         emit: Emit = metrics_log.add if metrics_log is not None else lambda record: None
-        traffic = DataTraffic(train=setup.stream, held_out=setup.held_out, ranks=mesh.axes.pairs)
+        traffic = DataTraffic(train=setup.stream, evaluated=[setup.validation], ranks=mesh.axes.pairs)
         log = LogHook(every=every.log, traffic=traffic, mesh=mesh, emit=emit, step=setup.start, on_log=self.on_log)
         evaluation = EvaluationHook(every=every.evaluate, traffic=traffic, emit=emit, on_evaluation=self.on_evaluation)
         writer = self._checkpoint_writer(setup)
@@ -176,7 +194,7 @@ class Trainer:
         if every.checkpoint_s is not None:
             after_s, ranks = every.checkpoint_s, mesh.axes.pairs
             hooks.append(TimedCheckpointHook(every=every.log, after_s=after_s, checkpoint=checkpoint, ranks=ranks))
-        return Observers(hooks, log, checkpoint, writer, metrics_log, self._stop_checks(setup, metrics_log))
+        return Observers(hooks, log, checkpoint, writer, metrics_log, emit, self._stop_checks(setup, metrics_log))
 
     def _stop_checks(self, setup: Setup, metrics_log: MetricsLog | None) -> list[StopCheck]:
         """What may end the training before its last step: for good, and for now."""

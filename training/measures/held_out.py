@@ -1,4 +1,4 @@
-"""Measures of a saved dictionary on the held-out rows of its dataset, and where they are written."""
+"""Measures of a saved dictionary on the test rows of its dataset, and where they are written."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from lexray.training.measures.measure import MEASURES_VERSION, Measures, measure
 MEASURES_FILE, FIRED_FILE = "measures.json", "fired.npy"
 
 MEASURED_ROWS = 65_536
-"""Held-out rows that are measured at most."""
+"""Test rows that are measured at most."""
 
 OpenStream = Callable[[StreamSpec], WindowSource]
 """How a stream's windows are reached."""
@@ -48,12 +48,13 @@ def measure_held_out(
     device: torch.device | str = "cpu",
     max_flop: float | None = COMPARE_FLOP,
 ) -> Measures:
-    """Measure a dictionary on a stream of held-out rows, all of which this process reads."""
+    """Measure a dictionary on a stream of test rows, all of which this process reads."""
 
     def batches() -> Iterator[RawRows]:
         return (raw_rows(batch, data, device) for batch in stream.every_row(max_rows))
 
-    return measure(dictionary.to(device), batches, max_flop=max_flop)
+    found = measure(dictionary.to(device), batches, max_flop=max_flop)
+    return found._replace(document={**found.document, "part": stream.spec.selection.part})
 
 
 class FiringPart(TypedDict):
@@ -112,7 +113,7 @@ def measure_trial(store: Store, open_stream: OpenStream, data: DataConfig, devic
     folder = store.at_path("dictionary")
     try:
         dictionary = load_dictionary(folder.url, folder.settings)
-        spec = data.stream_spec("held_out")
+        spec = data.stream_spec("test")
         stream = BatchStream(spec=spec, source=open_stream(spec), batch_rows=data.batch_rows)
         write_measures(store, measure_held_out(dictionary, stream, data, device=device))
     except Exception as error:

@@ -51,7 +51,7 @@ class Contender:
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """What a trial measured at a rung, on held-out rows."""
+    """What a trial measured at a rung, on validation rows."""
 
     l0: float
     fvu: float

@@ -40,7 +40,7 @@ class DataBlock(FileModel):
     batch_rows: int = Field(default=4096, gt=0)
     """Rows of a global batch."""
     held_out: float = Field(default=0.05, gt=0.0, lt=1.0)
-    """Share of documents kept for evaluation."""
+    """Share of documents kept out of training: half of them for validation while it lasts, half for test afterwards."""
     drop_special: bool = True
     """Leave out rows of tokens that the model's tokenizer calls special."""
     max_norm_ratio: float | None = Field(default=10.0, gt=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,8 +66,8 @@ class Learned:
     atoms_FD: Tensor
     codes_NF: Tensor
     """Codes of rows that were not trained on."""
-    held_out: dict[str, float]
-    """The trainer's own metrics on held-out rows."""
+    held_out: dict[str, Any]
+    """The trainer's own metrics on test rows."""
 
 
 def learned(folder: Store, rows_ND: Tensor) -> Learned:

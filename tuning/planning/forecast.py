@@ -12,6 +12,7 @@ from lexray.training.config import TrainingConfig
 from lexray.training.measures.held_out import MEASURED_ROWS
 from lexray.training.measures.rate import SHARES
 from lexray.tuning.placement.nodes import Node
+from lexray.tuning.planning.row_counts import HeldOutRows
 from lexray.tuning.sweep_folder import FINISHED, TrialRecord
 from lexray.tuning.trials import Footprint
 
@@ -20,7 +21,7 @@ START_S = 10.0
 SWEEP_START_S = 12.0
 """Seconds that a sweep takes besides its trials: Ray and its first processes start, the results are written."""
 MEASURED_PASSES = 1 + len(SHARES)
-"""Evaluations of each held-out row that the measures of a finished dictionary take."""
+"""Evaluations of each test row that the measures of a finished dictionary take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,17 +70,18 @@ def finished_speeds(records: Sequence[TrialRecord | None]) -> dict[str, Speed]:
     }
 
 
-def trial_seconds(config: TrainingConfig, held_out_rows: int, speed: Speed) -> float:
+def trial_seconds(config: TrainingConfig, held_out: HeldOutRows, speed: Speed) -> float:
     """Wall time of one trial, from the start of its processes to their end."""
     trained_s = config.num_steps * config.data.batch_rows / speed.rows_per_s
     if speed.overhead_s is not None:
         return trained_s + speed.overhead_s
     evaluated_rows_per_s = speed.evaluated_rows_per_s or speed.rows_per_s
     evaluations = -(-config.num_steps // config.every.evaluate)
-    evaluated = evaluations * min(config.every.eval_rows, held_out_rows) / evaluated_rows_per_s
+    rows = evaluations * min(config.every.eval_rows, held_out.validation) + min(config.every.eval_rows, held_out.test)
+    evaluated = rows / evaluated_rows_per_s
     workers = config.mesh.data * config.mesh.feature
     # One worker alone measures the finished dictionary.
-    measured = MEASURED_PASSES * min(MEASURED_ROWS, held_out_rows) * workers / evaluated_rows_per_s
+    measured = MEASURED_PASSES * min(MEASURED_ROWS, held_out.test) * workers / evaluated_rows_per_s
     return START_S + trained_s + evaluated + measured
 
 

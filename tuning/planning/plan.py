@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lexray.storage.manifest import Manifest
+from lexray.storage.selection import HELD_OUT_PARTS, Part
 from lexray.storage.stream_memory import StreamShape, stream_memory
 from lexray.storage.units import gib
+from lexray.training.measures.held_out import MEASURED_ROWS
 from lexray.tuning.file.resources import PricesBlock
 from lexray.tuning.placement.nodes import Node
 from lexray.tuning.planning.forecast import (
@@ -22,7 +24,7 @@ from lexray.tuning.planning.forecast import (
     timeline,
     trial_seconds,
 )
-from lexray.tuning.planning.row_counts import Part, RowCounts
+from lexray.tuning.planning.row_counts import RowCounts
 from lexray.tuning.planning.streams import most_workers, shape_of
 from lexray.tuning.planning.worker_memory import WorkerMemory, worker_memory
 from lexray.tuning.trials import Trial
@@ -207,10 +209,11 @@ def _reading(trial: Trial, manifest: Manifest, counts: RowCounts, keeps_windows:
     config, data = trial.config, trial.config.data
     training, held_out = counts.training(data), counts.held_out(data)
     epochs = config.num_steps * data.batch_rows / training
-    evaluated = min(1.0, config.every.eval_rows / held_out)
     per_epoch = _part_bytes(trial, manifest, counts, "train")
-    of_held_out = _part_bytes(trial, manifest, counts, "held_out")
-    of_held_out *= _whole_windows(evaluated, held_out, trial, manifest)
+    of_held_out, most = 0.0, (config.every.eval_rows, max(config.every.eval_rows, MEASURED_ROWS))
+    for part, rows, most_rows in zip(HELD_OUT_PARTS, held_out, most, strict=True):
+        share = _whole_windows(min(1.0, most_rows / rows), rows, trial, manifest)
+        of_held_out += share * _part_bytes(trial, manifest, counts, part)
     dataset_bytes = manifest.rows * sum(manifest.sites[site].row_bytes for site in data.sites)
     is_cached = dataset_bytes <= cache_bytes
     read_epochs = min(1.0, epochs) if is_cached else epochs

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import NamedTuple
 
 from lexray.storage.errors import UserError
-from lexray.storage.selection import SelectedRows
+from lexray.storage.selection import HELD_OUT_PARTS, HeldOutPart, Part, SelectedRows
 from lexray.storage.windows import WindowReader
 from lexray.training.config import DataConfig
 
 MAX_OUTLYING_SHARE = 0.2
 """Share of the dataset's rows with outlying norms beyond which the filter is taken for a mistake."""
 
-Part = Literal["train", "held_out"]
+
+class HeldOutRows(NamedTuple):
+    """Rows that are never trained on."""
+
+    validation: int
+    test: int
 
 
 class RowCounts:
@@ -33,12 +38,15 @@ class RowCounts:
             )
         return rows
 
-    def held_out(self, data: DataConfig) -> int:
-        """Rows to evaluate on. Raises UserError when they do not fill the lanes."""
-        rows = int(self._select(data, "held_out").counts.sum())
+    def held_out(self, data: DataConfig) -> HeldOutRows:
+        """Rows to evaluate on. Raises UserError when those of a part do not fill the lanes."""
+        return HeldOutRows(*(self._held_out_rows(data, part) for part in HELD_OUT_PARTS))
+
+    def _held_out_rows(self, data: DataConfig, part: HeldOutPart) -> int:
+        rows = int(self._select(data, part).counts.sum())
         if rows < data.lanes:
             raise UserError(
-                f"data.held_out: {data.held_out} of the documents hold {rows} rows, "
+                f"data.held_out: {data.held_out} of the documents leave {rows} rows for {part}, "
                 f"fewer than the {data.lanes} lanes (data.lanes); raise it"
             )
         return rows

@@ -22,7 +22,7 @@ def shape_of(trial: Trial, manifest: Manifest, counts: RowCounts) -> StreamShape
         batch_rows=data.batch_rows,
         workers=trial.config.mesh.row_parts(trial.config.dictionary),
         train_rows=train_rows,
-        held_out_rows=counts.held_out(data),
+        held_out_rows=max(counts.held_out(data)),  # one part is evaluated at a time
         epochs=trial.config.num_steps * data.batch_rows / train_rows,
     )
 

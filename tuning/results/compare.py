@@ -11,6 +11,8 @@ from lexray.tuning.sweep_folder import SweepFolder
 
 FACTS = ("dataset_id", "inputs", "outputs", "held_out", "seed", "lanes", "drop_special", "max_norm_ratio")
 """What of a trial's data decides which rows it is judged on."""
+REPORTED_ON = "reported on"
+"""Of the trials with results; nothing to compare where a sweep has none yet."""
 NAMES_SHOWN = 3
 
 
@@ -61,19 +63,21 @@ def differences_of_data(first: SweepFolder, second: SweepFolder) -> list[str]:
     """In what the rows differ that the trials of two sweeps are judged on; where they do, numbers do not compare."""
     facts = [_facts(folder) for folder in (first, second)]
     found = []
-    for name in FACTS:
+    for name in (*FACTS, REPORTED_ON):
         one, two = (sorted(all_of[name]) for all_of in facts)
-        if one != two:
+        if one != two and (name != REPORTED_ON or (one and two)):
             found.append(f"{name}: {_listed(one)} against {_listed(two)}")
     return found
 
 
 def _facts(folder: SweepFolder) -> dict[str, set[str]]:
     """By name of a fact, its values in the sweep's trials."""
-    values: dict[str, set[str]] = {name: set() for name in FACTS}
+    values: dict[str, set[str]] = {name: set() for name in (*FACTS, REPORTED_ON)}
     for trial in folder.store.list_folders("trials"):
         record = folder.read_trial(trial)
         data: dict[str, Any] = record.config.get("data", {}) if record is not None else {}
+        if record is not None and record.result:
+            values[REPORTED_ON].add(record.reported_on)
         for name in FACTS:
             if name in data:
                 values[name].add(_told(data[name]))

@@ -45,7 +45,7 @@ COLUMNS = {
 are in 0..1; width is missing only for a trial whose record was never written."""
 
 MEASURED = ("l0", "fvu", "explained_variance", "dead_fraction")
-"""Columns of the held-out result: NaN until the trial is finished, or stopped early."""
+"""Columns of the result on test rows: NaN until the trial is finished, or stopped early."""
 
 HEADINGS = {
     "trial": "trial",

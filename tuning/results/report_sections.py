@@ -47,6 +47,8 @@ class Sections(NamedTuple):
     widths: list[tuple[str, str, str]]
     """Which dictionary in which, the share found, the random floor."""
     data: list[tuple[str, str]]
+    reported: str
+    """The rows that results are of, in words."""
 
 
 def sections(
@@ -69,6 +71,7 @@ def sections(
             for row in (stability or {}).get("widths", [])
         ],
         data=_data(records) + (told(dataset) if dataset is not None else []),
+        reported=_reported(records),
     )
 
 
@@ -102,6 +105,20 @@ def _matrices(document: Mapping[str, Any], records: Sequence[TrialRecord]) -> li
         )
         for name, trials in groups
     ]
+
+
+def _reported(records: Sequence[TrialRecord]) -> str:
+    """Return on which rows the trials are reported: those of older versions had one held-out part for everything."""
+    measured = [record for record in records if record.result]
+    old = [record for record in measured if not record.validation]
+    if not old:
+        return "test rows, which nothing in training, stopping or the search has read"
+    if len(old) == len(measured):
+        return "held-out rows, which evaluations, stopping and the search have read too"
+    return (
+        f"test rows; {len(old)} of {len(measured)} trials are of an older version, on held-out rows that evaluations, "
+        "stopping and the search have read too"
+    )
 
 
 def _about(row: Mapping[str, Any]) -> str:

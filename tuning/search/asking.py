@@ -1,8 +1,9 @@
 """The search of a sweep whose points are chosen while it runs. What it knows lies in the records of the trials.
 
-A trial that ended is told with its held-out L0 and FVU, and with its width where that varies: a small dictionary that
-is beaten by a wide one alone is worth having. One that was stopped early counts as far as it came, since it was beaten
-there; of one that failed nothing is known. A trial that runs, or was interrupted and goes on, is one to stay away from.
+A trial that ended is told with its L0 and FVU on validation rows, and with its width where that varies: a small
+dictionary that is beaten by a wide one alone is worth having. One that was stopped early counts as far as it came,
+since it was beaten there; of one that failed nothing is known. A trial that runs, or was interrupted and goes on, is
+one to stay away from.
 """
 
 from __future__ import annotations
@@ -139,8 +140,8 @@ class Search:
 
 
 def values_of(record: TrialRecord, *, with_width: bool) -> tuple[float, ...] | None:
-    """What is to be small of a trial that ended; None for one that failed."""
-    result = record.result if record.status in (*FINISHED, STOPPED) else {}
+    """Return what is to be small of a trial that ended, on validation rows; None for one that failed."""
+    result = (record.validation or record.result) if record.status in (*FINISHED, STOPPED) else {}
     found = [result.get(name) for name in ("l0", "fvu")]
     values = [math.nan if value is None else value for value in found]
     values += [float(record.config["dictionary"]["width"])] if with_width else []
