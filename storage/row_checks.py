@@ -64,7 +64,7 @@ class SiteFindings:
 
 
 @dataclass
-class SiteSums:
+class SiteFacts:
     """Facts of a site, collected in the order of the chunks so that sums do not depend on the threads."""
 
     site: Site
@@ -114,9 +114,9 @@ class SiteSums:
         return distance / math.sqrt(scale), abs(squared - self.site.mean_squared_norm) / scale, quantiles
 
 
-def new_sums(site: Site, rows: int) -> SiteSums:
+def new_sums(site: Site, rows: int) -> SiteFacts:
     """Sums of a site of `rows` rows of which none was read."""
-    return SiteSums(
+    return SiteFacts(
         site=site,
         hashes=np.zeros(rows, np.uint64),
         norms=np.zeros(rows),

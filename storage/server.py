@@ -24,7 +24,7 @@ from lexray.storage.chunk_cache import CacheSettings
 from lexray.storage.chunk_reads import NOTHING, ReadCost
 from lexray.storage.objects.retries import retried_calls
 from lexray.storage.order import WindowKey
-from lexray.storage.shelf import Block, Shelf
+from lexray.storage.shelf import PublishedWindow, Shelf
 from lexray.storage.stream_memory import WINDOWS_AT_ONCE, NodeMemory, node_memory
 from lexray.storage.windows import Described, StreamSpec, Window, WindowReader, local_chunks
 
@@ -74,7 +74,7 @@ class WindowServer:
         self._chunks = local_chunks(cache)
         self._pool = ThreadPoolExecutor(WINDOWS_AT_ONCE, thread_name_prefix="windows")
         self._opening: dict[StreamSpec, asyncio.Future[tuple[WindowReader, Described]]] = {}
-        self._reading: dict[tuple[StreamSpec, WindowKey], asyncio.Task[tuple[Block, ReadCost]]] = {}
+        self._reading: dict[tuple[StreamSpec, WindowKey], asyncio.Task[tuple[PublishedWindow, ReadCost]]] = {}
         self._stats = ServerStats(pid=os.getpid())
         self._retries_told = 0
         if publish is not None:
@@ -109,7 +109,7 @@ class WindowServer:
         """What this node has."""
         return node_memory()
 
-    async def _block(self, spec: StreamSpec, key: WindowKey) -> tuple[Block, ReadCost]:
+    async def _block(self, spec: StreamSpec, key: WindowKey) -> tuple[PublishedWindow, ReadCost]:
         block = self._shelf.get(spec, key)
         if block is None:
             reading = self._reading.get((spec, key))
@@ -129,10 +129,10 @@ class WindowServer:
             self._opening.pop(spec, None)  # who asks again, has it tried again
             raise
 
-    async def _read(self, spec: StreamSpec, key: WindowKey) -> tuple[Block, ReadCost]:
-        def publish() -> tuple[Block, ReadCost]:
+    async def _read(self, spec: StreamSpec, key: WindowKey) -> tuple[PublishedWindow, ReadCost]:
+        def publish() -> tuple[PublishedWindow, ReadCost]:
             window = reader.read(key)
-            return Block(ray.put(window), window.bytes, window.cost.bytes), window.cost
+            return PublishedWindow(ray.put(window), window.bytes, window.cost.bytes), window.cost
 
         try:
             reader, _ = await self._open(spec)

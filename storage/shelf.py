@@ -13,7 +13,7 @@ from lexray.storage.order import WindowKey
 from lexray.storage.windows import StreamSpec
 
 
-class Block(NamedTuple):
+class PublishedWindow(NamedTuple):
     """A window that was published."""
 
     ref: Any
@@ -38,17 +38,17 @@ class Shelf:
     max_bytes: int
     bytes: int = 0
     """Of all blocks."""
-    _blocks: OrderedDict[tuple[StreamSpec, WindowKey], Block] = field(default_factory=OrderedDict)
+    _blocks: OrderedDict[tuple[StreamSpec, WindowKey], PublishedWindow] = field(default_factory=OrderedDict)
     _wanted_from: defaultdict[Lane, dict[str, WindowKey]] = field(default_factory=lambda: defaultdict(dict))
 
-    def get(self, spec: StreamSpec, key: WindowKey) -> Block | None:
+    def get(self, spec: StreamSpec, key: WindowKey) -> PublishedWindow | None:
         """The block, which is thereby the one used last; None when it is not kept."""
         block = self._blocks.get((spec, key))
         if block is not None:
             self._blocks.move_to_end((spec, key))
         return block
 
-    def put(self, spec: StreamSpec, key: WindowKey, block: Block) -> None:
+    def put(self, spec: StreamSpec, key: WindowKey, block: PublishedWindow) -> None:
         self._blocks[spec, key] = block
         self.bytes += block.bytes
         while self.bytes > self.max_bytes and len(self._blocks) > 1:

@@ -22,7 +22,7 @@ from lexray.storage.errors import CorruptDataError
 from lexray.storage.manifest import MANIFEST, Manifest, Shard, norm_column, read_manifest
 from lexray.storage.manifest_checks import MAX_HEADER_BYTES, contradictions
 from lexray.storage.reader import DatasetReader
-from lexray.storage.row_checks import ChunkFacts, SiteFindings, SiteSums, chunk_facts, new_sums
+from lexray.storage.row_checks import ChunkFacts, SiteFacts, SiteFindings, chunk_facts, new_sums
 from lexray.storage.store import Store, reachable
 
 STATISTICS_TOLERANCE = 1e-6
@@ -161,7 +161,7 @@ class _Pass:
     reader: DatasetReader
     missing: set[str]
     on_progress: Callable[[int, int], None]
-    sums: dict[str, SiteSums] = field(init=False)
+    sums: dict[str, SiteFacts] = field(init=False)
 
     def __post_init__(self) -> None:
         manifest = self.reader.manifest

@@ -50,7 +50,7 @@ def doctor(
 
     Example: lexray doctor sweep.yaml --cluster cluster.json
     """
-    asked = Asked(file, data, output, region, min_free_gib, min_gb_s)
+    asked = DoctorOptions(file, data, output, region, min_free_gib, min_gb_s)
     began = time.monotonic()
     if cluster is not None or (address or "").startswith(("http://", "https://")):
         target = target_of(address, cluster, token_file, trust=trust, insecure=insecure)
@@ -66,7 +66,7 @@ def doctor(
     raise typer.Exit(HEALTHY if is_healthy(checks) else UNHEALTHY)
 
 
-class Asked(NamedTuple):
+class DoctorOptions(NamedTuple):
     """What the command was told, besides where."""
 
     file: Path | None
@@ -77,7 +77,9 @@ class Asked(NamedTuple):
     min_gb_s: float
 
 
-def _joined(asked: Asked, address: str | None, token_file: Path | None, *, is_job: bool) -> tuple[str, list[Check]]:
+def _joined(
+    asked: DoctorOptions, address: str | None, token_file: Path | None, *, is_job: bool
+) -> tuple[str, list[Check]]:
     """On a Ray that this process joins, or starts here."""
     use_token(token_file)
     request = request_of(asked)
@@ -89,7 +91,7 @@ def _joined(asked: Asked, address: str | None, token_file: Path | None, *, is_jo
         return address or "this machine", diagnose(request, address, limits, is_job=is_job)
 
 
-def _by_job(asked: Asked, target: Target) -> tuple[str, list[Check]]:
+def _by_job(asked: DoctorOptions, target: Target) -> tuple[str, list[Check]]:
     """On a cluster whose dashboard we reach."""
     from lexray.cluster.doctor.remote import Errand, diagnose_by_job
 
@@ -118,7 +120,7 @@ def use_token(file: Path | None) -> None:
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(file.absolute()))
 
 
-def request_of(asked: Asked) -> Request:
+def request_of(asked: DoctorOptions) -> Request:
     """What to look at: the sweep file's places, or those given instead. Raises UserError."""
     from lexray.cluster.doctor.collect import Request
     from lexray.storage.store import Store

@@ -26,7 +26,7 @@ from lexray.cluster.doctor.findings import (
 from lexray.cluster.doctor.machine import versions
 from lexray.cluster.doctor.nodes import SHORT_ID, Living, Scene, nodes_of, probed
 from lexray.cluster.doctor.probe import Clock
-from lexray.cluster.doctor.rpc import Asked, Deadline
+from lexray.cluster.doctor.rpc import Deadline, PendingCalls
 from lexray.cluster.doctor.store_checks import is_s3
 from lexray.cluster.doctor.wandb_host import look_at_wandb
 from lexray.storage.objects.settings import StorageSettings
@@ -134,7 +134,7 @@ class _Stores:
     scene: Scene
     request: Request
 
-    def ask(self) -> dict[str, Asked]:
+    def ask(self) -> dict[str, PendingCalls]:
         """Questions under way, by the field that their answers go to."""
         request, settings = self.request, self.request.storage
         numbers = {node.name: number for number, node in enumerate(self.scene.nodes)}
@@ -147,7 +147,7 @@ class _Stores:
             asked["identity"] = self._each(lambda n, p: p.identity.remote(settings))
         return asked
 
-    def answers(self, asked: Mapping[str, Asked]) -> dict[str, dict[str, Any]]:
+    def answers(self, asked: Mapping[str, PendingCalls]) -> dict[str, dict[str, Any]]:
         """By field and name of the node. Nothing that the probes wrote is left behind."""
         told = {field_: self.scene.answers(question) for field_, question in asked.items()}
         url = self.request.output_url
@@ -172,7 +172,7 @@ class _Stores:
     def _region(self, url: str, node: Living, probe: Any) -> Any:
         return probe.region.remote(url, self.request.storage, self.request.region)
 
-    def _each(self, question: Callable[[Living, Any], Any]) -> Asked:
+    def _each(self, question: Callable[[Living, Any], Any]) -> PendingCalls:
         return self.scene.ask(STORE_S, question)
 
 

@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lexray.cluster.doctor.findings import DeadNode, Unknown
 from lexray.cluster.doctor.probe import CALLS_AT_ONCE, Clock, Probe
-from lexray.cluster.doctor.rpc import Asked, Deadline, answers
+from lexray.cluster.doctor.rpc import Deadline, PendingCalls, answers
 
 READY_S = 10.0
 """Longest that a node may take to start a process of ours when another had one at once."""
@@ -73,21 +73,21 @@ class Scene:
     """Living nodes that did not answer, by name."""
     deadline: Deadline
 
-    def ask(self, limit_s: float, question: Callable[[Living, Any], Any], *, only_head: bool = False) -> Asked:
+    def ask(self, limit_s: float, question: Callable[[Living, Any], Any], *, only_head: bool = False) -> PendingCalls:
         """Put a question to each node, or to the head; None is no question."""
         asked = [node for node in self.nodes if node.is_head or not only_head]
         refs = {node.name: question(node, self.probes[node.name]) for node in asked}
-        return Asked(
+        return PendingCalls(
             {name: ref for name, ref in refs.items() if ref is not None},
             self.deadline.clock(),
             self.deadline.until(limit_s),
         )
 
-    def answers(self, asked: Asked) -> dict[str, Any]:
+    def answers(self, asked: PendingCalls) -> dict[str, Any]:
         """By name of the node."""
         return answers(asked, self.deadline)
 
-    def of_head(self, asked: Asked) -> Any:
+    def of_head(self, asked: PendingCalls) -> Any:
         """The head's answer."""
         return next(iter(self.answers(asked).values()), Unknown("the head did not answer"))
 
@@ -117,4 +117,4 @@ def _wait_until_ready(probes: Mapping[str, Any], deadline: Deadline) -> dict[str
     refs, asked_s = {name: probe.ready.remote() for name, probe in probes.items()}, deadline.clock()
     ray.wait(list(refs.values()), num_returns=1, timeout=deadline.left_s)
     limit_s = max(READY_S, SLOWEST * (deadline.clock() - asked_s))
-    return answers(Asked(refs, asked_s, min(deadline.ends_s, asked_s + limit_s)), deadline)
+    return answers(PendingCalls(refs, asked_s, min(deadline.ends_s, asked_s + limit_s)), deadline)

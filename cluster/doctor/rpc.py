@@ -36,7 +36,7 @@ class Deadline:
         return min(self.ends_s, self.clock() + limit_s)
 
 
-class Asked(NamedTuple):
+class PendingCalls(NamedTuple):
     """One question to several nodes."""
 
     refs: Mapping[str, Any]
@@ -45,7 +45,7 @@ class Asked(NamedTuple):
     until_s: float
 
 
-def answers(asked: Asked, deadline: Deadline) -> dict[str, Any]:
+def answers(asked: PendingCalls, deadline: Deadline) -> dict[str, Any]:
     """What each node said, or `Unknown` with the reason why it said nothing."""
     names = {ref: name for name, ref in asked.refs.items()}
     if not names:

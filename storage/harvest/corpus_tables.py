@@ -20,7 +20,7 @@ _ROWS_PER_READ = 256
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
-class Place(NamedTuple):
+class TablePlace(NamedTuple):
     """Where a document stands; written out only when it is needed."""
 
     file: str
@@ -31,17 +31,17 @@ class Place(NamedTuple):
         return f"{self.file} {self.unit} {self.number}" if self.unit else self.file
 
 
-def rows_of_jsonl(file: CorpusFile, column: str) -> Iterator[tuple[Place, Any]]:
+def rows_of_jsonl(file: CorpusFile, column: str) -> Iterator[tuple[TablePlace, Any]]:
     """One value for each line that is not blank; None where the object has no such key."""
     with file.open_unpacked() as members:
         for name, lines in members:
             is_first = True
             for number, line in _lines(name, lines):
-                row = _parse(Place(name, "line", number), line, column)
+                row = _parse(TablePlace(name, "line", number), line, column)
                 if is_first and column not in row:
                     raise UserError(f"{name} has no key {column!r}{nearest(column, list(row))}")
                 is_first = False
-                yield Place(name, "line", number), row.get(column)
+                yield TablePlace(name, "line", number), row.get(column)
 
 
 def _lines(name: str, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
@@ -62,7 +62,7 @@ def _lines(name: str, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
         raise UserError(f"{error}; the first {number:,} lines could be read") from error
 
 
-def _parse(place: Place, line: bytes, column: str) -> dict[str, Any]:
+def _parse(place: TablePlace, line: bytes, column: str) -> dict[str, Any]:
     try:
         # A surrogate that was encoded by itself passes: it is replaced like one that is written as \ud83d.
         row = json.loads(line.decode("utf-8-sig", "surrogatepass"))
@@ -77,13 +77,13 @@ def _parse(place: Place, line: bytes, column: str) -> dict[str, Any]:
     return row
 
 
-def rows_of_parquet(file: CorpusFile, column: str) -> Iterator[tuple[Place, Any]]:
+def rows_of_parquet(file: CorpusFile, column: str) -> Iterator[tuple[TablePlace, Any]]:
     """One value for each row of a parquet or arrow file, read a few hundred rows at a time."""
     number = 0
     with file.open() as opened, _reading_arrow(file):
         for batch in _batches(file, opened, column):
             for value in _values(file, number, batch):
-                yield Place(file.place, "row", number), value
+                yield TablePlace(file.place, "row", number), value
                 number += 1
 
 
@@ -139,7 +139,7 @@ def _values(file: CorpusFile, first: int, column: Any) -> list[Any]:
     elif not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
         return list(column.to_pylist())
     return [
-        value if value is None else decode(str(Place(file.place, "row", first + index)), value)
+        value if value is None else decode(str(TablePlace(file.place, "row", first + index)), value)
         for index, value in enumerate(column.to_pylist())
     ]
 

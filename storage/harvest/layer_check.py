@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from lexray.storage.errors import UserError
-from lexray.storage.harvest.site_choice import Place, find_layers, role_error
+from lexray.storage.harvest.site_choice import TensorSite, find_layers, role_error
 
-Read = Callable[[set[Place]], dict[Place, torch.Tensor]]
+Read = Callable[[set[TensorSite]], dict[TensorSite, torch.Tensor]]
 """Runs the whole model on a text and gives what it holds at these places."""
 
 
-def check_layers(model: nn.Module, num_layers: int, places: Mapping[str, Place], read: Read) -> None:
+def check_layers(model: nn.Module, num_layers: int, places: Mapping[str, TensorSite], read: Read) -> None:
     """Raise UserError for a layer that does not read what the one before it gives, or the next one what it gives.
 
     Parts of a layer that were found by their names must add up: `out = in + attention + mlp`. Others are known.
@@ -31,11 +31,11 @@ def check_layers(model: nn.Module, num_layers: int, places: Mapping[str, Place],
         assert found_layers is not None, "the place was found in them"
         stack, number = found_layers[0], place.layer
         path = f"{stack}.{number}"
-        x_in, x_out = Place(None, path, True), Place(None, path)
-        joints = [(x_in, Place(None, f"{stack}.{number - 1}"))] if number else []
+        x_in, x_out = TensorSite(None, path, True), TensorSite(None, path)
+        joints = [(x_in, TensorSite(None, f"{stack}.{number - 1}"))] if number else []
         if number + 1 < num_layers:
-            joints.append((x_out, Place(None, f"{stack}.{number + 1}", True)))
-        wanted = {x_in, x_out, *(Place(None, part) for part in place.parts or ())}
+            joints.append((x_out, TensorSite(None, f"{stack}.{number + 1}", True)))
+        wanted = {x_in, x_out, *(TensorSite(None, part) for part in place.parts or ())}
         found = _rows(read(wanted.union(*joints)))
         if not all(torch.equal(found[one], found[other]) for one, other in joints):
             raise UserError(
@@ -43,12 +43,12 @@ def check_layers(model: nn.Module, num_layers: int, places: Mapping[str, Place],
                 "of layers; give a hidden_state or a module"
             )
         if place.parts is not None:
-            attention, mlp = (found[Place(None, part)] for part in place.parts)
+            attention, mlp = (found[TensorSite(None, part)] for part in place.parts)
             if not close(found[x_in] + attention + mlp, found[x_out]):
                 raise role_error(name, _role(place), model, path)
 
 
-def _rows(found: dict[Place, torch.Tensor]) -> dict[Place, torch.Tensor]:
+def _rows(found: dict[TensorSite, torch.Tensor]) -> dict[TensorSite, torch.Tensor]:
     """Vectors of one text in the order of its tokens, however they are laid out."""
     return {place: x.reshape(-1, x.shape[-1]) for place, x in found.items()}
 
@@ -62,7 +62,7 @@ def close(x_ND: torch.Tensor, expected_ND: torch.Tensor) -> bool:
     return bool(distance <= tolerance * expected_ND.double().norm())
 
 
-def _role(place: Place) -> str:
+def _role(place: TensorSite) -> str:
     if place.is_input:
         return "mlp_in"
     assert place.parts is not None

@@ -18,11 +18,11 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from lexray.storage.errors import UserError
-from lexray.storage.harvest.site_choice import Place
+from lexray.storage.harvest.site_choice import TensorSite
 
 Inputs = Mapping[str, torch.Tensor]
 """Keyword arguments of a model: `input_ids` and `attention_mask` (B, T), or `pixel_values`."""
-Read = Callable[[Inputs], dict[Place, torch.Tensor]]
+Read = Callable[[Inputs], dict[TensorSite, torch.Tensor]]
 """Runs the model and gives what it holds at each place, as the model lays it out."""
 
 
@@ -60,13 +60,13 @@ class Layout(Enum):
 class Layouts:
     """How a model lays out the vectors of texts."""
 
-    of: dict[Place, Layout]
+    of: dict[TensorSite, Layout]
     pads: bool
     """Whether texts of several lengths may run together: padding changes no vector."""
 
 
 def measure_layouts(
-    read: Read, places: Mapping[str, Place], first: Inputs, *, pad_id: int = 0, batched: bool = True
+    read: Read, places: Mapping[str, TensorSite], first: Inputs, *, pad_id: int = 0, batched: bool = True
 ) -> Layouts:
     """Run the longest piece of the batch `first` and another text alone and together, and compare.
 
@@ -97,7 +97,9 @@ class _DependsOnBatchError(Exception):
     """Texts together give other vectors than alone; the message names the place."""
 
 
-def _compare(read: Read, places: Mapping[str, Place], texts: list[torch.Tensor], pad_id: int) -> dict[Place, Layout]:
+def _compare(
+    read: Read, places: Mapping[str, TensorSite], texts: list[torch.Tensor], pad_id: int
+) -> dict[TensorSite, Layout]:
     alone = [read(_batch([text_N], pad_id)) for text_N in texts[:2]]
     both, size = read(_batch(texts, pad_id)), (len(texts), len(texts[0]))
     return {
@@ -122,7 +124,9 @@ def _batch(texts: list[torch.Tensor], pad_id: int) -> Inputs:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def _choose(name: str, place: Place, alone: list[torch.Tensor], both: torch.Tensor, size: tuple[int, int]) -> Layout:
+def _choose(
+    name: str, place: TensorSite, alone: list[torch.Tensor], both: torch.Tensor, size: tuple[int, int]
+) -> Layout:
     """The layout in which the vectors of two texts together, in a batch of `size` = (B, T), are those of each alone."""
     fitting = [layout for layout in Layout if layout.fits(both, size)]
     for layout in fitting:
@@ -145,7 +149,7 @@ def _agree(x_ND: torch.Tensor, expected_ND: torch.Tensor) -> bool:
     return bool((distance_N > tolerance * (scale_N + scale_N.mean())).double().mean() <= share)
 
 
-def shape_error(name: str, place: Place, x: torch.Tensor, size: tuple[int, int]) -> UserError:
+def shape_error(name: str, place: TensorSite, x: torch.Tensor, size: tuple[int, int]) -> UserError:
     """What is wrong with the shape of a site's tensor for `size` = (B, T)."""
     pieces, tokens = size
     if x.dim() == 2 and len(x) not in (pieces, pieces * tokens):

@@ -22,7 +22,7 @@ from torch import nn
 from lexray.storage.errors import UserError
 from lexray.storage.harvest.layer_check import check_layers
 from lexray.storage.harvest.layout import Inputs, Layout, Layouts, longest_piece, measure_layouts, shape_error
-from lexray.storage.harvest.site_choice import Place, find_layers
+from lexray.storage.harvest.site_choice import TensorSite, find_layers
 from lexray.storage.harvest.tower import reads
 
 
@@ -31,11 +31,11 @@ class ModelReader:
     """Reads the wanted places of a model."""
 
     model: Any
-    places: dict[str, Place]
+    places: dict[str, TensorSite]
     """Where each site is read."""
     layers: nn.ModuleList | None
     """The model's layers when hidden states are read in front of them, None to run the whole model."""
-    layouts: Mapping[Place, Layout] = field(default_factory=dict)
+    layouts: Mapping[TensorSite, Layout] = field(default_factory=dict)
     """How the model lays out the vectors of a text batch; images are always (pieces, tokens, width)."""
 
     pads: bool = True
@@ -47,7 +47,7 @@ class ModelReader:
         found = read_whole(self.model, wanted, inputs) if self.layers is None else self._read_early(wanted, inputs)
         return {name: self._arrange(name, place, found[place], inputs) for name, place in self.places.items()}
 
-    def _arrange(self, name: str, place: Place, x: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+    def _arrange(self, name: str, place: TensorSite, x: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         if place not in self.layouts:
             return x
         pieces, tokens = inputs["input_ids"].shape
@@ -55,7 +55,7 @@ class ModelReader:
             raise shape_error(name, place, x, (pieces, tokens))
         return self.layouts[place].arrange(x, (pieces, tokens))
 
-    def _read_early(self, wanted: set[Place], inputs: Inputs) -> dict[Place, torch.Tensor]:
+    def _read_early(self, wanted: set[TensorSite], inputs: Inputs) -> dict[TensorSite, torch.Tensor]:
         assert self.layers is not None
         return read_early(self.model, self.layers, wanted, inputs)
 
@@ -64,7 +64,7 @@ def choose_reader(
     model: Any,
     *,
     num_layers: int,
-    places: dict[str, Place],
+    places: dict[str, TensorSite],
     first: Inputs,
     pad_id: int = 0,
     batched: bool = True,
@@ -91,7 +91,7 @@ def choose_reader(
     return early if layers is not None and _agree(early, expected, first) else whole
 
 
-def _layers_to_stop_in(model: nn.Module, num_layers: int, wanted: set[Place]) -> nn.ModuleList | None:
+def _layers_to_stop_in(model: nn.Module, num_layers: int, wanted: set[TensorSite]) -> nn.ModuleList | None:
     """None when a hidden state is wanted in front of no layer; the last one commonly has a final norm behind it."""
     numbers = [place.hidden_state for place in wanted if place.hidden_state is not None]
     found = find_layers(model, num_layers)
@@ -121,14 +121,14 @@ def run(model: Any, inputs: Inputs, **options: Any) -> Any:
 
 
 @torch.no_grad()
-def read_whole(model: Any, wanted: set[Place], inputs: Inputs) -> dict[Place, torch.Tensor]:
+def read_whole(model: Any, wanted: set[TensorSite], inputs: Inputs) -> dict[TensorSite, torch.Tensor]:
     """What the whole model reports and its modules give. Raises UserError when it has fewer hidden states, or a module
     is not run exactly once."""
     modules = {place for place in wanted if place.hidden_state is None}
-    calls: dict[Place, int] = dict.fromkeys(modules, 0)
-    found: dict[Place, torch.Tensor] = {}
+    calls: dict[TensorSite, int] = dict.fromkeys(modules, 0)
+    found: dict[TensorSite, torch.Tensor] = {}
 
-    def keep(place: Place, x: torch.Tensor) -> None:
+    def keep(place: TensorSite, x: torch.Tensor) -> None:
         calls[place] += 1
         found[place] = x
 
@@ -142,7 +142,7 @@ def read_whole(model: Any, wanted: set[Place], inputs: Inputs) -> dict[Place, to
     return found | _reported(output, [place for place in wanted if place.hidden_state is not None])
 
 
-def _reported(output: Any, places: list[Place]) -> dict[Place, torch.Tensor]:
+def _reported(output: Any, places: list[TensorSite]) -> dict[TensorSite, torch.Tensor]:
     states = getattr(output, "hidden_states", None) or ()
     for place in places:
         assert place.hidden_state is not None
@@ -154,11 +154,13 @@ def _reported(output: Any, places: list[Place]) -> dict[Place, torch.Tensor]:
 
 
 @torch.no_grad()
-def read_early(model: Any, layers: nn.ModuleList, wanted: set[Place], inputs: Inputs) -> dict[Place, torch.Tensor]:
+def read_early(
+    model: Any, layers: nn.ModuleList, wanted: set[TensorSite], inputs: Inputs
+) -> dict[TensorSite, torch.Tensor]:
     """Hidden states in front of their layers, and what modules give; the forward pass ends when all are there."""
-    found: dict[Place, torch.Tensor] = {}
+    found: dict[TensorSite, torch.Tensor] = {}
 
-    def keep(place: Place, x: torch.Tensor) -> None:
+    def keep(place: TensorSite, x: torch.Tensor) -> None:
         found[place] = x
         if len(found) == len(wanted):
             raise _AllFoundError
@@ -174,7 +176,12 @@ def read_early(model: Any, layers: nn.ModuleList, wanted: set[Place], inputs: In
 
 
 def _hook(
-    hooks: ExitStack, module: nn.Module, place: Place, keep: Callable[[Place, torch.Tensor], None], *, is_input: bool
+    hooks: ExitStack,
+    module: nn.Module,
+    place: TensorSite,
+    keep: Callable[[TensorSite, torch.Tensor], None],
+    *,
+    is_input: bool,
 ) -> None:
     """Have `keep` called with the module's first input or output. A copy: a later module may add into it in place."""
 
@@ -191,7 +198,7 @@ def _hook(
     hooks.callback(handle.remove)
 
 
-def _first_tensor(values: Any, place: Place) -> torch.Tensor:
+def _first_tensor(values: Any, place: TensorSite) -> torch.Tensor:
     if isinstance(values, torch.Tensor):
         return values
     for value in values.values() if isinstance(values, dict) else values:

@@ -73,7 +73,7 @@ class SiteChoice(FileModel):
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorSite:
     """A tensor in a forward pass."""
 
     hidden_state: int | None = None
@@ -92,14 +92,14 @@ class Place:
         return f"{'input' if self.is_input else 'output'} of {self.module}"
 
 
-def find_place(name: str, choice: SiteChoice, model: nn.Module, num_layers: int) -> Place:
+def find_place(name: str, choice: SiteChoice, model: nn.Module, num_layers: int) -> TensorSite:
     """Where the site called `name` is read. Raises UserError telling what there is instead."""
     if choice.hidden_state is not None:
         _check_number(f"sites.{name}.hidden_state", choice.hidden_state, num_layers, num_layers)
-        return Place(choice.hidden_state)
+        return TensorSite(choice.hidden_state)
     if choice.module is not None:
         _check_path(f"sites.{name}.module", choice.module, model)
-        return Place(None, choice.module, choice.read == "input")
+        return TensorSite(None, choice.module, choice.read == "input")
     assert choice.layer is not None
     _check_number(f"sites.{name}.layer", choice.layer, num_layers - 1, num_layers)
     return _find_role(name, choice.layer, choice.read or "residual_out", model, num_layers)
@@ -132,13 +132,13 @@ def find_layers(model: nn.Module, num_layers: int) -> tuple[str, nn.ModuleList] 
     return min(lists, key=lambda found: found[0].count("."), default=None)
 
 
-def _find_role(name: str, layer: int, role: str, model: nn.Module, num_layers: int) -> Place:
+def _find_role(name: str, layer: int, role: str, model: nn.Module, num_layers: int) -> TensorSite:
     found = find_layers(model, num_layers)
     if found is None:
         raise UserError(f"sites.{name}.layer: cannot tell the model's layers; give a module: {_some_modules(model)}")
     path = f"{found[0]}.{layer}"
     if role in ("residual_in", "residual_out"):
-        return Place(None, path, role == "residual_in", layer)
+        return TensorSite(None, path, role == "residual_in", layer)
     kind = getattr(getattr(model, "config", None), "model_type", "")
     inside = {part for part, _ in found[1][layer].named_modules() if part}
     known = next((parts for parts in (_PARTS.get(kind), _OLDER_PARTS.get(kind)) if parts and inside >= {*parts}), None)
@@ -147,7 +147,7 @@ def _find_role(name: str, layer: int, role: str, model: nn.Module, num_layers: i
         raise role_error(name, role, model, path)
     part = {"attention_out": parts[0], "mlp_in": parts[1], "mlp_out": parts[2]}[role]
     tried = None if known else (f"{path}.{parts[0]}", f"{path}.{parts[2]}")
-    return Place(None, f"{path}.{part}", role == "mlp_in", layer, tried)
+    return TensorSite(None, f"{path}.{part}", role == "mlp_in", layer, tried)
 
 
 def _parts_by_name(inside: set[str]) -> tuple[str, str, str] | None:

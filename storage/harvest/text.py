@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from lexray.storage.errors import UserError, named_line, one_line
 from lexray.storage.harvest.corpus_files import CorpusFile, find_files
 from lexray.storage.harvest.corpus_report import CorpusReport
-from lexray.storage.harvest.corpus_tables import Place, decode, rows_of_jsonl, rows_of_parquet
+from lexray.storage.harvest.corpus_tables import TablePlace, decode, rows_of_jsonl, rows_of_parquet
 from lexray.storage.harvest.harvest_file import TextChoice
 from lexray.storage.harvest.hub_datasets import open_dataset, rows_of_dataset
 from lexray.storage.store import StorageSettings
@@ -71,25 +71,25 @@ def read_documents(text: TextChoice, settings: StorageSettings, report: CorpusRe
         yield _as_document(place, text.column, value, report)
 
 
-def _read(text: TextChoice, settings: StorageSettings, report: CorpusReport) -> Iterator[tuple[Place, Any]]:
+def _read(text: TextChoice, settings: StorageSettings, report: CorpusReport) -> Iterator[tuple[TablePlace, Any]]:
     """Where each document stands, and what is there."""
     if text.python is not None:
         for index, document in enumerate(_documents_of_module(text.python)):
-            yield Place(f"text.python: {text.python}", "entry", index), document
+            yield TablePlace(f"text.python: {text.python}", "entry", index), document
     elif text.files is not None:
         for file in find_files("text.files", text.files, settings, report):
             yield from _documents_of_file(file, report)
     elif text.dataset is not None:
         opened = open_dataset("text.dataset", text, streaming=text.streaming)
         for number, value in enumerate(rows_of_dataset("text.dataset", opened, text.column)):
-            yield Place(f"text.dataset: {text.dataset}", "row", number), value
+            yield TablePlace(f"text.dataset: {text.dataset}", "row", number), value
     else:
         kind, rows_of = ("jsonl", rows_of_jsonl) if text.jsonl is not None else ("parquet", rows_of_parquet)
         for file in find_files(f"text.{kind}", getattr(text, kind), settings, report):
             yield from rows_of(file, text.column)
 
 
-def _as_document(place: Place, column: str, value: Any, report: CorpusReport) -> str:
+def _as_document(place: TablePlace, column: str, value: Any, report: CorpusReport) -> str:
     """A value as a document; a missing one is empty, so that numbers of documents are numbers of rows."""
     if value is None:
         report.add("missing_texts", str(place))
@@ -103,7 +103,7 @@ def _as_document(place: Place, column: str, value: Any, report: CorpusReport) ->
     return mended.encode("utf-16-le", "surrogatepass").decode("utf-16-le")  # two halves side by side are a character
 
 
-def _documents_of_file(file: CorpusFile, report: CorpusReport) -> Iterator[tuple[Place, str]]:
+def _documents_of_file(file: CorpusFile, report: CorpusReport) -> Iterator[tuple[TablePlace, str]]:
     """The file, or each file in it if it is a zip archive."""
     with file.open_unpacked() as members:
         for name, opened in members:
@@ -113,7 +113,7 @@ def _documents_of_file(file: CorpusFile, report: CorpusReport) -> Iterator[tuple
             document = decode(name, data)
             if document.startswith("\ufeff"):
                 report.add("byte_order_marks", name)
-            yield Place(name, "", 0), document.removeprefix("\ufeff")
+            yield TablePlace(name, "", 0), document.removeprefix("\ufeff")
 
 
 def _read_whole(name: str, file: BinaryIO) -> bytes:

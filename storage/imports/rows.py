@@ -29,7 +29,7 @@ UNKNOWN_TOKEN = -1
 """Token id of rows whose source does not tell it."""
 
 
-class Block(NamedTuple):
+class RowBlock(NamedTuple):
     """Consecutive rows of all sites."""
 
     vectors: dict[str, torch.Tensor]
@@ -56,7 +56,7 @@ class RowSource(Protocol):
     notes: list[str]
     """What had to be made up or was left out."""
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[RowBlock]:
         """All rows in order."""
 
 
@@ -166,7 +166,7 @@ def block_rows(row_bytes: int) -> int:
     return max(1, BLOCK_BYTES // max(1, row_bytes))
 
 
-def _as_stored(block: Block, site: str, dtype: str) -> torch.Tensor:
+def _as_stored(block: RowBlock, site: str, dtype: str) -> torch.Tensor:
     """A site's rows in the dataset's dtype. Raises UserError when a value is not finite, before or after rounding."""
     x_BD = block.vectors[site]
     bad = (~torch.isfinite(x_BD).all(1)).nonzero().flatten().tolist()
@@ -190,7 +190,7 @@ def _as_utf8(names: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-def _as_int32(block: Block, name: str) -> np.ndarray:
+def _as_int32(block: RowBlock, name: str) -> np.ndarray:
     column, limits = block.columns[name], np.iinfo(np.int32)
     bad = np.flatnonzero((column < limits.min) | (column > limits.max))
     if len(bad):

@@ -30,7 +30,7 @@ from lexray.storage.imports.documents import (
     made_up_starts,
 )
 from lexray.storage.imports.options import ImportOptions
-from lexray.storage.imports.rows import UNKNOWN_TOKEN, Block, block_rows
+from lexray.storage.imports.rows import UNKNOWN_TOKEN, RowBlock, block_rows
 from lexray.storage.imports.source import SourceFile, SourceFolder
 from lexray.storage.imports.table_columns import (
     check_schemas,
@@ -83,7 +83,7 @@ class TableFolder:
         self._document_starts, rule = self._documents(np.cumsum([0, *counts]), options.document_rows)
         self.notes, self.provenance = self._describe(folder, tables.schema, rule)
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[RowBlock]:
         """All rows in order, some records at a time."""
         names, counter, first, row = [*self._chosen.values(), *self._columns.values()], PositionCounter(), 0, 0
         for file in self._files:
@@ -98,7 +98,7 @@ class TableFolder:
 
     def _block(
         self, batch: Any, file: SourceFile, first: int, inside: int, row: int, counter: PositionCounter
-    ) -> Block:
+    ) -> RowBlock:
         """The rows of a batch: its file begins with record `first`, the batch with record `inside` of it, row `row`."""
         read = {
             site: read_vectors(batch, self._chosen[site], column, str(file), inside)
@@ -132,7 +132,7 @@ class TableFolder:
             made_up["position"] = counter(documents) if "mask" in self._columns else position[kept]
         if "document" in columns and "position" not in columns:
             made_up["position"] = counter(columns["document"])
-        return Block(vectors, made_up | columns, origin)
+        return RowBlock(vectors, made_up | columns, origin)
 
     def _common_shape(self, place: str) -> tuple[int, int | None]:
         """Depth and context of all chosen columns."""

@@ -23,7 +23,7 @@ _LIST_ITEM = re.compile(r"\[(\d+)\]")
 
 
 @dataclass(frozen=True)
-class Layout:
+class FolderLayout:
     """The tensors of a folder."""
 
     series: dict[str, Series]
@@ -33,7 +33,7 @@ class Layout:
     """What was passed over."""
 
 
-def find_layout(folder: SourceFolder, new_opener: Callable[[], Opener], options: ImportOptions) -> Layout:
+def find_layout(folder: SourceFolder, new_opener: Callable[[], Opener], options: ImportOptions) -> FolderLayout:
     """Every series of a folder by its name. Series that share no file share no opener."""
     files, ignored = tensor_files(folder, options.raw)
     folders = {inside.name: tensor_files(inside, options.raw) for inside in folder.folders()}
@@ -59,7 +59,7 @@ def find_layout(folder: SourceFolder, new_opener: Callable[[], Opener], options:
     names = ", ".join(file.name for file in ignored[:3])
     notes += [f"passed over {len(ignored)} files of other kinds ({names})"] if ignored else []
     notes += [f"passed over {len(empty)} folders without tensor files ({', '.join(empty[:3])})"] if empty else []
-    return Layout(found, not files, notes)
+    return FolderLayout(found, not files, notes)
 
 
 def tensor_files(folder: SourceFolder, raw: RawFormat | None) -> tuple[list[SourceFile], list[SourceFile]]:

@@ -27,7 +27,7 @@ from lexray.storage.imports.documents import (
     made_up_starts,
 )
 from lexray.storage.imports.options import ImportOptions
-from lexray.storage.imports.rows import UNKNOWN_TOKEN, Block, block_rows, check_site_name
+from lexray.storage.imports.rows import UNKNOWN_TOKEN, RowBlock, block_rows, check_site_name
 from lexray.storage.imports.source import SourceFolder
 from lexray.storage.imports.stored_tensor import UNNAMED
 from lexray.storage.imports.tensor_files import OPEN_COPIES, Opener
@@ -70,7 +70,7 @@ class TensorFolder:
         self.rows = self._count_rows()
         self.provenance = self._describe(folder, chosen, rule)
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[RowBlock]:
         """All rows in order, a few MB at a time."""
         row_bytes = sum(width * self.dtypes[site].itemsize for site, width in self.widths.items())
         step, count = block_rows(row_bytes), PositionCounter()
@@ -83,7 +83,7 @@ class TensorFolder:
             if "position" not in self._columns and ("mask" in self._columns or "document" in self._columns):
                 columns["position"] = count(columns["document"])
             vectors = {site: _rows(of_site.read(start, stop), kept) for site, of_site in self._sites.items()}
-            yield Block(vectors, columns, self._origin(start, kept))
+            yield RowBlock(vectors, columns, self._origin(start, kept))
 
     def _all_columns(self, start: int, stop: int) -> dict[str, np.ndarray]:
         """Columns of the stored rows from `start` up to `stop`, as the source gives them, else made up."""

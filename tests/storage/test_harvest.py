@@ -28,7 +28,7 @@ from transformers import AutoModel, BertConfig, T5Config
 
 from lexray.storage.harvest.harvest import harvest
 from lexray.storage.harvest.model_reader import ModelReader, choose_reader, read_whole
-from lexray.storage.harvest.site_choice import Place
+from lexray.storage.harvest.site_choice import TensorSite
 from lexray.storage.harvest.token_rows import pad
 from lexray.storage.store import Store
 from lexray.storage.writer import DatasetWriter
@@ -62,7 +62,7 @@ def test_rows_are_the_hidden_states_of_the_whole_model(name: str, tmp_path: Path
 
 def reader_of(model: Any, wanted: set[int], pieces: list[list[int]]) -> ModelReader:
     first = pad([np.array(ids, np.int32) for ids in pieces], 0)
-    return choose_reader(model, num_layers=4, places={str(i): Place(i) for i in wanted}, first=first)
+    return choose_reader(model, num_layers=4, places={str(i): TensorSite(i) for i in wanted}, first=first)
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
@@ -77,9 +77,9 @@ def test_stopping_early_changes_no_bit(name: str, wanted: set[int]) -> None:
     other = pad([np.arange(4, 20, dtype=np.int32), np.array([9, 8], np.int32), np.array([2], np.int32)], 0)
     early, real = reader.read(other), other["attention_mask"].bool()
     assert run == list(range(max(wanted)))
-    whole = read_whole(model, {Place(number) for number in wanted}, other)
+    whole = read_whole(model, {TensorSite(number) for number in wanted}, other)
     for number in wanted:
-        assert torch.equal(early[str(number)][real], whole[Place(number)][real])
+        assert torch.equal(early[str(number)][real], whole[TensorSite(number)][real])
 
 
 def test_a_model_that_cannot_stop_early_is_run_whole() -> None:

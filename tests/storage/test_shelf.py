@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lexray.storage.order import WindowKey
-from lexray.storage.shelf import Block, Shelf
+from lexray.storage.shelf import PublishedWindow, Shelf
 from lexray.storage.store import Store
 from lexray.storage.windows import StreamSpec
 
@@ -17,8 +17,8 @@ def key(index: int, lane: int = 0, epoch: int = 0) -> WindowKey:
     return WindowKey(epoch, lane, index)
 
 
-def block(size: int = 10) -> Block:
-    return Block(object(), size, size)
+def block(size: int = 10) -> PublishedWindow:
+    return PublishedWindow(object(), size, size)
 
 
 def shelf_of(*indices: int, max_bytes: int = 50) -> Shelf:

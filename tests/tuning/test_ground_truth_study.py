@@ -10,13 +10,13 @@ import pytest
 
 from lexray.storage.errors import UserError
 from lexray.storage.store import Store
-from lexray.tuning.ground_truth.arms import Arm, Plan, plans
+from lexray.tuning.ground_truth.arms import Arm, StudyPlan, plans
 from lexray.tuning.ground_truth.running import Learned, learned, store_world, train_once
 from lexray.tuning.ground_truth.study import Result, StudyOptions, folder_of, measure_world, run_study, trials_of
 from lexray.tuning.ground_truth.table import cell, study_document, study_table
 from lexray.tuning.ground_truth.worlds import WORLDS, make_world, tree
 
-TINY = Plan(arms=plans()["tree-0"].arms[:2], batch_rows=32, steps=10)
+TINY = StudyPlan(arms=plans()["tree-0"].arms[:2], batch_rows=32, steps=10)
 
 
 def run_tiny(folder: Store) -> list[Result]:
@@ -155,7 +155,7 @@ def test_features_in_superposition_are_found_by_every_quick_dictionary(quick):
 @pytest.mark.slow
 def test_the_study_trains_in_processes_of_their_own_as_it_does_in_this_one(tmp_path, monkeypatch):
     """Two workers, one world, few steps."""
-    tiny = {name: Plan(arms=plan.arms[:1], batch_rows=32, steps=4) for name, plan in plans().items()}
+    tiny = {name: StudyPlan(arms=plan.arms[:1], batch_rows=32, steps=4) for name, plan in plans().items()}
     monkeypatch.setattr("lexray.tuning.ground_truth.study.plans", lambda: tiny)
     heard = []
     options = {"worlds": ("tree-0",), "seeds": 2}

@@ -30,7 +30,7 @@ _HOOKS: dict[str, tuple[str, frozenset[str]]] = {
 """By role of a layer, the hook and the families in which both are the same."""
 
 
-class Hook(NamedTuple):
+class HookPoint(NamedTuple):
     """A place of a model."""
 
     name: str
@@ -39,7 +39,7 @@ class Hook(NamedTuple):
     """The layer, from 0, whose whole output it is; -1 for the embeddings, None for anything else."""
 
 
-def hook_of(site: Mapping[str, Any], *, num_layers: int | None, family: str | None) -> Hook | None:
+def hook_of(site: Mapping[str, Any], *, num_layers: int | None, family: str | None) -> HookPoint | None:
     """The hook of a site as a harvest file describes it (`hidden_state`, or `layer` and `read`); None without one.
 
     `family` is the model's type in Hugging Face's configuration. Datasets of older versions do not state it; of them
@@ -54,8 +54,8 @@ def hook_of(site: Mapping[str, Any], *, num_layers: int | None, family: str | No
     name, families = _HOOKS[role]
     if family not in families:
         return None
-    return Hook(f"blocks.{layer}.{name}", layer if role == "residual_out" else None)
+    return HookPoint(f"blocks.{layer}.{name}", layer if role == "residual_out" else None)
 
 
-def _residual(layer: int) -> Hook:
-    return Hook("blocks.0.hook_resid_pre" if layer < 0 else f"blocks.{layer}.hook_resid_post", layer)
+def _residual(layer: int) -> HookPoint:
+    return HookPoint("blocks.0.hook_resid_pre" if layer < 0 else f"blocks.{layer}.hook_resid_post", layer)

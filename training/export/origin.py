@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lexray.training.export.hook_names import Hook, hook_of
+from lexray.training.export.hook_names import HookPoint, hook_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ def _model(provenance: dict[str, Any], read: list[str]) -> Any:
     return _part(settings, "models").get(str(_site(provenance, read[0]).get("model")))
 
 
-def _hook(provenance: dict[str, Any], name: str) -> Hook | None:
+def _hook(provenance: dict[str, Any], name: str) -> HookPoint | None:
     """The hook of a site, by what the harvest has noted of its model."""
     site, types = _site(provenance, name), _part(_part(provenance, "run"), "model_types")
     model = site.get("model")

@@ -33,7 +33,7 @@ from lexray.storage.errors import UserError
 from lexray.storage.harvest.layer_check import close
 from lexray.storage.harvest.layout import Inputs, Layout
 from lexray.storage.harvest.model_reader import choose_reader
-from lexray.storage.harvest.site_choice import Place, find_layers
+from lexray.storage.harvest.site_choice import TensorSite, find_layers
 from lexray.training.dictionaries.base import Dictionary
 
 Change = Callable[[Tensor], Tensor]
@@ -51,17 +51,17 @@ class Spliced:
     tower: Any
     """The part of it that reads the text, in which places are."""
     num_layers: int
-    inputs: tuple[Place, ...]
-    outputs: tuple[Place, ...]
+    inputs: tuple[TensorSite, ...]
+    outputs: tuple[TensorSite, ...]
 
-    def run(self, inputs: Inputs, changes: dict[Place, Change]) -> Tensor:
+    def run(self, inputs: Inputs, changes: dict[TensorSite, Change]) -> Tensor:
         """Logits (B, T, V) with the activations at these places changed. Raises UserError for a place that is passed
         not once."""
         passed = dict.fromkeys(changes, 0)
         pieces, tokens = inputs["input_ids"].shape
         size = (pieces, tokens)
 
-        def changing(place: Place) -> Change:
+        def changing(place: TensorSite) -> Change:
             def change(x: Tensor) -> Tensor:
                 passed[place] += 1
                 layout = Layout.FLAT if x.dim() == 2 else Layout.PIECES_FIRST
@@ -81,11 +81,11 @@ class Spliced:
                 raise UserError(f"sites: the model passes the {place.label} {times} times for a text, expected once")
         return logits
 
-    def activations(self, inputs: Inputs) -> tuple[Tensor, dict[Place, Tensor]]:
+    def activations(self, inputs: Inputs) -> tuple[Tensor, dict[TensorSite, Tensor]]:
         """Logits, and the activations at every place (B, T, width)."""
-        found: dict[Place, Tensor] = {}
+        found: dict[TensorSite, Tensor] = {}
 
-        def keeping(place: Place) -> Change:
+        def keeping(place: TensorSite) -> Change:
             def keep(x_BTD: Tensor) -> Tensor:
                 found[place] = x_BTD.clone()
                 return x_BTD
@@ -115,7 +115,7 @@ class Spliced:
         if earlier_BT.any() and difference_BTV[earlier_BT].max() > 1e-5 * logits_BTV[earlier_BT].abs().max():
             raise UserError("model: its tokens see later ones, so it predicts none; give a causal language model")
 
-    def _module(self, place: Place) -> tuple[nn.Module, bool]:
+    def _module(self, place: TensorSite) -> tuple[nn.Module, bool]:
         """The module whose input (True) or output a place is."""
         base = self.tower
         if place.hidden_state is None:
@@ -179,7 +179,7 @@ def _summary(means: dict[str, list[float]]) -> dict[str, Any]:
     return {"ce": ce, "kl": {case: value for case, value in kl.items() if case != CLEAN}, **shares}
 
 
-def _stand_ins(spliced: Spliced, dictionary: Dictionary, found: dict[Place, Tensor]) -> dict[str, list[Tensor]]:
+def _stand_ins(spliced: Spliced, dictionary: Dictionary, found: dict[TensorSite, Tensor]) -> dict[str, list[Tensor]]:
     """What stands in for each output site (B, T, width) in each case."""
     x_BTD = torch.cat([found[place].float() for place in spliced.inputs], 2)
     widths = [site.width for site in dictionary.sites.outputs]
@@ -196,7 +196,7 @@ def _putting(part_BTD: Tensor, mask_BT: Tensor) -> Change:
     return lambda x_BTD: torch.where(mask_BT[..., None], part_BTD.to(x_BTD.dtype), x_BTD)
 
 
-def _usual(spliced: Spliced, found: dict[Place, Tensor], max_norms: tuple[float, ...]) -> Tensor:
+def _usual(spliced: Spliced, found: dict[TensorSite, Tensor], max_norms: tuple[float, ...]) -> Tensor:
     """Tokens whose vectors at every site are no longer than allowed (B, T)."""
     usual_BT = torch.ones(found[spliced.inputs[0]].shape[:2], dtype=torch.bool, device=found[spliced.inputs[0]].device)
     for place, limit in zip((*spliced.inputs, *spliced.outputs), max_norms, strict=False):

@@ -28,7 +28,7 @@ class Arm:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class StudyPlan:
     """What is trained on a world."""
 
     arms: tuple[Arm, ...]
@@ -107,24 +107,24 @@ def archetypal_arms(made: _Arms, candidates: int) -> _Arms:
     return made
 
 
-def plans() -> dict[str, Plan]:
+def plans() -> dict[str, StudyPlan]:
     """By the world's name."""
-    trees = Plan(arms=tree_arms(), batch_rows=256, steps=4000)
+    trees = StudyPlan(arms=tree_arms(), batch_rows=256, steps=4000)
     return {
-        "superposed": Plan(
+        "superposed": StudyPlan(
             arms=tuple(archetypal_arms(plain_arms(4, 1e-2), candidates=192).arms),
             batch_rows=512,
             steps=2000,
             quick=True,
         ),
-        "correlated": Plan(
+        "correlated": StudyPlan(
             arms=tuple(archetypal_arms(plain_arms(4, 1e-2), candidates=96).arms), batch_rows=512, steps=2000
         ),
-        "tree-0": Plan(arms=trees.arms, batch_rows=trees.batch_rows, steps=trees.steps, quick=True),
+        "tree-0": StudyPlan(arms=trees.arms, batch_rows=trees.batch_rows, steps=trees.steps, quick=True),
         "tree-0.3": trees,
         "tree-0.5": trees,
         "tree-0.7": trees,
-        "mixtures": Plan(
+        "mixtures": StudyPlan(
             arms=tuple(archetypal_arms(plain_arms(3, 1e-2), candidates=64).arms),
             batch_rows=512,
             steps=2000,

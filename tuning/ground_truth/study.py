@@ -16,7 +16,7 @@ from lexray.storage.manifest import Manifest
 from lexray.storage.store import Store
 from lexray.training.config import DataConfig, EveryConfig, TrainingConfig
 from lexray.training.dictionaries import dictionary_config
-from lexray.tuning.ground_truth.arms import Arm, Plan, plans
+from lexray.tuning.ground_truth.arms import Arm, StudyPlan, plans
 from lexray.tuning.ground_truth.recovery import (
     activation_f1,
     hierarchy,
@@ -66,7 +66,7 @@ class StudyOptions:
         return self.seeds or (QUICK_SEEDS if self.quick else SEEDS)
 
 
-class Trial(NamedTuple):
+class StudyTrial(NamedTuple):
     """One training of a study."""
 
     world: str
@@ -86,7 +86,7 @@ def run_study(options: StudyOptions, folder: Store, on_progress: Progress) -> li
     """Write the worlds, train what is not trained yet, measure. Everything lies under `folder`."""
     every = plans()
     names = options.worlds or tuple(n for n in WORLDS if every[n].quick or not options.quick)
-    trials: list[Trial] = []
+    trials: list[StudyTrial] = []
     for name in names:
         world = make_world(name, TRAINING_ROWS, seed=TRAINING_SEED)
         manifest = store_world(world, folder.at_path(f"{name}/data"), {"world": name, "seed": TRAINING_SEED})
@@ -96,8 +96,8 @@ def run_study(options: StudyOptions, folder: Store, on_progress: Progress) -> li
 
 
 def trials_of(
-    name: str, world: World, plan: Plan, manifest: Manifest, folder: Store, options: StudyOptions
-) -> Iterator[Trial]:
+    name: str, world: World, plan: StudyPlan, manifest: Manifest, folder: Store, options: StudyOptions
+) -> Iterator[StudyTrial]:
     """Every training on a world: arms times seeds.
 
     A seed draws the initial weights, the order of the rows and which twentieth of them is held out: with the same rows
@@ -120,7 +120,7 @@ def trials_of(
             **arm.options,
         })  # fmt: skip
         for seed in range(options.num_seeds):
-            yield Trial(name, arm, TrainingConfig(
+            yield StudyTrial(name, arm, TrainingConfig(
                 dictionary=dictionary,
                 data=replace(data, seed=seed),
                 rows=steps * plan.batch_rows,
@@ -130,12 +130,12 @@ def trials_of(
             ))  # fmt: skip
 
 
-def folder_of(trial: Trial, folder: Store) -> Store:
+def folder_of(trial: StudyTrial, folder: Store) -> Store:
     """Where a training lies."""
     return folder.at_path(f"{trial.world}/trials/{trial.config.trial}")
 
 
-def train_all(trials: list[Trial], folder: Store, workers: int, on_progress: Progress) -> None:
+def train_all(trials: list[StudyTrial], folder: Store, workers: int, on_progress: Progress) -> None:
     """Train in so many processes; the first that fails ends the study."""
     if workers == 1:
         for done, trial in enumerate(trials, 1):
@@ -158,7 +158,7 @@ def train_all(trials: list[Trial], folder: Store, workers: int, on_progress: Pro
 # Measuring ---------------------------------------------------------------------------------------------------------
 
 
-def measure_world(name: str, plan: Plan, trials: list[Trial], folder: Store) -> list[Result]:
+def measure_world(name: str, plan: StudyPlan, trials: list[StudyTrial], folder: Store) -> list[Result]:
     """One result for each arm that was trained on this world."""
     unseen = make_world(name, UNSEEN_ROWS, seed=UNSEEN_SEED)
     results = []
