@@ -201,6 +201,7 @@ class SweepFile(EndsBlock):
         sites = [axis for kind in sorted(kinds) for axis in SITE_AXES[kind]]
         axes = list(dict.fromkeys((*TRIAL_AXES, *sites, *sorted(options))))
         for axis in self.axes:
+            _refuse_other_code("axes", axis, axes, self.architectures)
             _refuse_unknown("axes", axis, axes)
         for entry in self.include:
             for axis in entry:
@@ -219,6 +220,8 @@ class SweepFile(EndsBlock):
             for option in given:
                 having = options - {"width", "target_l0"}
                 having = having if name == "all" else self._options(name)
+                if name != "all":
+                    _refuse_other_code(f"options.{name}", option, sorted(having), [name])
                 _refuse_unknown(f"options.{name}", option, sorted(having))
 
     def _options(self, name: str) -> frozenset[str]:
@@ -244,6 +247,14 @@ def _pair(given: dict[str, Any]) -> dict[str, str]:
     if set(given) != {"input", "output"}:
         raise ValueError(f"axes.site: {given} is neither the name of a site nor {{input: NAME, output: NAME}}")
     return {"site": str(given["input"]), "output_site": str(given["output"])}
+
+
+def _refuse_other_code(where: str, name: str, known: list[str], architectures: list[str]) -> None:
+    """Raise ValueError for an option of codes that the architectures could have, and do not have in this sweep."""
+    made = [architecture(one) for one in architectures]
+    having = {kind for one in made for kind in one.kinds if name in one.option_names(kind)}
+    if name not in known and having:
+        raise ValueError(f"{where}.{name}: an option of code {' and '.join(sorted(having))}, which no trial here has")
 
 
 def _refuse_unknown(where: str, name: str, known: list[str]) -> None:
