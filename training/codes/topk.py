@@ -184,7 +184,7 @@ def topk_cost(config: Any, shape: StepShape, *, matrices: float, over_batch: boo
     pairs = chosen + TopK.auxk_pairs(config, shape) + config.shared_pairs(shape)
     offered_rows = shape.batch_rows if over_batch else shape.rows
     return CodeCost(
-        multiply_adds=sparse_step(shape, pairs),
+        multiply_adds=sparse_step(shape, pairs / shape.slices),
         matrices=matrices,
         chunked=True,
         pair_bytes=PAIR_BYTES * shape.rows * pairs + shape.offered(shape.target_l0, offered_rows),

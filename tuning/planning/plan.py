@@ -11,6 +11,7 @@ from lexray.storage.manifest import Manifest
 from lexray.storage.selection import HELD_OUT_PARTS, Part
 from lexray.storage.stream_memory import StreamShape, stream_memory
 from lexray.storage.units import gib
+from lexray.training.cost.operations import training_flop
 from lexray.training.measures.held_out import MEASURED_ROWS
 from lexray.tuning.file.resources import PricesBlock
 from lexray.tuning.placement.nodes import Node
@@ -60,6 +61,8 @@ class TrialPlan:
     gpus: float
     steps: int
     memory: WorkerMemory
+    flop: int | None
+    """Floating-point operations of all its steps; None where atoms are solved for."""
     seconds: float | None
     """Estimated wall time; None where no speed is known."""
     is_bound: bool = False
@@ -182,6 +185,7 @@ def _trial_plan(
         gpus=trial.footprint.gpus,
         steps=config.num_steps,
         memory=worker_memory(trial, manifest, shape, epochs=config.num_steps * config.data.batch_rows / training),
+        flop=training_flop(config, config.data.sites_in(manifest)),
         seconds=trial_seconds(config, held_out, speed) if speed is not None else None,
     )
 
