@@ -18,10 +18,9 @@ from lexray.training.codes.folding import Folding, Gate
 from lexray.training.codes.p_anneal import PAnnealConfig, PSchedule
 from lexray.training.codes.penalised import PenalisedConfig, penalised_cost
 from lexray.training.codes.relu import ReLU
-from lexray.training.objectives.forward import Batch, BatchSums, Forward, Weighted, reconstruction_error
+from lexray.training.objectives.forward import Batch, Forward, Weighted, reconstruction_error
 from lexray.training.objectives.gate_error import gate_error
-from lexray.training.objectives.reconstruction import squared_error
-from lexray.training.objectives.sparsity import Penalty, Sparsity
+from lexray.training.objectives.sparsity import Sparsity
 from lexray.training.ops.preactivations import entries_above
 from lexray.training.ops.sparse_code import SparseCode
 from lexray.training.ops.topk import pairs_above
@@ -80,25 +79,16 @@ class Gated(ReLU):
         pi = F.relu(pairs.pre + pairs.at(host.b_gate))
         open_gate = pi.detach() > 0
         values = F.relu(pairs.pre * pairs.at(host.r_mag.exp()) + pairs.at(host.b_mag)) * open_gate
-        decoded_BO = host.axes.latents.all_reduce(pairs.decode(values, batch.decoder.atoms_FO))
-        return Forward(
-            batch=batch,
-            pairs=pairs,
-            values=values,
-            reconstruction=squared_error(batch.y_BO - decoded_BO - batch.offset_BO),
-            fired_F=pairs.count(values.detach() > 0),
-            z_BF=z_BF if self.config.terms else None,
-            gate=pi,
-            observed={"coefficient": self.coefficient},
-        )
+        return self.forward_of(batch, pairs, z_BF, values, fired_F=pairs.count(values.detach() > 0), gate=pi)
 
     def gated_terms(self) -> list[Weighted]:
         """Return the two reconstructions, the penalty of the gate and AuxK (of rectified pre-activations)."""
         return [
             Weighted("reconstruction", reconstruction_error),
             Weighted("gate_error", gate_error),
-            Weighted("sparsity", Sparsity(self.penalty), self.coefficient),
+            Weighted("sparsity", Sparsity(self.schedule.penalty), self.coefficient),
             *self.config.shared_terms(self.score, F.relu),
+            *self.schedule.terms(),
         ]
 
     terms = gated_terms
@@ -135,23 +125,10 @@ class GatedPAnneal(Gated):
 
     kind = "gated_p_anneal"
     Config = GatedPAnnealConfig
+    Schedule = PSchedule
     paper = "Karvonen et al., Measuring progress in dictionary learning with board games (2024), arXiv:2408.00113"
 
-    def __init__(self, config: GatedPAnnealConfig, host: Host) -> None:
-        super().__init__(config, host)
-        self.schedule = PSchedule(config, host)
-
-    @property
-    def penalty(self) -> Penalty:
-        return self.schedule.penalty
-
-    def terms(self) -> list[Weighted]:
-        return [*self.gated_terms(), *self.schedule.terms()]
-
-    @torch.no_grad()
-    def after_step(self, batch: BatchSums) -> None:
-        super().after_step(batch)
-        self.schedule.after_step(batch, self.controller)
+    terms = Gated.gated_terms
 
     def fold(self) -> Folding:
         return gated_folding(self.host)

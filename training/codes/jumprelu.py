@@ -21,7 +21,6 @@ from lexray.training.codes.folding import Folding
 from lexray.training.codes.penalised import Penalised, PenalisedConfig, penalised_cost
 from lexray.training.objectives.forward import Batch, Forward, Term, Weighted, reconstruction_error
 from lexray.training.objectives.l0 import L0, PreActivation, QuadraticL0, Steps, WeightedSparsity
-from lexray.training.objectives.reconstruction import squared_error
 from lexray.training.objectives.sparsity import Tanh
 from lexray.training.ops.preactivations import entries_above
 from lexray.training.ops.sparse_code import SparseCode
@@ -155,20 +154,9 @@ class JumpReLU(Penalised):
         pairs, z_BF = entries_above(threshold_F.detach() - bandwidth / 2, batch.x_BD, batch.encoder)
         threshold = pairs.at(threshold_F)
         values = jump(pairs.pre, threshold, bandwidth, self.to_input)
-        decoded_BO = self.host.axes.latents.all_reduce(pairs.decode(values, batch.decoder.atoms_FO))
-        return Forward(
-            batch=batch,
-            pairs=pairs,
-            values=values,
-            reconstruction=squared_error(batch.y_BO - decoded_BO - batch.offset_BO),
-            fired_F=pairs.count(values.detach() != 0),
-            z_BF=z_BF if self.config.terms else None,
-            threshold=threshold,
-            observed=self._observed(),
-        )
-
-    def _observed(self) -> dict[str, Tensor]:
-        return {"aim": self.aim} if self.config.l0_loss == "quadratic" else {"coefficient": self.coefficient}
+        fired_F = pairs.count(values.detach() != 0)
+        observed = {"aim": self.aim} if self.config.l0_loss == "quadratic" else {"coefficient": self.coefficient}
+        return self.forward_of(batch, pairs, z_BF, values, fired_F=fired_F, threshold=threshold, observed=observed)
 
     @property
     def aim(self) -> Tensor:

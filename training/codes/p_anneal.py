@@ -9,14 +9,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from lexray.storage.errors import UserError
-from lexray.training.codes.base import Host
 from lexray.training.codes.code_cost import CodeCost, StepShape
 from lexray.training.codes.controller import L0Controller
 from lexray.training.codes.folding import Folding
-from lexray.training.codes.penalised import PenalisedConfig, penalised_cost
+from lexray.training.codes.penalised import PenalisedConfig, PenaltySchedule, penalised_cost
 from lexray.training.codes.relu import ReLU
 from lexray.training.objectives.forward import BatchSums, Weighted
 from lexray.training.objectives.sparsity import Lp, Penalty, Sparsity
@@ -54,20 +51,15 @@ class PAnnealConfig(PenalisedConfig):
         return 1 + (self.p_end - 1) * jumps / self.p_jumps
 
 
-@dataclass(frozen=True)
-class PSchedule:
+class PSchedule(PenaltySchedule):
     """An Lp^p penalty whose p falls, and a coefficient that jumps with it.
 
     When p changes, the coefficient is multiplied by (mean penalty at the old p) / (mean penalty at the new p) of the
     batch before the jump, so that the penalty keeps its size. The controller moves it on from there.
     """
 
-    config: PAnnealConfig
-    host: Host
-
     @property
-    def penalty(self) -> Lp:
-        """The penalty at this step."""
+    def penalty(self) -> Penalty:
         return Lp(self.config.p_at(self.host.progress), self.config.p_smoothing)
 
     @property
@@ -99,23 +91,10 @@ class PAnneal(ReLU):
 
     kind = "p_anneal"
     Config = PAnnealConfig
+    Schedule = PSchedule
     paper = "Karvonen et al., Measuring progress in dictionary learning with board games (2024), arXiv:2408.00113"
 
-    def __init__(self, config: PAnnealConfig, host: Host) -> None:
-        super().__init__(config, host)
-        self.schedule = PSchedule(config, host)
-
-    @property
-    def penalty(self) -> Penalty:
-        return self.schedule.penalty
-
-    def terms(self) -> list[Weighted]:
-        return [*self.sparsity_terms(), *self.schedule.terms()]
-
-    @torch.no_grad()
-    def after_step(self, batch: BatchSums) -> None:
-        super().after_step(batch)
-        self.schedule.after_step(batch, self.controller)
+    terms = ReLU.sparsity_terms
 
     def fold(self) -> Folding:
         return Folding(activation="relu")

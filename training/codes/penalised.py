@@ -6,7 +6,7 @@ Shapes: B rows, F latents.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,8 +16,11 @@ from lexray.training.codes.base import Code, Host
 from lexray.training.codes.code_cost import PAIR_BYTES, CodeCost, StepShape, dense_step
 from lexray.training.codes.controller import L0Controller
 from lexray.training.codes.shared_terms import SharedTermsConfig
-from lexray.training.objectives.forward import BatchSums
+from lexray.training.objectives.forward import Batch, BatchSums, Forward, Weighted
+from lexray.training.objectives.reconstruction import squared_error
+from lexray.training.objectives.sparsity import Penalty, l1
 from lexray.training.ops.linear import Decoder
+from lexray.training.ops.preactivations import Entries
 from lexray.training.ops.topk import Score
 
 
@@ -38,11 +41,33 @@ class PenalisedConfig(SharedTermsConfig):
             raise UserError(f"coefficient_warmup: {self.coefficient_warmup:g} must be at least 0 and below 1")
 
 
+class PenaltySchedule:
+    """The penalty of a code at each step: L1 throughout, unless a subclass says otherwise."""
+
+    def __init__(self, config: Any, host: Host) -> None:
+        self.config, self.host = config, host
+
+    @property
+    def penalty(self) -> Penalty:
+        """The penalty at this step."""
+        return l1
+
+    def terms(self) -> list[Weighted]:
+        """Return terms that the schedule itself needs the sums of."""
+        return []
+
+    def after_step(self, batch: BatchSums, controller: L0Controller) -> None:
+        """Adapt the coefficient where the penalty changes."""
+
+
 class Penalised(Code):
     """A code whose sparsity comes from a penalty in the loss."""
 
+    Schedule: ClassVar[type[PenaltySchedule]] = PenaltySchedule
+
     def __init__(self, config: PenalisedConfig, host: Host) -> None:
         super().__init__(config, host)
+        self.schedule = self.Schedule(config, host)
         host.add_module("controller", L0Controller(self.target_l0, config.initial_coefficient))
         # Half of all latents are active at first: without this their sum would be a multiple of the input.
         with torch.no_grad():
@@ -71,10 +96,23 @@ class Penalised(Code):
             return lambda z, among: z
         return lambda z, among: z * norms_F[among]
 
+    def forward_of(self, batch: Batch, pairs: Entries, z_BF: Tensor, values: Tensor, **more: Any) -> Forward:
+        """Return the forward pass, given the activations of the pairs that train and all pre-activations."""
+        decoded_BO = self.host.axes.latents.all_reduce(pairs.decode(values, batch.decoder.atoms_FO))
+        return Forward(
+            batch=batch,
+            pairs=pairs,
+            values=values,
+            reconstruction=squared_error(batch.y_BO - decoded_BO - batch.offset_BO),
+            z_BF=z_BF if self.config.terms else None,
+            **{"observed": {"coefficient": self.coefficient}, **more},
+        )
+
     @torch.no_grad()
     def after_step(self, batch: BatchSums) -> None:
         if self.host.progress >= self.config.coefficient_warmup:
             self.controller.after_step(batch.sums["active"] / batch.rows)
+        self.schedule.after_step(batch, self.controller)
 
     def after_evaluation(self, metrics: dict[str, float]) -> None:
         self.controller.after_evaluation(metrics["l0"])

@@ -14,10 +14,9 @@ from torch import Tensor
 from lexray.storage.errors import UserError
 from lexray.training.codes.code_cost import CodeCost, StepShape
 from lexray.training.codes.folding import Folding
-from lexray.training.codes.penalised import Penalised, PenalisedConfig, penalised_cost
+from lexray.training.codes.penalised import Penalised, PenalisedConfig, PenaltySchedule, penalised_cost
 from lexray.training.objectives.forward import Batch, Forward, Weighted, reconstruction_error
-from lexray.training.objectives.reconstruction import squared_error
-from lexray.training.objectives.sparsity import Penalty, Sparsity, Tanh, l1
+from lexray.training.objectives.sparsity import Penalty, Sparsity, Tanh
 from lexray.training.ops.preactivations import entries_above
 from lexray.training.ops.sparse_code import SparseCode
 from lexray.training.ops.topk import pairs_above
@@ -45,11 +44,6 @@ class ReLU(Penalised):
     Config: ClassVar[type[PenalisedConfig]] = ReLUConfig
     paper = "Bricken et al., Towards monosemanticity (2023), transformer-circuits.pub"
 
-    @property
-    def penalty(self) -> Penalty:
-        """The penalty at this step."""
-        return l1
-
     def encode(self, x_BD: Tensor, k: int | None = None) -> SparseCode:
         z_BF = self.host.encoder().all(x_BD)
         chosen = pairs_above(z_BF, z_BF.new_zeros(()), lambda z, among: z)
@@ -57,24 +51,15 @@ class ReLU(Penalised):
 
     def forward(self, batch: Batch) -> Forward:
         pairs, z_BF = entries_above(0.0, batch.x_BD, batch.encoder)
-        values = F.relu(pairs.pre)
-        decoded_BO = self.host.axes.latents.all_reduce(pairs.decode(values, batch.decoder.atoms_FO))
-        return Forward(
-            batch=batch,
-            pairs=pairs,
-            values=values,
-            reconstruction=squared_error(batch.y_BO - decoded_BO - batch.offset_BO),
-            fired_F=pairs.count(pairs.pre.detach() > 0),
-            z_BF=z_BF if self.config.terms else None,
-            observed={"coefficient": self.coefficient},
-        )
+        return self.forward_of(batch, pairs, z_BF, F.relu(pairs.pre), fired_F=pairs.count(pairs.pre.detach() > 0))
 
     def sparsity_terms(self) -> list[Weighted]:
         """Return the reconstruction, the penalty and AuxK."""
         return [
             Weighted("reconstruction", reconstruction_error),
-            Weighted("sparsity", Sparsity(self.penalty), self.coefficient),
+            Weighted("sparsity", Sparsity(self.schedule.penalty), self.coefficient),
             *self.config.shared_terms(self.score, F.relu),
+            *self.schedule.terms(),
         ]
 
     terms = sparsity_terms
@@ -101,6 +86,14 @@ class ReLUTanhConfig(ReLUConfig):
             raise UserError(f"tanh_scale: {self.tanh_scale:g} must be above 0")
 
 
+class TanhPenalty(PenaltySchedule):
+    """tanh(c sqrt(D) f ||atom||)."""
+
+    @property
+    def penalty(self) -> Penalty:
+        return Tanh(self.config.tanh_scale * self.host.sites.input_width**0.5)
+
+
 class ReLUTanh(ReLU):
     """ReLU sparse autoencoder with a penalty that saturates: large activations cost no more than medium ones.
 
@@ -112,11 +105,8 @@ class ReLUTanh(ReLU):
 
     kind = "relu_tanh"
     Config = ReLUTanhConfig
+    Schedule = TanhPenalty
     paper = "Jermyn et al., Tanh penalty in dictionary learning (February 2024), transformer-circuits.pub"
-
-    @property
-    def penalty(self) -> Penalty:
-        return Tanh(self.config.tanh_scale * self.host.sites.input_width**0.5)
 
     terms = ReLU.sparsity_terms
 
