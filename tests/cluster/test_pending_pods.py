@@ -91,6 +91,13 @@ def cluster(tmp_path: Path, dashboard: ADashboard, monkeypatch: pytest.MonkeyPat
     return programs, file
 
 
+@pytest.fixture(autouse=True)
+def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cluster has none; the Ray of this test session has one."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+
+
 def test_status_and_doctor_tell_why_pods_wait(lexray, cluster, tmp_path: Path) -> None:
     programs, file = cluster
     Store.at(str(tmp_path / "out")).write("sweep.yaml", b"name: widths\n")

@@ -13,7 +13,8 @@ import pytest
 import yaml
 from sweeps import sweep_content, write_dataset, write_sweep
 
-from lexray.cluster import cli, plan_commands
+from lexray.cluster import cli
+from lexray.cluster.commands import plan as plan_command
 from lexray.storage.config_file import read_config_file
 from lexray.training.checkpoint.saved import CONFIG
 from lexray.tuning.file.sweep_file import SweepFile
@@ -96,7 +97,7 @@ def test_the_plan_of_a_search_that_chooses_later_is_an_upper_bound_and_says_so(l
 
 
 def test_measured_steps_tell_time_and_money_and_are_kept_for_the_sweep(planned, monkeypatch, tmp_path):
-    monkeypatch.setattr(plan_commands, "MEASURE_S", 0.05)
+    monkeypatch.setattr(plan_command, "MEASURE_S", 0.05)
     document = planned("--measure", prices={"cpu_hour": 2.0})
     assert all(trial["seconds"] > 0 for trial in document["trials"])
     assert document["cost"] == pytest.approx(2 * document["cpu_hours"])
@@ -195,7 +196,7 @@ def test_a_cluster_that_does_not_answer_is_named(lexray, sweep_file):
 def with_a_gpu(monkeypatch):
     """A machine with one GPU, as far as plans go."""
     machines = Machines(nodes=[Node(4, 1, 64 * 2**30)], object_store_bytes=[8 * 2**30])
-    monkeypatch.setattr(plan_commands, "this_machine", lambda: machines)
+    monkeypatch.setattr(plan_command, "this_machine", lambda: machines)
 
 
 @pytest.mark.usefixtures("with_a_gpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -103,7 +104,8 @@ def a_term_of_a_family(package: Path) -> None:
 def used(package: Path, name: str, options: str) -> str:
     """What a process with the changed package says of the architecture's loss."""
     code = USES.replace("NAME", repr(name)).replace("OPTIONS", options)
-    done = subprocess.run([sys.executable, "-c", code], cwd=package.parent, capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(package.parent)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

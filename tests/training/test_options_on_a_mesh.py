@@ -105,11 +105,11 @@ def test_two_ranks_with_options_train_what_one_does_without(
 class Astray(Trainer):
     """Whose ranks with an odd number read on after the first batch, which all check, from a wrong place."""
 
-    def _stream(self, part, mesh):
-        stream = super()._stream(part, mesh)
-        if part == "train" and self.rank % 2:
+    def _run_to_end(self, setup, watch):
+        stream = setup.stream
+        if self.rank % 2:
             stream.batches = lambda steps, ready: BatchStream.batches(stream, range(steps.start + 3, steps.stop), ready)
-        return stream
+        return super()._run_to_end(setup, watch)
 
 
 def check_all(rank: int, configs: list[TrainingConfig], folder: Path) -> None:

@@ -109,6 +109,22 @@ def test_followers_hear_each_step_once_and_a_broken_one_stops_nothing(runs):
     assert listener.told == ["started", 10, 20, 30, 40, DONE, "closed"]
 
 
+def test_a_last_step_to_which_values_are_added_is_told_again(runs):
+    listener = Listener()
+    with FollowThread(folder=runs[0].folder, followers=[listener], interval_s=60) as follow:
+        follow.changed(runs[0], True)
+        write_steps(runs[0], range(10, 30, 10))
+        follow._poll()
+        follow._poll()
+        log = MetricsLog(store=runs[0].store, interval_s=0.0)
+        log.resume(20)
+        log.add({"step": 20, "rows": 2560, "test/fvu": 0.4})
+        log.flush()
+        runs[0].folder.write_trial(new_record(runs[0].trial, status=DONE))
+        follow.changed(runs[0], False)
+    assert listener.told == ["started", 10, 20, 20, DONE, "closed"]
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_the_terminal_shows_trial_step_speed_l0_and_fvu(runs, terminal):
     output = io.StringIO()

@@ -87,7 +87,7 @@ def test_windows_that_do_not_fit_are_refused_before_anything_is_trained(
 ) -> None:
     made = plan(tmp_path, sweep_content(data, str(tmp_path / "out")))
     shapes = [replace(shape, dataset_rows=10**12, chunk_rows=10**6, chunks_per_window=10**3) for shape in made.shapes]
-    line = r"^data.window_bytes: 2 worker\(s\) on a node hold windows of up to .* GiB, Ray's object store has room for "
+    line = r"^data.window_bytes: 2 worker\(s\) on a node hold windows of up to .* TiB, Ray's object store has room for "
     with pytest.raises(UserError, match=line):
         WindowServers(trials=made.unfinished, shapes=shapes, cache=None).check(living_nodes())
 

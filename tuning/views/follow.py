@@ -25,7 +25,7 @@ class Follower(Protocol):
     def started(self, run: TrialRun) -> None: ...
 
     def logged(self, run: TrialRun, records: list[dict[str, Any]]) -> None:
-        """New records of a running trial, each step once, in order."""
+        """New records of a running trial in order, each step once; the last one again when values were added to it."""
 
     def ended(self, run: TrialRun, record: TrialRecord | None) -> None: ...
 
@@ -35,7 +35,8 @@ class Follower(Protocol):
 @dataclass(kw_only=True)
 class _Followed:
     run: TrialRun
-    last_step: int = -1
+    last: dict[str, Any] = field(default_factory=lambda: {"step": -1})
+    """The newest record that was told. The metrics on test rows are added to that of the last step."""
     announced: bool = False
     over: bool = False
 
@@ -85,13 +86,14 @@ class FollowThread:
                 self._tell(follower.started, run)
         try:
             records = self.folder.read_metrics(run.trial.id)
-            new = [record for record in records if record["step"] > followed.last_step]
+            step, known = followed.last["step"], followed.last.keys()
+            new = [r for r in records if r["step"] > step or (r["step"] == step and r.keys() != known)]
             result = self.folder.read_trial(run.trial.id) if over else None
         except Exception as error:
             log.warning("trial %s cannot be followed just now: %s", run.trial.id, error)
             return
         if new:
-            followed.last_step = new[-1]["step"]
+            followed.last = new[-1]
             for follower in self.followers:
                 self._tell(follower.logged, run, new)
         if over:
