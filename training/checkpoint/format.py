@@ -60,7 +60,7 @@ class _Frozen(BaseModel):
 
 
 class StoredRows(_Frozen):
-    """Rows of a tensor in a part's file. A manifest may be a stranger's: its numbers must agree with each other."""
+    """Rows of a tensor in a part's file. A manifest may be untrusted, so its numbers are checked against each other."""
 
     start: int = Field(ge=0)
     whole_rows: int = Field(ge=0)
@@ -72,12 +72,12 @@ class StoredRows(_Frozen):
 
     @property
     def rows(self) -> int:
-        """Rows that lie here; a scalar is one."""
+        """Number of rows stored here; a scalar is one row."""
         return self.shape[0] if self.shape else 1
 
     @property
     def whole(self) -> tuple[int, str, list[int]]:
-        """What all parts of one tensor have in common."""
+        """Return what must be equal in all parts of one tensor: its rows, dtype and further dimensions."""
         return self.whole_rows, self.dtype, self.shape[1:]
 
     @model_validator(mode="after")
@@ -93,24 +93,24 @@ class StoredRows(_Frozen):
 
 
 class Part(_Frozen):
-    """What one rank wrote."""
+    """Tensors that one rank wrote, and their file."""
 
     file: str = Field(pattern=r"^part-[0-9]{5,9}\.safetensors$")
     tensors: dict[str, StoredRows]
 
 
 class Manifest(_Frozen):
-    """What a checkpoint is."""
+    """Content of a checkpoint: its step, its parts, and how to build the dictionary."""
 
     version: int = VERSION
     step: int
     about: dict[str, Any]
-    """What the tensors mean: the dictionary's options and site widths."""
+    """Metadata of the tensors: the dictionary's options and site widths."""
     parts: list[Part]
 
 
 def write_part(store: Store, folder: str, rank: int, tensors: Mapping[str, Shard]) -> Part:
-    """Write what a rank has to write: the tensors, then where they lie."""
+    """Write a rank's part: the tensors, then the index of their offsets and checksums."""
     file = f"part-{rank:05d}"
     data = save({key: part.tensor.contiguous() for key, part in tensors.items()})
     offsets, view = tensor_offsets(data), memoryview(data)
@@ -133,7 +133,7 @@ def write_part(store: Store, folder: str, rank: int, tensors: Mapping[str, Shard
 
 
 def write_manifest(store: Store, folder: str, step: int, parts: Iterable[Part], about: dict[str, Any]) -> None:
-    """Make the parts a checkpoint."""
+    """Write the manifest, which makes the parts a checkpoint."""
     content = Manifest(step=step, about=about, parts=list(parts)).model_dump_json()
     store.write(
         f"{folder}/{MANIFEST}", json.dumps({"xxh3": chunk_checksum(content.encode()), "content": content}).encode()
@@ -142,7 +142,7 @@ def write_manifest(store: Store, folder: str, step: int, parts: Iterable[Part], 
 
 @dataclass(frozen=True)
 class StoredCheckpoint:
-    """A checkpoint whose manifest is valid; what it promises is checked when it is read."""
+    """A checkpoint whose manifest is valid; checksums of the tensors are verified on reading."""
 
     store: Store
     folder: str
@@ -153,14 +153,14 @@ class StoredCheckpoint:
         return self.manifest.step
 
     def read(self, share: ShardSpec = WHOLE) -> Checkpoint:
-        """The state as a rank holds it. Raises CorruptDataError naming the file that is missing or damaged."""
+        """Return the state as a rank holds it. Raises CorruptDataError naming the file that is missing or damaged."""
         state = self._read_keys(share)
         return Checkpoint(self.step, _below(WEIGHTS, state), _below(MOMENTS, state))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Whole shapes of the weights and buffers by name, as the parts' files have room for.
+        """Return the full shapes of the weights and buffers by name.
 
-        Raises CorruptDataError where a part promises more than its file holds.
+        Raises CorruptDataError where the manifest lists more bytes for a part than its file holds.
         """
         for part in self.manifest.parts:
             self._check_room(part)
@@ -171,7 +171,7 @@ class StoredCheckpoint:
         }
 
     def read_weights(self) -> dict[str, Tensor]:
-        """Whole weights and buffers by name, without the moments. Raises CorruptDataError like `read`."""
+        """Return the full weights and buffers by name, without the moments. Raises CorruptDataError like `read`."""
         return _below(WEIGHTS, self._read_keys(WHOLE, WEIGHTS))
 
     def _read_keys(self, share: ShardSpec, prefix: str = "") -> dict[str, Tensor]:
@@ -233,7 +233,7 @@ def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def open_checkpoint(store: Store, folder: str) -> StoredCheckpoint:
-    """Raises CorruptDataError naming the manifest when it is missing or not this checkpoint's."""
+    """Open a checkpoint. Raises CorruptDataError naming the manifest when it is missing or not this checkpoint's."""
     try:
         outer = json.loads(_read(store, f"{folder}/{MANIFEST}"))
         content = outer["content"]
@@ -248,7 +248,7 @@ def open_checkpoint(store: Store, folder: str) -> StoredCheckpoint:
 
 
 def newest_checkpoint(store: Store, share: ShardSpec = WHOLE) -> Checkpoint | None:
-    """The newest valid checkpoint, walking back over damaged ones (each is named in the log)."""
+    """Return the newest valid checkpoint, walking back over damaged ones (each is named in the log)."""
     for folder in reversed(checkpoint_folders(store)):
         try:
             return open_checkpoint(store, folder).read(share)
@@ -258,17 +258,17 @@ def newest_checkpoint(store: Store, share: ShardSpec = WHOLE) -> Checkpoint | No
 
 
 def checkpoint_folders(store: Store) -> list[str]:
-    """Folders of checkpoints, whole or not, the oldest first."""
+    """Return the folders of checkpoints, complete or not, oldest first."""
     return sorted(folder for folder in store.list_folders() if step_of(folder) is not None)
 
 
 def folder_of(step: int, attempt: str) -> str:
-    """Name of a checkpoint's folder; names sort as steps do."""
+    """Return the name of a checkpoint's folder; names sort by step."""
     return f"step-{step:09d}-{attempt}"
 
 
 def step_of(folder: str) -> int | None:
-    """The step that a folder is called by, None when it is no checkpoint's."""
+    """Return the step in a folder's name; None for other folders."""
     found = _FOLDER.fullmatch(folder)
     return int(found[1]) if found else None
 

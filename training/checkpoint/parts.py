@@ -1,4 +1,4 @@
-"""Who writes which rows of a checkpoint, and which rows of it a rank of another mesh reads: pure functions.
+"""Assign the rows of a checkpoint to the ranks that write them and to the ranks that read them: pure functions.
 
 Every tensor of a training's state has one name and one whole shape, whatever the mesh. Those with a row for each latent
 are cut along the feature axis first; then the ranks of a data group, which hold the same rows, share the writing.
@@ -15,11 +15,11 @@ from torch import Tensor
 from lexray.training.mesh.mesh import MeshCoord
 
 WEIGHTS, MOMENTS = "weights/", "moments/"
-"""What the keys of a checkpoint's tensors begin with: parameters and buffers by name, Adam's moments by theirs."""
+"""Prefixes of the keys of a checkpoint's tensors: parameters and buffers; Adam's moments."""
 
 
 class Shard(NamedTuple):
-    """Some rows of a whole tensor; a scalar is one row."""
+    """Contiguous rows of a full tensor; a scalar is one row."""
 
     start: int
     whole_rows: int
@@ -28,21 +28,21 @@ class Shard(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardSpec:
-    """What a rank of a mesh has of a state."""
+    """The shard of a training state that belongs to one rank of a mesh."""
 
     place: MeshCoord
     split: frozenset[str]
     """Names of the tensors with a row for each latent."""
 
     def is_split(self, key: str) -> bool:
-        """Whether the feature axis cuts this tensor."""
+        """Return whether the feature axis splits this tensor."""
         name = key.removeprefix(WEIGHTS)
         if key.startswith(MOMENTS):
             name = key.removeprefix(MOMENTS).split(".", 1)[1]  # exp_avg.NAME
         return self.place.feature > 1 and name in self.split
 
     def to_write(self, state: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Shard]]:
-        """The rows that this rank writes of what it holds: all ranks' together are each row once."""
+        """Yield the rows that this rank writes of its state; the ranks together write each row once."""
         place = self.place
         for key, tensor in state:
             cut = self.is_split(key)
@@ -57,7 +57,7 @@ class ShardSpec:
             yield key, Shard(first + begin, rows * place.feature if cut else rows, part)
 
     def to_read(self, key: str, whole_rows: int) -> range:
-        """The rows that this rank holds of a whole tensor."""
+        """Return the range of rows of a full tensor that this rank holds."""
         if not self.is_split(key):
             return range(whole_rows)
         assert whole_rows % self.place.feature == 0, (key, whole_rows, self.place.feature)
@@ -66,4 +66,4 @@ class ShardSpec:
 
 
 WHOLE = ShardSpec(MeshCoord(rank=0, data=1, feature=1), frozenset())
-"""One process has everything."""
+"""The shard of a single process: all rows."""

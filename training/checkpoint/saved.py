@@ -34,7 +34,7 @@ def save_dictionary(
 ) -> None:
     """Write a dictionary: its own state, or full tensors by name where it is sharded.
 
-    `about` says where it came from: sites, data, trial.
+    `about` is its provenance: sites, data, trial.
     """
     tensors = dictionary.tensors_to_save(tensors if tensors is not None else dictionary.state_dict())
     content = {"format": FORMAT, "version": FORMAT_VERSION, **describe_dictionary(dictionary), **(about or {})}
@@ -43,7 +43,7 @@ def save_dictionary(
 
 
 def load_dictionary(url: str, settings: StorageSettings | None = None) -> Dictionary:
-    """The dictionary in a folder (path or url), in evaluation mode, on the CPU, in float32.
+    """Load the dictionary in a folder (path or url), in evaluation mode, on the CPU, in float32.
 
     The folder may be that of a checkpoint: then it is the dictionary as it was at that step. Names and shapes of the
     tensors are compared with what the configuration implies before anything of that size is allocated. Raises UserError
@@ -67,12 +67,12 @@ def load_dictionary(url: str, settings: StorageSettings | None = None) -> Dictio
 
 
 def describe_dictionary(dictionary: Dictionary) -> dict[str, Any]:
-    """What must be known to make a dictionary that tensors are loaded into: plain values."""
+    """Return the plain values from which a dictionary is built before its tensors are loaded."""
     return {"dictionary": dictionary.config.to_dict(), "site_widths": dictionary.sites.widths()}
 
 
 def shapes_of(dictionary: Dictionary) -> dict[str, Shape]:
-    """Shapes of the parameters and buffers by name."""
+    """Return the shapes of the parameters and buffers by name."""
     return {name: tuple(tensor.shape) for name, tensor in dictionary.state_dict().items()}
 
 
@@ -117,7 +117,7 @@ def _blank(content: dict[str, Any], shapes: Mapping[str, Shape], what: str) -> D
 
 
 def checked_widths(content: Any) -> dict[str, list[int]]:
-    """Widths of the input and output sites. Raises ValueError for anything else."""
+    """Return the widths of the input and output sites. Raises ValueError for anything else."""
     match content:
         case {"inputs": [_, *_] as inputs, "outputs": [_, *_] as outputs}:
             if all(type(width) is int and width > 0 for width in (*inputs, *outputs)):
@@ -150,7 +150,7 @@ def check_finite(name: str, tensor: Tensor) -> None:
 
 
 def read_dictionary_config(store: Store) -> dict[str, Any]:
-    """`config.json` of a saved dictionary: `dictionary` (its options), `sites`, `data`, `trial`, `held_out`."""
+    """Read `config.json` of a saved dictionary: `dictionary` (its options), `sites`, `data`, `trial`, `held_out`."""
     what = f"dictionary {store.url}"
     try:
         with reachable("dictionary", store.url):
@@ -170,5 +170,5 @@ def _shown(content: dict[str, Any], name: str) -> str:
 
 
 def to_state_dict(parameters: dict[str, Tensor], dictionary: Dictionary) -> dict[str, Tensor]:
-    """Full parameters by name together with the module's buffers."""
+    """Return the full parameters by name together with the module's buffers."""
     return {**parameters, **{name: buffer.detach().clone() for name, buffer in dictionary.named_buffers()}}

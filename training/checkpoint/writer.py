@@ -1,7 +1,7 @@
-"""Write checkpoints behind the training: every rank its part, rank 0 the manifest once all parts are there.
+"""Write checkpoints asynchronously: each rank writes its part, rank 0 the manifest once all parts exist.
 
-Nothing here is a collective: ranks meet in the store. A rank that dies or fails leaves no part, and then there is no
-checkpoint; the one before stays.
+No collectives: ranks synchronise through the store. A rank that dies or fails leaves no part, so the checkpoint stays
+incomplete and the previous one is kept.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ log = logging.getLogger("lexray")
 
 FAILURES_IN_A_ROW = 3
 POLL_S = (0.02, 1.0)
-"""First and longest pause between two looks for the other ranks' parts."""
+"""Seconds between polls for the other ranks' parts: initial and maximum."""
 
 
 @dataclass(kw_only=True)
 class CheckpointWriter:
-    """One rank's writer: one save under way at most, the last one awaited by `close`.
+    """One rank's writer: at most one save in flight; `close` waits for the last one.
 
-    A failed save is a warning; `FAILURES_IN_A_ROW` of them end the training.
+    A failed save logs a warning; `FAILURES_IN_A_ROW` consecutive ones end the training.
     """
 
     store: Store
     attempt: str
-    """Drawn at the start of the training, the same on every rank."""
+    """Identifier drawn at the start of the training, equal on every rank."""
     about: dict[str, Any]
-    """What the tensors mean, for the manifest."""
+    """Metadata of the tensors, for the manifest."""
     rank: int = 0
     ranks: int = 1
     keep: int = 2
-    """Newest checkpoints that are kept."""
+    """Number of newest checkpoints that are kept."""
     keep_every: int = 0
-    """Checkpoints of steps that are multiples of this are kept for good; 0 is none."""
+    """Checkpoints at multiples of this many steps are kept permanently; 0 for none."""
     timeout_s: float = 600.0
-    """How long rank 0 waits for the other ranks' parts."""
+    """Seconds that rank 0 waits for the other ranks' parts."""
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="checkpoint"))
@@ -51,12 +51,12 @@ class CheckpointWriter:
     _failures: int = 0
 
     def save(self, step: int, tensors: Mapping[str, Shard]) -> None:
-        """Begin to write this rank's part. The tensors must not change afterwards."""
+        """Start writing this rank's part in the background. The tensors must not change afterwards."""
         self._await()
         self._under_way = self._pool.submit(self._write, step, tensors)
 
     def close(self, patience_s: float | None = None) -> None:
-        """Wait for the last save; not longer than `patience_s` from its start for the other ranks' parts."""
+        """Wait for the last save, at most `patience_s` seconds from its start for the other ranks' parts."""
         if patience_s is not None:
             self.timeout_s = min(self.timeout_s, patience_s)
         try:
@@ -73,7 +73,7 @@ class CheckpointWriter:
             self._let_go(step)
 
     def _part_of(self, folder: str, rank: int) -> Part:
-        """What another rank wrote, waiting for it. Raises TimeoutError naming the rank."""
+        """Wait for another rank's part and return it. Raises TimeoutError naming the rank."""
         began, (pause_s, longest_s) = self.clock(), POLL_S
         while True:
             try:
@@ -87,10 +87,10 @@ class CheckpointWriter:
             pause_s = min(2 * pause_s, longest_s)
 
     def _let_go(self, step: int) -> None:
-        """Delete what is no longer wanted.
+        """Delete checkpoints that are no longer kept.
 
-        Folders of later steps are leftovers of an attempt before this one: training would have resumed from them had
-        they been whole.
+        Folders of later steps are left over from a previous attempt: had they been complete, training would have
+        resumed from them.
         """
         folders = checkpoint_folders(self.store)
         newest = [folder for folder in folders if (step_of(folder) or 0) <= step][-self.keep :]
@@ -115,13 +115,13 @@ class CheckpointWriter:
 
 
 def is_permanent(folder: str, keep_every: int) -> bool:
-    """Whether a checkpoint is kept for good."""
+    """Return whether a checkpoint is kept permanently."""
     step = step_of(folder)
     return bool(keep_every and step and step % keep_every == 0)
 
 
 def delete_temporary(store: Store, keep_every: int) -> None:
-    """Delete the checkpoints of a finished training that are not kept for good."""
+    """Delete the checkpoints of a finished training that are not kept permanently."""
     for folder in checkpoint_folders(store):
         if not is_permanent(folder, keep_every):
             store.delete(folder)
