@@ -1,10 +1,10 @@
-"""What every code is: from normalised rows to a sparse code, and all that others must know of it.
+"""Interface of every code: a map from normalised rows to a sparse code, with its loss terms, cost and export form.
 
 A code belongs to one dictionary, its host, which has the encoder, the decoder and the axes. The tensors of a code are
-registered on the host under plain names (`threshold`, `b_gate`): files, `lr_scale` and papers know them by these.
+registered on the host under plain names (`threshold`, `b_gate`), the names in files, `lr_scale` and papers.
 
-A class that names its `kind` must say in its own body which terms it trains, what it costs and what an export may say
-of it. Without these the class cannot be made: nothing is inherited that may not be true of it.
+A class that sets `kind` must define its loss terms, cost and export form in its own body; otherwise creating the class
+fails. None of the three is inherited, since the parent's may not apply.
 
 Shapes: B rows on this rank, D input width, F latents on this rank, N chosen (row, latent) pairs.
 """
@@ -25,7 +25,7 @@ from lexray.training.ops.linear import Decoder, Encoder
 from lexray.training.ops.sparse_code import SparseCode
 
 REQUIRED = ("terms", "cost", "fold")
-"""What a class with a `kind` defines itself."""
+"""Methods that a class with a `kind` must define in its own body."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +50,10 @@ class CodeConfig:
 
 
 class Host(Protocol):
-    """The dictionary, as its code sees it. Tensors that a code registers are further attributes of it."""
+    """Interface of the dictionary to its code. Tensors that a code registers become attributes of it."""
 
     config: Any
-    """With `width`, of all slices, and `target_l0`."""
+    """Configuration with `width` (latents of all slices) and `target_l0`."""
     sites: Any
     seed: int
     step: int
@@ -64,11 +64,11 @@ class Host(Protocol):
 
     @property
     def progress(self) -> float:
-        """Share of the training that is done, 0 to 1."""
+        """Completed fraction of the training, 0 to 1."""
 
     @property
     def dead_F(self) -> Tensor:
-        """Which latents are dead (F), bool."""
+        """Mask of dead latents (F), bool."""
 
     def encoder(self) -> Encoder: ...
 
@@ -80,18 +80,18 @@ class Host(Protocol):
 
 
 class Code:
-    """From normalised rows to a sparse code."""
+    """Map from normalised rows to a sparse code."""
 
     kind: ClassVar[str]
     Config: ClassVar[type[CodeConfig]]
     paper: ClassVar[str]
-    """Where the equations come from."""
+    """Source of the equations."""
     per_latent: ClassVar[tuple[str, ...]] = ()
-    """Parameters and buffers of the code with a row for each latent; those of base classes add up."""
+    """Parameters and buffers of the code with a row for each latent; those of base classes are included."""
     encoder_tensors: ClassVar[tuple[str, ...]] = ("W_enc", "b_enc")
     """Parameters of the host's encoder that the code uses."""
     centres_input: ClassVar[bool] = True
-    """Whether b_dec is subtracted from the input, where a dictionary reads what it writes."""
+    """Whether b_dec is subtracted from the input, for dictionaries that reconstruct their input."""
     takes_k: ClassVar[bool] = False
     """Whether `encode` takes another number of active latents than was trained."""
     needs_sample: ClassVar[bool] = False
@@ -113,11 +113,11 @@ class Code:
     # What a code defines ---------------------------------------------------------------------------------------
 
     def encode(self, x_BD: Tensor, k: int | None = None) -> SparseCode:
-        """Return the code of normalised rows, as at inference; `k` other active latents than were trained."""
+        """Return the code of normalised rows, as at inference; `k` overrides the trained number of active latents."""
         raise NotImplementedError
 
     def forward(self, batch: Batch) -> Forward:
-        """Return the code of a training batch, with gradient, and what it leaves of the targets."""
+        """Return the code of a training batch, with gradient, and the reconstruction error."""
         raise NotImplementedError
 
     def terms(self) -> list[Weighted]:
@@ -125,7 +125,7 @@ class Code:
         raise NotImplementedError
 
     def fold(self) -> Folding:
-        """Return what an export may say of the code. Raises UserError where no format has a place for it."""
+        """Return the form in which the code is exported. Raises UserError where no format can represent it."""
         raise NotImplementedError
 
     @classmethod
@@ -136,30 +136,30 @@ class Code:
     # What a code may define ------------------------------------------------------------------------------------
 
     def prepare(self, inputs: Callable[[], Iterable[Tensor]]) -> None:
-        """Set starting values from normalised rows of this rank, which `inputs` gives again at each call."""
+        """Set initial values from normalised rows of this rank; each call of `inputs` yields the same rows."""
 
     def after_step(self, batch: BatchSums) -> None:
-        """Update what is not learned by gradient."""
+        """Update state that is not learned by gradient."""
 
     def after_evaluation(self, metrics: dict[str, float]) -> None:
-        """Use the validation metrics, which are equal on every rank."""
+        """Update state from the validation metrics, which are equal on every rank."""
 
     def restart_values(self, share: float) -> dict[str, float]:
-        """Return the numbers a restarted dead latent gets, by name of parameter (`engines.resampling`).
+        """Return the values of a restarted dead latent's parameters, by name (`engines.resampling`).
 
-        Its encoder becomes `share` of the living ones' mean length.
+        Its encoder row gets `share` of the mean length of living ones.
         """
         return {name: 0.0 for name in self.encoder_tensors if name != "W_enc"}
 
     def eval_ks(self) -> list[int]:
-        """Return further numbers of active latents at which the trained dictionary is evaluated."""
+        """Return additional numbers of active latents at which the trained dictionary is evaluated."""
         return []
 
     # Shared pieces ---------------------------------------------------------------------------------------------
 
     @classmethod
     def split_names(cls) -> frozenset[str]:
-        """Names of all parameters and buffers with a row for each latent."""
+        """Return the names of all parameters and buffers with a row for each latent."""
         return frozenset(name for made in cls.__mro__ for name in vars(made).get("per_latent", ()))
 
     @property
@@ -179,5 +179,5 @@ class Code:
 
 
 def powers_of_two_to(largest: int) -> list[int]:
-    """Return 1, 2, 4... and `largest`: numbers of active latents that show how a dictionary does with fewer of them."""
+    """Return 1, 2, 4... and `largest`: numbers of active latents at which a dictionary is evaluated."""
     return sorted({*(2**i for i in range(largest.bit_length())), largest})

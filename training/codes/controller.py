@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True)
 class ControllerGains:
-    """How fast the coefficient moves; chosen so that L0 neither rings nor lags on sweeps of a few hundred steps."""
+    """Gains of the controller, tuned so that L0 neither oscillates nor lags in trainings of a few hundred steps."""
 
     gain: float = 0.06
     """Change of log(coefficient) per step and unit of log(l0 / target)."""
     limit: float = 0.5
-    """Bound on log(l0 / target), so that the coefficient does not run ahead of weights that need time to follow."""
+    """Bound on log(l0 / target), so that the coefficient does not wind up before the weights respond."""
 
 
 class L0Controller(nn.Module):
@@ -26,10 +26,10 @@ class L0Controller(nn.Module):
 
     Logarithms, because both quantities span orders of magnitude and L0 falls roughly as a power of the coefficient.
     `ratio` is the L0 of held-out rows over that of training rows, measured by each evaluation: on data that is read
-    several times unseen rows activate a few percent more latents than seen ones, and the target is meant for unseen
-    rows. That one number is all that training learns from held-out rows.
+    several times unseen rows activate a few percent more latents than seen ones, and the target applies to unseen
+    rows. No other information from held-out rows enters training.
 
-    The state is three buffers, so that checkpoints have it.
+    The state is three buffers, so checkpoints include it.
     """
 
     log_coefficient: Tensor
@@ -48,7 +48,7 @@ class L0Controller(nn.Module):
 
     @property
     def coefficient(self) -> Tensor:
-        """Scalar, float32."""
+        """Coefficient of the penalty (scalar, float32)."""
         return self.log_coefficient.exp().float()
 
     def after_step(self, l0: float) -> None:
@@ -58,7 +58,7 @@ class L0Controller(nn.Module):
         self.log_coefficient.add_(self.gains.gain * max(-self.gains.limit, min(self.gains.limit, error)))
 
     def after_evaluation(self, held_out_l0: float) -> None:
-        """Learn the ratio; half of the last estimate is kept, as a batch's L0 is noisy."""
+        """Update the ratio as the mean of the last and the new estimate, as a batch's L0 is noisy."""
         if float(self.batch_l0) > 0 and held_out_l0 > 0:
             measured = math.log(held_out_l0 / float(self.batch_l0))
             self.log_ratio.mul_(0.5).add_(0.5 * measured)

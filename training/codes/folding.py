@@ -1,4 +1,4 @@
-"""What a code says of itself to formats of other libraries: which activation it is, with which numbers.
+"""Description of a code for export to formats of other libraries: its activation function and parameters.
 
 Shapes: F latents.
 """
@@ -15,12 +15,12 @@ from lexray.training.ops.pursuit import StopRule
 Activation = Literal["relu", "gated", "jumprelu", "topk", "abs_topk", "group_max", "pursuit"]
 
 COMPARING: tuple[Activation, ...] = ("topk", "abs_topk", "group_max")
-"""Activations that compare latents with each other: scaling one of them changes the choice."""
+"""Activations that compare latents with each other: scaling one latent changes the selection."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """What a gated encoder has besides its pre-activations s: f = relu(s exp(r) + b_mag) where s + b_gate > 0."""
+    """Parameters of a gated encoder with pre-activations s: f = relu(s exp(r) + b_mag) where s + b_gate > 0, else 0."""
 
     b_gate_F: Tensor
     b_mag_F: Tensor
@@ -33,13 +33,13 @@ class Folding:
 
     activation: Activation
     k: int | None = None
-    """Active latents of a row, in the mean for BatchTopK; None where it is not an option but a result."""
+    """Active latents per row (the mean for BatchTopK); None where the code does not set it."""
     ranks_by_norm: bool = False
-    """Whether latents are ranked by code times the norm of their atom, where norms are free."""
+    """Whether latents are ranked by code times atom norm, where norms are free."""
     prefix_widths: tuple[int, ...] = ()
-    """Matryoshka's prefixes, where they are the same in every step."""
+    """Matryoshka's prefix widths, where they are fixed over steps."""
     threshold_F: Tensor | None = None
-    """Of `jumprelu`: a latent is active above it."""
+    """Thresholds of `jumprelu`, above which a latent is active."""
     gate: Gate | None = None
     pursuit: StopRule | None = None
-    """Of `pursuit`, whose encoder is the decoder."""
+    """Stopping rule of `pursuit`, which encodes with the decoder's atoms."""

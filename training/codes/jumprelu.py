@@ -28,7 +28,7 @@ from lexray.training.ops.straight_through import jump
 from lexray.training.ops.topk import pairs_above
 
 STARTING_THRESHOLD = 0.1
-"""Until data sets it."""
+"""Threshold until `prepare` sets it from data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,19 +39,19 @@ class JumpReLUConfig(PenalisedConfig):
     l0_loss: Literal["quadratic", "step", "tanh"] = "quadratic"
     """`quadratic`: lambda * (L0 / aim - 1)^2, row by row; `step`: lambda * L0; `tanh`: lambda * sum of tanh(c f)."""
     gradient: Literal["threshold", "threshold_and_input"] = "threshold"
-    """Where jumps send their gradient: to thresholds alone (DeepMind), or to pre-activations too (Anthropic)."""
+    """Inputs that receive the gradient of jumps: thresholds alone (DeepMind), or pre-activations too (Anthropic)."""
     threshold_rate: float = 10.0
-    """Learning rate of log thresholds, relative to that of all else: they must keep up with pre-activations."""
+    """Learning rate of log thresholds relative to other parameters, so that they keep up with pre-activations."""
     bandwidth: float = 0.03
     """Width of the kernel around a threshold, in units of the normalised input, whose mean squared norm is 1."""
     initial_l0: float | None = None
-    """L0 at the first step: each threshold starts where its latent fires that often; None is twice the target."""
+    """L0 at the first step, where thresholds make all latents fire equally often; None is twice the target."""
     tanh_scale: float = 4.0
-    """c of the tanh penalty for inputs of unit variance per dimension: multiplied by sqrt(site width) in ours."""
+    """c of the tanh penalty for inputs of unit variance per dimension; multiplied by sqrt(site width) here."""
     preact_weight: float = 0.0
     """Weight of the pre-activation loss, which pulls silent latents towards their threshold."""
     preact_over: Literal["dead", "all"] = "dead"
-    """Latents that the pre-activation loss sees."""
+    """Latents to which the pre-activation loss applies."""
 
     def check(self, width: int, target_l0: float) -> None:
         super().check(width, target_l0)
@@ -105,14 +105,14 @@ class JumpReLU(Penalised):
 
     @torch.no_grad()
     def prepare(self, inputs: Callable[[], Iterable[Tensor]]) -> None:
-        """Set each threshold where its latent fires as often as `initial_l0` asks of each."""
+        """Set each threshold to the quantile at which all latents fire equally often and L0 is `initial_l0`."""
         wanted = self.config.initial_l0 or min(2 * self.target_l0, self.width)
         rate = min(0.5, wanted / self.width)
         quantiles = [self._quantile(x_BD, rate) for x_BD in inputs()]
         self.set_threshold(torch.stack(quantiles).mean(0).clamp_min(1e-4))
 
     def _quantile(self, x_BD: Tensor, rate: float) -> Tensor:
-        """Return the pre-activation that this share of the rows of a global batch reach (F), given this rank's rows."""
+        """Return the pre-activation that a share `rate` of the global batch's rows reaches (F)."""
         z_BF, rows = self.host.encoder().all(x_BD), self.host.axes.rows
         kept = max(1, round(rate * int(rows.all_reduce(torch.tensor(len(z_BF), device=z_BF.device)))))
         best = z_BF.new_full((kept, z_BF.shape[1]), -math.inf)
@@ -129,11 +129,11 @@ class JumpReLU(Penalised):
 
     @torch.no_grad()
     def set_threshold(self, threshold_F: Tensor) -> None:
-        """Put the thresholds at these values (F), zero or more."""
+        """Set the thresholds (F), zero or more."""
         self.host.scaled_log_threshold.copy_(threshold_F.log() / self.config.threshold_rate)
 
     def restart_values(self, share: float) -> dict[str, float]:
-        """A threshold, which may be what silenced the latent, becomes this share of the living ones' geometric mean."""
+        """Return `share` of the living thresholds' geometric mean: a high threshold may have silenced the latent."""
         rate = self.config.threshold_rate
         mean = self.host.living_mean(self.host.scaled_log_threshold, default=math.log(STARTING_THRESHOLD) / rate)
         return {**super().restart_values(share), "scaled_log_threshold": mean + math.log(share) / rate}
@@ -160,7 +160,7 @@ class JumpReLU(Penalised):
 
     @property
     def aim(self) -> Tensor:
-        """L0 that `quadratic` pulls to: more latents than wanted raise the coefficient, which here lowers the aim."""
+        """Aim of `quadratic`: an L0 above the target raises the coefficient, which lowers the aim (scalar)."""
         return self.target_l0 * self.config.initial_coefficient / self.controller.coefficient
 
     def terms(self) -> list[Weighted]:
@@ -171,7 +171,7 @@ class JumpReLU(Penalised):
         return found + self.config.shared_terms(self.score, F.relu)
 
     def _sparsity(self) -> Term:
-        """Return the sparsity term, its weight inside."""
+        """Return the sparsity term, including its weight."""
         steps = Steps(bandwidth=self.config.bandwidth, to_input=self.to_input)
         match self.config.l0_loss:
             case "tanh":

@@ -23,17 +23,17 @@ from lexray.training.ops.sparse_code import SparseCode
 
 @dataclass(frozen=True, kw_only=True)
 class MatchingPursuitConfig(CodeConfig):
-    """Options of MP-SAE; the target L0 is the number of rounds, unless `rounds` says otherwise."""
+    """Options of MP-SAE; the target L0 is the number of rounds unless `rounds` is set."""
 
     kind: str = "mp"
     rounds: int | None = None
-    """Most atoms that a row picks; None is the target L0."""
+    """Maximum number of atoms that a row picks; None is the target L0."""
     residual_threshold: float = 0.0
-    """A row is done when its residual is shorter than this, in units of the normalised input (mean squared norm 1)."""
+    """A row stops when its residual is shorter than this, in units of the normalised input (mean squared norm 1)."""
     stop_at_repeat: bool = False
-    """A row is done when it picks an atom again, as in the paper's code; else the atom's coefficient grows."""
+    """A row stops when it picks an atom again, as in the paper's code; else the atom's coefficient grows."""
     inference: Literal["mp", "omp"] = "mp"
-    """How codes are made after training: `omp` fits all coefficients anew after each pick."""
+    """Encoding after training: `omp` refits all coefficients after each pick."""
 
     def check(self, width: int, target_l0: float) -> None:
         super().check(width, target_l0)
@@ -52,7 +52,7 @@ class MatchingPursuitConfig(CodeConfig):
             )
 
     def rule(self, target_l0: float) -> StopRule:
-        """Return when a row is done."""
+        """Return the rule by which a row stops."""
         return StopRule(self.rounds or int(target_l0), self.residual_threshold, self.stop_at_repeat)
 
 
@@ -64,11 +64,11 @@ class MatchingPursuit(Code):
         x_hat = f atoms + b_dec
         loss = mean over rows of ||x - x_hat||^2
 
-    A row is done after `rounds` picks, when its residual is short, or when no atom has a positive score (the paper's
+    A row stops after `rounds` picks, when its residual is short, or when no atom has a positive score (the paper's
     code rectifies the score too). Atoms keep unit norm, which the step-wise orthogonality needs. With `decoder_norm:
-    ignored`, as in the paper's code, they only start at it, and the loss keeps them near: that finds trees of features
-    more exactly (`lexray bench ground-truth`). An atom picked again adds to its coefficient, so L0 may be below the
-    number of rounds. Both numbers may be others at inference.
+    ignored`, as in the paper's code, they only start at it and the loss keeps them near it, which recovers
+    hierarchical features more exactly (`lexray bench ground-truth`). An atom picked again adds to its coefficient, so
+    L0 may be below the number of rounds. Rounds and residual threshold can be changed at inference.
     """
 
     kind = "mp"
@@ -89,7 +89,7 @@ class MatchingPursuit(Code):
         residual_threshold: float | None = None,
         inference: Literal["mp", "omp"] | None = None,
     ) -> SparseCode:
-        """Return the code of normalised rows; arguments stand in for the configured rounds, threshold and method."""
+        """Return the code of normalised rows; arguments override the configured rounds, threshold and method."""
         rule, latents = self.rule, self.host.axes.latents
         rule = rule._replace(
             rounds=k or rule.rounds,
@@ -129,7 +129,7 @@ class MatchingPursuit(Code):
 
     @classmethod
     def cost(cls, config: Any, shape: StepShape) -> CodeCost:
-        """Each round scores all atoms, and adds up the picked ones over the slices, forth and back."""
+        """Return the cost: each round scores all atoms and all-reduces the picked ones, forward and backward."""
         rounds = config.rounds or shape.k
         picks = rounds * shape.rows
         return CodeCost(

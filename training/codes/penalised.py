@@ -1,4 +1,4 @@
-"""What the penalty codes share: a coefficient that a controller moves until the measured L0 is the target.
+"""Base of the penalty codes: a controller adjusts the coefficient until the measured L0 meets the target.
 
 Shapes: B rows, F latents.
 """
@@ -29,7 +29,7 @@ class PenalisedConfig(SharedTermsConfig):
     """Options of every penalty code."""
 
     initial_coefficient: float = 0.01
-    """Weight of the penalty at the first step; the controller moves it from there."""
+    """Weight of the penalty at the first step; the controller adjusts it from there."""
     coefficient_warmup: float = 0.0
     """Share of the steps over which the penalty's weight rises linearly from zero."""
 
@@ -80,7 +80,7 @@ class Penalised(Code):
 
     @property
     def warmed(self) -> float:
-        """Share of the penalty's weight that is in force at this step: it rises to 1."""
+        """Warmup factor of the penalty's weight at this step; rises to 1."""
         warmup = self.config.coefficient_warmup
         return min(1.0, self.host.progress / warmup) if warmup else 1.0
 
@@ -90,7 +90,7 @@ class Penalised(Code):
         return self.controller.coefficient * self.warmed
 
     def score(self, decoder: Decoder) -> Score:
-        """Return how dead latents are ranked: by pre-activation, times the atom's norm where it counts."""
+        """Return the score that ranks dead latents: pre-activation, times the atom's norm where norms are free."""
         norms_F = None if decoder.norms_F is None else decoder.norms_F.detach()
         if norms_F is None:
             return lambda z, among: z
@@ -119,7 +119,7 @@ class Penalised(Code):
 
 
 def penalised_cost(config: Any, shape: StepShape, *, matrices: float, reconstructions: int = 1) -> CodeCost:
-    """Return the cost of a penalty code while most entries matter, as they do at first."""
+    """Return the cost of a penalty code while most entries are active, as at the start."""
     pairs = shape.target_l0 + config.shared_pairs(shape)
     return CodeCost(
         multiply_adds=dense_step(shape) + (reconstructions - 1) * 3 * shape.entries * shape.output_width,

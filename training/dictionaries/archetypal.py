@@ -28,9 +28,9 @@ class ArchetypalConfig(LearnedConfig):
 
     candidates: int | None = None
     """Number of data points whose hull holds the atoms: centroids of k-means over the sample; None is the width. The
-    mixture has width x candidates entries, so wide dictionaries want fewer."""
+    mixture has width x candidates entries, so wide dictionaries need fewer."""
     candidates_seed: Literal["shared", "trial"] = "shared"
-    """Whether trials of other seeds have the same candidates, or their own."""
+    """Whether trials of different seeds share candidates or draw their own."""
     mixture_init: Literal["identity", "shuffled", "random"] = "identity"
     """Atom i starts at candidate i (as published), at one drawn by the trial's seed, or at a random mixture."""
     learn_scale: bool = True
@@ -53,7 +53,7 @@ class ArchetypalConfig(LearnedConfig):
         return self.candidates or self.width
 
     def check_rows(self, training_rows: int) -> None:
-        """Raise UserError when the data has fewer rows than candidates are wanted."""
+        """Raise UserError when the data has fewer rows than candidates."""
         if self.num_candidates > training_rows:
             raise UserError(
                 f"candidates: {self.num_candidates:,} are more than the dataset's {training_rows:,} training rows"
@@ -68,8 +68,8 @@ class Archetypal(LearnedDictionary):
         W: width x C, every row >= 0 and summing to 1 (projected after each step);  m: learned factor, 0 at first
         code and loss as in the chosen architecture (topk, batch_topk, jumprelu)
 
-    The projection is the paper's code's: negative entries to zero, then division by the sum; its gradient is not
-    taken. Atoms have the length that the hull gives them, and selection does not weigh it.
+    The projection is that of the paper's code: negative entries to zero, then division by the sum, without gradient.
+    Atoms keep their length in the hull, and selection does not weight codes by it.
     """
 
     Config = ArchetypalConfig
@@ -82,7 +82,7 @@ class Archetypal(LearnedDictionary):
     def __init__(self, config: ArchetypalConfig, sites: Sites, **kwargs: Any) -> None:
         super().__init__(config, sites, **kwargs)
         num_latents = len(self.W_dec)
-        del self.W_dec  # the atoms are made of data
+        del self.W_dec  # atoms are computed from the candidates
         self.register_buffer("candidates_CD", torch.zeros(config.num_candidates, sites.output_width))
         self.mixture_FC = nn.Parameter(torch.zeros(num_latents, config.num_candidates))
         if config.learn_scale:
@@ -96,7 +96,7 @@ class Archetypal(LearnedDictionary):
 
     @torch.no_grad()
     def prepare_atoms(self, sample: Sample) -> None:
-        """Find the candidates, place the atoms, point the encoder at them."""
+        """Compute the candidates and initialise the atoms and the encoder from them."""
         seed = 0 if self.config.candidates_seed == "shared" else self.seed
         rows, length = self.normalised_sample(sample), self.output.typical_length
         found_CD = kmeans(rows, self.config.num_candidates, self.rows, seed, typical_length=length)
@@ -109,7 +109,7 @@ class Archetypal(LearnedDictionary):
     # The contract ----------------------------------------------------------------------------------------------
 
     def decoder(self) -> Decoder:
-        if hasattr(self, "W_dec"):  # loaded from disk, where the atoms are what they were made to be
+        if hasattr(self, "W_dec"):  # loaded from disk with plain atoms
             return Decoder(self.W_dec, None)
         # By attribute: that is how ZeRO 3 learns which parameters to gather.
         made_of = {name: getattr(self, name) for name in MADE_OF if hasattr(self, name)}
@@ -121,14 +121,14 @@ class Archetypal(LearnedDictionary):
         return {**super().projections(), "mixture_FC": onto_simplex}
 
     def tensors_to_save(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The atoms themselves instead of what they are made of, which is far larger."""
-        if "mixture_FC" not in tensors:  # it was loaded from disk, and has plain atoms
+        """Return the state with atoms in place of the far larger tensors that they are computed from."""
+        if "mixture_FC" not in tensors:  # loaded from disk with plain atoms
             return tensors
         kept = {name: tensor for name, tensor in tensors.items() if name not in MADE_OF}
         return {**kept, "W_dec": atoms_of(tensors)}
 
     def become_saved_form(self) -> None:
-        """Become a dictionary with plain atoms."""
+        """Replace mixture and candidates by plain atoms."""
         like = self.mixture_FC
         for name in MADE_OF:
             if hasattr(self, name):
@@ -143,17 +143,17 @@ class Archetypal(LearnedDictionary):
 
     @classmethod
     def backward_numbers(cls, config: Any, shapes: Shapes, atom_copies: int) -> int:
-        """The mixture's gradient comes when most else is gone; projecting it takes copies of it once more."""
+        """Return the peak: most buffers are freed before the mixture's gradient; its projection copies it again."""
         encoder = shapes.latents * shapes.input_width
         return max(encoder + atom_copies * shapes.atoms, shapes.parameters + shapes.atoms, 4 * shapes.largest)
 
 
 MADE_OF = ("mixture_FC", "candidates_CD", "relaxation_FD", "log_scale")
-"""Tensors that the atoms are made of; the last two are not in every such dictionary."""
+"""Tensors that the atoms are computed from; the last two are optional."""
 
 
 def atoms_of(tensors: Mapping[str, Tensor]) -> Tensor:
-    """exp(m) * (W C + L), of the tensors in `MADE_OF` that there are (F, O)."""
+    """Return exp(m) * (W C + L) from the tensors of `MADE_OF` that are present (F, O)."""
     atoms_FO = (tensors["mixture_FC"] @ tensors["candidates_CD"]).to(tensors["mixture_FC"].dtype)
     if "relaxation_FD" in tensors:
         atoms_FO = atoms_FO + tensors["relaxation_FD"]
@@ -161,16 +161,16 @@ def atoms_of(tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def onto_simplex(mixture_FC: Tensor) -> Tensor:
-    """Rows made non-negative and of sum 1. A row without a positive entry becomes even."""
+    """Clip rows to be non-negative and scale them to sum 1; a row without a positive entry becomes uniform."""
     positive_FC = mixture_FC.clamp_min(0)
     sums_F1 = positive_FC.sum(1, keepdim=True)
     return torch.where(sums_F1 > 0, positive_FC / sums_F1.clamp_min(1e-30), 1 / mixture_FC.shape[1])
 
 
 def initial_mixture(config: ArchetypalConfig, seed: int) -> Tensor:
-    """Where the atoms start in the hull (width, C).
+    """Return the initial mixture (width, C).
 
-    With more atoms than candidates, those beyond start halfway between two candidates (as published they are zero).
+    Atoms beyond the number of candidates start halfway between two candidates (as published they are zero).
     """
     generator = torch.Generator().manual_seed(seed)
     width, count = config.width, config.num_candidates
@@ -193,7 +193,7 @@ class RelaxedArchetypalConfig(ArchetypalConfig):
     """Options of relaxed archetypal dictionaries."""
 
     relaxation: float = 1.0
-    """delta: how far an atom may leave the hull, in units of the normalised input (mean squared norm 1)."""
+    """delta: maximum distance of an atom from the hull, in units of the normalised input (mean squared norm 1)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""What every dictionary is: the way in and out of its sites, and the contract with the training loop.
+"""Base of every dictionary: normalisation of its sites, and the contract with the training loop.
 
 Shapes: B rows on this rank, D width of the input sites side by side, O that of the output sites (D again for all but
 transcoders), F latents on this rank.
@@ -23,20 +23,20 @@ from lexray.training.ops.sparse_code import RowFrame, SparseCode
 
 @dataclass(frozen=True, kw_only=True)
 class DictionaryConfig:
-    """What all architectures have in common. Classes of dictionaries add their own fields."""
+    """Options that all architectures share. Classes of dictionaries add their own fields."""
 
     architecture: str
     """Name in the table of architectures."""
     width: int
     """Number of latents."""
     target_l0: float
-    """Wanted mean number of active latents per row."""
+    """Target mean number of active latents per row."""
     normaliser: NormaliserName = "standard"
-    """What is done to raw activations: none, centre, unit_norm, standard (centre and scale), layer_norm, whiten."""
+    """Normalisation of raw activations: none, centre, unit_norm, standard (centre and scale), layer_norm, whiten."""
     dead_after_rows: int = 10_000_000
-    """A latent is dead when it was active in none of this many rows of the global stream."""
+    """A latent is dead when it has been inactive for this many rows of the global stream."""
     sample_rows: int = 65_536
-    """Training rows from which starting values that depend on data are computed, where there are any."""
+    """Training rows from which data-dependent initial values are computed, where there are any."""
 
     def __post_init__(self) -> None:
         if self.width < 1:
@@ -62,7 +62,7 @@ class DictionaryConfig:
 
     @property
     def resamples_every_rows(self) -> int:
-        """Rows after which dead latents are restarted; 0 never."""
+        """Rows between restarts of dead latents; 0 never."""
         return 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -71,30 +71,30 @@ class DictionaryConfig:
 
 
 class RawRows(NamedTuple):
-    """Raw rows of this rank (B, D) and what they are reconstructed as (B, O): the same tensor unless a transcoder."""
+    """Raw rows of this rank (B, D) and their raw targets (B, O): the same tensor unless a transcoder."""
 
     x_BD: Tensor
     y_BO: Tensor
 
 
 Kind = Literal["sae", "transcoder", "crosscoder"]
-"""Which sites a dictionary is made for: one; an input and an output; several at once."""
+"""Sites that a dictionary is built for: one; an input and an output; several at once."""
 
 Sample = Callable[[], Iterable[RawRows]]
-"""Gives the same training rows again at each call."""
+"""Yields the same training rows at each call."""
 
 
 class Dictionary(nn.Module):
-    """The contract, and what all dictionaries share: their sites and the counters of dead latents."""
+    """Contract of all dictionaries, with their shared state: sites and counters of dead latents."""
 
     Config: ClassVar[type[DictionaryConfig]]
     paper: ClassVar[str]
-    """Where the equations come from."""
+    """Source of the equations."""
     kind: ClassVar[Kind] = "sae"
     learns_by: ClassVar[Literal["gradient", "statistics"]] = "gradient"
-    """Adam on `loss`, or `learn` from sums over batches."""
+    """Method of learning: Adam on `loss`, or `learn` from sums over batches."""
     per_latent: ClassVar[tuple[str, ...]] = ("rows_since_fired_F",)
-    """Parameters and buffers with a row for each latent; those that the classes in between declare add up."""
+    """Parameters and buffers with a row for each latent; those of base classes are included."""
     config: DictionaryConfig
     rows_since_fired_F: Tensor
 
@@ -121,7 +121,7 @@ class Dictionary(nn.Module):
 
     @classmethod
     def check_sites(cls, config: DictionaryConfig, sites: Sites) -> None:
-        """Raise UserError in one line when the dictionary cannot be made for these sites."""
+        """Raise UserError when the dictionary cannot be built for these sites."""
         if cls.kind != "crosscoder" and len(sites.inputs) > 1:
             raise UserError(f"{config.architecture} reads one site, {len(sites.inputs)} are given")
         if cls.kind != "transcoder" and not sites.reconstructs_its_input:
@@ -138,7 +138,7 @@ class Dictionary(nn.Module):
 
     @torch.no_grad()
     def prepare(self, sample: Sample) -> None:
-        """Set starting values that depend on data, before the first step. Every rank calls it; all end equal."""
+        """Set data-dependent initial values before the first step (collective); equal on all ranks afterwards."""
         for normaliser, column in ((self.input, 0), (self.output, 1)):
             if normaliser.needs_sample:
                 normaliser.fit((batch[column] for batch in sample()), self.rows)
@@ -149,60 +149,60 @@ class Dictionary(nn.Module):
         return self.input.needs_sample
 
     def encode(self, x_BD: Tensor) -> SparseCode:
-        """The code of raw activations, as at inference."""
+        """Return the code of raw activations, as at inference."""
         raise NotImplementedError
 
     def fold(self) -> Folding:
-        """Return what an export may say of the code. Raises UserError where no format has a place for it."""
+        """Return the form in which the code is exported. Raises UserError where no format can represent it."""
         raise UserError(f"{self.config.architecture}: no format is known that has a place for it")
 
     def decode(self, code: SparseCode, x_BD: Tensor | None = None) -> Tensor:
-        """Raw activations (B, O) from a code. A dictionary with a skip connection needs the raw input too."""
+        """Decode a code to raw activations (B, O); a dictionary with a skip connection needs the raw input too."""
         raise NotImplementedError
 
     def forward(self, x_BD: Tensor) -> Tensor:
-        """Reconstruction (B, O) from raw activations (B, D)."""
+        """Return the reconstruction (B, O) of raw activations (B, D)."""
         return self.decode(self.encode(x_BD), x_BD)
 
     def loss(self, x_BD: Tensor, total_rows: int, y_BO: Tensor | None = None) -> LossOutput:
-        """Training loss on this rank's raw rows of a global batch of `total_rows`; `y_BO` a transcoder's targets."""
+        """Return the loss on this rank's raw rows of a batch of `total_rows`; `y_BO`: a transcoder's targets."""
         raise NotImplementedError
 
     def learn(self, x_BD: Tensor, total_rows: int) -> LossOutput:
-        """One step of a dictionary that learns by statistics, on this rank's raw rows; every rank calls it."""
+        """Run one step of a dictionary that learns by statistics on this rank's raw rows (collective)."""
         raise NotImplementedError
 
     def at_step(self, step: int, num_steps: int) -> None:
-        """Hear which step comes next; schedules are functions of it."""
+        """Set the next step, on which schedules depend."""
         self.step, self.num_steps = step, num_steps
 
     @torch.no_grad()
     def after_step(self, batch: BatchSums) -> None:
-        """Update what is not learned by gradient: the dead-latent counters, and in subclasses thresholds and such."""
+        """Update state that is not learned by gradient: dead-latent counters; thresholds in subclasses."""
         self.rows_since_fired_F += batch.rows
         self.rows_since_fired_F[batch.fired_F > 0] = 0
 
     def after_evaluation(self, metrics: dict[str, float]) -> None:
-        """Hear the held-out metrics, equal on every rank."""
+        """Update state from the held-out metrics, which are equal on every rank."""
 
     def projections(self) -> dict[str, Callable[[Tensor], Tensor]]:
-        """Parameters that are put back into their set after each step: name to projection of the full tensor."""
+        """Return projections of constrained parameters by name, applied after each step to the full tensor."""
         return {}
 
     def eval_ks(self) -> list[int]:
-        """Values of k at which the trained dictionary is evaluated besides its own; `encode` then takes `k=`."""
+        """Return additional values of k at which the trained dictionary is evaluated; `encode` then takes `k=`."""
         return []
 
     def become_saved_form(self) -> None:
-        """Have the parameters and buffers that a saved dictionary has, whatever their values: for use, not training."""
+        """Take the parameters and buffers of a saved dictionary, for inference only; their values are loaded next."""
 
     def tensors_to_save(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The full state as it is published: constraints folded in."""
+        """Return the full state as saved, with constraints folded in."""
         return tensors
 
     @classmethod
     def starting_numbers(cls, config: Any, sites: Sites) -> int:
-        """Return how many numbers are drawn for all latents before a rank keeps its slice."""
+        """Return the number of values that are drawn for all latents before a rank keeps its slice."""
         return 0
 
     # Slices of a mesh -------------------------------------------------------------------------------------------
@@ -212,12 +212,12 @@ class Dictionary(nn.Module):
         return frozenset(name for made in type(self).__mro__ for name in vars(made).get("per_latent", ()))
 
     def slice_of(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """This rank's part of whole tensors by name."""
+        """Return this rank's shards of full tensors by name."""
         owned, split = self.latents.slice_of(self.config.width), self.split_names()
         return {name: whole[owned] if name in split else whole for name, whole in tensors.items()}
 
     def gather_full(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Whole tensors by name, of each rank's parts. Every rank goes through all, with names in the same order."""
+        """Gather full tensors by name from the ranks' shards (collective: each rank iterates over the same names)."""
         split = self.split_names()
         for name, part in tensors.items():
             yield name, self.latents.gather(part) if name in split else part
@@ -226,26 +226,26 @@ class Dictionary(nn.Module):
 
     @property
     def output(self) -> Normaliser:
-        """The normaliser of what is reconstructed."""
+        """Normaliser of the output sites."""
         return self.input if self.sites.reconstructs_its_input else self.target
 
     @property
     def axes(self) -> Axes:
-        """The axes that rows, latents and both lie on."""
+        """Axes of the mesh: of rows, of latents, and of both."""
         return Axes(self.rows, self.latents, self.pairs)
 
     @property
     def takes_k(self) -> bool:
-        """Whether `encode` takes another number of active latents, `k`."""
+        """Whether `encode` accepts a number of active latents, `k`."""
         return False
 
     @property
     def progress(self) -> float:
-        """Share of the training that is done, 0 to 1."""
+        """Completed fraction of the training, 0 to 1."""
         return self.step / self.num_steps
 
     def normalised(self, x_BD: Tensor, y_BO: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Raw rows and their targets as the loss sees them."""
+        """Return raw rows and their targets, normalised."""
         x_n_BD = self.input.normalise(x_BD)
         if self.sites.reconstructs_its_input:
             return x_n_BD, x_n_BD
@@ -253,7 +253,7 @@ class Dictionary(nn.Module):
         return x_n_BD, self.output.normalise(y_BO)
 
     def normalised_sample(self, sample: Sample) -> Callable[[], Iterable[Tensor]]:
-        """The sample's targets as the loss sees them, again at each call."""
+        """Return a function that yields the sample's normalised targets from the start at each call."""
         return lambda: (self.output.normalise(batch.y_BO) for batch in sample())
 
     def normalised_with_frame(self, x_BD: Tensor) -> tuple[Tensor, RowFrame | None]:
@@ -262,11 +262,11 @@ class Dictionary(nn.Module):
 
     @property
     def dead_F(self) -> Tensor:
-        """Which latents are dead (F), bool."""
+        """Mask of dead latents (F), bool."""
         return self.rows_since_fired_F >= self.config.dead_after_rows
 
     def batch_stats(self, y_BO: Tensor, error_BO: Tensor, active: Tensor) -> dict[str, Tensor]:
-        """The sums that every architecture reports: squared error, squared distance from the mean, active latents."""
+        """Return the sums that all architectures report: squared error, squared distance from the mean, L0."""
         with torch.no_grad():
             variance = (y_BO - self.output.normalised_mean_D).square().sum()
             num_active = self.latents.all_reduce(active.sum().float())

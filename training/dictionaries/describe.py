@@ -1,6 +1,6 @@
-"""What the table of architectures says of itself: for the command line, the documentation and the sweep file's schema.
+"""Descriptions of the architectures for the command line, the documentation and the sweep file's schema.
 
-Everything is read off the classes: the docstring is the equations, the docstring under a field explains the option.
+All are derived from the classes: equations from the class docstring, options from the docstring under each field.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Option:
     name: str
     type: str
     default: Any
-    """None, too, where there is no default: `required` tells."""
+    """Default value; also None where `required`."""
     required: bool
     doc: str
     codes: tuple[str, ...] = ()
-    """Codes that have it, of an architecture with a choice; empty where all have it."""
+    """Codes that have the option, where the architecture has a choice of codes; empty where all have it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,17 +50,17 @@ class Description:
     options: tuple[Option, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return asdict(self)
 
 
 def describe_all() -> list[Description]:
-    """Every architecture, in the order of the table."""
+    """Return the descriptions of all architectures, in the order of the table."""
     return [describe(name) for name in ARCHITECTURES]
 
 
 def describe(name: str) -> Description:
-    """The architecture called `name`."""
+    """Return the description of the architecture `name`."""
     made = ARCHITECTURES[name]
     docstring = inspect.cleandoc(made.described_by.__doc__ or "")
     summary, _, equations = docstring.partition("\n\n")
@@ -108,7 +108,7 @@ def fields_of(config_class: type[DictionaryConfig] | type[CodeConfig]) -> tuple[
 
 
 def _field_docs(config_class: type) -> dict[str, str]:
-    """The docstring under each field, the nearest class's own first."""
+    """Return the docstring under each field; subclasses override base classes."""
     docs: dict[str, str] = {}
     for made in reversed(config_class.__mro__[:-1]):
         body = ast.parse(dedent(inspect.getsource(made))).body[0]

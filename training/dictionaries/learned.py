@@ -36,7 +36,7 @@ class LearnedConfig(DictionaryConfig):
     """Options of the dictionaries that learn by gradient; those of the code are in `code`."""
 
     code: CodeConfig
-    """How latents become active."""
+    """Code: the rule that selects active latents and computes their values."""
     decoder_norm: DecoderNorm = "unit"
     """`unit`: atoms are rows of W_dec over their norm; `constrained`: so too, and after each step the rows are put back
     to length 1 (under ZeRO 1 to 3 that gathers W_dec); `free`: as they are, penalties and selection see code * norm;
@@ -46,9 +46,9 @@ class LearnedConfig(DictionaryConfig):
     encoder_init: Literal["tied", "random"] = "tied"
     """The encoder starts as the transposed decoder, or as unit directions of its own."""
     bias_init: Literal["zero", "mean", "geometric_median"] = "zero"
-    """Where b_dec starts, in normalised units; the mean is zero where the normaliser centres."""
+    """Initial value of b_dec, in normalised units; the mean is zero where the normaliser centres."""
     resample_every_rows: int = 0
-    """Restart dead latents from badly reconstructed rows each time this many rows were seen; 0 never."""
+    """Restart dead latents from badly reconstructed rows every so many rows; 0 never."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,7 +96,7 @@ class LearnedDictionary(Dictionary):
     centres_input: ClassVar[bool] = True
     """Whether b_dec, which belongs to the output, is subtracted from the input."""
     skews_code: ClassVar[bool] = False
-    """Whether atoms lean to one side at the start, and pre-activations with them."""
+    """Whether initial atoms, and thus pre-activations, are skewed to one side."""
     config: LearnedConfig
     code: Code
 
@@ -144,12 +144,12 @@ class LearnedDictionary(Dictionary):
             self.code.prepare(lambda: (self.input.normalise(rows.x_BD) for rows in sample()))
 
     def prepare_atoms(self, sample: Sample) -> None:
-        """Set atoms that depend on data; normaliser and biases are ready."""
+        """Set data-dependent atoms; normaliser and biases are already set."""
 
     # The contract ----------------------------------------------------------------------------------------------
 
     def encode(self, x_BD: Tensor, **choice: Any) -> SparseCode:
-        """Return the code of raw activations, as at inference; `choice` goes to the code (`k=` and such)."""
+        """Return the code of raw activations, as at inference; `choice` is passed to the code (`k=` and such)."""
         if choice.get("k") is not None and not self.takes_k:
             raise ValueError(f"k: {self.config.architecture} has as many active latents as its threshold gives")
         x_BD, frame = self.normalised_with_frame(x_BD)
@@ -238,7 +238,7 @@ class LearnedDictionary(Dictionary):
         return float(total) / number if number else default
 
     def with_unit_rows(self, W_dec_FO: Tensor) -> Tensor:
-        """Return the same directions, each of length 1 in `code_norms`."""
+        """Return the rows scaled to length 1 by `code_norms`."""
         return W_dec_FO / self.code_norms(W_dec_FO).clamp_min(1e-12)[:, None]
 
     def projections(self) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -258,7 +258,7 @@ class LearnedDictionary(Dictionary):
 
     @classmethod
     def atom_copies(cls, config: LearnedConfig, cost: CodeCost) -> int:
-        """Return how many buffers of the atoms' size (F x O) the backward pass holds, without gradients."""
+        """Return the number of buffers of the atoms' size (F x O) that the backward pass holds, without gradients."""
         return 4 if config.unit_atoms else cost.atom_copies
 
     @classmethod

@@ -79,15 +79,15 @@ class SNMF(Solved):
         return 1
 
     def to_factor(self, x_BD: Tensor) -> Tensor:
-        """Normalised rows as they are factorised."""
+        """Map normalised rows to the rows that are factorised."""
         return x_BD
 
     def from_factor(self, factors_FD: Tensor) -> Tensor:
-        """Factors as atoms of normalised rows."""
+        """Map factors to atoms of normalised rows."""
         return factors_FD
 
     def new_factors(self, factors_FD: Tensor) -> Tensor:
-        """Better factors from the sums over batches."""
+        """Return updated factors from the sums over batches."""
         return least_squares_atoms(self.sum_zz_FF, self.sum_zx_FD, factors_FD)
 
     # The contract ----------------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ class SNMF(Solved):
 
     @torch.no_grad()
     def prepare(self, sample: Sample) -> None:
-        """Start from rows of the data."""
+        """Initialise the factors from rows of the data."""
         super().prepare(sample)
         normalised = self.normalised_sample(sample)
         rows_FD = random_rows(lambda: map(self.to_factor, normalised()), self.config.width, self.rows, self.seed)
@@ -123,7 +123,7 @@ class SNMF(Solved):
 
     @classmethod
     def step_numbers(cls, config: Any, shapes: Shapes, rows: int) -> int:
-        """Ranking of all latents; the fit of the active ones of a few rows; the solution for the atoms in float64."""
+        """Return the peak of three phases: ranking latents, fitting active ones in chunks, solving in float64."""
         square, entries, k = shapes.latents**2, rows * shapes.latents, config.target_l0
         width = shapes.input_width * cls.factor_copies(config)
         few = min(rows, max(1, int(nmf.CHUNK_NUMBERS / (k * width))))
@@ -150,9 +150,9 @@ class NMFConfig(SNMFConfig):
     """Options of NMF; the target L0 is the number of active latents of a row."""
 
     normaliser: NormaliserName = "unit_norm"
-    """What is done to raw activations; centring would make them negative."""
+    """Normalisation of raw activations; centring would make them negative."""
     signed_input: Literal["refuse", "split"] = "refuse"
-    """`split` factorises [max(x, 0), max(-x, 0)] side by side, so that negative activations have a place."""
+    """`split` factorises [max(x, 0), max(-x, 0)] side by side, so that negative activations can be represented."""
     atom_rounds: int = 3
     """Multiplicative updates of the atoms after each batch."""
 

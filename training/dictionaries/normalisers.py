@@ -1,4 +1,4 @@
-"""Input normalisers: what happens to raw activations before a dictionary sees them, and how it is undone.
+"""Input normalisers: transform raw activations before encoding, and invert the transform at the output.
 
 All of them are x_n = (x - shift) / scale, per dimension, and for `whiten` a product with a matrix after it. Shift and
 scale come from the statistics of whole sites, which are exact and known before the first row is read:
@@ -10,7 +10,7 @@ scale come from the statistics of whole sites, which are exact and known before 
     layer_norm  each row's own mean and standard deviation times sqrt(D) (Gao et al., 2024), undone at the output
     whiten      (x - mean) times the inverse root of the covariance, divided by sqrt(D) so that the total variance is 1
 
-Several sites stand side by side in one row, each with its own shift and scale. Everything is a buffer, so that a saved
+Several sites are concatenated in one row, each with its own shift and scale. Everything is a buffer, so that a saved
 dictionary takes raw activations. Shapes: B rows, D width of all the sites together.
 """
 
@@ -32,14 +32,14 @@ NO_VARIANCE = 1e-12
 """A site has no variance when its variance is at most this share of its mean squared norm: sums of equal float32 rows
 leave less than that, and rows that differ by less cannot be told from rounding."""
 LAYER_NORM_FLOOR = 1e-5
-"""A row's own deviation is at least this share of its norm, so that a constant row does not blow up its rounding."""
+"""A row's own deviation is at least this share of its norm, so that rounding of a constant row is not amplified."""
 WHITEN_FLOOR = 1e-4
-"""Eigenvalues of the covariance below this share of their mean are raised to it: noise is not blown up."""
+"""Eigenvalues of the covariance below this share of their mean are raised to it, so that noise is not amplified."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SiteStatistics:
-    """What a dictionary must know of a site: exact over the dataset."""
+    """Statistics of a site, exact over the dataset."""
 
     mean: tuple[float, ...]
     """Mean vector (D)."""
@@ -62,7 +62,7 @@ class SiteStatistics:
 
     @property
     def scale(self) -> float:
-        """Root of the variance: dividing by it makes the total variance 1. Positive without variance, too."""
+        """Root of the variance: dividing by it makes the total variance 1. Positive even without variance."""
         return max(self.variance, NO_VARIANCE * self.mean_squared_norm) ** 0.5 or 1.0
 
 
@@ -76,7 +76,7 @@ class Sites:
 
     @staticmethod
     def same(*sites: SiteStatistics) -> Sites:
-        """A dictionary that reconstructs what it reads."""
+        """Return the sites of a dictionary that reconstructs its input."""
         return Sites(inputs=sites, outputs=sites)
 
     @property
@@ -92,12 +92,12 @@ class Sites:
         return sum(site.width for site in self.outputs)
 
     def widths(self) -> dict[str, list[int]]:
-        """Plain values for a saved dictionary's config."""
+        """Return plain values for a saved dictionary's config."""
         return {"inputs": [s.width for s in self.inputs], "outputs": [s.width for s in self.outputs]}
 
     @staticmethod
     def of_widths(widths: dict[str, list[int]], *, reconstructs_its_input: bool) -> Sites:
-        """Sites without statistics, for a dictionary whose buffers are loaded next."""
+        """Return sites without statistics, for a dictionary whose buffers are loaded next."""
 
         def blank(width: int) -> SiteStatistics:
             return SiteStatistics(mean=(0.0,) * width, mean_squared_norm=1.0)
@@ -107,7 +107,7 @@ class Sites:
 
 
 class Normaliser(nn.Module):
-    """One of the normalisers above for one or several sites side by side."""
+    """One of the normalisers above, for one or several concatenated sites."""
 
     mean_D: Tensor
     """The dataset's mean, whether it is subtracted or not."""
@@ -125,7 +125,7 @@ class Normaliser(nn.Module):
         self.register_buffer("scale_D", scale_D)
         keeps_scale = kind in ("none", "centre")
         self.typical_length = sum(site.scale**2 for site in sites) ** 0.5 if keeps_scale else 1.0
-        """Scale of normalised rows, for tolerances while training; a loaded dictionary does not know it."""
+        """Scale of normalised rows, for tolerances while training; unknown to a loaded dictionary."""
         if kind == "whiten":
             self.register_buffer("whiten_DD", torch.eye(len(mean_D)))
             self.register_buffer("unwhiten_DD", torch.eye(len(mean_D)))
@@ -141,7 +141,7 @@ class Normaliser(nn.Module):
         return self.kind == "whiten"
 
     def frame(self, x_BD: Tensor) -> RowFrame | None:
-        """What must be kept of raw rows to undo the normalisation: nothing, but for `layer_norm`."""
+        """Return the per-row mean and scale that denormalisation needs: None except for `layer_norm`."""
         if self.kind != "layer_norm":
             return None
         x_BD = x_BD.to(self.mean_D.dtype)
@@ -151,7 +151,7 @@ class Normaliser(nn.Module):
         return RowFrame(mean_B1, torch.where(scale_B1 > 0, scale_B1, 1.0))
 
     def normalise(self, x_BD: Tensor, frame: RowFrame | None = None) -> Tensor:
-        """Raw rows (B, D) as the dictionary sees them. `frame` spares `layer_norm` to compute it again."""
+        """Normalise raw rows (B, D). `frame` saves `layer_norm` recomputing it."""
         x_BD = x_BD.to(self.mean_D.dtype)
         if self.kind == "layer_norm":
             frame = frame or self.frame(x_BD)
@@ -161,7 +161,7 @@ class Normaliser(nn.Module):
         return x_BD @ self.get_buffer("whiten_DD") if self.kind == "whiten" else x_BD
 
     def denormalise(self, x_BD: Tensor, frame: RowFrame | None = None) -> Tensor:
-        """The inverse. `frame` is that of the raw rows."""
+        """Invert `normalise`. `frame` is that of the raw rows."""
         if self.kind == "layer_norm":
             assert frame is not None, "layer_norm is undone by each row's own mean and scale"
             return x_BD * frame.scale_B1 + frame.shift_B1
@@ -171,14 +171,14 @@ class Normaliser(nn.Module):
 
     @property
     def normalised_mean_D(self) -> Tensor:
-        """The dataset's mean as the dictionary sees it; zero where the mean is subtracted."""
+        """Mean of the normalised dataset (D); zero where the mean is subtracted."""
         if self.kind == "layer_norm":
             return torch.zeros_like(self.mean_D)
         return (self.mean_D - self.shift_D) / self.scale_D
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Tensor], rows: DataAxis) -> None:
-        """Learn the whitening matrices from raw rows: the covariance about the dataset's mean, over all ranks."""
+        """Compute the whitening matrices from raw rows: the covariance about the dataset's mean, over all ranks."""
         width = len(self.mean_D)
         total = torch.zeros(width, width, dtype=torch.float64, device=self.mean_D.device)
         count = torch.zeros((), dtype=torch.float64, device=self.mean_D.device)

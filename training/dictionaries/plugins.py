@@ -1,6 +1,6 @@
-"""Architectures from outside the package: files of Python named by the environment, which register theirs.
+"""Plugins: Python files named by the environment that register architectures from outside the package.
 
-A process that is given lexray's own sources (a Ray worker, a submitted job) is given the files with them, in `SHIPPED`.
+Processes that receive lexray's sources (Ray workers, submitted jobs) receive the plugin files with them, in `SHIPPED`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from pathlib import Path
 from lexray.storage.errors import UserError
 
 PLUGINS = "LEXRAY_PLUGINS"
-"""Files of Python to import, separated by commas. Whoever sets it chooses whose code is run."""
+"""Comma-separated Python files to import. Their code is run, so set it only to trusted files."""
 SHIPPED = Path(__file__).with_name("shipped")
-"""Where a package has the files of its sender; no installation has this folder."""
+"""Folder of the plugin files in a shipped package; installations do not have it."""
 
 
 def plugin_files() -> list[Path]:
-    """Return the files to import, those that were shipped first. Raises UserError where two have one name."""
+    """Return the files to import, shipped ones first. Raises UserError where two have the same name."""
     named = [Path(name.strip()) for name in os.environ.get(PLUGINS, "").split(",") if name.strip()]
     found = {path.name: path for path in sorted(SHIPPED.glob("*.py"))}
     for path in named:

@@ -1,4 +1,4 @@
-"""What the classical baselines share: no gradient, atoms from sums over batches.
+"""Base of the classical baselines: atoms are computed from sums over batches, without gradient.
 
 Shapes: B rows, D width, F latents.
 """
@@ -28,7 +28,7 @@ class SolvedConfig(DictionaryConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class FromRowsConfig(SolvedConfig):
-    """Options of baselines whose atoms start from rows of the data, one each."""
+    """Options of baselines that initialise each atom from a row of the data."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -38,7 +38,7 @@ class FromRowsConfig(SolvedConfig):
             )
 
     def check_rows(self, training_rows: int) -> None:
-        """Raise UserError when the data has fewer rows than there are latents to start."""
+        """Raise UserError when the data has fewer rows than the dictionary has latents."""
         if self.width > training_rows:
             raise UserError(
                 f"width: {self.width:,} latents are more than the dataset's {training_rows:,} training rows"
@@ -46,7 +46,7 @@ class FromRowsConfig(SolvedConfig):
 
 
 class Solved(Dictionary):
-    """A dictionary whose atoms are computed; they and whatever is summed up are buffers."""
+    """A dictionary whose atoms are computed from sums; atoms and sums are buffers."""
 
     learns_by = "statistics"
     config: SolvedConfig
@@ -62,17 +62,17 @@ class Solved(Dictionary):
         self.register_buffer("W_dec", torch.zeros(config.width, sites.output_width))
 
     def atoms_FD(self) -> Tensor:
-        """The atoms (F, D)."""
+        """Return the atoms (F, D)."""
         return self.W_dec
 
     @classmethod
     def step_numbers(cls, config: Any, shapes: Shapes, rows: int) -> int:
-        """Return the peak of a step on so many rows of this rank, in fp32 numbers."""
+        """Return the peak of a step on `rows` rows of this rank, in fp32 numbers."""
         raise NotImplementedError
 
     @classmethod
     def summed_numbers(cls, config: Any, shapes: Shapes) -> int:
-        """Return how many numbers are added up over ranks in a step, in float64."""
+        """Return the count of float64 numbers that are all-reduced in a step."""
         raise NotImplementedError
 
     def fold(self) -> Folding:
@@ -81,7 +81,7 @@ class Solved(Dictionary):
         )
 
     def code_of(self, x_BD: Tensor) -> SparseCode:
-        """The code of normalised rows."""
+        """Return the code of normalised rows."""
         raise NotImplementedError
 
     def encode(self, x_BD: Tensor) -> SparseCode:
@@ -93,14 +93,14 @@ class Solved(Dictionary):
         return self.output.denormalise(x_hat_BD, code.frame)
 
     def terms(self, x_BD: Tensor, code: SparseCode, total_rows: int) -> LossOutput:
-        """What the loop wants to know of a batch of normalised rows and their code."""
+        """Return the loss and the reported sums of a batch of normalised rows and their code."""
         error_BD = x_BD - self.latents.all_reduce(sparse_decode(code.values, code.chosen, self.atoms_FD()))
         fired_F = code.fired()
         loss = error_BD.square().sum() / total_rows
         return LossOutput(loss, {**self.batch_stats(x_BD, error_BD, fired_F), "reconstruction": loss}, fired_F, {})
 
     def tensors_to_save(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Without the sums that only further training would need."""
+        """Return the state without the sums, which only further training needs."""
         return {name: t for name, t in tensors.items() if not name.startswith("sum_")}
 
     def become_saved_form(self) -> None:
