@@ -1,13 +1,13 @@
-"""What a training takes of memory on each rank, as formulas: from shapes alone, before anything is allocated.
+"""Memory model of a training on each rank: formulas of shapes alone, before anything is allocated.
 
-Training is in fp32 with Adam. Of a rank that has N parameters (its slice of the latents), with a data axis of D:
+Training is in fp32 with Adam. A rank with N parameters (its slice of the latents) on a data axis of D holds:
 
     ZeRO stage   weights   masters   moments   gradients                sum between steps
     0            4 N       -         8 N       4 N in a step            12 N
     1, 2         4 N       4 N / D   8 N / D   4 N in a step            4 N + 12 N / D
     3            4 N / D   4 N / D   8 N / D   4 N / D; 4 N in a step   20 N / D; in a step 4 N of gathered weights
 
-What a step takes besides is in `cost.step_memory`. What a GPU's libraries take for themselves is in neither.
+Memory of a step beyond that: `cost.step_memory`. Neither includes memory that a GPU's libraries reserve.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from lexray.training.mesh.communicator import ProcessGroup
 from lexray.training.mesh.split_axes import SplitFeatureAxis
 
 PROCESS_BYTES = 700 * 2**20
-"""What a worker's process takes before it has a dictionary: Python, torch, DeepSpeed, Ray."""
+"""Bytes of a worker process without a dictionary: Python, torch, DeepSpeed, Ray."""
 
 FILE_COPIES = 3
-"""A file of tensors: they themselves, and twice the file while it is made of them."""
+"""Copies in memory while tensors are serialised: the tensors, and the file twice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,31 +46,31 @@ class RankMemory:
     masters: int = 0
     moments: int = 0
     gradient_parts: int = 0
-    """Gradients that stay between steps."""
+    """Gradients held between steps."""
     bucket: int = 0
-    """DeepSpeed's buffer for gradients."""
+    """DeepSpeed's reduce bucket."""
     buffers: int = 0
     """Counters, thresholds, sums."""
     gathered: int = 0
-    """Whole weights of the slice, while a step runs."""
+    """Full weights of the slice, gathered during a step."""
     step: int
-    """Activations, or gradients and what else the backward pass takes: the larger of the two."""
+    """Activations of the forward pass or gradients and buffers of the backward pass, whichever is larger."""
     offloaded: bool = False
-    """Whether masters, moments and gradients that stay lie in the host's memory."""
+    """Whether masters, moments and held gradients are in host memory."""
 
     @property
     def held(self) -> int:
-        """Between steps, wherever they lie."""
+        """Bytes held between steps, on host or device."""
         return self.weights + self._optimizer + self.bucket + self.buffers
 
     @property
     def on_host(self) -> int:
-        """Between steps in the host's memory."""
+        """Bytes held between steps in host memory."""
         return self._optimizer if self.offloaded else 0
 
     @property
     def on_device(self) -> int:
-        """Peak on the device that computes."""
+        """Peak bytes on the device that computes."""
         return self.held - self.on_host + self.gathered + self.step
 
     @property
@@ -79,15 +79,15 @@ class RankMemory:
 
 
 class Needs(NamedTuple):
-    """Bytes that a worker needs at its worst moment."""
+    """Peak bytes that a worker needs."""
 
     device: int
-    """Of a GPU; 0 where it computes on the host."""
+    """Bytes of GPU memory; 0 where the worker computes on the host."""
     host: int
 
 
 def shapes_of(config: DictionaryConfig, sites: Sites, feature: int = 1) -> Shapes:
-    """Of a dictionary, or of one of so many slices of its latents. Nothing is allocated."""
+    """Return the shapes of a dictionary, or of one of `feature` slices of its latents. Nothing is allocated."""
     widths = tuple(tuple(site.width for site in group) for group in (sites.inputs, sites.outputs))
     return _shapes(config, *widths, sites.reconstructs_its_input, feature)
 
@@ -113,7 +113,7 @@ def _shapes(
 
 
 def rank_memory(config: TrainingConfig, sites: Sites) -> RankMemory:
-    """Of a training on its mesh: the rank that has the most."""
+    """Return the memory of a training on the rank of its mesh that has the most."""
     mesh, dictionary = config.mesh, config.dictionary
     rows = Rows(rows_at_once(config), config.data.batch_rows)
     if architecture(dictionary.architecture).learns_by == "statistics":
@@ -130,21 +130,21 @@ def rank_memory(config: TrainingConfig, sites: Sites) -> RankMemory:
 
 
 def rows_at_once(config: TrainingConfig) -> int:
-    """Rows that a rank computes at once: those of its lanes, in micro-batches."""
+    """Return the rows that a rank computes at once: those of its lanes, divided into micro-batches."""
     lanes, mesh = config.data.lanes, config.mesh
     rows = -(-lanes // mesh.row_parts(config.dictionary)) * config.data.batch_rows / lanes
     return math.ceil(rows / mesh.micro_batches)
 
 
 def _states(shapes: Shapes, config: TrainingConfig) -> dict[str, int]:
-    """What there is of parameters, by field of `RankMemory`."""
+    """Return the bytes of parameter states, by field of `RankMemory`."""
     mesh, whole = config.mesh, FLOAT_BYTES * shapes.parameters
     if mesh.stage == 0:
         return {"weights": whole, "moments": 2 * whole}
     part = math.ceil(whole / mesh.data)
     states = {"weights": whole, "masters": part, "moments": 2 * part}
     if mesh.stage < 3:
-        # DeepSpeed's buffers in the host's memory: gradients as summed, as stepped, and updated weights on their way.
+        # DeepSpeed's buffers in host memory: gradients as summed and as stepped, and updated weights in transfer.
         return states | ({"gradient_parts": 3 * part + FLOAT_BYTES * shapes.largest} if mesh.offload_optimizer else {})
     bucket = deepspeed_config(config.optimizer, mesh, shapes.parameters)["zero_optimization"]["reduce_bucket_size"]
     return states | {
@@ -156,10 +156,10 @@ def _states(shapes: Shapes, config: TrainingConfig) -> dict[str, int]:
 
 
 def _step(config: TrainingConfig, shapes: Shapes, rows: Rows) -> int:
-    """The larger of the two passes, and what both have."""
+    """Return the peak of the larger of the two passes, plus memory that both need."""
     gradients = FLOAT_BYTES * shapes.parameters
-    both = gradients if config.mesh.micro_batches > 1 else 0  # of the parts before
-    both += gradients // 2 if config.optimizer.precision == "bf16" else 0  # weights as they are multiplied
+    both = gradients if config.mesh.micro_batches > 1 else 0  # accumulated over micro-batches
+    both += gradients // 2 if config.optimizer.precision == "bf16" else 0  # bf16 copies of the weights
     forward = forward_bytes(config.dictionary, shapes, rows, config.mesh.feature)
     return both + max(forward, backward_bytes(config.dictionary, shapes))
 
@@ -168,9 +168,9 @@ def _step(config: TrainingConfig, shapes: Shapes, rows: Rows) -> int:
 
 
 def needs(config: TrainingConfig, sites: Sites, *, on_gpu: bool) -> Needs:
-    """At the start (every rank draws the whole starting values), in training with an upload, and at the end.
+    """Return the peak over start (every rank draws the full initial values), training with an upload, and end.
 
-    The first rank writes the finished dictionary whole, so it needs the most.
+    Rank 0 gathers and writes the finished dictionary, so it needs the most.
     """
     memory = rank_memory(config, sites)
     mine = shapes_of(config.dictionary, sites, config.mesh.feature).parameters * FLOAT_BYTES
@@ -187,7 +187,7 @@ def _in_step(memory: RankMemory) -> int:
 
 
 def _starting(config: TrainingConfig, sites: Sites) -> int:
-    """Directions of all latents, drawn and made of unit length, and the slice that is kept."""
+    """Return the bytes of initialisation: directions of all latents, normalised, and the slice that is kept."""
     made = architecture(config.dictionary.architecture)
     if made.learns_by == "statistics":
         return 0

@@ -1,8 +1,8 @@
-"""What a training step takes of memory besides what is held between steps, as codes and dictionaries say it.
+"""Memory model of a training step beyond what is held between steps, from the costs of codes and dictionaries.
 
-Matrices of B x F are the most of it in the forward pass. In the backward pass, where few rows meet many latents, it is
-what has the size of parameters: their gradients, the atoms, and what these were made through. Tests hold the formulas
-to measured peaks on a CPU, within 15 %.
+Matrices of B x F dominate the forward pass. With few rows and many latents, tensors of the size of parameters dominate
+the backward pass: gradients, atoms, and the intermediates of computing atoms. Tests hold the formulas within 15 % of
+measured peaks on a CPU.
 
 Shapes: B rows that a rank computes at once, D input width, O output width, F latents on this rank.
 """
@@ -21,7 +21,7 @@ from lexray.training.dictionaries.solved import Solved
 from lexray.training.ops import topk
 
 CHUNK_BYTES = 9
-"""Bytes of an entry of the few rows that are ranked at once: score, factor, mask."""
+"""Bytes per entry of a chunk of rows that is ranked at once: score, factor, mask."""
 
 
 class Rows(NamedTuple):
@@ -34,7 +34,7 @@ class Rows(NamedTuple):
 
 
 def step_shape(config: DictionaryConfig, shapes: Shapes, rows: Rows, feature: int = 1) -> StepShape:
-    """Return the shapes of a step on a feature axis of so many slices."""
+    """Return the shapes of a step on a feature axis of `feature` slices."""
     return StepShape(
         rows=rows.at_once,
         batch_rows=rows.batch,
@@ -55,33 +55,33 @@ def learned_by(config: DictionaryConfig) -> tuple[type[LearnedDictionary], Learn
 
 
 def step_cost(config: DictionaryConfig, shapes: Shapes, rows: Rows, feature: int = 1) -> CodeCost:
-    """Return what the code says of a step."""
+    """Return the code's cost of a step."""
     made, learned = learned_by(config)
     return made.step_cost(learned, step_shape(config, shapes, rows, feature))
 
 
 def forward_bytes(config: DictionaryConfig, shapes: Shapes, rows: Rows, feature: int = 1) -> int:
-    """Return the peak of activations and of the atoms that they are computed with."""
+    """Return the peak bytes of activations and atoms."""
     (made, learned), cost = learned_by(config), step_cost(config, shapes, rows, feature)
     entries = rows.at_once * shapes.latents
     # Two copies or fewer: the atoms are the parameters themselves.
     atoms = FLOAT_BYTES * shapes.atoms if made.atom_copies(learned, cost) > 2 else 0
     matrices = int(FLOAT_BYTES * cost.matrices * entries)
     chunks = CHUNK_BYTES * min(entries, topk.CHUNK_ENTRIES) if cost.chunked else 0
-    outputs = cost.outputs + (2 * cost.reduced_outputs if feature > 1 else 0)  # before and after they are added up
+    outputs = cost.outputs + (2 * cost.reduced_outputs if feature > 1 else 0)  # before and after the all-reduce
     rows_bytes = FLOAT_BYTES * (outputs * shapes.output_width + shapes.input_width) * rows.at_once
     return atoms + matrices + chunks + math.ceil(cost.pair_bytes) + rows_bytes
 
 
 def backward_bytes(config: DictionaryConfig, shapes: Shapes) -> int:
-    """Return the peak of gradients, atoms and gradients of the atoms."""
+    """Return the peak bytes of gradients, atoms and gradients of the atoms."""
     made, learned = learned_by(config)
     copies = made.atom_copies(learned, step_cost(config, shapes, Rows(1, 1)))
     return FLOAT_BYTES * made.backward_numbers(learned, shapes, copies)
 
 
 def solver_bytes(config: DictionaryConfig, shapes: Shapes, rows: Rows, data: int) -> int:
-    """Return the peak of a step of a dictionary that learns from sums over batches, split over so many ranks."""
+    """Return the peak bytes of a step of a dictionary that learns by statistics, on a data axis of `data` ranks."""
     made = architecture(config.architecture).dictionary
     assert issubclass(made, Solved)
     summed = 2 * made.summed_numbers(config, shapes) if data > 1 else 0  # the sum over ranks is another float64 matrix

@@ -1,4 +1,4 @@
-"""What a step moves between the ranks of a mesh, as formulas: bytes that each rank gives to collectives.
+"""Communication model of a step: bytes that each rank contributes to collectives, as formulas.
 
 On the feature axis activations move, whatever the width; on the data axis parameters do, whatever the batch:
 
@@ -6,9 +6,9 @@ On the feature axis activations move, whatever the width; on the data axis param
     data      ZeRO 0 an all-reduce of 4 N; ZeRO 1 and 2 that and an all-gather of 4 N / D;
               ZeRO 3 a reduce-scatter of 4 N and an all-gather of 4 N / D: each parameter is gathered once a step
 
-A ring sends 2 (G - 1) / G bytes for each that G ranks all-reduce, (G - 1) / G for each of a reduce-scatter, and G - 1
-for each that is given to an all-gather. Not in it: parameters that are put back onto a constraint after each step
-(archetypal mixtures, `decoder_norm: constrained`), which ZeRO 1 to 3 gather for that.
+A ring of G ranks sends 2 (G - 1) / G bytes per byte of an all-reduce, (G - 1) / G per byte of a reduce-scatter, and
+G - 1 per byte contributed to an all-gather. Not included: the gathers of ZeRO 1 to 3 for parameters that are projected
+onto a constraint after each step (archetypal mixtures, `decoder_norm: constrained`).
 
 Shapes: B rows that a rank computes at once, O output width, N parameters of a rank's slice, D ranks of a data axis.
 """
@@ -25,20 +25,20 @@ from lexray.training.dictionaries.shapes import Shapes
 
 
 class Given(NamedTuple):
-    """Bytes that a rank gives to collectives in a step."""
+    """Bytes that a rank contributes to collectives in a step."""
 
     all_reduce: int = 0
     reduce_scatter: int = 0
     all_gather: int = 0
 
     def sent(self, ranks: int) -> int:
-        """Bytes that a rank sends for it, in rings of so many ranks."""
+        """Return the bytes that a rank sends, in rings of `ranks` ranks."""
         others = ranks - 1
         return (2 * self.all_reduce + self.reduce_scatter) * others // ranks + self.all_gather * others
 
 
 def over_rows(shapes: Shapes, mesh: MeshConfig) -> Given:
-    """Gradients and weights, over the data axis."""
+    """Return the traffic of gradients and weights over the data axis."""
     if mesh.data == 1:
         return Given()
     whole, part = FLOAT_BYTES * shapes.parameters, FLOAT_BYTES * shapes.parameters // mesh.data
@@ -48,12 +48,12 @@ def over_rows(shapes: Shapes, mesh: MeshConfig) -> Given:
 
 
 def over_latents(config: DictionaryConfig, shapes: Shapes, rows: Rows) -> Given:
-    """Activations, over the feature axis, while no latent is dead; without sums of a few numbers."""
+    """Return the traffic of activations over the feature axis while no latent is dead; scalar sums are neglected."""
     cost = step_cost(config, shapes, rows, feature=2)
     return Given(all_reduce=cost.all_reduce, all_gather=cost.all_gather)
 
 
 def of_dead_latents(shapes: Shapes, rows: Rows, k_aux: int) -> Given:
-    """What AuxK adds to `over_latents` when there are dead latents."""
+    """Return the traffic that AuxK adds to `over_latents` when there are dead latents."""
     outputs = FLOAT_BYTES * rows.at_once * shapes.output_width
     return Given(all_reduce=outputs, all_gather=FLOAT_BYTES * k_aux * rows.at_once)
