@@ -1,6 +1,6 @@
-"""fp32 masters and Adam's moments by parameter, whole, whatever part of them DeepSpeed keeps on this rank.
+"""Full fp32 masters and Adam moments by parameter, whichever partition of them DeepSpeed keeps on this rank.
 
-Under ZeRO 1 to 3, reading gathers over the data axis: on every rank, in the same order. Writing does not.
+Under ZeRO 1 to 3, reading gathers over the data axis (collective, in the same order on every rank); writing does not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class AdamStates:
-    """Of the parameters that `adam` steps, wrapped by `engine`."""
+    """Masters and moments of the parameters that `adam` steps, wrapped by `engine`."""
 
     def __init__(self, engine: Any, adam: torch.optim.Adam, zero_stage: int, place: MeshCoord) -> None:
         self._engine, self._adam, self._stage, self._place = engine, adam, zero_stage, place
@@ -34,7 +34,7 @@ class AdamStates:
         return value
 
     def set_master(self, parameter: nn.Parameter, value: Tensor) -> None:
-        """Not the copy that the next forward pass uses, where that is another."""
+        """Write the fp32 master; a separate copy for the forward pass is not updated."""
         if self._stage == 3:
             safe_set_local_fp32_param(parameter, self._part(parameter, value))
         elif self._stage:
@@ -43,14 +43,14 @@ class AdamStates:
             parameter.data.copy_(value)
 
     def moment(self, parameter: nn.Parameter, name: str) -> Tensor:
-        """Call `find` before the first of them."""
+        """Return a moment; call `find` before the first one."""
         if self._stage:
             return safe_get_full_optimizer_state(parameter, name)
         state = self._adam.state[parameter]
         return state[name] if name in state else torch.zeros_like(parameter)
 
     def set_moment(self, parameter: nn.Parameter, name: str, value: Tensor) -> None:
-        """The moments must exist: under ZeRO DeepSpeed makes them in its first step."""
+        """Write a moment, which must exist: under ZeRO DeepSpeed creates moments in its first step."""
         if self._stage == 3:
             safe_set_local_optimizer_state(parameter, self._part(parameter, value), name)
         elif self._stage:
@@ -59,7 +59,7 @@ class AdamStates:
             self._adam.state[parameter][name] = value.clone()
 
     def reset_moments(self, parameter: nn.Parameter, where: Tensor) -> None:
-        """To zero, where `where` is true."""
+        """Zero the moments where `where` is true."""
         self.find()
         for name in ADAM_MOMENTS:
             value = self.moment(parameter, name).masked_fill(where, 0.0)
@@ -67,7 +67,7 @@ class AdamStates:
                 self.set_moment(parameter, name, value)
 
     def set_step(self, step: int) -> None:
-        """How many steps Adam has taken, for its correction of the moments' bias."""
+        """Set the number of steps that Adam has taken, for its bias correction."""
         if self._stage == 0:
             for state in self._adam.state.values():
                 state["step"] = torch.zeros((), dtype=torch.float32, device=self._engine.device)
@@ -75,15 +75,15 @@ class AdamStates:
             state["step"].fill_(step)
 
     def find(self) -> None:
-        """DeepSpeed looks for the moments of all groups when it has stepped the first, and never again."""
+        """Link the moments of all groups: DeepSpeed links them only once, after stepping the first group."""
         if self._stage in (1, 2):
             self._engine.optimizer._hp_optimizer_states_linked = False
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _part(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
-        """This rank's part of a whole under ZeRO 3: all parts are equally long, so the last may end in padding.
+        """Return this rank's partition of a full tensor under ZeRO 3: all have one length, so the last may be padded.
 
-        DeepSpeed's own way to write a whole refuses one that does not divide evenly.
+        DeepSpeed's own function refuses tensors that do not divide evenly.
         """
         length = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
         begin = self._place.data_index * length

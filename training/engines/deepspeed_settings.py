@@ -1,4 +1,4 @@
-"""What the engine asks of DeepSpeed: its configuration, and groups of parameters with learning rates of their own."""
+"""DeepSpeed's configuration, and parameter groups with separate learning rates."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from lexray.training.dictionaries.base import Dictionary
 from lexray.training.dictionaries.normalisers import Sites
 
 REDUCE_BUCKET = 50_000_000
-"""Gradients that DeepSpeed reduces at once at most; it sets aside a buffer of this many."""
+"""Maximum number of gradients in DeepSpeed's reduce bucket, which it allocates."""
 BUCKET_SHARE = 1 / 32
-"""The same as a share of the parameters: larger gradients are reduced by themselves, without the buffer."""
+"""Maximum bucket as a share of the parameters; larger gradients are reduced individually, without the bucket."""
 
 
 class LiveGroup(NamedTuple):
-    """Parameters that are stepped together."""
+    """A parameter group of the optimizer."""
 
     names: tuple[str, ...]
     lr: float
 
 
 def parameter_groups(dictionary: Dictionary, lr_scale: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Parameters by what their learning rate is multiplied with, the others at 1 first."""
+    """Return the parameters grouped by learning rate factor, the group of factor 1 first."""
     parameters = dict(dictionary.named_parameters())
     for name in lr_scale:
         if name not in parameters:
@@ -44,7 +44,7 @@ def parameter_groups(dictionary: Dictionary, lr_scale: Mapping[str, float]) -> l
 
 
 def check_names(config: TrainingConfig, sites: Sites) -> None:
-    """Raise UserError when a learning rate is given to a parameter that there is not. Nothing is allocated."""
+    """Raise UserError when `lr_scale` names a parameter that does not exist. Nothing is allocated."""
     dictionary = config.dictionary
     if config.optimizer.lr_scale and architecture(dictionary.architecture).learns_by == "gradient":
         with torch.device("meta"):
@@ -52,7 +52,7 @@ def check_names(config: TrainingConfig, sites: Sites) -> None:
 
 
 def check_groups(live: list[LiveGroup], wanted: list[LiveGroup]) -> None:
-    """Raise RuntimeError unless the groups that are stepped are those asked for, at their learning rates."""
+    """Raise RuntimeError unless the optimizer has the requested groups, with their learning rates."""
     if live != wanted:
         raise RuntimeError(f"DeepSpeed's optimizer has the groups {live}, asked for were {wanted}")
 
@@ -60,9 +60,9 @@ def check_groups(live: list[LiveGroup], wanted: list[LiveGroup]) -> None:
 def deepspeed_config(
     config: OptimizerConfig, workers: MeshConfig, num_parameters: int, *, on_gpu: bool = False
 ) -> dict[str, Any]:
-    """DeepSpeed's own configuration: fp32 parameters and reductions, nothing printed, nothing compiled."""
+    """Return DeepSpeed's configuration: fp32 parameters and reductions, no printing, no compilation."""
     bucket = min(REDUCE_BUCKET, max(1, round(BUCKET_SHARE * num_parameters)))
-    # Every parameter is sharded, however small: what a rank holds is then a formula.
+    # Every parameter is sharded, however small, so that the memory of a rank follows a formula.
     zero: dict[str, Any] = {
         "stage": workers.stage,
         "reduce_bucket_size": bucket,

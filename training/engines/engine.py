@@ -1,4 +1,4 @@
-"""What changes a dictionary: the interface that the loop, the hooks and the trainer see."""
+"""Interface of engines, which update a dictionary, to the loop, the hooks and the trainer."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from lexray.training.dictionaries.base import Dictionary, RawRows
 from lexray.training.objectives.forward import LossOutput
 
 Assignment = Callable[[Tensor], Tensor]
-"""A whole parameter as it is to one as it shall be."""
+"""Map from the current full tensor of a parameter to the new one."""
 
 
 class Engine(Protocol):
-    """Changes a dictionary: DeepSpeed with Adam (`engine`), or sums of its own (`solver`)."""
+    """Updates a dictionary: by DeepSpeed with Adam (`engine`), or by its own statistics (`solver`)."""
 
     dictionary: Dictionary
 
     @property
     def device(self) -> torch.device:
-        """Where the dictionary lies."""
+        """Device of the dictionary."""
 
     def backward(self, rows: RawRows, total_rows: int) -> LossOutput:
         """Compute the loss of this rank's rows of a global batch, and what `step` needs. Every rank calls it."""
@@ -40,19 +40,19 @@ class Engine(Protocol):
         """
 
     def whole_parameters(self) -> AbstractContextManager[None]:
-        """Inside, the dictionary can be used directly on this rank."""
+        """Gather the parameters, so that the dictionary can be used directly inside the context."""
 
     def full_parameters(self) -> dict[str, Tensor]:
-        """Parameters of this rank's latents by name, copied to the host. Every rank calls it."""
+        """Return the parameters of this rank's latents by name, copied to the host (collective)."""
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
-        """All that a checkpoint must have, of this rank's latents, by key (`lexray.training.checkpoint.parts`).
+        """Yield the checkpoint state of this rank's latents by key (`lexray.training.checkpoint.parts`).
 
-        Every rank goes through all of it.
+        Collective: every rank must exhaust the iterator.
         """
 
     def assign(self, changes: dict[str, Assignment], *, reset_moments: bool = False) -> None:
-        """Change parameters from outside, whole tensor to whole tensor. Every rank calls it."""
+        """Replace parameters, full tensor by full tensor (collective)."""
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint whose weights are in the dictionary already."""
+        """Restore the optimizer's state from a checkpoint whose weights are loaded already."""

@@ -1,13 +1,13 @@
-"""A batch in parts, one after another, with the loss and the gradient of the whole.
+"""Micro-batches with the exact loss and gradient of the whole batch.
 
-What a dictionary computes of a row depends on other rows only through its axes: the threshold of the batch, the
-variance of all residuals. So a part is given axes that answer for the whole batch. Before the pass with gradient come
-passes without: each part runs until it asks something that is not known yet and is cut off there; once all parts have
-asked, the whole mesh answers, and the next pass gets further. As many passes as there are questions, then, and a last
-one that ends without any, for which one part is enough: parts ask alike, because answers are all that they branch on.
+Rows depend on each other only through reductions over the axes: BatchTopK's threshold, the variance of all residuals.
+Micro-batches are therefore given axes that reduce over the whole batch. They are dry-run without gradient up to their
+first unresolved reduction; it is done over all micro-batches and ranks, and they are rerun; repeat. A last dry run of
+one micro-batch finds none unresolved; then all run once with gradient. All micro-batches request the same reductions,
+since their control flow may depend on reduction results only.
 
-TopK asks nothing while no latent is dead; BatchTopK asks for the smallest activation to keep and for the number kept,
-so it computes its pre-activations three times.
+TopK requests none while no latent is dead. BatchTopK requests the smallest activation to keep and the number kept, so
+it computes its pre-activations three times.
 """
 
 from __future__ import annotations
@@ -27,37 +27,37 @@ T = TypeVar("T")
 
 
 class _UnansweredError(Exception):
-    """A part is cut off: what it asked is known only when all parts have asked."""
+    """Interrupts a part at a reduction whose result is not available until all parts have requested it."""
 
 
 class _Asked(NamedTuple):
-    """What a part asked."""
+    """A reduction that a part requested."""
 
     value: Any
     answer: Callable[[list[Any]], list[Any]]
-    """Every part's answer, given every part's value."""
+    """Map from the values of all parts to the results of all parts."""
 
 
 @dataclass
 class Questions:
-    """What the parts ask of the whole batch, in order, and the answers so far."""
+    """Reductions over the whole batch that parts request, in order, and the results so far."""
 
     num_parts: int
     _answers: list[list[Any]] = field(default_factory=list)
-    """By question, then part."""
+    """Results by reduction, then part."""
     _open: list[_Asked] = field(default_factory=list)
-    """The question at which this pass ends, of the parts so far."""
+    """Requests of the unresolved reduction at which this pass ends, one per part so far."""
     _part: int = 0
     _next: int = 0
 
     def parts(self) -> Iterator[int]:
-        """The parts, each from its first question on."""
+        """Yield the parts, each starting at its first reduction."""
         for part in range(self.num_parts):
             self._part, self._next = part, 0
             yield part
 
     def settle(self, compute: Callable[[int], Any]) -> None:
-        """Let `compute` run for the parts until nothing that it asks is unknown."""
+        """Rerun `compute` for the parts until every reduction that it requests is resolved."""
         while True:
             for part in self.parts():
                 try:
@@ -71,7 +71,7 @@ class Questions:
             self._open = []
 
     def ask(self, value: T, answer: Callable[[list[T]], list[Any]]) -> Any:
-        """This part's answer."""
+        """Return the reduction's result for this part; interrupts the part where it is unresolved."""
         if self._next == len(self._answers):
             self._open.append(_Asked(value, answer))
             raise _UnansweredError
@@ -81,7 +81,7 @@ class Questions:
 
 @dataclass(frozen=True)
 class PartRows:
-    """The data axis, as a part of this rank's rows sees it."""
+    """The data axis of a part: reduces over the parts and the ranks."""
 
     whole: DataAxis
     questions: Questions
@@ -111,13 +111,13 @@ class PartRows:
 
 @dataclass(frozen=True)
 class PartPairs:
-    """Both axes, as a part of this rank's rows sees them."""
+    """Both axes of a part: reduces over the parts and the ranks."""
 
     whole: WorldAxis
     questions: Questions
 
     def gather(self, values: Tensor) -> Tensor:
-        """A rank's values are those of its parts one after another."""
+        """Gather the ranks' values, each the concatenation of its parts'."""
         found: Tensor = self.questions.ask(values, lambda every: [self.whole.gather(torch.cat(every))] * len(every))
         return found
 
@@ -137,10 +137,10 @@ class PartPairs:
 def in_parts(
     dictionary: Dictionary, num_parts: int, look: Callable[[int], Any], learn: Callable[[int], LossOutput]
 ) -> LossOutput:
-    """The terms of a whole batch, without gradient, of parts that are computed one after another.
+    """Return the loss terms of a whole batch, without gradient, computed in sequential parts.
 
-    `look` computes the loss of a part without gradient and may be cut off; `learn` then computes it to the end and adds
-    its gradient. Every rank calls it with the same number of parts.
+    `look` computes the loss of a part without gradient and may be interrupted; `learn` then computes it fully and adds
+    its gradient. Collective: every rank has the same number of parts.
     """
     axes, questions = Axes(dictionary.rows, dictionary.latents, dictionary.pairs), Questions(num_parts)
     dictionary.rows, dictionary.pairs = PartRows(axes.rows, questions), PartPairs(axes.pairs, questions)
@@ -152,14 +152,14 @@ def in_parts(
 
 
 def parts_of(rows: RawRows, num_parts: int) -> list[RawRows]:
-    """Consecutive rows, as evenly as they go."""
+    """Split the rows into consecutive parts of nearly equal size."""
     x_parts = rows.x_BD.tensor_split(num_parts)
     y_parts = x_parts if rows.y_BO is rows.x_BD else rows.y_BO.tensor_split(num_parts)
     return [RawRows(x_BD, y_BO) for x_BD, y_BO in zip(x_parts, y_parts, strict=True)]
 
 
 def joined_terms(parts: list[LossOutput]) -> LossOutput:
-    """The parts' terms as those of the whole, without gradient."""
+    """Sum the parts' loss terms to those of the whole batch, without gradient."""
     loss = torch.stack([part.loss.detach() for part in parts]).sum()
     sums = {name: torch.stack([part.sums[name] for part in parts]).sum(0) for name in parts[0].sums}
     fired_F = torch.stack([part.fired_F for part in parts]).sum(0)

@@ -1,10 +1,10 @@
 """Restart dead latents from rows that are reconstructed badly.
 
-Bricken et al., Towards monosemanticity (2023), appendix: every so often, rows are drawn with probability proportional
+Bricken et al., Towards monosemanticity (2023), appendix: at intervals, rows are drawn with probability proportional
 to the square of their loss; a dead latent's atom becomes such a row's direction, its encoder the same direction at 0.2
-of the living encoders' mean length, its bias zero, and Adam forgets all of them. Here the atom is the direction of the
-row's residual (the part that is missing), the rows are those of the batch at hand, and each row is drawn once. The
-paper has ReLU codes alone; what else may have silenced a latent starts anew by `Code.restart_values`.
+of the living encoders' mean length, its bias zero, and their Adam moments are reset. Here the atom is the direction of
+the row's residual, the rows are those of the current batch, and they are drawn without replacement. The paper covers
+ReLU codes alone; other parameters that may have silenced a latent are reset by `Code.restart_values`.
 
 Shapes: B rows on this rank, D input width, O output width, F latents, U dead latents that are restarted.
 """
@@ -24,11 +24,11 @@ from lexray.training.ops.sampling import largest_keys, row_hashes
 ENCODER_LENGTH = 0.2
 """Length of a restarted encoder row, as a share of the living ones' mean."""
 TINY = torch.finfo(torch.float32).tiny
-"""Divides vectors of length 0 without a floor for short ones, whatever the scale of the rows."""
+"""Least divisor of lengths: handles zero vectors without affecting short ones."""
 
 
 def resample_dead(engine: Engine, raw: RawRows, total_rows: int, rows: DataAxis) -> int:
-    """Restart dead latents when it is their time; how many were. Step and counters decide, the same on all ranks."""
+    """Restart dead latents if due by step and counters (equal on all ranks); return the number restarted."""
     dictionary = engine.dictionary
     if not is_due(dictionary, total_rows):
         return 0
@@ -47,7 +47,7 @@ def resample_dead(engine: Engine, raw: RawRows, total_rows: int, rows: DataAxis)
 
 
 def is_due(dictionary: Dictionary, batch_rows: int) -> bool:
-    """Whether the step just done crossed a multiple of `resample_every_rows`; not in the last tenth of a training."""
+    """Return whether this step crossed a multiple of `resample_every_rows`; never in the last tenth of a training."""
     every = dictionary.config.resamples_every_rows
     if not every or dictionary.progress > 0.9:
         return False
@@ -55,12 +55,12 @@ def is_due(dictionary: Dictionary, batch_rows: int) -> bool:
 
 
 def worst_rows(dictionary: LearnedDictionary, raw: RawRows, count: int, rows: DataAxis) -> Tensor:
-    """Normalised inputs and residuals of up to `count` rows of the global batch, drawn by squared loss (n, D + O).
+    """Return normalised inputs and residuals of up to `count` rows of the batch, sampled by squared loss (n, D + O).
 
-    The draw is by the largest u^(1 / weight) with u a hash of the row, so it does not depend on which rank has it.
+    The sample takes the largest u^(1 / weight) with u a hash of the row, so it does not depend on the sharding.
     """
     x_BD, y_BO = dictionary.normalised(raw.x_BD, raw.y_BO)
-    # Not by calling the module: DeepSpeed's hooks would put the gathered parameters away again under ZeRO 3.
+    # Not by calling the module: under ZeRO 3 DeepSpeed's hooks would release the gathered parameters.
     y_hat_BO = dictionary.decode(dictionary.encode(raw.x_BD), raw.x_BD)
     error_BO = y_BO - dictionary.output.normalise(y_hat_BO, dictionary.output.frame(raw.y_BO))
     weight_B = error_BO.double().square().sum(1).square().clamp_min(torch.finfo(torch.float64).tiny)
@@ -72,7 +72,7 @@ def worst_rows(dictionary: LearnedDictionary, raw: RawRows, count: int, rows: Da
 
 
 def restarts(dictionary: LearnedDictionary, dead_U: Tensor, starts: Tensor) -> dict[str, Assignment]:
-    """What becomes of each parameter that has a row for each latent."""
+    """Return the assignments that restart `dead_U`, by name of each parameter with a row for each latent."""
     inputs_UD, residuals_UO = starts.split([dictionary.sites.input_width, dictionary.sites.output_width], dim=1)
     encoder = getattr(dictionary, "W_enc", None)
     length = 1.0 if encoder is None else dictionary.living_mean(encoder.norm(dim=1), default=1.0)
