@@ -1,4 +1,4 @@
-"""Trained dictionaries in the folders of other libraries, which compute the same from the same raw activations."""
+"""Export trained dictionaries to the formats of other libraries, computing the same from the same raw activations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FORMATS: dict[str, Writer] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What was written."""
+    """An exported folder."""
 
     url: str
     format: str
@@ -31,7 +31,7 @@ class Exported:
     """Its name in that format."""
     files: tuple[str, ...]
     notes: tuple[str, ...]
-    """What a user of the folder should know."""
+    """Caveats for users of the folder."""
 
 
 def export_dictionary(
@@ -39,8 +39,8 @@ def export_dictionary(
 ) -> Exported:
     """Write the saved dictionary at `url` into the empty folder `path` as a folder of the format `to`.
 
-    `unit_atoms` gives every atom length 1 and its length to the code. Raises UserError with the reason when the format
-    has no place for the dictionary.
+    `unit_atoms` scales every atom to length 1 and its code by that length. Raises UserError with the reason when the
+    format cannot represent the dictionary.
     """
     if to not in FORMATS:
         raise UserError(f"--to: {to!r} is no format; known: {', '.join(FORMATS)}")
@@ -55,7 +55,7 @@ def export_dictionary(
 
 
 def check_empty(store: Store) -> None:
-    """Raise UserError when something lies where a folder is to be written."""
+    """Raise UserError when the folder to write is not empty."""
     if store.exists("") and (store.local_path is None or not _is_empty_folder(store)):
         raise UserError(f"{store.url}: there is something there already; choose a new folder")
 

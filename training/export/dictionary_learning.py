@@ -4,7 +4,7 @@
 plain dictionary of tensors written by `torch.save`, which loads with `weights_only=True`. lexray itself never reads it.
 All its classes but AutoEncoderNew and JumpReluAutoEncoder subtract the decoder's bias from the input. AutoEncoder's
 loader rescales atoms to length 1, and the code with them, so ReLU codes whose atoms have other lengths are written as
-AutoEncoderNew, which leaves them alone.
+AutoEncoderNew, which keeps them.
 
 Shapes: D width of the site, F latents.
 """
@@ -33,14 +33,14 @@ TRAINERS = {
     "BatchTopKSAE": "BatchTopKTrainer",
     "MatryoshkaBatchTopKSAE": "MatryoshkaBatchTopKTrainer",
 }
-"""Class of the dictionary to that of the trainer, by which SAEBench chooses a reader."""
+"""Trainer class by dictionary class; SAEBench selects a reader by it."""
 
 NO_THRESHOLD = -1.0
-"""What the library writes before a threshold was estimated."""
+"""Value that the library writes before a threshold is estimated."""
 
 
 def write(folded: Folded, origin: Origin, store: Store) -> tuple[str, list[str]]:
-    """Write the folder. Returns the name of its class there, and the files. Raises UserError."""
+    """Write the folder. Returns the dictionary's class name there, and the files. Raises UserError."""
     name = _class_name(folded, origin)
     file = io.BytesIO()
     torch.save({key: tensor.contiguous().clone() for key, tensor in _tensors(folded, name).items()}, file)
@@ -92,7 +92,7 @@ def _tensors(folded: Folded, name: str) -> dict[str, Tensor]:
 
 
 def _gate(folded: Folded, shared_F: Tensor) -> dict[str, Tensor]:
-    """The two biases, for a shared pre-activation of rows that b_dec was subtracted from."""
+    """Return the two biases, for a shared pre-activation of rows from which b_dec was subtracted."""
     assert folded.gate is not None
     r_mag_F = folded.gate.r_mag_F
     return {
@@ -103,12 +103,12 @@ def _gate(folded: Folded, shared_F: Tensor) -> dict[str, Tensor]:
 
 
 def _group_sizes(folded: Folded) -> Tensor:
-    """Latents that each of Matryoshka's prefixes adds to the one before."""
+    """Return the number of latents that each Matryoshka prefix adds to the previous one."""
     return torch.tensor([0, *folded.prefix_widths]).diff()
 
 
 def _kept(folded: Folded) -> dict[str, Tensor]:
-    """How many latents are active, and the threshold that stands in for it at inference."""
+    """Return k and the threshold that replaces it at inference."""
     threshold = NO_THRESHOLD if folded.threshold_F is None else float(folded.threshold_F[0])
     return {"k": torch.tensor(folded.k, dtype=torch.int32), "threshold": torch.tensor(threshold)}
 

@@ -1,4 +1,4 @@
-"""A trained dictionary as one linear encoder and decoder of *raw* rows: normalisers, norms and biases folded in.
+"""Fold a trained dictionary into one linear encoder and decoder of *raw* rows: normalisers, norms and biases.
 
 With x_n = x A + c the normalised input and y = y_n U + m the raw output, both affine for every normaliser but
 `layer_norm`, an encoder z = W_enc x_n + b becomes W_enc A^T x + (b + W_enc c), and atoms become atoms U. Folding is
@@ -26,7 +26,7 @@ from lexray.training.ops.linear import LinearEncoder
 from lexray.training.ops.pursuit import StopRule
 
 EQUAL_NORMS = 1e-5
-"""Relative difference below which norms are taken for equal: rounding of float32."""
+"""Relative difference below which norms count as equal: float32 rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,26 +39,26 @@ class Folded:
     W_dec_FO: Tensor
     b_dec_O: Tensor
     code_scale_F: Tensor
-    """The folded code over the dictionary's own."""
+    """Ratio of the folded code to the dictionary's."""
     transcodes: bool = False
-    """Whether another site is reconstructed than is read."""
+    """Whether the output site differs from the input site."""
     W_skip_OD: Tensor | None = None
     k: int | None = None
-    """Active latents of a row, in the mean for BatchTopK; None where it is not an option but a result."""
+    """Active latents per row (the mean for BatchTopK); None where the code does not set it."""
     prefix_widths: tuple[int, ...] = ()
-    """Matryoshka's prefixes, where they are the same in every step."""
+    """Matryoshka's prefix widths, where they are fixed over steps."""
     threshold_F: Tensor | None = None
-    """Of `jumprelu`: a latent is active above it."""
+    """Thresholds of `jumprelu`, above which a latent is active."""
     gate: Gate | None = None
     pursuit: StopRule | None = None
-    """Of `pursuit`, whose encoder is the decoder: x - b_dec is what its rounds start from."""
+    """Stopping rule of `pursuit`, which encodes x - b_dec with the decoder's atoms."""
 
     @property
     def norms_F(self) -> Tensor:
         return self.W_dec_FO.norm(dim=1)
 
     def with_scaled_latents(self, by_F: Tensor) -> Folded:
-        """The same reconstructions with every latent's code multiplied by a positive number."""
+        """Return the dictionary with codes multiplied by `by_F` > 0 and unchanged reconstructions."""
         gate = self.gate
         if gate is not None:
             gate = replace(gate, b_gate_F=gate.b_gate_F * by_F, b_mag_F=gate.b_mag_F * by_F)
@@ -73,7 +73,7 @@ class Folded:
         )
 
     def with_unit_atoms(self) -> Folded:
-        """Every atom of length 1, so that a code says how long its part of the row is. Raises UserError."""
+        """Return the dictionary with unit atoms, so that codes are lengths of contributions. Raises UserError."""
         norms_F = _positive(self.norms_F)
         if self.pursuit is not None:
             if (norms_F - 1).abs().max() > EQUAL_NORMS:
@@ -87,23 +87,23 @@ class Folded:
         return self.with_scaled_latents(norms_F)
 
     def bias_of_centred_F(self) -> Tensor:
-        """The bias that goes with W_enc (x - b_dec), for formats that subtract it."""
+        """Return the bias that accompanies W_enc (x - b_dec), for formats that subtract b_dec."""
         return self.bias_F + self.W_enc_FD @ self.b_dec_O
 
 
 def _positive(norms_F: Tensor) -> Tensor:
-    """Norms that can divide: those of 0 become negligible beside the longest."""
+    """Return the norms with a small positive floor relative to the longest, to divide by."""
     return norms_F.clamp_min(1e-12 * float(norms_F.max()) or 1.0)
 
 
 def are_equal(values_F: Tensor) -> bool:
-    """Whether numbers differ by rounding alone."""
+    """Return whether values differ by rounding alone."""
     return bool((values_F.max() - values_F.min()) <= EQUAL_NORMS * values_F.abs().max())
 
 
 @torch.no_grad()
 def fold(dictionary: Dictionary) -> Folded:
-    """A dictionary on raw rows. Raises UserError with the reason where that is not one encoder and one decoder."""
+    """Fold a dictionary to raw rows. Raises UserError with the reason where it is not one encoder and one decoder."""
     folding = dictionary.fold()
     if dictionary.config.normaliser == "layer_norm":
         raise UserError(
@@ -119,7 +119,7 @@ def fold(dictionary: Dictionary) -> Folded:
 
 
 def _normalised(made: LearnedDictionary, folding: Folding) -> Folded:
-    """The dictionary on normalised rows, as z = W_enc x + bias."""
+    """Return the dictionary on normalised rows, as z = W_enc x + bias."""
     decoder, encoder = made.decoder(), made.encoder()
     assert isinstance(encoder, LinearEncoder)
     folded = Folded(
@@ -148,7 +148,7 @@ def _on_raw_rows(made: LearnedDictionary, folded: Folded) -> Folded:
     if W_skip_OD is not None:
         b_dec_O = b_dec_O + W_skip_OD @ c_D
         W_skip_OD = _to_raw(made.output, _of_raw(made.input, W_skip_OD).T).T
-    if gate is not None:  # its two halves have biases of their own: the shared one goes into both
+    if gate is not None:  # its two halves have separate biases: the shared one goes into both
         gate = replace(gate, b_gate_F=gate.b_gate_F + bias_F, b_mag_F=gate.b_mag_F + bias_F * gate.r_mag_F.exp())
         bias_F = torch.zeros_like(bias_F)
     return replace(
@@ -163,7 +163,7 @@ def _on_raw_rows(made: LearnedDictionary, folded: Folded) -> Folded:
 
 
 def _fold_pursuit(made: LearnedDictionary, rule: StopRule) -> Folded:
-    """Atoms stay as they are, since they are the encoder too: a scale goes into the code."""
+    """Fold matching pursuit: atoms also encode, so they are kept and the scale goes into the code."""
     if made.config.normaliser == "whiten":
         raise UserError("normaliser: whiten bends matching pursuit's atoms, which are encoder and decoder in one")
     scale_O, m_O = made.output.scale_D, _offset(made.output)
@@ -181,24 +181,24 @@ def _fold_pursuit(made: LearnedDictionary, rule: StopRule) -> Folded:
 
 
 def _of_raw(normaliser: Normaliser, map_FD: Tensor) -> Tensor:
-    """A linear map of normalised rows as one of raw rows: W A^T."""
+    """Return a linear map of normalised rows as one of raw rows: W A^T."""
     if normaliser.kind == "whiten":
         map_FD = map_FD @ normaliser.get_buffer("whiten_DD").T
     return map_FD / normaliser.scale_D
 
 
 def _to_raw(normaliser: Normaliser, atoms_FO: Tensor) -> Tensor:
-    """Directions of normalised rows as those of raw rows: atoms U."""
+    """Return directions of normalised rows as those of raw rows: atoms U."""
     if normaliser.kind == "whiten":
         atoms_FO = atoms_FO @ normaliser.get_buffer("unwhiten_DD")
     return atoms_FO * normaliser.scale_D
 
 
 def _shift(normaliser: Normaliser) -> Tensor:
-    """c (D) of x_n = x A + c."""
+    """Return c (D) of x_n = x A + c."""
     return normaliser.normalise(torch.zeros_like(normaliser.mean_D)[None])[0]
 
 
 def _offset(normaliser: Normaliser) -> Tensor:
-    """m (O) of y = y_n U + m."""
+    """Return m (O) of y = y_n U + m."""
     return normaliser.denormalise(torch.zeros_like(normaliser.mean_D)[None])[0]

@@ -1,8 +1,8 @@
-"""A SAELens folder as a saved dictionary with the same codes and reconstructions.
+"""Import a SAELens folder as a saved dictionary with the same codes and reconstructions.
 
 The dictionary reads raw activations through the normaliser `none`; its atoms keep their lengths (`decoder_norm:
-ignored`), so that codes are SAELens' own. What SAELens computes per row before or after (`normalize_activations`) has
-no place and is refused.
+ignored`), so that codes are SAELens' own. SAELens' per-row normalisation (`normalize_activations`)
+is not supported and is refused.
 
 Shapes: D width of the input site, O width of the output site, F latents.
 """
@@ -26,25 +26,25 @@ from lexray.training.export import check_empty
 from lexray.training.export.sae_lens_source import D_IN, D_OUT, D_SAE, Source, Tensors, read_source
 
 THRESHOLD = "threshold"
-"""Not a parameter of ours: jumprelu learns its logarithm."""
+"""SAELens' threshold, which is not a parameter here: jumprelu learns its logarithm."""
 
 UNIT_ATOMS = 1e-5
-"""How far from 1 the length of matching pursuit's atoms may be for them to count as unit atoms."""
+"""Tolerance on |norm - 1| within which matching pursuit's atoms count as unit atoms."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:
-    """What was written."""
+    """An imported dictionary."""
 
     url: str
     architecture: str
-    """lexray's name of it."""
+    """lexray's name of the architecture."""
     width: int
     notes: tuple[str, ...]
 
 
 def import_sae_lens(url: str, path: str, settings: StorageSettings | None = None) -> Imported:
-    """Save the SAELens dictionary at `url` in the empty folder `path`. Raises UserError with the reason."""
+    """Import the SAELens dictionary at `url` into the empty folder `path`. Raises UserError with the reason."""
     source = read_source(Store.at(url, settings))
     options, tensors, notes = _READERS[source.architecture](source)
     transcodes, width = "transcoder" in source.architecture, source.config[D_SAE]
@@ -64,7 +64,7 @@ def import_sae_lens(url: str, path: str, settings: StorageSettings | None = None
     if threshold_F is not None:
         assert isinstance(dictionary, LearnedDictionary)
         assert isinstance(dictionary.code, JumpReLU)
-        dictionary.code.set_threshold(threshold_F.clamp_min(0))  # below zero it is none: SAELens rectifies too
+        dictionary.code.set_threshold(threshold_F.clamp_min(0))  # SAELens rectifies too: below zero has no effect
     about = {"imported": {"from": source.url, "format": "sae-lens", "config": source.config}}
     save_dictionary(store, dictionary, about=about)
     if source.dtype != "float32":
@@ -73,7 +73,7 @@ def import_sae_lens(url: str, path: str, settings: StorageSettings | None = None
 
 
 def _l0(source: Source, width: int) -> float:
-    """The L0 that the folder states, else 1: it is an option of codes of k latents alone, which have k."""
+    """Return the L0 that the folder states, else 1; only codes with k use it as an option, and these state k."""
     return float(min(max(source.l0 or 1, 1e-6), width))
 
 
@@ -83,7 +83,7 @@ Read = tuple[dict[str, Any], Tensors, list[str]]
 
 
 def _linear(source: Source, *, minus_b_dec: bool) -> Tensors:
-    """The linear encoder and decoder; `minus_b_dec` says that the dictionary subtracts b_dec itself."""
+    """The linear encoder and decoder; `minus_b_dec`: whether the dictionary subtracts b_dec itself."""
     W_enc_FD, b_dec_O = source.tensors["W_enc"].T.contiguous(), source.tensors["b_dec"]
     bias_F = source.tensors["b_enc"]
     if source.subtracts_bias != minus_b_dec:
@@ -107,7 +107,7 @@ def _topk(source: Source, architecture: str = "topk") -> Read:
     if source.flag("rescale_acts_by_decoder_norm", default=False):
         norms_F = tensors["W_dec"].norm(dim=1)
         tensors["W_enc"], tensors["b_enc"] = tensors["W_enc"] * norms_F[:, None], tensors["b_enc"] * norms_F
-        # An atom of length 0 stays one: its latent is never chosen.
+        # An atom of length 0 is kept: its latent is never chosen.
         tensors["W_dec"] = tensors["W_dec"] / torch.where(norms_F > 0, norms_F, 1.0)[:, None]
     k = source.whole("k", most=source.config[D_SAE])
     options = {"architecture": architecture, "decoder_norm": "ignored", "target_l0": float(k)}
@@ -157,7 +157,7 @@ def _pursuit(source: Source) -> Read:
 
 
 def _transcoder(source: Source) -> Read:
-    """relu or jumprelu, with or without a skip connection; b_dec belongs to the output and is never subtracted."""
+    """Read relu or jumprelu, with or without a skip connection; b_dec belongs to the output and is not subtracted."""
     name = source.architecture
     if source.subtracts_bias:
         raise UserError(f"{source.url}: apply_b_dec_to_input is true, but b_dec of a {name} belongs to its output")

@@ -1,4 +1,4 @@
-"""Where a dictionary came from, in the words of the formats: model, layer, hook point, what it was trained with."""
+"""Provenance of a dictionary in the formats' terms: model, layer, hook point, training data and options."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from lexray.training.export.hook_names import HookPoint, hook_of
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What a saved dictionary's config says of its making; None where it does not."""
+    """Provenance in a saved dictionary's config; None where unknown."""
 
     architecture: str
     sites: tuple[str, ...] = ()
-    """Names of the sites read, then of those reconstructed where these are others."""
+    """Names of the input sites, then of the output sites where these differ."""
     model: str | None = None
     layer: int | None = None
-    """Number of the layer, from 0, whose output the read site is."""
+    """Index of the layer, from 0, whose output is the input site."""
     context_length: int | None = None
     l0: float | None = None
     lr: float | None = None
     steps: int | None = None
 
     hook_name: str | None = None
-    """TransformerLens' name of the read site; None where it has none, or another vector there."""
+    """TransformerLens' name of the input site; None where it has none, or has another vector under it."""
     hook_name_out: str | None = None
-    """The same of the reconstructed site, where that is another."""
+    """The same for the output site, where it differs."""
 
 
 def origin_of(content: dict[str, Any]) -> Origin:
-    """The origin of a saved dictionary, given its `config.json`."""
+    """Return the provenance of a saved dictionary, given its `config.json`."""
     sites, training = _part(content, "sites"), _part(content, "training")
     read, written = (_names(sites.get(kind)) for kind in ("inputs", "outputs"))
     provenance = _part(_part(content, "data"), "provenance")
@@ -52,7 +52,7 @@ def origin_of(content: dict[str, Any]) -> Origin:
 
 
 def _part(content: dict[str, Any], name: str) -> dict[str, Any]:
-    """A part of a document, empty where it is none."""
+    """Return an object inside a document; empty where it is not an object."""
     part = content.get(name)
     return part if isinstance(part, dict) else {}
 
@@ -63,12 +63,12 @@ def _names(sites: Any) -> list[str]:
 
 
 def _site(provenance: dict[str, Any], name: str) -> dict[str, Any]:
-    """How the harvest file describes a site."""
+    """Return the harvest file's description of a site."""
     return _part(_part(_part(provenance, "settings"), "sites"), name)
 
 
 def _model(provenance: dict[str, Any], read: list[str]) -> Any:
-    """Name or path of the model that the first site was read in."""
+    """Return the name or path of the model from which the first site was read."""
     settings = _part(provenance, "settings")
     if not read or not _part(settings, "models"):
         return settings.get("model")
@@ -76,7 +76,7 @@ def _model(provenance: dict[str, Any], read: list[str]) -> Any:
 
 
 def _hook(provenance: dict[str, Any], name: str) -> HookPoint | None:
-    """The hook of a site, by what the harvest has noted of its model."""
+    """Return the hook of a site, from the harvest's record of its model."""
     site, types = _site(provenance, name), _part(_part(provenance, "run"), "model_types")
     model = site.get("model")
     facts = _part(provenance, "model") if model is None else _part(_part(provenance, "models"), str(model))

@@ -23,7 +23,7 @@ from lexray.training.export.origin import Origin
 
 CONFIG, TENSORS = "cfg.json", "sae_weights.safetensors"
 VERSION = "6.54.12"
-"""Whose format this is; readers look at it to know that names are those of version 6."""
+"""Version of SAELens whose format this is; readers use it to recognise the names of version 6."""
 
 AUTOENCODERS = {
     "relu": "standard",
@@ -38,7 +38,7 @@ TRANSCODERS = {("relu", False): "transcoder", ("jumprelu", False): "jumprelu_tra
 
 
 def write(folded: Folded, origin: Origin, store: Store) -> tuple[str, list[str]]:
-    """Write the folder. Returns the name of its architecture there, and the files. Raises UserError."""
+    """Write the folder. Returns the architecture's name there, and the files. Raises UserError."""
     name = _architecture(folded, origin)
     store.write(TENSORS, save({key: tensor.float().contiguous() for key, tensor in _tensors(folded).items()}))
     store.write(CONFIG, json.dumps(_config(folded, origin, name), indent=1).encode())

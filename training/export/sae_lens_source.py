@@ -1,8 +1,7 @@
-"""A SAELens folder as it is read: every option and tensor is used, known to change nothing, or refused by name.
+"""Read a SAELens folder: every option and tensor is used, known to have no effect, or refused by name.
 
-A dictionary of which a part is dropped computes something else without a word. So shapes are compared with `d_in`,
-`d_out` and `d_sae` before any tensor is read, and options that this version does not know stop the import. An option
-that is null counts as not given.
+Ignoring a part of a dictionary would silently change what it computes. So shapes are compared with `d_in`, `d_out` and
+`d_sae` before any tensor is read, and unknown options stop the import. An option that is null counts as missing.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
     "jumprelu_transcoder": _LINEAR | _THRESHOLD,
     "jumprelu_skip_transcoder": _LINEAR | _THRESHOLD | _SKIP,
 }
-"""The tensors of each architecture, and which widths their shapes are; only transcoders have a d_out of their own."""
+"""Tensors of each architecture and their shapes; only transcoders have a separate d_out."""
 
 _EVERYWHERE = ("architecture", D_IN, D_SAE, "dtype", "device", "apply_b_dec_to_input", "normalize_activations",
                "reshape_activations", "metadata")  # fmt: skip
@@ -52,7 +51,7 @@ _OWN = {
     "matching_pursuit": ("residual_threshold", "max_iterations", "stop_on_duplicate_support"),
     **{name: (D_OUT,) for name in SHAPES if "transcoder" in name},
 }
-"""Options that are read, of every architecture and of some."""
+"""Options that are read, for every architecture and for some."""
 
 _ABOUT_TRAINING = frozenset((
     "decoder_init_norm", "l1_coefficient", "lp_norm", "l1_warm_up_steps", "l0_coefficient", "l0_warm_up_steps",
@@ -71,11 +70,11 @@ _NEUTRAL: dict[str, Any] = {
     "finetuning_scaling_factor": False,
     "rescale_acts_by_decoder_norm": False,
 }
-"""Options of older versions or other architectures with the value under which they change nothing."""
+"""Options of older versions or other architectures, with the value at which they have no effect."""
 
 _DTYPES = ("float64", "float32", "float16", "bfloat16")
 _RESHAPES = ("none", "hook_z")
-"""Both leave flat rows as they are: `hook_z` puts heads side by side."""
+"""Both leave flat rows unchanged: `hook_z` concatenates heads."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class Source:
         return str(self.config["architecture"])
 
     def whole(self, name: str, *, least: int = 1, most: int | None = None) -> int:
-        """A whole number from `least` to `most`. Raises UserError naming the option."""
+        """Return an integer option from `least` to `most`. Raises UserError naming the option."""
         value = _given(self.url, self.config, name)
         if type(value) is not int or value < least or (most is not None and value > most):
             upper = "" if most is None else f" to {most:,}"
@@ -113,7 +112,7 @@ class Source:
 
     @property
     def dtype(self) -> str:
-        """Of the weights, in which SAELens computes."""
+        """Dtype of the weights, in which SAELens computes."""
         return str(self.config.get("dtype", "float32")).removeprefix("torch.")
 
     @property
@@ -124,7 +123,7 @@ class Source:
 
 
 def read_source(store: Store) -> Source:
-    """The folder. Raises UserError when it is none of SAELens 6, or holds or computes what has no place."""
+    """Read a folder. Raises UserError when it is not of SAELens 6, or holds something unsupported."""
     try:
         with reachable("import", store.url):
             config = _checked(store.url, read_object(store, CONFIG, store.url))
@@ -156,7 +155,7 @@ def _shapes(url: str, config: Mapping[str, Any]) -> dict[str, Shape]:
 
 
 def _checked(url: str, config: dict[str, Any]) -> dict[str, Any]:
-    """The options that are given. Raises UserError for what is not SAELens 6, or is not known."""
+    """Return the options that are set. Raises UserError for other versions than SAELens 6 and for unknown options."""
     config = {name: value for name, value in config.items() if value is not None}
     name = config.get("architecture")
     if not isinstance(name, str):
