@@ -1,1 +1,1 @@
-"""What is measured once of a finished dictionary, on held-out rows; `docs/metrics.md` says what each number means."""
+"""Measures taken once of a finished dictionary, on held-out rows; defined in `docs/metrics.md`."""

@@ -1,4 +1,4 @@
-"""How much the atoms of a dictionary resemble each other. Shapes: F atoms, O their width, Q atoms looked at."""
+"""Coherence: pairwise similarity of a dictionary's atoms. Shapes: F atoms, O their width, Q atoms compared."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 DUPLICATE_ABOVE = 0.99
-"""Two atoms of a cosine above this are one direction found twice."""
+"""Two atoms with a cosine above this are duplicates."""
 
 BLOCK_ENTRIES = 2**24
-"""Cosines that are held at once."""
+"""Number of cosines held at once."""
 
 COMPARE_FLOP = 5e11
-"""Of comparing atoms with each other, unless all are asked for: seconds of one core. A width of 16,384 at 768
-dimensions is within it; of wider dictionaries a sample of atoms is compared with all others."""
+"""Default limit on operations for comparing atoms: seconds on one core. It suffices for a width of 16,384 at 768
+dimensions; in wider dictionaries a sample of atoms is compared with all others."""
 
 
 def unit_rows(atoms_FO: Tensor) -> Tensor:
-    """The atoms as float32 vectors of length 1; an atom of length 0 stays 0, like no other."""
+    """Return the atoms as float32 vectors of length 1; a zero atom stays zero and matches none."""
     return F.normalize(atoms_FO.detach().float(), dim=1, eps=torch.finfo(torch.float32).tiny)
 
 
 def cosine_blocks(queries_QO: Tensor, keys_FO: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Cosines of unit rows in blocks of queries, never all at once: (which queries, (q, F))."""
+    """Yield the cosines of unit rows in blocks of queries: (slice of the queries, (q, F))."""
     block = max(1, BLOCK_ENTRIES // max(1, len(keys_FO)))
     for start in range(0, len(queries_QO), block):
         some = slice(start, min(start + block, len(queries_QO)))
@@ -35,16 +35,16 @@ def cosine_blocks(queries_QO: Tensor, keys_FO: Tensor) -> Iterator[tuple[slice, 
 
 @torch.no_grad()
 def coherence(atoms_FO: Tensor, p: int, *, max_flop: float | None = COMPARE_FLOP) -> dict[str, Any]:
-    """Coherence of the atoms, in normalised units of the output sites; signs play no part but for duplicates.
+    """Return the coherence of the atoms, in normalised units of the output sites; signs count only for duplicates.
 
         max_cosine          largest |cos| of two atoms (the coherence mu)
         mean_max_cosine     mean over atoms of the largest |cos| with another
         babel               mu_1(p) = max over atoms i of the sum of the p largest |cos| with others (Tropp, 2004): in
-                            0..p; with unit atoms, any p of them are well told apart while mu_1(p - 1) is below 1
+                            0..p; with unit atoms, any p of them are linearly independent while mu_1(p - 1) is below 1
         duplicate_fraction  share of atoms with another at cos > 0.99 (signed: an opposite is no duplicate)
-        duplicate_pairs     how many pairs there are; None where not all atoms are compared
+        duplicate_pairs     number of such pairs; None where not all atoms are compared
 
-    It costs 2 F^2 O operations and never more memory than `BLOCK_ENTRIES` cosines. Where that is above `max_flop`, a
+    Costs 2 F^2 O operations and at most the memory of `BLOCK_ENTRIES` cosines. Where that is above `max_flop`, a
     random sample of `atoms_compared` atoms is compared with all: max_cosine and babel are then lower bounds, the shares
     estimates. None compares all.
     """
@@ -74,7 +74,7 @@ def coherence(atoms_FO: Tensor, p: int, *, max_flop: float | None = COMPARE_FLOP
 
 
 def compared_atoms(width: int, flop_per_atom: float, max_flop: float | None) -> Tensor:
-    """Which atoms are compared with all others, rising (Q): all, or a random sample within `max_flop` operations."""
+    """Return sorted indices of the atoms to compare with all others (Q): all, or a random sample within `max_flop`."""
     affordable = width if max_flop is None else int(max_flop / flop_per_atom)
     if affordable >= width:
         return torch.arange(width)

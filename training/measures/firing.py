@@ -1,4 +1,4 @@
-"""How often latents are active. Shapes: F latents."""
+"""Firing frequency of latents. Shapes: F latents."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DENSE_ABOVE = 0.1
 """A latent that is active in more than this share of the rows is dense."""
 
 LOWEST, BINS_PER_DECADE = -7, 4
-"""The histogram reaches from frequency 1e-7 to 1."""
+"""Range (log10) and resolution of the histogram: frequencies from 1e-7 to 1."""
 
 
 class FiringCounts:
@@ -38,9 +38,9 @@ class FiringCounts:
         return int(self.counts_F.sum()) / max(1, self.rows)
 
     def document(self) -> dict[str, Any]:
-        """Plain values: shares of latents in 0..1, and the histogram of log10 of the frequency of those that fired.
+        """Return plain values: shares of latents in 0..1, and the histogram of log10 of non-zero frequencies.
 
-        A frequency on the edge of two bins counts in the upper one, a frequency of 1 in the last.
+        A frequency on the edge of two bins counts in the upper one; a frequency of 1 in the last.
         """
         frequency_F = self.frequency_F
         fired = frequency_F[frequency_F > 0]

@@ -1,15 +1,15 @@
-"""Latent Scaling: which latents of a crosscoder are shared between sites, which belong to one, which only look so.
+"""Latent Scaling: classify crosscoder latents as shared between sites, site-specific, or only apparently specific.
 
 Minder et al., Overcoming sparsity artifacts in crosscoders (2025), arXiv:2504.02922. A crosscoder's L1 penalty can take
-a latent's atom away from a site that has the feature, because another latent carries it there (decoupling) or because
-shrinkage made it not worth its price. The check: let d be latent j's atom at the site where it is longest, f its
+a latent's atom away from a site that has the feature, because another latent represents it there (decoupling) or
+because of shrinkage. The check: let d be latent j's atom at the site where it is longest, f its
 activations. For every site s the factor that fits a target Y best along d is
 
     beta_s = <d, sum over rows of f Y_s> / (||d||^2 * sum over rows of f^2)
 
 for two targets: the error that site has without the latent, Y_s = x_s - (x_hat_s - f D_s), and the reconstruction,
 Y_s = x_hat_s. nu = beta_s / beta_(its own site) near 0 says that site s lacks the feature; nu of the error near 1, that
-it has it but shrinkage removed it; nu of the reconstruction near 1, that other latents carry it there.
+it has it but shrinkage removed it; nu of the reconstruction near 1, that other latents represent it there.
 
 Shapes: S sites (of the same width D), F latents, N active pairs. All in normalised units, so that sites compare.
 """
@@ -29,7 +29,7 @@ from lexray.training.dictionaries.crosscoder import Crosscoder
 from lexray.training.ops.sparse_products import sparse_decode, sum_by_latent
 
 ALONE_BELOW, SHARED_ABOVE = 0.2, 0.8
-"""An atom shorter than this share of its longest is missing at a site; longer than that, it is there as well."""
+"""Relative length (to the longest site) below which an atom is absent at a site; above which it is present."""
 DECOUPLED_ABOVE, SHRUNK_ABOVE = 0.5, 0.2
 """The paper's limits of nu on the reconstruction and on the error, above which a specific latent is an artefact."""
 
@@ -39,19 +39,19 @@ SHRINKAGE, DECOUPLING = "artefact of shrinkage", "artefact of decoupling"
 
 @dataclass(frozen=True, kw_only=True)
 class LatentScaling:
-    """What was found of every latent."""
+    """Result of Latent Scaling for every latent."""
 
     norms_FS: Tensor
     """Length of each latent's atom at each site."""
     nu_error_FS: Tensor
-    """1 at the latent's own site; nan for latents that were never active."""
+    """nu of the error: 1 at the latent's own site; NaN for latents that were never active."""
     nu_reconstruction_FS: Tensor
     own_site_F: Tensor
-    """The site at which the atom is longest."""
+    """Site at which the atom is longest."""
     verdicts: list[str]
 
     def counts(self) -> dict[str, int]:
-        """How many latents there are of each verdict."""
+        """Return the number of latents of each verdict."""
         return dict(Counter(self.verdicts))
 
 
@@ -82,7 +82,7 @@ def latent_scaling(dictionary: Dictionary, batches: Iterable[RawRows]) -> Latent
 def _betas(
     dictionary: Crosscoder, batches: Iterable[RawRows], atoms_FSD: Tensor, direction_FD: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """beta of the error and of the reconstruction (F, S); nan for latents that were never active."""
+    """Return beta of the error and of the reconstruction (F, S); NaN for latents that were never active."""
     num_latents = len(atoms_FSD)
     residual_FSD = torch.zeros_like(atoms_FSD, dtype=torch.float64)
     reconstructed_FSD = torch.zeros_like(residual_FSD)
@@ -107,7 +107,7 @@ def _against_own(beta_FS: Tensor, own_F: Tensor) -> Tensor:
 
 
 def verdict(norms_S: Tensor, nu_error_S: Tensor, nu_reconstruction_S: Tensor, own: int) -> str:
-    """What a latent is, from its lengths and its nu at every site."""
+    """Classify a latent by its lengths and its nu at every site."""
     if nu_error_S.isnan().any():
         return SILENT
     others = [site for site in range(len(norms_S)) if site != own]

@@ -1,4 +1,4 @@
-"""How alike rows and their reconstructions are, beside their distance. Shapes: B rows, O width of all output sites."""
+"""Cosine and length ratios of rows and their reconstructions. Shapes: B rows, O width of all output sites."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lexray.training.dictionaries.base import Dictionary
 
 
 class _Alike(NamedTuple):
-    """Of a batch, at each site (S, B each)."""
+    """Similarities of a batch at each site (S, B each)."""
 
     cosine_SB: Tensor
     ratio_SB: Tensor
@@ -23,24 +23,24 @@ class _Alike(NamedTuple):
 
 
 def _mean(values_S: Tensor) -> float | None:
-    """Mean over sites; None where one of them has no value."""
+    """Return the mean over sites; None where one of them has no value."""
     mean = float(values_S.mean())
     return mean if math.isfinite(mean) else None
 
 
 class Likeness:
-    """Cosines and lengths, summed over rows in float64. Of several sites, the mean of their values.
+    """Cosines and lengths, summed over rows in float64; with several sites, the mean of their values.
 
     With y a raw row, y' its reconstruction and m the dataset's mean:
 
-        cosine                        mean over rows of <y, y'> / (||y|| ||y'||), what the field reports
-        cosine_centred                the same of y - m and y' - m: a large common mean makes no row alike
-        relative_norm                 mean over rows of ||y'|| / ||y||, the field's L2 ratio
-        relative_norm_centred         mean over rows of ||y' - m|| / ||y - m||: below 1 where a dictionary shrinks
+        cosine                        mean over rows of <y, y'> / (||y|| ||y'||), as usually reported
+        cosine_centred                the same of y - m and y' - m: a large common mean does not inflate it
+        relative_norm                 mean over rows of ||y'|| / ||y||, usually called L2 ratio
+        relative_norm_centred         mean over rows of ||y' - m|| / ||y - m||: below 1 where there is shrinkage
         relative_reconstruction_bias  sum of ||y'||^2 / sum of <y, y'> (Rajamanoharan et al., 2024, appendix): 1 where
-                                      no rescaling of y' would bring it nearer to y; None where y' is 0
+                                      no rescaling of y' reduces the error; None where y' is 0
 
-    A row or reconstruction of length 0 has cosine 0. Rows of length 0 have no ratio of lengths and are left out; where
+    A row or reconstruction of length 0 has cosine 0. Rows of length 0 have no ratio of lengths and are excluded; where
     all are, the mean is None.
     """
 
@@ -50,10 +50,10 @@ class Likeness:
         self._rows = 0
         self._sums_6S = torch.zeros(6, len(self._widths), dtype=torch.float64, device=self._mean_O.device)
         self._long_2S = torch.zeros(2, len(self._widths), dtype=torch.float64, device=self._mean_O.device)
-        """Rows of a length above 0, raw and less the mean."""
+        """Number of rows of length above 0, raw and centred, by site."""
 
     def add(self, y_hat_BO: Tensor, y_BO: Tensor) -> None:
-        """A batch of reconstructions and their raw targets."""
+        """Add a batch of reconstructions and their raw targets."""
         y_BO, y_hat_BO = y_BO.double(), y_hat_BO.double()
         raw = self._per_row(y_BO, y_hat_BO)
         centred = self._per_row(y_BO - self._mean_O, y_hat_BO - self._mean_O)
@@ -66,7 +66,7 @@ class Likeness:
         self._sums_6S[5] += raw.inner_SB.sum(1)
 
     def document(self) -> dict[str, float | None]:
-        """Plain values."""
+        """Return plain values."""
         cosine_S, ratio_S, centred_S, ratio_centred_S, squares_S, inner_S = self._sums_6S
         return {
             "cosine": _mean(cosine_S / self._rows),

@@ -1,4 +1,4 @@
-"""How far the atoms of one dictionary are found in another. Shapes: F atoms, G of the other, O width of both."""
+"""Match the atoms of one dictionary with those of another. Shapes: F atoms, G of the other, O width of both."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from lexray.training.dictionaries.learned import LearnedDictionary
 from lexray.training.measures.coherence import COMPARE_FLOP, compared_atoms, cosine_blocks, unit_rows
 
 HUNGARIAN_WIDTH = 4096
-"""Widest dictionaries that are matched one to one: that takes seconds at most, and grows with the cube of the width."""
+"""Maximum width for one-to-one matching, which takes seconds at most and grows with the cube of the width."""
 
 FOUND_ABOVE = 0.7
-"""An atom is found in another dictionary that has one at this |cos| or more."""
+"""An atom counts as found in another dictionary that has one at this |cos| or more."""
 
 
 class Matching(NamedTuple):
-    """How alike two dictionaries of one shape are."""
+    """Similarity of two dictionaries of one shape."""
 
     cosine: float
     """Mean |cos| of matched atoms, 0..1."""
@@ -29,11 +29,11 @@ class Matching(NamedTuple):
 
 @torch.no_grad()
 def match(atoms_FO: Tensor, other_FO: Tensor) -> Matching:
-    """Mean |cos| of the atoms of two dictionaries of equal width.
+    """Return the mean |cos| of the atoms of two dictionaries of equal width.
 
-    `hungarian`: under the one-to-one matching that makes it largest. Of wider dictionaries than `HUNGARIAN_WIDTH`,
-    `nearest`: of each atom with the nearest of the other dictionary, in both directions; that may give one atom to
-    several, so it is an upper bound and compares only with itself.
+    `hungarian`: under the optimal one-to-one matching. Above `HUNGARIAN_WIDTH`, `nearest`: of each atom with its
+    nearest neighbour in the other dictionary, in both directions. One atom may match several, so this is an upper
+    bound, comparable only with other `nearest` values.
     """
     if len(atoms_FO) <= HUNGARIAN_WIDTH:
         from scipy.optimize import linear_sum_assignment
@@ -46,9 +46,9 @@ def match(atoms_FO: Tensor, other_FO: Tensor) -> Matching:
 
 @torch.no_grad()
 def nearest(atoms_FO: Tensor, other_GO: Tensor, *, max_flop: float | None = COMPARE_FLOP) -> Tensor:
-    """|cos| of each atom with the nearest of the other dictionary, float64 (F).
+    """Return |cos| of each atom with its nearest neighbour in the other dictionary, float64 (F).
 
-    It costs 2 F G O operations; where that is above `max_flop`, only a random sample of the atoms is looked at.
+    Costs 2 F G O operations; where that is above `max_flop`, only a random sample of the atoms is compared.
     """
     queries = compared_atoms(len(atoms_FO), 2 * other_GO.numel(), max_flop)
     blocks = cosine_blocks(unit_rows(atoms_FO[queries]), unit_rows(other_GO))
@@ -56,27 +56,27 @@ def nearest(atoms_FO: Tensor, other_GO: Tensor, *, max_flop: float | None = COMP
 
 
 def random_match(width: int, dimensions: int) -> float:
-    """`match` of two dictionaries of random directions: what is reached by having nothing in common."""
+    """Return `match` of two dictionaries of random directions: the chance level."""
     return match(random_atoms(width, dimensions, 0), random_atoms(width, dimensions, 1)).cosine
 
 
 def random_found_share(width: int, other_width: int, dimensions: int) -> float:
-    """`found_share` of random directions among random directions."""
+    """Return `found_share` of random directions among random directions."""
     return found_share(random_atoms(width, dimensions, 0), random_atoms(other_width, dimensions, 1))
 
 
 def found_share(atoms_FO: Tensor, other_GO: Tensor) -> float:
-    """Share of the atoms that are found in the other dictionary."""
+    """Return the share of the atoms that are found in the other dictionary."""
     return float((nearest(atoms_FO, other_GO) >= FOUND_ABOVE).double().mean())
 
 
 def random_atoms(width: int, dimensions: int, seed: int) -> Tensor:
-    """Directions drawn evenly (width, dimensions): what two dictionaries without anything in common look like."""
+    """Draw directions uniformly (width, dimensions), as a baseline of unrelated dictionaries."""
     return unit_rows(torch.randn(width, dimensions, generator=torch.Generator().manual_seed(seed)))
 
 
 def initial_atoms(dictionary: Dictionary, seed: int) -> Tensor | None:
-    """The atoms with which the training of this dictionary began; None where they were made from data."""
+    """Return the initial atoms of this dictionary's training; None where they depend on data."""
     made = type(dictionary)
     if not issubclass(made, LearnedDictionary) or made.prepare_atoms is not LearnedDictionary.prepare_atoms:
         return None
@@ -87,5 +87,5 @@ def initial_atoms(dictionary: Dictionary, seed: int) -> Tensor | None:
 
 @torch.no_grad()
 def moved(atoms_FO: Tensor, initial_FO: Tensor) -> float:
-    """Mean over atoms of 1 - |cos| with where they began: 0 has not moved, near 1 has nothing left of it."""
+    """Return the mean over atoms of 1 - |cos| with their initial value: 0 is unmoved, near 1 unrelated to it."""
     return float(1 - (unit_rows(atoms_FO) * unit_rows(initial_FO)).sum(1).abs().clamp_max(1).double().mean())

@@ -1,4 +1,4 @@
-"""Everything that is measured of a finished dictionary, in two passes over held-out rows."""
+"""Compute all measures of a finished dictionary, in two passes over held-out rows."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from lexray.training.measures.metrics import METRICS_VERSION, Sums
 from lexray.training.measures.rate import Rates, contribution_norms
 
 MEASURES_VERSION = 1
-"""Of the definitions; those of `lexray.training.measures.metrics` have a version of their own."""
+"""Version of the definitions; `lexray.training.measures.metrics` has a separate version."""
 
 Batches = Callable[[], Iterable[RawRows]]
-"""Gives the same rows again at each call, in batches of any sizes."""
+"""Yields the same rows at each call, in batches of any sizes."""
 
 
 class Measures(NamedTuple):
-    """What was found."""
+    """Measures of a dictionary."""
 
     document: dict[str, Any]
-    """Plain values, see `docs/metrics.md`; None where a value has no meaning."""
+    """Plain values, see `docs/metrics.md`; None where a value is undefined."""
     fired_F: Tensor
     """Rows in which each latent is active (F), int64."""
 
@@ -37,7 +37,7 @@ class Measures(NamedTuple):
 def measure(dictionary: Dictionary, batches: Batches, *, max_flop: float | None = COMPARE_FLOP) -> Measures:
     """Measure a whole dictionary (not a slice of one) on raw rows, on the device where they are.
 
-    It costs about as much as `1 + len(SHARES)` encodings of all rows, and the comparison of the atoms, which takes at
+    Costs about as much as `1 + len(SHARES)` encodings of all rows, and the comparison of the atoms, which takes at
     most `max_flop` operations (None: all atoms are compared). Raises UserError when there are no rows.
     """
     first = _First(dictionary)
@@ -66,7 +66,7 @@ def measure(dictionary: Dictionary, batches: Batches, *, max_flop: float | None 
 
 
 class _First:
-    """Sums of the first pass: over codes as they are at inference."""
+    """Sums of the first pass, over codes as at inference."""
 
     def __init__(self, dictionary: Dictionary) -> None:
         self.dictionary, self.norms_F = dictionary, contribution_norms(dictionary)

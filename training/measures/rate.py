@@ -1,8 +1,8 @@
-"""What a code costs and what it loses, at several numbers of active latents and precisions of their values.
+"""Rate-distortion of a code, at several numbers of active latents and precisions of their values.
 
-**Fewer or more latents.** Architectures whose `encode` takes `k` are asked for it (`encode`); of the others' codes the
-k largest contributions |value| * ||atom|| of a row are kept and the rest dropped (`truncate`), so k above the trained
-L0 changes little or nothing.
+**Fewer or more latents.** Architectures whose `encode` takes `k` encode with it (`encode`); in the others' codes the k
+largest contributions |value| * ||atom|| of a row are kept and the rest dropped (`truncate`), so k above the trained L0
+changes little or nothing.
 
 **Description length** (Ayonrinde et al., Interpretability as compression, 2024, arXiv:2410.11179). Contributions are
 rounded to whole multiples of a step; what rounds to zero is not active. The bits of a row are
@@ -10,8 +10,8 @@ rounded to whole multiples of a step; what rounds to zero is not active. The bit
     sum over latents j of H_b(p_j)  +  L0 * H(level)
 
 p_j: share of the rows in which latent j is active after rounding, H_b its binary entropy: which latents are active,
-each coded on its own. H(level): entropy of the non-zero multiples over all active latents together, so one table serves
-all of them, and few rows tell it well (a table for each latent would need many rows of each). Not counted: the
+each coded independently. H(level): entropy of the non-zero multiples over all active latents together: one table for
+all of them, which few rows estimate well (a table per latent would need many rows of each). Not counted: the
 dictionary itself, a row's own mean and scale under `layer_norm`, the input that a skip connection reads.
 
 **At equal distortion.** Dictionaries compare by the bits they need for the same FVU. The measured points (k, step) give
@@ -35,16 +35,16 @@ from lexray.training.ops.sparse_code import SparseCode
 from lexray.training.ops.topk import subset
 
 SHARES = (0.25, 0.5, 2.0)
-"""Numbers of active latents that are measured beside the code as it is, as shares of the trained one."""
+"""Additional numbers of active latents to measure, as shares of the trained one."""
 
 STEPS = (2.0, 1.0, 0.5, 0.25)
-"""Steps of rounding over the root mean square contribution. One of 1 loses about 1/12 of the variance, of 1/4 0.5 %."""
+"""Rounding steps relative to the root mean square contribution: 1 loses about 1/12 of the variance, 1/4 0.5 %."""
 
 DISTORTIONS = (0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05, 0.02)
 """FVU at which dictionaries are compared by their bits."""
 
 LARGEST_LEVEL = 2**13
-"""Values above so many steps are cut to it."""
+"""Maximum level, in steps; larger values are clipped."""
 
 
 class RatePoint(NamedTuple):
@@ -52,23 +52,23 @@ class RatePoint(NamedTuple):
 
     fvu: float
     bits: float
-    """Per row."""
+    """Bits per row."""
 
 
 def numbers_of_latents(dictionary: Dictionary, l0: float) -> list[int]:
-    """Values of k around the trained one, rising; `l0` is the one of codes whose k cannot be asked for."""
+    """Return values of k around the trained one, ascending; around `l0` for codes that do not take k."""
     base = dictionary.config.target_l0 if dictionary.takes_k else l0
     return sorted({min(dictionary.config.width, max(1, round(base * share))) for share in SHARES})
 
 
 def contribution_norms(dictionary: Dictionary) -> Tensor:
-    """Length of each atom, in normalised units (F)."""
+    """Return the norm of each atom, in normalised units (F)."""
     atoms_FO: Tensor = dictionary.atoms_FD()  # type: ignore[operator]
     return atoms_FO.norm(dim=1)
 
 
 def truncated(code: SparseCode, k: int, norms_F: Tensor) -> SparseCode:
-    """The code with the k largest contributions of every row; of equal ones the first."""
+    """Return the code with the k largest contributions of every row; the first of equal ones."""
     rows_N = code.rows
     order = (code.values.abs() * norms_F[code.indices]).argsort(descending=True, stable=True)
     order = order[rows_N[order].argsort(stable=True)]  # row after row, the largest first
@@ -87,7 +87,7 @@ class Rounded(NamedTuple):
 
 
 def rounded(code: SparseCode, norms_F: Tensor, step: float) -> Rounded:
-    """Contributions rounded to multiples of `step`; what becomes 0 is not active."""
+    """Round contributions to multiples of `step`; those that round to 0 become inactive."""
     norm_N = norms_F[code.indices]
     levels_N = (code.values * norm_N / step).round().long().clamp(-LARGEST_LEVEL, LARGEST_LEVEL)
     values_N = torch.where(norm_N > 0, levels_N * step / norm_N, 0.0).to(code.values.dtype)
@@ -95,19 +95,19 @@ def rounded(code: SparseCode, norms_F: Tensor, step: float) -> Rounded:
 
 
 def entropy_bits(counts: Tensor) -> float:
-    """Entropy of the distribution that counts give, in bits."""
+    """Return the entropy of the distribution given by counts, in bits."""
     shares = counts[counts > 0].double() / counts.sum()
     return -float((shares * shares.log2()).sum())
 
 
 def index_bits(frequency_F: Tensor) -> float:
-    """Bits of a row that say which latents are active: the sum of their binary entropies."""
+    """Return the bits per row that encode which latents are active: the sum of their binary entropies."""
     p_F = frequency_F[(frequency_F > 0) & (frequency_F < 1)].double()
     return -float((p_F * p_F.log2() + (1 - p_F) * (1 - p_F).log2()).sum())
 
 
 class _Point:
-    """Sums of one choice of k and step (0: values as they are)."""
+    """Sums for one choice of k and step (0: values are not rounded)."""
 
     def __init__(self, dictionary: Dictionary, step: float, norms_F: Tensor) -> None:
         self.dictionary, self.step, self.norms_F = dictionary, step, norms_F
@@ -125,7 +125,7 @@ class _Point:
         self.error_S += torch.stack([part.square().sum() for part in error_BO.split(self.widths, 1)])
 
     def fvu(self, variance_S: Tensor) -> float:
-        """NaN where the rows of a site have no variance."""
+        """Return the FVU; NaN where the rows of a site have no variance."""
         return float((self.error_S / variance_S).mean())
 
     def bits(self) -> float:
@@ -135,17 +135,17 @@ class _Point:
 
 
 class Rates:
-    """FVU and bits at several numbers of active latents and steps; None is the code as it is at inference."""
+    """FVU and bits at several numbers of active latents and steps; None is the code as at inference."""
 
     def __init__(self, dictionary: Dictionary, l0: float, contribution: float) -> None:
         """`contribution`: root mean square of |value| * ||atom|| over the active pairs."""
         self.dictionary, self.norms_F = dictionary, contribution_norms(dictionary)
         self.ks: list[int | None] = [None, *numbers_of_latents(dictionary, l0)]
-        steps = [0.0, *(share * (contribution or 1.0) for share in STEPS)]  # nothing active: any step does
+        steps = [0.0, *(share * (contribution or 1.0) for share in STEPS)]  # nothing active: any step works
         self.points = {(k, step): _Point(dictionary, step, self.norms_F) for k in self.ks for step in steps}
 
     def add(self, batch: RawRows) -> None:
-        """A batch of raw rows."""
+        """Add a batch of raw rows."""
         whole = self.dictionary.encode(batch.x_BD)
         codes = {k: whole if k is None else self._code(batch.x_BD, k, whole) for k in self.ks}
         for (k, _), point in self.points.items():
@@ -157,7 +157,7 @@ class Rates:
         return truncated(whole, k, self.norms_F)
 
     def curve(self, variance_S: Tensor) -> dict[str, Any]:
-        """FVU and R2 = 1 - FVU against k; k None is the code as it is at inference."""
+        """Return FVU and R2 = 1 - FVU against k; k None is the code as at inference."""
         points = [
             {"k": k, "l0": point.firing.l0, "fvu": point.fvu(variance_S), "r2": 1 - point.fvu(variance_S)}
             for (k, step), point in self.points.items()
@@ -166,7 +166,7 @@ class Rates:
         return {"method": "encode" if self.dictionary.takes_k else "truncate", "points": points}
 
     def description_length(self, variance_S: Tensor) -> dict[str, Any]:
-        """Bits per row at each measured point and at the stated distortions (None: not reached)."""
+        """Return the bits per row at each measured point and at `DISTORTIONS` (None: not reached)."""
         measured = {
             place: RatePoint(point.fvu(variance_S), point.bits()) for place, point in self.points.items() if place[1]
         }
@@ -177,9 +177,9 @@ class Rates:
 
 
 def bits_at(fvu: float, points: Sequence[RatePoint]) -> float | None:
-    """The least bits per row at which this FVU is reached by one of the codes or by two for shares of the rows.
+    """Return the least bits per row at which one code, or a mixture of two over rows, reaches this FVU.
 
-    Predicting the mean costs nothing and has FVU 1. None where no code has so small an FVU.
+    Predicting the mean costs nothing and has FVU 1. None where no code reaches the FVU.
     """
     points = [*points, RatePoint(1.0, 0.0)]
     reached = [point for point in points if point.fvu <= fvu]

@@ -1,4 +1,4 @@
-"""What a language model loses when reconstructions stand in for its activations.
+"""Increase of a language model's loss when reconstructions replace its activations.
 
 Next-token cross-entropy (CE, nats per token) of the model as it is, with the dictionary's sites replaced by their
 reconstruction, and with them replaced by the dataset's mean or by zeros, which is the floor. Then
@@ -6,8 +6,8 @@ reconstruction, and with them replaced by the dataset's mean or by zeros, which 
     loss recovered = (CE_ablated - CE_replaced) / (CE_ablated - CE_clean)
 
 is 1 for a perfect reconstruction and, against the mean's floor, 0 for one that predicts the mean; it may be below 0.
-The floor decides much of it: zeros are often far outside of what the model knows, and almost anything recovers most of
-that, so read the mean's first. KL is that of the model's next-token distributions, KL(clean || replaced), and
+The value depends strongly on the floor: zeros are often far out of distribution, so that almost anything recovers most
+of that loss; prefer the mean's. KL is that of the model's next-token distributions, KL(clean || replaced), and
 
     KL recovered = 1 - KL_replaced / KL_ablated
 
@@ -37,26 +37,28 @@ from lexray.storage.harvest.site_choice import TensorSite, find_layers
 from lexray.training.dictionaries.base import Dictionary
 
 Change = Callable[[Tensor], Tensor]
-"""What is done to a site's activations (B, T, width of the site) on their way through the model."""
+"""Function applied to a site's activations (B, T, width of the site) in the forward pass."""
 
 CLEAN, REPLACED, MEAN, ZERO = "clean", "replaced", "mean", "zero"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spliced:
-    """A causal language model, and where in it a dictionary reads and reconstructs."""
+    """A causal language model and the places in it that a dictionary reads and reconstructs."""
 
     model: Any
-    """With its head; a `transformers` model."""
+    """A `transformers` model with its head."""
     tower: Any
-    """The part of it that reads the text, in which places are."""
+    """Its text model without the head, which contains the places."""
     num_layers: int
     inputs: tuple[TensorSite, ...]
     outputs: tuple[TensorSite, ...]
 
     def run(self, inputs: Inputs, changes: dict[TensorSite, Change]) -> Tensor:
-        """Logits (B, T, V) with the activations at these places changed. Raises UserError for a place that is passed
-        not once."""
+        """Return logits (B, T, V) with the activations at these places changed.
+
+        Raises UserError for a place that is not passed exactly once.
+        """
         passed = dict.fromkeys(changes, 0)
         pieces, tokens = inputs["input_ids"].shape
         size = (pieces, tokens)
@@ -82,7 +84,7 @@ class Spliced:
         return logits
 
     def activations(self, inputs: Inputs) -> tuple[Tensor, dict[TensorSite, Tensor]]:
-        """Logits, and the activations at every place (B, T, width)."""
+        """Return the logits and the activations at every place (B, T, width)."""
         found: dict[TensorSite, Tensor] = {}
 
         def keeping(place: TensorSite) -> Change:
@@ -96,7 +98,7 @@ class Spliced:
         return self.run(inputs, {place: keeping(place) for place in places}), found
 
     def check(self, inputs: Inputs) -> None:
-        """Raise UserError unless places hold what a harvest reads there, and no token sees later ones."""
+        """Raise UserError unless places hold the tensors that a harvest reads, and attention is causal."""
         real_BT = inputs["attention_mask"].bool()
         names = {place.label: place for place in (*self.inputs, *self.outputs)}
         reader = choose_reader(self.tower, num_layers=self.num_layers, places=names, first=inputs)
@@ -116,7 +118,7 @@ class Spliced:
             raise UserError("model: its tokens see later ones, so it predicts none; give a causal language model")
 
     def _module(self, place: TensorSite) -> tuple[nn.Module, bool]:
-        """The module whose input (True) or output a place is."""
+        """Return the module of a place, and whether the place is its input (else its output)."""
         base = self.tower
         if place.hidden_state is None:
             return base.get_submodule(place.module), place.is_input
@@ -130,23 +132,23 @@ class Spliced:
 
 @dataclass(frozen=True, kw_only=True)
 class PieceBatch:
-    """Pieces of text as a model takes them, and which of their tokens a dictionary may change."""
+    """Pieces of text as inputs of a model, and a mask of the tokens that may be replaced."""
 
     inputs: dict[str, Tensor]
     """`input_ids` and `attention_mask` (B, T)."""
     text_BT: Tensor
-    """Real tokens that stand for text."""
+    """Mask of text tokens: neither padding nor special (B, T)."""
 
 
 @torch.no_grad()
 def recovered(
     spliced: Spliced, dictionary: Dictionary, batches: Iterable[PieceBatch], *, max_norms: tuple[float, ...] = ()
 ) -> dict[str, Any]:
-    """CE and KL of the four cases and what is recovered, over all batches; see the top of this file.
+    """Return CE and KL of the four cases and the shares recovered (see the module docstring).
 
-    `max_norms`: of each input site and then each output site, rows above which keep their activations (none given: no
-    limit). A share recovered is None where the floor is no worse than the model as it is. Raises UserError when nothing
-    is predicted, or the model cannot be spliced like this.
+    `max_norms`: for each input and then each output site, the norm above which rows keep their activations (empty: no
+    limit). A share recovered is None where the floor is no worse than the unmodified model. Raises UserError when
+    nothing is predicted, or the model cannot be spliced like this.
     """
     sums = {case: torch.zeros(2, dtype=torch.float64) for case in (CLEAN, REPLACED, MEAN, ZERO)}
     predicted = changed = 0
@@ -169,7 +171,7 @@ def recovered(
 
 
 def _summary(means: dict[str, list[float]]) -> dict[str, Any]:
-    """From (CE, KL) of each case."""
+    """Return the summary of (CE, KL) of each case."""
     ce, kl = ({case: values[index] for case, values in means.items()} for index in (0, 1))
     shares: dict[str, Any] = {}
     for floor in (MEAN, ZERO):
@@ -180,7 +182,7 @@ def _summary(means: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def _stand_ins(spliced: Spliced, dictionary: Dictionary, found: dict[TensorSite, Tensor]) -> dict[str, list[Tensor]]:
-    """What stands in for each output site (B, T, width) in each case."""
+    """Return the replacement of each output site (B, T, width) in each case."""
     x_BTD = torch.cat([found[place].float() for place in spliced.inputs], 2)
     widths = [site.width for site in dictionary.sites.outputs]
     if x_BTD.shape[2] != dictionary.sites.input_width or [found[p].shape[2] for p in spliced.outputs] != widths:
@@ -197,7 +199,7 @@ def _putting(part_BTD: Tensor, mask_BT: Tensor) -> Change:
 
 
 def _usual(spliced: Spliced, found: dict[TensorSite, Tensor], max_norms: tuple[float, ...]) -> Tensor:
-    """Tokens whose vectors at every site are no longer than allowed (B, T)."""
+    """Return the mask of tokens whose vectors are within the maximum norm at every site (B, T)."""
     usual_BT = torch.ones(found[spliced.inputs[0]].shape[:2], dtype=torch.bool, device=found[spliced.inputs[0]].device)
     for place, limit in zip((*spliced.inputs, *spliced.outputs), max_norms, strict=False):
         usual_BT &= found[place].float().norm(dim=2) <= limit
@@ -205,7 +207,7 @@ def _usual(spliced: Spliced, found: dict[TensorSite, Tensor], max_norms: tuple[f
 
 
 def _losses(logits_BTV: Tensor, clean_BTV: Tensor, inputs: Inputs) -> Tensor:
-    """Sums over the predicted tokens of cross-entropy and of KL from the clean distribution (2), float64."""
+    """Return the sums over predicted tokens of cross-entropy and of KL from the clean distribution (2), float64."""
     targets = inputs["attention_mask"][:, 1:].bool()
     log_q_NV = F.log_softmax(logits_BTV[:, :-1][targets].float(), 1)
     log_p_NV = F.log_softmax(clean_BTV[:, :-1][targets].float(), 1)
@@ -215,7 +217,7 @@ def _losses(logits_BTV: Tensor, clean_BTV: Tensor, inputs: Inputs) -> Tensor:
 
 
 def _hook(module: nn.Module, change: Change, *, is_input: bool) -> Any:
-    """Have a module's first tensor, of its input or output, changed."""
+    """Register a hook that changes the first tensor of a module's input or output."""
 
     def on_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if any(isinstance(value, Tensor) for value in args):
@@ -230,7 +232,7 @@ def _hook(module: nn.Module, change: Change, *, is_input: bool) -> Any:
 
 
 def _first_changed(values: Any, change: Change) -> Any:
-    """The same with its first tensor changed: a tensor, a tuple, or named values."""
+    """Return the values (a tensor, a tuple, or named values) with their first tensor changed."""
     if isinstance(values, Tensor):
         return change(values)
     named = list(values.items() if isinstance(values, dict) else enumerate(values))

@@ -1,4 +1,4 @@
-"""The model and the text for splicing: read as the harvest read them that made a dictionary's dataset."""
+"""Load the model and the text for splicing as the harvest of the dictionary's dataset did."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from lexray.training.measures.splice import PieceBatch, Spliced
 
 _JSON_LINES = re.compile(r"\.(jsonl|ndjson|json)\b")
 BATCH_TOKENS = 1024
-"""Of one forward pass, padding included: logits of four cases are held at once."""
+"""Tokens of one forward pass, including padding: logits of four cases are held at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HarvestFacts:
-    """What a dataset's provenance tells of how the model was read."""
+    """Settings of the harvest, from a dataset's provenance."""
 
     sites: dict[str, SiteChoice]
     context_length: int
@@ -41,9 +41,9 @@ class HarvestFacts:
 
     @staticmethod
     def of(provenance: dict[str, Any], given: dict[str, Any] | None = None) -> HarvestFacts:
-        """From the provenance of the dataset; `given` places of sites by name stand in for what it does not tell.
+        """Read the provenance of a dataset; `given` places of sites, by name, replace missing ones.
 
-        Raises UserError for rows that are no tokens of one text model, and for sites that nobody knows.
+        Raises UserError for rows that are not tokens of one text model, and for unknown sites.
         """
         settings = provenance.get("settings") if isinstance(provenance.get("settings"), dict) else {}
         assert isinstance(settings, dict)
@@ -71,7 +71,7 @@ def _choice(name: str, value: Any) -> SiteChoice:
 def load_spliced(
     name: str, facts: HarvestFacts, inputs: tuple[str, ...], outputs: tuple[str, ...], device: str
 ) -> Spliced:
-    """The causal language model `name` (as in a harvest file) with its head. Raises UserError."""
+    """Load the causal language model `name` (as in a harvest file) with its head. Raises UserError."""
     found = inspect_model(name)
     unknown = [site for site in (*inputs, *outputs) if site not in facts.sites]
     if unknown:
@@ -104,7 +104,7 @@ def text_choice(file: str, column: str = "text") -> TextChoice:
 def piece_batches(
     name: str, facts: HarvestFacts, text: TextChoice, *, max_tokens: int, device: str
 ) -> Iterator[PieceBatch]:
-    """The text in pieces, cut as for the harvest, until there are `max_tokens`. Raises UserError for an empty one."""
+    """Yield the text in pieces, cut as in the harvest, up to `max_tokens`. Raises UserError for an empty text."""
     model = inspect_model(name)
     tokenizer = load_tokenizer(model)
     limit, tokenizer.model_max_length = tokenizer.model_max_length, int(1e30)
