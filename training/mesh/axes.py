@@ -1,13 +1,13 @@
-"""The axes of a mesh, as a dictionary sees them.
+"""Axes of a mesh: the interface through which a dictionary communicates.
 
-A dictionary owns a slice of the latents and sees a slice of the batch's rows. What crosses slices it asks of three
+A dictionary owns a slice of the latents and sees a slice of the batch's rows. Operations across slices go through three
 objects: `latents` (the feature axis), `rows` (the data axis) and `pairs` (both: every row with every latent). In one
-process they are the named trivial objects of `ONE_PROCESS`, so the same lines run everywhere;
-`lexray.training.mesh.split_axes` has those of a mesh.
+process they are the trivial objects of `ONE_PROCESS`, so the same code runs everywhere; those of a mesh are in
+`lexray.training.mesh.split_axes`.
 
-All ranks of a feature group see the same rows and compute the same loss. So a sum over latents passes its gradient on
-as it is, and a parameter that all of them have (a bias of the output) passes through `share` where it enters
-computations on a slice, which adds up its gradient. No row operation carries gradient: gradients of different rows are
+All ranks of a feature group see the same rows and compute the same loss. So the backward pass of a sum over latents is
+the identity, and a replicated parameter (a bias of the output) passes through `copy_to_axis` where it enters
+computations on a slice: its gradient is all-reduced. No row operation carries gradient: gradients of different rows are
 summed by the engine.
 
 Shapes: B rows on this rank, F latents on this rank, N chosen (row, latent) pairs.
@@ -28,7 +28,7 @@ class Chosen(NamedTuple):
     latents: Tensor
     """Index of each chosen latent among this rank's (N), int64."""
     offsets: Tensor
-    """Where each row's run begins, and the end of the last (B + 1), int64."""
+    """Start of each row's run, and the end of the last (B + 1), int64."""
 
     @property
     def rows(self) -> Tensor:
@@ -48,10 +48,10 @@ class DataAxis(Protocol):
         """Element-wise sum over the ranks; any shape."""
 
     def gather(self, values: Tensor) -> Tensor:
-        """The ranks' tensors (same shape on each) one after another along the first dimension."""
+        """Concatenate the ranks' tensors (same shape on each) along the first dimension."""
 
     def exclusive_sum(self, count: int) -> int:
-        """How many of something the ranks before this one have, given how many this one has."""
+        """Exclusive prefix sum over ranks."""
 
 
 class FeatureAxis(Protocol):
@@ -62,51 +62,51 @@ class FeatureAxis(Protocol):
         """Number of slices."""
 
     def slice_of(self, width: int) -> slice:
-        """Which latents of a dictionary of `width` this rank owns."""
+        """Return the slice of the latents of a dictionary of `width` that this rank owns."""
 
     def topk(self, scores_BF: Tensor, k: int) -> Chosen:
-        """The k largest of every row over all latents, of equal ones the first; those that this rank owns."""
+        """Return this rank's share of each row's k largest over all latents; the first of equal ones."""
 
     def argmax(self, scores_BF: Tensor) -> tuple[Tensor, Tensor]:
-        """The largest score of every row over all latents, and its number among all of them (the first): (B)."""
+        """Return each row's largest score over all latents and its global index (the first of equal ones): (B)."""
 
     def owned(self, latents: Tensor, num_owned: int) -> Tensor:
-        """Numbers among all latents as indices among the `num_owned` of this rank, -1 where another one owns them."""
+        """Map global latent indices to local ones, of `num_owned`; -1 where another rank owns the latent."""
 
     def global_rank(self, scores_BK: Tensor) -> Tensor:
-        """Where each score stands among those of its row on all ranks, the largest at 0; -inf is no score: (B, K)."""
+        """Return the rank of each score within its row over all slices, the largest at 0; -inf is no score: (B, K)."""
 
     def all_reduce(self, partial: Tensor) -> Tensor:
         """Sum of partial values over the slices, with gradient; any shape."""
 
     def copy_to_axis(self, whole: Tensor) -> Tensor:
-        """A tensor that all ranks have, on its way into computations on a slice: its gradient is summed."""
+        """Return a replicated tensor for use on a slice: identity forward, all-reduce backward."""
 
     def gather(self, values: Tensor) -> Tensor:
-        """The slices' tensors (same shape on each) one after another along the first dimension."""
+        """Concatenate the slices' tensors (same shape on each) along the first dimension."""
 
     def count(self, number: int) -> int:
         """Sum of a number over the slices."""
 
     def exclusive_sum(self, count: int) -> int:
-        """How many of something the slices before this one have, given how many this one has."""
+        """Exclusive prefix sum over slices."""
 
 
 class WorldAxis(Protocol):
     """Both axes at once."""
 
     def gather(self, values: Tensor) -> Tensor:
-        """Every rank's values (same shape on each), by rank: (ranks, ...)."""
+        """Stack the ranks' values (same shape on each): (ranks, ...)."""
 
     def count(self, number: int) -> int:
         """Sum of a number over all ranks."""
 
     def kth_largest(self, values: Tensor, k: int) -> Tensor:
-        """The k-th largest of all ranks' values (any number each, all >= 0); zero when there are fewer. Scalar."""
+        """Return the k-th largest of all ranks' values (any number each, >= 0); zero when there are fewer. Scalar."""
 
 
 class Axes(NamedTuple):
-    """A mesh as a dictionary sees it."""
+    """The axes of a mesh."""
 
     rows: DataAxis
     latents: FeatureAxis
@@ -115,7 +115,7 @@ class Axes(NamedTuple):
 
 @dataclass(frozen=True)
 class LocalDataAxis:
-    """One process sees the whole batch."""
+    """Data axis of a single process, which has the whole batch."""
 
     size: int = 1
 
@@ -131,7 +131,7 @@ class LocalDataAxis:
 
 @dataclass(frozen=True)
 class LocalFeatureAxis:
-    """One process owns every latent."""
+    """Feature axis of a single process, which owns all latents."""
 
     size: int = 1
 
@@ -170,7 +170,7 @@ class LocalFeatureAxis:
 
 @dataclass(frozen=True)
 class LocalWorldAxis:
-    """One process has all of them."""
+    """Both axes of a single process."""
 
     def gather(self, values: Tensor) -> Tensor:
         return values[None]
@@ -185,28 +185,28 @@ class LocalWorldAxis:
 
 
 def evenly_chosen(latents_BK: Tensor) -> Chosen:
-    """As many chosen latents in each row."""
+    """Return chosen latents from an index matrix: the same number in each row."""
     num_rows, k = latents_BK.shape
     offsets = torch.arange(num_rows + 1, device=latents_BK.device) * k
     return Chosen(latents_BK.flatten(), offsets)
 
 
 class Largest(NamedTuple):
-    """The largest entries of every row and where they are (B, K)."""
+    """The largest entries of every row and their columns (B, K)."""
 
     values: Tensor
     indices: Tensor
 
 
 TIED_ENTRIES = 2**20
-"""Entries of rows with ties that are looked at at once."""
+"""Entries of rows with ties that are processed at once."""
 
 
 def largest(scores_BF: Tensor, k: int) -> Largest:
-    """The k largest entries of every row, in the order of their columns; of equal ones the first.
+    """Return the k largest entries of every row, in column order; the first of equal ones.
 
-    `torch.topk` does not say which of equal entries it takes, and what a mesh chooses must not depend on how it is cut.
-    Rows whose k-th and next largest entries are equal get a second look, the others need none.
+    `torch.topk` does not specify which of equal entries it takes, and the selection must not depend on the mesh. Only
+    rows whose k-th and next largest entries are equal take a second pass.
     """
     num_columns = scores_BF.shape[1]
     values, indices = torch.topk(scores_BF, min(k + 1, num_columns), dim=1)
@@ -222,7 +222,7 @@ def largest(scores_BF: Tensor, k: int) -> Largest:
 
 
 def _first_of_the_largest(scores_UF: Tensor, kth_U: Tensor, k: int) -> Tensor:
-    """Where the k largest of every row are, given the k-th; of those equal to it the first."""
+    """Return the columns of the k largest of every row, given the k-th; the first of those equal to it."""
     above_UF = ~(scores_UF <= kth_U[:, None])  # NaN is largest
     tied_UF = scores_UF == kth_U[:, None]
     room_U = k - above_UF.sum(1)

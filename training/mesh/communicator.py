@@ -1,4 +1,4 @@
-"""What a group of ranks can do together: the two collectives that everything else is made of, and the bytes they move.
+"""Collectives of a group of ranks, the two from which all others are built, and a count of their bytes.
 
 Shapes: any; G ranks of the group.
 """
@@ -26,18 +26,18 @@ class Communicator(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where values must lie."""
+        """Device on which values must be."""
 
     def all_sum(self, values: Tensor) -> Tensor:
         """Element-wise sum over the ranks (a new tensor, bit for bit the same on each)."""
 
     def all_gather(self, values: Tensor) -> Tensor:
-        """The ranks' tensors, of one shape, stacked in the order of the ranks (G, ...)."""
+        """Stack the ranks' tensors, of one shape, in rank order (G, ...)."""
 
 
 @dataclass
 class Traffic:
-    """Bytes that this rank gave to collectives, of all groups; counted here, logged per step."""
+    """Bytes that this rank contributed to collectives of all groups; logged per step."""
 
     bytes: int = 0
 
@@ -47,13 +47,13 @@ class Traffic:
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """Processes that torch.distributed connects."""
+    """A process group of torch.distributed."""
 
     rank: int
     size: int
     device: torch.device = CPU
     group: dist.ProcessGroup | None = None
-    """None is all processes."""
+    """Process group; None for all processes."""
     traffic: Traffic = field(default_factory=Traffic)
 
     def all_sum(self, values: Tensor) -> Tensor:

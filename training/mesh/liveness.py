@@ -1,8 +1,8 @@
-"""Ranks that watch each other: who still lives, who reads what, who computes where.
+"""Liveness of ranks, and checks that ranks read the right rows on distinct devices.
 
 A rank that hangs (a stopped process, a stuck disk) leaves the others waiting in a collective until the process group's
 timeout. Each rank therefore writes its last step and the time to the group's own key-value store, from a thread, and a
-rank whose collective failed can say which ranks were silent.
+rank whose collective failed reports which ranks were silent.
 """
 
 from __future__ import annotations
@@ -30,69 +30,69 @@ from lexray.training.mesh.mesh import Mesh, MeshCoord
 log = logging.getLogger("lexray")
 
 BEAT_S = 2.0
-"""Seconds between two signs of life."""
+"""Seconds between heartbeats."""
 SILENT_AFTER_BEATS = 5
-"""Beats that a rank may miss: it may be busy, and hosts' clocks differ a little."""
+"""Heartbeats that a rank may miss: it may be busy, and hosts' clocks differ slightly."""
 NEVER = -float("inf")
 
 
 class Heartbeat(NamedTuple):
-    """A rank's last sign of life."""
+    """A rank's last heartbeat."""
 
     rank: int
     host: str
     step: int
     time_s: float
-    """Unix time, by the rank's own clock; -inf when there never was one."""
+    """Unix time by the rank's own clock; -inf when there was none."""
 
 
 class KeyValueStore(Protocol):
-    """Where ranks leave words for each other."""
+    """Key-value store shared by the ranks."""
 
     def set(self, key: str, value: str) -> None: ...
 
     def get(self, key: str) -> bytes: ...
 
     def wait(self, keys: list[str], timeout: timedelta) -> None:
-        """Raises RuntimeError when a key is not set in time."""
+        """Wait for keys. Raises RuntimeError when one is not set in time."""
 
 
 class RankSilentError(RuntimeError):
-    """A collective failed, and some ranks had not given a sign of life."""
+    """A collective failed, and some ranks had stopped sending heartbeats."""
 
 
 @dataclass(kw_only=True)
 class Watch:
-    """This rank's signs of life, and a look at those of the others."""
+    """Sends this rank's heartbeats and checks those of the others."""
 
     rank: int
     num_ranks: int
     store: KeyValueStore = field(default_factory=lambda: _default_store())
-    """The process group's own."""
+    """Key-value store of the process group."""
     step: int = 0
-    """Set by the training loop."""
+    """Current step, set by the training loop."""
     interval_s: float = BEAT_S
     clock: Callable[[], float] = time.time
     _done: threading.Event = field(default_factory=threading.Event)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Beats inside; a collective that fails inside becomes RankSilentError when ranks were silent."""
+        """Send heartbeats inside the context; a collective that fails while ranks are silent raises RankSilentError."""
         thread = threading.Thread(target=self._beat_on, name="beats", daemon=True)
         thread.start()
         try:
             yield
-        except RuntimeError as error:  # what torch raises for a collective that failed or ran into its timeout
+        except RuntimeError as error:  # raised by torch for a collective that failed or timed out
             silent = silent_ranks(self._all_beats(), self.clock(), self.interval_s)
             if not silent:
                 raise
             raise RankSilentError(describe(silent, self.clock())) from error
         finally:
             self._done.set()
-            thread.join(self.interval_s)  # it may be waiting for a store whose host is stopped
+            thread.join(self.interval_s)  # it may be blocked on a store whose host is stopped
 
     def beat(self) -> None:
-        """Give a sign of life."""
+        """Send one heartbeat."""
         content = json.dumps([socket.gethostname(), self.step, self.clock()])
         self.store.set(f"lexray/beat/{self.rank}", content)
 
@@ -101,12 +101,12 @@ class Watch:
             try:
                 self.beat()
             except RuntimeError:
-                return  # the store's host is gone; the others will say so
+                return  # the store's host is gone; the other ranks report it
             if self._done.wait(self.interval_s):
                 return
 
     def _all_beats(self) -> list[Heartbeat]:
-        """Everybody's; where the store does not answer, its host, which is rank 0, is the silent one."""
+        """Return all ranks' heartbeats; where the store does not respond, its host, rank 0, is the silent one."""
         found: list[Heartbeat] = []
         asking = threading.Thread(target=self._read_beats, args=(found,), name="beats of all", daemon=True)
         asking.start()
@@ -125,7 +125,7 @@ class Watch:
 
 @dataclass
 class Alone:
-    """One rank has nobody to watch."""
+    """Liveness of a single rank: nothing to check."""
 
     step: int = 0
 
@@ -135,17 +135,17 @@ class Alone:
 
 
 def _default_store() -> KeyValueStore:
-    found: KeyValueStore = dist.distributed_c10d._get_default_store()  # there is no public way to it
+    found: KeyValueStore = dist.distributed_c10d._get_default_store()  # no public accessor
     return found
 
 
 def silent_ranks(beats: Sequence[Heartbeat], now_s: float, interval_s: float) -> list[Heartbeat]:
-    """Those that gave no sign of life for `SILENT_AFTER_BEATS` intervals, by the clock of the one who asks."""
+    """Return the ranks without a heartbeat for `SILENT_AFTER_BEATS` intervals, by the caller's clock."""
     return [beat for beat in beats if now_s - beat.time_s > SILENT_AFTER_BEATS * interval_s]
 
 
 def describe(silent: Sequence[Heartbeat], now_s: float) -> str:
-    """One line that names the silent ranks."""
+    """Return one line that names the silent ranks."""
     words = []
     for beat in silent:
         if beat.time_s == NEVER:
@@ -158,11 +158,11 @@ def describe(silent: Sequence[Heartbeat], now_s: float) -> str:
     return "; ".join(words)
 
 
-# Who reads what, who computes where -------------------------------------------------------------------------------
+# Checks of rows and devices ---------------------------------------------------------------------------------------
 
 
 class RankIdentity(NamedTuple):
-    """What the ranks must have apart, or in common."""
+    """Device and rows of a rank, which must differ from or equal those of other ranks."""
 
     host: str
     device: str
@@ -172,13 +172,13 @@ class RankIdentity(NamedTuple):
 
 
 def seat_of(row_ids: np.ndarray, device: torch.device) -> RankIdentity:
-    """This rank's."""
+    """Return this rank's identity."""
     uuid = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
     return RankIdentity(socket.gethostname(), uuid, xxhash.xxh3_64_hexdigest(np.ascontiguousarray(row_ids).tobytes()))
 
 
 def check_seats(seats: Sequence[RankIdentity], places: Sequence[MeshCoord]) -> None:
-    """Raise RuntimeError naming two ranks that share what they must not share, or read other rows than they must."""
+    """Raise RuntimeError naming two ranks that share a device, or that read wrong rows."""
     for a, first in enumerate(seats):
         for b in range(a + 1, len(seats)):
             second, same_data = seats[b], places[a].data_index == places[b].data_index
@@ -194,14 +194,14 @@ def check_seats(seats: Sequence[RankIdentity], places: Sequence[MeshCoord]) -> N
 
 @dataclass(frozen=True)
 class RowCheck:
-    """Looks, for debugging, whether the ranks have of every batch what they shall have. Every rank calls it."""
+    """Checks, for debugging, that the ranks read the right rows of every batch (collective)."""
 
     mesh: Mesh
     planned: BatchStream | None
-    """On rank 0 the whole batches as one process reads them."""
+    """On rank 0, the whole batches as one process reads them."""
 
     def __call__(self, step: int, row_ids: np.ndarray) -> None:
-        """Raises RuntimeError, on all ranks, naming those that read the wrong rows."""
+        """Check a batch. Raises RuntimeError, on all ranks, naming those that read the wrong rows."""
         planned = self.planned.batch(step).row_ids if self.planned is not None else None
         everyones: list[Any] = [(row_ids, planned)]
         if self.mesh.place.size > 1:
@@ -230,7 +230,7 @@ def check_rows(step: int, by_rank: Sequence[np.ndarray], planned: np.ndarray, fe
 
 
 def exchange_identities(mesh: Mesh, row_ids: np.ndarray, device: torch.device) -> None:
-    """Every rank calls it before its first step; raises on all of them when something is wrong on one."""
+    """Check identities before the first step (collective); raises on all ranks when one is wrong."""
     place = mesh.place
     if place.size == 1:
         return

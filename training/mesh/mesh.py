@@ -1,7 +1,7 @@
-"""A mesh of ranks: data x feature, the process groups along its axes, and what DeepSpeed wants to know of it.
+"""A mesh of ranks: data x feature, the process groups along its axes, and DeepSpeed's `mpu` interface to it.
 
-Rank r stands at data r // feature, feature r % feature: the ranks that split one dictionary's latents, which talk most,
-are neighbours, so that they share a node where the nodes' sizes allow it.
+Rank r is at data r // feature, feature r % feature: the ranks that split one dictionary's latents communicate most, so
+they are neighbours and share a node where the nodes' sizes allow it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lexray.training.mesh.split_axes import SplitDataAxis, SplitFeatureAxis, Spl
 
 @dataclass(frozen=True, kw_only=True)
 class MeshCoord:
-    """Where a rank stands in a mesh."""
+    """Coordinates of a rank in a mesh."""
 
     rank: int
     data: int
@@ -40,11 +40,11 @@ class MeshCoord:
         return self.data * self.feature
 
     def data_ranks(self) -> list[list[int]]:
-        """The groups along the data axis: ranks that have the same latents and other rows."""
+        """Return the groups along the data axis: ranks with the same latents and different rows."""
         return [[d * self.feature + f for d in range(self.data)] for f in range(self.feature)]
 
     def feature_ranks(self) -> list[list[int]]:
-        """The groups along the feature axis: ranks that see the same rows and have other latents."""
+        """Return the groups along the feature axis: ranks with the same rows and different latents."""
         return [[d * self.feature + f for f in range(self.feature)] for d in range(self.data)]
 
 
@@ -55,11 +55,11 @@ class Mesh:
     place: MeshCoord
     axes: Axes
     traffic: Traffic = field(default_factory=Traffic)
-    """What this rank gave to the collectives of the axes."""
+    """Bytes that this rank contributed to the collectives of the axes."""
     data_group: dist.ProcessGroup | None = None
     feature_group: dist.ProcessGroup | None = None
 
-    # What DeepSpeed asks of an `mpu` ---------------------------------------------------------------------------
+    # DeepSpeed's `mpu` interface -------------------------------------------------------------------------------
 
     def get_model_parallel_rank(self) -> int:
         return self.place.feature_index
@@ -84,10 +84,10 @@ ONE_RANK = Mesh(place=MeshCoord(rank=0, data=1, feature=1), axes=ONE_PROCESS)
 
 
 def connect(place: MeshCoord, device: torch.device, timeout_s: float | None = None) -> Mesh:
-    """The mesh of all processes of the default group. Every rank calls it.
+    """Connect the mesh of all processes of the default group (collective).
 
-    A collective along an axis fails after `timeout_s`, by default torch's 10 or 30 minutes: groups do not take over
-    the timeout of the default one.
+    A collective along an axis fails after `timeout_s`, by default torch's 10 or 30 minutes: groups do not inherit the
+    timeout of the default one.
     """
     if place.size == 1:
         return ONE_RANK
@@ -106,7 +106,7 @@ def connect(place: MeshCoord, device: torch.device, timeout_s: float | None = No
 
 
 def _group_of(groups: list[list[int]], timeout: timedelta | None) -> dist.ProcessGroup:
-    """Of groups that part all ranks, the one that this rank is in; all are made on every rank."""
+    """Create every subgroup (collective) and return the one containing this rank."""
     mine, _ = dist.new_subgroups_by_enumeration(groups, timeout=timeout)
     assert mine is not None
     return mine
