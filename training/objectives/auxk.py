@@ -1,4 +1,4 @@
-"""AuxK: dead latents learn to model what the living ones leave over.
+"""AuxK: dead latents learn to reconstruct the residual of the living ones.
 
 Gao et al., Scaling and evaluating sparse autoencoders (2024), section 2.4 and appendix A.2. With e the residual, not
 differentiated, and e_hat the reconstruction of it by the `k_aux` dead latents with the largest scores (no bias): the
@@ -30,9 +30,9 @@ class AuxK:
     """||e - e_hat||^2 / variance of e, e_hat being the reconstruction of the error e by `k_aux` dead latents."""
 
     score: Callable[[Decoder], Score]
-    """How pre-activations are ranked, given the atoms."""
+    """Score by which pre-activations are ranked, given the decoder."""
     value: Callable[[Tensor], Tensor]
-    """Activations of pre-activations."""
+    """Activation function of pre-activations."""
     k_aux: int | None
     """Dead latents per row; None is half the output's width."""
 
@@ -54,9 +54,9 @@ class AuxK:
 
 
 def residual_variance(e_BO: Tensor, total_rows: int, rows: DataAxis) -> Tensor:
-    """Sum over the global batch of the squared distance of residuals from their mean (scalar, no gradient).
+    """Return the sum over the global batch of the squared distance of residuals from their mean (scalar, no gradient).
 
-    It is at least the rounding of the residuals' own squares, and zero where nothing is left to explain.
+    It is at least the rounding of the residuals' squares, and zero where the residual is zero.
     """
     sums = rows.all_reduce(torch.cat([e_BO.sum(0), e_BO.square().sum().reshape(1)]))
     squares = sums[-1]

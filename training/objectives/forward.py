@@ -1,7 +1,7 @@
-"""What the terms of a loss are functions of: a batch, and what a code made of it.
+"""Arguments of the loss terms: a batch and its code.
 
 A term has one signature, `term(forward, axes) -> Tensor`: the part of this rank's rows, a scalar with gradient; the
-parts of the data axis add up to the term. A code lists its terms with their weights, and `weighted_sum` adds them.
+parts sum to the term over the data axis. A code lists its terms with their weights, and `weighted_sum` adds them.
 
 Shapes: B rows on this rank, D input width, O output width, F latents; pairs are some of the B x F (row, latent) pairs.
 """
@@ -21,31 +21,31 @@ from lexray.training.ops.preactivations import Entries
 
 
 class Batch(NamedTuple):
-    """This rank's rows of a global batch, normalised, and the maps that they pass through."""
+    """This rank's rows of a global batch, normalised, with the encoder and decoder."""
 
     x_BD: Tensor
     y_BO: Tensor
     """Targets."""
     offset_BO: Tensor
-    """What the dictionary adds to the sum of atoms: b_dec (O), and a skip connection (B, O)."""
+    """Offset added to the sum of atoms: b_dec (O), and a skip connection (B, O)."""
     total_rows: int
     """Rows of the global batch."""
     encoder: Encoder
     decoder: Decoder
     dead_F: Tensor
-    """Which latents are dead (F), bool."""
+    """Mask of dead latents (F), bool."""
 
     @property
     def target_BO(self) -> Tensor:
-        """What the sum of atoms is to be."""
+        """Target of the sum of atoms (B, O)."""
         return self.y_BO - self.offset_BO
 
 
 class Reconstruction(NamedTuple):
-    """What the active latents leave of the targets."""
+    """Reconstruction loss and error of the active latents."""
 
     loss: Tensor
-    """Sum over this rank's rows, with gradient: the squared error, or that of parts of the code."""
+    """Sum over this rank's rows, with gradient: the squared error of the code, or of parts of it."""
     error_BO: Tensor
     """Target minus the reconstruction by all active latents."""
 
@@ -65,34 +65,34 @@ class Forward:
     z_BF: Tensor | None = None
     """All pre-activations, without gradient, where the code keeps them for its terms."""
     gate: Tensor | None = None
-    """Of the same pairs, relu of a gated code's gate."""
+    """relu of a gated code's gate, for the same pairs."""
     threshold: Tensor | None = None
-    """Of the same pairs, a JumpReLU's threshold."""
+    """Threshold of JumpReLU, for the same pairs."""
     observed: Mapping[str, Tensor] = field(default_factory=dict)
-    """Quantities that are the same on every rank already (a threshold, a coefficient)."""
+    """Quantities that are already equal on every rank (a threshold, a coefficient)."""
 
     @property
     def norms(self) -> Tensor | None:
-        """Norm of each pair's atom where these count; None where all are 1."""
+        """Norm of each pair's atom where norms are free; None where all are 1."""
         norms_F = self.batch.decoder.norms_F
         return None if norms_F is None else self.pairs.at(norms_F)
 
 
 class LossOutput(NamedTuple):
-    """A training loss and what the loop needs to know with it."""
+    """A training loss with the statistics that the loop needs."""
 
     loss: Tensor
-    """The part of the global loss of this rank's rows, with gradient; the parts of the data axis add up to the loss."""
+    """This rank's part of the global loss, with gradient; the parts sum to the loss over the data axis."""
     sums: dict[str, Tensor]
     """The same parts of sums over the batch, without gradient: `error`, `variance`, `active`, terms of the loss."""
     fired_F: Tensor
     """Rows of this rank in which each of its latents is active."""
     observed: Mapping[str, Tensor]
-    """Quantities that are the same on every rank already (a threshold, a coefficient)."""
+    """Quantities that are already equal on every rank (a threshold, a coefficient)."""
 
 
 class BatchSums(NamedTuple):
-    """The same for the global batch, equal on every rank; what a dictionary updates its state from."""
+    """The same for the global batch, equal on every rank; a dictionary updates its state from them."""
 
     rows: int
     sums: dict[str, float]
@@ -107,12 +107,12 @@ class Term(Protocol):
 
 
 class Weighted(NamedTuple):
-    """A term under the name that logs have."""
+    """A term with its weight and its name in logs."""
 
     name: str
     term: Term
     weight: float | Tensor | None = 1.0
-    """None: the term is summed for the code to see, and is no part of the loss."""
+    """Weight in the loss; None: the term is summed for the code only, and is not part of the loss."""
 
 
 def weighted_sum(terms: Iterable[Weighted], forward: Forward, axes: Axes) -> tuple[Tensor, dict[str, Tensor]]:
@@ -130,5 +130,5 @@ def weighted_sum(terms: Iterable[Weighted], forward: Forward, axes: Axes) -> tup
 
 
 def reconstruction_error(forward: Forward, axes: Axes) -> Tensor:
-    """Mean over rows of ||y - y_hat||^2, or of what the code's reconstruction trains instead."""
+    """Mean over rows of ||y - y_hat||^2, or of the code's own reconstruction loss."""
     return forward.reconstruction.loss / forward.batch.total_rows

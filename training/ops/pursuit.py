@@ -1,4 +1,4 @@
-"""Matching pursuit: pick the atom that explains most of what is left, again and again; and its orthogonal form.
+"""Matching pursuit, which repeatedly picks the atom that explains most of the residual, and its orthogonal form.
 
 Mallat and Zhang (1993); unrolled as an encoder by Costa et al., From flat to hierarchical (2025), arXiv:2506.03093.
 With unit-norm atoms a_j and r_0 = x, round t picks j = arg max <r_t, a_j>, takes c = <r_t, a_j>, and leaves
@@ -22,35 +22,35 @@ from lexray.training.ops.sparse_code import SparseCode
 from lexray.training.ops.topk import from_counts
 
 LEAST_SCORE = 1e-6
-"""Orthogonal pursuit is done with a row when no atom explains so small a share of its length: that is rounding."""
+"""Orthogonal pursuit stops a row when no atom explains this share of its length: the rest is rounding."""
 OMP_CHUNK_NUMBERS = 2**25
-"""Numbers that orthogonal pursuit holds of the atoms of a few rows at once."""
+"""Maximum numbers of gathered atoms that orthogonal pursuit holds for a chunk of rows."""
 
 
 class StopRule(NamedTuple):
-    """When a row is done."""
+    """Rule by which a row stops."""
 
     rounds: int
-    """Most atoms that a row picks."""
+    """Maximum number of atoms that a row picks."""
     residual_norm: float = 0.0
-    """Rows whose residual is shorter than this are done."""
+    """Rows whose residual is shorter than this stop."""
     at_repeat: bool = False
-    """A row is done with the round in which it picks an atom again."""
+    """A row stops with the round in which it picks an atom again."""
 
 
 class Pursuit(NamedTuple):
-    """What was picked, round by round."""
+    """Picked atoms and coefficients, round by round."""
 
     picks_BT: Tensor
-    """Number of the atom among all latents, -1 where the row was done."""
+    """Global index of the atom, -1 where the row had stopped."""
     values_BT: Tensor
-    """Its coefficient; zero where the row was done. Carries gradient."""
+    """Coefficient of the atom, zero where the row had stopped. Carries gradient."""
     residual_BD: Tensor
-    """What is left. Carries gradient."""
+    """Final residual. Carries gradient."""
 
 
 def pursue(x_BD: Tensor, atoms_FD: Tensor, rule: StopRule, latents: FeatureAxis) -> Pursuit:
-    """Matching pursuit with gradients to x and atoms. A row is done, too, when no atom has a positive score."""
+    """Run matching pursuit with gradients to x and atoms. A row also stops when no atom has a positive score."""
     return Pursuit(*_Pursue.apply(x_BD, atoms_FD, rule, latents))
 
 
@@ -94,7 +94,7 @@ class _Pursue(Function):
             pick_B, value_B = picks_BT[:, t], values_BT[:, t]
             atom_BD = _picked(atoms_FD, pick_B, ctx.latents)
             residual_BD += value_B[:, None] * atom_BD
-            # c = <r, a> and r' = r - c a: the gradient of c, then those of a and r. A row that was done has no part.
+            # c = <r, a> and r' = r - c a: the gradient of c, then those of a and r. A stopped row has none.
             grad_value_B = (grad_values_BT[:, t] - (grad_BD * atom_BD).sum(1)) * (value_B != 0)
             owned_B = ctx.latents.owned(pick_B, len(atoms_FD))
             mine_B = owned_B >= 0
@@ -105,13 +105,13 @@ class _Pursue(Function):
 
 
 def _picked(atoms_FD: Tensor, pick_B: Tensor, latents: FeatureAxis) -> Tensor:
-    """The picked atom of every row (B, D), whichever rank owns it; zero for -1."""
+    """Return the picked atom of every row (B, D), whichever rank owns it; zero for -1."""
     owned_B = latents.owned(pick_B, len(atoms_FD))
     return latents.all_reduce(atoms_FD[owned_B.clamp_min(0)] * (owned_B >= 0)[:, None])
 
 
 def to_code(picks_BT: Tensor, values_BT: Tensor, width: int, latents: FeatureAxis) -> SparseCode:
-    """The picks of this rank's `width` latents as a code: coefficients of the same atom are added."""
+    """Return the picks of this rank's `width` latents as a code; coefficients of the same atom are added."""
     picks_BT = latents.owned(picks_BT, width)
     rows_N, rounds_N = (picks_BT >= 0).nonzero(as_tuple=True)
     keys_N = rows_N * width + picks_BT[rows_N, rounds_N]
@@ -123,7 +123,7 @@ def to_code(picks_BT: Tensor, values_BT: Tensor, width: int, latents: FeatureAxi
 
 @torch.no_grad()
 def orthogonal_pursuit(x_BD: Tensor, atoms_FD: Tensor, rule: StopRule, latents: FeatureAxis) -> SparseCode:
-    """Orthogonal matching pursuit: after each pick all coefficients of a row are fitted anew by least squares.
+    """Run orthogonal matching pursuit: after each pick all coefficients of a row are refitted by least squares.
 
     Pati, Rezaiifar and Krishnaprasad (1993). Coefficients may become negative. The residual is orthogonal to every
     picked atom, so none is picked twice.
@@ -151,7 +151,7 @@ def _orthogonal(x_BD: Tensor, atoms_FD: Tensor, rule: StopRule, latents: Feature
         picks_BT = torch.cat([picks_BT, pick_B[:, None]], 1)
         support_BTD = torch.cat([support_BTD, atom_BD[:, None]], 1)
         gram_BTT = support_BTD @ support_BTD.mT
-        # A row that is done has a zero atom here; a one on the diagonal gives it the coefficient zero.
+        # A stopped row has a zero atom here; a one on the diagonal gives it the coefficient zero.
         gram_BTT += torch.diag_embed((support_BTD.square().sum(2) == 0).to(gram_BTT.dtype) + 1e-9)
         values_BT = torch.linalg.solve(gram_BTT, support_BTD @ x_BD[:, :, None])[:, :, 0]
         residual_BD = x_BD - (values_BT[:, None] @ support_BTD)[:, 0]

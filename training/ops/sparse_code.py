@@ -11,7 +11,7 @@ from lexray.training.mesh.axes import Chosen
 
 
 class RowFrame(NamedTuple):
-    """What `layer_norm` took from each row, to be given back at the output."""
+    """Mean and scale that `layer_norm` removed from each row, restored at the output."""
 
     shift_B1: Tensor
     scale_B1: Tensor
@@ -26,11 +26,11 @@ class SparseCode(NamedTuple):
     values: Tensor
     """Activation of each pair (N)."""
     chosen: Chosen
-    """Which latent, and where each row's run begins."""
+    """Latents of the pairs, and the start of each row's run."""
     width: int
     """Number of latents of the dictionary."""
     frame: RowFrame | None = None
-    """What decoding needs of the rows themselves: their own mean and scale under `layer_norm`."""
+    """Per-row mean and scale for decoding under `layer_norm`; None otherwise."""
 
     @property
     def indices(self) -> Tensor:
@@ -53,14 +53,14 @@ class SparseCode(NamedTuple):
         return torch.bincount(self.indices[self.values != 0], minlength=self.width)
 
     def dense(self) -> Tensor:
-        """The same as a matrix (B, F), for looking at a few rows."""
+        """Return the code as a dense matrix (B, F), for inspecting a few rows."""
         out = self.values.new_zeros(len(self.chosen.offsets) - 1, self.width)
         out[self.rows, self.indices] = self.values
         return out
 
     @staticmethod
     def where(mask_BF: Tensor, values_BF: Tensor) -> SparseCode:
-        """The entries of a matrix at which the mask is set."""
+        """Return the code of the matrix entries at which the mask is set."""
         rows, latents = mask_BF.nonzero(as_tuple=True)
         counts = mask_BF.sum(1)
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
