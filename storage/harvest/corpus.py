@@ -1,4 +1,4 @@
-"""What a harvest reads: text or images, as numbered pieces of which shards are made."""
+"""Corpora of a harvest: text or images, as numbered pieces from which shards are made."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from lexray.storage.harvest.text_corpus import OnTokens, read_text
 
 
 class Corpus(Protocol):
-    """Text or images."""
+    """A corpus of text or images."""
 
     def __len__(self) -> int: ...
 
     def select(self, numbers: np.ndarray) -> Any:
-        """Pieces as a `ShardTask` carries them."""
+        """Return the pieces of these numbers for a `ShardTask`."""
         ...
 
     def rows_of_pieces(self, facts: ReplicaFacts) -> np.ndarray:
-        """Rows of each piece."""
+        """Return the number of rows of each piece (P)."""
         ...
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What identifies it, as a part of the dataset's provenance."""
+        """Identity of the corpus, for the dataset's provenance."""
         ...
 
     @property
     def report(self) -> CorpusReport:
-        """What was replaced or left out while it was read."""
+        """Report of text that was replaced or left out on reading."""
         ...
 
     @property
     def special_ids(self) -> Sequence[int]:
-        """Token ids of rows that stand for no text or patch."""
+        """Token ids of rows that represent neither text nor patches."""
         ...
 
     @property
     def dropped_ids(self) -> tuple[int, ...]:
-        """Token ids that become no rows."""
+        """Token ids that are not stored as rows."""
         ...
 
     @property
@@ -53,7 +53,7 @@ class Corpus(Protocol):
 
     @property
     def first_pieces(self) -> int:
-        """How many make a first batch, to try the models on."""
+        """Number of pieces in the first batch, on which the models are tried."""
         ...
 
 

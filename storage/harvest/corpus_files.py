@@ -1,4 +1,4 @@
-"""Files of a corpus: found by path, url or pattern, and read, unpacked where they are packed."""
+"""Files of a corpus: find them by path, url or pattern, and read them, decompressing packed ones."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ _BUFFER_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusFile:
-    """A file on this machine or behind a url."""
+    """A local file or one at a url."""
 
     field: str
-    """Of the harvest file, for errors."""
+    """Field of the harvest file, for errors."""
     name: str
-    """Its path or url."""
+    """Path or url of the file."""
     size: int
-    """Bytes."""
+    """Size in bytes."""
     settings: StorageSettings
 
     @property
     def place(self) -> str:
-        """What to call it at the beginning of an error."""
+        """Prefix of errors about the file."""
         return f"{self.field}: {printable(self.name)}"
 
     @contextmanager
     def open(self) -> Iterator[io.BufferedReader[Any]]:
-        """For reading as it lies there. Raises UserError for any trouble of the file or its store."""
+        """Open the file as stored. Raises UserError for any error of the file or its store."""
         opened = self._call(self._open)
         with opened, io.BufferedReader(_Guarded(self, opened), _BUFFER_BYTES) as file:
             yield file
 
     @contextmanager
     def open_unpacked(self) -> Iterator[Iterator[tuple[str, BinaryIO]]]:
-        """For reading: place for errors and content of the file, or of each file in it if it is a zip archive.
+        """Yield place (for errors) and content of the file, or of each member of a zip archive.
 
-        Raises UserError for any trouble of the file or its store, and when it cannot be unpacked.
+        Raises UserError for any error of the file or its store, and when it cannot be unpacked.
         """
         with self.open() as raw:
             packing = find_packing(self.place, self.name, raw.peek(HEAD_BYTES)[:HEAD_BYTES])
@@ -72,7 +72,7 @@ class CorpusFile:
         return Store.at(self.name, self.settings).filesystem.open(self.name, "rb")
 
     def _call(self, action: Callable[[], T]) -> T:
-        """What `action` returns, tried again where the store is at fault."""
+        """Return the result of `action`, retried on faults of the store."""
         try:
             with reachable(self.field, printable(self.name)):
                 return Retrier(policy=self.settings.policy).call(printable(self.name), action)
@@ -81,7 +81,7 @@ class CorpusFile:
 
 
 class _Guarded(io.RawIOBase):
-    """A file whose errors name it; what reads it raises errors of its own."""
+    """A raw file whose errors name it."""
 
     def __init__(self, file: CorpusFile, opened: Any) -> None:
         self._file, self._opened = file, opened
@@ -107,9 +107,9 @@ class _Guarded(io.RawIOBase):
 def find_files(
     field: str, pattern: str, settings: StorageSettings, report: CorpusReport | None = None
 ) -> list[CorpusFile]:
-    """The files that match, in the order of their names.
+    """Return the matching files, sorted by name.
 
-    Raises UserError when there is none, or one of them is a link that leads nowhere.
+    Raises UserError when there is none, or one of them is a broken link.
     """
     found = _find(field, pattern, settings, report or CorpusReport())
     literal = (pattern.rstrip("/"), plain_path(pattern))
@@ -122,7 +122,7 @@ def find_files(
 
 
 def _find(field: str, pattern: str, settings: StorageSettings, report: CorpusReport) -> dict[str, Entry]:
-    """All that matches, by name."""
+    """Return all matches by name."""
     if "\0" in pattern:
         raise UserError(f"{field}: {pattern!r} holds a NUL character, which no file name has")
     scheme, separator, rest = pattern.partition("://")
@@ -135,7 +135,7 @@ def _find(field: str, pattern: str, settings: StorageSettings, report: CorpusRep
             if not separator or scheme == "file":
                 return dict(expand(LocalTree(report), plain_path(pattern)))
             filesystem = Store.at(pattern, settings).filesystem
-            if scheme in ("http", "https"):  # where `?` begins a query
+            if scheme in ("http", "https"):  # where `?` starts a query
                 found = filesystem.glob(pattern, detail=True)
                 return {name: Entry(kind="file", size=int(entry.get("size") or 0)) for name, entry in found.items()}
             return dict(expand(UrlTree(filesystem, Retrier(policy=settings.policy)), pattern))
@@ -146,7 +146,7 @@ def _find(field: str, pattern: str, settings: StorageSettings, report: CorpusRep
 
 
 def _check(field: str, pattern: str, name: str, entry: Entry, *, is_literal: bool) -> None:
-    """Raise UserError for what cannot be read though it is named."""
+    """Raise UserError for a match that cannot be read."""
     if entry.kind == "broken":
         target = printable(entry.target)
         raise UserError(f"{field}: {printable(name)} is a link that leads nowhere ({target}); mend or remove it")
@@ -170,5 +170,5 @@ def _hint(pattern: str, found: dict[str, Entry]) -> str:
 
 
 def printable(name: str) -> str:
-    """The name of a file with escapes for bytes that are not UTF-8."""
+    """Return the name of a file with escapes for bytes that are not UTF-8."""
     return name.encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""What reading a corpus replaced, left out or took as something else: counted, shown and kept with the dataset."""
+"""Counts of text that reading a corpus replaced, left out or reinterpreted; shown and kept with the dataset."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SENTENCES = {
 
 @dataclass(kw_only=True)
 class CorpusReport:
-    """Counts by kind, a key of `SENTENCES`, and where each kind was found first."""
+    """Counts by kind, a key of `SENTENCES`, and the first place of each kind."""
 
     counts: dict[str, int] = field(default_factory=dict)
     first: dict[str, str] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class CorpusReport:
                 self.first.setdefault(kind, place)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values, as they are kept in a dataset's provenance; empty when there is nothing to report."""
+        """Return plain JSON values for a dataset's provenance; empty when there is nothing to report."""
         return {
             kind: {"count": self.counts[kind], **({"first": self.first[kind]} if kind in self.first else {})}
             for kind in SENTENCES
@@ -42,7 +42,7 @@ class CorpusReport:
 
 
 def report_lines(kept: Mapping[str, Any]) -> list[str]:
-    """A line for people for each kind in what `CorpusReport.as_dict` gave, in the order of `SENTENCES`."""
+    """Return a readable line for each kind in a result of `CorpusReport.as_dict`, in the order of `SENTENCES`."""
     lines = []
     for kind, sentence in SENTENCES.items():
         if kind in kept:

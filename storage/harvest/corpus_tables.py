@@ -1,6 +1,6 @@
-"""Tables of a corpus, row by row: JSON lines, parquet and arrow files.
+"""Read tables of a corpus row by row: JSON lines, parquet and arrow files.
 
-Each row is its place, for errors, and the value of one column.
+A row is its place, for errors, and the value of one column.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 class TablePlace(NamedTuple):
-    """Where a document stands; written out only when it is needed."""
+    """Place of a document in its source; formatted only when needed."""
 
     file: str
     unit: str
@@ -32,7 +32,7 @@ class TablePlace(NamedTuple):
 
 
 def rows_of_jsonl(file: CorpusFile, column: str) -> Iterator[tuple[TablePlace, Any]]:
-    """One value for each line that is not blank; None where the object has no such key."""
+    """Yield one value for each line that is not blank; None where the object has no such key."""
     with file.open_unpacked() as members:
         for name, lines in members:
             is_first = True
@@ -45,7 +45,7 @@ def rows_of_jsonl(file: CorpusFile, column: str) -> Iterator[tuple[TablePlace, A
 
 
 def _lines(name: str, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Number, from 1, and bytes of each line that is not blank."""
+    """Yield number, from 1, and bytes of each line that is not blank."""
     number = 0
     try:
         while line := file.readline(MOST_LINE_BYTES + 1):
@@ -64,7 +64,7 @@ def _lines(name: str, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 def _parse(place: TablePlace, line: bytes, column: str) -> dict[str, Any]:
     try:
-        # A surrogate that was encoded by itself passes: it is replaced like one that is written as \ud83d.
+        # A lone encoded surrogate passes here: it is replaced later, like one written as \ud83d.
         row = json.loads(line.decode("utf-8-sig", "surrogatepass"))
     except UnicodeDecodeError as error:
         raise UserError(f"{place} is not UTF-8 text (byte {error.start} of it)") from error
@@ -78,7 +78,7 @@ def _parse(place: TablePlace, line: bytes, column: str) -> dict[str, Any]:
 
 
 def rows_of_parquet(file: CorpusFile, column: str) -> Iterator[tuple[TablePlace, Any]]:
-    """One value for each row of a parquet or arrow file, read a few hundred rows at a time."""
+    """Yield one value for each row of a parquet or arrow file, read a few hundred rows at a time."""
     number = 0
     with file.open() as opened, _reading_arrow(file):
         for batch in _batches(file, opened, column):
@@ -100,12 +100,12 @@ def _reading_arrow(file: CorpusFile) -> Iterator[None]:
 
 
 def _batches(file: CorpusFile, opened: Any, column: str) -> Iterator[Any]:
-    """The column (rows) a few hundred rows at a time."""
+    """Yield the column (rows) a few hundred rows at a time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     head = opened.peek(8)[:8]
-    if head.startswith((b"ARROW1", b"\xff\xff\xff\xff")):  # the file and the stream that `datasets` saves
+    if head.startswith((b"ARROW1", b"\xff\xff\xff\xff")):  # arrow file and stream formats, as `datasets` saves
         reader = pa.ipc.open_file(opened) if head.startswith(b"ARROW1") else pa.ipc.open_stream(opened)
         _check_column(file, reader.schema.names, column)
         count = getattr(reader, "num_record_batches", None)
@@ -126,7 +126,7 @@ def _check_column(file: CorpusFile, names: list[str], column: str) -> None:
 
 
 def _values(file: CorpusFile, first: int, column: Any) -> list[Any]:
-    """The values of a column of strings, or of bytes that are UTF-8."""
+    """Return the values of a column of strings, or of UTF-8 bytes."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -145,7 +145,7 @@ def _values(file: CorpusFile, first: int, column: Any) -> list[Any]:
 
 
 def decode(place: str, data: bytes) -> str:
-    """UTF-8 bytes as text, in which a surrogate that was encoded by itself is one. Raises UserError."""
+    """Decode UTF-8 bytes, keeping lone encoded surrogates. Raises UserError."""
     try:
         return data.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError as error:

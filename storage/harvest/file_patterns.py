@@ -1,7 +1,7 @@
-"""Names of files as people write them: paths and urls with `*`, `?`, `[...]`, `**` (any folders) and `{a,b}`.
+"""Expand file patterns: paths and urls with `*`, `?`, `[...]`, `**` (any folders) and `{a,b}`.
 
-Whatever exists under a name as it is written is meant by it, folder by folder: `run [1]/*.txt` is the folder `run [1]`
-where there is one. Links are followed.
+A literal match takes precedence in each folder: `run [1]/*.txt` is the folder `run [1]` where it exists. Links are
+followed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lexray.storage.harvest.file_trees import MAGIC, Below, Entry, Tree
 
 
 def expand(tree: Tree, pattern: str) -> Iterator[tuple[str, Entry]]:
-    """Name of all that matches, in no order, some of it perhaps more than once."""
+    """Yield all matches, unordered and possibly repeated."""
     folder, parts = tree.split(pattern)
     parts = [part for number, part in enumerate(parts) if (part, parts[number - 1 : number]) != ("**", ["**"])]
     yield from _expand(tree, folder, parts)
@@ -58,7 +58,7 @@ def _expand_any_depth(tree: Tree, folder: str, rest: list[str], below: Below) ->
 
 
 def split_braces(pattern: str) -> list[str]:
-    """The patterns that the first `{a,b}` of `pattern` stands for; none where it has no such braces."""
+    """Return the alternatives of the first `{a,b}` in `pattern`; empty where it has no braces."""
     start = -1
     while (start := pattern.find("{", start + 1)) >= 0:
         depth, commas = 0, [start]
@@ -76,5 +76,5 @@ def split_braces(pattern: str) -> list[str]:
 
 
 def count_alternatives(pattern: str) -> int:
-    """How many patterns the braces of `pattern` stand for, at most."""
+    """Return an upper bound on the number of patterns into which the braces of `pattern` expand."""
     return math.prod(1 + choices.count(",") for choices in re.findall(r"\{([^{}]*)", pattern))

@@ -1,4 +1,4 @@
-"""Folders and files of a corpus, on this machine and in object stores, as patterns of names walk through them."""
+"""Trees of folders and files, local or in object stores, through which file patterns are expanded."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ MAGIC = re.compile(r"[*?\[]")
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """Something in a folder."""
+    """An entry of a folder."""
 
     kind: Literal["file", "folder", "broken", "other"]
-    """`broken` is a link that leads nowhere, `other` a device, pipe or socket."""
+    """Kind of entry: `broken` is a broken link, `other` a device, pipe or socket."""
     size: int = 0
     """Bytes of a file."""
     target: str = ""
-    """Where a broken link leads."""
+    """Target of a broken link."""
     identity: tuple[int, int] | None = None
-    """Device and inode of a folder on this machine."""
+    """Device and inode of a local folder."""
 
 
 class Tree(Protocol):
-    """Folders and files, by their whole names."""
+    """Folders and files, addressed by full names."""
 
     def split(self, pattern: str) -> tuple[str, list[str]]:
-        """Where to begin, and the parts of what lies below it."""
+        """Split a pattern into its root and the parts below."""
         ...
 
     def join(self, folder: str, name: str) -> str: ...
 
     def find(self, folder: str, name: str, *, is_last: bool) -> Entry | None:
-        """What has this very name in the folder."""
+        """Return the entry of exactly this name in the folder; None when missing."""
         ...
 
     def names(self, folder: str, pattern: str) -> list[str]:
-        """Names of what lies in the folder and may match `pattern`."""
+        """Return the names in the folder that may match `pattern`."""
         ...
 
     def folders(self, folder: str) -> list[str]:
-        """Names of the folders in it into which `**` leads."""
+        """Return the names of its subfolders that `**` descends into."""
         ...
 
     def below(self, folder: str) -> Below:
-        """For going through all folders below this one."""
+        """Return a walk through all folders below this one."""
         ...
 
 
@@ -59,12 +59,12 @@ class Below(Protocol):
     """A walk through folders."""
 
     def enter(self, path: str, entry: Entry) -> Below | None:
-        """The walk continued in a folder, None where it would go in circles."""
+        """Continue the walk in a folder; None where that would be a cycle."""
         ...
 
 
 def plain_path(pattern: str) -> str:
-    """A `file://` url or path as a path without `~`, `.` and doubled slashes."""
+    """Normalise a `file://` url or path: expand `~`, drop `.` and repeated slashes."""
     path = os.path.expanduser(pattern.removeprefix("file://"))
     parts = [part for part in path.split("/") if part not in ("", ".")]
     return ("/" if path.startswith("/") else "") + "/".join(parts) or "."
@@ -72,7 +72,7 @@ def plain_path(pattern: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Unlooped:
-    """A walk that enters no folder in which it is already."""
+    """A walk that does not enter a folder that is already on its path."""
 
     report: CorpusReport
     above: frozenset[tuple[int, int]]
@@ -86,7 +86,7 @@ class _Unlooped:
 
 @dataclass(frozen=True)
 class LocalTree:
-    """The files of this machine."""
+    """The local file system."""
 
     report: CorpusReport
 
@@ -102,7 +102,7 @@ class LocalTree:
             found = os.stat(path)
         except PermissionError:
             raise
-        except OSError:  # of a link its end may be missing, or it may lead to itself
+        except OSError:  # the target of a link may be missing or the link itself
             return Entry(kind="broken", target=os.readlink(path)) if os.path.islink(path) else None
         if stat.S_ISDIR(found.st_mode):
             return Entry(kind="folder", identity=(found.st_dev, found.st_ino))
@@ -137,13 +137,13 @@ class LocalTree:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads to itself
+    except OSError:  # a link to itself
         return False
 
 
 @dataclass(frozen=True)
 class UrlTree:
-    """The objects of a store, listed once."""
+    """Objects of a store, listed once."""
 
     filesystem: Any
     retrier: Retrier
@@ -161,7 +161,7 @@ class UrlTree:
         if folder in self._known or MAGIC.search(name) or "{" in name:
             return self._list(folder).get(name)
         if not is_last:
-            return Entry(kind="folder")  # what is in it will tell
+            return Entry(kind="folder")  # its content decides
         path = self.join(folder, name)
         found = self.retrier.call(path, lambda: info(self.filesystem, path))
         return None if found is None else _entry(found)

@@ -22,9 +22,9 @@ class Frame:
 
     @staticmethod
     def find(tokenizer: Any, text: str, ids: list[int]) -> Frame:
-        """What `tokenizer` puts around `text` of bare tokens `ids`, or around another text where that is ambiguous.
+        """Find the special tokens around `text` of bare tokens `ids`, or around a probe text where that is ambiguous.
 
-        Of `<s>`, framed as `<s> <s>`, nobody can tell which token is the text. Raises UserError when the tokens of
+        For `<s>`, framed as `<s> <s>`, it is unclear which token is the text. Raises UserError when the tokens of
         a text depend on its frame.
         """
         special_ids = frozenset(special_token_ids(tokenizer))
@@ -41,14 +41,14 @@ class Frame:
         return self.prefix + ids + self.suffix
 
     def repeats_at_start(self, ids: list[int], start: int, end: int) -> int:
-        """Number of tokens of `ids[start:end]` at its start that stand in the prefix too."""
+        """Return the number of tokens at the start of `ids[start:end]` that repeat the prefix."""
         found, size = 0, len(self.prefix)
         while count := _overlap(ids[start + found : min(start + found + size, end)], self.prefix, self.special_ids):
             found += count
         return found
 
     def repeats_at_end(self, ids: list[int], start: int, end: int) -> int:
-        """Number of tokens of `ids[start:end]` at its end that stand in the suffix too."""
+        """Return the number of tokens at the end of `ids[start:end]` that repeat the suffix."""
         found, size, backwards = 0, len(self.suffix), self.suffix[::-1]
         while count := _overlap(ids[max(start, end - found - size) : end - found][::-1], backwards, self.special_ids):
             found += count
@@ -56,7 +56,7 @@ class Frame:
 
 
 def _overlap(ids: list[int], frame: list[int], special_ids: frozenset[int]) -> int:
-    """The most special tokens at the start of `ids` with which `frame` begins or ends."""
+    """Return the maximum number of special tokens at the start of `ids` with which `frame` begins or ends."""
     for count in range(min(len(ids), len(frame)), 0, -1):
         if ids[:count] in (frame[:count], frame[-count:]) and special_ids.issuperset(ids[:count]):
             return count
@@ -64,7 +64,7 @@ def _overlap(ids: list[int], frame: list[int], special_ids: frozenset[int]) -> i
 
 
 def special_frame(bare: list[int], framed: list[int]) -> tuple[list[int], list[int]]:
-    """Special tokens before and after a text, from its ids without and with them. Raises UserError."""
+    """Return the special tokens before and after a text, from its ids without and with them. Raises UserError."""
     for start in range(len(framed) - len(bare) + 1):
         if framed[start : start + len(bare)] == bare:
             return framed[:start], framed[start + len(bare) :]
@@ -72,7 +72,7 @@ def special_frame(bare: list[int], framed: list[int]) -> tuple[list[int], list[i
 
 
 def encode(tokenizer: Any, texts: list[str], *, add_special_tokens: bool = False) -> list[list[int]]:
-    """Token ids of each text."""
+    """Return the token ids of each text."""
     encoded = tokenizer(
         texts, add_special_tokens=add_special_tokens, return_attention_mask=False, return_token_type_ids=False
     )

@@ -1,4 +1,4 @@
-"""The harvest file: which model is read where, on which text or images, into which dataset.
+"""The harvest file: model, sites, text or images, and the dataset to write.
 
 ```yaml
 output: runs/quickstart/activations
@@ -27,7 +27,7 @@ _OF_DATASETS = ("config", "split", "revision", "streaming")
 
 
 class TextChoice(FileModel):
-    """Where the documents come from; exactly one of the first five."""
+    """Source of the documents; exactly one of the first five fields."""
 
     python: str | None = Field(default=None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
     """`module:attribute`, a list of strings or a dict with string values: a document each."""
@@ -40,15 +40,15 @@ class TextChoice(FileModel):
     dataset: str | None = Field(default=None, min_length=1)
     """Hugging Face dataset: its name, or a folder."""
     column: str = Field(default="text", min_length=1)
-    """Which column of parquet files or a dataset, or key of JSON lines, is the document."""
+    """Column of parquet files or a dataset, or key of JSON lines, that holds the document."""
     config: str | None = None
-    """Which configuration of the dataset."""
+    """Configuration of the dataset."""
     split: str = "train"
-    """Which split of the dataset."""
+    """Split of the dataset."""
     revision: str | None = None
-    """Which commit, tag or branch of the dataset."""
+    """Commit, tag or branch of the dataset."""
     streaming: bool = True
-    """Whether the dataset is read over the network as it goes, instead of being downloaded first."""
+    """Whether the dataset is streamed over the network instead of downloaded first."""
 
     @model_validator(mode="after")
     def _one_source(self) -> TextChoice:
@@ -62,7 +62,7 @@ class TextChoice(FileModel):
 
 
 class ImageChoice(FileModel):
-    """Where images come from; exactly one of the first three."""
+    """Source of the images; exactly one of the first three fields."""
 
     files: str | None = Field(default=None, min_length=1)
     """Path, url or glob of image files, in the order of their names."""
@@ -100,11 +100,11 @@ class HarvestFile(FileModel):
     model: str | None = Field(default=None, min_length=1)
     """Hugging Face name, path, or `package:IMPORT_NAME/SUBFOLDER` for a folder inside an installed Python package."""
     models: dict[str, str] | None = Field(default=None, min_length=1)
-    """Instead of `model`: several, each with a name for the sites to say. All read the same tokens or images."""
+    """Instead of `model`: several, each under a name that sites refer to. All read the same tokens or images."""
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """What the models compute in; `auto` is each checkpoint's own."""
+    """Dtype in which the models compute; `auto` is each checkpoint's own."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
-    """Which implementation of attention the models use."""
+    """Implementation of attention in the models."""
     sites: dict[str, SiteChoice] = Field(min_length=1)
     """Name of each site and where it is read; all sites have the same rows."""
     text: TextChoice | None = None
@@ -116,29 +116,29 @@ class HarvestFile(FileModel):
     """With `rows: text`: mean of all tokens (the default), the first, or the last."""
     context: Context | None = None
     """`split` cuts documents into pieces (the default for tokens), `truncate` keeps the first piece of each (the only
-    one for `rows: text`), `pack` joins documents by the separator and cuts what comes out."""
+    option for `rows: text`), `pack` joins documents by the separator and cuts the result."""
     context_length: int = Field(default=256, ge=1)
     """Tokens of a piece, special ones included."""
     batch_tokens: int = Field(default=4096, ge=1)
-    """Tokens, padding included, of one forward pass (at least one piece). Padding decides the last bits of rows."""
+    """Tokens, padding included, of one forward pass (at least one piece). Padding affects the last bits of rows."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """What the vectors are stored as."""
+    """Dtype in which the vectors are stored."""
     special_tokens: Literal["drop", "keep"] = "drop"
     """Whether rows of special tokens ([CLS], <bos>, registers, ...) are stored. The model sees them either way."""
     spread: bool = True
-    """Whether the rows of a document are spread over all shards; else rows lie in the order of the text."""
+    """Whether the rows of a document are spread over all shards; else rows keep the order of the text."""
     chunk_rows: int = Field(default=1024, ge=1)
-    """Rows of the unit of reading."""
+    """Rows of a chunk, the unit of reading."""
     shard_rows: int = Field(default=65_536, ge=1)
-    """About how many rows a file has: pieces are not divided."""
+    """Approximate rows of a shard: pieces are not divided."""
     max_rows: int | None = Field(default=None, ge=1)
     """Stop after this many rows."""
     workers: int | Literal["auto"] = "auto"
-    """Copies of the model that work side by side; `auto` is one for each GPU, or one without any."""
+    """Replicas of the model; `auto` is one for each GPU, or one without any."""
     cpus_per_worker: int | Literal["auto"] = "auto"
-    """CPU threads of each copy; `auto` shares the machine's among its copies. Fixed when a harvest begins."""
+    """CPU threads of each replica; `auto` divides the machine's among its replicas. Fixed when a harvest begins."""
     gpus_per_worker: float | Literal["auto"] = "auto"
-    """GPUs of each copy, also below 1; `auto` is 1 where there are any."""
+    """GPUs of each replica, also below 1; `auto` is 1 where there are any."""
     storage: StorageBlock = StorageBlock()
 
     @field_validator("images", mode="before")
@@ -201,19 +201,19 @@ class HarvestFile(FileModel):
 
     @property
     def named_models(self) -> dict[str, str]:
-        """Model by the field that names it: `model`, or `models.NAME`."""
+        """Return the models by the field that names them: `model`, or `models.NAME`."""
         if self.models is None:
             assert self.model is not None
             return {"model": self.model}
         return {f"models.{name}": model for name, model in self.models.items()}
 
     def sites_of(self, field: str) -> dict[str, SiteChoice]:
-        """The sites read in one of `named_models`."""
+        """Return the sites read in one of `named_models`."""
         return {n: s for n, s in self.sites.items() if field == ("model" if s.model is None else f"models.{s.model}")}
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the rows and how they are stored, as plain JSON values."""
+        """Settings that determine the rows and their storage, as plain JSON values."""
         exclude = {"output", "storage", "workers", "cpus_per_worker", "gpus_per_worker"}
         corpus = {
             name: choice.model_dump(exclude_defaults=True)

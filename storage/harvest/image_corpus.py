@@ -1,4 +1,4 @@
-"""Images at the entry of a harvest: files, parquet files or a dataset with a column of encoded images."""
+"""Image corpora: image files, parquet files or a dataset with a column of encoded images."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from lexray.storage.store import StorageSettings
 
 @dataclass(frozen=True, kw_only=True)
 class ImageCorpus:
-    """All images, read when they are needed."""
+    """A corpus of images, read on demand."""
 
     source: Sequence[Any]
     """Files, or rows of a dataset."""
     images: dict[str, Any]
-    """What identifies them: how many, and a hash of what their source says of itself."""
+    """Identity of the corpus: number of images, and a hash of the source's metadata."""
     special_ids: Sequence[int] = (CLASS_TOKEN, REGISTER)
     dropped_ids: tuple[int, ...] = ()
     pad_id: int = 0
     first_pieces: int = 2
-    """How many make a first batch."""
+    """Number of images in the first batch."""
     report: CorpusReport = field(default_factory=CorpusReport)
 
     def __len__(self) -> int:
@@ -46,7 +46,7 @@ class ImageCorpus:
         return np.full(len(self), facts.rows_per_image)
 
     def select(self, numbers: np.ndarray) -> ImagePieces:
-        """The images of these numbers. Raises UserError when one is not there."""
+        """Read the images of these numbers. Raises UserError when one is missing."""
         images = [self._read(int(number)) for number in numbers]
         names = [self._name(int(number)) for number in numbers]
         return ImagePieces(images=images, names=names, documents=np.asarray(numbers, dtype=np.int32))

@@ -1,4 +1,4 @@
-"""A few images on their way to a model."""
+"""Images of a task, and their decoding."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ PATCH, CLASS_TOKEN, REGISTER = -1, -2, -3
 
 @dataclass(frozen=True, kw_only=True)
 class ImagePieces:
-    """A few images, to be sent to who runs the model."""
+    """Images of a task, sent to a replica."""
 
     images: list[bytes]
-    """Each as its file (P)."""
+    """Encoded bytes of each image (P)."""
     names: list[str]
-    """What to call each in errors (P)."""
+    """Name of each image in errors (P)."""
     documents: np.ndarray
     """Number of each image in the corpus (P), int32."""
 
@@ -31,16 +31,16 @@ class ImagePieces:
 
 
 def decode_image(data: bytes, name: str) -> Any:
-    """The picture as RGB, of an animation the first. Raises UserError when the file is not one, or is too large."""
+    """Decode an image as RGB (the first frame of an animation). Raises UserError when it is invalid or too large."""
     from PIL import Image, UnidentifiedImageError
 
     if not data:
         raise UserError(f"images: {name} is empty")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of metadata that is odd, or of half of the most pixels
+            warnings.simplefilter("ignore")  # about odd metadata, or about half of the maximum pixels
             return Image.open(io.BytesIO(data)).convert("RGB")
     except UnidentifiedImageError as error:
         raise UserError(f"images: {name} is not an image of a kind that can be read") from error
-    except Exception as error:  # a damaged file makes its decoder raise anything
+    except Exception as error:  # decoders raise any exception for a damaged file
         raise UserError(f"images: {name} is not an image that can be read ({one_line(error)})") from error

@@ -1,8 +1,8 @@
-"""What a harvest under way has done, kept in its output so that it can be continued.
+"""Journal of a harvest in progress, kept in its output so that the harvest can be resumed.
 
-`harvest/plan.json` says what is being harvested, `harvest/NNNNNN.json` that shard NNNNNN is written, with its sums.
-An entry is written after its shard and names its plan, so that nothing left by another plan is taken for this one's.
-When the dataset is complete the journal is removed, last.
+`harvest/plan.json` holds the plan; `harvest/NNNNNN.json` records that shard NNNNNN is written, with its sums. An entry
+is written after its shard and names its plan, so that entries of another plan are ignored. The journal is removed last,
+when the dataset is complete.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lexray.storage.writer import WrittenShard, shard_file
 FOLDER = "harvest"
 PLAN = f"{FOLDER}/plan.json"
 SHARDS = shard_file(0).split("/")[0]
-# Shards of another plan; files under way when a process was killed: of a shard, the manifest, a trial of the store.
+# Shards of another plan; partial files of killed processes: of a shard, the manifest, a write test of the store.
 _LEFTOVERS = [
     re.compile(r"shards/\d{6,}\.safetensors(\..*\.partial)?"),
     re.compile(r"manifest\.json\..*\.partial"),
@@ -43,27 +43,27 @@ class _Entry(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Journal:
-    """Of one harvest."""
+    """Journal of one harvest."""
 
     store: Store
     plan: dict[str, Any]
-    """What is harvested, as plain JSON values; it becomes the dataset's provenance."""
+    """Plan of the harvest as plain JSON values, the dataset's provenance."""
 
     @property
     def plan_id(self) -> str:
         return hashlib.sha256(json.dumps(self.plan, sort_keys=True).encode()).hexdigest()[:16]
 
     def begin(self) -> None:
-        """Write the plan. An OSError passes."""
+        """Write the plan. OSError propagates."""
         self.store.write(PLAN, json.dumps(self.plan, indent=1).encode())
 
     def add(self, number: int, written: WrittenShard) -> None:
-        """Say that a shard lies in the store. An OSError passes."""
+        """Record that a shard is in the store. OSError propagates."""
         entry = _Entry(plan=self.plan_id, written=written)
         self.store.write(_entry_file(number), entry.model_dump_json().encode())
 
     def written(self, numbers: Iterable[int]) -> dict[int, WrittenShard]:
-        """Of these shards the ones that this plan has written and that are still there, in order."""
+        """Return those of these shards that this plan has written and that still exist, in order."""
         with ThreadPoolExecutor(REQUESTS_IN_FLIGHT, thread_name_prefix="journal") as threads:
             pairs = list(zip(numbers, threads.map(self._read, numbers), strict=True))
         return {number: written for number, written in pairs if written is not None}
@@ -79,15 +79,15 @@ class Journal:
         return entry.written if found else None
 
     def check_current(self) -> None:
-        """Raise UserError when another harvest has begun here meanwhile."""
+        """Raise UserError when another harvest has started here in the meantime."""
         if read_plan(self.store) != self.plan:
             raise UserError(f"output: another harvest writes into {self.store.url}; end it, and run this one again")
 
 
 def read_plan(store: Store) -> dict[str, Any] | None:
-    """The plan of a harvest that has finished a shard, None when there is none.
+    """Return the plan of a harvest that has finished a shard; None when there is none.
 
-    A plan alone binds nobody: nothing is lost when another takes its place.
+    A plan without shards may be replaced: nothing is lost.
     """
     try:
         if not set(store.list_files(FOLDER)) - {PLAN.rsplit("/", 1)[-1]}:
@@ -103,12 +103,12 @@ def read_plan(store: Store) -> dict[str, Any] | None:
 
 
 def close_journal(store: Store) -> None:
-    """Remove what a complete dataset does not need."""
+    """Remove the files that a complete dataset does not need."""
     store.delete(FOLDER)
 
 
 def remove_leftovers(store: Store, num_shards: int) -> None:
-    """Remove what killed writers and abandoned harvests have left beside the dataset's `num_shards` shards."""
+    """Remove files that killed writers and abandoned harvests left beside the dataset's `num_shards` shards."""
     wanted = {shard_file(number) for number in range(num_shards)}
     paths = [*store.list_files(), *(f"{SHARDS}/{name}" for name in store.list_files(SHARDS))]
     for path in paths:
@@ -117,7 +117,7 @@ def remove_leftovers(store: Store, num_shards: int) -> None:
 
 
 def remove_beginnings(store: Store) -> None:
-    """Remove what a harvest has left that finished no shard."""
+    """Remove the files of a harvest that finished no shard."""
     close_journal(store)
     remove_leftovers(store, 0)
     if SHARDS in store.list_folders() and not store.list_files(SHARDS):

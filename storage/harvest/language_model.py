@@ -1,6 +1,6 @@
-"""A Hugging Face model and its tokenizer: where a harvest file's `model` lies, what it is, and loading it.
+"""Locate, inspect and load a Hugging Face model and its tokenizer.
 
-`transformers` is imported when a function here needs it: training a dictionary does without.
+`transformers` is imported lazily: training a dictionary does not need it.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ _NO_FOREIGN_CODE = {"trust_remote_code": False, "weights_only": True}
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What is known of a model before its weights are loaded."""
+    """Facts about a model that are known before its weights are loaded."""
 
     name: str
-    """As the harvest file has it."""
+    """Name in the harvest file."""
     field: str
-    """Where the harvest file has it."""
+    """Field of the harvest file that names the model."""
     path: str
-    """What `from_pretrained` is given: a folder or a name."""
+    """Argument of `from_pretrained`: a folder or a name."""
     num_layers: int
-    """Layers of the part that is read."""
+    """Number of layers of the tower that is read."""
     max_context: int | None
-    """Most tokens it takes at once, None when nothing limits them."""
+    """Maximum context length in tokens; None when unlimited."""
     fingerprint: str
     """Hash of the folder's files, or the commit of a model from the hub."""
     tower: str = ""
-    """Path of the part that reads the text inside the whole model, empty for the whole."""
+    """Path of the text (or vision) tower inside the model; empty for the whole model."""
     vocabulary: int | None = None
-    """Rows of its token embedding, None when it has no such table."""
+    """Rows of the token embedding; None without one."""
     model_type: str = ""
-    """Its family, as Hugging Face's configurations call it: `gpt2`, `llama`, `bert`."""
+    """Model type in Hugging Face's configurations: `gpt2`, `llama`, `bert`."""
 
 
 def require_transformers() -> Any:
-    """The `transformers` module. Raises UserError telling how to install it."""
+    """Import `transformers`. Raises UserError with how to install it."""
     try:
         import transformers
     except ImportError as error:
@@ -58,10 +58,10 @@ def require_transformers() -> Any:
 
 
 def inspect_model(name: str, *, field: str = "model", vision: bool = False) -> ModelFacts:
-    """Read the model's configuration and build it without weights, to measure the part that reads the text.
+    """Read the model's configuration and build it without weights, to measure its text tower.
 
     `field` is the harvest file's, for errors; `vision` takes the vision tower of a model that has more than one. Raises
-    UserError when there is no such model, none of its parts reads text, or it needs code of its own.
+    UserError when there is no such model, it has no text tower, or it needs remote code.
     """
     transformers = require_transformers()
     path = _resolve(name, field)
@@ -99,7 +99,7 @@ def _vision_layers(config: Any, name: str, field: str) -> int:
 
 
 def _model_class(config: Any) -> Any:
-    """The class that loads the model without its head: the automatic one, or that of a text encoder stored alone."""
+    """Return the class that loads the model without its head: the auto class, or that of a separate text encoder."""
     transformers = require_transformers()
     if type(config) in transformers.MODEL_MAPPING:
         return transformers.AutoModel
@@ -111,7 +111,7 @@ def _model_class(config: Any) -> Any:
 
 
 def _build(config: Any) -> Any:
-    """The model that a configuration describes, on torch's default device."""
+    """Build the model of a configuration on torch's default device."""
     model_class = _model_class(config)
     if hasattr(model_class, "from_config"):
         return model_class.from_config(config, trust_remote_code=False)
@@ -119,14 +119,14 @@ def _build(config: Any) -> Any:
 
 
 def load_tokenizer(facts: ModelFacts) -> Any:
-    """The model's tokenizer. Raises UserError."""
+    """Load the model's tokenizer. Raises UserError."""
     transformers = require_transformers()
     with _loading(facts.name, facts.field):
         return transformers.AutoTokenizer.from_pretrained(facts.path, trust_remote_code=False)
 
 
 def load_image_processor(facts: ModelFacts) -> Any:
-    """What makes an image the model's input. Raises UserError."""
+    """Load the image processor of the model. Raises UserError."""
     transformers = require_transformers()
     try:
         import PIL  # noqa: F401
@@ -137,7 +137,7 @@ def load_image_processor(facts: ModelFacts) -> Any:
 
 
 def load_model(facts: ModelFacts, *, compute_dtype: str = "auto", attention: str = "auto", vision: bool = False) -> Any:
-    """The part of the model that is read, without any head, in evaluation mode, on the CPU. Raises UserError."""
+    """Load the tower that is read, without any head, in evaluation mode, on the CPU. Raises UserError."""
     transformers = require_transformers()
     chosen: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
     with _loading(facts.name, facts.field):
@@ -159,10 +159,10 @@ def load_model(facts: ModelFacts, *, compute_dtype: str = "auto", attention: str
 
 
 def _missing(whole: Any, tower: Any, keys: Iterable[str]) -> list[str]:
-    """The keys of tensors that the tower computes with, by their names in the whole model.
+    """Return the missing keys that the tower computes with, by their names in the whole model.
 
-    A pooler is commonly absent and never on the way to a hidden state, and sinusoids are computed; anything else would
-    be random numbers.
+    A pooler is often absent and does not affect hidden states, and sinusoids are computed; any other missing tensor
+    would be random.
     """
     tensors = whole.state_dict(keep_vars=True)
     ours = {
@@ -175,7 +175,7 @@ def _missing(whole: Any, tower: Any, keys: Iterable[str]) -> list[str]:
 
 
 def load_causal_model(facts: ModelFacts) -> Any:
-    """The model with the head that predicts next tokens, in evaluation mode, on the CPU. Raises UserError."""
+    """Load the model with its language modelling head, in evaluation mode, on the CPU. Raises UserError."""
     transformers = require_transformers()
     with _loading(facts.name, facts.field):
         config = transformers.AutoConfig.from_pretrained(facts.path, trust_remote_code=False)
@@ -192,9 +192,9 @@ def load_causal_model(facts: ModelFacts) -> Any:
 
 
 def special_token_ids(tokenizer: Any) -> list[int]:
-    """Ids of tokens that stand for no text: those with a role, and added ones marked special, such as chat markers.
+    """Return the ids of tokens without text: those with a role, and added ones marked special, such as chat markers.
 
-    The unknown token stands for a word, unless it has another role too.
+    The unknown token represents text, unless it has another role too.
     """
     ids = set(tokenizer.all_special_ids)
     ids |= {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -205,7 +205,7 @@ def special_token_ids(tokenizer: Any) -> list[int]:
 
 
 def _resolve(name: str, field: str) -> str:
-    """What `from_pretrained` takes for the `model` of a harvest file."""
+    """Return the argument of `from_pretrained` for the `model` of a harvest file."""
     if name.startswith("package:"):
         return _resolve_package(name, field)
     folder = Path(name).expanduser()
@@ -232,7 +232,7 @@ def _resolve_package(name: str, field: str) -> str:
 
 
 def _hash_folder(folder: Path) -> str:
-    """xxh3-128 of the names and bytes of the files that decide what a model in a folder computes."""
+    """Return the xxh3-128 hash of the names and bytes of the files that determine a model's computation."""
     digest = xxhash.xxh3_128()
     for path in sorted(p for p in folder.iterdir() if p.suffix in _MODEL_FILES and p.is_file()):
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
@@ -244,12 +244,12 @@ def _hash_folder(folder: Path) -> str:
 
 @contextmanager
 def _loading(name: str, field: str) -> Iterator[None]:
-    """Quiet loading; whatever a model folder makes transformers raise becomes one line for the user."""
+    """Silence loading; exceptions that transformers raises for a model folder become one-line user errors."""
     from transformers.utils import logging
 
     verbosity, bar_was_on = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
-    # A download may take minutes and is shown; reading a folder is not worth a bar.
+    # A download may take minutes and shows progress; reading a folder does not.
     if name.startswith("package:") or Path(name).expanduser().is_dir():
         logging.disable_progress_bar()
     try:

@@ -1,9 +1,9 @@
-"""In which order a model's vectors for a batch of texts lie: measured, because shapes alone do not tell.
+"""Determine the layout of a model's vectors for a batch of texts: measured, since shapes alone are ambiguous.
 
-Some modules give (tokens, pieces, width), some (pieces x tokens, width), some vectors of a few tokens only, in an order
-of their own. A text run alone leaves no doubt, so a batch of two texts is compared with each of them alone. That also
-shows whether padding changes a model's vectors (FNet has no mask, ConvBERT's convolutions reach into it): then only
-texts of one length run together.
+Some modules return (tokens, pieces, width), some (pieces x tokens, width), some vectors of a few tokens only, in their
+own order. A single text is unambiguous, so a batch of two texts is compared with each of them alone. That also shows
+whether padding changes a model's vectors (FNet has no mask, ConvBERT's convolutions reach into it): then only texts of
+one length are batched.
 
 Legend of shapes: B pieces of a batch, T tokens (padded), D width, N tokens of one piece.
 """
@@ -23,18 +23,18 @@ from lexray.storage.harvest.site_choice import TensorSite
 Inputs = Mapping[str, torch.Tensor]
 """Keyword arguments of a model: `input_ids` and `attention_mask` (B, T), or `pixel_values`."""
 Read = Callable[[Inputs], dict[TensorSite, torch.Tensor]]
-"""Runs the model and gives what it holds at each place, as the model lays it out."""
+"""Runs the model and returns the tensor at each place, in the model's layout."""
 
 
 class Layout(Enum):
-    """How vectors of a batch are laid out; the value is the shape."""
+    """Layout of the vectors of a batch; the value is the shape."""
 
     PIECES_FIRST = "(pieces, tokens, width)"
     TOKENS_FIRST = "(tokens, pieces, width)"
     FLAT = "(pieces x tokens, width)"
 
     def fits(self, x: torch.Tensor, size: tuple[int, int]) -> bool:
-        """Whether a tensor can have this layout for `size` = (B, T)."""
+        """Return whether a tensor can have this layout for `size` = (B, T)."""
         pieces, tokens = size
         expected = {
             Layout.PIECES_FIRST: (pieces, tokens),
@@ -44,13 +44,13 @@ class Layout(Enum):
         return x.dim() == len(expected[self]) + 1 and x.shape[:-1] == expected[self]
 
     def arrange(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """The vectors as (B, T, D)."""
+        """Rearrange the vectors to (B, T, D)."""
         if self is Layout.TOKENS_FIRST:
             return x.transpose(0, 1)
         return x.unflatten(0, size) if self is Layout.FLAT else x
 
     def restore(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        """The opposite of `arrange`."""
+        """Invert `arrange`."""
         if self is Layout.TOKENS_FIRST:
             return x_BTD.transpose(0, 1)
         return x_BTD.flatten(0, 1) if self is Layout.FLAT else x_BTD
@@ -58,27 +58,27 @@ class Layout(Enum):
 
 @dataclass(frozen=True)
 class Layouts:
-    """How a model lays out the vectors of texts."""
+    """Layouts of a model's text vectors, by place."""
 
     of: dict[TensorSite, Layout]
     pads: bool
-    """Whether texts of several lengths may run together: padding changes no vector."""
+    """Whether texts of different lengths may be batched: padding changes no vector."""
 
 
 def measure_layouts(
     read: Read, places: Mapping[str, TensorSite], first: Inputs, *, pad_id: int = 0, batched: bool = True
 ) -> Layouts:
-    """Run the longest piece of the batch `first` and another text alone and together, and compare.
+    """Measure layouts: run the longest piece of the batch `first` and another text alone and together, and compare.
 
-    The other text is its beginning, or, where padding changes vectors, the same tokens in reverse. With `batched` false
-    pieces never run together. Raises UserError for a place that has not one vector for each token, or whose vectors
+    The other text is a prefix of the piece, or, where padding changes vectors, the same tokens reversed. With `batched`
+    false pieces are never batched. Raises UserError for a place without exactly one vector per token, or whose vectors
     depend on the other texts of a batch.
     """
     long_N = longest_piece(first)["input_ids"][0]
     long_N = long_N.repeat(2) if len(long_N) == 1 else long_N
     if not batched:
         return Layouts(_compare(read, places, [long_N], pad_id), pads=False)
-    # With as many pieces as tokens it would be open which of the two comes first.
+    # With as many pieces as tokens the order of the two would be ambiguous.
     more = [long_N] if len(long_N) == 2 else []
     try:
         return Layouts(_compare(read, places, [long_N, long_N[: len(long_N) // 2], *more], pad_id), pads=True)
@@ -94,7 +94,7 @@ def measure_layouts(
 
 
 class _DependsOnBatchError(Exception):
-    """Texts together give other vectors than alone; the message names the place."""
+    """Batched texts have other vectors than single ones; the message names the place."""
 
 
 def _compare(
@@ -109,7 +109,7 @@ def _compare(
 
 
 def longest_piece(inputs: Inputs) -> Inputs:
-    """The piece of a batch that has most tokens, alone and without padding; images stay together."""
+    """Return the piece of a batch with the most tokens, alone and without padding; images stay batched."""
     if "input_ids" not in inputs:
         return inputs
     longest = int(inputs["attention_mask"].sum(1).argmax())
@@ -118,7 +118,7 @@ def longest_piece(inputs: Inputs) -> Inputs:
 
 
 def _batch(texts: list[torch.Tensor], pad_id: int) -> Inputs:
-    """Texts of token ids (N) as inputs, padded on the right (B, T)."""
+    """Batch texts of token ids (N) as inputs, padded on the right (B, T)."""
     ids = pad_sequence(texts, batch_first=True, padding_value=pad_id)
     mask = pad_sequence([torch.ones_like(text_N) for text_N in texts], batch_first=True)
     return {"input_ids": ids, "attention_mask": mask}
@@ -127,7 +127,7 @@ def _batch(texts: list[torch.Tensor], pad_id: int) -> Inputs:
 def _choose(
     name: str, place: TensorSite, alone: list[torch.Tensor], both: torch.Tensor, size: tuple[int, int]
 ) -> Layout:
-    """The layout in which the vectors of two texts together, in a batch of `size` = (B, T), are those of each alone."""
+    """Return the layout in which vectors of two batched texts, `size` = (B, T), equal those of each alone."""
     fitting = [layout for layout in Layout if layout.fits(both, size)]
     for layout in fitting:
         rows = [x.reshape(-1, x.shape[-1]) for x in alone]
@@ -140,7 +140,7 @@ def _choose(
 
 
 def _agree(x_ND: torch.Tensor, expected_ND: torch.Tensor) -> bool:
-    """Whether vectors are equal but for rounding, and for tokens that rounding sends to another expert."""
+    """Return whether vectors are equal up to rounding, and to tokens that rounding routes to another expert."""
     if x_ND.shape != expected_ND.shape:
         return False
     tolerance, share = (1e-3, 0.02) if expected_ND.dtype == torch.float32 else (0.1, 0.25)
@@ -150,7 +150,7 @@ def _agree(x_ND: torch.Tensor, expected_ND: torch.Tensor) -> bool:
 
 
 def shape_error(name: str, place: TensorSite, x: torch.Tensor, size: tuple[int, int]) -> UserError:
-    """What is wrong with the shape of a site's tensor for `size` = (B, T)."""
+    """Return the error for the shape of a site's tensor for `size` = (B, T)."""
     pieces, tokens = size
     if x.dim() == 2 and len(x) not in (pieces, pieces * tokens):
         return UserError(

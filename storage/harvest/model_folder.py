@@ -1,4 +1,4 @@
-"""What is checked of a model before transformers reads it: whose code it would run, and how much memory it claims."""
+"""Check a model before transformers reads it: the code that it would run and the memory that it claims."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from lexray.storage.harvest.tower import MAX_LAYERS
 
 MAX_EXPERTS = 10_000
 PARAMETERS_PER_BYTE = 10
-"""More parameters than this for each byte of weights are no model: 4-bit weights have 2, half of them absent 4."""
+"""Maximum plausible parameters per byte of weights: 4-bit weights have 2, with half of them absent 4."""
 _COUNTS = re.compile(r"(layers?|blocks|depths?|experts)$")
 _IMPLEMENTATION = re.compile(r"(attn|experts)_implementation(_internal)?$")
 _WEIGHTS = (".safetensors", ".bin")
 
 
 def check_folder(folder: Path, field: str) -> None:
-    """Raise UserError for an adapter without its model, or a configuration that asks for kernels from elsewhere."""
+    """Raise UserError for an adapter without its model, or a configuration that requests remote kernels."""
     if (folder / "adapter_config.json").is_file():
         raise UserError(
             f"{field}: {str(folder)!r} holds an adapter (adapter_config.json) of another model; "
@@ -36,7 +36,7 @@ def check_folder(folder: Path, field: str) -> None:
 
 
 def check_claims(config: Any, who: str) -> None:
-    """Raise UserError for a configuration with more layers or experts than any model has: it would fill the memory."""
+    """Raise UserError for a configuration with implausibly many layers or experts, which would fill the memory."""
     for path, value in _walk(config.to_dict()):
         limit = MAX_EXPERTS if path.endswith("experts") else MAX_LAYERS
         if _COUNTS.search(path) and isinstance(value, int) and value > limit:
@@ -44,9 +44,9 @@ def check_claims(config: Any, who: str) -> None:
 
 
 def check_weights(model: Any, folder: Path, field: str) -> None:
-    """Raise UserError when a model without weights would have far more parameters than its folder holds bytes for.
+    """Raise UserError when a model has far more parameters than its folder has bytes for.
 
-    transformers fills what is missing with random numbers, and would fill the memory before it says so.
+    transformers initialises missing tensors at random, and would fill the memory before it reports them.
     """
     held = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in _WEIGHTS and path.is_file())
     claimed = sum(parameter.numel() for parameter in model.parameters())
@@ -61,11 +61,11 @@ def _read_config(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return {}  # transformers says what is wrong with it
+        return {}  # transformers reports the error
 
 
 def _walk(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value below a JSON document with its path."""
+    """Yield every value below a JSON document with its path."""
     if isinstance(tree, dict):
         for name, value in tree.items():
             path = f"{prefix}.{name}" if prefix else str(name)

@@ -1,9 +1,8 @@
-"""Vectors inside a Hugging Face model, several places in one forward pass, running nothing beyond the deepest one.
+"""Read vectors inside a Hugging Face model: several places in one forward pass, stopping after the deepest one.
 
-`hidden_states[i]` of a transformer is what its layer `i` receives, so a hook in front of each wanted layer reads them,
-as hooks read the inputs and outputs of any module; when all are there an exception ends the forward pass. Whether a
-model keeps to this is not assumed but tried: on a first batch both ways must agree bit for bit, else the whole model
-is run.
+`hidden_states[i]` of a transformer is the input of its layer `i`, so a pre-hook on each such layer reads them, as hooks
+read the inputs and outputs of any module; when all are read an exception ends the forward pass. This is not assumed but
+tested: on a first batch both ways must agree bit for bit, else the whole model is run.
 
 Legend of shapes: B pieces of a batch, T tokens (padded), D width.
 """
@@ -28,21 +27,21 @@ from lexray.storage.harvest.tower import reads
 
 @dataclass(frozen=True, kw_only=True)
 class ModelReader:
-    """Reads the wanted places of a model."""
+    """Reads places of a model in a forward pass."""
 
     model: Any
     places: dict[str, TensorSite]
-    """Where each site is read."""
+    """Place of each site."""
     layers: nn.ModuleList | None
-    """The model's layers when hidden states are read in front of them, None to run the whole model."""
+    """The model's layers, for reading hidden states as their inputs; None to run the whole model."""
     layouts: Mapping[TensorSite, Layout] = field(default_factory=dict)
-    """How the model lays out the vectors of a text batch; images are always (pieces, tokens, width)."""
+    """Layout of a text batch's vectors at each place; images are always (pieces, tokens, width)."""
 
     pads: bool = True
-    """Whether texts of several lengths may run together."""
+    """Whether texts of different lengths may be batched."""
 
     def read(self, inputs: Inputs) -> dict[str, torch.Tensor]:
-        """Per site (B, T, D); what they hold in padding means nothing. Raises UserError where a token has no vector."""
+        """Return vectors per site (B, T, D), undefined in padding. Raises UserError where a token has no vector."""
         wanted = set(self.places.values())
         found = read_whole(self.model, wanted, inputs) if self.layers is None else self._read_early(wanted, inputs)
         return {name: self._arrange(name, place, found[place], inputs) for name, place in self.places.items()}
@@ -69,10 +68,10 @@ def choose_reader(
     pad_id: int = 0,
     batched: bool = True,
 ) -> ModelReader:
-    """A reader that stops early when that agrees with the whole model on the batch `first`, else the whole model.
+    """Return a reader that stops early if that agrees with the whole model on the batch `first`, else runs it whole.
 
-    `batched` says whether pieces will ever run together. Raises UserError for a place that has not one vector for each
-    token of a text, and for a layer that is not where the model's own hidden states say.
+    `batched`: whether pieces will be batched. Raises UserError for a place without exactly one vector per token of a
+    text, and for a layer whose input or output is not the model's own hidden state.
     """
     wanted = set(places.values())
     measured = Layouts({}, pads=True)
@@ -92,7 +91,7 @@ def choose_reader(
 
 
 def _layers_to_stop_in(model: nn.Module, num_layers: int, wanted: set[TensorSite]) -> nn.ModuleList | None:
-    """None when a hidden state is wanted in front of no layer; the last one commonly has a final norm behind it."""
+    """Return the layers to stop in; None when a hidden state is no layer's input (the last has a final norm)."""
     numbers = [place.hidden_state for place in wanted if place.hidden_state is not None]
     found = find_layers(model, num_layers)
     if found is not None and all(number < num_layers for number in numbers):
@@ -101,12 +100,12 @@ def _layers_to_stop_in(model: nn.Module, num_layers: int, wanted: set[TensorSite
 
 
 def _agree(early: ModelReader, expected: dict[str, torch.Tensor], inputs: Inputs) -> bool:
-    """Whether stopping early gives the same bits for every real token."""
+    """Return whether stopping early gives bitwise equal vectors for every real token."""
     mask = inputs.get("attention_mask")
     real_BT = slice(None) if mask is None else mask.bool()
     try:
         found = early.read(inputs)
-    except (UserError, KeyError):  # other shapes, or not all places before the end
+    except (UserError, KeyError):  # other shapes, or places that are not reached
         return False
     return all(
         found[name].shape == x_BTD.shape and torch.equal(found[name][real_BT], x_BTD[real_BT])
@@ -115,15 +114,17 @@ def _agree(early: ModelReader, expected: dict[str, torch.Tensor], inputs: Inputs
 
 
 def run(model: Any, inputs: Inputs, **options: Any) -> Any:
-    """The forward pass, without the mask where a model takes none."""
+    """Run the forward pass, without the mask where the model takes none."""
     taken = {name: x for name, x in inputs.items() if name != "attention_mask" or reads(model, name)}
     return model(**taken, **options)
 
 
 @torch.no_grad()
 def read_whole(model: Any, wanted: set[TensorSite], inputs: Inputs) -> dict[TensorSite, torch.Tensor]:
-    """What the whole model reports and its modules give. Raises UserError when it has fewer hidden states, or a module
-    is not run exactly once."""
+    """Read all places in a full forward pass.
+
+    Raises UserError when the model has too few hidden states, or a module is not run exactly once.
+    """
     modules = {place for place in wanted if place.hidden_state is None}
     calls: dict[TensorSite, int] = dict.fromkeys(modules, 0)
     found: dict[TensorSite, torch.Tensor] = {}
@@ -157,7 +158,7 @@ def _reported(output: Any, places: list[TensorSite]) -> dict[TensorSite, torch.T
 def read_early(
     model: Any, layers: nn.ModuleList, wanted: set[TensorSite], inputs: Inputs
 ) -> dict[TensorSite, torch.Tensor]:
-    """Hidden states in front of their layers, and what modules give; the forward pass ends when all are there."""
+    """Read hidden states as inputs of layers, and modules' tensors; ends the forward pass when all are read."""
     found: dict[TensorSite, torch.Tensor] = {}
 
     def keep(place: TensorSite, x: torch.Tensor) -> None:
@@ -183,7 +184,7 @@ def _hook(
     *,
     is_input: bool,
 ) -> None:
-    """Have `keep` called with the module's first input or output. A copy: a later module may add into it in place."""
+    """Hook `keep` to the module's first input or output, copied: a later module may modify it in place."""
 
     def read_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         keep(place, _first_tensor((*args, kwargs.get("hidden_states"), *kwargs.values()), place).clone())

@@ -1,6 +1,6 @@
-"""Files that are packed (gzip, bzip2, xz, zstandard, lz4, zip), unpacked as they are read.
+"""Decompress packed files (gzip, bzip2, xz, zstandard, lz4, zip) as they are read.
 
-The first bytes of a file decide how it is packed: servers and tools unpack on the way and keep the name.
+The magic bytes decide, not the name: servers and tools decompress in transfer and keep the name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MAGIC: dict[str, tuple[bytes, ...]] = {
     "gzip": (b"\x1f\x8b",),
     "bzip2": tuple(b"BZh%d" % level + block for level in range(1, 10) for block in (b"1AY&SY", b"\x17rE8P\x90")),
     "xz": (b"\xfd7zXZ\x00",),
-    # A file may begin with a frame to be skipped.
+    # A file may begin with a skippable frame.
     "zstandard": (b"\x28\xb5\x2f\xfd", *(bytes([0x50 + number]) + b"\x2a\x4d\x18" for number in range(16))),
     "lz4": (b"\x04\x22\x4d\x18",),
     "zip": (b"PK\x03\x04", b"PK\x05\x06"),
@@ -43,13 +43,13 @@ class DamagedFileError(UserError):
 
 
 def find_packing(place: str, name: str, head: bytes) -> str | None:
-    """How the file `name` that begins with `head` is packed, None for a plain one.
+    """Return the packing of the file `name` with first bytes `head`; None for a plain file.
 
-    Raises UserError, which begins with `place`, for a file that is neither what its name says nor text.
+    Raises UserError, prefixed with `place`, for a file that is neither packed as named nor text.
     """
     found = _packing_of(head)
     said = next((packing for suffix, packing in _SUFFIXES.items() if name.lower().endswith(suffix)), None)
-    if said == "lzma" and found is None and head[:1] == b"\x5d":  # it has no magic bytes
+    if said == "lzma" and found is None and head[:1] == b"\x5d":  # lzma has no magic bytes
         found = said
     if found == "zip" and said != "zip":
         raise UserError(f"{place} is a zip archive, as .docx and .npz files are; unpack it, or name it .zip")
@@ -69,7 +69,7 @@ def _packing_of(head: bytes) -> str | None:
 
 
 def _is_text(head: bytes) -> bool:
-    """Whether the first bytes of a file, of which a character may be cut, are text; nothing at all is none."""
+    """Return whether the first bytes of a file are text, where the last character may be cut; empty is not text."""
     try:
         text = head.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -80,9 +80,9 @@ def _is_text(head: bytes) -> bool:
 
 
 def unpack(place: str, raw: BinaryIO, packing: str, size: int) -> Iterator[tuple[str, BinaryIO]]:
-    """Name and content of each file in the packed file `raw` of `size` bytes; the name is empty unless it is a zip.
+    """Yield name and content of each file in the packed file `raw` of `size` bytes; the name is empty except for zip.
 
-    Reading raises DamagedFileError, which begins with `place`, where the bytes cannot be unpacked.
+    Reading raises DamagedFileError, prefixed with `place`, where the bytes cannot be unpacked.
     """
     if packing != "zip":
         yield "", _reader(place, raw, _OPENERS[packing], packing, size)
@@ -99,7 +99,7 @@ def _open_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, raw: Any) ->
 
 
 def _is_document(member: zipfile.ZipInfo) -> bool:
-    """Whether it is a file that people have packed, no folder and nothing that macOS adds."""
+    """Return whether a member is a file, neither a folder nor metadata added by macOS."""
     parts = member.filename.split("/")
     return not member.is_dir() and parts[0] != "__MACOSX" and parts[-1] != ".DS_Store"
 
@@ -135,14 +135,14 @@ _OPENERS: dict[str, Callable[[Any], Any]] = {
 
 @contextmanager
 def _unpacking(place: str, raw: BinaryIO, packing: str, size: int) -> Iterator[None]:
-    """Turn whatever a library raises into one line for the user; errors of the store pass."""
+    """Turn any exception of a library into a one-line user error; errors of the store propagate."""
     try:
         yield
     except (UserError, MemoryError):
         raise
     except Exception as error:
         said = one_line(error).rstrip(".")
-        if "too much memory" in said:  # of zstandard frames with a window above 128 MiB
+        if "too much memory" in said:  # zstandard frames with a window above 128 MiB
             raise UserError(
                 f"{place} is packed with a window above 128 MiB, which cannot be read; unpack it with "
                 "zstd -d --long=31, or pack it again with zstd --long=27"
@@ -159,7 +159,7 @@ class _Unpacked(io.RawIOBase):
 
     def __init__(self, place: str, raw: BinaryIO, inner: Any, packing: str, size: int) -> None:
         self._inner = inner
-        # Little at once, so that what lies before damage is read.
+        # Little at once, so that content before damage is read.
         self._read = getattr(inner, "read1", inner.read)
         self._source = place, raw, packing, size
 

@@ -1,4 +1,4 @@
-"""Documents as pieces of tokens, in flat arrays: four bytes a token, whatever the number of pieces.
+"""Cut documents into pieces of tokens, in flat arrays: four bytes a token, whatever the number of pieces.
 
 Legend of shapes: N tokens in all, P pieces.
 """
@@ -16,7 +16,7 @@ from lexray.storage.errors import UserError
 from lexray.storage.harvest.frame import Frame, encode
 from lexray.storage.harvest.harvest_file import Context
 
-_DOCUMENTS_PER_CALL = 64  # A tokenizer works on the documents of one call in parallel.
+_DOCUMENTS_PER_CALL = 64  # A tokenizer processes the documents of one call in parallel.
 _CHARACTERS_PER_CALL = 1 << 26  # Its memory is many times that of the text.
 
 
@@ -25,11 +25,11 @@ class Pieces:
     """Pieces of text in the frame of special tokens that the model expects."""
 
     token_ids: np.ndarray
-    """All pieces end to end, special tokens included (N), int32."""
+    """All pieces concatenated, special tokens included (N), int32."""
     ends: np.ndarray
-    """Where each piece ends in `token_ids` (P), int64."""
+    """End of each piece in `token_ids` (P), int64."""
     document_starts: np.ndarray
-    """Where each document that has tokens begins in `token_ids`, int64."""
+    """Start in `token_ids` of each document that has tokens, int64."""
     document_numbers: np.ndarray
     """Numbers of those documents, int32."""
 
@@ -42,7 +42,7 @@ class Pieces:
         return np.diff(self.ends, prepend=0)
 
     def select(self, numbers: np.ndarray) -> TokenPieces:
-        """The pieces of these numbers, in the order given."""
+        """Return the pieces of these numbers, in the order given."""
         spans = [(int(self.ends[n - 1]) if n else 0, int(self.ends[n])) for n in numbers]
         places = np.concatenate([np.arange(start, end) for start, end in spans])
         documents = self.document_numbers[np.searchsorted(self.document_starts, places, side="right") - 1]
@@ -52,10 +52,10 @@ class Pieces:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenPieces:
-    """A few pieces with all that a model and its rows need; small, to be sent to who runs the model."""
+    """Pieces of a task with all that a model and its rows need, sent to a replica."""
 
     token_ids: np.ndarray
-    """End to end (N), int32."""
+    """Token ids of all pieces, concatenated (N), int32."""
     lengths: np.ndarray
     """Tokens of each piece (P)."""
     documents: np.ndarray
@@ -65,7 +65,7 @@ class TokenPieces:
         return len(self.lengths)
 
     def ids(self, numbers: np.ndarray) -> list[np.ndarray]:
-        """The token ids of the pieces of these numbers (T each)."""
+        """Return the token ids of the pieces of these numbers (T each)."""
         ends = np.cumsum(self.lengths)
         return [self.token_ids[ends[n] - self.lengths[n] : ends[n]] for n in numbers]
 
@@ -110,7 +110,7 @@ class Piece:
 class PieceCutter:
     """Cuts documents into pieces, each in the special tokens that the tokenizer puts around a text.
 
-    Where the text has those special tokens itself (chat templates write them out), they are not added once more.
+    Where the text contains those special tokens itself (as chat templates do), they are not added again.
     """
 
     tokenizer: Any
@@ -118,19 +118,19 @@ class PieceCutter:
     """Tokens of a piece, special ones included."""
     context: Context
     own_frames: int = 0
-    """How many times so far a text had special tokens of its own where the tokenizer adds them."""
+    """Count of texts so far that contain special tokens where the tokenizer adds them."""
     shared_separators: int = 0
-    """How many pieces so far were cut where a separator between documents takes the place of such a token."""
+    """Count of pieces so far that were cut where a document separator replaces such a token."""
     _frame: Frame | None = None
     _joint: int | None = None
 
     def cut(self, documents: Iterable[str]) -> Iterator[Piece]:
-        """Pieces in the order of the documents. Raises UserError when `context_length` leaves no room for text."""
+        """Yield pieces in order of the documents. Raises UserError when `context_length` leaves no room for text."""
         encoded = self._encode_all(documents)
         return self._pack(encoded) if self.context == "pack" else self._split(encoded)
 
     def _split(self, documents: Iterable[tuple[int, list[int]]]) -> Iterator[Piece]:
-        """Every token once, as pieces of `context_length` tokens, the last of a document shorter; or the first only."""
+        """Yield consecutive pieces of up to `context_length` tokens of each document; or only the first."""
         for number, ids in documents:
             frame, room = self._room
             end = len(ids) - frame.repeats_at_end(ids, 0, len(ids))
@@ -147,7 +147,7 @@ class PieceCutter:
                         break
 
     def _pack(self, documents: Iterable[tuple[int, list[int]]]) -> Iterator[Piece]:
-        """Documents one after the other with a separator behind each, cut where a piece is full."""
+        """Yield pieces of the concatenated documents, each followed by a separator."""
         self._joint = separator = self._separator()
         ids: list[int] = []
         owners: list[tuple[int, int]] = []
@@ -162,7 +162,7 @@ class PieceCutter:
             owners.append((len(ids), number))
             ids += [*bare, separator]
             taken, first = 0, frame.repeats_at_start(ids, 0, len(ids))
-            while len(ids) - first > room:  # the last separator of all is not needed
+            while len(ids) - first > room:  # the last separator is not needed
                 yield from self._packed(ids, owners, taken, first, first + room)
                 taken = first + room
                 first = taken + frame.repeats_at_start(ids, taken, len(ids))
@@ -176,7 +176,7 @@ class PieceCutter:
     def _packed(
         self, ids: list[int], owners: list[tuple[int, int]], taken: int, first: int, stop: int
     ) -> Iterator[Piece]:
-        """The piece of `ids[first:stop]`, or none; special tokens in front belong to its first document."""
+        """Yield the piece of `ids[first:stop]`, if any; special tokens at its start belong to its first document."""
         text = self._text(ids, taken, first, stop)
         if text:
             frame, _ = self._room
@@ -185,7 +185,7 @@ class PieceCutter:
             yield Piece(frame.around(text), shifted)
 
     def _text(self, ids: list[int], taken: int, first: int, stop: int) -> list[int]:
-        """`ids[first:stop]` without the tokens that the frame puts behind it; `ids[taken:first]` it puts in front."""
+        """Return `ids[first:stop]` without the tokens of the frame's suffix; `ids[taken:first]` are in its prefix."""
         frame, _ = self._room
         last = stop - frame.repeats_at_end(ids, first, stop)
         repeated = ids[taken:first] + ids[last:stop]
@@ -204,7 +204,7 @@ class PieceCutter:
 
     @property
     def _room(self) -> tuple[Frame, int]:
-        """Special tokens around a piece, and how many tokens of text it holds."""
+        """Return the special tokens around a piece, and the number of text tokens that it holds."""
         assert self._frame is not None
         special = len(self._frame.around([]))
         room = self.context_length - special
@@ -215,7 +215,7 @@ class PieceCutter:
         return self._frame, room
 
     def _encode_all(self, documents: Iterable[str]) -> Iterator[tuple[int, list[int]]]:
-        """Number and bare token ids of each document that has any."""
+        """Yield number and bare token ids of each document that has any."""
         first = 0
         for texts in _calls(documents):
             for index, ids in enumerate(encode(self.tokenizer, texts)):
@@ -228,7 +228,7 @@ class PieceCutter:
 
 
 def _without(ids: list[int], separator: int, *, is_first: bool) -> list[int]:
-    """A document without separators of its own at its end, and at its start, where a separator stands before it."""
+    """Strip a document's own separators at its end, and at its start where a separator precedes it."""
     start, end = 0, len(ids)
     while end and ids[end - 1] == separator:
         end -= 1
@@ -238,7 +238,7 @@ def _without(ids: list[int], separator: int, *, is_first: bool) -> list[int]:
 
 
 def _calls(documents: Iterable[str]) -> Iterator[list[str]]:
-    """The documents in lists of as many as a tokenizer is given at once."""
+    """Yield the documents in lists, one per tokenizer call."""
     texts: list[str] = []
     characters = 0
     for document in documents:
@@ -252,6 +252,6 @@ def _calls(documents: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _owners_after(owners: list[tuple[int, int]], removed: int) -> list[tuple[int, int]]:
-    """The documents of what is left after the first `removed` tokens are gone."""
+    """Return the documents of the tokens that remain after removing the first `removed`."""
     running = [number for offset, number in owners if offset <= removed][-1:]
     return [(0, number) for number in running] + [(o - removed, n) for o, n in owners if o > removed]

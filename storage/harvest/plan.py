@@ -1,7 +1,7 @@
-"""Which pieces of a corpus go into which shard, and in which order their rows lie there: pure functions.
+"""Assign pieces of a corpus to shards, and order their rows there: pure functions.
 
 Pieces are dealt in a fixed random order, whole, to shards of about `shard_rows` rows, and the rows of a shard are
-permuted: rows of one document lie in all shards and in all chunks of a shard, so that any run of chunks is a fair
+permuted: rows of one document are spread over all shards and all chunks of a shard, so that any run of chunks is a fair
 sample of the corpus. A shard can be made without the others.
 """
 
@@ -15,22 +15,22 @@ from lexray.storage.harvest.image_pieces import ImagePieces
 from lexray.storage.harvest.pieces import TokenPieces
 from lexray.storage.order import permutation
 
-_PIECES, _ROWS = 8, 9  # what a Philox key is used for; `lexray.storage.order` has the first ones
+_PIECES, _ROWS = 8, 9  # purposes of Philox keys; `lexray.storage.order` has the first ones
 _SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """All that a shard is made of, besides model and settings."""
+    """Input of one shard, apart from model and settings."""
 
     number: int
     rows: np.ndarray
-    """Rows taken of each piece, its first ones (P)."""
+    """Number of rows taken from the start of each piece (P)."""
     pieces: TokenPieces | ImagePieces
 
 
 def deal_pieces(rows: np.ndarray, shard_rows: int, *, spread: bool) -> list[np.ndarray]:
-    """Per shard the numbers of its pieces in order, from the rows of each piece (P); those without rows go nowhere."""
+    """Return the piece numbers of each shard in order, given the rows of each piece (P); empty pieces are dropped."""
     order = permutation(len(rows), _SEED, _PIECES) if spread else np.arange(len(rows))
     order = order[rows[order] > 0]
     begins = np.cumsum(rows[order]) - rows[order]
@@ -39,7 +39,7 @@ def deal_pieces(rows: np.ndarray, shard_rows: int, *, spread: bool) -> list[np.n
 
 
 def row_places(rows: int, number: int, *, spread: bool) -> np.ndarray:
-    """Where in shard `number` each of its rows is stored, in the order of its pieces (rows)."""
+    """Return the position in shard `number` of each of its rows, in the order of its pieces (rows)."""
     if not spread:
         return np.arange(rows)
     places = np.empty(rows, dtype=np.int64)
@@ -48,16 +48,16 @@ def row_places(rows: int, number: int, *, spread: bool) -> np.ndarray:
 
 
 def cut_rows(rows: np.ndarray, max_rows: int | None) -> np.ndarray:
-    """Rows of each piece, so many that there are `max_rows` in all: the first ones of the corpus (P)."""
+    """Return the rows of each piece after cutting the corpus to its first `max_rows` rows (P)."""
     if max_rows is None:
         return rows
     return np.diff(np.minimum(np.cumsum(rows), max_rows), prepend=0)
 
 
 def batches(lengths: np.ndarray, batch_tokens: int, *, pads: bool = True) -> list[np.ndarray]:
-    """Pieces that go through the model together, by number: of like length, to save padding, the longest first.
+    """Return batches of piece numbers, of similar length to save padding, longest first.
 
-    Without `pads` only pieces of equal length go together, so that none is padded.
+    Without `pads` only pieces of equal length are batched, so that none is padded.
     """
     order = np.argsort(-lengths.astype(np.int64), kind="stable")
     found, start = [], 0

@@ -1,7 +1,7 @@
-"""Who makes the shards of a harvest: replicas in Ray actors, or one replica in this process without Ray.
+"""Pools that make the shards of a harvest: replicas in Ray actors, or one replica in this process without Ray.
 
-Both give shards in the order in which they get done, each of a task that is made when a replica is free for it. A
-replica has two tasks, so that one shard is written while the next is computed.
+Both yield shards as they are completed; a task is created when a replica is free for it. A replica has two tasks, so
+that one shard is written while the next is computed.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from lexray.storage.writer import WrittenShard
 
 TASKS_PER_REPLICA = 2
 POLL_S = 0.5
-"""How often rows in progress are asked for."""
+"""Seconds between polls of the rows in progress."""
 MOST_DEATHS = 3
-"""Of replicas while they had the same task, before the harvest ends."""
+"""Maximum deaths of replicas on the same task before the harvest fails."""
 
 MakeTask = Callable[[int], ShardTask]
 OnRows = Callable[[int], None]
-"""Called with the rows computed of unfinished shards."""
+"""Called with the number of rows computed for unfinished shards."""
 
 
 class Pool(Protocol):
-    """Makes shards."""
+    """Makes shards of a harvest."""
 
     def describe(self) -> ReplicaFacts:
-        """Of its replicas, once one has loaded and tried the models. Raises UserError."""
+        """Return the facts of its replicas, once one has loaded and tried the models. Raises UserError."""
         ...
 
     def write(self, numbers: Sequence[int], make_task: MakeTask, on_rows: OnRows) -> Iterator[tuple[int, WrittenShard]]:
-        """Number and shard as they get done. Raises UserError, and OSError for a store that cannot be written."""
+        """Yield number and shard on completion. Raises UserError; OSError for a store that cannot be written."""
         ...
 
     def close(self) -> None: ...
@@ -78,7 +78,7 @@ class LocalPool:
 
 @dataclass(kw_only=True)
 class RayPool:
-    """Replicas in actors of a Ray that is connected. One that dies is replaced and its tasks are given out again."""
+    """Replicas in actors of the connected Ray. One that dies is replaced and its tasks are reassigned."""
 
     settings: ReplicaSettings
     size: PoolSize
@@ -127,7 +127,7 @@ class RayPool:
 
     def _start(self) -> None:
         options = {"num_cpus": self.size.threads, "num_gpus": self.size.gpus, "scheduling_strategy": "SPREAD"}
-        # A third thread answers how far the two tasks are.
+        # A third thread reports the progress of the two tasks.
         actor = self._make.options(max_concurrency=TASKS_PER_REPLICA + 1, **options).remote(self.settings)
         self._actors.append(actor)
         self._calls[actor.describe.remote()] = actor, None
@@ -136,12 +136,12 @@ class RayPool:
         self._calls[actor.write.remote(task)] = actor, task.number
 
     def _finished(self, timeout_s: float | None) -> Iterator[tuple[Any, int | None, Any]]:
-        """Actor, number of the task and result of calls that ended; the result is the error when the actor died."""
+        """Yield actor, task number and result of finished calls; the result is the error when the actor died."""
         import ray
 
         done, _ = ray.wait(list(self._calls), num_returns=1, timeout=timeout_s)
         for reference in done:
-            if reference not in self._calls:  # its actor was found dead
+            if reference not in self._calls:  # its actor has died
                 continue
             actor, number = self._calls.pop(reference)
             try:
@@ -155,7 +155,7 @@ class RayPool:
             yield actor, number, result
 
     def _note_death(self, actor: Any, number: int | None, error: Exception) -> list[int]:
-        """Replace an actor and give the numbers of the tasks that it had. Raises RuntimeError after too many deaths."""
+        """Replace an actor and return the numbers of its tasks. Raises RuntimeError after too many deaths."""
         import ray
 
         lost = [(reference, n) for reference, (owner, n) in self._calls.items() if owner is actor]
@@ -185,5 +185,5 @@ class RayPool:
             try:
                 self._rows[asked[reference]] = ray.get(reference)
             except ray.exceptions.RayError:
-                continue  # a dead one is noticed by its tasks
+                continue  # its tasks report a dead actor
         return sum(self._rows.get(actor, 0) for actor in busy)

@@ -1,6 +1,6 @@
-"""A copy of the models that makes shards: it runs them over a task's pieces and writes the rows to the store.
+"""A replica of the models that makes shards: it runs them over a task's pieces and writes the rows to the store.
 
-A shard is a function of its task, the models and the harvest file alone. Vectors go from here straight to the store.
+A shard is a function of its task, the models and the harvest file alone. Vectors go directly to the store.
 Legend of shapes: R rows, D width.
 """
 
@@ -32,41 +32,41 @@ from lexray.storage.writer import TORCH_DTYPES, ShardFormat, WrittenShard
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicaSettings:
-    """What a replica is made of, plain enough to be sent to another machine."""
+    """Settings of a replica, serialisable for another machine."""
 
     config: HarvestFile
     threads: int
-    """CPU threads of the models; they decide the last bits of rows."""
+    """CPU threads of the models; they affect the last bits of rows."""
     device: str
     """`cpu` or `cuda`."""
     first: TokenPieces | ImagePieces
-    """A first batch, to try the models on."""
+    """First batch, on which the models are tried."""
     pad_id: int = 0
     dropped_ids: tuple[int, ...] = ()
-    """Token ids that become no rows."""
+    """Token ids that are not stored as rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicaFacts:
-    """What is known once the models are loaded and tried."""
+    """Facts about the models that are known once they are loaded and tried."""
 
     widths: dict[str, int]
-    """Of each site."""
+    """Width of each site."""
     sources: dict[str, str]
-    """Where each site was read, for people."""
+    """Description of the place at which each site was read."""
     compute_dtypes: dict[str, str]
-    """Of each model."""
+    """Dtype in which each model computes."""
     device: str
     rows_per_image: int
-    """0 for text."""
+    """Rows of an image; 0 for text."""
 
 
 class StoppedError(Exception):
-    """The harvest was ended from outside."""
+    """The harvest was stopped externally."""
 
 
 class Replica:
-    """Makes shards, one after the other; while one is written the next may be computed, by another thread."""
+    """Makes shards sequentially; while one is written another thread may compute the next."""
 
     def __init__(self, settings: ReplicaSettings) -> None:
         self._settings = settings
@@ -89,7 +89,7 @@ class Replica:
             )
 
     def write(self, task: ShardTask) -> WrittenShard:
-        """Make one shard. Raises UserError for values that cannot be stored, OSError for a store that takes no more."""
+        """Make one shard. Raises UserError for values that cannot be stored, OSError for errors of the store."""
         try:
             with self._computing:
                 vectors, columns = self._read(task)
@@ -101,11 +101,11 @@ class Replica:
             self._rows_done.pop(task.number, None)
 
     def rows_in_progress(self) -> int:
-        """Rows computed of the shards that are not finished."""
+        """Return the number of rows computed for unfinished shards."""
         return sum(list(self._rows_done.values()))
 
     def stop(self) -> None:
-        """Have `write` give up before its next batch."""
+        """Make `write` stop before its next batch."""
         self._stopped.set()
 
     @cached_property
@@ -122,9 +122,9 @@ class Replica:
         return label if choice.model is None else f"{label}, model {choice.model}"
 
     def _read(self, task: ShardTask) -> tuple[dict[str, torch.Tensor], dict[str, np.ndarray]]:
-        """The shard's rows as they are stored: per site (R, D), per column (R)."""
+        """Return the shard's rows as stored: per site (R, D), per column (R)."""
         loaded, config = self._loaded, self._config
-        torch.set_num_threads(self._settings.threads)  # a thread begins with a number of its own
+        torch.set_num_threads(self._settings.threads)  # the setting is per thread
         layout = loaded.rows.layout(task)
         places = row_places(len(layout.pieces), task.number, spread=config.spread)
         ends = np.cumsum(np.bincount(layout.pieces, minlength=len(task.rows)))
@@ -149,7 +149,7 @@ class Replica:
     def _read_batch(
         self, task: ShardTask, numbers: np.ndarray, counts: np.ndarray, tokens: np.ndarray
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Per site the rows (R, D) of the pieces `numbers`, of which each has `counts` rows."""
+        """Yield per site the rows (R, D) of the pieces `numbers`, each with `counts` rows."""
         loaded = self._loaded
         pieces = np.repeat(np.arange(len(numbers)), counts)
         with _running(self._config):
@@ -163,7 +163,7 @@ class Replica:
 @dataclass(frozen=True, kw_only=True)
 class _Loaded:
     readers: dict[str, ModelReader]
-    """By the model's field in the harvest file."""
+    """Readers by the model's field in the harvest file."""
     rows: RowMaker
     widths: dict[str, int]
 
@@ -220,7 +220,7 @@ def _field_of(config: HarvestFile, site: str) -> str:
 
 
 def _to_device(inputs: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:
-    """Pixels also in the dtype that the model computes in."""
+    """Move inputs to the model's device, pixels also to its dtype."""
     return {
         name: x.to(model.device, model.dtype) if x.is_floating_point() else x.to(model.device)
         for name, x in inputs.items()
@@ -229,7 +229,7 @@ def _to_device(inputs: dict[str, torch.Tensor], model: Any) -> dict[str, torch.T
 
 @contextmanager
 def _running(config: HarvestFile) -> Iterator[None]:
-    """Turn what a model raises when it cannot run on the corpus into one line for the user."""
+    """Turn exceptions of a model that cannot run on the corpus into one-line user errors."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -245,7 +245,7 @@ def _running(config: HarvestFile) -> Iterator[None]:
 
 
 def _as_stored(config: HarvestFile, name: str, x_RD: torch.Tensor) -> torch.Tensor:
-    """The rows rounded to the dataset's dtype. Raises UserError when a value is not finite, before or after."""
+    """Round the rows to the dataset's dtype. Raises UserError when a value is not finite, before or after."""
     stored = x_RD.to(TORCH_DTYPES[config.dtype]).cpu()
     if torch.isfinite(stored).all():
         return stored

@@ -1,4 +1,4 @@
-"""Where in a model a site is read, as a harvest file says it, and what that means in a model that is loaded."""
+"""Places of sites: as a harvest file specifies them, and resolved in a loaded model."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lexray.storage.errors import UserError
 Role = Literal["residual_in", "residual_out", "mlp_in", "mlp_out", "attention_out"]
 _ROLES = ("residual_in", "residual_out", "mlp_in", "mlp_out", "attention_out")
 
-# What a layer's parts are called: (its attention, which adds nothing to its result yet; its MLP's first and last part).
-# Families whose layers add up as `out = in + attention + mlp` need no line: that is measured (see layer_check).
+# Names of a layer's parts: (attention before the residual addition; first and last module of the MLP).
+# Families whose layers compute `out = in + attention + mlp` need no line: that is measured (see layer_check).
 _PARTS: dict[str, tuple[str, str, str]] = {
     **dict.fromkeys(("gpt2", "gptj", "gpt_neo", "codegen"), ("attn", "mlp", "mlp")),
     **dict.fromkeys(
@@ -42,23 +42,23 @@ _MLPS = (
     *((name, name) for name in ("mlp", "feed_forward", "block_sparse_moe", "ffn", "layer.1.DenseReluDense")),
     ("fc1", "fc2"),
 )
-# As transformers before 5 names the parts of a ViT's layer.
+# Names of the parts of a ViT layer in transformers before 5.
 _OLDER_PARTS = {"vit": ("attention", "intermediate", "output.dense")}
 
 
 class SiteChoice(FileModel):
-    """Where in the model a site is read: exactly one of hidden_state, module and layer."""
+    """Place of a site in the model: exactly one of hidden_state, module and layer."""
 
     model: str | None = None
-    """Which of the file's `models`."""
+    """Name of one of the file's `models`."""
     hidden_state: int | None = Field(default=None, ge=0)
     """The residual stream after this many layers, as Hugging Face's `hidden_states`: 0 is the embeddings."""
     module: str | None = Field(default=None, min_length=1)
     """Path of a module (`encoder.layer.3.output.dense`), whose first tensor is read."""
     layer: int | None = Field(default=None, ge=0)
-    """Number of a layer, from 0; `read` says which of its vectors."""
+    """Index of a layer, from 0; `read` selects its vectors."""
     read: Literal["input", "output"] | Role | None = None
-    """Of a module: `output` (the default) or `input`. Of a layer: a role, `residual_out` by default."""
+    """Tensor that is read. Module: `output` (the default) or `input`. Layer: a role, `residual_out` by default."""
 
     @model_validator(mode="after")
     def _one_place(self) -> SiteChoice:
@@ -77,13 +77,13 @@ class TensorSite:
     """A tensor in a forward pass."""
 
     hidden_state: int | None = None
-    """Number of one that the model itself reports, or None for a module's."""
+    """Index of a hidden state that the model returns; None for a module's tensor."""
     module: str = ""
     is_input: bool = False
     layer: int | None = None
-    """Number of the layer that it belongs to, when a site names it so."""
+    """Index of its layer, where the site specifies a layer."""
     parts: tuple[str, str] | None = None
-    """Modules of that layer taken for its attention and its MLP by their names alone; what they give must be tried."""
+    """Modules of that layer that are, by name, its attention and its MLP; to be verified by their outputs."""
 
     @property
     def label(self) -> str:
@@ -93,7 +93,7 @@ class TensorSite:
 
 
 def find_place(name: str, choice: SiteChoice, model: nn.Module, num_layers: int) -> TensorSite:
-    """Where the site called `name` is read. Raises UserError telling what there is instead."""
+    """Return the place of the site `name`. Raises UserError listing the alternatives."""
     if choice.hidden_state is not None:
         _check_number(f"sites.{name}.hidden_state", choice.hidden_state, num_layers, num_layers)
         return TensorSite(choice.hidden_state)
@@ -111,7 +111,7 @@ def _check_number(field: str, number: int, largest: int, num_layers: int) -> Non
 
 
 def check_numbers(name: str, choice: SiteChoice, num_layers: int) -> None:
-    """Raise UserError for a layer or hidden state that a model of `num_layers` layers has not."""
+    """Raise UserError for a layer or hidden state that a model of `num_layers` layers does not have."""
     if choice.hidden_state is not None:
         _check_number(f"sites.{name}.hidden_state", choice.hidden_state, num_layers, num_layers)
     if choice.layer is not None:
@@ -127,7 +127,7 @@ def _check_path(field: str, path: str, model: nn.Module) -> None:
 
 
 def find_layers(model: nn.Module, num_layers: int) -> tuple[str, nn.ModuleList] | None:
-    """Path and modules of the outermost list of `num_layers`, which in nearly all models is the stack of layers."""
+    """Return path and modules of the outermost list of `num_layers`, which in nearly all models is the layer stack."""
     lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == num_layers]
     return min(lists, key=lambda found: found[0].count("."), default=None)
 
@@ -157,7 +157,7 @@ def _parts_by_name(inside: set[str]) -> tuple[str, str, str] | None:
 
 
 def role_error(name: str, role: str, model: nn.Module, path: str) -> UserError:
-    """Where the layer at `path` has its roles is not known."""
+    """Return the error for a role that is unknown in the layer at `path`."""
     kind = getattr(getattr(model, "config", None), "model_type", "")
     inside = sorted(part for part, _ in model.get_submodule(path).named_modules() if part)
     return UserError(

@@ -1,4 +1,4 @@
-"""How many replicas a harvest has, and of which size: a pure function of its file and what there is."""
+"""Choose number and size of a harvest's replicas: a pure function of its file and the available resources."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from lexray.storage.errors import UserError
 from lexray.storage.harvest.harvest_file import HarvestFile
 
 AUTO_CPUS = 4
-"""Threads of a replica on a cluster without GPUs."""
+"""CPU threads of a replica on a cluster without GPUs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """Of this machine or a cluster."""
+    """CPUs and GPUs of this machine or a cluster."""
 
     cpus: int
     gpus: int
@@ -24,19 +24,19 @@ class Resources:
 
 @dataclass(frozen=True, kw_only=True)
 class PoolSize:
-    """Of a harvest's replicas."""
+    """Number and size of a harvest's replicas."""
 
     workers: int
     threads: int
-    """CPU threads of each."""
+    """CPU threads of each replica."""
     gpus: float
-    """GPUs of each."""
+    """GPUs of each replica."""
 
 
 def choose_size(config: HarvestFile, there: Resources, *, threads: int | None, joins: bool) -> PoolSize:
-    """How many replicas of which size. `threads` are those that the harvest began with, if it goes on.
+    """Return number and size of the replicas. `threads` are those of the harvest that is resumed, if any.
 
-    Raises UserError for more than there is, unless a cluster is joined, which may grow.
+    Raises UserError for more than the available resources, unless a cluster is joined, which may grow.
     """
     gpus = float(there.gpus > 0) if config.gpus_per_worker == "auto" else config.gpus_per_worker
     given = None if config.cpus_per_worker == "auto" else config.cpus_per_worker
@@ -67,13 +67,13 @@ def _check_fits(size: PoolSize, there: Resources) -> None:
 
 
 def resources_of_machine() -> Resources:
-    """What this process may use."""
+    """Return the resources that this process may use."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Resources(cpus=cpus, gpus=torch.cuda.device_count() if torch.cuda.is_available() else 0)
 
 
 def resources_of_cluster() -> Resources:
-    """What the connected Ray has now."""
+    """Return the current resources of the connected Ray."""
     import ray
 
     total = ray.cluster_resources()

@@ -1,6 +1,6 @@
-"""Text at the entry of a harvest: documents from a Python module, files, JSON lines, parquet files or a dataset.
+"""Read the documents of a harvest from a Python module, files, JSON lines, parquet files or a dataset.
 
-Documents are read one after the other, never held all at once.
+Documents are streamed, never held all at once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LONE_SURROGATE = re.compile("[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\ud
 
 @dataclass(frozen=True)
 class TextFacts:
-    """What identifies a text: equal facts are equal documents in the same order."""
+    """Identity of a text: equal facts mean equal documents in the same order."""
 
     documents: int
     characters: int
@@ -48,21 +48,21 @@ class TextMeter:
     def pass_on(self, documents: Iterable[str]) -> Iterator[str]:
         for document in documents:
             data = document.encode()
-            # The length keeps ["ab", "c"] apart from ["a", "bc"].
+            # The length distinguishes ["ab", "c"] from ["a", "bc"].
             self._digest.update(len(data).to_bytes(8, "little") + data)
             self.documents += 1
             self.characters += len(document)
             yield document
 
     def facts(self) -> TextFacts:
-        """Raises UserError when there was no character."""
+        """Return the facts. Raises UserError when there was no character."""
         if not self.characters:
             raise UserError(f"text: {self.documents} documents with 0 characters; there is nothing to harvest")
         return TextFacts(self.documents, self.characters, self._digest.hexdigest())
 
 
 def read_documents(text: TextChoice, settings: StorageSettings, report: CorpusReport | None = None) -> Iterator[str]:
-    """The documents in their fixed order, as text that a tokenizer takes; `report` counts what was mended in them.
+    """Yield the documents in their fixed order, as valid text; `report` counts repairs.
 
     Raises UserError naming the module, file, line or row that cannot be read.
     """
@@ -72,7 +72,7 @@ def read_documents(text: TextChoice, settings: StorageSettings, report: CorpusRe
 
 
 def _read(text: TextChoice, settings: StorageSettings, report: CorpusReport) -> Iterator[tuple[TablePlace, Any]]:
-    """Where each document stands, and what is there."""
+    """Yield the place and the value of each document."""
     if text.python is not None:
         for index, document in enumerate(_documents_of_module(text.python)):
             yield TablePlace(f"text.python: {text.python}", "entry", index), document
@@ -90,7 +90,7 @@ def _read(text: TextChoice, settings: StorageSettings, report: CorpusReport) -> 
 
 
 def _as_document(place: TablePlace, column: str, value: Any, report: CorpusReport) -> str:
-    """A value as a document; a missing one is empty, so that numbers of documents are numbers of rows."""
+    """Return a value as a document; a missing one is empty, so that document numbers equal row numbers."""
     if value is None:
         report.add("missing_texts", str(place))
         return ""
@@ -100,11 +100,11 @@ def _as_document(place: TablePlace, column: str, value: Any, report: CorpusRepor
         return value
     mended, count = _LONE_SURROGATE.subn("\ufffd", value)
     report.add("lone_surrogates", str(place), count)
-    return mended.encode("utf-16-le", "surrogatepass").decode("utf-16-le")  # two halves side by side are a character
+    return mended.encode("utf-16-le", "surrogatepass").decode("utf-16-le")  # adjacent surrogate halves form a character
 
 
 def _documents_of_file(file: CorpusFile, report: CorpusReport) -> Iterator[tuple[TablePlace, str]]:
-    """The file, or each file in it if it is a zip archive."""
+    """Yield the file, or each member of a zip archive."""
     with file.open_unpacked() as members:
         for name, opened in members:
             data = _read_whole(name, opened)

@@ -1,4 +1,4 @@
-"""A text as the models will see it: tokenized before any model runs, so that the number of rows is known."""
+"""A tokenized text corpus: tokenized before any model runs, so that the number of rows is known."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from lexray.storage.harvest.text import TextFacts, TextMeter, read_documents
 from lexray.storage.harvest.token_ids import check_token_ids, choose_pad_id
 
 OnTokens = Callable[[int, int | None], None]
-"""Called with the rows found so far and the most that are wanted, None for all."""
+"""Called with the rows found so far and the maximum, None for all."""
 _PIECES_PER_REPORT = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextCorpus:
-    """Pieces of text, and which of their tokens become rows."""
+    """Pieces of text, and the tokens that are stored as rows."""
 
     pieces: Pieces
     rows: np.ndarray
     """Rows of each piece (P)."""
     text: TextFacts
     dropped_ids: tuple[int, ...]
-    """Token ids that become no rows."""
+    """Token ids that are not stored as rows."""
     special_ids: list[int]
     pad_id: int
     first_pieces: int
-    """How many make a first batch."""
+    """Number of pieces in the first batch."""
     framing: dict[str, int]
-    """How many pieces are cut otherwise than before lexray knew of special tokens in texts; no zeros."""
+    """Non-zero counts of pieces that are cut differently because their text contains special tokens."""
     report: CorpusReport
 
     def __len__(self) -> int:
@@ -88,7 +88,7 @@ def read_text(config: HarvestFile, models: dict[str, ModelFacts], on_tokens: OnT
     report.add("own_frames", count=cutter.own_frames)
     if not total:
         raise UserError("text: its documents have no token but special ones; there is nothing to harvest")
-    # transformers makes up an empty tokenizer for a folder without one.
+    # transformers creates an empty tokenizer for a folder without one.
     if seen <= {*special_ids, tokenizer.unk_token_id}:
         raise UserError(f"{field}: the tokenizer of {models[field].name!r} knows no word of the text; is it complete?")
     pieces = builder.build()
@@ -116,7 +116,7 @@ def _framing(cutter: PieceCutter, report: CorpusReport) -> dict[str, int]:
 
 
 def measure(config: HarvestFile, documents: int | None) -> TextFacts:
-    """The facts of the text's first `documents` documents, or of all."""
+    """Return the facts of the text's first `documents` documents, or of all."""
     assert config.text is not None
     meter = TextMeter()
     for _ in meter.pass_on(islice(read_documents(config.text, config.storage.settings), documents)):
@@ -132,13 +132,13 @@ def _load_tokenizer(config: HarvestFile, facts: ModelFacts) -> Any:
     tokenizer = load_tokenizer(facts)
     if config.context_length > tokenizer.model_max_length:
         raise too_long(config, tokenizer.model_max_length)
-    # Whole documents are longer than any context; the tokenizer need not warn of what is cut afterwards.
+    # Documents exceed the context and are cut later; silence the tokenizer's warning.
     tokenizer.model_max_length = int(1e30)
     return tokenizer
 
 
 def _compared(documents: Iterable[str], tokenizers: dict[str, Any]) -> Iterator[str]:
-    """The documents. Raises UserError when two models see different tokens in one: their rows would not be aligned."""
+    """Yield the documents. Raises UserError when two models tokenize one differently: rows would not be aligned."""
     (first_field, first), *others = tokenizers.items()
     others = [(field, other) for field, other in others if _saved(other) is None or _saved(other) != _saved(first)]
     for number, document in enumerate(documents):
@@ -152,7 +152,7 @@ def _compared(documents: Iterable[str], tokenizers: dict[str, Any]) -> Iterator[
 
 
 def _saved(tokenizer: Any) -> str | None:
-    """All that decides a tokenizer's ids, None when it cannot be told."""
+    """Return the serialised state that determines a tokenizer's ids; None when unavailable."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return None if backend is None else str(backend.to_str())
 

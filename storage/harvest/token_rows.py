@@ -1,4 +1,4 @@
-"""From pieces of text to rows: the model's inputs, and which of its vectors are rows.
+"""Map pieces of text to rows: the model's inputs, and the vectors that are stored.
 
 Legend of shapes: B pieces of a batch, T tokens (padded), D width, R rows, N tokens in all, P pieces.
 """
@@ -26,20 +26,20 @@ class RowLayout:
     pieces: np.ndarray
     """Piece of each row, ascending (R)."""
     tokens: np.ndarray
-    """Which of the piece's vectors it is (R)."""
+    """Index of its vector in the piece (R)."""
     columns: dict[str, np.ndarray]
-    """What is stored beside each row (R)."""
+    """Columns stored with each row (R)."""
 
 
 class RowMaker(Protocol):
-    """What is done with the pieces of a corpus, from inputs of a model to rows."""
+    """Maps the pieces of a corpus to inputs of a model, and its vectors to rows."""
 
     def inputs(self, pieces: Any, numbers: np.ndarray) -> dict[str, torch.Tensor]: ...
 
     def batches(self, pieces: Any, batch_tokens: int) -> list[np.ndarray]: ...
 
     def fitted(self, inputs: Inputs, states: dict[str, torch.Tensor]) -> RowMaker:
-        """Itself, knowing what the models gave for a first batch."""
+        """Return a row maker adapted to the models' states for a first batch."""
         ...
 
     def layout(self, task: ShardTask) -> RowLayout: ...
@@ -49,16 +49,16 @@ class RowMaker(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenRows:
-    """A row for each token, but for those of `dropped_ids`."""
+    """A row for each token, except those of `dropped_ids`."""
 
     pad_id: int
     dropped_ids: np.ndarray
-    """Token ids that become no rows."""
+    """Token ids that are not stored as rows."""
     pads: bool = True
-    """Whether pieces of several lengths run together."""
+    """Whether pieces of different lengths are batched."""
 
     def inputs(self, pieces: TokenPieces, numbers: np.ndarray) -> dict[str, torch.Tensor]:
-        """The pieces of these numbers padded on the right (B, T), and 1 where they are real (B, T)."""
+        """Return the pieces of these numbers padded on the right (B, T), and their attention mask (B, T)."""
         return pad(pieces.ids(numbers), self.pad_id)
 
     def batches(self, pieces: TokenPieces, batch_tokens: int) -> list[np.ndarray]:
@@ -80,7 +80,7 @@ class TokenRows:
         return RowLayout(pieces=piece[kept], tokens=tokens, columns=columns)
 
     def pick(self, x_BTD: torch.Tensor, inputs: Inputs, pieces: np.ndarray, tokens: np.ndarray) -> torch.Tensor:
-        """The rows (R, D) that are vector `tokens` of the batch's piece `pieces`."""
+        """Return the rows (R, D): vectors `tokens` of the batch's pieces `pieces`."""
         return x_BTD[torch.from_numpy(pieces), torch.from_numpy(tokens)]
 
 
@@ -99,7 +99,7 @@ class PooledRows(TokenRows):
         return RowLayout(pieces=numbers, tokens=lengths - 1 if self.pooling == "last" else zeros, columns=columns)
 
     def pick(self, x_BTD: torch.Tensor, inputs: Inputs, pieces: np.ndarray, tokens: np.ndarray) -> torch.Tensor:
-        """Rows (R, D): one vector, or the mean over all real tokens, special ones included, as sentence encoders do."""
+        """Return rows (R, D): one vector, or the mean over real tokens, special ones included, as sentence encoders."""
         if self.pooling != "mean":
             return super().pick(x_BTD, inputs, pieces, tokens)
         mask_BT1 = inputs["attention_mask"].unsqueeze(-1).to(torch.float32)
@@ -108,7 +108,7 @@ class PooledRows(TokenRows):
 
 
 def pad(token_ids: list[np.ndarray], pad_id: int) -> dict[str, torch.Tensor]:
-    """Pieces of (T) ids each as one batch."""
+    """Pad pieces of (T) ids each to one batch."""
     longest = max(len(ids) for ids in token_ids)
     padded_BT = np.full((len(token_ids), longest), pad_id, dtype=np.int64)
     mask_BT = np.zeros((len(token_ids), longest), dtype=np.int64)
