@@ -1,6 +1,6 @@
-"""Arrays of numpy: `.npy`, `.npz`, and raw numbers as `np.memmap` leaves them, mapped into memory.
+"""Open numpy arrays: `.npy`, `.npz`, and raw numbers as written by `np.memmap`, mapped into memory.
 
-No object is ever unpickled. What a header claims is compared with the bytes that are there before anything is read.
+No object is ever unpickled. A header's claims are compared with the file's size before anything is read.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ RAW_DTYPES = tuple(f"{order}{name}" for order in ("", ">") for name in _RAW)
 """Dtypes of raw numbers; `>` marks big-endian ones."""
 RAW_SUFFIXES = (".bin", ".dat", ".memmap", ".mmap", ".raw")
 POSITIONAL = "arr_"
-"""What `np.savez` calls arrays that were given without a name, before their number."""
+"""Prefix of the names that `np.savez` gives to positional arrays."""
 
 
 MAX_RATIO = 200
-"""Of the size of vectors to their compressed size; sparse ones compress well, only constant ones so well."""
+"""Maximum compression ratio of vectors: sparse ones compress well, but only constant ones beyond this."""
 LEAST_CLAIM = 2**28
-"""What is smaller may compress as it likes."""
+"""Bytes below which the compression ratio is not checked."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RawFormat:
-    """How to read files that hold numbers and nothing else."""
+    """Format of files that hold raw numbers without a header."""
 
     dtype: str
     width: int
 
     @staticmethod
     def of(dtype: str | None, width: int | None) -> RawFormat | None:
-        """The format that the two options describe, None without either. Raises UserError naming the option."""
+        """Return the format that the two options describe; None without either. Raises UserError naming the option."""
         if dtype is None and width is None:
             return None
         if dtype is None or width is None:
@@ -74,16 +74,16 @@ class _Header:
     fortran: bool
     dtype: np.dtype[Any]
     begin: int
-    """Bytes before the numbers."""
+    """Bytes before the numbers (offset of the data)."""
 
     @property
     def bytes(self) -> int:
-        """Of header and numbers."""
+        """Total bytes of header and numbers."""
         return self.begin + math.prod(self.shape) * self.dtype.itemsize
 
 
 def open_npy(path: Path, file: SourceFile, raw: RawFormat | None = None) -> OpenedFile:
-    """The array of an `.npy` file; raw numbers under such a name if their format is given."""
+    """Open the array of an `.npy` file, or raw numbers under such a name if their format is given."""
     with open(path, "rb") as opened:
         if opened.read(len(NPY_MAGIC)) != NPY_MAGIC:
             if raw is not None:
@@ -106,7 +106,7 @@ def open_npy(path: Path, file: SourceFile, raw: RawFormat | None = None) -> Open
 
 
 def open_raw(path: Path, file: SourceFile, raw: RawFormat | None) -> OpenedFile:
-    """Rows of raw numbers. Raises UserError unless the bytes are a whole number of rows."""
+    """Open rows of raw numbers. Raises UserError unless the bytes are a whole number of rows."""
     with open(path, "rb") as opened:
         if opened.read(len(ZIP_MAGIC)) == ZIP_MAGIC:
             raise UserError(
@@ -129,7 +129,7 @@ def open_raw(path: Path, file: SourceFile, raw: RawFormat | None) -> OpenedFile:
 
 
 def open_npz(path: Path, file: SourceFile, raw: RawFormat | None = None) -> OpenedFile:
-    """The arrays of an `.npz` file; a compressed one is unpacked to the temporary folder when it is first read."""
+    """Open the arrays of an `.npz` file; compressed ones are unpacked to a temporary file on first read."""
     tensors, notes = {}, {}
     try:
         archive = zipfile.ZipFile(path)
@@ -148,13 +148,13 @@ def open_npz(path: Path, file: SourceFile, raw: RawFormat | None = None) -> Open
                 tensors[name] = _stored(header, _member_opener(archive, member, header, path, file))
     except UserError:
         raise
-    except Exception as error:  # each kind of compression has errors of its own
+    except Exception as error:  # each compression has its own errors
         raise UserError(f"{file}: not a whole .npz file ({_first_line(error)}); save it again by np.savez") from error
     return OpenedFile(tensors, notes)
 
 
 def _member_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, place: str) -> _Header:
-    """The header of an array in an archive. Raises UserError unless the bytes that it promises are there."""
+    """Read the header of an array in an archive. Raises UserError unless the member has the bytes that it claims."""
     with archive.open(member) as opened:
         if opened.read(len(NPY_MAGIC)) != NPY_MAGIC:
             raise UserError(f"{place}: not an array of numpy; save it again by np.savez")
@@ -171,7 +171,7 @@ def _member_opener(
     archive: zipfile.ZipFile, member: zipfile.ZipInfo, header: _Header, path: Path, file: SourceFile
 ) -> Callable[[], np.ndarray]:
     if member.compress_type == zipfile.ZIP_STORED:
-        with open(path, "rb") as opened:  # behind the archive's own header of the member
+        with open(path, "rb") as opened:  # after the archive's local header of the member
             opened.seek(member.header_offset + 26)
             lengths = opened.read(4)
         begin = (
@@ -183,7 +183,7 @@ def _member_opener(
 
 
 def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo, header: _Header, file: SourceFile) -> np.ndarray:
-    """A compressed array, mapped from a temporary file that has no name."""
+    """Unpack a compressed array and map it from an unnamed temporary file."""
     check_ratio(header.bytes, member.compress_size, f"{file}: {member.filename} claims {header.bytes:,} bytes")
     place = tempfile.gettempdir()
     free = shutil.disk_usage(place).free
@@ -199,14 +199,14 @@ def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo, header: _Header
             if copy.tell() != header.bytes:
                 raise EOFError(f"{copy.tell():,} of {header.bytes:,} bytes")
             return _mapped(Path(copy.name), header, 0)
-    except Exception as error:  # each kind of compression has errors of its own, and a disk may be full
+    except Exception as error:  # each compression has its own errors, and a disk may be full
         raise UserError(
             f"{file}: {member.filename} cannot be unpacked ({_first_line(error)}); save it again"
         ) from error
 
 
 def _mapped(path: Path, header: _Header, begin: int) -> np.ndarray:
-    """The numbers of an array whose header stands at byte `begin` of a file."""
+    """Map the numbers of an array whose header is at byte `begin` of a file."""
     if 0 in header.shape:
         return np.zeros(header.shape, header.dtype)
     order: Any = "F" if header.fortran else "C"
@@ -214,7 +214,7 @@ def _mapped(path: Path, header: _Header, begin: int) -> np.ndarray:
 
 
 def _stored(header: _Header, array: Callable[[], np.ndarray]) -> StoredTensor:
-    """An array as a tensor in the byte order of this machine."""
+    """Return an array as a tensor in native byte order."""
     native = header.dtype.newbyteorder("=")
     try:
         facts = TensorFacts(header.shape, torch.from_numpy(np.empty(0, native)).dtype)
@@ -230,21 +230,21 @@ def _stored(header: _Header, array: Callable[[], np.ndarray]) -> StoredTensor:
 
 
 def _read_header(opened: IO[bytes], place: str) -> _Header:
-    """Shape, order and dtype of an array. Raises UserError when they are not readable."""
+    """Read shape, order and dtype of an array. Raises UserError when they are not readable."""
     try:
         version = np.lib.format.read_magic(opened)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        with warnings.catch_warnings(action="ignore"):  # of files that Python 2 wrote
+        with warnings.catch_warnings(action="ignore"):  # about files written by Python 2
             shape, fortran, dtype = read(opened)
         if any(size < 0 for size in shape):
             raise ValueError(f"its shape is {list(shape)}")
         return _Header(shape, fortran, dtype, opened.tell())
-    except Exception as error:  # numpy parses it as Python, which fails in any way
+    except Exception as error:  # numpy parses it as Python, which may raise anything
         raise UserError(f"{place}: not an .npy file of numbers ({_first_line(error)}); save it again") from error
 
 
 def _not_numbers(dtype: np.dtype[Any]) -> str:
-    """The kind of an array whose items are no numbers, else an empty string."""
+    """Return the kind of an array whose items are not numbers, else an empty string."""
     if dtype.hasobject:
         return "an array of Python objects, which is never loaded"
     if dtype.names is not None:
@@ -253,7 +253,7 @@ def _not_numbers(dtype: np.dtype[Any]) -> str:
 
 
 def check_ratio(claimed: int, stored: int, said: str) -> None:
-    """Raise UserError when compressed data claims to be much more than vectors that are worth training on can be."""
+    """Raise UserError when compressed data claims an implausible compression ratio."""
     if claimed > max(LEAST_CLAIM, MAX_RATIO * stored):
         raise UserError(
             f"{said} in {stored:,} compressed ones, more than {MAX_RATIO} to 1: no vectors compress so well; "

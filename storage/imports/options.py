@@ -1,4 +1,4 @@
-"""What a user says of a source that its files do not say."""
+"""Options of an import: facts about a source that its files do not state."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lexray.storage.imports.array_files import RawFormat
 from lexray.storage.imports.rows import SiteNames
 
 Meaning = Literal["rows", "sites"]
-"""Whether things side by side are runs of rows of the same sites, or one site each."""
+"""Whether parallel files or tensors are consecutive rows of the same sites, or one site each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,17 +19,17 @@ class ImportOptions:
 
     names: SiteNames = field(default_factory=SiteNames)
     document_rows: int | None = None
-    """Rows of a document where the source names none."""
+    """Rows of a document where the source does not state documents."""
     files: Meaning | None = None
-    """What files side by side are; None: decided by their names, refused where those leave it open."""
+    """Meaning of files in one folder; None: decided by their names, refused where these are ambiguous."""
     lists: Meaning | None = None
-    """What the tensors of a list are; None: a list is refused."""
+    """Meaning of the tensors of a list; None: a list is refused."""
     raw: RawFormat | None = None
     """Format of files that hold raw numbers."""
 
 
 def meaning(value: str | None, option: str) -> Meaning | None:
-    """The value of `--files` or `--lists`. Raises UserError for others."""
+    """Parse the value of `--files` or `--lists`. Raises UserError for other values."""
     for known in get_args(Meaning):
         if value == known:
             return known

@@ -1,4 +1,4 @@
-"""Import: rows that another program stored become a dataset, block after block.
+"""Import rows that another program stored as a dataset, block by block.
 
 A `RowSource` knows its rows and sites before any is read (`tensors`, `tables`); `import_rows` writes
 them with the checks of a harvest. Legend of shapes: B rows of a block, D width of a site.
@@ -22,11 +22,11 @@ from lexray.storage.store import Store
 from lexray.storage.writer import TORCH_DTYPES, DatasetWriter
 
 BLOCK_BYTES = 16 * 2**20
-"""Bound on the bytes of a block (at least one row, or one context)."""
+"""Maximum bytes of a block (at least one row, or one context)."""
 SHOWN_FILES = 8
-"""Names of a site's files that an overview lists."""
+"""Maximum number of a site's files that an overview lists."""
 UNKNOWN_TOKEN = -1
-"""Token id of rows whose source does not tell it."""
+"""Token id of rows whose source does not state it."""
 
 
 class RowBlock(NamedTuple):
@@ -37,37 +37,37 @@ class RowBlock(NamedTuple):
     columns: dict[str, np.ndarray]
     """Per column of `COLUMNS` (B), integers."""
     origin: Callable[[str, int], str]
-    """Where in the source a site or column has a row of this block, for errors."""
+    """Returns the place in the source of a site's or column's row of this block, for errors."""
 
 
 class RowSource(Protocol):
-    """What can be imported."""
+    """A source of rows to import."""
 
     rows: int
     widths: dict[str, int]
     """Width of each site."""
     dtypes: dict[str, torch.dtype]
-    """What each site is stored as in the source."""
+    """Dtype of each site in the source."""
     sources: dict[str, str]
-    """Per site what it is called in the source."""
+    """Name of each site in the source."""
     files: dict[str, list[str]]
-    """Per site the names of its files in the order of its rows."""
+    """Names of each site's files in the order of its rows."""
     provenance: dict[str, Any]
     notes: list[str]
-    """What had to be made up or was left out."""
+    """Notes on values that were assumed or left out."""
 
     def blocks(self) -> Iterator[RowBlock]:
-        """All rows in order."""
+        """Yield all rows in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SiteNames:
-    """Which of a source's tensors become sites, and what they are called: `NAME` or `NEW=NAME` each; all when empty."""
+    """Selection of a source's tensors as sites, and their names: `NAME` or `NEW=NAME` each; all when empty."""
 
     wanted: tuple[str, ...] = ()
 
     def choose(self, found: list[str], place: str) -> dict[str, str]:
-        """Name in the source of each site. Raises UserError for names that are unknown, equal or cannot name a site."""
+        """Return each site's name in the source. Raises UserError for unknown, repeated or invalid names."""
         pairs = [name.partition("=")[::2] for name in self.wanted]
         chosen: dict[str, str] = {}
         for new, old in pairs or [(name.replace("/", "."), name) for name in found]:
@@ -82,7 +82,7 @@ class SiteNames:
 
 
 def check_site_name(name: str, advice: str, place: str) -> None:
-    """Raise UserError, with how to give another name, unless `name` can name a site."""
+    """Raise UserError, with how to rename it, unless `name` is a valid name of a site."""
     if not SITE_NAME.fullmatch(name):
         raise UserError(
             f"{place}: {name!r} cannot name a site (letters, digits, _, - and .); give another name by {advice}"
@@ -99,10 +99,10 @@ def import_rows(
     on_start: Callable[[list[str]], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
-    """Write a source's rows as the dataset `url`; whatever goes wrong, no shard is left.
+    """Write a source's rows as the dataset `url`; on any failure all shards are removed.
 
-    `on_start` receives the lines of `overview` before anything is written. `dtype` None keeps the sites' own dtype if
-    they have one that datasets know in common, else stores float32. Raises UserError when there is a dataset
+    `on_start` receives the lines of `overview` before anything is written. `dtype` None keeps the sites' dtype if
+    they share one that datasets support, else stores float32. Raises UserError when there is a dataset
     already, or a value is not finite, before or after rounding.
     """
     store = Store.at(url)
@@ -137,7 +137,7 @@ def import_rows(
 
 
 def overview(source: RowSource, dtype: str) -> list[str]:
-    """One line for each site: rows, width, dtypes, and its files from the first to the last."""
+    """Return one line for each site: rows, width, dtypes, and its first to last file."""
     lines = []
     for site, width in source.widths.items():
         names, found = source.files[site], str(source.dtypes[site]).removeprefix("torch.")
@@ -155,19 +155,19 @@ def check_dtype(dtype: str | None) -> None:
 
 
 def common_dtype(dtypes: dict[str, torch.dtype]) -> str:
-    """The dtype of all sites, if it is one and a dataset can store it; else float32."""
+    """Return the dtype of all sites if they share one that a dataset can store; else float32."""
     known = {stored: name for name, stored in TORCH_DTYPES.items()}
     kinds = set(dtypes.values())
     return known.get(next(iter(kinds)), "float32") if len(kinds) == 1 else "float32"
 
 
 def block_rows(row_bytes: int) -> int:
-    """Rows of a block."""
+    """Return the number of rows of a block."""
     return max(1, BLOCK_BYTES // max(1, row_bytes))
 
 
 def _as_stored(block: RowBlock, site: str, dtype: str) -> torch.Tensor:
-    """A site's rows in the dataset's dtype. Raises UserError when a value is not finite, before or after rounding."""
+    """Convert a site's rows to the dataset's dtype. Raises UserError when a value is not finite, before or after."""
     x_BD = block.vectors[site]
     bad = (~torch.isfinite(x_BD).all(1)).nonzero().flatten().tolist()
     if bad:
@@ -185,7 +185,7 @@ def _as_stored(block: RowBlock, site: str, dtype: str) -> torch.Tensor:
 
 
 def _as_utf8(names: dict[str, Any]) -> dict[str, Any]:
-    """The same with `?` for what UTF-8 cannot say: names of files may be any bytes."""
+    """Replace bytes that are not UTF-8 by `?`: names of files may be any bytes."""
     content: dict[str, Any] = json.loads(json.dumps(names, ensure_ascii=False).encode("utf-8", "replace"))
     return content
 

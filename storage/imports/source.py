@@ -1,7 +1,7 @@
-"""Where rows to import lie: a folder of any store, whose files are opened as local ones.
+"""Source folder of an import, in any store; its files are opened as local ones.
 
-A file of another store is copied to a temporary file when it is opened, and that name is removed at once: readers map
-files into memory, so the copy lives until the last of them lets go, and nothing is left behind however the import ends.
+A file of another store is copied to a temporary file on opening, which is unlinked at once: readers map files into
+memory, so the copy lives until the last of them releases it, and nothing is left behind however the import ends.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from lexray.storage.manifest import MANIFEST
 from lexray.storage.store import Store, reachable
 
 COPY_BYTES = 64 * 2**20
-"""Bytes of a file that are copied at once."""
+"""Bytes of a file that are copied per read."""
 EDGE_BYTES = 4 * 2**20
-"""Bytes at both ends of a file that hold what it says of its content."""
+"""Bytes at both ends of a file that hold its headers and indices."""
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file below a source. As a string it is what messages call it."""
+    """A file below a source. Its string is its name in messages."""
 
     store: Store
     path: str
@@ -45,7 +45,7 @@ class SourceFile:
 
     @property
     def suffix(self) -> str:
-        """Ending of the name in lower case."""
+        """Suffix of the name in lower case."""
         return PurePosixPath(self.path).suffix.lower()
 
     @property
@@ -58,7 +58,7 @@ class SourceFile:
 
     @cached_property
     def size(self) -> int:
-        """Bytes. Raises FileNotFoundError."""
+        """Return the size in bytes. Raises FileNotFoundError."""
         if self.store.local_path is not None:
             return os.stat(str(self)).st_size
         found = self.store.size(self.path)
@@ -67,14 +67,14 @@ class SourceFile:
         return found
 
     def read(self) -> bytes:
-        """The whole of a small file. Raises FileNotFoundError."""
+        """Read the whole of a small file. Raises FileNotFoundError."""
         return self.store.read(self.path)
 
     @contextmanager
     def local(self, *, edges: bool = False) -> Iterator[Path]:
-        """A local file of the same content, which may be mapped within the block for use after it.
+        """Yield a local file of the same content; mappings made inside the context stay valid after it.
 
-        With `edges` of a file in another store only both ends are copied: zeros lie between them.
+        With `edges` only both ends of a file in another store are copied, with zeros between them.
         """
         if self.store.local_path is not None:
             yield Path(str(self))
@@ -129,19 +129,19 @@ class SourceFolder:
         return SourceFolder(self.store.at_path(name))
 
     def files(self) -> list[SourceFile]:
-        """The files directly inside, also those that are links, sorted by name; hidden ones are none."""
+        """Return the files directly inside, including links, sorted by name, without hidden ones."""
         if self.store.local_path is None:
             return [self.file(name) for name in self.store.list_files() if not is_hidden(name)]
         return [self.file(name) for name, kind in self._local_entries() if kind == "file"]
 
     def folders(self) -> list[SourceFolder]:
-        """The sub-folders, also those that are links, sorted by name; hidden ones are none."""
+        """Return the subfolders, including links, sorted by name, without hidden ones."""
         if self.store.local_path is None:
             return [self.folder(name) for name in self.store.list_folders() if not is_hidden(name)]
         return [self.folder(name) for name, kind in self._local_entries() if kind == "folder"]
 
     def _local_entries(self) -> list[tuple[str, str]]:
-        """Name and kind of what lies here, links resolved. Raises UserError for links that lead nowhere."""
+        """Return name and kind of each entry, links resolved. Raises UserError for broken links."""
         root = str(self)
         if not os.path.isdir(root):
             return []
@@ -154,12 +154,12 @@ class SourceFolder:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is one that programs keep for themselves."""
+    """Return whether a file or folder is hidden."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def _entry_kind(path: str) -> str:
-    """`file` or `folder`. Raises UserError for broken links, loops of links, and devices."""
+    """Return `file` or `folder`. Raises UserError for broken links, loops of links, and devices."""
     try:
         mode = os.stat(path).st_mode
     except OSError as error:
@@ -178,7 +178,7 @@ def _entry_kind(path: str) -> str:
 
 
 def open_source(source: str, output: str) -> SourceFolder:
-    """The folder to import from. Raises UserError when it is none, or the output would lie in it."""
+    """Open the folder to import from. Raises UserError when it is not a folder, or would contain the output."""
     store = Store.at(_real_url(source))
     folder = SourceFolder(store)
     with reachable("SOURCE", store.url):
@@ -197,6 +197,6 @@ def open_source(source: str, output: str) -> SourceFolder:
 
 
 def _real_url(url: str) -> str:
-    """The url with symbolic links of this machine followed."""
+    """Return the url with local symbolic links resolved."""
     store = Store.at(url)
     return store.url if store.local_path is None else f"file://{os.path.realpath(store.local_path)}"

@@ -1,4 +1,4 @@
-"""A tensor in a file: its shape at once, its rows when they are requested.
+"""A tensor in a file: shape known at once, rows read on request.
 
 Legend of shapes: N documents, T tokens of a document, D width of a site.
 """
@@ -12,20 +12,20 @@ from dataclasses import dataclass, field
 import torch
 
 UNNAMED = ""
-"""Name of the tensor of a file that holds one tensor without a name."""
+"""Name of the only, unnamed tensor of a file."""
 
 
 @dataclass(frozen=True)
 class TensorFacts:
-    """What is known of a tensor without its file."""
+    """Facts about a tensor that do not need its file."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     problem: str = ""
-    """Why its values cannot be read, and what to change; empty when they can."""
+    """Reason why its values cannot be read, and what to change; empty when they can."""
 
     def rows(self, lead: int) -> int:
-        """Rows when the first `lead` dimensions count rows."""
+        """Return the number of rows when the first `lead` dimensions count rows."""
         return math.prod(self.shape[:lead]) if len(self.shape) >= lead else 0
 
 
@@ -35,10 +35,10 @@ class StoredTensor:
 
     facts: TensorFacts
     cut: Callable[[tuple[slice, ...]], torch.Tensor]
-    """The part of the tensor that slices of its first dimensions select."""
+    """Returns the part of the tensor selected by slices of its first dimensions."""
 
     def read(self, start: int, stop: int, lead: int) -> torch.Tensor:
-        """Rows from the first number up to the second; with `lead` 2 the rows of (N, T, ...) document by document."""
+        """Read rows `start` to `stop`; with `lead` 2 the rows of (N, T, ...) document by document."""
         if lead == 1:
             return self.cut((slice(start, stop),))
         tokens, rest = self.facts.shape[1], self.facts.shape[2:]
@@ -48,17 +48,17 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class OpenedFile:
-    """What a file holds."""
+    """Content of an opened file."""
 
     tensors: dict[str, StoredTensor]
-    """By name; an item of a list is called `NAME[INDEX]`."""
+    """Tensors by name; an item of a list is named `NAME[INDEX]`."""
     notes: dict[str, str] = field(default_factory=dict)
-    """Kind of everything else that it holds, by name."""
+    """Kinds of other objects in the file, by name."""
 
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What a file says of its content."""
+    """Facts about the content of a file."""
 
     tensors: dict[str, TensorFacts]
     notes: dict[str, str]
@@ -69,7 +69,7 @@ def facts_of(opened: OpenedFile) -> FileFacts:
 
 
 def boxes(start: int, stop: int, tokens: int) -> list[tuple[slice, slice]]:
-    """At most three (documents, tokens) boxes that hold the rows from `start` up to `stop` of (N, T), in order."""
+    """Return at most three (documents, tokens) boxes that cover rows `start` to `stop` of (N, T), in order."""
     (first, begin), (last, end) = divmod(start, tokens), divmod(stop, tokens)
     if first == last:
         return [(slice(first, first + 1), slice(begin, end))]

@@ -1,4 +1,4 @@
-"""Files of tensors by their endings: shapes at once, rows when they are requested."""
+"""Open files of tensors by suffix: shapes known at once, rows read on request."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ READERS: dict[str, Callable[[Path, SourceFile, RawFormat | None], OpenedFile]] =
 
 
 OPEN_COPIES = 2
-"""Of each site: a block may begin in one file and end in the next."""
+"""Unpacked files kept open per site: a block may begin in one file and end in the next."""
 
 
 def open_tensor_file(file: SourceFile, *, raw: RawFormat | None = None, edges: bool = False) -> OpenedFile:
-    """The tensors of a file by their names. Raises UserError naming the file when it is not what its name says.
+    """Open the tensors of a file by name. Raises UserError naming the file when it does not match its suffix.
 
-    With `edges` only their shapes and dtypes are to be used.
+    With `edges` only shapes and dtypes may be used.
     """
     reader = open_raw if file.suffix in RAW_SUFFIXES else READERS[file.suffix]
     try:
@@ -66,7 +66,7 @@ def open_tensor_file(file: SourceFile, *, raw: RawFormat | None = None, edges: b
 
 
 class Opener:
-    """Opens files of tensors and keeps the last few open: of those that may lie unpacked on disk `OPEN_COPIES`."""
+    """Opens files of tensors and keeps the last few open, `OPEN_COPIES` of those that may be unpacked on disk."""
 
     def __init__(self, raw: RawFormat | None, max_open: int) -> None:
         self._raw = raw
@@ -77,8 +77,8 @@ class Opener:
         return (self._unpack if file.suffix == ".npz" else self._open)(file)
 
     def facts(self, file: SourceFile) -> FileFacts:
-        """What a file says of its tensors; of a file in another store only both ends are read."""
+        """Return the facts of a file; of a file in another store only both ends are read first."""
         if file.store.local_path is None:
-            with suppress(UserError):  # what it says may lie deeper inside; if it is wrong, reading all of it will tell
+            with suppress(UserError):  # its index may lie deeper inside; an actual error shows when all of it is read
                 return facts_of(open_tensor_file(file, raw=self._raw, edges=True))
         return facts_of(self(file))

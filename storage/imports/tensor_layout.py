@@ -1,4 +1,4 @@
-"""Which series of tensors a folder holds: files side by side, or a sub-folder for each site."""
+"""Find the series of tensors in a folder: files of one folder, or a subfolder for each site."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from lexray.storage.imports.tensor_files import READERS, Opener
 from lexray.storage.imports.tensor_series import Part, Series
 
 SEARCH_DEPTH = 4
-"""Levels below a sub-folder at which files are found that are not where they should be."""
+"""Levels below a subfolder that are searched for misplaced files."""
 _CHOOSE_FILES = "add --files rows or --files sites"
 _LIST_ITEM = re.compile(r"\[(\d+)\]")
 
 
 @dataclass(frozen=True)
 class FolderLayout:
-    """The tensors of a folder."""
+    """Series of tensors in a folder."""
 
     series: dict[str, Series]
     by_name: bool
-    """Whether each series has files of its own, which pair with the others' by their names."""
+    """Whether each series has separate files, paired with the others' by name."""
     notes: list[str]
-    """What was passed over."""
+    """Notes on content that was skipped."""
 
 
 def find_layout(folder: SourceFolder, new_opener: Callable[[], Opener], options: ImportOptions) -> FolderLayout:
-    """Every series of a folder by its name. Series that share no file share no opener."""
+    """Return all series of a folder by name. Series that share no file share no opener."""
     files, ignored = tensor_files(folder, options.raw)
     folders = {inside.name: tensor_files(inside, options.raw) for inside in folder.folders()}
     for inside in folder.folders():
@@ -63,7 +63,7 @@ def find_layout(folder: SourceFolder, new_opener: Callable[[], Opener], options:
 
 
 def tensor_files(folder: SourceFolder, raw: RawFormat | None) -> tuple[list[SourceFile], list[SourceFile]]:
-    """The tensor files directly in a folder, and its other files."""
+    """Return the tensor files directly in a folder, and its other files."""
     suffixes = (*READERS, *(RAW_SUFFIXES if raw else ()))
     files = folder.files()
     return [file for file in files if file.suffix in suffixes], [file for file in files if file.suffix not in suffixes]
@@ -84,7 +84,7 @@ def _nothing(folder: SourceFolder, others: Sequence[SourceFile]) -> UserError:
 
 
 def _check_depth(folder: SourceFolder, has_files: bool, raw: RawFormat | None) -> None:
-    """Raise UserError when files lie deeper than in a sub-folder of the source."""
+    """Raise UserError when files are deeper than in a subfolder of the source."""
     deep = next((found for inside in folder.folders() if (found := _first_file(inside, raw, SEARCH_DEPTH))), None)
     if deep is not None:
         beside = "which already holds tensor files itself" if has_files else "which is no site's folder then"
@@ -104,7 +104,7 @@ def _first_file(folder: SourceFolder, raw: RawFormat | None, depth: int) -> Sour
 def _side_by_side(
     folder: SourceFolder, files: list[SourceFile], open_file: Opener, options: ImportOptions
 ) -> tuple[dict[str, Series], list[str]]:
-    """Files of the same tensors, one after the other, or files of a site or column each."""
+    """Return the series of files in one folder: consecutive rows of the same tensors, or one site or column each."""
     files = in_order(files)
     facts = {file: _checked_facts(file, open_file) for file in files}
     columns = [file for file in files if set(facts[file].tensors) == {UNNAMED} and file.stem in COLUMN_NAMES]
@@ -162,7 +162,7 @@ def _a_site_each(facts: dict[SourceFile, FileFacts], open_file: Opener, options:
 def _only_tensors(
     folder: SourceFolder, files: list[SourceFile], open_file: Opener, options: ImportOptions
 ) -> tuple[Series, list[str]]:
-    """The one tensor of each file in a site's own folder."""
+    """Return the series of the only tensor of each file in a site's folder."""
     if options.files == "sites":
         raise UserError(f"--files: sites, but {folder} is a site's own folder; give it as SOURCE or leave --files out")
     files = in_order(files)
@@ -200,7 +200,7 @@ def _checked_facts(file: SourceFile, open_file: Opener) -> FileFacts:
 
 
 def _grouped(file: SourceFile, facts: FileFacts, lists: Meaning | None) -> dict[str, list[str]]:
-    """Names of a file's series, each with the names of its tensors. Raises UserError for lists of unknown meaning."""
+    """Return a file's series with the names of their tensors. Raises UserError for lists of unknown meaning."""
     items = [name for name in facts.tensors if _LIST_ITEM.search(name)]
     if items and lists is None:
         raise UserError(
@@ -218,7 +218,7 @@ def _grouped(file: SourceFile, facts: FileFacts, lists: Meaning | None) -> dict[
 
 
 def _notes(facts: dict[SourceFile, FileFacts]) -> list[str]:
-    """One line that names everything in the files that is no tensor."""
+    """Return one line that names all objects in the files that are not tensors."""
     kinds: dict[str, str] = {}
     for found in facts.values():
         kinds |= found.notes

@@ -1,4 +1,4 @@
-"""A tensor over many files, one file after the other, and the checks that hold the parts of a series together."""
+"""Series: a tensor concatenated over many files, and checks of the consistency of its parts."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ INTEGERS = (torch.bool, torch.int8, torch.uint8, torch.int16, torch.int32, torch
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A file's share of a series."""
+    """A file's part of a series."""
 
     file: SourceFile
     name: str
-    """What the tensor is called in the file."""
+    """Name of the tensor in the file."""
     facts: TensorFacts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One tensor over all files, one after the other."""
+    """One tensor concatenated over files."""
 
     parts: list[Part]
     open_file: Opener
     lead: int = 1
-    """Dimensions that count rows: 2 for documents x tokens."""
+    """Number of dimensions that count rows: 2 for documents x tokens."""
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """Number of the first row of each part, and of the row after the last."""
+        """First row of each part, and the end of the last."""
         return np.cumsum([0, *self.part_rows])
 
     @property
@@ -53,18 +53,18 @@ class Series:
 
     @property
     def files(self) -> list[SourceFile]:
-        """The files in order, each once."""
+        """Files in order, each once."""
         return list(dict.fromkeys(part.file for part in self.parts))
 
     @cached_property
     def document_starts(self) -> np.ndarray:
-        """First row of each document where two dimensions count rows."""
+        """Return the first row of each document where two dimensions count rows."""
         shapes = [part.facts.shape for part in self.parts]
         pieces = [begin + np.arange(shape[0]) * shape[1] for begin, shape in zip(self.starts[:-1], shapes, strict=True)]
         return np.concatenate(pieces)
 
     def read(self, start: int, stop: int) -> torch.Tensor:
-        """Rows from `start` up to `stop`; where files of several dtypes meet, in the widest of them."""
+        """Read rows `start` to `stop`; in the widest dtype where files of several dtypes meet."""
         first, last = np.searchsorted(self.starts, [start, stop - 1], side="right") - 1
         pieces = []
         for index in range(int(first), int(last) + 1):
@@ -75,7 +75,7 @@ class Series:
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def place(self, row: int) -> str:
-        """File and number in it of a row."""
+        """Return a row's file and index in it."""
         index = int(np.searchsorted(self.starts, row, side="right")) - 1
         part, inside = self.parts[index], row - int(self.starts[index])
         item = f", {part.name}" if "[" in part.name else ""
@@ -85,9 +85,9 @@ class Series:
 
 
 def check_parts(series: Series, name: str, *, ndim: int, dtypes: tuple[torch.dtype, ...], advice: str = "") -> None:
-    """Raise UserError naming the first file whose tensor is no run of rows as the first file's.
+    """Raise UserError naming the first file whose tensor does not continue the first file's.
 
-    A site has one dimension more than count rows, its width; a column has none.
+    A site has one more dimension than those that count rows, its width; a column has none.
     """
     first, called, is_site = series.parts[0], name or "its tensor", ndim > series.lead
     for part in series.parts:
@@ -120,9 +120,9 @@ def _dimensions(lead: int, is_site: bool) -> str:
 
 
 def check_paired(series: dict[str, Series], *, by_name: bool) -> int:
-    """The rows that all series have. Raises UserError naming the first file in which two differ.
+    """Return the number of rows of all series. Raises UserError naming the first file in which two differ.
 
-    With `by_name` each series has files of its own, whose names must be those of the others.
+    With `by_name` each series has separate files, whose names must match the others'.
     """
     (first, expected), *others = series.items()
     for name, other in others:
@@ -147,7 +147,7 @@ def check_paired(series: dict[str, Series], *, by_name: bool) -> int:
 
 
 def _runs(series: Series, by_part: bool) -> list[tuple[str, int]]:
-    """Place and rows of each part, or of each file."""
+    """Return place and rows of each part, or of each file."""
     counts = zip(series.parts, series.part_rows, strict=True)
     if by_part:
         return [(f"{part.file}{', ' + part.name if '[' in part.name else ''}", rows) for part, rows in counts]
@@ -162,7 +162,7 @@ def _shapes(series: Series) -> list[tuple[int, ...]]:
 
 
 def widest(dtypes: Sequence[torch.dtype]) -> torch.dtype:
-    """The dtype that holds the values of all."""
+    """Return the dtype that represents the values of all."""
     widest = dtypes[0]
     for dtype in dtypes[1:]:
         widest = torch.promote_types(widest, dtype)
