@@ -1,1 +1,1 @@
-"""What lies behind `lexray.storage.store`: connections, credentials, retries, uploads in parts."""
+"""Backends of `lexray.storage.store`: connections, credentials, retries, multipart uploads."""

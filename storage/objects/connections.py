@@ -1,4 +1,4 @@
-"""What a process builds to reach stores, once for all its threads, and how much of it is used at once.
+"""Connections of a process to stores, shared by its threads, and the limit on calls in flight.
 
 Everything is keyed by pid: clients must not be used after a fork, and a lock that another thread held when a process
 forked is never released in the child.
@@ -18,7 +18,7 @@ from lexray.storage.objects.credentials import of_session
 from lexray.storage.objects.settings import REQUESTS_IN_FLIGHT, S3, StorageSettings
 
 FILESYSTEM, CLIENT = "filesystem", "client"
-"""Kinds of connections: fsspec's filesystem, and for ranged reads from S3 botocore's client."""
+"""Kinds of connections: fsspec's filesystem; botocore's client for ranged reads from S3."""
 
 _CONNECTIONS: dict[tuple[int, str, str, StorageSettings], Any] = {}
 _BUILDING: dict[int, threading.Lock] = {}
@@ -26,12 +26,12 @@ _SLOTS: dict[int, threading.BoundedSemaphore] = {}
 
 
 def call_slots() -> threading.BoundedSemaphore:
-    """This process's places for calls."""
+    """Return the semaphore that limits this process's calls in flight."""
     return _SLOTS.setdefault(os.getpid(), threading.BoundedSemaphore(REQUESTS_IN_FLIGHT))
 
 
 def connection(kind: str, scheme: str, settings: StorageSettings) -> Any:
-    """This process's connection, built when it is first asked for. Raises UserError for options that cannot be used."""
+    """Return this process's connection, built on first use. Raises UserError for unusable options."""
     key = (os.getpid(), kind, scheme, settings)
     found = _CONNECTIONS.get(key)
     if found is not None:
@@ -43,7 +43,7 @@ def connection(kind: str, scheme: str, settings: StorageSettings) -> Any:
 
 
 def forget(kind: str, scheme: str, settings: StorageSettings, used: list[Any]) -> None:
-    """Build a new one next time, which asks the provider of credentials anew; nothing if `used` is replaced already."""
+    """Drop the connection, so that a new one requests fresh credentials; nothing if `used` is already replaced."""
     key = (os.getpid(), kind, scheme, settings)
     if used and _CONNECTIONS.get(key) is used[0]:
         _CONNECTIONS.pop(key, None)

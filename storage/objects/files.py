@@ -1,7 +1,7 @@
-"""What lexray does with files on other fsspec filesystems: each function is one try of one operation.
+"""Operations on fsspec filesystems: each function is one attempt of one operation.
 
-Only methods of fsspec are called that take a path as it is: `rm`, `copy` and `mv` expand globs. Filesystems keep
-listings and sizes; they are made to forget them first, so that every answer is of now.
+Only methods of fsspec that take literal paths are called: `rm`, `copy` and `mv` expand globs. Filesystems cache
+listings and sizes; caches are invalidated first, so that results are current.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _EXPANDED = frozenset("*?[")
 
 
 def info(filesystem: Any, full: str) -> dict[str, Any] | None:
-    """Return what the store knows of a file or folder, asked afresh; None when it is not there."""
+    """Return the store's entry of a file or folder, uncached; None when missing."""
     filesystem.invalidate_cache()
     try:
         found: dict[str, Any] = filesystem.info(full)
@@ -25,7 +25,7 @@ def info(filesystem: Any, full: str) -> dict[str, Any] | None:
 
 
 def list_entries(filesystem: Any, full: str) -> list[dict[str, Any]]:
-    """Return what the store knows (`name`, `type`, `size`) of all that lies directly in a folder, asked afresh."""
+    """Return the store's entries (`name`, `type`, `size`) directly in a folder, uncached."""
     filesystem.invalidate_cache()
     try:
         found: list[dict[str, Any]] = filesystem.ls(full, detail=True)
@@ -35,7 +35,7 @@ def list_entries(filesystem: Any, full: str) -> list[dict[str, Any]]:
 
 
 def entries(filesystem: Any, full: str) -> list[tuple[str, str]]:
-    """Return names and kinds (`file`, `directory`) of what lies directly in a folder."""
+    """Return names and kinds (`file`, `directory`) of the entries directly in a folder."""
     found = list_entries(filesystem, full)
     return [(entry["name"].rstrip("/").rsplit("/", 1)[-1], entry["type"]) for entry in found]
 
@@ -57,28 +57,28 @@ def remove(filesystem: Any, full: str) -> None:
             if name.rstrip("/") != found["name"].rstrip("/"):
                 _remove_one(filesystem, name, entry["type"])
     _remove_one(filesystem, full, found["type"])
-    if info(filesystem, full) is not None:  # some stores do not say what they refused to delete
+    if info(filesystem, full) is not None:  # some stores do not report failed deletions
         raise OSError(errno.EBUSY, "is still there after its deletion")
 
 
 def _remove_one(filesystem: Any, name: str, kind: str) -> None:
-    with suppress(FileNotFoundError):  # another try, whose answer was lost, has removed it; a prefix is no folder
+    with suppress(FileNotFoundError):  # an attempt whose response was lost removed it; a prefix is no folder
         if kind == "directory":
-            with suppress(NotImplementedError):  # where folders are prefixes alone
+            with suppress(NotImplementedError):  # where folders are only prefixes
                 filesystem.rmdir(name)
         else:
             filesystem.rm_file(name)
 
 
 def cat_into(filesystem: Any, full: str, start: int, out: memoryview) -> int:
-    """Fill `out` from any filesystem; return how many bytes arrived."""
+    """Fill `out` from any filesystem; return the number of bytes read."""
     data: bytes = filesystem.cat_file(full, start=start, end=start + len(out))
     out[: len(data)] = data[: len(out)]
     return len(data)
 
 
 def write_beside(filesystem: Any, full: str, data: bytes) -> None:
-    """Write under another name and rename, where a file that is being written can be seen."""
+    """Write under another name and rename, where partial files are visible."""
     if _EXPANDED & set(full):
         raise OSError(errno.EINVAL, "names with `*`, `?` or `[` cannot be renamed exactly there")
     partial = f"{full}.{uuid.uuid4().hex}.partial"

@@ -1,8 +1,8 @@
-"""Whoever starts a command should not wait a whole retry budget for a server that is not there.
+"""Fail fast for a store that does not exist, so that a command does not spend a whole retry budget on a wrong address.
 
-Inside `answers_within` a store that never answered this process is asked for seconds only. Whatever it answers, be it
-that it is busy or that we may not, it is there: from then on calls are as patient as ever. Processes that others start
-(workers, window servers) are patient from the beginning, since the command that started them had an answer.
+Inside `answers_within` a store that never responded to this process is retried for seconds only. Any response, even an
+error, shows that it exists: afterwards calls have the full retry budget. Child processes (workers, window servers) have
+the full budget from the start, since the command that started them had a response.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ T = TypeVar("T")
 
 
 class NoAnswerError(StoreUnavailableError):
-    """A store that nobody found yet: more likely a wrong address than a fault that passes."""
+    """A store never responded: more likely a wrong address than a transient fault."""
 
 
 @contextmanager
 def answers_within(budget_s: float) -> Iterator[None]:
-    """Give up stores that do not answer for the first time within so many seconds."""
+    """Give up on stores whose first response takes longer than `budget_s` seconds."""
     before, _FIRST.budget_s = _FIRST.budget_s, budget_s
     try:
         yield
@@ -32,9 +32,9 @@ def answers_within(budget_s: float) -> Iterator[None]:
 
 
 def first_answer(store: Hashable, name: str, action: Callable[[], T], patient: Callable[[], T], budget_s: float) -> T:
-    """What `action` returns, or `patient`, which makes the same call under the policy, where the store is known.
+    """Return the result of `action`, or of `patient`, the same call under the full policy, for a known store.
 
-    `name` is the file, for people; `budget_s` is the policy's. Raises NoAnswerError.
+    `name` is the file, for messages; `budget_s` is the policy's. Raises NoAnswerError.
     """
     if _FIRST.budget_s is None or store in _FIRST.answered:
         return patient()
@@ -51,13 +51,13 @@ def first_answer(store: Hashable, name: str, action: Callable[[], T], patient: C
 
 
 def _unanswered(error: BaseException) -> Verdict:
-    """Another try only where nothing came back; what renews credentials is patient."""
+    """Retry only where there was no response; renewal of credentials takes the full policy."""
     nothing_came = judge(error) is Verdict.AGAIN and s3_answer(error)[0] is None
     return Verdict.AGAIN if nothing_came else Verdict.FINAL
 
 
 def _nobody(name: str, why: str, now: float) -> None:
-    """These seconds end in one line either way."""
+    """Log nothing: the attempt ends in one line either way."""
 
 
 class _First:

@@ -1,8 +1,7 @@
-"""Which urls and paths name exactly one place: pure functions, asked before anything is read or written.
+"""Validate that urls and paths name exactly one place: pure functions, called before anything is read or written.
 
-Libraries below read more into names than people mean: fsspec expands `*`, `?` and `[..]` and chains filesystems at
-`::`, HTTP clients resolve `..`, s3fs cuts keys at `?versionId=`. What would not reach the very place that it names is
-refused.
+Libraries interpret names: fsspec expands `*`, `?` and `[..]` and chains filesystems at `::`, HTTP clients resolve `..`,
+s3fs cuts keys at `?versionId=`. Names that would not reach their literal place are refused.
 """
 
 from __future__ import annotations
@@ -15,17 +14,17 @@ from lexray.storage.objects.settings import S3
 
 FILE = "file"
 VERSION_MARK = "?versionId="
-"""Where s3fs cuts a key."""
+"""Substring at which s3fs cuts a key."""
 _ONE_SLASH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?!//)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]|[\ud800-\udfff]|[\u2028\u2029]")
-# As botocore has them: names of buckets, older ones included, and access points by ARN.
+# As in botocore: names of buckets, including older ones, and access points by ARN.
 _BUCKET = re.compile(r"[a-zA-Z0-9.\-_]{1,255}")
 _READ_INTO = ("*", "?", "[", "]", "#", "\\", "::", "://")
-"""What filesystems other than S3's and the machine's own may expand, cut or chain at."""
+"""Substrings that filesystems other than S3 and the local one may expand, cut or chain at."""
 
 
 def scheme_of(url: str) -> str:
-    """Return the scheme of a path or url, `file` for a path. Raises UserError for one that lexray does not know."""
+    """Return the scheme of a path or url, `file` for a path. Raises UserError for an unknown scheme."""
     if "://" in url:
         scheme = url.split("://", 1)[0]
         if scheme in SCHEMES:
@@ -76,7 +75,7 @@ def check_path(path: str, scheme: str) -> None:
 
 
 def is_name(name: str, scheme: str) -> bool:
-    """Whether a listed name can be a path below the folder that holds it."""
+    """Return whether a listed name is valid as a path below its folder."""
     return bool(name) and "/" not in name and not _trouble(name, scheme)
 
 

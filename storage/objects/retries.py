@@ -1,8 +1,8 @@
-"""One retry policy for every call to a store: what is worth another try, after which pause, and until when.
+"""One retry policy for every call to a store: retryable errors, pauses, and limits.
 
-Pauses grow exponentially with full jitter: each is drawn evenly between nothing and a ceiling that doubles, so that
-many clients of a throttled store do not come back together. The layers below (botocore, s3fs) are told not to retry;
-what is left to them is one silent replacement of a kept-alive connection that turns out to be dead (aiohttp).
+Pauses grow exponentially with full jitter: each is uniform between zero and a ceiling that doubles, so that many
+clients of a throttled store do not retry in sync. The layers below (botocore, s3fs) are configured not to retry; the
+only exception is one silent replacement of a dead keep-alive connection (aiohttp).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = logging.getLogger("lexray")
 T = TypeVar("T")
 
 LOG_EVERY_S = 30.0
-"""A burst of retries is one line."""
+"""Seconds over which retries are combined into one log line."""
 _STATUSES = {408, 425, 429, 500, 502, 503, 504, 509}
 _CODES = {
     "SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "OperationAborted", "TooManyRequests",
@@ -33,7 +33,7 @@ _CODES = {
     "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch",
 }  # fmt: skip
 _EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
-# What Python, botocore (its own ConnectionError), aiohttp and urllib3 raise, by the name of a class it derives from.
+# Errors of Python, botocore (its own ConnectionError), aiohttp and urllib3, by the name of a base class.
 _TRANSPORT = {
     "ConnectionError", "HTTPClientError", "IncompleteReadError", "IncompleteRead", "ResponseParserError",
     "FlexibleChecksumError", "ChecksumMismatch", "ClientPayloadError", "ClientConnectionError",
@@ -46,25 +46,25 @@ _ERRNOS = {
 
 
 class StoreUnavailableError(OSError):
-    """A call failed again and again until its budget was spent. One line: file, attempts, seconds, last reason."""
+    """A call failed until its retry budget was spent. One line: file, attempts, seconds, last reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """How long a call goes on."""
+    """Limits on the attempts and pauses of a call."""
 
     attempts: int = 30
-    """Calls in all, the first one included."""
+    """Maximum number of calls, including the first one."""
     budget_s: float = 120.0
-    """Seconds from the first call after which no other begins; 0 never retries."""
+    """Seconds from the first call after which no retry starts; 0 never retries."""
     first_ceiling_s: float = 0.2
-    """Longest pause after the first failure."""
+    """Seconds: maximum pause after the first failure."""
     ceiling_s: float = 15.0
-    """Longest pause after any."""
+    """Seconds: maximum pause after any failure."""
 
 
 class Verdict(Enum):
-    """What a failed call means."""
+    """Classification of a failed call."""
 
     FINAL = "final"
     AGAIN = "again"
@@ -72,7 +72,7 @@ class Verdict(Enum):
 
 
 def next_delay(policy: RetryPolicy, *, attempt: int, elapsed_s: float, fraction: float) -> float | None:
-    """Seconds to pause after failed call number `attempt` (from 1); None when no other may follow.
+    """Return the seconds to pause after failed call number `attempt` (from 1); None when no retry may follow.
 
     `fraction` in [0, 1) is the jitter.
     """
@@ -84,10 +84,10 @@ def next_delay(policy: RetryPolicy, *, attempt: int, elapsed_s: float, fraction:
 
 
 def judge(error: BaseException) -> Verdict:
-    """Whether another try can help. What is not known to pass is final: not there, not allowed, disk full, wrong."""
+    """Classify an error. Errors not known to be transient are final: not found, not allowed, disk full, invalid."""
     code, status = s3_answer(error)
     if code in _EXPIRED_CODES or (code == "400" and status == 400):
-        # A HEAD has no body for the code: 400 is all that S3 says there of an expired token.
+        # A HEAD response has no body with a code: for an expired token S3 returns only 400.
         return Verdict.AGAIN_WITH_NEW_CREDENTIALS
     if code is not None:
         return Verdict.AGAIN if code in _CODES or status in _STATUSES else Verdict.FINAL
@@ -102,7 +102,7 @@ def judge(error: BaseException) -> Verdict:
 
 
 def s3_answer(error: BaseException) -> tuple[str | None, int | None]:
-    """Error code and HTTP status of S3's answer, if the error was made from one."""
+    """Return error code and HTTP status of S3's response, if the error has one."""
     cause: BaseException | None = error
     while cause is not None:
         response = getattr(cause, "response", None)
@@ -114,16 +114,16 @@ def s3_answer(error: BaseException) -> tuple[str | None, int | None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Retrier:
-    """Calls under a policy."""
+    """Runs calls under a retry policy."""
 
     policy: RetryPolicy = RetryPolicy()
     clock: Callable[[], float] = time.monotonic
-    """Seconds."""
+    """Clock in seconds."""
     sleep: Callable[[float], None] = time.sleep
     fraction: Callable[[], float] = random.SystemRandom().random
-    """Jitter in [0, 1); never the generator that a training seeds."""
+    """Source of jitter in [0, 1), independent of generators that training seeds."""
     tell: Callable[[str, str, float], None] = field(default_factory=lambda: _HISTORY.add)
-    """Hears of each call that is made again: the file, the reason, the clock's seconds."""
+    """Called for each retry with the file, the reason and the clock's seconds."""
 
     def call(
         self,
@@ -133,9 +133,9 @@ class Retrier:
         judge: Callable[[BaseException], Verdict] = judge,
         renew: Callable[[], None] = lambda: None,
     ) -> T:
-        """What `action` returns. `name` is the file, for people; `renew` is called before a try with new credentials.
+        """Return the result of `action`; `name` is the file in messages, `renew` refreshes credentials before a retry.
 
-        Raises what `action` raised where no other try can help, else StoreUnavailableError when the budget is spent.
+        Raises the exception of `action` where it is final, else StoreUnavailableError when the budget is spent.
         """
         began, attempt = self.clock(), 0
         while True:
@@ -160,17 +160,17 @@ class Retrier:
 
 
 def is_of_botocore(error: BaseException) -> bool:
-    """No connection, no credentials, no such profile: none of them an OSError."""
+    """Return whether an error is botocore's (connection, credentials, profile); these are not OSErrors."""
     return any(kind.__module__ == "botocore.exceptions" for kind in type(error).__mro__)
 
 
 def retried_calls() -> int:
-    """Calls that this process made again since it began."""
+    """Return the number of retries of this process."""
     return _HISTORY.retries
 
 
 class _History:
-    """The retries of a process, counted and logged."""
+    """Counts and logs the retries of a process."""
 
     def __init__(self) -> None:
         self.retries = 0
@@ -193,7 +193,7 @@ os.register_at_fork(after_in_child=_HISTORY.__init__)  # type: ignore[misc]
 
 
 def _http_status(error: BaseException) -> int | None:
-    """The status that errors of other stores' libraries carry."""
+    """Return the HTTP status of an error of another store's library."""
     for name in ("status", "status_code", "code"):
         value = getattr(error, name, None)
         if isinstance(value, int):

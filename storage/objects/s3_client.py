@@ -19,11 +19,11 @@ from lexray.storage.objects.credentials import fetch_late
 from lexray.storage.objects.settings import StorageSettings
 
 PIECE_BYTES = 2**20
-"""What is taken from a connection at once: it is still in the processor's cache when it is copied to its place."""
+"""Bytes read from a connection at once, few enough to be in the CPU cache when they are copied."""
 
 
 class S3Client:
-    """For many threads of one process. Raises botocore's errors for profiles and credentials."""
+    """S3 client for the threads of one process. Raises botocore's errors for profiles and credentials."""
 
     def __init__(self, settings: StorageSettings) -> None:
         arguments = settings.s3_options()
@@ -33,22 +33,22 @@ class S3Client:
         else:
             credentials = session.get_credentials()
             if credentials is not None:
-                credentials.get_frozen_credentials()  # those of an assumed role have no end before their first use
+                credentials.get_frozen_credentials()  # an assumed role's have no expiry before their first use
                 fetch_late(credentials)
         config = Config(**arguments["config_kwargs"])
         self._client = session.create_client("s3", config=config, **arguments["client_kwargs"])
 
     def get_range(self, bucket: str, key: str, start: int, length: int) -> bytes:
-        """Bytes of an object. Raises FileNotFoundError, PermissionError, OSError, or botocore's errors of transport."""
+        """Read bytes of an object. Raises FileNotFoundError, PermissionError, OSError, botocore's transport errors."""
         with closing(self._body(bucket, key, start, length)) as body:
             data: bytes = body.read()
         return data
 
     def get_range_into(self, bucket: str, key: str, start: int, out: memoryview) -> int:
-        """The same into `out`, which says how many bytes are asked for; how many came, more than asked if it is so."""
+        """Read `len(out)` bytes into `out`; return the number received, which may exceed the number requested."""
         end = 0
         with closing(self._body(bucket, key, start, len(out))) as body:
-            while piece := body.read(PIECE_BYTES):  # up to the empty one, with which botocore checks the whole's length
+            while piece := body.read(PIECE_BYTES):  # up to the empty one, at which botocore checks the total length
                 end += len(piece)
                 if end > len(out):
                     break
@@ -65,7 +65,7 @@ class S3Client:
 
 
 def _as_os_error(error: ClientError) -> OSError:
-    """The error in Python's kinds; what the server said stays its cause."""
+    """Map the error to an OSError; the server's error stays its cause."""
     message = error.response["Error"].get("Message") or str(error)
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     if status == 404:

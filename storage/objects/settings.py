@@ -1,4 +1,4 @@
-"""How to reach a store: the only part of it that crosses a process boundary."""
+"""Connection settings of a store, the only part of it that crosses a process boundary."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from lexray.storage.objects.options import check_options, check_transport, is_in
 from lexray.storage.objects.retries import RetryPolicy
 
 REQUESTS_IN_FLIGHT = 32
-"""Most calls that a process has in flight at once, over all stores."""
+"""Maximum calls in flight in a process, over all stores."""
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 30
-"""Longest silence in an answer."""
+"""Read timeout of a response in seconds."""
 S3 = ("s3", "s3a")
 _SECRETS = {
     "secret", "password", "client_secret", "account_key", "sas_token", "connection_string",
@@ -25,7 +25,7 @@ _S3_SECRETS = _SECRETS | {"key", "token", "username"}
 
 @dataclass(frozen=True, kw_only=True)
 class StorageSettings:
-    """How to reach an object store. Credentials are not here: they come from the provider's own refreshable chain."""
+    """Connection settings of an object store, without credentials: these come from the provider's refreshable chain."""
 
     endpoint_url: str | None = None
     """Address of an S3-compatible server; None is AWS."""
@@ -38,16 +38,16 @@ class StorageSettings:
     options: str = "{}"
     """JSON object of further arguments for the filesystem of the url's scheme, see `lexray.storage.objects.options`."""
     retry_budget_s: float | None = None
-    """Seconds for which a failing call is tried again; None is the default of `RetryPolicy`, 0 is not at all."""
+    """Seconds for which a failing call is retried; None is the default of `RetryPolicy`, 0 never retries."""
 
     @property
     def policy(self) -> RetryPolicy:
         return RetryPolicy() if self.retry_budget_s is None else RetryPolicy(budget_s=self.retry_budget_s)
 
     def arguments(self, scheme: str) -> dict[str, Any]:
-        """Arguments of the scheme's filesystem. Raises UserError for options that a file may not set."""
+        """Return the arguments of the scheme's filesystem. Raises UserError for options that a file may not set."""
         if scheme == "file":
-            return {}  # options are those of the other store of a sweep
+            return {}  # options belong to the other store of a sweep
         options = self._parsed_options()
         _refuse_secrets(options, _S3_SECRETS if scheme in S3 else _SECRETS)
         check_options(options, scheme, insecure=is_insecure_allowed())
@@ -63,19 +63,19 @@ class StorageSettings:
         return options
 
     def check(self, scheme: str, url: str) -> None:
-        """Raise UserError for settings, of a file perhaps, that must not be used to reach `url`."""
+        """Raise UserError for settings (perhaps of a file) that must not be used to reach `url`."""
         self.arguments(scheme)
         check_transport(scheme, url, self.endpoint_url, insecure=is_insecure_allowed())
 
     def s3_options(self) -> dict[str, Any]:
-        """Arguments of `s3fs.S3FileSystem`."""
+        """Return the arguments of `s3fs.S3FileSystem`."""
         client = {k: v for k, v in (("endpoint_url", self.endpoint_url), ("region_name", self.region)) if v}
         config: dict[str, Any] = {
-            "retries": {"total_max_attempts": 1, "mode": "standard"},  # retries are ours alone, and counted
+            "retries": {"total_max_attempts": 1, "mode": "standard"},  # only lexray retries, and counts
             "max_pool_connections": REQUESTS_IN_FLIGHT,
             "connect_timeout": CONNECT_TIMEOUT_S,
             "read_timeout": READ_TIMEOUT_S,
-            # Many S3-compatible servers cannot do what newer clients ask for; lexray has checksums of its own.
+            # Many S3-compatible servers lack the checksums that newer clients request; lexray has its own.
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
         }
@@ -100,6 +100,6 @@ def _refuse_secrets(options: dict[str, Any], secrets: set[str], place: str = "st
 
 
 def _merged(ours: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """The options over our own, in nested objects too."""
+    """Merge the options over the defaults, recursively."""
     nested = {name: _merged(ours[name], value) for name, value in options.items() if isinstance(ours.get(name), dict)}
     return ours | options | nested
