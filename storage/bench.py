@@ -1,7 +1,7 @@
-"""How fast a dataset can be read here: plain parallel reads, the stream as training reads it, and what it computes.
+"""Benchmark reading of a dataset: plain parallel reads, the stream as training reads it, and its CPU cost.
 
-Everything measured is time-bounded and read from the store anew; what a local disk gives twice comes from the memory
-that the system keeps of it.
+All measurements are time-bounded and read from the store anew; repeated reads of a local disk come from the system's
+page cache.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ MB = 1e6
 
 @dataclass(frozen=True, kw_only=True)
 class ReadSpeed:
-    """Plain ranged reads, nothing done with the bytes."""
+    """Speed of plain ranged reads without processing."""
 
     parallel: int
-    """Reads under way at once."""
+    """Reads in flight at once."""
     gets: int
     bytes: int
     seconds: float
@@ -47,7 +47,7 @@ class ReadSpeed:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamSpeed:
-    """Windows as a training receives them: verified, filtered, permuted, cut into batches."""
+    """Speed of windows as training receives them: verified, filtered, permuted, cut into batches."""
 
     rows: int
     """Rows of the windows that arrived."""
@@ -55,7 +55,7 @@ class StreamSpeed:
     """Bytes read from the store for them."""
     batches: int
     seconds: float
-    """From the first request to the last arrival."""
+    """Seconds from the first request to the last arrival."""
 
     @property
     def mb_per_s(self) -> float:
@@ -68,37 +68,37 @@ class StreamSpeed:
 
 @dataclass(frozen=True, kw_only=True)
 class CoreSpeed:
-    """What one core does with chunks that it has in memory."""
+    """Throughput of one core on chunks in memory."""
 
     checksum_mb_per_s: float
     permute_mb_per_s: float
-    """Filtering rows and putting them into their places."""
+    """Megabytes per second of filtering and permuting rows."""
 
     def share_of_core(self, mb_per_s: float) -> tuple[float, float]:
-        """What checksums and permuting take of one core when so much passes."""
+        """Return the shares of one core that checksums and permuting take at this throughput."""
         return mb_per_s / self.checksum_mb_per_s, mb_per_s / self.permute_mb_per_s
 
 
 @dataclass(frozen=True, kw_only=True)
 class Feeding:
-    """How many workers of a dictionary a stream can feed."""
+    """Number of workers of a dictionary that a stream can feed."""
 
     stream_rows_per_s: float
     step_rows_per_s: float
-    """Of one worker whose rows are there already."""
+    """Rows per second of one worker that never waits for data."""
 
     @property
     def workers_fed(self) -> int:
-        """Workers that train at full speed."""
+        """Number of workers that train at full speed."""
         return int(self.stream_rows_per_s / self.step_rows_per_s)
 
     @property
     def io_bound_workers(self) -> int:
-        """From so many workers on, training waits for data."""
+        """Number of workers from which on training waits for data."""
         return self.workers_fed + 1
 
     def sentence(self, dictionary: str) -> str:
-        """The outcome for people."""
+        """Return the result as a sentence."""
         speeds = f"one worker trains {self.step_rows_per_s:,.0f} rows/s, the stream gives {self.stream_rows_per_s:,.0f}"
         if not self.workers_fed:
             waits = 1 - self.stream_rows_per_s / self.step_rows_per_s
@@ -107,7 +107,7 @@ class Feeding:
 
 
 def plain_reads(dataset: DatasetReader, sites: Sequence[str], *, seconds: float, parallel: int) -> ReadSpeed:
-    """Read chunks of these sites in a random order, over and over, for about so many seconds."""
+    """Read chunks of these sites in random order, repeatedly, for about `seconds`."""
     ranges = chunk_ranges(dataset, sites)
     shuffled = [ranges[i] for i in np.random.default_rng(0).permutation(len(ranges))]
     began, turn = time.perf_counter(), itertools.count()
@@ -125,7 +125,7 @@ def plain_reads(dataset: DatasetReader, sites: Sequence[str], *, seconds: float,
 
 
 def chunk_ranges(dataset: DatasetReader, sites: Sequence[str]) -> list[tuple[str, int, int]]:
-    """File, first byte and length of every chunk of these sites."""
+    """Return file, first byte and length of every chunk of these sites."""
     ranges = []
     for site, place in itertools.product(sites, dataset.chunks):
         shard, row_bytes = dataset.manifest.shards[place.shard], dataset.manifest.row_bytes(site)
@@ -135,7 +135,7 @@ def chunk_ranges(dataset: DatasetReader, sites: Sequence[str]) -> list[tuple[str
 
 
 def stream_speed(spec: StreamSpec, *, batch_rows: int, seconds: float) -> StreamSpeed:
-    """Take batches as a training on one worker does, over and over, for about so many seconds.
+    """Take batches as a training on one worker does, repeatedly, for about `seconds`.
 
     Raises UserError when the rows that training would read do not fill a batch.
     """
@@ -153,7 +153,7 @@ def stream_speed(spec: StreamSpec, *, batch_rows: int, seconds: float) -> Stream
 
 
 def core_speed(spec: StreamSpec, *, seconds: float) -> CoreSpeed:
-    """Check and permute the chunks of one window, over and over, for about so many seconds."""
+    """Check and permute the chunks of one window, repeatedly, for about `seconds`."""
     reader = WindowReader(spec)
     key = WindowKey(epoch=0, lane=0, index=0)
     segments = reader.order(key.epoch).windows(key.lane)[key.index]
@@ -172,7 +172,7 @@ def core_speed(spec: StreamSpec, *, seconds: float) -> CoreSpeed:
 
 
 def median_seconds(action: Callable[[], object], seconds: float) -> float:
-    """Median time of an action that is done once without being counted, and then for about so many seconds."""
+    """Return the median time of an action, run once for warmup and then for about `seconds`."""
     action()
     taken: list[float] = []
     began = time.perf_counter()
@@ -184,18 +184,18 @@ def median_seconds(action: Callable[[], object], seconds: float) -> float:
 
 
 class _TimeIsUpError(Exception):
-    """Ends a training that was taken up for its data alone."""
+    """Ends a training that is run for its data alone."""
 
 
 @dataclass
 class _TimedWindows:
-    """Windows that are counted as they arrive, until the time is up."""
+    """Window source that counts windows as they arrive, until the time is up."""
 
     windows: LocalWindows
     rows: int = 0
     bytes: int = 0
     arrived_s: float = 0.0
-    """From the beginning to the last arrival."""
+    """Seconds from the start to the last arrival."""
     _began: float = 0.0
     _deadline: float = 0.0
     _asked: list[Future[Window]] = field(default_factory=list)
@@ -228,14 +228,14 @@ class _TimedWindows:
         self.windows.leave()
 
     def stop(self) -> None:
-        """Ask for no more, and wait for what is under way: it would slow what is measured next."""
+        """Request no more windows and wait for those in flight, which would slow the next measurement."""
         for one in self._asked:
             one.cancel()
         wait(self._asked)
 
 
 class _HeldChunks(ChunkReads):
-    """Chunks that are in memory, so that nothing is read."""
+    """Chunk reads served from memory."""
 
     def __init__(self, dataset: DatasetReader, sites: Sequence[str], chunks: Sequence[int]) -> None:
         super().__init__()

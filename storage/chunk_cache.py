@@ -1,16 +1,15 @@
-"""Chunks on a local disk, below the object store: read once, then shared by every stream of the machine.
+"""Cache of chunks on a local disk: read once from the object store, then shared by every stream of the machine.
 
-    DIR/lexray-chunks/DATASET/SITE/00000017.chunk     the bytes of one site's chunk 17, as they lie in the store
-    DIR/lexray-chunks/usage                           bytes that all chunks take together; its lock is the cache's
+    DIR/lexray-chunks/DATASET/SITE/00000017.chunk     the bytes of one site's chunk 17, as stored
+    DIR/lexray-chunks/usage                           total bytes of all chunks; its lock is the cache's
 
-Any number of a user's processes may use one folder, at once or one after the other. A file appears whole (renamed into
-place) and is trusted by nobody: who reads a chunk compares its checksum with the manifest. `lexray-chunks` belongs to
+Any number of a user's processes may use one folder, at once or one after the other. A file appears complete (renamed
+into place) and is not trusted: readers compare a chunk's checksum with the manifest. `lexray-chunks` belongs to
 the user alone (0700), since DIR may be writable for everybody, like /tmp: a folder that another user made, or a link in
 its place, is not used. Everything below is reached from its descriptor, one name at a time, and no link is followed.
 
-What is over the limit is removed, chunks used longest ago first. `usage` is written before the file that it counts, so
-that a process that is killed in between makes the cache seem fuller than it is, never emptier; the next clearing counts
-afresh.
+Above the limit, chunks are evicted in LRU order. `usage` is written before the file that it counts, so that a process
+killed in between makes the cache seem fuller than it is, never emptier; the next eviction recounts.
 """
 
 from __future__ import annotations
@@ -31,21 +30,21 @@ log = logging.getLogger("lexray")
 
 FOLDER, SUFFIX, PARTIAL = "lexray-chunks", ".chunk", ".partial"
 CLEARED_SHARE = 0.1
-"""Share of the limit that a clearing leaves free, so that it does not follow every chunk."""
+"""Share of the limit that an eviction leaves free, so that not every chunk triggers one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSettings:
-    """Where chunks are kept, and how many."""
+    """Folder and size limit of the cache."""
 
     dir: str
     """Folder on a local disk."""
     bytes: int
-    """Bytes that all chunks in it may take together, whichever process put them there."""
+    """Maximum bytes of all chunks in the folder, over all processes."""
 
 
 class ChunkName(NamedTuple):
-    """Names one site's bytes of one chunk, whatever its dataset's url is."""
+    """Key of one site's bytes of one chunk, independent of the dataset's url."""
 
     dataset_id: str
     site: str
@@ -61,8 +60,9 @@ class ChunkName(NamedTuple):
 
 
 class ChunkCache:
-    """One process's way to the chunks in a folder. A disk that is full or cannot be written ends the adding, once and
-    with one logged line; what is there is still read."""
+    """One process's access to the chunks in a folder.
+
+    When the disk is full or not writable, adding stops with one logged line; existing chunks are still read."""
 
     def __init__(self, settings: CacheSettings) -> None:
         self.settings = settings
@@ -70,17 +70,17 @@ class ChunkCache:
         self._adding, self._lock = True, threading.Lock()
 
     def read(self, name: ChunkName) -> bytes | None:
-        """The bytes as they were once added, None when they are not there; to be verified."""
+        """Return the bytes as they were added, unverified; None when missing."""
         try:
             with self._folder(name) as folder, private_file(folder, name.file, os.O_RDONLY) as file:
                 data = file.read()
-                os.utime(file.fileno())  # used now: it goes last
+                os.utime(file.fileno())  # mark as most recently used
         except OSError:
             return None
         return data
 
     def add(self, name: ChunkName, data: bytes | memoryview) -> None:
-        """Keep a verified chunk, if it can be kept."""
+        """Add a verified chunk, if possible."""
         size = len(data)
         if not self._adding or size > self.settings.bytes:
             return
@@ -92,7 +92,7 @@ class ChunkCache:
             self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
-        """Add no more, and say so once: several threads may fail at the same moment."""
+        """Stop adding and log it once: several threads may fail at the same moment."""
         with self._lock:
             was_adding, self._adding = self._adding, False
         if was_adding:
@@ -100,7 +100,7 @@ class ChunkCache:
             log.warning("cache.dir %s: no further chunks are kept there (%s)", self.settings.dir, reason)
 
     def remove(self, name: ChunkName) -> None:
-        """Forget a chunk that turned out damaged."""
+        """Remove a damaged chunk."""
         with suppress(OSError), self._folder(name) as folder:
             os.remove(name.file, dir_fd=folder)
 
@@ -117,7 +117,7 @@ class ChunkCache:
 
     @contextmanager
     def _usage(self) -> Iterator[IO[bytes]]:
-        """The file of the bytes in use, locked against other threads and processes."""
+        """Yield the file of the bytes in use, locked against other threads and processes."""
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
         with private_root(self._root, make=True) as root, private_file(root, "usage", flags) as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
@@ -134,14 +134,14 @@ class ChunkCache:
         usage.flush()
 
     def _clear(self, limit: int) -> int:
-        """Remove the chunks used longest ago until those left take at most `limit` bytes; the bytes they take."""
+        """Evict least recently used chunks down to `limit` bytes; return the bytes that remain."""
         found = []
         with private_root(self._root) as root:
             for folder, _, files, descriptor in os.fwalk(".", dir_fd=root):
                 for file in files:
                     with suppress(FileNotFoundError):
                         if file.endswith(PARTIAL):
-                            os.remove(file, dir_fd=descriptor)  # of a process that died: who writes holds the lock
+                            os.remove(file, dir_fd=descriptor)  # left by a process that died: writers hold the lock
                         elif file.endswith(SUFFIX):
                             status = os.stat(file, dir_fd=descriptor, follow_symlinks=False)
                             found.append((status.st_mtime_ns, status.st_size, os.path.join(folder, file)))
@@ -156,7 +156,7 @@ class ChunkCache:
 
 
 def _folder_name(name: str) -> str:
-    """The name of a folder, one for each name; never `.` or `..`."""
+    """Return the folder name of a dataset or site, unique per name; never `.` or `..`."""
     quoted = quote(name, safe="")
     return quoted if quoted.strip(".") else quoted.replace(".", "%2E") or "%"
 

@@ -1,4 +1,4 @@
-"""The chunks that a process reads for its streams: so many at once, none twice at one time, cached ones from disk."""
+"""Read chunks for a process's streams: bounded parallelism, concurrent reads of a chunk shared, a cache on disk."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from lexray.storage.manifest import chunk_checksum
 from lexray.storage.reader import NUMPY_DTYPES, DatasetReader, as_bytes
 
 PARALLEL_READS = 8
-"""Chunks that a process reads at once."""
+"""Maximum number of chunks that a process reads at once."""
 
 
 class ReadCost(NamedTuple):
-    """Where the bytes of chunks came from."""
+    """Bytes of chunks by where they were read."""
 
     store_bytes: int = 0
-    """Read from the object store."""
+    """Bytes read from the object store."""
     disk_bytes: int = 0
-    """Read from the cache on disk."""
+    """Bytes read from the cache on disk."""
     memory_bytes: int = 0
-    """Not read at all: somebody on this node had just read them."""
+    """Bytes not read, since another stream on this node had just read them."""
 
     @property
     def bytes(self) -> int:
@@ -38,14 +38,14 @@ NOTHING = ReadCost()
 
 
 class ReadChunk(NamedTuple):
-    """A site's rows of one chunk (rows, width), not to be written to, and where they came from."""
+    """A site's rows of one chunk (rows, width), read-only, and their read cost."""
 
     rows: np.ndarray
     cost: ReadCost
 
 
 class ChunkReads:
-    """Shared by all streams of a process; safe to call from any thread."""
+    """Chunk reader shared by all streams of a process; thread-safe."""
 
     def __init__(self, cache: ChunkCache | None = None, parallel: int = PARALLEL_READS) -> None:
         self._cache = cache
@@ -54,9 +54,9 @@ class ChunkReads:
         self._lock = threading.Lock()
 
     def read(self, dataset: DatasetReader, chunk: int, site: str, out: np.ndarray | None = None) -> Future[ReadChunk]:
-        """Begin to read one site's rows of a chunk. The result raises CorruptDataError naming the shard.
+        """Start reading one site's rows of a chunk. The future raises CorruptDataError naming the shard.
 
-        Rows that are read for this call lie in `out` where that is given; rows that were there already do not.
+        Rows that are read for this call are written to `out` where given; rows shared with another read are not.
         """
         name = ChunkName(dataset.manifest.id, site, chunk)
         with self._lock:
@@ -95,7 +95,7 @@ class ChunkReads:
 
 
 def _shared(reading: Future[ReadChunk]) -> Future[ReadChunk]:
-    """The same rows for one more reader, whom they cost nothing."""
+    """Return a future of the same rows for another reader, at no read cost."""
     shared: Future[ReadChunk] = Future()
 
     def pass_on(done: Future[ReadChunk]) -> None:

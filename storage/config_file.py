@@ -1,4 +1,4 @@
-"""Read a YAML file into a pydantic model, with every mistake told in one line."""
+"""Read a YAML file into a pydantic model, reporting each error in one line."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from lexray.storage.objects.settings import StorageSettings
 from lexray.storage.yaml_values import load_yaml
 
 MAX_BYTES = 256 * 1024
-"""Bytes of a file of settings at most."""
+"""Maximum bytes of a settings file."""
 MAX_MESSAGE_CHARACTERS = 600
-"""Of a library's message, which may repeat a foreign value whole."""
+"""Maximum characters of a library's message, which may repeat a foreign value."""
 MAX_SECONDS = 1e9
-"""Of a span of time in a file: 30 years."""
+"""Maximum duration in a file: 30 years."""
 SMALLEST, LARGEST = 1e-15, 1e15
-"""Between these, squares and quotients of two settings still are float32 numbers."""
+"""Range of numbers whose squares and quotients are still float32 numbers."""
 
 
 class FileModel(BaseModel):
-    """Base of everything that a user writes in YAML: frozen, unknown keys refused."""
+    """Base of all models of user YAML: frozen, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
     def _numbers(cls, given: Any) -> Any:
-        """Where a number belongs: no `true`, which counts as 1, and no whole number beyond 64 bits."""
+        """Refuse booleans for numbers and integers beyond 64 bits."""
         for name, value in given.items() if isinstance(given, dict) else ():
             annotation = cls.model_fields[name].annotation if name in cls.model_fields else None
             kinds = {annotation, *get_args(annotation)}
@@ -53,7 +53,7 @@ class FileModel(BaseModel):
 
 
 class StorageBlock(FileModel):
-    """How to reach an object store; credentials come from the provider's own chain."""
+    """Connection settings of an object store; credentials come from the provider's own chain."""
 
     endpoint_url: str | None = None
     region: str | None = None
@@ -72,17 +72,17 @@ Model = TypeVar("Model", bound=FileModel)
 
 
 def read_config_file(path: str, model: type[Model]) -> Model:
-    """The file as `model`. Raises UserError naming the file and the first wrong field."""
+    """Read the file as `model`. Raises UserError naming the file and the first wrong field."""
     return checked_content(path, read_mapping(path), model)
 
 
 def read_mapping(path: str) -> dict[Any, Any]:
-    """What a YAML or JSON file of keys and values holds. Raises UserError naming the file."""
+    """Read a YAML or JSON file of keys and values. Raises UserError naming the file."""
     return mapping_of(read_text(path), path)
 
 
 def read_text(path: str) -> str:
-    """The text of a file of at most `MAX_BYTES`, in UTF-8. Raises UserError naming the file."""
+    """Read the text of a file of at most `MAX_BYTES`, in UTF-8. Raises UserError naming the file."""
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -100,7 +100,7 @@ def read_text(path: str) -> str:
 
 
 def mapping_of(text: str, path: str) -> dict[Any, Any]:
-    """The same of text that was read from `path`."""
+    """Parse text that was read from `path`, like `read_mapping`."""
     if len(text) > MAX_BYTES:
         raise UserError(f"{path}: more than {MAX_BYTES:,} characters, which no settings have; is it another file?")
     try:
@@ -113,7 +113,7 @@ def mapping_of(text: str, path: str) -> dict[Any, Any]:
 
 
 def checked_content(path: str, content: dict[Any, Any], model: type[Model]) -> Model:
-    """The content of a file as `model`. Raises UserError naming the file and the first wrong field."""
+    """Validate the content of a file as `model`. Raises UserError naming the file and the first wrong field."""
     try:
         return model.model_validate(content)
     except ValidationError as error:
@@ -121,7 +121,7 @@ def checked_content(path: str, content: dict[Any, Any], model: type[Model]) -> M
 
 
 def checked_block(block: Model, changes: dict[str, Any]) -> Model:
-    """A block of a file with some of its values replaced, checked again. Raises UserError."""
+    """Return a block of a file with some of its values replaced, validated again. Raises UserError."""
     try:
         return type(block).model_validate(block.model_dump() | changes)
     except ValidationError as error:
@@ -132,14 +132,14 @@ Config = TypeVar("Config")
 
 
 def checked_config(config_class: type[Config], values: dict[str, Any]) -> Config:
-    """A configuration dataclass with its fields' types checked. Raises UserError naming the first wrong field."""
+    """Build a configuration dataclass with its fields' types checked. Raises UserError naming the first wrong field."""
     for name, value in values.items():
         _check_number(name, value)
     return typed_config(config_class, values)
 
 
 def typed_config(config_class: type[Config], values: dict[str, Any]) -> Config:
-    """The same of values that were checked when they were written: only their types are looked at."""
+    """Build one from values that were checked when written: only their types are checked."""
     try:
         found = TypeAdapter(config_class).validate_python(values)
     except ValidationError as error:
@@ -151,7 +151,7 @@ def typed_config(config_class: type[Config], values: dict[str, Any]) -> Config:
 
 
 def _check_number(name: str, value: Any) -> None:
-    """Raise UserError for a number that computations in float32 and with 64-bit integers would make another of."""
+    """Raise UserError for a number that float32 or 64-bit integers cannot represent."""
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name}: {value} is not a finite number")
     if isinstance(value, float) and value != 0 and not SMALLEST <= abs(value) <= LARGEST:
@@ -162,7 +162,7 @@ def _check_number(name: str, value: Any) -> None:
 
 
 def describe(error: ValidationError, model: type[BaseModel] = FileModel) -> str:
-    """The first mistake of a validation error in one line; an unknown key comes with the nearest known one."""
+    """Return the first mistake of a validation error in one line; an unknown key with the nearest known one."""
     errors = error.errors()
     unknown = [e for e in errors if e["type"] == "extra_forbidden"]  # often the reason why another key is missing
     first = (unknown or errors)[0]
@@ -180,7 +180,7 @@ def describe(error: ValidationError, model: type[BaseModel] = FileModel) -> str:
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """`; did you mean 'x'?` or the list of what is known."""
+    """Return `; did you mean 'x'?` or the list of known names."""
     close = difflib.get_close_matches(name, known, n=1)
     if close:
         return f"; did you mean {close[0]!r}?"
@@ -188,7 +188,7 @@ def nearest(name: str, known: list[str]) -> str:
 
 
 def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """Field names of the (nested) model at `location`."""
+    """Return the field names of the (nested) model at `location`."""
     for part in location:
         if isinstance(part, int) or part not in model.model_fields:
             continue

@@ -1,10 +1,9 @@
-"""Read JSON documents that somebody else may have written: of bounded size, of one type, refused in one line.
+"""Read untrusted JSON documents: of bounded size and one type, refused in one line.
 
-Datasets, dictionaries, sweep folders and servers are handed around, so nothing that a document says is believed before
-it is read here. No more than `max_bytes` of a file are read, and only of a regular one. Pydantic parses and checks the
-rest in one go: strictly (no text and no 3.0 where a whole number belongs), with a bounded nesting, without lone
-surrogates. Types say what numbers may be: `Count` for a whole number, `Finite` for any other, `Plain` for values of
-which nothing is known but that they are JSON.
+Datasets, dictionaries, sweep folders and servers come from others, so their documents are validated here before use. At
+most `max_bytes` of a file are read, and only of a regular one. Pydantic parses and validates in one pass: strictly (no
+text and no 3.0 for integers), with bounded nesting, without lone surrogates. Numbers have types: `Count` for whole
+numbers, `Finite` for others, `Plain` for arbitrary JSON values.
 """
 
 from __future__ import annotations
@@ -22,21 +21,21 @@ from lexray.storage.objects.multipart import PART_BYTES
 from lexray.storage.store import Store
 
 MAX_BYTES = 16 * 2**20
-"""Bytes of a document at most, unless its reader says otherwise."""
+"""Default maximum bytes of a document."""
 MAX_DEPTH = 64
-"""Lists and objects of a `Plain` value that may lie inside each other."""
+"""Maximum nesting of lists and objects in a `Plain` value."""
 _SHOWN = 60
-"""Characters of a foreign value that a message repeats."""
+"""Maximum characters of a foreign value in a message."""
 
 _MAX_MESSAGE = 600
-"""Characters of a library's message, which may repeat a foreign value whole."""
+"""Maximum characters of a library's message, which may repeat a foreign value."""
 
 T = TypeVar("T")
 Checked = TypeVar("Checked")
 
 
 def plain(value: Any) -> Any:
-    """The JSON value itself. Raises ValueError for nesting beyond `MAX_DEPTH`, and for numbers beyond 64 bits."""
+    """Return the JSON value itself. Raises ValueError for nesting beyond `MAX_DEPTH` and numbers beyond 64 bits."""
     level, depth = [value], 0
     while level:
         for one in level:
@@ -56,7 +55,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Plain = Annotated[Any, AfterValidator(plain)]
 """Any JSON value, of bounded depth, whose whole numbers fit 64 bits; other numbers may be NaN or infinite."""
 OPEN = ConfigDict(extra="allow", strict=True)
-"""Of a TypedDict that describes some of an object's fields and leaves the others alone."""
+"""Configuration of a TypedDict that validates some of an object's fields and keeps the others."""
 
 
 def _number(value: Any) -> Any:
@@ -66,11 +65,11 @@ def _number(value: Any) -> Any:
 
 
 Number = Annotated[Any, AfterValidator(_number)]
-"""A measured number; None and NaN for one that means nothing."""
+"""A measured number; None and NaN where it is undefined."""
 
 
 def as_described(kind: Any) -> Callable[[Checked], Checked]:
-    """A check that a value is of `kind`, which gives the value back as it is. Raises ValueError in one line."""
+    """Return a function that checks that a value is of `kind` and returns it. It raises ValueError in one line."""
     adapter = TypeAdapter(kind)
 
     def check(value: Checked) -> Checked:
@@ -84,7 +83,7 @@ def as_described(kind: Any) -> Callable[[Checked], Checked]:
 
 
 def parse_document(content: bytes | str, kind: TypeAdapter[T], file: str, *, remedy: str = "") -> T:
-    """The document as `kind`. Raises CorruptDataError: `FILE: field: what is wrong`, with `remedy` behind it."""
+    """Parse a document as `kind`. Raises CorruptDataError: `FILE: field: what is wrong`, followed by `remedy`."""
     try:
         return kind.validate_json(content, strict=True)
     except ValidationError as error:
@@ -94,20 +93,20 @@ def parse_document(content: bytes | str, kind: TypeAdapter[T], file: str, *, rem
 def read_document(
     store: Store, path: str, kind: TypeAdapter[T], *, file: str = "", remedy: str = "", max_bytes: int = MAX_BYTES
 ) -> T:
-    """The document at `path` of the store, called `file` in messages. Raises FileNotFoundError, CorruptDataError."""
+    """Read the document at `path`, named `file` in messages. Raises FileNotFoundError, CorruptDataError."""
     return parse_document(read_bounded(store, path, max_bytes, file), kind, file or path, remedy=remedy)
 
 
 def read_lines(
     store: Store, path: str, kind: TypeAdapter[T], *, file: str = "", remedy: str = "", max_bytes: int = MAX_BYTES
 ) -> list[T]:
-    """The same of a file with a document in each line; empty lines are none."""
+    """Read a file with a document in each line, like `read_document`; empty lines are skipped."""
     content = read_bounded(store, path, max_bytes, file)
     return parse_lines(content, kind, file or path, remedy=remedy)
 
 
 def parse_lines(content: bytes, kind: TypeAdapter[T], file: str, *, remedy: str = "") -> list[T]:
-    """A document for each line that is not empty. Raises CorruptDataError naming the line."""
+    """Parse a document for each non-empty line. Raises CorruptDataError naming the line."""
     lines = enumerate(content.split(b"\n"), start=1)
     return [
         parse_document(line, kind, f"{file}: line {number}", remedy=remedy) for number, line in lines if line.strip()
@@ -115,7 +114,7 @@ def parse_lines(content: bytes, kind: TypeAdapter[T], file: str, *, remedy: str 
 
 
 def read_bounded(store: Store, path: str, max_bytes: int, file: str = "") -> bytes:
-    """The file, of at most `max_bytes`. Raises FileNotFoundError, and CorruptDataError for one that is no such file."""
+    """Read a file of at most `max_bytes`. Raises FileNotFoundError; CorruptDataError when larger or not regular."""
     size = _local_size(store, path, file or path)
     if size is None:
         first = store.read_range(path, 0, min(max_bytes + 1, PART_BYTES))
@@ -128,7 +127,7 @@ def read_bounded(store: Store, path: str, max_bytes: int, file: str = "") -> byt
 
 
 def _local_size(store: Store, path: str, file: str) -> int | None:
-    """Bytes of a file on this machine; None in an object store. Devices and pipes have none, and may never end."""
+    """Return the bytes of a local file; None in an object store. Refuses devices and pipes, which may never end."""
     if store.local_path is None:
         return None
     full = f"{store.local_path}/{path}"
@@ -148,7 +147,7 @@ def _local_size(store: Store, path: str, file: str) -> int | None:
 
 
 def first_mistake(error: ValidationError) -> str:
-    """`field.path: what is wrong, got VALUE` of the first mistake, in one line of bounded length."""
+    """Return `field.path: what is wrong, got VALUE` for the first mistake, in one line of bounded length."""
     first = error.errors(include_url=False, include_context=False)[0]
     message = shortened(first["msg"].removeprefix("Value error, "), _MAX_MESSAGE)
     if first["type"] == "json_invalid":
@@ -161,5 +160,5 @@ def first_mistake(error: ValidationError) -> str:
 
 
 def shortened(text: str, characters: int = _SHOWN) -> str:
-    """A foreign text in a message: at most so many characters."""
+    """Shorten a foreign text for a message to `characters`."""
     return text if len(text) <= characters else f"{text[:characters]}... ({len(text):,} characters)"

@@ -1,4 +1,4 @@
-"""A dataset's manifest: the one file that says what rows exist, where each chunk lies and what its bytes must hash to.
+"""A dataset's manifest: the one file that lists its rows, the location of each chunk and its checksum.
 
 Layout of a dataset folder: `manifest.json` and `shards/NNNNNN.safetensors`. A shard holds one tensor per site
 (rows x width, the site's dtype) and one per column (rows): token id, position, document, and the norms of each site.
@@ -27,11 +27,11 @@ from lexray.storage.store import Store, reachable
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2
 SHARD_FILE = re.compile(r"shards/[0-9]{6,12}\.safetensors")
-"""A manifest may be a stranger's: it can name no other files."""
+"""Pattern of shard files; an untrusted manifest cannot name others."""
 COLUMNS = {"token_id": "int32", "position": "int32", "document": "int32"}
 """Columns that every dataset has besides the norms of its sites (`norm_column`)."""
 MAX_BYTES = 512 * 2**20
-"""Bytes of a manifest at most: that of 20 TB in chunks of a few MiB has some 250 MB."""
+"""Maximum bytes of a manifest: that of 20 TB in chunks of a few MiB has some 250 MB."""
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int32": 4}
 
 
@@ -45,13 +45,13 @@ class Site(_Frozen):
     width: int
     dtype: Literal["bfloat16", "float16", "float32"]
     source: str = ""
-    """Where in the model, for people: `hidden state after layer 3`."""
+    """Description of the place in the model: `hidden state after layer 3`."""
     mean: Annotated[list[float], FailFast()]
     """Mean vector over all rows (width)."""
     mean_squared_norm: float
     """Mean over rows of the squared Euclidean norm, before centring."""
     norm_quantiles: dict[str, float]
-    """By level ("0.5" is the median): the smallest norm that this share of the rows does not exceed; exact."""
+    """Exact quantiles of the norms by level ("0.5" is the median), without interpolation."""
 
     @property
     def row_bytes(self) -> int:
@@ -68,7 +68,7 @@ class Shard(_Frozen):
     offsets: dict[str, int]
     """Byte offset of each tensor (sites and columns) in the file."""
     checksums: dict[str, Annotated[list[str], FailFast()]]
-    """Per tensor, the xxh3-64 (hex) of each chunk in order."""
+    """xxh3-64 (hex) of each chunk in order, per tensor."""
 
     @field_validator("file")
     @classmethod
@@ -79,7 +79,7 @@ class Shard(_Frozen):
 
 
 class Manifest(_Frozen):
-    """What a dataset is. `id` hashes everything but the provenance: equal ids are equal rows."""
+    """Content of a dataset. `id` hashes everything but the provenance: equal ids mean equal rows."""
 
     format: Literal["lexray-activations"] = "lexray-activations"
     version: int = FORMAT_VERSION
@@ -90,12 +90,12 @@ class Manifest(_Frozen):
     columns: dict[str, str]
     """Dtype of each column; see `columns_of`."""
     special_token_ids: Annotated[list[int], FailFast()] = Field(default_factory=list)
-    """Token ids that the model's tokenizer calls special; rows that carry them can be filtered when read."""
+    """Special token ids of the model's tokenizer; their rows can be filtered on reading."""
     shards: Annotated[list[Shard], FailFast()] = Field(min_length=1)
     provenance: dict[str, Plain] = Field(default_factory=dict)
 
     def site(self, name: str, *, field: str = "site") -> Site:
-        """The site called `name`. Raises UserError listing the dataset's sites."""
+        """Return the site `name`. Raises UserError listing the dataset's sites."""
         if name not in self.sites:
             raise UserError(f"{field}: the dataset has no site {name!r}; its sites are {', '.join(self.sites)}")
         return self.sites[name]
@@ -106,15 +106,15 @@ class Manifest(_Frozen):
 
     @property
     def columns_of_sites(self) -> dict[str, str]:
-        """The columns that a dataset of these sites has."""
+        """Return the columns of a dataset of these sites."""
         return columns_of(self.sites)
 
     def row_bytes(self, tensor: str) -> int:
-        """Bytes of one row of a site or column."""
+        """Return the bytes of one row of a site or column."""
         return self.sites[tensor].row_bytes if tensor in self.sites else ITEM_BYTES[self.columns[tensor]]
 
     def check_shards(self, store: Store) -> None:
-        """Raise UserError naming the first shard that is missing or has another size than promised."""
+        """Raise UserError naming the first shard that is missing or of another size."""
         with reachable("dataset", store.url):
             sizes = read_many(lambda shard: store.size(shard.file), self.shards)
         for shard, size in zip(self.shards, sizes, strict=True):
@@ -128,18 +128,18 @@ class Manifest(_Frozen):
 
 
 class _Version(BaseModel):
-    """What every manifest says, of whichever version."""
+    """Fields of a manifest of any version."""
 
     version: Plain = None
 
 
 def norm_column(site: str) -> str:
-    """Name of the column with a site's Euclidean norms; no site can be called like it."""
+    """Return the name of the column with a site's Euclidean norms; no site can have this name."""
     return f"norm:{site}"
 
 
 def columns_of(sites: Iterable[str]) -> dict[str, str]:
-    """The columns of a dataset of these sites."""
+    """Return the columns of a dataset of these sites."""
     return COLUMNS | {norm_column(site): "float32" for site in sites}
 
 
@@ -147,7 +147,7 @@ _MANIFEST, _VERSION = TypeAdapter(Manifest), TypeAdapter(_Version)
 
 
 def load_manifest(store: Store) -> Manifest:
-    """Read and check a dataset's manifest. Raises UserError in one line when there is none or it is not one."""
+    """Read and check a dataset's manifest. Raises UserError when it is missing or invalid."""
     manifest = read_manifest(store)
     for file, what in contradictions(manifest):
         raise UserError(f"dataset {store.url}: {file}: {what}; harvest it again")
@@ -155,7 +155,7 @@ def load_manifest(store: Store) -> Manifest:
 
 
 def read_manifest(store: Store) -> Manifest:
-    """The same, of a manifest whose numbers may contradict each other."""
+    """Read a manifest without checking that its numbers agree with each other."""
     with reachable("dataset", store.url):
         try:
             raw = read_bounded(store, MANIFEST, MAX_BYTES)
@@ -178,13 +178,13 @@ def read_manifest(store: Store) -> Manifest:
 
 
 def dataset_id(manifest: Manifest) -> str:
-    """A short hash of everything that decides what the rows are (not of where they came from)."""
+    """Return a short hash of everything that determines the rows, without provenance."""
     content = manifest.model_dump(mode="json", exclude={"id", "provenance"})
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def chunk_checksum(data: bytes | memoryview) -> str:
-    """xxh3-64 in hex."""
+    """Return the xxh3-64 in hex."""
     return str(xxhash.xxh3_64_hexdigest(data))
 
 

@@ -1,9 +1,9 @@
 """Check that the numbers of a manifest agree with each other, in time and memory proportional to the manifest itself.
 
-A manifest may be anybody's, and its id is a hash that anybody can compute. What later decides how much memory is taken
-and how much is read (rows, widths, chunks) must therefore follow from something as long as it claims to be: a mean has
-as many values as its site is wide, a tensor as many checksums as it has chunks, and a shard exactly as many bytes as
-its tensors take. How long the shards really are, `check_shards` finds out.
+A manifest is untrusted, and its id is a hash that anybody can compute. Quantities that later determine memory and reads
+(rows, widths, chunks) must therefore be backed by content of that length: a mean has as many values as its site's
+width, a tensor as many checksums as chunks, and a shard exactly the bytes of its tensors. `check_shards` compares
+these with the stored files.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from lexray.storage.manifest import Manifest, Shard, Site
 
 NEEDED_LEVELS = ("0.01", "0.5", "0.99", "1")
-"""Levels of the norms' quantiles that are read by name."""
+"""Levels of the norm quantiles that must be present."""
 MAX_HEADER_BYTES = 8 + 100_000_000
-"""Where the first tensor of a safetensors file may begin at most, by that format's own limit."""
+"""Maximum offset of the first tensor of a safetensors file, by that format's own limit."""
 ROUNDING = 1e-3
-"""Relative error up to which two statistics agree: norms are kept as float32."""
+"""Relative tolerance between two statistics: norms are stored as float32."""
 
 Contradiction = tuple[str, str]
-"""The file, `manifest.json` or a shard, and what is wrong with what the manifest says of it."""
+"""File (`manifest.json` or a shard) and the contradiction in the manifest about it."""
 
 
 def contradictions(manifest: Manifest) -> Iterator[Contradiction]:
-    """Everything in a manifest that contradicts the rest of it; nothing for one that was written by lexray."""
+    """Yield all contradictions inside a manifest; none for one that was written by lexray."""
     for what in (*_of_counts(manifest), *_of_sites(manifest)):
         yield "manifest.json", what
     for shard in manifest.shards:
@@ -84,7 +84,7 @@ def _of_quantiles(site: Site) -> Iterator[str]:
         yield "has norm_quantiles that are no finite numbers from 0 by levels from 0 to 1"
     elif any(low[1] > high[1] for low, high in pairwise(ordered)):
         yield "has norm_quantiles that fall while their levels rise"
-    elif math.sqrt(max(0.0, site.mean_squared_norm)) > ordered[-1][1] * (1 + ROUNDING):  # the square may be no float
+    elif math.sqrt(max(0.0, site.mean_squared_norm)) > ordered[-1][1] * (1 + ROUNDING):  # squares may overflow
         yield f"has mean_squared_norm {site.mean_squared_norm:.6g}, but no norm above {ordered[-1][1]:.6g}"
 
 

@@ -1,6 +1,6 @@
-"""Folders and files of one user in a place where others may write: opened by descriptor, never through a link.
+"""Private folders and files of one user in a place where others may write: opened by descriptor, never through a link.
 
-Owner and kind are read from what was opened, not from the name, so that nothing can be put in its place in between.
+Owner and kind are read from the descriptor, not from the name, which rules out races with a replacement.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import IO
 
 FOLDER_MODE, FILE_MODE = 0o700, 0o600
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # opening a pipe waits for nobody
+_FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # opening a pipe does not block
 
 
 class ForeignError(OSError):
-    """What stands there is not the user's own folder or file."""
+    """A path is not the user's own folder or file."""
 
 
 @contextmanager
 def private_root(path: str, *, make: bool = False) -> Iterator[int]:
     """Yield a descriptor of the user's own folder `path`, as mode 0700. Raises ForeignError, OSError.
 
-    The way to its parent may lead through links; the folder itself must be none. With `make` it is made if need be.
+    The path to its parent may contain links; the folder itself must not be one. With `make` it is created if missing.
     """
     if make:
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -53,7 +53,7 @@ def private_folder(parent: int | None, name: str, *, make: bool = False) -> Iter
 def private_file(folder: int, name: str, flags: int) -> Iterator[IO[bytes]]:
     """Yield the user's own regular file `name` in an opened folder, opened as `flags` say.
 
-    A file that has another name elsewhere is refused where it could be written: that name may be a victim's.
+    A file with other hard links is refused when opened for writing: it may be another user's target.
     """
     descriptor = _opened(name, flags | _FILE, folder)
     try:
@@ -73,7 +73,7 @@ def _close_to_others(descriptor: int, mode: int) -> None:
     try:
         os.fchmod(descriptor, FOLDER_MODE)
     except OSError:
-        if mode & 0o022:  # one that others can only read still serves, from a read-only disk perhaps
+        if mode & 0o022:  # readable by others is acceptable, as on a read-only disk
             raise
 
 
@@ -87,7 +87,7 @@ def _opened(name: str, flags: int, folder: int | None) -> int:
 
 
 def _own(descriptor: int, name: str) -> int:
-    """Return the mode of what was opened. Raises ForeignError when it is another user's."""
+    """Return the mode of an open descriptor. Raises ForeignError when another user owns it."""
     status = os.fstat(descriptor)
     if status.st_uid != os.geteuid():
         raise ForeignError(errno.EPERM, f"belongs to another user (uid {status.st_uid}, not {os.geteuid()})", name)

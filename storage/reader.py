@@ -14,25 +14,25 @@ from lexray.storage.objects.retries import Retrier, StoreUnavailableError, Verdi
 from lexray.storage.store import Store
 
 DAMAGED_READS = 3
-"""Times that a chunk is read before its damage counts as the store's own."""
-# bfloat16 is unknown to numpy: it travels as uint16 and is viewed back by torch.
+"""Reads of a damaged chunk before the damage is attributed to the store."""
+# numpy has no bfloat16: rows are uint16 there and viewed as bfloat16 by torch.
 NUMPY_DTYPES = {"bfloat16": np.uint16, "float16": np.float16, "float32": np.float32, "int32": np.int32}
 
 
 @dataclass(frozen=True)
 class ChunkPlace:
-    """Where a chunk lies: shard number, number of the chunk inside it, its rows."""
+    """Location of a chunk: its shard, its index in the shard, its rows."""
 
     shard: int
     index: int
     rows: int
     first_row: int
-    """Number of its first row in the dataset."""
+    """Index of its first row in the dataset."""
 
 
 @dataclass(frozen=True)
 class DatasetReader:
-    """Chunks of a dataset by their number, counted over all shards in the manifest's order."""
+    """Reads chunks of a dataset by their index over all shards, in the manifest's order."""
 
     store: Store
     manifest: Manifest
@@ -48,7 +48,7 @@ class DatasetReader:
         return places
 
     def read_chunk(self, chunk: int, tensor: str, out: np.ndarray | None = None) -> np.ndarray:
-        """One chunk of a site (rows, width) or a column (rows), in `out` where that is given.
+        """Read one chunk of a site (rows, width) or a column (rows), into `out` where given.
 
         Raises CorruptDataError naming the shard.
         """
@@ -59,11 +59,11 @@ class DatasetReader:
         return rows
 
     def read_column(self, column: str) -> list[np.ndarray]:
-        """A whole column, one array per chunk."""
+        """Read a whole column, one array per chunk."""
         return list(self.column_parts(column))
 
     def column_parts(self, column: str) -> Iterator[np.ndarray]:
-        """A whole column, one array per chunk, by one ranged read per shard."""
+        """Yield a whole column, one array per chunk, by one ranged read per shard."""
         for number, shard in enumerate(self.manifest.shards):
             rows, chunks = self._empty(shard.rows, column), range(len(shard.checksums[column]))
             self._read(number, column, chunks, 0, as_bytes(rows))
@@ -83,7 +83,7 @@ class DatasetReader:
             ) from error
 
     def _read(self, number: int, tensor: str, chunks: range, first_byte: int, out: memoryview) -> None:
-        """Bytes of some chunks of a shard's tensor, read again where they are damaged: it may have been on the way."""
+        """Read chunks of a shard's tensor, again where they are damaged: the damage may be in transfer."""
         shard = self.manifest.shards[number]
 
         def once() -> None:
@@ -102,7 +102,7 @@ class DatasetReader:
             raise
 
     def _check(self, shard: Shard, tensor: str, chunks: range, data: memoryview, count: int) -> None:
-        """Raise CorruptDataError for the first of these chunks that is short or not what its checksum promises."""
+        """Raise CorruptDataError for the first of these chunks that is short or does not match its checksum."""
         chunk_bytes = self.manifest.chunk_rows * self.manifest.row_bytes(tensor)
         for position, chunk in enumerate(chunks):
             begin = position * chunk_bytes
@@ -117,12 +117,12 @@ class DatasetReader:
 
 
 def as_bytes(array: np.ndarray) -> memoryview:
-    """The memory of an array, C-contiguous, to be written to."""
+    """Return the memory of a C-contiguous array, writable."""
     return array.reshape(-1).view(np.uint8).data
 
 
 class _MissingShardError(CorruptDataError):
-    """Nothing that reading again could mend."""
+    """A shard is missing; not retried."""
 
 
 def _may_be_transit(error: BaseException) -> Verdict:

@@ -1,4 +1,4 @@
-"""Checks on the rows of a site, chunk by chunk and then as a whole: NaN and Inf, equal rows, unusual norms, statistics.
+"""Check the rows of a site, by chunk and as a whole: NaN and Inf, equal rows, unusual norms, statistics.
 
 Legend of shapes: B rows of a chunk, N rows of the dataset, D width of a site.
 """
@@ -16,30 +16,30 @@ from lexray.storage.manifest import Site
 from lexray.storage.statistics import exact_quantiles
 
 SHOWN_ROWS = 5
-"""Rows of a kind that are named by their numbers."""
+"""Maximum rows of a kind that are listed."""
 OUTLIER_SIGMAS = 6.0
 """Robust standard deviations of the logarithm of the norm beyond which a row is an outlier."""
 MIN_LOG_SIGMA = 1e-3
-"""Least standard deviation taken for the logarithm: rows of (nearly) one length would have none."""
+"""Minimum standard deviation of the logarithm, for rows of (nearly) one length."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkFacts:
-    """What one chunk of a site adds to the site's findings."""
+    """Statistics of one chunk of a site, merged into the site's findings."""
 
     hashes: np.ndarray
-    """(B) uint64."""
+    """Hash of each row (B), uint64."""
     norms: np.ndarray
-    """(B) float64, NaN where a value is not finite."""
+    """Norm of each row (B), float64; NaN where a value is not finite."""
     total: np.ndarray
     """Sum of the finite rows (D), float64."""
     squared_norm: float
-    """Sum over the finite rows, float64."""
+    """Sum of the finite rows' squared norms, float64."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SiteFindings:
-    """What the readable rows of a site are like; rows are named by their number in the dataset."""
+    """Findings on the readable rows of a site; rows are indices in the dataset."""
 
     width: int
     dtype: str
@@ -49,29 +49,29 @@ class SiteFindings:
     duplicates: int
     """Rows whose bytes (by their 64-bit hash) are those of an earlier row."""
     duplicate_rows: list[int]
-    """The first of them."""
+    """First of the duplicate rows."""
     outliers: int
     norm_bounds: tuple[float, float]
-    """Norms outside are outliers, see `norm_bounds`."""
+    """Bounds outside of which norms are outliers, see `norm_bounds`."""
     worst: list[tuple[int, float]]
-    """The outliers farthest out: (row, norm)."""
+    """Most extreme outliers: (row, norm)."""
     mean_error: float | None
     """Distance of the manifest's mean from the rows', over the root mean squared norm; None when rows are missing."""
     mean_squared_norm_error: float | None
-    """Relative difference; None when rows are missing."""
+    """Relative error of the manifest's mean squared norm; None when rows are missing."""
     quantiles_error: float | None
-    """Greatest relative difference of the manifest's norm quantiles; None when rows are missing."""
+    """Maximum relative error of the manifest's norm quantiles; None when rows are missing."""
 
 
 @dataclass
 class SiteFacts:
-    """Facts of a site, collected in the order of the chunks so that sums do not depend on the threads."""
+    """Sums of a site, accumulated in chunk order so that they do not depend on threads."""
 
     site: Site
     hashes: np.ndarray
     norms: np.ndarray
     read: np.ndarray
-    """(N) bool: rows that could be read."""
+    """Mask of rows that could be read (N), bool."""
     total: np.ndarray
     squared_norm: float = 0.0
 
@@ -115,7 +115,7 @@ class SiteFacts:
 
 
 def new_sums(site: Site, rows: int) -> SiteFacts:
-    """Sums of a site of `rows` rows of which none was read."""
+    """Return empty sums of a site of `rows` rows."""
     return SiteFacts(
         site=site,
         hashes=np.zeros(rows, np.uint64),
@@ -126,7 +126,7 @@ def new_sums(site: Site, rows: int) -> SiteFacts:
 
 
 def chunk_facts(x_BD: np.ndarray, dtype: str) -> ChunkFacts:
-    """Facts of a chunk as it was read; bfloat16 comes as uint16."""
+    """Compute the statistics of a chunk; bfloat16 is passed as uint16."""
     data, row_bytes = np.ascontiguousarray(x_BD).data.cast("B"), x_BD.itemsize * x_BD.shape[1]
     hashes = [xxhash.xxh3_64_intdigest(data[start : start + row_bytes]) for start in range(0, len(data), row_bytes)]
     values_BD = _as_float64(x_BD, dtype)
@@ -142,7 +142,7 @@ def chunk_facts(x_BD: np.ndarray, dtype: str) -> ChunkFacts:
 
 
 def repeated_rows(hashes: np.ndarray) -> np.ndarray:
-    """Numbers of the rows whose hash (N) an earlier row has, ascending."""
+    """Return the indices of rows whose hash (N) equals an earlier row's, ascending."""
     _, first = np.unique(hashes, return_index=True)
     repeated = np.ones(len(hashes), dtype=bool)
     repeated[first] = False
@@ -150,10 +150,10 @@ def repeated_rows(hashes: np.ndarray) -> np.ndarray:
 
 
 def norm_bounds(norms: np.ndarray) -> tuple[float, float]:
-    """Least and greatest norm that is no outlier among finite norms (N).
+    """Return the bounds of norms that are not outliers among finite norms (N).
 
-    On the logarithm, since norms spread by factors: median -+ `OUTLIER_SIGMAS` * 1.4826 * (median distance from the
-    median), where 1.4826 makes the last the standard deviation of a normal law. Zeros do not take part.
+    On the logarithm, since norms vary by factors: median -+ `OUTLIER_SIGMAS` * 1.4826 * MAD, where 1.4826 scales the
+    median absolute deviation (MAD) to the standard deviation of a normal distribution. Zeros are excluded.
     """
     logs = np.log(norms[norms > 0])
     if not len(logs):
@@ -165,10 +165,10 @@ def norm_bounds(norms: np.ndarray) -> tuple[float, float]:
 
 
 def outliers(norms: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
-    """Indices of the norms (N) outside the bounds, the one beyond by the greatest factor first."""
+    """Return the indices of norms (N) outside the bounds, the largest factor beyond them first."""
     low, high = bounds
     outside = np.flatnonzero((norms < low) | (norms > high))
-    with np.errstate(divide="ignore"):  # a norm of zero is below by an infinite factor
+    with np.errstate(divide="ignore"):  # a zero norm is below by an infinite factor
         beyond = np.abs(np.log(norms[outside]) - (np.log(low) + np.log(high)) / 2)
     return outside[np.argsort(-beyond, kind="stable")]
 

@@ -1,10 +1,10 @@
-"""The WindowServer: one actor a node that reads windows once and shares them with every worker of every trial there.
+"""The WindowServer: one actor per node that reads windows once and shares them with all workers of all trials there.
 
-Windows are put into Ray's object store; workers on the node map the same block without a copy. Which of them are kept
-is decided by `lexray.storage.shelf`; the memory of one that is let go is free when no worker holds it any more.
+Windows are put into Ray's object store; workers on the node map the same block without a copy. `lexray.storage.shelf`
+selects the windows that are kept; an evicted window's memory is freed when no worker holds it any more.
 
-The actor's event loop only keeps books. Windows are assembled (fetched, verified, permuted, published) by a few
-threads, their chunks read by a few others.
+The actor's event loop only does bookkeeping. One thread pool assembles windows (fetch, verify, permute, publish),
+another reads their chunks.
 """
 
 from __future__ import annotations
@@ -32,42 +32,42 @@ T = TypeVar("T")
 
 FETCH_ATTEMPTS = 20
 LOST = (ray.exceptions.ObjectLostError, ray.exceptions.ActorUnavailableError)
-"""What a consumer sees of a server that died: its blocks are gone, or it is being started again."""
+"""Errors that a consumer sees when a server died: its blocks are lost, or it is restarting."""
 
 
 @dataclass(kw_only=True)
 class ServerStats:
-    """What a server did since it was last started."""
+    """Statistics of a server since its last start."""
 
     pid: int
     read: ReadCost = NOTHING
-    """Bytes of chunks, by where they were read."""
+    """Bytes of chunks by where they were read."""
     bytes_served: int = 0
     windows_read: int = 0
     windows_served: int = 0
     bytes_kept: int = 0
-    """Bytes of the windows that it keeps now."""
+    """Bytes of the windows currently kept."""
     retries: int = 0
-    """Calls to the store that its process repeated."""
+    """Retried calls to the store of its process."""
 
 
 Publish = Callable[[Callable[[], ServerStats]], None]
-"""Starts to publish a server's statistics, which it reads again and again, from any thread."""
+"""Starts publishing a server's statistics, which it polls from any thread."""
 
 
 class Answer(NamedTuple):
-    """A window, as the server hands it out."""
+    """The server's response to a request for a window."""
 
     ref: ray.ObjectRef
-    """Inside of something else, or Ray would resolve it at once."""
+    """Reference to the window; nested in this tuple so that Ray does not resolve it."""
     cost: ReadCost
-    """What this consumer's asking caused to be read; what others had asked for before is there at no cost."""
+    """Bytes that were read for this request; windows already requested by others cost nothing."""
     retries: int
-    """Calls to the store that the server repeated since it last told anybody."""
+    """Calls to the store that the server retried since its last report."""
 
 
 class WindowServer:
-    """Runs as an asynchronous Ray actor; see `start_server`."""
+    """Window server, an asynchronous Ray actor; see `start_server`."""
 
     def __init__(self, keep_bytes: int, cache: CacheSettings | None, publish: Publish | None = None) -> None:
         self._shelf = Shelf(max_bytes=keep_bytes)
@@ -81,13 +81,13 @@ class WindowServer:
             publish(self._stats_now)
 
     async def describe(self, spec: StreamSpec) -> Described:
-        """What is known of the stream before its first step."""
+        """Return the stream's properties that are known before its first step."""
         return (await self._open(spec))[1]
 
     async def window(
         self, spec: StreamSpec, key: WindowKey, consumer: str = "", wanted_from: WindowKey | None = None
     ) -> Answer:
-        """The window's block; many who ask for it at once have it read once."""
+        """Return the window's block; concurrent requests for it share one read."""
         if wanted_from is not None:
             self._shelf.want_from(consumer, spec, wanted_from)
         block, cost = await self._block(spec, key)
@@ -96,7 +96,7 @@ class WindowServer:
         return Answer(block.ref, cost, self._new_retries())
 
     async def leave(self, spec: StreamSpec, consumer: str) -> None:
-        """The consumer trains no more."""
+        """Unsubscribe a consumer that has ended."""
         self._shelf.leave(consumer, spec)
 
     async def stats(self) -> ServerStats:
@@ -106,7 +106,7 @@ class WindowServer:
         return replace(self._stats, bytes_kept=self._shelf.bytes, retries=retried_calls())
 
     async def memory(self) -> NodeMemory:
-        """What this node has."""
+        """Return the memory of this node."""
         return node_memory()
 
     async def _block(self, spec: StreamSpec, key: WindowKey) -> tuple[PublishedWindow, ReadCost]:
@@ -126,7 +126,7 @@ class WindowServer:
         try:
             return await asyncio.shield(self._opening[spec])
         except Exception:
-            self._opening.pop(spec, None)  # who asks again, has it tried again
+            self._opening.pop(spec, None)  # the next request retries
             raise
 
     async def _read(self, spec: StreamSpec, key: WindowKey) -> tuple[PublishedWindow, ReadCost]:
@@ -154,13 +154,13 @@ class WindowServer:
 
 @dataclass
 class ServedWindows:
-    """A stream's windows from the node's server, for one consumer."""
+    """Window source of one consumer that gets windows from the node's server."""
 
     spec: StreamSpec
     server: Any
     """Handle of a `WindowServer` actor."""
     consumer: str = ""
-    """Names the consumer to the server: the same when its process is started again, no two alike at one time."""
+    """Identifier of the consumer, stable over restarts of its process and unique at any time."""
     _retries: int = 0
 
     def describe(self) -> Described:
@@ -175,7 +175,7 @@ class ServedWindows:
         return key, self.server.window.remote(self.spec, key, self.consumer, wanted_from)
 
     def fetch(self, handle: object) -> Window:
-        """Map the window's block. One that was lost with its server is asked for anew: the server gives the same."""
+        """Map the window's block. A block lost with its server is requested again and is identical."""
         assert isinstance(handle, tuple)
         key, answer = handle
         for attempt in range(FETCH_ATTEMPTS):
@@ -199,7 +199,7 @@ class ServedWindows:
 
 
 def _get(ref: ray.ObjectRef) -> Any:
-    """What the server answers; an error it met is raised as it was, not wrapped in a remote traceback."""
+    """Return the server's response; raises its original error, not wrapped in a remote traceback."""
     try:
         return ray.get(ref)
     except ray.exceptions.RayTaskError as error:
@@ -209,7 +209,7 @@ def _get(ref: ray.ObjectRef) -> Any:
 def start_server(
     node_id: str, *, keep_bytes: int, cache: CacheSettings | None = None, publish: Publish | None = None
 ) -> Any:
-    """Start a window server on the node with this id. Owned by the caller: it ends with the caller's process.
+    """Start a window server on the node with this id, owned by the caller: it ends with the caller's process.
 
     It keeps windows of up to `keep_bytes` in the node's object store. `publish` is called in its process.
     """

@@ -1,6 +1,6 @@
-"""Which windows a server keeps: those that somebody may still want, as far as they fit.
+"""Cache of a server's windows: eviction by the consumers' progress, then LRU.
 
-What decides here is plain bookkeeping; the blocks themselves are opaque.
+This is pure bookkeeping; blocks are opaque.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from lexray.storage.windows import StreamSpec
 
 
 class PublishedWindow(NamedTuple):
-    """A window that was published."""
+    """A published window."""
 
     ref: Any
-    """Reference to it in Ray's object store."""
+    """Reference in Ray's object store."""
     bytes: int
     raw_bytes: int
-    """Bytes of the chunks that it was made of."""
+    """Bytes of the chunks from which it was made."""
 
 
 Lane = tuple[StreamSpec, int]
@@ -28,21 +28,21 @@ Lane = tuple[StreamSpec, int]
 
 @dataclass(kw_only=True)
 class Shelf:
-    """Blocks by stream and key, `max_bytes` of them; the newest one always stays.
+    """Cache of blocks by stream and key, at most `max_bytes`; the newest block is always kept.
 
-    A training says from where on it wants a lane's windows. Windows that every training has behind it make room first,
-    then those used longest ago: room is left to what will be wanted again (trainings that lag, held-out windows), and
-    as long as there is room, a training that starts a little later finds what the others had.
+    Consumers report from which window of a lane on they read. Windows that all consumers have passed are evicted first,
+    then the least recently used. So windows that will be read again (by lagging trainings; held-out windows) are kept,
+    and as far as there is space, a training that starts a little later finds the others' windows.
     """
 
     max_bytes: int
     bytes: int = 0
-    """Of all blocks."""
+    """Total bytes of all blocks."""
     _blocks: OrderedDict[tuple[StreamSpec, WindowKey], PublishedWindow] = field(default_factory=OrderedDict)
     _wanted_from: defaultdict[Lane, dict[str, WindowKey]] = field(default_factory=lambda: defaultdict(dict))
 
     def get(self, spec: StreamSpec, key: WindowKey) -> PublishedWindow | None:
-        """The block, which is thereby the one used last; None when it is not kept."""
+        """Return the block and mark it most recently used; None when it is not cached."""
         block = self._blocks.get((spec, key))
         if block is not None:
             self._blocks.move_to_end((spec, key))
@@ -57,11 +57,11 @@ class Shelf:
             self.bytes -= self._blocks.pop(first).bytes
 
     def want_from(self, consumer: str, spec: StreamSpec, key: WindowKey) -> None:
-        """The consumer will not ask for windows of this lane that come before `key`."""
+        """Record that the consumer will never request an earlier window of this lane than `key` (eviction hint)."""
         self._wanted_from[spec, key.lane][consumer] = key
 
     def leave(self, consumer: str, spec: StreamSpec) -> None:
-        """The consumer wants no window of the stream any more."""
+        """Record that the consumer will request no more windows of the stream."""
         for (other, _), wanted in self._wanted_from.items():
             if other == spec:
                 wanted.pop(consumer, None)

@@ -1,4 +1,4 @@
-"""Statistics of a site over all its rows: sums that add up shard by shard, and exact quantiles of the norms.
+"""Statistics of a site over all its rows: sums accumulated by shard, and exact quantiles of the norms.
 
 Legend of shapes: B rows, D width of the site.
 """
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 QUANTILE_LEVELS = (0.0, 0.001, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999, 1.0)
-"""Shares of rows whose greatest norm a manifest tells."""
+"""Levels of the norm quantiles in a manifest."""
 _LOW_BITS = 16
 
 
@@ -28,7 +28,7 @@ class SiteSums(NamedTuple):
 
 
 def site_sums(x_BD: torch.Tensor, chunk_rows: int) -> SiteSums:
-    """Sums over the rows, chunk by chunk: float64 copies stay small."""
+    """Return the sums over the rows, computed by chunk so that float64 copies stay small."""
     total, squared_norm, norms = np.zeros(x_BD.shape[1]), 0.0, []
     for start in range(0, len(x_BD), chunk_rows):
         x = x_BD[start : start + chunk_rows].double()
@@ -40,11 +40,11 @@ def site_sums(x_BD: torch.Tensor, chunk_rows: int) -> SiteSums:
 
 
 def exact_quantiles(values: Callable[[], Iterable[np.ndarray]], levels: Sequence[float]) -> list[float]:
-    """Of non-negative float32 values, for each level q the smallest value that a share q of them does not exceed.
+    """Return exact quantiles of non-negative float32 values: per level q the least v with share(values <= v) >= q.
 
-    `values` gives the values in parts, the same ones each time it is called (twice). They are never held together:
-    non-negative floats are ordered as their bits, so a count of the high halves finds each quantile's high half, and
-    a count of the low halves beside it the rest. No interpolation: the result does not depend on how they are parted.
+    `values` yields the same values, in parts, at each of its two calls. They are never held together: non-negative
+    floats are ordered like their bits, so a histogram of the high halves finds each quantile's high half, and one of
+    the matching low halves the rest. No interpolation: the result does not depend on the division into parts.
     """
     high_counts = np.zeros(1 << _LOW_BITS, dtype=np.int64)
     for part in values():

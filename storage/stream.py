@@ -30,14 +30,14 @@ from lexray.storage.windows import (
 T = TypeVar("T")
 
 LATE_S = 0.005
-"""Longer than it takes to get hold of windows that are there."""
+"""Seconds of waiting above which a window counts as late: more than mapping an available one takes."""
 
 
 class Batch(NamedTuple):
     """One rank's rows of a global batch."""
 
     row_ids: np.ndarray
-    """Number of each row in the dataset (b)."""
+    """Index of each row in the dataset (b)."""
     vectors: dict[str, torch.Tensor]
     """Per site (b, width), in the dtype of the dataset."""
     total_rows: int
@@ -46,21 +46,21 @@ class Batch(NamedTuple):
 
 @dataclass(kw_only=True)
 class StreamStats:
-    """What one consumer's stream did so far."""
+    """Statistics of one consumer's stream."""
 
     read: ReadCost = NOTHING
-    """Bytes of the chunks behind its windows, by where they came from; together what it would have read alone."""
+    """Bytes of the chunks of its windows, by where they were read; their sum is what it would have read alone."""
     bytes_served: int = 0
-    """Bytes of its windows: rows that a selection leaves out are in none."""
+    """Bytes of its windows, without rows that the selection leaves out."""
     wait_s: float = 0.0
     """Seconds that its consumer waited for batches."""
 
 
 @dataclass(kw_only=True)
 class BatchStream:
-    """The rows that rank `rank` of `num_ranks` sees. Holds no position: `batch(t)` is a function of t.
+    """Stream of the rows of rank `rank` of `num_ranks`. Stateless: `batch(t)` is a function of t.
 
-    Of every lane the windows in use and the next one are held or under way; nothing else is kept. One thread at a time.
+    Of every lane, the windows in use and the next one are held or in flight; nothing else is kept. Not thread-safe.
     """
 
     spec: StreamSpec
@@ -76,7 +76,7 @@ class BatchStream:
     def __post_init__(self) -> None:
         self.manifest, selected_rows, self.rows_filtered = self.source.describe()
         self.total_rows = int(selected_rows.sum())
-        """Rows that the selection keeps."""
+        """Number of rows that the selection keeps."""
         self._order = OrderCache(self.spec, self.manifest, selected_rows)
         self.lanes = rank_lanes(self.rank, self.num_ranks, self.spec.lanes)
 
@@ -86,22 +86,22 @@ class BatchStream:
 
     @property
     def rows_left_out_per_epoch(self) -> int:
-        """The remainder: rows that an epoch does not serve (others in every epoch)."""
+        """Remainder of rows that an epoch does not serve (different ones in every epoch)."""
         return self.total_rows - self.steps_per_epoch * self.batch_rows
 
     def batch(self, step: int) -> Batch:
-        """This rank's part of global batch `step`, counted from 0."""
+        """Return this rank's part of global batch `step`, counted from 0."""
         began = time.perf_counter()
         batch = self._batch(step)
         self.stats.wait_s += time.perf_counter() - began
         return batch
 
     def batches(self, steps: range, ready: Callable[[Batch], T]) -> Generator[T]:
-        """`ready` of this rank's part of each of these (consecutive) batches, for a training.
+        """Yield `ready` of this rank's part of each of these (consecutive) batches, for a training.
 
-        While the caller works on one, a thread makes the next; its errors are raised where that batch would have come.
-        The server is told which windows lie behind: they make room first. To be closed, or exhausted, before another
-        method is called.
+        While the caller works on one, a thread makes the next; its errors are raised in place of that batch. The server
+        is informed of passed windows, which are evicted first. Close or exhaust the generator before calling another
+        method.
         """
         made = one_ahead(partial(self._made_ready, step, steps.stop, ready) for step in steps)
         began = time.perf_counter()
@@ -119,7 +119,7 @@ class BatchStream:
         return ready(self._batch(step, end))
 
     def _batch(self, step: int, end: int | None = None) -> Batch:
-        """Batch `step`, of a training up to step `end` if that is given."""
+        """Return batch `step`, of a training up to step `end` where given."""
         epoch, index = divmod(step, self.steps_per_epoch)
         share = self.batch_rows // self.spec.lanes
         batch = self._rows(epoch, index * share, (index + 1) * share)
@@ -127,10 +127,10 @@ class BatchStream:
         return batch
 
     def every_row(self, max_rows: int | None = None) -> Iterator[Batch]:
-        """All selected rows once (or `max_rows` of them, up to a multiple of `lanes`), for evaluation.
+        """Yield all selected rows once (or `max_rows` of them, up to a multiple of `lanes`), for evaluation.
 
-        Which rows come does not depend on the number of ranks. Fewer than `lanes` rows, those that the lanes leave
-        over, never come. Raises UserError when these are all that the selection keeps.
+        The rows do not depend on the number of ranks. The remainder of fewer than `lanes` rows is never served. Raises
+        UserError when the selection keeps no others.
         """
         lane_rows = self._order(0).lane_rows
         if self.total_rows and not lane_rows:
@@ -150,7 +150,7 @@ class BatchStream:
             self._held = {}
 
     def _rows(self, epoch: int, start: int, stop: int) -> Batch:
-        """Rows `start` to `stop` of each of this rank's lanes."""
+        """Return rows `start` to `stop` of each of this rank's lanes."""
         pieces = [piece for lane in self.lanes for piece in self._pieces(epoch, lane, start, stop)]
         used = {key for key, _, _ in pieces}
         asked_before = used & self._requested.keys()
@@ -166,7 +166,7 @@ class BatchStream:
         return Batch(ids, vectors, (stop - start) * self.spec.lanes)
 
     def _fetch(self, keys: Set[WindowKey]) -> float:
-        """Hold these windows; the seconds that it took until they were there."""
+        """Fetch and hold these windows; return the seconds waited."""
         began = time.perf_counter()
         for key in keys:
             self._held[key] = window = self.source.fetch(self._requested.pop(key))
@@ -175,7 +175,7 @@ class BatchStream:
         return time.perf_counter() - began
 
     def _gathered(self, site: str, pieces: Sequence[tuple[WindowKey, int, int]]) -> np.ndarray:
-        """The pieces' rows one after another (b, width)."""
+        """Return the pieces' rows, concatenated (b, width)."""
         first = self._held[pieces[0][0]].vectors[site]
         rows, at = np.empty((sum(end - begin for _, begin, end in pieces), first.shape[1]), first.dtype), 0
         for key, begin, end in pieces:
@@ -184,7 +184,7 @@ class BatchStream:
         return rows
 
     def _pieces(self, epoch: int, lane: int, start: int, stop: int) -> Iterator[tuple[WindowKey, int, int]]:
-        """The windows that hold rows start..stop of a lane, and which of their rows."""
+        """Yield the windows that hold rows `start` to `stop` of a lane, and the range of their rows."""
         ends = self._order(epoch).window_ends(lane)
         index = int(np.searchsorted(ends, start, side="right"))
         while start < stop:
@@ -194,11 +194,10 @@ class BatchStream:
             start, index = end, index + 1
 
     def _prefetch(self, start: int, end: int | None) -> None:
-        """After the batch whose rows begin at `start` of each lane: ask for the windows that come next, so that each is
-        there when its turn comes; let others go.
+        """Prefetch the windows after the batch whose rows begin at `start` of each lane, and release others.
 
-        A lane left for its next window with this batch asks only when the old one is gone, if there is time for that.
-        A training asks for none that its last batch does not reach, and says which it has behind it.
+        A lane that enters its next window with this batch requests another only after releasing the old one, if time
+        allows. A training requests no window beyond its last batch, and reports those that it has passed.
         """
         share = self.batch_rows // self.spec.lanes
         following: dict[WindowKey, WindowKey] = {}
@@ -213,10 +212,10 @@ class BatchStream:
             self._requested[key] = self.source.request(key, wanted_from=None if end is None else following[key])
 
     def _paced(self, keys: Set[WindowKey], start: int) -> list[WindowKey]:
-        """Those of the wanted windows that are asked for now: all if one that was asked for came late.
+        """Return those of the needed windows to request now: all if a requested one was late.
 
-        Lanes come to their next windows at the same batch. Read all at once, these would leave little of the
-        processor's time to the next batches; there is time until the windows at hand are half served.
+        Lanes reach their next windows at the same batch. Reading all at once would leave little CPU time for the next
+        batches, so requests are spread until the current windows are half served.
         """
         if self._is_late or not keys:
             return sorted(keys)
@@ -226,13 +225,13 @@ class BatchStream:
         return sorted(keys)[: -(-len(keys) // max(1, batches // 2))]
 
     def _following(self, key: WindowKey, served_rows: int) -> WindowKey:
-        """Of each lane the first `served_rows` rows are served in an epoch; a window of none but later ones is not."""
+        """Return the next window of the lane, where an epoch serves the lane's first `served_rows` rows only."""
         if self._order(key.epoch).window_ends(key.lane)[key.index] < served_rows:
             return WindowKey(key.epoch, key.lane, key.index + 1)
         return WindowKey(key.epoch + 1, key.lane, 0)
 
     def _first_step(self, key: WindowKey) -> int:
-        """The first batch with rows of this window."""
+        """Return the first batch with rows of this window."""
         begin = int(self._order(key.epoch).window_ends(key.lane)[key.index - 1]) if key.index else 0
         return key.epoch * self.steps_per_epoch + begin // (self.batch_rows // self.spec.lanes)
 
@@ -242,9 +241,9 @@ class BatchStream:
 
 
 def one_ahead(makers: Iterable[Callable[[], T]]) -> Generator[T]:
-    """What the makers make, in order; one thread makes the next while the caller works on the one before.
+    """Yield the makers' results in order; a thread runs the next maker while the caller uses the current result.
 
-    Closing it waits for the thread. An error is raised where the thing that it spoiled would have come.
+    Closing waits for the thread. A maker's error is raised in place of its result.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
         rest = iter(makers)
@@ -258,6 +257,6 @@ def one_ahead(makers: Iterable[Callable[[], T]]) -> Generator[T]:
 def local_stream(
     spec: StreamSpec, *, batch_rows: int, rank: int = 0, num_ranks: int = 1, cache: CacheSettings | None = None
 ) -> BatchStream:
-    """A stream read by this process itself."""
+    """Return a stream that this process reads itself."""
     source = LocalWindows(WindowReader(spec, local_chunks(cache)))
     return BatchStream(spec=spec, source=source, batch_rows=batch_rows, rank=rank, num_ranks=num_ranks)

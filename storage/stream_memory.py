@@ -1,7 +1,7 @@
-"""The memory that streams take on a node, known before the first step, and refused where it cannot be had.
+"""Memory of streams on a node, computed before the first step and refused where it exceeds the node's.
 
-Windows lie in Ray's object store, which writes to disk ("spills") what goes beyond a share of it: then every batch
-would be read from a disk. So what may lie there at once has to stay below that share.
+Windows are in Ray's object store, which spills to disk beyond a share of its size: then every batch would be read from
+disk. So the windows held at once must stay below that share.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from lexray.storage.manifest import Manifest
 from lexray.storage.units import size
 
 WINDOWS_SHARE = 0.7
-"""Share of Ray's object store that windows may fill: it spills beyond 0.8, by its default, and frees a second late."""
+"""Maximum share of Ray's object store for windows: it spills beyond 0.8 by default, and frees a second late."""
 KEPT_SHARE = 0.3
-"""Share of the object store that a window server fills with windows at most."""
+"""Maximum share of the object store for the windows that a server keeps."""
 MEMORY_SHARE = 0.9
-"""Share of a machine's memory that streams may take at most; training needs some of it as well."""
+"""Maximum share of a machine's memory for streams; training also needs some."""
 WINDOWS_AT_ONCE = 4
-"""Windows that a server assembles at once, each in its process and as its chunks."""
+"""Windows that a server assembles at once, each held as a window and as its chunks."""
 BATCHES_AT_ONCE = 3
-"""Batches that a worker has: the one that trains, the one made ready for it, and its rows before they are copied."""
+"""Batches held by a worker: the current one, the prefetched one, and the rows from which it is copied."""
 ROW_ID_BYTES = 8
 PLACE_BYTES = 8
-"""A window tells of each row, besides, where it lies in it."""
+"""Bytes per row for its position in the window."""
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 class NodeMemory(NamedTuple):
-    """What a node has, in bytes."""
+    """Memory of a node, in bytes."""
 
     machine: int
-    """Of the machine, or of the container that we are in."""
+    """Memory of the machine, or of the container."""
     shared: int | None
-    """Of `/dev/shm`, where Ray puts its object store; None on a system without it."""
+    """Size of `/dev/shm`, where Ray puts its object store; None on a system without it."""
 
 
 def node_memory() -> NodeMemory:
-    """Of the node that this runs on."""
+    """Return the memory of the current node."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for file in _CGROUP_LIMITS:
         with suppress(OSError, ValueError):  # absent, or "max"
@@ -55,33 +55,33 @@ def node_memory() -> NodeMemory:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamShape:
-    """What decides the memory of one consumer (a worker of a trial): its stream of training and of held-out rows."""
+    """Quantities that determine the memory of one consumer (a worker of a trial): its training and held-out streams."""
 
     row_bytes: int
-    """Bytes of a row of all sites that are read."""
+    """Bytes of a row over all sites that are read."""
     chunk_rows: int
     chunks_per_window: int
     lanes: int
     """Lanes that one worker serves."""
     batch_rows: int
-    """Rows of a batch that one worker takes."""
+    """Rows of one worker's part of a batch."""
     train_share: float
-    """Share of the dataset's rows that are training rows: filtered ones are in no window."""
+    """Share of the dataset's rows that are training rows (filtered rows are in no window)."""
     held_out_share: float
     dataset_rows: int
     epochs: int = 1
-    """Of the training, the last begun one counted: each has windows of its own."""
+    """Epochs of the training, rounded up: each has separate windows."""
 
     @property
     def window_bytes(self) -> int:
-        """Bytes of a window from which no row was filtered."""
+        """Bytes of a window without filtered rows."""
         return self.chunks_per_window * self.chunk_rows * (self.row_bytes + ROW_ID_BYTES + PLACE_BYTES)
 
     @property
     def windows_per_lane(self) -> int:
-        """Windows that a consumer has of a lane: those that a batch can touch, and the next one.
+        """Windows of a lane that a consumer holds: those that a batch can touch, and the next one.
 
-        Where batches are small beside windows, a batch that touches two of them does not yet ask for the next.
+        Where batches are small relative to windows, a batch that touches two of them does not yet request the next.
         """
         window_rows = max(1, int(self.chunks_per_window * self.chunk_rows * self.train_share))
         share = self.batch_rows // self.lanes
@@ -91,7 +91,7 @@ class StreamShape:
     def mapped_bytes(self) -> int:
         """Bytes of the windows that one consumer holds at once, training and held-out ones.
 
-        The last window of a lane may be short: then two batches of rows may be held besides.
+        The last window of a lane may be short: then two further batches of rows may be held.
         """
         share = self.train_share + self.held_out_share
         besides = 2 * self.batch_rows * (self.row_bytes + ROW_ID_BYTES)
@@ -99,17 +99,17 @@ class StreamShape:
 
     @property
     def epoch_bytes(self) -> int:
-        """Bytes of the windows of one epoch, if no row were filtered or held out."""
+        """Bytes of the windows of one epoch, assuming that no row is filtered or held out."""
         return self.dataset_rows * (self.row_bytes + ROW_ID_BYTES + PLACE_BYTES)
 
     @property
     def all_bytes(self) -> int:
-        """Bytes of all windows that there ever are, as `stream_memory` counts them."""
+        """Bytes of all windows of the training, as `stream_memory` counts them."""
         return _all_bytes(self.epochs, self.epoch_bytes)
 
     @property
     def batch_bytes(self) -> int:
-        """Bytes of the batches that one consumer has in its own memory."""
+        """Bytes of the batches in one consumer's own memory."""
         return BATCHES_AT_ONCE * self.batch_rows * (self.row_bytes + ROW_ID_BYTES)
 
 
@@ -125,7 +125,7 @@ def stream_shape(
     held_out_rows: int,
     epochs: float = 1.0,
 ) -> StreamShape:
-    """The shape for a trial of so many workers; of those with more lanes if they do not all have as many."""
+    """Return the shape for a trial of `workers` workers; for those with more lanes where lanes differ."""
     widest = max(site.row_bytes for site in manifest.sites.values())
     lanes_of_worker = -(-lanes // workers)
     return StreamShape(
@@ -143,12 +143,12 @@ def stream_shape(
 
 @dataclass(frozen=True, kw_only=True)
 class StreamMemory:
-    """What streams take on one node, in bytes."""
+    """Memory of streams on one node, in bytes."""
 
     kept: int
     """Windows that the server keeps in the object store."""
     mapped: int
-    """Further windows there that consumers may hold when no two of them are at the same place."""
+    """Additional windows in the object store that consumers may hold when no two are at the same position."""
     buffers: int
     """Chunks and windows in the server's own memory, batches in that of the consumers."""
     consumers: int
@@ -170,15 +170,15 @@ class StreamMemory:
 
 
 def stream_memory(shapes: Sequence[StreamShape], *, consumers: int, object_store_bytes: int) -> StreamMemory:
-    """For so many consumers at once on a node, each as large as the largest of `shapes`.
+    """Return the memory of `consumers` concurrent consumers on a node, each as large as the largest of `shapes`.
 
-    The server keeps what consumers leave of its share, but always enough for one of them, and no more than there is:
-    the windows of every epoch, and the held-out ones.
+    The server keeps windows in the part of its share that consumers leave, at least enough for one consumer and at most
+    all windows: those of every epoch, and the held-out ones.
     """
     mapped_each = max(shape.mapped_bytes for shape in shapes)
     window = max(shape.window_bytes for shape in shapes)
     epoch = max(shape.epoch_bytes for shape in shapes)
-    # Two epochs can be in use at once, and of each no more windows than it has.
+    # Two epochs can be in use at once, each with at most all of its windows.
     mapped = min(consumers * mapped_each, 2 * epoch)
     left = int(WINDOWS_SHARE * object_store_bytes) - mapped
     kept = max(min(mapped_each, 2 * epoch), min(left, int(KEPT_SHARE * object_store_bytes)))
@@ -208,5 +208,5 @@ def check_memory(memory: StreamMemory, *, object_store_bytes: int, node: NodeMem
 
 
 def _all_bytes(epochs: int, epoch_bytes: int) -> int:
-    """Each epoch has windows of its own, and the held-out rows have theirs."""
+    """Return the bytes of all windows: each epoch and the held-out rows have separate ones."""
     return (epochs + 1) * epoch_bytes

@@ -1,8 +1,9 @@
-"""Check a dataset row by row: one pass over every chunk of every shard, with a bounded number of reads under way.
+"""Verify a dataset row by row: one pass over every chunk of every shard, with a bounded number of reads in flight.
 
-Damage is what training must not read: a shard that is missing or has another size, a header or checksum that is not
-the manifest's, rows with NaN or Inf, statistics that the rows do not have. Equal rows and rows of unusual length are
-counted and named, and are no damage. Memory: 17 bytes per row of a site (hash, norm, flag), and the chunks under way.
+Damage is what training must not read: a shard that is missing or of another size, a header or checksum that differs
+from the manifest's, rows with NaN or Inf, statistics that differ from the rows'. Equal rows and rows of unusual norm
+are counted and listed, but are not damage. Memory: 17 bytes per row of a site (hash, norm, flag), and the chunks in
+flight.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from lexray.storage.row_checks import ChunkFacts, SiteFacts, SiteFindings, chunk
 from lexray.storage.store import Store, reachable
 
 STATISTICS_TOLERANCE = 1e-6
-"""How far the manifest's statistics may be from the rows', relative to the root mean squared norm (or its square)."""
+"""Tolerance on the manifest's statistics, relative to the root mean squared norm (or its square)."""
 MAX_CLAIM_RATIO, MAX_CLAIM_BYTES = 16, 2**30
-"""A dataset that claims more bytes than so many times those there are, and these on top, is not read."""
+"""Limit on claimed bytes, as a multiple of the actual bytes plus a constant; beyond it a dataset is not read."""
 _HEADER = TypeAdapter(dict[str, Any])
 _HEADER_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "int32": "I32"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
-    """One thing that is broken, and where; `chunk` counts inside its shard."""
+    """A damaged place and its description; `chunk` is an index in the shard."""
 
     file: str
     tensor: str | None = None
@@ -49,7 +50,7 @@ class Damage:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """The outcome of `verify`."""
+    """Result of `verify`."""
 
     url: str
     manifest: Manifest
@@ -62,20 +63,20 @@ class Findings:
 
 
 def verify(store: Store, *, on_progress: Callable[[int, int], None] | None = None) -> Findings:
-    """Read everything and say what is wrong with it.
+    """Read the whole dataset and report its damage.
 
-    `on_progress` is called with the rows checked so far and those there are. Raises UserError when there is no
-    dataset to check.
+    `on_progress` is called with the rows checked so far and their total. Raises UserError when there is no dataset to
+    check.
     """
     manifest = read_manifest(store)
     damage = manifest_damage(manifest)
-    if damage:  # places of chunks would be made up
+    if damage:  # locations of chunks would be arbitrary
         return Findings(url=store.url, manifest=manifest, damage=damage, sites={})
     with reachable("dataset", store.url):
         sizes = {shard.file: store.size(shard.file) for shard in manifest.shards}
         damage = [one for shard in manifest.shards for one in shard_damage(store, manifest, shard, sizes[shard.file])]
         there = sum(size or 0 for size in sizes.values())
-        if manifest.bytes > MAX_CLAIM_RATIO * there + MAX_CLAIM_BYTES:  # memory would be taken for rows nobody has
+        if manifest.bytes > MAX_CLAIM_RATIO * there + MAX_CLAIM_BYTES:  # would allocate for rows that do not exist
             return Findings(url=store.url, manifest=manifest, damage=damage, sites={})
         missing = {file for file, size in sizes.items() if size is None}
         check = _Pass(DatasetReader(store, manifest), missing, on_progress or (lambda done, total: None))
@@ -86,12 +87,12 @@ def verify(store: Store, *, on_progress: Callable[[int, int], None] | None = Non
 
 
 def manifest_damage(manifest: Manifest) -> list[Damage]:
-    """What in a manifest contradicts the rest of it, so that the places of its chunks cannot be trusted."""
+    """Return contradictions inside a manifest, with which the locations of its chunks cannot be trusted."""
     return [Damage(file=file, what=what) for file, what in contradictions(manifest)]
 
 
 def shard_damage(store: Store, manifest: Manifest, shard: Shard, size: int | None) -> list[Damage]:
-    """What is wrong with a shard as a file: its size, and the tensors that its own header promises to any reader."""
+    """Return the damage of a shard as a file: its size, and the tensors of its safetensors header."""
     if size is None:
         return [Damage(file=shard.file, what="is missing")]
     damage = []
@@ -113,7 +114,7 @@ def shard_damage(store: Store, manifest: Manifest, shard: Shard, size: int | Non
 
 
 def statistics_damage(name: str, site: SiteFindings) -> list[Damage]:
-    """Statistics of the manifest that are not those of the rows, where every row could be read."""
+    """Return differences between the manifest's statistics and the rows', where every row could be read."""
     errors = {
         "mean": site.mean_error,
         "mean squared norm": site.mean_squared_norm_error,
@@ -131,7 +132,7 @@ def statistics_damage(name: str, site: SiteFindings) -> list[Damage]:
 
 
 def _read_header(store: Store, shard: Shard, size: int) -> dict[str, tuple[str, list[int], int]] | None:
-    """Per tensor its dtype, shape and absolute byte offset; None when the bytes are no safetensors header."""
+    """Return dtype, shape and absolute byte offset of each tensor; None without a valid safetensors header."""
     try:
         length = int.from_bytes(store.read_range(shard.file, 0, 8), "little")
         if length > min(size, MAX_HEADER_BYTES):
@@ -151,7 +152,7 @@ def _tensor_words(entry: tuple[str, list[int], int] | None) -> str:
 
 
 Checked = tuple[list[Damage], dict[str, ChunkFacts]]
-"""What is wrong with a chunk, and the facts of each of its sites."""
+"""Damage of a chunk, and the statistics of each of its sites."""
 
 
 @dataclass
@@ -181,7 +182,7 @@ class _Pass:
         return damage
 
     def _in_parallel(self) -> Iterator[tuple[int, Checked]]:
-        """Outcomes of `_check_chunk` in the order of the chunks; at most twice `PARALLEL_READS` are held."""
+        """Yield results of `_check_chunk` in chunk order; at most twice `PARALLEL_READS` are held."""
         waiting: deque[tuple[int, Future[Checked]]] = deque()
         with ThreadPoolExecutor(PARALLEL_READS, thread_name_prefix="verify") as pool:
             for chunk in range(len(self.reader.chunks)):
@@ -213,7 +214,7 @@ class _Pass:
 
 
 def wrong_rows(site: str, facts: ChunkFacts, norms: np.ndarray | None) -> Iterator[tuple[str, np.ndarray, str]]:
-    """The tensor, the rows of a chunk (numbers within it) and what is wrong with them; none when nothing is."""
+    """Yield tensor, damaged rows of a chunk (indices in it) and their defect."""
     finite = np.isfinite(facts.norms)
     if not finite.all():
         yield site, np.flatnonzero(~finite), "hold NaN or Inf"

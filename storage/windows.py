@@ -1,4 +1,4 @@
-"""Windows: the permuted blocks of rows that are read from the store, shared on a node and cut into batches."""
+"""Windows: permuted blocks of rows that are read from the store, shared on a node and cut into batches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lexray.storage.store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class StreamSpec:
-    """Everything that decides a stream's rows and their order; small, hashable, sent to servers."""
+    """Parameters that determine a stream's rows and their order; small, hashable, sent to servers."""
 
     store: Store
     sites: tuple[str, ...]
@@ -28,72 +28,72 @@ class StreamSpec:
     seed: int = 0
     lanes: int = 16
     window_bytes: int = 16 * 2**20
-    """Bound on the bytes of a window of the widest site (at least one chunk)."""
+    """Maximum bytes of a window of the widest site (at least one chunk)."""
 
 
 class Window(NamedTuple):
-    """The rows of one window: stored chunk after chunk, served in the order of `places`.
+    """Rows of one window: stored chunk after chunk, served in the order of `places`.
 
-    Permuting costs no pass over the vectors of its own: who makes a batch copies rows anyway, and picks them there.
+    Permuting needs no separate pass over the vectors: making a batch copies rows anyway, in permuted order.
     """
 
     row_ids: np.ndarray
-    """Number in the dataset of each row, as served (rows), int64."""
+    """Dataset index of each row, in serving order (rows), int64."""
     places: np.ndarray
-    """Where each row, as served, lies among the stored ones (rows), int64."""
+    """Stored position of each row, in serving order (rows), int64."""
     vectors: dict[str, np.ndarray]
-    """Per site (stored rows, width); bfloat16 as uint16. Rows that are not served may lie between."""
+    """Per site (stored rows, width); bfloat16 as uint16. Rows that are not served may be in between."""
     cost: ReadCost
-    """What was read for it; of a shared window, what whoever holds it here had to wait for."""
+    """Bytes that were read for it; for a shared window, those attributed to this consumer's request."""
 
     @property
     def bytes(self) -> int:
         return self.row_ids.nbytes + self.places.nbytes + sum(v.nbytes for v in self.vectors.values())
 
     def take(self, site: str, begin: int, end: int, out: np.ndarray) -> None:
-        """Copy the rows `begin` to `end`, as served, into `out` (end - begin, width)."""
+        """Copy rows `begin` to `end`, in serving order, into `out` (end - begin, width)."""
         self.vectors[site].take(self.places[begin:end], axis=0, out=out, mode="clip")  # clip: without a buffer
 
 
 class Described(NamedTuple):
-    """What is known of a stream before its first step."""
+    """Properties of a stream that are known before its first step."""
 
     manifest: Manifest
     selected_rows: np.ndarray
     """Selected rows of each chunk (num_chunks)."""
     rows_filtered: int
-    """Rows of the dataset that no part of it serves: special tokens, outlying norms."""
+    """Number of rows of the dataset that are never served: special tokens, outlying norms."""
 
 
 class WindowSource(Protocol):
-    """Where a stream gets its windows: this process (`LocalWindows`) or the node's server (`ServedWindows`)."""
+    """Source of a stream's windows: this process (`LocalWindows`) or the node's server (`ServedWindows`)."""
 
     def describe(self) -> Described:
         """Read the manifest and the columns that the selection needs."""
 
     def request(self, key: WindowKey, *, wanted_from: WindowKey | None = None) -> object:
-        """Begin to fetch a window; returns at once with a handle.
+        """Start fetching a window; returns a handle immediately.
 
-        `wanted_from` promises that of this window's lane none before it will be asked for again, whatever comes.
+        `wanted_from`: the consumer will never request an earlier window of this lane (eviction hint).
         """
 
     def fetch(self, handle: object) -> Window:
-        """The requested window, waiting for it if need be."""
+        """Wait for the requested window and return it."""
 
     def retries(self) -> int:
-        """Calls to the store that were repeated so far for the windows fetched here."""
+        """Return the number of retried calls to the store for the windows fetched so far."""
 
     def leave(self) -> None:
-        """Say that no window is wanted any more, until the next request."""
+        """Unsubscribe: no window is needed until the next request."""
 
 
 WHOLE_FROM_SHARE = 0.75
-"""Share of a chunk's rows from which it is stored whole: then it is copied in one piece."""
+"""Share of served rows from which a chunk is stored whole, in one copy."""
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What a window takes of one chunk."""
+    """A window's part of one chunk."""
 
     rows: np.ndarray
     """Rows of the chunk that are served, ascending."""
@@ -107,7 +107,7 @@ class _Part:
 
     @property
     def places(self) -> np.ndarray:
-        """Where the served rows lie among the stored ones of this chunk."""
+        """Positions of the served rows among the stored ones of this chunk."""
         return self.rows if self.whole else np.arange(len(self.rows))
 
 
@@ -117,7 +117,7 @@ class WindowReader:
 
     spec: StreamSpec
     chunks: ChunkReads = field(default_factory=ChunkReads)
-    """Shared by the streams of this process."""
+    """Chunk reader shared by the streams of this process."""
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -133,7 +133,7 @@ class WindowReader:
 
     @cached_property
     def order(self) -> OrderCache:
-        """Layout of an epoch, by its number."""
+        """Cache of epoch orders."""
         return OrderCache(self.spec, self.manifest, self.selected.counts)
 
     def describe(self) -> Described:
@@ -141,7 +141,7 @@ class WindowReader:
         return Described(self.manifest, selected.counts, selected.special + selected.outlying)
 
     def read(self, key: WindowKey) -> Window:
-        """Fetch the window's chunks (in parallel), put them one after another as they come, and order their rows."""
+        """Fetch the window's chunks in parallel, concatenate them as they arrive, and permute their rows."""
         order = self.order(key.epoch)
         segments = order.windows(key.lane)[key.index]
         parts = [self._part(segment) for segment in segments]
@@ -172,7 +172,7 @@ class WindowReader:
 
 
 def _put(part: _Part, place: np.ndarray, read: ReadChunk) -> ReadCost:
-    """The rows of a chunk into their place, if they were not read right there."""
+    """Copy the rows of a chunk into place, unless they were read in place."""
     if not part.whole:
         np.take(read.rows, part.rows, axis=0, out=place, mode="clip")
     elif not np.may_share_memory(read.rows, place):
@@ -181,7 +181,7 @@ def _put(part: _Part, place: np.ndarray, read: ReadChunk) -> ReadCost:
 
 
 def epoch_order(spec: StreamSpec, manifest: Manifest, selected_rows: np.ndarray, epoch: int) -> EpochOrder:
-    """The order of one epoch of a stream; the same whichever of the dataset's sites are read."""
+    """Return the order of one epoch of a stream, independent of the sites that are read."""
     row_bytes = max(site.row_bytes for site in manifest.sites.values())
     return EpochOrder(
         selected_rows=selected_rows,
@@ -193,7 +193,7 @@ def epoch_order(spec: StreamSpec, manifest: Manifest, selected_rows: np.ndarray,
 
 
 class OrderCache:
-    """The orders of the two epochs that a stream can be in at once."""
+    """Cache of the orders of the two epochs that a stream can be in at once."""
 
     def __init__(self, spec: StreamSpec, manifest: Manifest, selected_rows: np.ndarray) -> None:
         self._make = lru_cache(maxsize=2)(lambda epoch: epoch_order(spec, manifest, selected_rows, epoch))
@@ -210,7 +210,7 @@ class LocalWindows:
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
-        # While the rows of one are put into their places, the chunks of the next are on their way.
+        # While the rows of one window are copied, the chunks of the next are fetched.
         return ThreadPoolExecutor(2, thread_name_prefix="windows")
 
     def describe(self) -> Described:
@@ -225,12 +225,12 @@ class LocalWindows:
         return window
 
     def retries(self) -> int:
-        return 0  # of this process, which counts its own
+        return 0  # counted by this process itself
 
     def leave(self) -> None:
-        pass  # nothing is kept for anybody
+        pass  # nothing is cached
 
 
 def local_chunks(cache: CacheSettings | None) -> ChunkReads:
-    """Chunks for the streams of this process, through a cache on disk if there is one."""
+    """Return the chunk reader for the streams of this process, with the cache on disk if there is one."""
     return ChunkReads(ChunkCache(cache) if cache is not None else None)

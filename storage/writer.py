@@ -34,7 +34,7 @@ TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32":
 
 
 class WrittenShard(BaseModel):
-    """A shard that lies in its store, with its sums: what a manifest is made of."""
+    """A stored shard with its sums, from which the manifest is made."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -47,7 +47,7 @@ class WrittenShard(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class ShardFormat:
-    """How rows are stored; the same for all shards of a dataset."""
+    """Storage format of rows, the same for all shards of a dataset."""
 
     sites: dict[str, int]
     """Width of each site."""
@@ -98,7 +98,7 @@ def write_manifest(
     special_token_ids: Sequence[int] = (),
     provenance: Mapping[str, Any],
 ) -> Manifest:
-    """Make the written shards a dataset; their norms are read back for the quantiles. Raises UserError without rows."""
+    """Write the manifest of the written shards; norms are read back for quantiles. Raises UserError without rows."""
     rows = sum(part.shard.rows for part in written)
     if not rows:
         raise UserError("the dataset would have no rows; check the text and the filters")
@@ -133,7 +133,7 @@ def write_manifest(
 
 
 def norm_quantiles(reader: DatasetReader, site: str) -> dict[str, float]:
-    """Quantiles of a site's stored norms, by level."""
+    """Return the quantiles of a site's stored norms, by level."""
     found = exact_quantiles(lambda: reader.column_parts(norm_column(site)), QUANTILE_LEVELS)
     return {f"{level:g}": value for level, value in zip(QUANTILE_LEVELS, found, strict=True)}
 
@@ -153,7 +153,7 @@ class DatasetWriter:
     chunk_rows: int = 1024
     shard_rows: int = 65_536
     sources: dict[str, str] = field(default_factory=dict)
-    """Where in the model each site was read, for people."""
+    """Description of the place in the model at which each site was read."""
     special_token_ids: list[int] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -169,7 +169,7 @@ class DatasetWriter:
 
     @property
     def rows(self) -> int:
-        """Rows given so far."""
+        """Number of rows added so far."""
         return self._pending_rows + sum(part.shard.rows for part in self._written)
 
     def add(self, vectors: Mapping[str, torch.Tensor], columns: Mapping[str, np.ndarray]) -> None:
@@ -187,7 +187,7 @@ class DatasetWriter:
             self._write_shard(self.shard_rows)
 
     def close(self) -> Manifest:
-        """Write the last shard and the manifest. Raises UserError when no row was given."""
+        """Write the last shard and the manifest. Raises UserError when no row was added."""
         if self._pending_rows:
             self._write_shard(self._pending_rows)
         return write_manifest(
@@ -200,8 +200,8 @@ class DatasetWriter:
         )
 
     def discard(self) -> None:
-        """Remove the shards written so far, and one that may have been under way; for a dataset that is given up."""
-        with suppress(OSError):  # a store that cannot be written to may not let us clean up either
+        """Remove the shards written so far, including a partial one, of an abandoned dataset."""
+        with suppress(OSError):  # a store that is not writable may not allow deletion either
             for number in range(len(self._written) + 1):
                 self.store.delete(shard_file(number))
 
@@ -220,7 +220,7 @@ def shard_file(number: int) -> str:
 
 
 def tensor_offsets(data: bytes) -> dict[str, int]:
-    """Absolute byte offset of each tensor in a safetensors file: 8 bytes of header length, header, data."""
+    """Return the absolute byte offset of each tensor in a safetensors file: 8 bytes of header length, header, data."""
     header_bytes = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + header_bytes])
     header.pop("__metadata__", None)
