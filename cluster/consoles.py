@@ -28,7 +28,7 @@ class TextConsole(Console):
 
     @property
     def file(self) -> IO[str]:
-        """What is written to, past streams that would take rich's own escape sequences out."""
+        """The underlying stream: a `PlainStream` would remove rich's own escape sequences."""
         file = super().file
         while isinstance(file, PlainStream):
             file = file.rich_proxied_file
@@ -47,7 +47,7 @@ class TextConsole(Console):
             yield Segment(visible(segment.text), style.update_link(None) if style and style.link else style)
 
     def status(self, status: RenderableType, **options: Any) -> Status:
-        """A spinner beside a text, of which nothing is markup."""
+        """Return a spinner beside a text that is not parsed as markup."""
         return super().status(Text(status) if isinstance(status, str) else status, **options)
 
 
@@ -72,7 +72,7 @@ class PlainStream:
 
 @contextmanager
 def plain_streams() -> Iterator[None]:
-    """Standard output and error are plain streams meanwhile."""
+    """Replace standard output and error by plain streams within the context."""
     before = sys.stdout, sys.stderr
     # The progress bars of other libraries go back to the start of their line.
     sys.stdout, sys.stderr = PlainStream(before[0]), PlainStream(before[1], keeps="\r")

@@ -1,4 +1,4 @@
-"""Options that several commands have, and where all of them send messages for people."""
+"""Options that several commands share, and the console for their messages."""
 
 from __future__ import annotations
 
@@ -33,6 +33,6 @@ SweepOrJob = Annotated[str, typer.Argument(metavar="URL|JOB", help="Folder of th
 def target_of(
     address: str | None, cluster: Path | None, token_file: Path | None, *, trust: bool, insecure: bool
 ) -> Target:
-    """How the options of a command name a cluster."""
+    """Build the target cluster from a command's options."""
     cluster_name, file = (None if path is None else str(path) for path in (cluster, token_file))
     return Target(address=address, cluster=cluster_name, token_file=file, is_trusted=trust, is_insecure=insecure)

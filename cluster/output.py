@@ -1,4 +1,4 @@
-"""What commands print on stdout: one JSON document or a table; and their progress on stderr."""
+"""Output of commands: one JSON document or a table on stdout, progress on stderr."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ OK, FAILED = 0, 1
 
 
 class OnRows(Protocol):
-    """Called with the rows done so far and those there are, None where that is not known."""
+    """Callback with the finished and total rows; None if the total is unknown."""
 
     def __call__(self, done: int, total: int | None, *, label: str = ...) -> None: ...
 
 
 @contextmanager
 def rows_progress(label: str, messages: Console) -> Iterator[OnRows]:
-    """A bar of rows and rows/s on stderr; what it gives is called with the rows done so far and those there are.
+    """Show a bar of rows and rows/s on stderr; yield the callback that updates it with the finished and total rows.
 
-    Another label begins another bar. Rows that are done when a bar begins do not count for its speed.
+    A new label starts a new bar. Rows finished before a bar starts do not count for its speed.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rows]} rows"))
     speed = TextColumn("{task.fields[rows_per_s]:,.0f} rows/s")
@@ -48,7 +48,7 @@ def rows_progress(label: str, messages: Console) -> Iterator[OnRows]:
 
 
 def print_json(document: Any) -> None:
-    """The one result of a command, on stdout: ASCII without control characters, and null for NaN and infinities."""
+    """Print a command's result on stdout as JSON: ASCII without control characters, null for NaN and infinities."""
     from lexray.storage.json_values import with_nulls
 
     text = json.dumps(with_nulls(document), indent=1, default=str, allow_nan=False)
@@ -56,7 +56,7 @@ def print_json(document: Any) -> None:
 
 
 def print_frontier(table: Any, store: Store, messages: Console, as_json: bool) -> None:
-    """What came out of a sweep, and where it lies."""
+    """Print the frontier of a sweep and the urls of its picture and report."""
     from lexray.tuning.results.frontier import frontier_rich_table
 
     if as_json:
@@ -70,7 +70,7 @@ def print_frontier(table: Any, store: Store, messages: Console, as_json: bool) -
 
 
 def dataset_summary(manifest: Any) -> dict[str, Any]:
-    """A manifest without its checksums and means, for people and JSON."""
+    """Return a manifest without checksums and means, for display and JSON."""
     sites = {
         name: {
             "width": site.width,

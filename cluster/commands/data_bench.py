@@ -22,27 +22,27 @@ if TYPE_CHECKING:
     from lexray.training.dictionaries.base import DictionaryConfig
 
 CORE_SECONDS = 1.0
-"""What one core does with a window is known after this long."""
+"""Longest measurement of checksums and permutation on one core, in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
-    """What is measured, and for how long."""
+    """Options of the measurement."""
 
     sites: tuple[str, ...]
     """Sites to read; none given: all, or the one that the dictionary reads."""
     seconds: float
-    """Of each measurement."""
+    """Duration of each measurement."""
     parallel: int
-    """Plain reads under way at once."""
+    """Concurrent plain reads."""
     batch_rows: int
     architecture: str | None
-    """None: `topk`, if a width is given."""
+    """Architecture of the timed dictionary; None means `topk` if a width is given."""
     width: int | None
     target_l0: float | None
 
     def dictionary(self) -> DictionaryConfig | None:
-        """The dictionary whose step is measured. Raises UserError when it is only half described."""
+        """Return the dictionary whose step is timed, or None. Raises UserError if an option is missing."""
         from lexray.training.dictionaries import dictionary_config
 
         given = {"width": self.width, "target_l0": self.target_l0}
@@ -54,7 +54,7 @@ class BenchOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchResult:
-    """Everything that was measured."""
+    """Results of all measurements."""
 
     url: str
     manifest: Manifest
@@ -101,7 +101,7 @@ def bench(
 
 
 def measure(store: Store, options: BenchOptions, messages: Console) -> BenchResult:
-    """Reads, stream and step, one after the other. Raises UserError for wrong options before anything is measured."""
+    """Measure stream, plain reads, one core and the training step in turn. Raises UserError for wrong options first."""
     from lexray.cluster.commands.step_timer import StepTimer
     from lexray.storage.bench import Feeding, core_speed, plain_reads, stream_speed
     from lexray.storage.manifest import load_manifest
@@ -138,7 +138,7 @@ def measure(store: Store, options: BenchOptions, messages: Console) -> BenchResu
 
 
 def sites_to_read(manifest: Manifest, wanted: tuple[str, ...], dictionary: DictionaryConfig | None) -> tuple[str, ...]:
-    """The sites named, or all. Raises UserError when the dictionary reads another number of them."""
+    """Return the requested sites, or all. Raises UserError if their number does not fit the dictionary."""
     from lexray.training.dictionaries import architecture
 
     sites = tuple(dict.fromkeys(wanted)) or tuple(manifest.sites)
@@ -163,7 +163,7 @@ def sites_to_read(manifest: Manifest, wanted: tuple[str, ...], dictionary: Dicti
 def _data_config(
     store: Store, manifest: Manifest, sites: tuple[str, ...], dictionary: DictionaryConfig | None, batch_rows: int
 ) -> DataConfig:
-    """The rows of a sweep that sets nothing but sites and batch size."""
+    """Return the data configuration of a sweep that sets only sites and batch size."""
     from lexray.training.config import DataConfig
     from lexray.training.dictionaries import architecture
 
@@ -173,7 +173,7 @@ def _data_config(
 
 
 def result_document(result: BenchResult) -> dict[str, Any]:
-    """The result for `--json`; `dictionary` is null when none was named."""
+    """Return the document that `--json` prints; `dictionary` is null when none was given."""
     checksums, permuting = result.core.share_of_core(result.stream.mb_per_s)
     document: dict[str, Any] = {
         "url": result.url,

@@ -67,7 +67,7 @@ def doctor(
 
 
 class DoctorOptions(NamedTuple):
-    """What the command was told, besides where."""
+    """Options of the command, except those that select the cluster."""
 
     file: Path | None
     data: str | None
@@ -80,7 +80,7 @@ class DoctorOptions(NamedTuple):
 def _joined(
     asked: DoctorOptions, address: str | None, token_file: Path | None, *, is_job: bool
 ) -> tuple[str, list[Check]]:
-    """On a Ray that this process joins, or starts here."""
+    """Run the doctor on a Ray that this process joins or starts."""
     use_token(token_file)
     request = request_of(asked)
     from lexray.cluster.doctor.run import diagnose
@@ -92,7 +92,7 @@ def _joined(
 
 
 def _by_job(asked: DoctorOptions, target: Target) -> tuple[str, list[Check]]:
-    """On a cluster whose dashboard we reach."""
+    """Run the doctor as a job on a cluster of which only the dashboard is reachable."""
     from lexray.cluster.doctor.remote import Errand, diagnose_by_job
 
     text = read_text(str(asked.file)) if asked.file is not None else None
@@ -110,7 +110,7 @@ def _by_job(asked: DoctorOptions, target: Target) -> tuple[str, list[Check]]:
 
 
 def use_token(file: Path | None) -> None:
-    """Make Ray's clients in this process show the token of a file; before Ray is imported. Raises UserError."""
+    """Make Ray's clients in this process send the token of a file; call before importing Ray. Raises UserError."""
     if file is None:
         return
     if not file.is_file():
@@ -121,7 +121,7 @@ def use_token(file: Path | None) -> None:
 
 
 def request_of(asked: DoctorOptions) -> Request:
-    """What to look at: the sweep file's places, or those given instead. Raises UserError."""
+    """Build the request from the sweep file; `--data` and `--output` override its urls. Raises UserError."""
     from lexray.cluster.doctor.collect import Request
     from lexray.storage.store import Store
 

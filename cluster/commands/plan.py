@@ -34,7 +34,7 @@ plan_app = typer.Typer()
 MEASURE_S = 1.0
 """Seconds in which the steps of a kind of trial are timed, in each round."""
 ROUNDS = 2
-"""The fastest round counts: what else a machine does for a while is no part of a trial."""
+"""Timing rounds; the fastest counts, so that other load on the machine is ignored."""
 OBJECT_STORE_MAX_BYTES, SHM_SHARE = 200 * 10**9, 0.95
 """Ray's object store takes its share of a machine's free memory, at most so many bytes, and no more than this share of
 /dev/shm."""
@@ -77,7 +77,7 @@ def plan_command(
 
 
 def this_machine() -> Machines:
-    """What Ray would find here, without starting it."""
+    """Return the resources that Ray would detect on this machine, without starting it."""
     from lexray.storage.stream_memory import node_memory
     from lexray.training.mesh.device import usable_gpus
     from lexray.tuning.placement.nodes import HEAD, Node, trials_on_head
@@ -94,7 +94,7 @@ def this_machine() -> Machines:
 
 
 def _cpus() -> float:
-    """Of the machine, or of the container that we are in."""
+    """Return the CPUs of the machine, or the container's quota if that is lower."""
     cpus = float(os.cpu_count() or 1)
     with suppress(OSError, ValueError):  # absent, or "max"
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -103,7 +103,7 @@ def _cpus() -> float:
 
 
 def _free_bytes() -> int:
-    """Memory that processes may still take."""
+    """Return the bytes of memory available to processes."""
     with suppress(OSError, ValueError, IndexError):
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
@@ -122,9 +122,9 @@ def _cluster(address: str, messages: Console) -> Machines:
 
 
 def measured_speeds(plan: SweepPlan, known: Mapping[str, Speed], messages: Console) -> dict[str, Speed]:
-    """Times real steps of each kind of unfinished trial that has no finished one, beside as much work as there will be.
+    """Time real steps of each kind of unfinished trial that no finished trial has timed, under a realistic load.
 
-    A mesh is taken to scale evenly.
+    Meshes are assumed to scale linearly.
     """
     from lexray.cluster.commands.background_load import background_load
     from lexray.training.mesh.device import usable_gpus
@@ -154,7 +154,7 @@ def measured_speeds(plan: SweepPlan, known: Mapping[str, Speed], messages: Conso
 
 
 def _measured(plan: SweepPlan, trial: Trial) -> Speed:
-    """Of the trial's whole mesh, from one worker with as many cores as it will have."""
+    """Time one worker with its share of cores, and scale its speed to the trial's whole mesh."""
     import torch
 
     from lexray.cluster.commands.step_timer import StepTimer
@@ -174,7 +174,7 @@ def _measured(plan: SweepPlan, trial: Trial) -> Speed:
 
 
 def _refuse_over_cap(plan: SweepPlan, made: Plan) -> None:
-    """A sweep that stops trials early, or chooses smaller ones, may take less: its cap is left to the sweep itself."""
+    """Refuse a sweep whose estimate exceeds its cap; with early stopping or a search the sweep itself enforces it."""
     if plan.sweep.stop is not None or made.chosen_later:
         return
     for field, cap, hours in (
@@ -192,7 +192,7 @@ def _refuse_over_cap(plan: SweepPlan, made: Plan) -> None:
 
 
 def print_plan(plan: Plan) -> None:
-    """A table of the trials, and the sums below it."""
+    """Print a table of the trials and, below it, the totals."""
     out = TextConsole()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("trial", overflow="ellipsis", max_width=34)
@@ -252,14 +252,14 @@ def _sums(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _devices(trials: Sequence[TrialPlan]) -> str:
-    """What the workers of the trials compute on, and how many trials do."""
+    """Return the devices of the workers and the number of trials on each."""
     counts = Counter(trial.gpus / trial.workers for trial in trials)
     kinds = (("CPUs" if not gpus else f"{gpus:g} GPU a worker", count) for gpus, count in sorted(counts.items()))
     return ", ".join(f"{kind} ({count} trial(s))" for kind, count in kinds)
 
 
 def _made_of(trial: TrialPlan) -> str:
-    """What the largest worker's memory is made of."""
+    """Return the largest worker's memory with its components."""
     parts = ("process", "weights", "masters", "moments", "gradients", "step", "buffers", "batches", "windows")
     sizes = {name: getattr(trial.memory, name) for name in parts}
     listed = ", ".join(f"{name} {size(value)}" for name, value in sizes.items() if value >= 2**20)

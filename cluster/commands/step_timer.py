@@ -1,4 +1,4 @@
-"""How fast a dictionary trains and is evaluated here when its rows are in memory: for `data bench` and `plan`."""
+"""Times the training and evaluation steps of a dictionary on rows in memory, for `data bench` and `plan`."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from lexray.training.mesh.device import device_of_command
 from lexray.training.mesh.mesh import ONE_RANK
 
 MANY_STEPS = 10**6
-"""Of the training whose beginning is measured; its schedules hardly move."""
+"""Nominal steps of the timed training; so many that its schedules hardly move meanwhile."""
 SAMPLE_BATCHES = 4
-"""Batches that a dictionary trains on in turn."""
+"""Batches in memory, used in rotation."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class HeldBatches:
-    """The part of a `BatchStream` that a training reads, from few batches in memory that arrive in turn."""
+    """The part of the `BatchStream` interface that training reads, over a few batches in memory."""
 
     held: list[Batch]
 
@@ -43,7 +43,7 @@ class HeldBatches:
 
 
 class StepTimer:
-    """One worker that trains one dictionary on a few batches, as the training loop does."""
+    """A single worker that runs the training loop of one dictionary on a few batches."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class StepTimer:
         optimizer: OptimizerConfig | None = None,
         device: torch.device | None = None,
     ) -> None:
-        """`device` is where it trains; None: on this machine's first GPU, or on its CPUs without one."""
+        """`device`: None selects this machine's first GPU, or its CPUs without one."""
         self.device = device_of_command() if device is None else device
         ensure_process_group(self.device)
         self.manifest = manifest
@@ -86,11 +86,11 @@ class StepTimer:
         return make_engine(self.dictionary, self.config, ONE_RANK)
 
     def trained_rows_per_s(self, seconds: float) -> float:
-        """Rows that one worker trains in a second: whole steps, measured for about so many seconds."""
+        """Return the rows per second that one worker trains, from whole steps measured for about `seconds`."""
         return self.config.data.batch_rows / median_seconds(self.step, seconds)
 
     def evaluated_rows_per_s(self, seconds: float) -> float:
-        """Rows that one worker evaluates in a second."""
+        """Return the rows per second that one worker evaluates."""
         return self.config.data.batch_rows / median_seconds(self._evaluate, seconds)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Gathers the findings from the connected cluster: a probe on each node, questions side by side, one deadline."""
+"""Gathers the findings from the connected cluster: one probe a node, concurrent calls, one deadline."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from lexray.storage.store import Store
 from lexray.tuning.ray_backend.launch_failures import launch_failures
 
 LAUNCHES_S = 600.0
-"""How far back failed launches of nodes are reported."""
+"""Age limit in seconds of the failed node launches that are reported."""
 LOOK_S, DASHBOARD_S = 6.0, 13.0
-"""Longest that a node may take to look at itself, and to ask the dashboard twice, which may only just have begun."""
+"""Time limits in seconds of a node's own checks, and of two dashboard requests, since it may still be starting."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What the doctor is asked to look at, besides the cluster itself."""
+    """Stores and settings to check in addition to the cluster itself."""
 
     data_url: str | None = None
     output_url: str | None = None
@@ -50,12 +50,14 @@ class Request:
     cache_bytes: int = 0
     wandb_mode: str = "auto"
     region: str | None = None
-    """Where the nodes run, as the cluster's description says."""
+    """Region of the nodes, from the cluster's description."""
 
 
 def gather(request: Request, deadline: Deadline, clock_of: Callable[[str], Clock] = lambda name: time.time) -> Findings:
-    """Everything about the connected cluster, in the time there is. `clock_of` gives a node's clock by its name."""
-    mine = versions()  # at once: the code that was sent along is the code of now
+    """Collect all findings about the connected cluster before the deadline. `clock_of` returns a node's clock by its
+    name.
+    """
+    mine = versions()  # first: this must hash the code that was uploaded, before it can change
     living, dead = nodes_of(ray.nodes())
     with ThreadPoolExecutor(2) as here, probed(living, deadline, clock_of) as scene:
         wandb = here.submit(look_at_wandb, request.wandb_mode)
@@ -100,7 +102,7 @@ def _look(node: Living, probe: Any, request: Request) -> Any:
 
 
 def _report(node: Living, machine: MachineFacts | Unknown, told: Mapping[str, Mapping[str, Any]]) -> NodeReport:
-    """What is known of a node: its fields that somebody asked for."""
+    """Build the report of a node from the answers to the questions that were asked."""
     return NodeReport(
         name=node.name,
         is_head=node.is_head,
@@ -120,7 +122,7 @@ def _reach_dashboard(scene: Scene, dashboard: DashboardFacts | Unknown) -> dict[
 def _sums(
     scene: Scene, machines: Mapping[str, Any], *, is_cut: bool
 ) -> tuple[AllReduce | Unknown, AllReduce | Unknown]:
-    """All-reduces over all nodes, and over those with GPUs; none where nodes cannot reach each other anyway."""
+    """Time all-reduces over all nodes and over those with GPUs; skipped if nodes cannot reach each other."""
     if is_cut:
         return NOT_ASKED, NOT_ASKED
     with_gpus = [name for name, found in machines.items() if isinstance(found, MachineFacts) and found.has_devices]
@@ -129,13 +131,13 @@ def _sums(
 
 @dataclass(frozen=True, kw_only=True)
 class _Stores:
-    """What nodes can do with the data and the output; asked first, since a store may take its time."""
+    """Checks of the data and output stores from every node; started first, since a store may be slow."""
 
     scene: Scene
     request: Request
 
     def ask(self) -> dict[str, PendingCalls]:
-        """Questions under way, by the field that their answers go to."""
+        """Start the store checks; return the pending calls by the field of `NodeReport` that they fill."""
         request, settings = self.request, self.request.storage
         numbers = {node.name: number for number, node in enumerate(self.scene.nodes)}
         asked = {}
@@ -148,7 +150,7 @@ class _Stores:
         return asked
 
     def answers(self, asked: Mapping[str, PendingCalls]) -> dict[str, dict[str, Any]]:
-        """By field and name of the node. Nothing that the probes wrote is left behind."""
+        """Return the answers by field and node name, then delete everything that the probes wrote."""
         told = {field_: self.scene.answers(question) for field_, question in asked.items()}
         url = self.request.output_url
         if url is not None:
@@ -158,7 +160,7 @@ class _Stores:
         return told
 
     def regions(self) -> tuple[BucketRegion, ...]:
-        """Of the buckets of the data and the output, as the head is told."""
+        """Return the regions of the data and output buckets, as seen from the head."""
         urls = [url for url in (self.request.data_url, self.request.output_url) if url is not None and is_s3(url)]
         of_buckets = {url.split("://", 1)[1].split("/", 1)[0]: url for url in reversed(urls)}
         told = []
@@ -177,5 +179,5 @@ class _Stores:
 
 
 def _key(name: str) -> str:
-    """A key that no other run of the doctor uses."""
+    """Return an object key that no other run of the doctor uses."""
     return f".lexray-doctor-{name[:SHORT_ID]}-{uuid.uuid4().hex[:8]}"

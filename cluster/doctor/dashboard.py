@@ -1,4 +1,4 @@
-"""The doors of a cluster's head: whether its dashboard answers, with and without a token, and where it listens."""
+"""Checks a cluster's head: whether its dashboard answers, with and without a token, and where its ports listen."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PATH = "/api/version"
 
 
 def dashboard_url() -> str | Unknown:
-    """Where the dashboard of the connected cluster says it is."""
+    """Return the dashboard url that the connected cluster reports."""
     address = dashboard_address()
     if address is None:
         return Unknown("this Ray runs without its dashboard")
@@ -32,7 +32,7 @@ def dashboard_url() -> str | Unknown:
 
 
 def look_at_dashboard() -> DashboardFacts | Unknown:
-    """On the head: ask with and without a token, and see who else may."""
+    """Run on the head: query the dashboard with and without a token, and list the addresses that it listens on."""
     url = dashboard_url()
     if isinstance(url, Unknown):
         return url
@@ -46,18 +46,18 @@ def look_at_dashboard() -> DashboardFacts | Unknown:
 
 
 def ask_dashboard(url: str) -> int | Unknown:
-    """HTTP status of a request as Ray's own clients make it."""
+    """Return the HTTP status of a request made as Ray's own clients make it."""
     return http_status(url + _PATH, auth_headers())
 
 
 def http_status(url: str, headers: Mapping[str, str], data: bytes | None = None) -> int | Unknown:
-    """Status of a request that goes through no proxy and follows no redirect, which would carry a token elsewhere."""
+    """Return the status of a request without proxies or redirects, which would carry a token elsewhere."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), NoRedirect)
     return status_of(opener, urllib.request.Request(url, data=data, headers=dict(headers)))
 
 
 def status_of(opener: urllib.request.OpenerDirector, request: urllib.request.Request) -> int | Unknown:
-    """The answer's status, whatever it is; unknown when none comes."""
+    """Return the response status, even of an error; Unknown without a response."""
     try:
         with opener.open(request, timeout=ASK_TIMEOUT_S) as answer:
             return int(answer.status)
@@ -83,7 +83,7 @@ def _listening(dashboard_port: int, gcs_port: int) -> Listening | Unknown:
 
 
 def listening_addresses(rows: Iterable[str], port: int) -> tuple[str, ...]:
-    """Addresses at which a port is open, from rows of /proc/net/tcp and tcp6."""
+    """Return the addresses on which a port listens, from rows of /proc/net/tcp and tcp6."""
     found = set()
     for row in rows:
         _, local, _, state = row.split()[:4]
@@ -94,7 +94,7 @@ def listening_addresses(rows: Iterable[str], port: int) -> tuple[str, ...]:
 
 
 def _address(text: str) -> str:
-    """The kernel writes addresses as words of 32 bits in the machine's order."""
+    """Parse an address of /proc/net/tcp: 32-bit words in the machine's byte order."""
     words = b"".join(struct.pack("=I", int(text[i : i + 8], 16)) for i in range(0, len(text), 8))
     address = ipaddress.ip_address(words)
     mapped = getattr(address, "ipv4_mapped", None)
@@ -102,12 +102,12 @@ def _address(text: str) -> str:
 
 
 def public_addresses(addresses: Iterable[str]) -> tuple[str, ...]:
-    """Those that the internet can route to."""
+    """Return the globally routable addresses."""
     return tuple(sorted(address for address in addresses if ipaddress.ip_address(address).is_global))
 
 
 def _interface_addresses() -> list[str]:
-    """Addresses (IPv4, and IPv6 where the kernel lists them) of this machine's interfaces."""
+    """Return the addresses of this machine's interfaces: IPv4, and IPv6 where the kernel lists them."""
     found = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
         for _, name in socket.if_nameindex():

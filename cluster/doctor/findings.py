@@ -1,4 +1,4 @@
-"""What the doctor found, as plain values: the checks judge these and touch nothing else."""
+"""Findings of the doctor, as plain values; the checks are pure functions of them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from lexray.storage.objects.settings import StorageSettings
 
 @dataclass(frozen=True)
 class Unknown:
-    """Stands where a finding should be."""
+    """Placeholder for a finding that could not be made."""
 
     reason: str
-    """Why there is none, for people."""
+    """Reason, as shown to the user."""
     is_asked: bool = True
-    """False: nobody wanted to know."""
+    """False if the check was not requested."""
 
 
 NOT_ASKED = Unknown("not asked for", is_asked=False)
@@ -28,9 +28,9 @@ class Disk:
     path: str
     total_bytes: int
     free_bytes: int
-    """What users other than root may still write."""
+    """Free space for users other than root."""
     held_bytes: int = 0
-    """What lies in the folder itself; counted for the cache alone."""
+    """Size of the folder's files; measured for the chunk cache only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,43 +43,43 @@ class Device:
 
 @dataclass(frozen=True, kw_only=True)
 class Efa:
-    """EFA cards of a node, and what NCCL needs to use them."""
+    """EFA cards of a node, and whether NCCL can use them."""
 
     cards: int
-    """That the kernel lists."""
+    """Cards that the kernel lists."""
     openable: int
-    """Of these, the ones whose device files this process may open."""
+    """Cards whose device files this process may open."""
     plugin_fault: str = ""
-    """Why the library by which NCCL uses them does not load; empty where it does."""
+    """Why NCCL's EFA plugin does not load; empty if it does."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MachineFacts:
-    """What a node says of itself."""
+    """Facts that a node reports about itself."""
 
     versions: Mapping[str, str]
-    """Of python, ray, torch, deepspeed, and `lexray`: the hash of its packages' files."""
+    """Versions of python, ray, torch and deepspeed; `lexray` is the hash of its package's files."""
     devices: tuple[Device, ...] | Unknown
     fabrics: tuple[str, ...] = ()
     """Names of its InfiniBand or EFA devices."""
     efa: Efa | None = None
-    """None: it has no EFA card."""
+    """None if it has no EFA card."""
     shared: Disk | Unknown
     """`/dev/shm`."""
     plasma_dir: str | None
-    """Where Ray keeps its object store; None where its command line cannot be read."""
+    """Folder of Ray's object store; None if the raylet's command line cannot be read."""
     temp: Disk | Unknown
-    """Ray's folder of sessions, which takes logs and spilled objects."""
+    """Ray's session folder, which holds logs and spilled objects."""
     cache: Disk | Unknown = NOT_ASKED
     """Folder of the sweep's chunk cache."""
     memory_bytes: int
-    """Of the machine, or of the container."""
+    """Memory of the machine, or the container's limit if that is lower."""
     used_bytes: int
-    """Of it, without what the system could drop at once."""
+    """Memory in use, without file cache that the kernel can drop."""
     liveness: Mapping[str, str] | Unknown
-    """Settings of lost nodes that its raylet runs with, by Ray's names (`RAY_...`)."""
+    """Health-check and keep-alive settings of its raylet, by Ray's names (`RAY_...`)."""
     gcs_liveness: Mapping[str, str] | Unknown = NOT_ASKED
-    """The same of the GCS; asked on the head alone."""
+    """The same settings of the GCS; read on the head only."""
 
     @property
     def has_devices(self) -> bool:
@@ -88,7 +88,7 @@ class MachineFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Listening:
-    """Where the head's two doors are open: addresses, `0.0.0.0` and `::` for all of the machine's."""
+    """Addresses on which the head's dashboard and GCS listen; `0.0.0.0` and `::` mean all of the machine's."""
 
     dashboard: tuple[str, ...]
     gcs: tuple[str, ...]
@@ -98,24 +98,24 @@ class Listening:
 
 @dataclass(frozen=True, kw_only=True)
 class DashboardFacts:
-    """The dashboard, asked on the head."""
+    """The dashboard, as queried from the head."""
 
     url: str
     with_token: int | Unknown
     """HTTP status of a request as Ray's own clients make it."""
     without_token: int | Unknown
-    """The same without any token."""
+    """HTTP status of the same request without a token."""
     listening: Listening | Unknown
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClockReading:
-    """A node's clock beside that of whoever asked."""
+    """A node's clock compared with the caller's."""
 
     ahead_s: float
-    """How far it is ahead; half of the round trip is taken off."""
+    """Seconds by which the node's clock is ahead, corrected by half the round trip."""
     error_s: float
-    """How wrong that may be: half of the round trip."""
+    """Uncertainty of `ahead_s`: half the round trip, in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,12 +126,12 @@ class StoreFault:
     """`manifest`, `read`, `write`, `read back`, `delete`, `share`."""
     reason: str
     code: str | None = None
-    """What S3 calls it."""
+    """S3's error code."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoreSpeed:
-    """What went well: bytes moved, and in how long."""
+    """A successful transfer: bytes moved and seconds taken."""
 
     bytes: int
     seconds: float
@@ -142,29 +142,29 @@ StoreFinding = StoreSpeed | StoreFault | Unknown
 
 @dataclass(frozen=True, kw_only=True)
 class NodeReport:
-    """A living node of the cluster, whether it answers or not."""
+    """A node that Ray counts as alive, whether it answers or not."""
 
     name: str
-    """Its address, with the start of its id where two nodes share one."""
+    """Its address, with a prefix of its id where two nodes share one."""
     is_head: bool = False
     gpus: float = 0.0
-    """That Ray counts there."""
+    """GPUs that Ray counts on the node."""
     object_store_bytes: int = 0
     machine: MachineFacts | Unknown
     clock: ClockReading | Unknown = NOT_ASKED
     dashboard: int | Unknown = NOT_ASKED
-    """HTTP status of the dashboard as asked from this node."""
+    """HTTP status of the dashboard, as queried from this node."""
     data: StoreFinding = NOT_ASKED
     output: StoreFinding = NOT_ASKED
     identity: str | Unknown = NOT_ASKED
-    """Who the provider takes the node for."""
+    """The cloud identity of the node's credentials."""
     unreached: Mapping[str, str] = field(default_factory=dict)
-    """Nodes that it could not connect to, and why."""
+    """Reasons of failed connections, by name of the other node."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeadNode:
-    """A node that died without having been told to."""
+    """A node that died unexpectedly."""
 
     name: str
     reason: str
@@ -172,32 +172,32 @@ class DeadNode:
 
 @dataclass(frozen=True, kw_only=True)
 class AllReduce:
-    """One sum over all nodes."""
+    """A timed all-reduce over all nodes."""
 
     backend: str
     nodes: int
     bytes: int
-    """Of the tensor."""
+    """Size of the tensor."""
     seconds: float
     transport: str | None = None
-    """What NCCL says that it uses between nodes."""
+    """Transport between nodes, from NCCL's log."""
 
     @property
     def gb_s(self) -> float:
-        """Bytes that each node sends in a ring, per second, in GB."""
+        """Bandwidth in GB/s: bytes that each node sends in a ring all-reduce, per second."""
         return 2 * (self.nodes - 1) / self.nodes * self.bytes / self.seconds / 1e9
 
 
 @dataclass(frozen=True, kw_only=True)
 class BucketRegion:
-    """Where a bucket lies, and where lexray and its nodes think they are."""
+    """Region of a bucket, the region that lexray uses, and the region of the nodes."""
 
     url: str
     bucket: str | Unknown
     asked: str | None
-    """`storage.region`, or else what the nodes' environment says."""
+    """`storage.region`, or else the region of the nodes' environment."""
     nodes: str | None
-    """Where the nodes run, if anything tells."""
+    """Region of the nodes; None if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +205,7 @@ class WandbFacts:
     """W&B as the driver of a sweep sees it."""
 
     mode: str
-    """Of the sweep file: auto, online, offline, disabled."""
+    """Mode of the sweep file: auto, online, offline or disabled."""
     has_key: bool
     host: str
     status: int | Unknown
@@ -214,7 +214,7 @@ class WandbFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """Everything about a cluster."""
+    """All findings about a cluster."""
 
     client_versions: Mapping[str, str]
     nodes: tuple[NodeReport, ...]
@@ -225,18 +225,18 @@ class Findings:
     output_url: str | None = None
     storage: StorageSettings = field(default_factory=StorageSettings)
     cache_bytes: int = 0
-    """That the sweep's chunk cache may take on each node."""
+    """Size limit of the sweep's chunk cache on each node."""
     gloo: AllReduce | Unknown = NOT_ASKED
     nccl: AllReduce | Unknown = NOT_ASKED
     wandb: WandbFacts | Unknown = NOT_ASKED
     launch_failures: tuple[str, ...] | Unknown = ()
     """Why the autoscaler launches no nodes, one line for each pool."""
     start_notes: tuple[str, ...] | None = None
-    """What this machine lacked when Ray was started here; None for a Ray that ran before."""
+    """Shortages of this machine found when Ray was started here; None for a Ray that already ran."""
 
     @property
     def answering(self) -> list[tuple[NodeReport, MachineFacts]]:
-        """Nodes that told about themselves."""
+        """Nodes that reported their facts."""
         return [(node, node.machine) for node in self.nodes if isinstance(node.machine, MachineFacts)]
 
     @property

@@ -1,4 +1,4 @@
-"""Looks at the node that it runs on. Linux tells; elsewhere findings are unknown, with the reason."""
+"""Inspects the node that it runs on. Reads Linux interfaces; on other systems findings are unknown, with the reason."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LIVENESS_PREFIXES = ("RAY_grpc_", "RAY_health_check_")
 
 
 def look_at_machine(*, is_head: bool, cache_dir: str | None) -> MachineFacts:
-    """What this node has and runs."""
+    """Return the facts of this node: versions, devices, disks, memory and Ray's settings."""
     raylet = Path("/proc") / str(os.getppid())
     arguments = command_line(raylet)
     gcs = _gcs_of(arguments.get("session-name")) if is_head else None
@@ -55,7 +55,7 @@ def look_at_machine(*, is_head: bool, cache_dir: str | None) -> MachineFacts:
 
 
 def efa(fabrics: str = FABRICS, devices: str = "/dev/infiniband", plugin: str = NCCL_PLUGIN) -> Efa | None:
-    """EFA cards of this node, how many may be opened, and NCCL's plugin as the loader finds it."""
+    """Return this node's EFA cards, how many can be opened, and whether NCCL's plugin loads."""
     cards = [card for card in Path(fabrics).glob("*") if (card / "device/driver").resolve().name == "efa"]
     if not cards:
         return None
@@ -69,7 +69,7 @@ def efa(fabrics: str = FABRICS, devices: str = "/dev/infiniband", plugin: str = 
 
 
 def versions() -> dict[str, str]:
-    """Of this process: Python, the libraries, and the hash of our own files."""
+    """Return the versions of Python and the libraries, and the hash of lexray's files, for this process."""
     found = {"python": platform.python_version()}
     for library in LIBRARIES:
         try:
@@ -80,7 +80,7 @@ def versions() -> dict[str, str]:
 
 
 def code_hash(folder: Path = PACKAGE) -> str:
-    """Hash of the names and contents of lexray's own files, the same in a checkout and where it is installed."""
+    """Hash the names and contents of lexray's files; equal for a checkout and an installation."""
     total = hashlib.sha256()
     for name, file in code_files(folder).items():
         total.update(f"{name}\0".encode())
@@ -89,7 +89,7 @@ def code_hash(folder: Path = PACKAGE) -> str:
 
 
 def command_line(process: Path) -> dict[str, str]:
-    """`--name=value` arguments of a process by name; empty where it cannot be read."""
+    """Return a process's `--name=value` arguments by name; empty if it cannot be read."""
     try:
         parts = (process / "cmdline").read_text().split("\0")
     except OSError:
@@ -99,7 +99,7 @@ def command_line(process: Path) -> dict[str, str]:
 
 
 def _gcs_of(session: str | None) -> Path | None:
-    """The GCS of this session, among those that run here."""
+    """Find the GCS process of this session."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
             is_gcs = (process / "comm").read_text().startswith("gcs_server")
@@ -111,7 +111,7 @@ def _gcs_of(session: str | None) -> Path | None:
 
 
 def _settings(process: Path) -> Mapping[str, str] | Unknown:
-    """What decides when a lost node counts as lost, from the process's environment and its `--config_list`."""
+    """Return the health-check settings of a Ray process, from its environment and its `--config_list`."""
     try:
         entries = (process / "environ").read_text().split("\0")
     except OSError as error:
@@ -121,7 +121,7 @@ def _settings(process: Path) -> Mapping[str, str] | Unknown:
 
 
 def system_config(config_list: str) -> dict[str, str]:
-    """Settings of lost nodes in a `--config_list` (JSON in base64), by the names of their variables."""
+    """Parse the health-check settings of a `--config_list` (JSON in base64), by names of environment variables."""
     if not config_list:
         return {}
     named = {f"RAY_{name}": str(value) for name, value in json.loads(base64.b64decode(config_list)).items()}
@@ -137,7 +137,7 @@ def _disk(path: str) -> Disk | Unknown:
 
 
 def _cache(path: str) -> Disk | Unknown:
-    """The disk below a folder that need not exist yet, and what lies in it."""
+    """Return the disk of a folder that need not exist yet, and the size of its files."""
     there = Path(path).absolute()
     while not there.exists():
         there = there.parent
@@ -151,7 +151,7 @@ def _cache(path: str) -> Disk | Unknown:
 
 
 def _used_bytes(memory_bytes: int) -> int:
-    """Memory in use, files that the system could drop at once left out: of the container if that is the limit."""
+    """Return the bytes of memory in use without droppable file cache; of the container if it has a limit."""
     total, available = _meminfo()
     if memory_bytes >= total:
         return total - available
@@ -163,7 +163,7 @@ def _used_bytes(memory_bytes: int) -> int:
 
 
 def _meminfo() -> tuple[int, int]:
-    """Bytes of memory of this machine, and those that may still be had."""
+    """Return this machine's total and available memory in bytes."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

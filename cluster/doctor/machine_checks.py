@@ -1,4 +1,4 @@
-"""What each node is and has: versions, GPUs, memory, disks, clock, settings of lost nodes."""
+"""Checks of each node: versions, GPUs, memory, disks, clock, health-check settings."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from lexray.cluster.provisioned.description import Liveness
 from lexray.storage.units import gib
 
 CODE = "lexray"
-"""Key of the hash of our own packages among the versions."""
+"""Key of the hash of lexray's files among the versions."""
 NOBODY = "no node answered"
 
 
 def check_versions(found: Findings, limits: Limits) -> Check:
-    """Python, Ray, torch and DeepSpeed are the same on every node, and as here."""
+    """Check that Python, Ray, torch and DeepSpeed have the client's versions on every node."""
     wanted = {name: version for name, version in found.client_versions.items() if name != CODE}
     skew = _differences(found, wanted)
     if skew:
@@ -27,7 +27,7 @@ def check_versions(found: Findings, limits: Limits) -> Check:
 
 
 def check_code(found: Findings, limits: Limits) -> Check:
-    """The four packages have the same files on every node, and as here."""
+    """Check that lexray's files are the same on every node as on the client."""
     wanted = found.client_versions[CODE]
     skew = _differences(found, {CODE: wanted})
     if skew:
@@ -37,7 +37,7 @@ def check_code(found: Findings, limits: Limits) -> Check:
 
 
 def check_devices(found: Findings, limits: Limits) -> Check:
-    """GPUs that Ray counts are there."""
+    """Check that the GPUs that Ray counts exist."""
     wrong = _problems(found, _lacks_devices)
     if wrong:
         return fail("devices", listed(wrong), "make nvidia-smi work there, or start Ray with the GPUs that it lists")
@@ -50,7 +50,7 @@ def check_devices(found: Findings, limits: Limits) -> Check:
 
 
 def check_efa(found: Findings, limits: Limits) -> Check:
-    """NCCL can use the EFA cards that are there and paid for."""
+    """Check that NCCL can use the nodes' EFA cards."""
     unused = _problems(found, lambda node, machine: _lacks_efa(machine))
     if unused:
         advice = (
@@ -64,7 +64,7 @@ def check_efa(found: Findings, limits: Limits) -> Check:
 
 
 def check_shared_memory(found: Findings, limits: Limits) -> Check:
-    """`/dev/shm` holds Ray's object store."""
+    """Check that Ray's object store fits in `/dev/shm`."""
     small = _problems(found, _lacks_shared_memory)
     if small:
         advice = (
@@ -79,7 +79,7 @@ def check_shared_memory(found: Findings, limits: Limits) -> Check:
 
 
 def check_disk(found: Findings, limits: Limits) -> Check:
-    """Room for Ray's sessions, and for the sweep's chunk cache."""
+    """Check the free disk space for Ray's sessions and the sweep's chunk cache."""
     full = _problems(found, lambda node, machine: _lacks_disk(machine, limits, found.cache_bytes))
     if full:
         return fail("disk", listed(full), "free some space, use a larger disk, or start Ray with another --temp-dir")
@@ -95,7 +95,7 @@ def check_disk(found: Findings, limits: Limits) -> Check:
 
 
 def check_memory(found: Findings, limits: Limits) -> Check:
-    """Nobody else fills the memory."""
+    """Check that other processes leave enough memory."""
     full = [
         f"{node.name}: {gib(machine.used_bytes)} of {gib(machine.memory_bytes)} in use"
         for node, machine in found.answering
@@ -108,7 +108,7 @@ def check_memory(found: Findings, limits: Limits) -> Check:
 
 
 def check_clock(found: Findings, limits: Limits) -> Check:
-    """The nodes' clocks agree with the head's."""
+    """Check that the nodes' clocks agree with the head's."""
     head = found.head
     if head is None or isinstance(head.clock, Unknown):
         return skipped("clock", "the head's clock could not be read")
@@ -130,7 +130,7 @@ def check_clock(found: Findings, limits: Limits) -> Check:
 
 
 def check_liveness(found: Findings, limits: Limits) -> Check:
-    """A node that vanishes without a word counts as lost within a minute, not after many."""
+    """Check that Ray's settings detect a lost node within about a minute."""
     unset = _problems(found, lambda node, machine: _lacks_liveness(machine))
     if unset:
         settings = " ".join(f"{name}={value}" for name, value in Liveness().ray_env.items())
@@ -142,7 +142,7 @@ def check_liveness(found: Findings, limits: Limits) -> Check:
 
 
 def _problems(found: Findings, problem: Callable[[NodeReport, MachineFacts], str]) -> list[str]:
-    """`node: problem` of the nodes that have one."""
+    """Return `node: problem` for each node with a problem."""
     told = [(node.name, problem(node, machine)) for node, machine in found.answering]
     return [f"{name}: {what}" for name, what in told if what]
 

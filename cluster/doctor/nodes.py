@@ -16,20 +16,20 @@ from lexray.cluster.doctor.probe import CALLS_AT_ONCE, Clock, Probe
 from lexray.cluster.doctor.rpc import Deadline, PendingCalls, answers
 
 READY_S = 10.0
-"""Longest that a node may take to start a process of ours when another had one at once."""
+"""Seconds that a node may take to start a probe when another started one at once."""
 SLOWEST = 2.0
-"""How many times longer than the first one any other may take, if that is more."""
+"""A node may take this multiple of the fastest node's start time, if that is more than `READY_S`."""
 SHORT_ID = 6
 _UNEXPECTED = 2
-"""Ray's number for a node that died without having been told to."""
+"""Ray's `DeathReason` for an unexpected death."""
 
 
 class Living(NamedTuple):
-    """A node that Ray believes alive."""
+    """A node that Ray counts as alive."""
 
     id: str
     name: str
-    """Its address, with the start of its id where several nodes share one."""
+    """Its address, with a prefix of its id where several nodes share one."""
     host: str
     resources: Mapping[str, float]
 
@@ -39,7 +39,7 @@ class Living(NamedTuple):
 
 
 def nodes_of(listed: Sequence[Mapping[str, Any]]) -> tuple[list[Living], list[DeadNode]]:
-    """Ray's list of nodes, as those that live, the head first, and those that died without having been told to."""
+    """Split Ray's list of nodes into living ones, head first, and those that died unexpectedly."""
     alive = [node for node in listed if node["Alive"]]
     hosts = Counter(node["NodeManagerAddress"] for node in alive)
     living = []
@@ -63,18 +63,18 @@ def _one_line(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """Whom to ask, and for how long."""
+    """Probed nodes of the cluster and the deadline for calls to them."""
 
     nodes: Sequence[Living]
-    """Those that answer, the head first."""
+    """Nodes whose probes answer, head first."""
     probes: Mapping[str, Any]
-    """By name of the node."""
+    """Probe actors by node name."""
     silent: Mapping[str, Unknown]
     """Living nodes that did not answer, by name."""
     deadline: Deadline
 
     def ask(self, limit_s: float, question: Callable[[Living, Any], Any], *, only_head: bool = False) -> PendingCalls:
-        """Put a question to each node, or to the head; None is no question."""
+        """Call the probe of each node, or of the head; nodes for which `question` returns None are skipped."""
         asked = [node for node in self.nodes if node.is_head or not only_head]
         refs = {node.name: question(node, self.probes[node.name]) for node in asked}
         return PendingCalls(
@@ -84,17 +84,17 @@ class Scene:
         )
 
     def answers(self, asked: PendingCalls) -> dict[str, Any]:
-        """By name of the node."""
+        """Return the answers by node name."""
         return answers(asked, self.deadline)
 
     def of_head(self, asked: PendingCalls) -> Any:
-        """The head's answer."""
+        """Return the head's answer."""
         return next(iter(self.answers(asked).values()), Unknown("the head did not answer"))
 
 
 @contextmanager
 def probed(living: Sequence[Living], deadline: Deadline, clock_of: Callable[[str], Clock]) -> Iterator[Scene]:
-    """Probes on all nodes that start one in time; gone at the end, whatever they hang in."""
+    """Start a probe on every node, yield those that start in time, and kill all on exit."""
     probes: dict[str, Any] = {}
     try:
         for node in living:
@@ -113,7 +113,7 @@ def probed(living: Sequence[Living], deadline: Deadline, clock_of: Callable[[str
 
 
 def _wait_until_ready(probes: Mapping[str, Any], deadline: Deadline) -> dict[str, Any]:
-    """How long is too long is told by the fastest: a busy machine starts every process late."""
+    """Wait for the probes; the limit scales with the fastest start, since a busy machine starts all of them slowly."""
     refs, asked_s = {name: probe.ready.remote() for name, probe in probes.items()}, deadline.clock()
     ray.wait(list(refs.values()), num_returns=1, timeout=deadline.left_s)
     limit_s = max(READY_S, SLOWEST * (deadline.clock() - asked_s))

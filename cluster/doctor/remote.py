@@ -1,4 +1,4 @@
-"""The doctor on a cluster whose dashboard alone is reached: a job on its head looks, and tells in its log."""
+"""Runs the doctor as a job on a cluster of which only the dashboard is reachable, and reads its log."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from lexray.storage.objects.options import insecure_prefix
 
 PREFIX = "doctor-"
 LONGEST_S = 60.0
-"""That a job may take, beyond installing; the doctor itself ends sooner, so that the rest is for starting it."""
+"""Time limit in seconds of a job beyond installing; the doctor ends sooner, the rest is for starting it."""
 PAUSE_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Errand:
-    """What the job is told."""
+    """Input of the doctor's job."""
 
     sweep_text: str | None
-    """The sweep file, None for no file."""
+    """Contents of the sweep file; None without one."""
     arguments: Sequence[str]
-    """Options of `lexray doctor` besides, with values as they hold on the cluster."""
+    """Further options of `lexray doctor`, with values that hold on the cluster."""
 
 
 def diagnose_by_job(
@@ -43,7 +43,7 @@ def diagnose_by_job(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> tuple[str, list[Check]]:
-    """Name of the cluster, and what the doctor says of it. Raises UserError, ClusterLostError, RefusedError."""
+    """Return the cluster's name and its checks. Raises UserError, ClusterLostError, RefusedError."""
     with connect(target) as connection:
         client, job_id = JobClient(connection.dashboard), f"{PREFIX}{uuid.uuid4().hex[:12]}"
         made = package(errand.sweep_text or "")
@@ -59,7 +59,7 @@ def diagnose_by_job(
 
 
 def check_pods(cluster: ClusterDescription | None) -> list[Check]:
-    """Every pod of a cluster in Kubernetes starts; no check elsewhere."""
+    """Check that no pod of a cluster in Kubernetes is pending; empty for other clusters."""
     if cluster is None or not isinstance(cluster.access, Kubectl):
         return []
     try:
@@ -72,7 +72,7 @@ def check_pods(cluster: ClusterDescription | None) -> list[Check]:
 
 
 def entrypoint(errand: Errand, connection: Connection) -> str:
-    """What the head runs, in the folder of the package."""
+    """Return the job's entrypoint, run in the package's folder."""
     doctor = ["python", "-m", "lexray", "doctor", "--address", "auto", "--is-job", "--json"]
     command = [*insecure_prefix(), *doctor, *errand.arguments]
     if errand.sweep_text is not None:
@@ -82,7 +82,7 @@ def entrypoint(errand: Errand, connection: Connection) -> str:
 
 
 def document_in(log: str) -> dict[str, Any] | None:
-    """The document that the job printed between what else it said; None where there is none."""
+    """Find the job's JSON document in its log; None if there is none."""
     lines = log.splitlines()
     for begin in (number for number, line in enumerate(lines) if line == "{"):
         end = next((number for number in range(begin, len(lines)) if lines[number] == "}"), begin)
@@ -98,7 +98,7 @@ def document_in(log: str) -> dict[str, Any] | None:
 def _awaited(
     client: JobClient, job_id: str, until_s: float, clock: Callable[[], float], sleep: Callable[[float], None]
 ) -> Job | None:
-    """The job when it has ended, or its time is over; it is stopped then."""
+    """Wait until the job ends or its time is over; stop it then."""
     while True:
         job = client.job(job_id)
         if job is None or not job.is_running:

@@ -1,4 +1,4 @@
-"""The doctor's table, and the same as a document."""
+"""Renders the doctor's checks as a table and as a JSON document."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ COLOURS = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "red", Status
 
 
 def is_healthy(checks: Sequence[Check]) -> bool:
-    """Whether no check failed; warnings are allowed."""
+    """Return whether no check failed; warnings are allowed."""
     return all(check.status is not Status.FAIL for check in checks)
 
 
 def as_table(checks: Sequence[Check]) -> Table:
-    """One line for each check."""
+    """Return a table with one row a check."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("check", "", "found", "what to do"):
         table.add_column(column, overflow="fold", no_wrap=column in ("check", ""))
@@ -30,7 +30,7 @@ def as_table(checks: Sequence[Check]) -> Table:
 
 
 def as_document(checks: Sequence[Check], address: str, took_s: float) -> dict[str, Any]:
-    """What `--json` prints; stable."""
+    """Return the document that `--json` prints; its format is stable."""
     return {
         "address": address,
         "healthy": is_healthy(checks),
@@ -43,5 +43,5 @@ def as_document(checks: Sequence[Check], address: str, took_s: float) -> dict[st
 
 
 def checks_of(document: dict[str, Any]) -> list[Check]:
-    """The checks of such a document."""
+    """Return the checks of such a document."""
     return [Check(**{**entry, "status": Status(entry["status"])}) for entry in document["checks"]]

@@ -1,4 +1,4 @@
-"""Asking many nodes at once, each question with a time limit: who does not answer is told so, and holds up nobody."""
+"""Calls probes on many nodes concurrently, each call with a time limit; a silent node delays no other."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Deadline:
     """The end of the whole run."""
 
     ends_s: float
-    """By `clock`."""
+    """Time on `clock`, in seconds."""
     clock: Callable[[], float] = time.monotonic
-    """Seconds."""
+    """Returns the current time in seconds."""
 
     @staticmethod
     def after(seconds: float, clock: Callable[[], float] = time.monotonic) -> Deadline:
@@ -32,21 +32,21 @@ class Deadline:
         return max(0.0, self.ends_s - self.clock())
 
     def until(self, limit_s: float) -> float:
-        """When a question that may take `limit_s` is given up."""
+        """Return the time at which a call limited to `limit_s` seconds is given up."""
         return min(self.ends_s, self.clock() + limit_s)
 
 
 class PendingCalls(NamedTuple):
-    """One question to several nodes."""
+    """Pending calls of one question to several nodes."""
 
     refs: Mapping[str, Any]
-    """By name of the node."""
+    """Ray object references by node name."""
     asked_s: float
     until_s: float
 
 
 def answers(asked: PendingCalls, deadline: Deadline) -> dict[str, Any]:
-    """What each node said, or `Unknown` with the reason why it said nothing."""
+    """Return each node's answer by name, or `Unknown` with the reason for its silence."""
     names = {ref: name for name, ref in asked.refs.items()}
     if not names:
         return {}

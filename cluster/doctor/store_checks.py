@@ -1,4 +1,4 @@
-"""Whether every node can read the data and write the output, where the buckets lie, and who the nodes are."""
+"""Checks that every node can read the data and write the output, and compares regions and identities."""
 
 from __future__ import annotations
 
@@ -36,17 +36,19 @@ _ALLOWED = {
 
 
 def check_data(found: Findings, limits: Limits) -> Check:
-    """Each node reads one chunk of the dataset, and its checksum is right."""
+    """Check that each node can read a chunk of the dataset with a correct checksum."""
     return _check_store(found, "data", found.data_url, lambda node: node.data, "read a chunk, checksum right")
 
 
 def check_output(found: Findings, limits: Limits) -> Check:
-    """Each node writes a key, reads it back and deletes it."""
+    """Check that each node can write a key, read it back and delete it."""
     return _check_store(found, "output", found.output_url, lambda node: node.output, "wrote, read and deleted a key")
 
 
 def check_region(found: Findings, limits: Limits) -> Check:
-    """The buckets lie where we look, and where the nodes are: crossing regions is slow, and billed by the GB."""
+    """Check that buckets are in the configured region and the nodes' own: traffic between regions is slow and billed by
+    the GB.
+    """
     if not found.regions:
         return skipped("region", "neither the data nor the output lies in S3")
     wrong = [line for line in map(_region_problem, found.regions) if line]
@@ -61,7 +63,7 @@ def check_region(found: Findings, limits: Limits) -> Check:
 
 
 def check_identity(found: Findings, limits: Limits) -> Check:
-    """All nodes are the same to the provider: a pod without its own role takes the node's, without a word."""
+    """Check that all nodes have one cloud identity: a pod without its own role silently takes the node's."""
     asked = [
         node for node, _ in found.answering if not (isinstance(node.identity, Unknown) and not node.identity.is_asked)
     ]
@@ -80,7 +82,7 @@ def check_identity(found: Findings, limits: Limits) -> Check:
 
 
 def role_of(arn: str) -> str:
-    """An identity without the name of its session, which differs between nodes."""
+    """Return an ARN without its session name, which differs between nodes."""
     return arn.rsplit("/", 1)[0] if ":assumed-role/" in arn else arn
 
 
@@ -105,7 +107,7 @@ def _check_store(
 
 
 def store_advice(found: Findings, url: str, fault: StoreFault) -> str:
-    """What to do about a store's refusal."""
+    """Return the advice for a store's error."""
     bucket = url.split("://", 1)[-1].split("/", 1)[0]
     if url.startswith("file://"):
         return "a path must be on a file system that all nodes share, and writable there; or use s3://"
@@ -143,5 +145,5 @@ def _region_problem(region: BucketRegion) -> str:
 
 
 def is_s3(url: str | None) -> bool:
-    """Whether a store at `url` speaks S3."""
+    """Return whether the url is one of S3."""
     return url is not None and url.split("://", 1)[0] in S3

@@ -1,4 +1,4 @@
-"""What a node can do with the sweep's data and output."""
+"""Probes of the sweep's data and output stores from one node."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from lexray.storage.reader import DatasetReader
 from lexray.storage.store import Store
 
 RETRY_BUDGET_S = 2.0
-"""A store that throttles for a moment is well; one that goes on is not."""
+"""Retry budget in seconds: brief throttling passes, lasting throttling fails."""
 _CONTENT = b"written by lexray doctor; may be deleted"
 STS_TIMEOUT_S = 3
 
 
 def settings_for_probes(settings: StorageSettings) -> StorageSettings:
-    """The same store, given up sooner."""
+    """Return the same settings with a smaller retry budget."""
     return replace(settings, retry_budget_s=min(RETRY_BUDGET_S, settings.policy.budget_s))
 
 
 def read_one_chunk(url: str, settings: StorageSettings, number: int) -> StoreFinding:
-    """Read a chunk of the dataset's first site, another on each node, and check its checksum."""
+    """Read one chunk of the dataset's first site, chosen by the node's `number`, and verify its checksum."""
     began, step = time.monotonic(), "manifest"
     try:
         store = Store.at(url, settings_for_probes(settings))
@@ -59,12 +59,12 @@ def write_one_key(url: str, settings: StorageSettings, name: str) -> StoreFindin
 
 
 def leave_marker(url: str, settings: StorageSettings, name: str) -> None:
-    """Write what the other nodes shall see."""
+    """Write a marker for the other nodes to find."""
     Store.at(url, settings_for_probes(settings)).write(name, _CONTENT)
 
 
 def sees_marker(url: str, settings: StorageSettings, name: str) -> StoreFault | None:
-    """Whether what another node wrote is here, too: a path may name a folder of each machine, or a shared one."""
+    """Return a fault unless another node's marker is visible here: a path may be local to each machine."""
     if Store.at(url, settings_for_probes(settings)).exists(name):
         return None
     return StoreFault(step="share", reason="what the head wrote there is not seen here")
@@ -75,7 +75,7 @@ def remove_marker(url: str, settings: StorageSettings, name: str) -> None:
 
 
 def missing_folders(url: str) -> list[str]:
-    """Folders that a first write at a path would make, the deepest first; none for an object store."""
+    """Return the folders that a first write at a path would create, deepest first; empty for an object store."""
     path, missing = Store.at(url).local_path, []
     while path and not os.path.exists(path):
         missing.append(path)
@@ -84,14 +84,14 @@ def missing_folders(url: str) -> list[str]:
 
 
 def remove_empty(folders: list[str]) -> None:
-    """Leave nothing behind of what the probes made."""
+    """Remove the folders that the probes created, where empty."""
     for folder in folders:
         if os.path.isdir(folder) and not os.listdir(folder):
             os.rmdir(folder)
 
 
 def region_of(url: str, settings: StorageSettings, nodes: str | None) -> BucketRegion:
-    """Where the bucket of an S3 url lies; `nodes` is the region that the cluster's description tells."""
+    """Return the region of an S3 url's bucket; `nodes` is the region of the cluster's description."""
     environment = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     return BucketRegion(
         url=url, bucket=_bucket_region(url, settings), asked=settings.region or environment, nodes=nodes or environment
@@ -119,7 +119,7 @@ def _headers_of_bucket(store: Store, bucket: str) -> dict[str, Any]:
 
 
 def _headers_of_refusal(error: BaseException | None) -> dict[str, Any] | None:
-    """S3 tells a bucket's region even to those whom it refuses the bucket."""
+    """Return the response headers of an S3 error: they name the bucket's region even if access is denied."""
     while error is not None:
         response = getattr(error, "response", None)
         if isinstance(response, dict):
@@ -130,7 +130,7 @@ def _headers_of_refusal(error: BaseException | None) -> dict[str, Any] | None:
 
 
 def who_am_i(settings: StorageSettings) -> str | Unknown:
-    """The identity that AWS sees behind this node's credentials."""
+    """Return the AWS identity (ARN) of this node's credentials."""
     import botocore.session
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError

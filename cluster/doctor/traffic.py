@@ -1,4 +1,4 @@
-"""What crosses between nodes: a connection from each to each, then a sum over all of them."""
+"""Measures traffic between nodes: a connection between each pair, then an all-reduce over all of them."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from lexray.tuning.ray_backend.meeting import Endpoint, join_meeting
 
 CONNECT_TIMEOUT_S = 2.0
 SUM_TIMEOUT_S = 8.0
-"""For meeting, and for each sum."""
+"""Time limit in seconds of the rendezvous, and of each all-reduce."""
 TENSOR_BYTES = 8 * 2**20
 REPEATS = 3
 _MOST_AT_ONCE = 32
 
 
 class Ring(NamedTuple):
-    """Who sums together."""
+    """One rank's place in an all-reduce."""
 
     rank: int
     size: int
     meeting: Endpoint
-    """Port of rank 0 where all meet."""
+    """Rendezvous address on rank 0."""
     backend: str
     """`gloo` or `nccl`."""
 
@@ -49,7 +49,7 @@ def _greet(listener: socket.socket) -> None:
 
 
 def knock(doors: Mapping[str, Endpoint]) -> dict[str, str]:
-    """Connect to every node; those that did not open, and why."""
+    """Connect to every node; return the reasons of failed connections by node name."""
 
     def one(door: Endpoint) -> str:
         try:
@@ -64,7 +64,9 @@ def knock(doors: Mapping[str, Endpoint]) -> dict[str, str]:
 
 
 def sum_over_nodes(ring: Ring) -> AllReduce:
-    """The fastest of a few all-reduces, as this rank sees it. Raises RuntimeError when the others do not come."""
+    """Time a few all-reduces and return the fastest, as seen by this rank. Raises RuntimeError if other ranks do not
+    join.
+    """
     from lexray.tuning.ray_backend.node_interface import use_interface_of_the_node
 
     use_interface_of_the_node()
@@ -79,7 +81,7 @@ def sum_over_nodes(ring: Ring) -> AllReduce:
 
 
 def _fastest(ring: Ring, device: str) -> float:
-    """Seconds of the fastest all-reduce."""
+    """Return the seconds of the fastest all-reduce, after one warm-up."""
     import torch
     import torch.distributed as dist
 
@@ -98,7 +100,7 @@ def _fastest(ring: Ring, device: str) -> float:
 
 
 def _timed(tensor: Any) -> float:
-    """Seconds of one all-reduce; the values stay those of one rank, so that none overflows."""
+    """Return the seconds of one all-reduce; MAX keeps the values, so that none overflows."""
     import torch
     import torch.distributed as dist
 
@@ -111,7 +113,7 @@ def _timed(tensor: Any) -> float:
 
 
 def transport_of(lines: Iterable[str]) -> str | None:
-    """What NCCL's log says that it uses between nodes: `Socket`, `IB`, `AWS Libfabric`..."""
+    """Parse the transport between nodes from NCCL's log: `Socket`, `IB`, `AWS Libfabric`..."""
     for line in lines:
         found = re.search(r"Using network (.+?)\s*$", line)
         if found:

@@ -1,4 +1,4 @@
-"""What nodes say to each other, and to W&B."""
+"""Checks of the network between nodes, and of W&B."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _PORTS = "open all TCP ports between the nodes (a security group that allows its
 
 
 def check_network(found: Findings, limits: Limits) -> Check:
-    """Every node reaches every other, and a sum over all of them is fast enough."""
+    """Check that every node reaches every other, and that an all-reduce over them is fast enough."""
     if len(found.nodes) < 2:
         return skipped("network", "one node: nothing to cross")
     cut = [f"{node.name} cannot reach {peer} ({why})" for node in found.nodes for peer, why in node.unreached.items()]
@@ -63,7 +63,7 @@ def _told(sum_: AllReduce) -> str:
 
 
 def check_wandb(found: Findings, limits: Limits) -> Check:
-    """W&B takes runs where the sweep wants it to."""
+    """Check that W&B accepts the API key, as far as the sweep's `wandb.mode` needs it."""
     wandb = found.wandb
     if isinstance(wandb, Unknown):
         return skipped("wandb", wandb.reason) if not wandb.is_asked else warn("wandb", wandb.reason, "run it again")

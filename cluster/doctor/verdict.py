@@ -1,4 +1,4 @@
-"""What a check says: one line of the doctor's table."""
+"""The result of a check, shown as one line of the doctor's table, and the limits of the checks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 SHOWN = 4
-"""Nodes that a line names at most."""
+"""Maximum number of problems that a line names."""
 GIB = 2**30
 
 
@@ -20,32 +20,32 @@ class Status(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One line."""
+    """Result of one check."""
 
     name: str
     status: Status
     found: str
-    """What was found; for a skipped one why."""
+    """The finding; the reason for a skipped check."""
     advice: str = ""
-    """What to do; empty where there is nothing."""
+    """The remedy; empty if none is needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Where ok ends."""
+    """Thresholds of the checks."""
 
     free_disk_bytes: int = 10 * GIB
-    """That Ray's folder of sessions needs for logs and spilled objects."""
+    """Free disk space that Ray's session folder needs for logs and spilled objects."""
     full_disk: float = 0.95
-    """Share of a disk from which on Ray itself refuses to spill."""
+    """Used share of a disk above which Ray refuses to spill."""
     used_memory: float = 0.85
-    """Share of a node's memory; Ray kills workers from 0.95 on."""
+    """Used share of a node's memory that gives a warning; Ray kills workers from 0.95 on."""
     skew_warn_s: float = 2.0
-    """Deadlines and times of logs differ by as much."""
+    """Clock skew in seconds that gives a warning: deadlines and log times differ by as much."""
     skew_fail_s: float = 60.0
-    """Temporary credentials and signed requests begin to be refused somewhere above."""
+    """Clock skew in seconds that fails: temporary credentials and signed requests are refused somewhere above."""
     all_reduce_gb_s: float = 0.0
-    """Of the fastest backend between nodes, at least; 0 asks for nothing."""
+    """Minimum GB/s of the fastest backend between nodes; 0 disables the check."""
 
 
 def ok(name: str, found: str) -> Check:
@@ -65,7 +65,7 @@ def skipped(name: str, reason: str) -> Check:
 
 
 def listed(problems: Iterable[str]) -> str:
-    """Several problems in one line, the first few of them in full."""
+    """Join problems into one line that shows the first few in full."""
     found = list(problems)
     more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     return "; ".join(found[:SHOWN]) + more

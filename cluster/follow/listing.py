@@ -1,4 +1,4 @@
-"""What `lexray list` does: the sweeps below a folder, or those that a cluster was given."""
+"""Runs `lexray list`: lists the sweeps below a folder, or those submitted to a cluster."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from lexray.tuning.driver_record import read_driver
 from lexray.tuning.sweep_folder import SweepFolder
 
 WIDE = 400
-"""Characters of a line that nobody looks at on a terminal."""
+"""Line width in characters when the output is not a terminal."""
 DEPTH = 2
-"""Folders are looked into so far below the one that was named."""
+"""Levels of subfolders that are searched."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +37,13 @@ class Listed:
     url: str
     state: str
     seen_s: float | None
-    """When its driver was last seen, Unix time."""
+    """Unix time of the driver's last heartbeat."""
     counts: dict[str, int] = field(default_factory=dict)
     """Trials by status."""
 
 
 def run_list(prefix: str | None, target: Target, messages: Console, as_json: bool) -> None:
-    """A table on stdout."""
+    """Print the sweeps on stdout. Raises UserError unless either a folder or a cluster is given."""
     if (prefix is None) == (not target):
         raise UserError(
             "what to list? give the url of a folder, or a cluster by --address or --cluster; one of the two"
@@ -57,7 +57,7 @@ def run_list(prefix: str | None, target: Target, messages: Console, as_json: boo
 
 
 def sweeps_below(store: Store, now_s: float) -> list[Listed]:
-    """Sweeps in this folder or at most `DEPTH` below it, sorted by url."""
+    """Return the sweeps in this folder or at most `DEPTH` levels below it, sorted by url."""
     with reachable("list", store.url), ThreadPoolExecutor(READERS) as readers:
         found: list[Store] = []
         level = [store]
@@ -95,7 +95,7 @@ def _show(found: list[dict[str, Any]], as_json: bool) -> None:
     for row in found:
         table.add_row(*(Text(_cell(name, value)) for name, value in row.items()))
     out = TextConsole()
-    if not out.is_terminal:  # for other programs: a line for each
+    if not out.is_terminal:  # one line a sweep, for other programs
         out = TextConsole(width=WIDE)
     out.print(table)
 

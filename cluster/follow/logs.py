@@ -1,4 +1,4 @@
-"""What `lexray logs` does: the driver's log, or what a trial logged, from the sweep's folder."""
+"""Runs `lexray logs`: shows the driver's log, or a trial's records, from the sweep's folder."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from lexray.tuning.sweep_folder import SweepFolder
 
 POLL_S = 3.0
 LOG_BYTES = 16 * 2**20
-"""Of a driver's log, its end."""
+"""Bytes shown of a driver's log, from its end."""
 
 
 def run_logs(text: str, trial: str | None, follow: bool, target: Target, messages: Console, as_json: bool) -> None:
-    """Lines on stdout. Raises ClusterLostError when what is followed dies."""
+    """Print log lines on stdout. Raises ClusterLostError if the followed driver is lost."""
     with connected_if_told(target) as connection:
         found = resolve(text, connection)
         has_begun = Store.at(found.url).exists("sweep.yaml") if _can_read(found.url) else False
@@ -56,7 +56,7 @@ def run_logs(text: str, trial: str | None, follow: bool, target: Target, message
 def _can_read(url: str) -> bool:
     try:
         Store.at(url).exists("sweep.yaml")
-    except Exception:  # whatever it is, the job server may still tell
+    except Exception:  # the job server may still have the log
         return False
     return True
 
@@ -95,7 +95,7 @@ def _of_trial(folder: SweepFolder, trial: str, follow: bool, target: Target, as_
 def pieces(
     read: Callable[[], str], goes_on: Callable[[], bool] | None, sleep: Callable[[float], None] = time.sleep
 ) -> Iterator[str]:
-    """What a growing text gains, while `goes_on`; its beginning may be cut off meanwhile."""
+    """Yield the text appended since the last poll, while `goes_on()`; its beginning may be truncated meanwhile."""
     before = ""
     while True:
         more = goes_on is not None and goes_on()
@@ -108,7 +108,7 @@ def pieces(
 
 
 def gained(before: str, now: str) -> str:
-    """What `now` has behind `before`, whole lines; all of it when nothing of `before` is left."""
+    """Return the lines of `now` after those of `before`; all of it if nothing of `before` is left."""
     if now.startswith(before):
         return now[len(before) :]
     last = before.rstrip("\n").rsplit("\n", 1)[-1] + "\n"
@@ -117,7 +117,7 @@ def gained(before: str, now: str) -> str:
 
 
 def trial_named(folder: SweepFolder, name: str) -> str:
-    """Id of the trial that has this id, or this name. Raises UserError with the nearest one."""
+    """Return the id of the trial with this id or name. Raises UserError with the closest match."""
     ids = folder.store.list_folders("trials")
     if name in ids:
         return name

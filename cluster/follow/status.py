@@ -1,4 +1,4 @@
-"""What `lexray status` does: from the sweep's folder, whether its cluster lives or not."""
+"""Runs `lexray status`: reads the sweep's folder, so that it works without the cluster."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from lexray.storage.errors import UserError
 from lexray.tuning.driver_record import RUNNING
 
 SHOWN = 40
-"""Trials that are listed one by one; of more, those that run or failed, and how many others."""
+"""Maximum number of trials listed; of a larger sweep only running, failed and left ones, and counts of the others."""
 
 
 def run_status(text: str, target: Target, messages: Console, as_json: bool) -> None:
-    """The state on stdout. Raises UserError where no sweep lies and no job is known."""
+    """Print the state on stdout. Raises UserError where neither a sweep nor a job is found."""
     with connected_if_told(target) as connection:
         found = resolve(text, connection)
         pending = _pending(connection)
@@ -45,7 +45,7 @@ def run_status(text: str, target: Target, messages: Console, as_json: bool) -> N
 
 
 def print_status(status: SweepStatus, job: Job | None, pending: Sequence[str] = ()) -> None:
-    """Few lines about the sweep, then its trials; `pending` says why pods of its cluster do not start."""
+    """Print the sweep's summary and its trials; `pending` says why pods of its cluster do not start."""
     out = TextConsole()
     lines = [*_lines(status), *(("pods", line) for line in pending)]
     for name, value in [*lines, *([("job", f"{job.id}: {job.status}")] if job is not None else [])]:
@@ -61,7 +61,7 @@ def print_status(status: SweepStatus, job: Job | None, pending: Sequence[str] = 
 
 
 def _pending(connection: Connection | None) -> list[str]:
-    """Why pods of the cluster do not start; also when Kubernetes cannot be asked for them."""
+    """Return why pods of the cluster do not start, or why Kubernetes does not answer."""
     if connection is None or connection.description is None:
         return []
     try:
@@ -89,7 +89,7 @@ def _lines(status: SweepStatus) -> list[tuple[str, str]]:
 
 
 def state_line(status: SweepStatus) -> str:
-    """What the sweep does, and what to do if it does nothing."""
+    """Return the state of the sweep, with the command that resumes it if it does not run."""
     driver = status.driver
     if driver is None or status.state == UNKNOWN:
         return f"nobody runs it; `{resume_command(status.url)}` does"

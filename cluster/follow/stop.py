@@ -1,4 +1,4 @@
-"""What `lexray stop` does: leave word in the sweep's folder, wait until its driver has ended, then end its job."""
+"""Runs `lexray stop`: requests a stop in the sweep's folder, waits for the driver to end, then ends its job."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from lexray.tuning.driver_record import RUNNING, DriverRecord, is_alive, read_dr
 from lexray.tuning.endings.ends import BY_HAND, write_ending
 
 PATIENCE_S = 60.0
-"""How long the driver may take to save what runs and end."""
+"""Seconds that the driver may take to save running trials and end."""
 JOB_PATIENCE_S = 30.0
 LOOK_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stopped:
-    """What came of it."""
+    """Result of a stop."""
 
     url: str
     state: str
-    """Of the driver: ended, failed, interrupted, running (it has not ended yet), lost or unknown."""
+    """State of the driver: ended, failed, interrupted, running (not ended yet), lost or unknown."""
     job: str = ""
-    """That was ended by the job server."""
+    """Id of the job that the job server ended; empty if none."""
     seconds: float = 0.0
 
 
 def run_stop(text: str, force: bool, target: Target, messages: Console, as_json: bool) -> int:
-    """Exit code 0 when nothing of the sweep runs any more, 1 when it still does."""
+    """Stop a sweep. Returns exit code 0 when nothing of it runs any more, else 1."""
     if force and not target:
         raise UserError("--force ends the sweep's job, which its cluster knows: give --address or --cluster, too")
     with connected_if_told(target) as connection:
@@ -61,7 +61,7 @@ def stop(
     clock: Callable[[], float] = time.time,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Stopped:
-    """Ask, wait, and end the job if there is a connection; `force` does not wait."""
+    """Request a stop, wait for it, and end the job if there is a connection; `force` does not wait."""
     began_s = clock()
     store = Store.at(found.url)
     driver = read_driver(store)
@@ -95,7 +95,7 @@ def _awaited(store: Store, clock: Callable[[], float], sleep: Callable[[float], 
 
 
 def _end_job(client: JobClient, job_id: str, clock: Callable[[], float], sleep: Callable[[float], None]) -> str:
-    """The id of a job that had to be ended, empty if it was over."""
+    """End the job; return its id, or empty if it was over."""
     job = client.job(job_id)
     if job is None or not job.is_running:
         return ""
@@ -105,7 +105,7 @@ def _end_job(client: JobClient, job_id: str, clock: Callable[[], float], sleep: 
 
 
 def _await_job(client: JobClient, job_id: str, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
-    """Wait for its end, but not for long."""
+    """Wait for the job's end, at most `JOB_PATIENCE_S`."""
 
     def is_over() -> bool:
         job = client.job(job_id)

@@ -1,4 +1,4 @@
-"""What a sweep's folder tells of it: who runs it, how far each trial is, how fast, and why nothing happens."""
+"""The status of a sweep from its folder: driver, progress and speed of each trial, and reasons for waiting."""
 
 from __future__ import annotations
 
@@ -17,46 +17,46 @@ from lexray.tuning.planning.foreseen import read_plan
 from lexray.tuning.sweep_folder import FINISHED, PENDING, RUNNING, SweepFolder, TrialRecord
 
 TAIL_BYTES = 64 * 1024
-"""Of metrics.jsonl: its newest records."""
+"""Bytes read of metrics.jsonl, from its end."""
 LOST, UNKNOWN = "lost", "unknown"
-"""States of a sweep besides those of its driver: it says nothing any more; there never was one."""
+"""States in addition to the driver's own: its heartbeat is overdue; no driver record exists."""
 LEFT = "left"
-"""State of a trial that was running when its driver was lost, and goes on when the sweep is resumed."""
+"""State of a trial that was running when its driver was lost; it resumes with the sweep."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialStatus:
-    """One trial."""
+    """Status of one trial."""
 
     id: str
     name: str
     status: str
     reason: str = ""
     step: int = 0
-    """Steps done."""
+    """Finished steps."""
     steps: int = 0
     batch_rows: int = 0
     rows_per_s: float | None = None
-    """Lately; None for one that does not run."""
+    """Recent speed; None if the trial is not running."""
     data_wait: float | None = None
-    """Share of its time that it lately waited for data."""
+    """Recent share of time spent waiting for data."""
 
     @property
     def is_over(self) -> bool:
-        """Whether it has no steps left to do."""
+        """Whether the trial has no steps left."""
         return self.status in FINISHED or self.status == "stopped early"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepStatus:
-    """A sweep at one moment."""
+    """Status of a sweep at one time."""
 
     url: str
     state: str
     """running, ended, failed, interrupted, lost or unknown."""
     driver: DriverRecord | None
     silent_s: float | None
-    """Since the driver was last seen."""
+    """Seconds since the driver's last heartbeat."""
     trials: list[TrialStatus] = field(default_factory=list)
 
     @property
@@ -66,28 +66,28 @@ class SweepStatus:
 
     @property
     def steps(self) -> tuple[int, int]:
-        """Done, and in all; a trial that was stopped early has no more."""
+        """Finished and total steps; a trial that was stopped early counts its finished steps only."""
         return sum(t.step for t in self.trials), sum(t.step if t.is_over else t.steps for t in self.trials)
 
     @property
     def rows_per_s(self) -> float:
-        """Of all running trials."""
+        """Rows per second of all running trials."""
         return sum(trial.rows_per_s or 0.0 for trial in self.trials)
 
     @property
     def data_wait(self) -> float | None:
-        """The largest of a running trial."""
+        """Largest data wait of a running trial, as a share of its time."""
         return max((trial.data_wait for trial in self.trials if trial.data_wait is not None), default=None)
 
     @property
     def left_s(self) -> float | None:
-        """Until the end, if all goes on as fast as now; None where nothing runs."""
+        """Estimated seconds to the end at the current speed; None if nothing runs."""
         done, steps = self.steps
         batch_rows = max((trial.batch_rows for trial in self.trials), default=0)
         return (steps - done) * batch_rows / self.rows_per_s if self.rows_per_s else None
 
     def to_dict(self) -> dict[str, Any]:
-        """The document of `--json`."""
+        """Return the document that `--json` prints."""
         done, steps = self.steps
         sums = {"counts": self.counts, "steps_done": done, "steps": steps, "rows_per_s": self.rows_per_s}
         waits = {"data_wait": self.data_wait, "left_s": self.left_s, "report": f"{self.url}/report.html"}
@@ -95,7 +95,7 @@ class SweepStatus:
 
 
 def sweep_status(folder: SweepFolder, now_s: float) -> SweepStatus:
-    """What the folder tells at Unix time `now_s`."""
+    """Read the sweep's status from its folder at Unix time `now_s`."""
     driver = read_driver(folder.store)
     state = state_of(driver, now_s)
     planned = {trial["id"]: trial for trial in (read_plan(folder.store) or {}).get("trials", [])}
@@ -106,7 +106,7 @@ def sweep_status(folder: SweepFolder, now_s: float) -> SweepStatus:
 
 
 def state_of(driver: DriverRecord | None, now_s: float) -> str:
-    """Of a sweep whose driver left this record."""
+    """Return the state of a sweep from its driver's record."""
     if driver is None:
         return UNKNOWN
     return LOST if driver.state == DRIVEN and not is_alive(driver, now_s) else driver.state
@@ -146,7 +146,7 @@ def _steps(config: Mapping[str, Any], batch_rows: int) -> int:
 
 
 def newest_records(store: Store) -> list[dict[str, Any]]:
-    """The last logged records of the trial in this folder, in order of step; empty when there are none."""
+    """Return the trial's newest logged records in step order; empty if there are none."""
     size = store.size(METRICS)
     if not size:
         return []

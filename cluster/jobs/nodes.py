@@ -1,4 +1,4 @@
-"""What a sweep that is submitted may count on: the nodes of a cluster as they are, or as they may become."""
+"""Resources available to a submitted sweep: the cluster's current nodes, or its pools at their largest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def machines_of(description: ClusterDescription | None, nodes: Sequence[dict[str, Any]]) -> Machines:
-    """The pools at their largest where they are described, else the nodes that are there."""
+    """Return the described pools at their largest, or else the current nodes."""
     from lexray.tuning.placement.nodes import Node, trials_on_head
     from lexray.tuning.planning.plan import Machines
 
@@ -35,13 +35,13 @@ def machines_of(description: ClusterDescription | None, nodes: Sequence[dict[str
 
 
 def gpu_memory_gib(description: ClusterDescription | None) -> float | None:
-    """Of the smallest GPU that the pools have; None where no pool tells."""
+    """Memory of the pools' smallest GPU; None if no pool states it."""
     pools = description.pools if description is not None else ()
     return min((pool.gpu_memory_gib for pool in pools if pool.gpus and pool.gpu_memory_gib), default=None)
 
 
 def all_are_here(nodes: Sequence[dict[str, Any]]) -> bool:
-    """Whether every node is this machine: then its folders are theirs."""
+    """Return whether every node is this machine, so that local folders are visible to them."""
     return bool(nodes) and all(_is_own_address(str(node["node_ip"])) for node in nodes)
 
 
@@ -52,7 +52,7 @@ def _node(pool: Pool) -> Any:
 
 
 def _is_own_address(address: str) -> bool:
-    """Only an address of its own can be listened at."""
+    """Return whether the address is this machine's: only then can a socket bind to it."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         with socket.socket(family) as probe:

@@ -28,25 +28,25 @@ if TYPE_CHECKING:
 
 
 BUSY_PAUSES_S = (2.0, 4.0, 8.0)
-"""Before a busy head is asked again to start a job."""
+"""Seconds before each retry of starting a job on a busy head."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """What became of a submission."""
+    """Result of a submission."""
 
     job: str
-    """Id; empty when there was nothing to do."""
+    """Job id; empty if there was nothing to do."""
     url: str
     """Folder of the sweep."""
     is_new: bool
-    """False: this very sweep was running already, or is finished."""
+    """False if this sweep was already running or finished."""
     bytes: int = 0
-    """Uploaded at most."""
+    """Maximum number of uploaded bytes."""
     plan: Plan | None = None
-    """None where it cannot be made here."""
+    """The sweep's plan; None if it cannot be computed here."""
     unplanned: str = ""
-    """Why not."""
+    """Reason for a missing plan."""
 
 
 def scratch_warning(output: str, description: ClusterDescription | None) -> str:
@@ -61,7 +61,7 @@ def scratch_warning(output: str, description: ClusterDescription | None) -> str:
 
 
 def sweep_of(text: str, where: str) -> SweepFile:
-    """A sweep file's text, checked. Raises UserError naming `where` it was read and the field."""
+    """Parse and validate a sweep file's text. Raises UserError naming `where` it was read and the field."""
     from lexray.tuning.file.sweep_file import SweepFile
 
     return checked_content(where, mapping_of(text, where), SweepFile)
@@ -101,7 +101,7 @@ def _start(
     attempts: Sequence[Job],
     environment: Mapping[str, Any],
 ) -> tuple[str, int]:
-    """The id of the new job, and what it has to be sent."""
+    """Start the job; return its id and the bytes of its package."""
     made = package(text)
     client.upload(made)
     job = next_id(base, [attempt.id for attempt in attempts])
@@ -112,7 +112,7 @@ def _start(
 
 
 def _order(client: JobClient, job: str, start: Callable[[], None], sleep: Callable[[float], None] = time.sleep) -> None:
-    """Start the job; a head that has just started takes none for some seconds."""
+    """Start the job; retry while a newly started head is busy."""
     for pause_s in (*BUSY_PAUSES_S, None):
         try:
             start()
@@ -128,13 +128,13 @@ def _order(client: JobClient, job: str, start: Callable[[], None], sleep: Callab
 
 
 def entrypoint(job: str, cluster: str, pools: Sequence[Pool] = ()) -> str:
-    """What the head runs, in the folder of the package; `pools` may still be started."""
+    """Return the job's entrypoint, run in the package's folder; `pools` can still launch nodes."""
     sweep = [*insecure_prefix(), "python", "-m", "lexray", "sweep", SWEEP_FILE, "--address", "auto", "--job", job]
     return shlex.join([*sweep, *pools_option(pools), "--cluster-name", cluster])
 
 
 def _refuse_local(sweep: SweepFile, connection: Connection, nodes: Sequence[dict[str, Any]]) -> None:
-    """Folders of this machine are no good on others."""
+    """Refuse folders of this machine that the cluster's nodes cannot reach."""
     description = connection.description
     urls = {"output": sweep.output, "data.url": sweep.data.url}
     local = {field: url for field, url in urls.items() if Store.at(url).local_path is not None}
@@ -154,7 +154,7 @@ def _refuse_local(sweep: SweepFile, connection: Connection, nodes: Sequence[dict
 def _planned(
     connection: Connection, sweep: SweepFile, text: str, nodes: Sequence[dict[str, Any]]
 ) -> tuple[Plan | None, str]:
-    """The plan for the cluster's nodes; why there is none where dataset or folder cannot be reached from here."""
+    """Plan for the cluster's nodes; None and the reason if dataset or folder is unreachable from here."""
     from lexray.tuning.planning.plan_record import known_speeds
     from lexray.tuning.sweep_plan import check_room, plan_sweep
 
@@ -170,7 +170,7 @@ def _planned(
 
 
 def _refuse_driven(output: Store) -> None:
-    """Another cluster, or a machine without one, may run this sweep; the job would only find out later."""
+    """Refuse a sweep that another driver runs; the job itself would notice only later."""
     from lexray.tuning.driver_record import is_alive, is_dead_here, read_driver, this_place
 
     try:

@@ -1,4 +1,4 @@
-"""What of a cluster is still billed: everything that carries its tag, without what is dead or costs nothing."""
+"""Resources of a cluster that are still billed: those with its tag, except dead and free ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lexray.cluster.provisioned.aws import aws_errors, client
 from lexray.storage.polling import poll
 
 PATIENCE_S, LOOK_S = 60.0, 5.0
-"""AWS goes on listing what was removed for a while; so long is it asked again."""
+"""Duration and interval in seconds of polling: AWS lists removed resources for a while."""
 FREE = {
     "ec2": ("dhcp-options", "flow-logs", "internet-gateway", "launch-template", "network-interface", "placement-group",
             "route-table", "security-group", "security-group-rule", "spot-instances-request", "subnet", "vpc",
@@ -24,17 +24,17 @@ FREE = {
     "iam": ("instance-profile", "oidc-provider", "policy", "role"),
     "ssm": ("parameter",),
 }  # fmt: skip
-"""Kinds that cost nothing by themselves. What is not here counts as billed: better told once too often."""
+"""Kinds that cost nothing by themselves; a kind that is not listed counts as billed."""
 ASKED = ("elastic-ip", "instance", "natgateway", "volume", "vpc-endpoint")
-"""Kinds of EC2 that are asked for one by one: the list by tag goes on with dead ones for an hour."""
+"""Kinds of EC2 that are described individually: the list by tag keeps dead ones for an hour."""
 
 
 @dataclass(frozen=True, order=True)
 class Leftover:
-    """One thing that is still billed."""
+    """A resource that is still billed."""
 
     kind: str
-    """As in its ARN: `ec2 natgateway`, `s3 bucket`."""
+    """Kind as in its ARN: `ec2 natgateway`, `s3 bucket`."""
     id: str
 
     def __str__(self) -> str:
@@ -42,7 +42,7 @@ class Leftover:
 
 
 def leftovers(name: str, region: str | None) -> list[Leftover]:
-    """Everything with the cluster's tag that is billed, sorted. Raises UserError when AWS cannot be asked."""
+    """Return the billed resources with the cluster's tag, sorted. Raises UserError when AWS does not answer."""
     return sorted({*_listed(name, region), *_of_ec2(name, region)})
 
 
@@ -53,7 +53,7 @@ def lasting(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[Leftover]:
-    """What `ask` finds, asked again for a while until nothing is left but things with the ids of `but`."""
+    """Poll `ask` until it finds only resources with ids in `but`, or time is up; return the last result."""
     return poll(
         ask,
         until=lambda found: all(one.id in but for one in found),
@@ -65,7 +65,7 @@ def lasting(
 
 
 def kind_of(arn: str) -> Leftover:
-    """Kind and id of `arn:aws:SERVICE:REGION:ACCOUNT:KIND/ID`, in each of the forms that AWS has for it."""
+    """Parse kind and id from `arn:aws:SERVICE:REGION:ACCOUNT:KIND/ID`, in each of AWS's formats."""
     service, _, _, rest = arn.split(":", 5)[2:]
     if service == "s3":
         return Leftover("s3 bucket", rest)
@@ -75,7 +75,7 @@ def kind_of(arn: str) -> Leftover:
 
 
 def is_billed(one: Leftover) -> bool:
-    """Whether a kind of thing costs money while it is there."""
+    """Return whether a resource of this kind costs money while it exists."""
     service, _, kind = one.kind.partition(" ")
     return kind not in FREE.get(service, ())
 
@@ -90,7 +90,7 @@ def _listed(name: str, region: str | None) -> list[Leftover]:
 
 
 def _is_ending_key(one: Leftover, region: str | None) -> bool:
-    """Keys of KMS go days after they are removed, and cost nothing meanwhile."""
+    """Return whether a KMS key is pending deletion: that takes days and costs nothing."""
     if one.kind != "kms key":
         return False
     with aws_errors(f"kms key {one.id}"):
@@ -99,7 +99,7 @@ def _is_ending_key(one: Leftover, region: str | None) -> bool:
 
 
 def _of_ec2(name: str, region: str | None) -> list[Leftover]:
-    """Those that live."""
+    """Return the live EC2 resources of the kinds that are described individually."""
     ec2 = client("ec2", region)
     by_tag = [{"Name": f"tag:{TAG_KEY}", "Values": [name]}]
     found: list[Leftover] = [Leftover("ec2 instance", one["InstanceId"]) for one in living(name, region)]

@@ -30,20 +30,20 @@ from lexray.storage.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Removed:
-    """What came of it."""
+    """Result of a removal."""
 
     name: str
-    """Of the cluster."""
+    """Name of the cluster."""
     plan: Plan
     workers: list[str]
-    """Machines that Ray had launched, ended now."""
+    """Instances launched by Ray and terminated by this call."""
     kept: list[str]
-    """Buckets with data."""
+    """Buckets kept because they hold data."""
     still_billed: list[Leftover]
 
 
 def run_down(terraform: Terraform, ask: Ask | None, force: bool, messages: Console, as_json: bool) -> int:
-    """Exit code 0 when nothing is billed any more, 1 when something is, or the user did not want it."""
+    """Remove a cluster. Returns exit code 0 if nothing is billed any more, 1 if something is or the user declined."""
     removed = down(terraform, ask, force=force, messages=messages)
     if removed is None:
         say(messages, "nothing was removed")
@@ -58,7 +58,7 @@ def run_down(terraform: Terraform, ask: Ask | None, force: bool, messages: Conso
 
 
 def down(terraform: Terraform, ask: Ask | None, *, force: bool, messages: Console) -> Removed | None:
-    """None when the user does not agree.
+    """Remove a cluster; return None if the user declines.
 
     Raises UserError while a job runs or nobody can tell, unless `force`; RefusedError when something is not removed.
     """
@@ -88,7 +88,7 @@ def down(terraform: Terraform, ask: Ask | None, *, force: bool, messages: Consol
 
 
 def _described(terraform: Terraform, file: Path, *, force: bool) -> ClusterDescription | None:
-    """The cluster that is there, described in `file` too; None where there is none, or it was never made whole.
+    """Return the existing cluster's description and write it to `file`; None if there is none or it is incomplete.
 
     Raises UserError while something runs on it, or when it cannot be asked, unless `force`.
     """
@@ -101,7 +101,7 @@ def _described(terraform: Terraform, file: Path, *, force: bool) -> ClusterDescr
 
 
 def _planned(terraform: Terraform, saved: Path) -> tuple[Plan, list[Change]]:
-    """What is removed, and the buckets with data that are not."""
+    """Plan the removal; return it with the buckets that are kept because they hold data."""
     plan = read_plan(terraform.plan(saved, "-destroy"))
     if "name" not in plan.variables:
         raise UserError(f"{terraform.folder}: no variable `name`, by which its things are found")
@@ -110,7 +110,7 @@ def _planned(terraform: Terraform, saved: Path) -> tuple[Plan, list[Change]]:
 
 
 def _description(terraform: Terraform, file: Path) -> ClusterDescription | None:
-    """Of a cluster that is there, written to `file`; None where it was never made whole."""
+    """Write the cluster's description to `file` and return it; None if its creation never completed."""
     content = terraform.outputs().get("cluster")
     if content is None:
         return None
@@ -119,14 +119,14 @@ def _description(terraform: Terraform, file: Path) -> ClusterDescription | None:
 
 
 def _holds_data(bucket: str, region: str | None) -> bool:
-    """Old versions of removed objects count: with them AWS does not remove a bucket."""
+    """Return whether a bucket holds objects or old versions, with which AWS does not remove it."""
     with aws_errors(f"bucket {bucket}"):
         found = client("s3", region).list_object_versions(Bucket=bucket, MaxKeys=1)
     return bool(found.get("Versions") or found.get("DeleteMarkers"))
 
 
 def _plan_without(terraform: Terraform, saved: Path, plan: Plan, kept: list[Change]) -> Plan:
-    """The same without buckets and their protection, which stay in Terraform's state."""
+    """Plan again without these buckets and their protection, which stay in Terraform's state."""
     addresses = plan.without_buckets(bucket.name for bucket in kept)
     if not addresses:
         return Plan(changes=(), variables=plan.variables, max_hourly_cost_usd=None)
@@ -146,7 +146,7 @@ def _kept_line(terraform: Terraform, bucket: Change) -> str:
 
 
 def _end_machines(plan: Plan, description: ClusterDescription | None, messages: Console) -> list[str]:
-    """The head first, which would launch workers again."""
+    """Stop the head, which would relaunch workers, then terminate the workers."""
     if description is not None and isinstance(description.access, Ssm):
         say(messages, "stopping the head")
         stop_head(description.access.autoscaling_group, description.region)

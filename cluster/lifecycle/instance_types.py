@@ -1,4 +1,4 @@
-"""Instance types and vCPU quotas of EC2: what AWS says of them, and whether pools of nodes fit."""
+"""Instance types and vCPU quotas of EC2, and whether pools of nodes fit."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 from lexray.cluster.provisioned.aws import aws_errors, client
 
 ON_DEMAND, SPOT = "Running On-Demand {} instances", "All {} Spot Instance Requests"
-"""Names of quotas; between the words are the families that share one: `G and VT`, `P5`, `Standard (A, C, D, ...)`."""
+"""Names of quotas; the placeholder is the families that share one: `G and VT`, `P5`, `Standard (A, C, D, ...)`."""
 MARKETS = {"SPOT": (SPOT,), "ON_DEMAND": (ON_DEMAND,)}
 """Quotas by the capacity of a pool; reservations have their vCPUs already."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InstanceType:
-    """What a node of a type has, and where it is offered."""
+    """Resources of an instance type, and the zones that offer it."""
 
     vcpus: int
     memory_gib: float
@@ -117,7 +117,7 @@ def _misfits(name: str, pool: Mapping[str, Any], type_: str, has: InstanceType) 
 def _over_quota(
     name: str, pool: Mapping[str, Any], vcpus: Mapping[str, int], applied: Sequence[Quota], region: str | None
 ) -> Iterator[tuple[str, bool]]:
-    """A way to launch that allows no node refuses the pool only where no other way is left."""
+    """Yield a line for each exceeded quota; it is fatal only if every quota allows no node."""
     markets = [*MARKETS.get(pool["capacity"], ()), *((ON_DEMAND,) if pool.get("on_demand_fallback") else ())]
     ways = [(type_, quota) for type_ in vcpus for market in markets if (quota := quota_of(type_, market, applied))]
     is_hopeless = all(quota.vcpus < vcpus[type_] for type_, quota in ways)

@@ -1,4 +1,4 @@
-"""Ray clusters that live in a namespace of Kubernetes: the described one, and those that jobs brought with them."""
+"""Ray clusters in a namespace of Kubernetes: the described one, and those of RayJobs."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ from lexray.cluster.provisioned.programs import output_of
 from lexray.storage.errors import UserError
 
 LABEL = "ray.io/cluster"
-"""Of every pod: the name of its Ray cluster."""
+"""Label of every pod with the name of its Ray cluster."""
 HEADS = ("get", "pods", "--selector", "ray.io/node-type=head")
 END_S = 300
-"""How long the pods may take to save what they do and end."""
+"""Seconds that the pods may take to save and end."""
 
 
 def ray_clusters(access: Kubectl, region: str | None) -> list[str]:
-    """Names of those with a head, sorted. Raises UserError when Kubernetes cannot be asked."""
+    """Return the sorted names of Ray clusters with a head. Raises UserError when Kubernetes does not answer."""
     names = f"jsonpath={{.items[*].metadata.labels.{LABEL.replace('.', chr(92) + '.')}}}"
     with kubectl_call(access, region) as kubectl:
         return sorted(set(output_of(kubectl.command(*HEADS, "-o", names)).split()))
 
 
 def of_jobs(clusters: list[str], access: Kubectl) -> list[str]:
-    """Those beside the described one: KubeRay made them, each for a RayJob."""
+    """Return all but the described cluster: KubeRay made each of them for a RayJob."""
     return [name for name in clusters if f"{name}-head-svc" != access.service]
 
 
 def end_ray_clusters(access: Kubectl, region: str | None, messages: Console) -> None:
-    """Delete jobs and clusters, so that nodes are free before their network goes. What cannot be asked is told."""
+    """Delete jobs and Ray clusters, so that nodes are released before their network is removed; failures are reported
+    only.
+    """
     try:
         if not ray_clusters(access, region):
             return

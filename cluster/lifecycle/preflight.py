@@ -1,8 +1,8 @@
-"""What would keep a planned cluster from working, asked of AWS before anything is made.
+"""Checks with AWS, before anything is created, that a planned cluster can work.
 
-Quotas of vCPUs, whether zones offer the instance types, whether the image was pushed, the role of spot instances, and
-values of the example file that somebody forgot to replace. What may not be asked is a warning: who applies the plan
-need not have every right.
+vCPU quotas, zones that offer the instance types, the pushed image, the service role of spot instances, and placeholder
+values left from the example file. A check that AWS does not permit gives a warning: whoever applies the plan need not
+have every right.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from lexray.cluster.provisioned.aws import aws_errors, client
 from lexray.storage.errors import UserError
 
 EXAMPLE_ACCOUNT, EXAMPLE_DOMAIN = "123456789012", "@example.org"
-"""Of `terraform.tfvars.example`."""
+"""Placeholder values of `terraform.tfvars.example`."""
 SPOT = "spot.amazonaws.com"
 DEFAULTS = {"capacity": "SPOT", "max": 2}
-"""Of a pool; a test holds them against the roots' variables."""
+"""Defaults of a pool; a test compares them with the roots' variables."""
 _ECR_IMAGE = re.compile(
     r"^(\d{12})\.dkr\.ecr\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/([^:@]+)(?::([^@]+)|@(sha256:.+))$"
 )
@@ -33,7 +33,7 @@ class Finding:
 
     text: str
     is_refusal: bool = False
-    """Whether the cluster could not work; else it is a warning."""
+    """True if the cluster could not work; False for a warning."""
 
 
 def preflight(plan: Plan) -> list[Finding]:
@@ -44,7 +44,7 @@ def preflight(plan: Plan) -> list[Finding]:
 
 
 def _asked(check: Callable[[Plan], Iterator[Finding]], plan: Plan) -> list[Finding]:
-    """The findings of a check; what it could not ask, with AWS's reason, is one more of them."""
+    """Run a check; add a finding with AWS's reason if it cannot complete."""
     found = []
     try:
         for finding in check(plan):
@@ -92,7 +92,7 @@ def _spot_role(plan: Plan) -> Iterator[Finding]:
 
 
 def _pools(plan: Plan) -> Iterator[Finding]:
-    """Instance types and quotas of the pools, and of what is always there."""
+    """Check instance types and quotas of the pools and of the instances that always run."""
     pools = _pools_of(plan)
     for name, number in (("head_instance_type", 1), ("core_instance_type", 2)):
         if (type_ := plan.variables.get(name)) is not None:
@@ -111,5 +111,5 @@ def _pools(plan: Plan) -> Iterator[Finding]:
 
 
 def _pools_of(plan: Plan) -> dict[str, dict[str, Any]]:
-    """As the root reads them: a plan has what the user wrote."""
+    """Return the pools with the root's defaults: a plan holds only what the user wrote."""
     return {f"pools.{name}": {**DEFAULTS, **pool} for name, pool in (plan.variables.get("pools") or {}).items()}

@@ -1,4 +1,4 @@
-"""What runs on a cluster that is to go: refused while something does, or asked to save and end."""
+"""Jobs on a cluster that is to be removed: refuse the removal while they run, or have them save and end."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from lexray.cluster.provisioned.errors import ClusterLostError, RefusedError
 from lexray.storage.errors import UserError
 
 SHOWN = 3
-"""Jobs that are named."""
+"""Maximum number of jobs that a message names."""
 
 
 def refuse_running(file: Path | None) -> None:
-    """Raises UserError while anything runs on the cluster that `file` describes, or when it cannot be asked."""
+    """Raise UserError while anything runs on the cluster that `file` describes, or when it does not answer."""
     if file is None:
         raise UserError(
             "is a job running? The cluster was never made whole, and cannot be asked: give --force to remove it"
@@ -41,7 +41,7 @@ def refuse_running(file: Path | None) -> None:
 
 
 def has_no_head(description: ClusterDescription | None) -> bool:
-    """Whether no head is there that could have jobs, as after its deadline or once its Ray cluster was deleted.
+    """Return whether no head runs, as after its deadline or after its Ray cluster was deleted.
 
     Raises UserError when Kubernetes cannot be asked, or has Ray clusters of jobs, which no description leads to.
     """
@@ -64,7 +64,7 @@ def has_no_head(description: ClusterDescription | None) -> bool:
 
 
 def unasked(error: Exception) -> UserError:
-    """Nobody can tell whether something runs."""
+    """Return the error for a cluster whose jobs cannot be listed."""
     return UserError(
         f"is a job running? The cluster cannot be asked ({error}): make it reachable, or give --force to remove it "
         "whatever runs"
@@ -72,13 +72,13 @@ def unasked(error: Exception) -> UserError:
 
 
 def running_on(connection: Connection) -> list[str]:
-    """Ids of everything that runs there, lexray's or not."""
+    """Return the ids of all running jobs, lexray's or not."""
     found = [job for job in connection.dashboard.get("/api/jobs/") if job["status"] in RUNNING]
     return [str(job.get("submission_id") or f"driver {job.get('job_id')}") for job in found]
 
 
 def drain(file: Path, messages: Console) -> None:
-    """Ask every sweep to save and end, and wait a while. A cluster that cannot be asked is left as it is."""
+    """Have every sweep save and end, and wait; an unreachable cluster is left as it is."""
     try:
         with connect(Target(cluster=str(file), is_trusted=True)) as connection:
             client = JobClient(connection.dashboard)
@@ -88,7 +88,7 @@ def drain(file: Path, messages: Console) -> None:
                 try:
                     stopped = stop(SweepRef(url=job.output, job=job), connection, force=False, messages=messages)
                     say(messages, f"{job.id}: {stopped.state}; `lexray resume {job.output}` goes on elsewhere")
-                except UserError as error:  # its folder cannot be reached from here: then its driver hears of it alone
+                except UserError as error:  # its folder is unreachable from here: only its job can be stopped
                     say(messages, f"{job.id}: ended without waiting until it has saved ({error})")
                     client.stop(job.id)
     except (UserError, ClusterLostError, RefusedError) as error:

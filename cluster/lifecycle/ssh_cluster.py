@@ -1,4 +1,4 @@
-"""`lexray up` and `lexray down` for a list of hosts: start Ray where it does not run yet, end what was started."""
+"""`lexray up` and `lexray down` for a list of hosts: start Ray where it does not run, stop what was started."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from lexray.storage.errors import UserError
 from lexray.storage.polling import poll
 
 AT_ONCE = 32
-"""Hosts that are called at the same time."""
+"""Maximum number of concurrent calls to hosts."""
 JOIN_S = 60.0
-"""How long nodes may take to be in the head's list."""
+"""Seconds that nodes may take to appear in the head's list."""
 Found = dict[str, Any]
-"""What a host answers."""
+"""A host's answer, as JSON."""
 
 
 def run_up(folder: Path, messages: Console, as_json: bool) -> int:
-    """Exit code 0 when every host is a node of the cluster."""
+    """Start the cluster. Returns exit code 0 once every host is a node."""
     hosts = read_hosts(folder)
     with ended_by_signals():
         found = _looked_at(hosts)
@@ -56,7 +56,7 @@ def run_up(folder: Path, messages: Console, as_json: bool) -> int:
 
 
 def run_down(folder: Path, force: bool, messages: Console, as_json: bool) -> int:
-    """Exit code 0 when nothing that `up` started runs any more, 1 when a host could not be reached.
+    """Stop the cluster. Returns exit code 0 if nothing that `up` started still runs, 1 if a host was unreachable.
 
     Raises UserError while a job runs or nobody can tell, unless `force`.
     """
@@ -66,7 +66,7 @@ def run_down(folder: Path, force: bool, messages: Console, as_json: bool) -> int
         head, *others = sorted(hosts.hosts, key=lambda one: one != hosts.head_host)
         say(messages, f"ending Ray on {len(hosts.hosts)} host(s)")
         answers: dict[str, Any] = {}
-        for group in (others, [head]):  # workers that lose their head would complain of it
+        for group in (others, [head]):  # workers log errors when their head is lost
             answers |= _each(group, lambda one: _call(hosts, one, "stop", address=one.address))
     wrong = {name: str(answer) for name, answer in answers.items() if isinstance(answer, UserError)}
     ended = [name for name, answer in answers.items() if not isinstance(answer, UserError) and answer["stopped"]]
@@ -82,7 +82,7 @@ def run_down(folder: Path, force: bool, messages: Console, as_json: bool) -> int
 
 
 def _looked_at(hosts: HostList) -> dict[str, Found]:
-    """What each host is, by name. Raises UserError naming those that cannot be called."""
+    """Return the state of each host by name. Raises UserError naming those that cannot be reached."""
 
     def look(one: Host) -> Found:
         ports = [hosts.port, hosts.dashboard_port] if one == hosts.head_host else []
@@ -92,7 +92,7 @@ def _looked_at(hosts: HostList) -> dict[str, Found]:
 
 
 def _start(hosts: HostList, found: dict[str, Found], messages: Console) -> dict[str, Found]:
-    """The head first; then all others at once. What each answers, by name."""
+    """Start the head, then all others concurrently; return their answers by host name."""
     from lexray.cluster.node.ray_start import host_port, node_environment, start_arguments
 
     head = hosts.head_host
@@ -119,7 +119,7 @@ def _start(hosts: HostList, found: dict[str, Found], messages: Console) -> dict[
 
 
 def _described(hosts: HostList, head: Found) -> Found:
-    """The cluster's description; who made the cluster agreed that its head receives the token that it made."""
+    """Return the cluster's description, and remember that its maker trusts its head with its token."""
     content = described(hosts, head["address"], head["token_file"], head["ray"])
     if (use := token_use(ClusterDescription.model_validate(content), None, None)) is not None:
         remember(use)
@@ -127,7 +127,7 @@ def _described(hosts: HostList, head: Found) -> Found:
 
 
 def _await_nodes(file: Path, addresses: set[str], messages: Console) -> None:
-    """Raises RefusedError when the head does not know all of them in time."""
+    """Raise RefusedError unless all addresses join the head in time."""
     say(messages, "waiting for the hosts to join")
     with connect(Target(cluster=str(file), is_trusted=True)) as connection:
         client = JobClient(connection.dashboard)
@@ -167,7 +167,7 @@ def _call(hosts: HostList, one: Host, do: str, **request: Any) -> Found:
 
 
 def _each(hosts: Sequence[Host], call: Callable[[Host], Any]) -> dict[str, Any]:
-    """What a call gives for each host, by name; the UserError where it raised one."""
+    """Return a call's result for each host by name, or the UserError that it raised."""
 
     def caught(one: Host) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""The list of hosts of `infra/ssh`, as a user writes it, and what may not be in it."""
+"""The host list of `infra/ssh` (`hosts.yaml`) and its checks."""
 
 from __future__ import annotations
 
@@ -27,50 +27,50 @@ RESERVED = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 class Host(FileModel):
-    """A machine that ssh reaches without a question."""
+    """A machine that ssh reaches without prompting."""
 
     host: SshName
-    """As `ssh` knows it: a name, an address, or an alias of your ssh configuration."""
+    """Host for `ssh`: a name, an address, or an alias of your ssh configuration."""
     address: str | None = Field(default=None, pattern=r"^[0-9a-fA-F.:]+$")
-    """IP address at which the other hosts reach it; None: the one at which ssh did."""
+    """IP address at which the other hosts reach it; None: the one that ssh used."""
     cpus: int | None = Field(default=None, ge=0)
-    """That Ray may use; None: all."""
+    """CPUs that Ray may use; None: all."""
     gpus: int | None = Field(default=None, ge=0)
-    """That Ray may use; None: all."""
+    """GPUs that Ray may use; None: all."""
 
 
 class HostList(FileModel):
-    """A cluster of machines that are there, each of which ssh reaches."""
+    """A cluster of existing machines that ssh reaches."""
 
     name: Name = "lab"
     hosts: tuple[Host, ...]
     head: SshName | None = None
-    """The one that runs Ray's head, the drivers of sweeps, and trials as the others do; None: the first."""
+    """Host that runs Ray's head and the drivers of sweeps, besides trials; None: the first."""
     user: SshName | None = None
-    """At all hosts; None: as your ssh configuration says."""
+    """User on all hosts; None: as your ssh configuration says."""
     key: str | None = None
     """File of the private key; None: as your ssh configuration or agent has it."""
     python: str = "python3"
-    """Program, on every host, of one version of Python and of Ray on all."""
+    """Python interpreter on every host; all must have the same versions of Python and Ray."""
     python_environment: Literal["image", "uv"] = "image"
     """`image`: `python` has lexray's dependencies. `uv`: it has Ray alone, and each host installs the rest by uv."""
     port: Port = GCS_PORT
-    """Of Ray's head."""
+    """Port of Ray's head (GCS)."""
     dashboard_port: Port = DASHBOARD_PORT
     temp_dir: str = Field(default="/tmp", pattern=r"^/.{0,25}$")
     """Folder on each host for Ray's sockets, logs and spilled objects; its path has at most 26 bytes."""
     env: dict[str, str] = Field(default_factory=dict)
-    """Variables of every Ray process, such as NCCL_SOCKET_IFNAME or AWS_PROFILE."""
+    """Environment variables of every Ray process, such as NCCL_SOCKET_IFNAME or AWS_PROFILE."""
     liveness: Liveness = Liveness()
     data_url: str | None = None
-    """Prefix that all hosts may read, such as file:///shared/data."""
+    """Url prefix that all hosts can read, such as file:///shared/data."""
     runs_url: str | None = None
-    """Prefix that all hosts may write."""
+    """Url prefix that all hosts can write."""
 
     @field_validator("hosts", mode="before")
     @classmethod
     def _names(cls, given: Any) -> Any:
-        """A name alone stands for a host without further settings."""
+        """Accept a plain name as a host without further settings."""
         return [{"host": one} if isinstance(one, str) else one for one in given] if isinstance(given, list) else given
 
     @model_validator(mode="after")
@@ -91,12 +91,12 @@ class HostList(FileModel):
         return next((one for one in self.hosts if one.host == self.head), self.hosts[0])
 
     def access(self, host: Host, address: str = "127.0.0.1") -> Ssh:
-        """How ssh reaches a host, and the dashboard that listens at `address` there."""
+        """Return the ssh access to a host whose dashboard listens at `address`."""
         return Ssh(host=host.host, user=self.user, key=self.key, address=address, port=self.dashboard_port)
 
 
 def read_hosts(folder: Path) -> HostList:
-    """Raises UserError naming the file and the first wrong field."""
+    """Read the host list of a folder. Raises UserError naming the file and the first wrong field."""
     return read_config_file(str(folder / HOSTS_FILE), HostList)
 
 

@@ -1,4 +1,4 @@
-"""Terraform, run in the folder of a root: what it says line by line, its plans, and what its state holds."""
+"""Runs Terraform in a root's folder: parses its output lines, plans and state."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from lexray.cluster.provisioned.programs import missing
 from lexray.storage.errors import UserError, last_line
 
 Line = dict[str, Any]
-"""One of the lines that Terraform's `-json` prints."""
+"""A line of Terraform's `-json` output."""
 PROGRAM = "terraform"
 OF_VARIABLES = ("variable", "input")
-"""Words in the summary of what is wrong with a variable; told before all others."""
+"""Words in the summary of an error in a variable; such errors are reported first."""
 UNDECLARED = "Value for undeclared variable"
-"""Terraform only warns, and goes on with the default of the variable that was meant."""
+"""Terraform only warns of this and uses the default of the misspelled variable."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Terraform:
-    """Terraform in `folder`. Every failure is one line."""
+    """Terraform in `folder`; every failure is a one-line error."""
 
     folder: Path
     var_file: Path | None = None
-    """Values of variables beyond those that the folder holds."""
+    """File with further values of variables."""
     start: Callable[..., subprocess.Popen[str]] = field(default=subprocess.Popen, repr=False)
     """Starts a program."""
 
     def check(self) -> None:
-        """Raises UserError where there is nothing that Terraform could make."""
+        """Raise UserError if the folder holds no Terraform files."""
         if not any(self.folder.glob("*.tf")):
             raise UserError(
                 f"{self.folder}: no Terraform files and no hosts.yaml there; give infra/aws-ec2 or a copy of it, or "
@@ -46,11 +46,11 @@ class Terraform:
             raise UserError(f"--var-file {self.var_file}: no such file")
 
     def init(self) -> None:
-        """Fetch providers and find the state."""
+        """Install providers and initialize the backend."""
         self.output("init", "-input=false", "-no-color")
 
     def plan(self, file: Path, *options: str) -> dict[str, Any]:
-        """The plan as Terraform shows it, saved to `file`. Raises UserError naming the variable or what is wrong."""
+        """Save a plan to `file` and return its JSON form. Raises UserError naming the variable or the error."""
         given = [] if self.var_file is None else [f"-var-file={self.var_file.resolve()}"]
         found: list[Line] = []
         code = self.follow(("plan", "-json", "-input=false", f"-out={file}", *given, *options), found.append)
@@ -61,7 +61,7 @@ class Terraform:
         return shown
 
     def apply(self, file: Path, on_line: Callable[[Line], None]) -> None:
-        """Do what a saved plan says. Raises RefusedError with what went wrong; some of it is done by then."""
+        """Apply a saved plan. Raises RefusedError with the error; the plan may be partly applied by then."""
         found: list[Line] = []
 
         def keep(line: Line) -> None:
@@ -75,15 +75,15 @@ class Terraform:
             raise RefusedError(one_line(wrong, self.folder) if wrong else f"terraform apply: exit code {code}")
 
     def outputs(self) -> dict[str, Any]:
-        """Values by name; empty where nothing is applied."""
+        """Return the outputs by name; empty if nothing is applied."""
         return {name: entry["value"] for name, entry in json.loads(self.output("output", "-json")).items()}
 
     def state(self) -> list[str]:
-        """Types of what Terraform made and has not removed, one for each thing."""
+        """Return the types of the managed resources in the state, one entry for each resource."""
         return managed((json.loads(self.output("show", "-json")).get("values") or {}).get("root_module", {}))
 
     def output(self, *arguments: str) -> str:
-        """What a call prints. Raises UserError with the last line that it complains with."""
+        """Return the stdout of a call. Raises UserError with the last line of its error."""
         with self._started(arguments) as (process, complaints):
             printed, _ = process.communicate()
             complaints.seek(0)
@@ -93,7 +93,9 @@ class Terraform:
         return printed
 
     def follow(self, arguments: Sequence[str], on_line: Callable[[Line], None]) -> int:
-        """Give each line as it comes; the exit code. Whoever interrupts waits until Terraform has saved its state."""
+        """Pass on each output line as it arrives; return the exit code. An interrupt waits until Terraform has saved
+        its state.
+        """
         with self._started(arguments) as (process, complaints):
             for line in _parsed(process.stdout):
                 on_line(line)
@@ -129,14 +131,14 @@ class Terraform:
 
 
 def diagnoses(lines: Sequence[Line]) -> list[Line]:
-    """Errors, and warnings about variables that do not exist; what is wrong with a variable first."""
+    """Return errors and warnings of undeclared variables; those about variables first."""
     found = [line["diagnostic"] for line in lines if line.get("type") == "diagnostic"]
     wrong = [one for one in found if one.get("severity") == "error" or one.get("summary") == UNDECLARED]
     return sorted(wrong, key=lambda one: not any(word in one["summary"] for word in OF_VARIABLES))
 
 
 def one_line(wrong: Sequence[Line], folder: Path) -> str:
-    """The first of them for people, and how many more there are."""
+    """Return the first error for the user, and the number of others."""
     said = list(dict.fromkeys(_said(one, folder) for one in wrong))
     return said[0] + (f" (and {len(said) - 1} more)" if len(said) > 1 else "")
 
@@ -156,13 +158,13 @@ def _said(one: Line, folder: Path) -> str:
 
 
 def managed(module: dict[str, Any]) -> list[str]:
-    """Types of the things in a module of a state and in those below it; what is only read is left out."""
+    """Return the types of managed resources in a module of a state and its children; data sources are left out."""
     own = [thing["type"] for thing in module.get("resources", []) if thing["mode"] == "managed"]
     return own + [type_ for child in module.get("child_modules", []) for type_ in managed(child)]
 
 
 def complaint(text: str) -> str:
-    """What Terraform complains of in its form for people: the words after `Error:`, in one line."""
+    """Extract the text after `Error:` from Terraform's human-readable output, as one line."""
     words = " ".join(text.replace("\u2502", " ").replace("\u2577", " ").replace("\u2575", " ").split())
     _, mark, error = words.partition("Error: ")
     return error[:600] if mark else last_line(text)
@@ -174,16 +176,16 @@ def _parsed(lines: IO[str] | None) -> Iterator[Line]:
         try:
             line = json.loads(text)
         except ValueError:
-            continue  # a provider's own words between Terraform's
+            continue  # a provider's plain output between Terraform's lines
         if isinstance(line, dict):
             yield line
 
 
 def _ended(process: subprocess.Popen[str]) -> None:
-    """Ask it once to end, and wait: it finishes what it is at and writes down what exists."""
+    """Interrupt Terraform once and wait: it finishes its current operation and saves its state."""
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
     if process.stdout is not None:
-        for _ in process.stdout:  # it must not stand still because nobody reads
+        for _ in process.stdout:  # drain the pipe, so that it cannot block on output
             pass
     process.wait()

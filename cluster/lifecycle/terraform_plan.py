@@ -1,4 +1,4 @@
-"""A plan of Terraform's, read: what it makes and removes by kind, what that costs at most, which buckets would go."""
+"""Parses a Terraform plan: changes by kind, their maximum cost, and buckets to be deleted."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 NOT_IN_THE_CLOUD = ("terraform_data",)
-"""Types that exist in Terraform's state alone."""
+"""Resource types that exist in Terraform's state only."""
 HEADS = ("aws_autoscaling_group", "aws_eks_cluster")
-"""Without one of these there is no cluster that could run a job."""
+"""Resource types of which a cluster that can run jobs has one."""
 BUCKET = "aws_s3_bucket"
 HEAD_TEMPLATE = "aws_launch_template.head"
-"""What the next head of aws-ec2 is launched from; a running one stays as it was launched."""
+"""Launch template of aws-ec2's head; a running head keeps the version that it was launched from."""
 OF_THE_HEAD = {
     "user_data": "start-up script (pools, container image, settings)",
     "image_id": "machine image",
@@ -23,40 +23,40 @@ OF_THE_HEAD = {
     "vpc_security_group_ids": "security groups",
     "metadata_options": "metadata options",
 }
-"""Attributes of that template that a running head has in its old form."""
+"""Attributes of that template that take effect only when the head is replaced."""
 TAG_KEY = "lexray-cluster"
-"""Everything that the templates make carries this tag, with the cluster's name as its value."""
+"""Tag of every resource that the templates create; its value is the cluster's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """What becomes of one thing."""
+    """Planned change of one resource."""
 
     address: str
     type: str
     actions: tuple[str, ...]
-    """`create`, `update`, `delete`; both of create and delete: it is replaced."""
+    """`create`, `update` or `delete`; a replacement has both create and delete."""
     before: dict[str, Any]
-    """Attributes of the thing that exists; empty where there is none yet."""
+    """Current attributes; empty for a new resource."""
     after: dict[str, Any]
-    """Attributes as they are planned; what only the apply will know is missing."""
+    """Planned attributes; those known only after the apply are missing."""
 
     @property
     def name(self) -> str:
-        """What AWS calls the bucket that it is or belongs to; empty otherwise."""
+        """Name of the bucket that the resource is or belongs to; empty otherwise."""
         return str(self.before.get("bucket") or "") if self.type.startswith(BUCKET) else ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What an apply of it would do."""
+    """Changes that an apply of the plan makes."""
 
     changes: tuple[Change, ...]
-    """Without those that leave a thing as it is."""
+    """Planned changes, without no-ops."""
     variables: dict[str, Any]
-    """Of the root, defaults included."""
+    """Variables of the root, defaults included."""
     max_hourly_cost_usd: float | None
-    """Of the whole cluster with every pool at its largest; None where the root does not tell."""
+    """Maximum hourly cost of the cluster with every pool at its largest; None if the root has no such output."""
 
     def having(self, action: str) -> list[Change]:
         """Changes of one kind: `create`, `update`, `delete`, or `replace`."""
@@ -64,27 +64,27 @@ class Plan:
 
     @property
     def cluster_name(self) -> str:
-        """Value of the tag that everything of the cluster carries."""
+        """Value of the tag that all resources of the cluster carry."""
         return str(self.variables["name"])
 
     @property
     def region(self) -> str | None:
-        """None where the root has no such variable."""
+        """Region of the cluster; None if the root has no such variable."""
         return self.variables.get("region")
 
     def buckets(self) -> list[Change]:
-        """Those that a destroy removes only when they are empty."""
+        """Return the buckets that a destroy removes only if they are empty."""
         going = [change for change in self.having("delete") if change.type == BUCKET]
         return [change for change in going if not change.before.get("force_destroy")]
 
     def without_buckets(self, names: Iterable[str]) -> list[str]:
-        """Addresses of everything else, for a destroy that leaves these buckets with their protection."""
+        """Return the addresses of all other changes, for a destroy that keeps these buckets and their protection."""
         kept = set(names)
         return [change.address for change in self.changes if change.name not in kept]
 
 
 def read_plan(shown: dict[str, Any]) -> Plan:
-    """Of what `terraform show -json` prints of a saved plan."""
+    """Parse the output of `terraform show -json` for a saved plan."""
     outputs = shown.get("planned_values", {}).get("outputs", {})
     cost = outputs.get("max_hourly_cost_usd", {}).get("value")
     return Plan(
@@ -95,18 +95,18 @@ def read_plan(shown: dict[str, Any]) -> Plan:
 
 
 def counts(types: Iterable[str]) -> dict[str, int]:
-    """Things by kind, the most frequent first; what exists in Terraform's state alone is left out."""
+    """Count resources by type, most frequent first; types that exist in Terraform's state only are left out."""
     found = Counter(type_ for type_ in types if type_ not in NOT_IN_THE_CLOUD)
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
 
 def counted(types: Iterable[str]) -> str:
-    """The same for people: `4 iam_role, 2 subnet`."""
+    """Format the counts: `4 iam_role, 2 subnet`."""
     return ", ".join(f"{count} {type_.removeprefix('aws_')}" for type_, count in counts(types).items()) or "nothing"
 
 
 def change_lines(plan: Plan) -> list[str]:
-    """What would be done to what, by kind."""
+    """Return a line for each action with the number and types of the resources."""
     lines = []
     for action, word in (("create", "make"), ("update", "change"), ("replace", "replace"), ("delete", "remove")):
         found = [change.type for change in plan.having(action)]
@@ -116,7 +116,7 @@ def change_lines(plan: Plan) -> list[str]:
 
 
 def head_lines(plan: Plan) -> list[str]:
-    """Say what a running head will not have until it is replaced, and how to replace it; nothing where it has all."""
+    """Return lines that name what a running head lacks until it is replaced, and how to replace it; else empty."""
     template = next((one for one in plan.having("update") if one.address.endswith(HEAD_TEMPLATE)), None)
     if template is None:
         return []
@@ -132,7 +132,7 @@ def head_lines(plan: Plan) -> list[str]:
 
 
 def cost_lines(plan: Plan) -> list[str]:
-    """What it costs at most, and who is told when."""
+    """Return lines with the maximum hourly cost and the budget alert."""
     limit, budget = plan.variables.get("hourly_cost_limit_usd"), plan.variables.get("monthly_budget_usd")
     emails = plan.variables.get("budget_emails") or []
     lines = []

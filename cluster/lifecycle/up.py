@@ -27,19 +27,19 @@ CLUSTER_FILE = "cluster.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """What came of it."""
+    """Result of an `up`."""
 
     file: Path
-    """That describes the cluster."""
+    """File with the cluster's description."""
     cluster: dict[str, Any]
-    """What it holds."""
+    """Contents of `file`."""
     plan: Plan
 
 
 def run_up(
     terraform: Terraform, ask: Ask | None, messages: Console, as_json: bool, *, skip_checks: bool = False
 ) -> int:
-    """Exit code 0 when the cluster is there, 1 when the user did not want it or Terraform failed on the way."""
+    """Create a cluster. Returns exit code 0 once it exists, 1 if the user declined or Terraform failed."""
     made = up(terraform, ask, messages, skip_checks=skip_checks)
     if made is None:
         say(messages, "nothing was made")
@@ -56,7 +56,7 @@ def run_up(
 
 
 def up(terraform: Terraform, ask: Ask | None, messages: Console, *, skip_checks: bool = False) -> Made | None:
-    """The cluster as it is described; None when the user does not agree.
+    """Create a cluster and write its description; return None if the user declines.
 
     Raises UserError before anything is made, RefusedError when something failed after that.
     """
@@ -81,7 +81,7 @@ def up(terraform: Terraform, ask: Ask | None, messages: Console, *, skip_checks:
 
 
 def _refuse_hopeless(plan: Plan, messages: Console) -> None:
-    """Say what AWS holds against the plan. Raises UserError when the cluster could not work."""
+    """Report the preflight findings. Raises UserError when the cluster could not work."""
     say(messages, "asking AWS whether it grants this")
     findings = preflight(plan)
     refusals = [finding for finding in findings if finding.is_refusal]
@@ -95,7 +95,7 @@ def _refuse_hopeless(plan: Plan, messages: Console) -> None:
 
 
 def _described(terraform: Terraform, plan: Plan) -> Made:
-    """The `cluster` output, written beside the Terraform files."""
+    """Write the `cluster` output beside the Terraform files."""
     content = terraform.outputs().get("cluster")
     if not isinstance(content, dict):
         raise UserError(f"{terraform.folder}: has no output `cluster`, which says how the cluster is reached")
@@ -107,7 +107,7 @@ def _described(terraform: Terraform, plan: Plan) -> Made:
 
 
 def _remember(description: ClusterDescription) -> None:
-    """Who agreed that a cluster is made agreed that it receives the token that was made with it."""
+    """Remember the user's trust in a cluster of their own making: its head may receive the token made with it."""
     if isinstance(description.access, Direct) or isinstance(description.token, TokenFile):
         return  # another server, or a file that was there before
     if (use := token_use(description, None, None)) is not None:

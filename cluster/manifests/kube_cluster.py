@@ -1,4 +1,4 @@
-"""RayCluster and RayJob: what KubeRay is asked for."""
+"""Manifests of KubeRay's RayCluster and RayJob."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from lexray.tuning.placement.nodes import ZONE
 
 API_VERSION = "ray.io/v1"
 IDLE_TIMEOUT_MINUTES = 10.0
-"""Where the description names none."""
+"""Default of the description's `idle_timeout_minutes`."""
 SWEEP_CONFIG_MAP, SWEEP_FOLDER, SWEEP_FILE = "lexray-sweep", "/etc/lexray", "sweep.yaml"
 SWEEP = ("lexray", "sweep", f"{SWEEP_FOLDER}/{SWEEP_FILE}", "--address", "auto")
 HEAD_READY_S = 1800
-"""How long a job's cluster may take to come up: a node, and its first pull of a large image."""
+"""Seconds that a job's cluster may take to start: a node, and its first pull of a large image."""
 KEEP_ENDED_S = 300
-"""How long the cluster of an ended job stays, for its log to be read."""
+"""Seconds that the cluster of a finished job stays, for its log to be read."""
 HEAD_LOSSES = 1
-"""Times that a job begins again on a new cluster; finished trials stay finished, others go on from checkpoints."""
+"""Restarts of a job on a new cluster; finished trials stay finished, others resume from checkpoints."""
 
 
 def ray_cluster(cluster: ClusterDescription, *, namespace: str, ray_version: str) -> Manifest:
-    """A cluster that stays until it is deleted; its pools shrink to `min_nodes` when they idle."""
+    """Return a RayCluster that stays until it is deleted; its pools shrink to `min_nodes` when idle."""
     return {
         "apiVersion": API_VERSION,
         "kind": "RayCluster",
@@ -42,7 +42,7 @@ def ray_cluster(cluster: ClusterDescription, *, namespace: str, ray_version: str
 
 
 def ray_job(cluster: ClusterDescription, *, namespace: str, ray_version: str) -> Manifest:
-    """A cluster that lives for one sweep, whose file lies in a config map."""
+    """Return a RayJob whose cluster runs one sweep; the sweep file is in a config map."""
     spec: Manifest = {
         "submissionMode": "HTTPMode",  # the other modes end a healthy job when the pod that submitted it dies
         "entrypoint": shlex.join([*SWEEP, *pools_option(cluster.pools)]),
@@ -63,7 +63,7 @@ def ray_job(cluster: ClusterDescription, *, namespace: str, ray_version: str) ->
 
 
 def cluster_spec(cluster: ClusterDescription, *, ray_version: str) -> Manifest:
-    """Spec of a RayCluster: a head without work and one worker group for each pool."""
+    """Return the spec of a RayCluster: a head that runs no workers, and one worker group for each pool."""
     auth = {"mode": "token"}
     if cluster.token is not None and cluster.token.kind == "kubernetes_secret" and cluster.token.name != cluster.name:
         auth["secretName"] = cluster.token.name
@@ -83,7 +83,7 @@ def cluster_spec(cluster: ClusterDescription, *, ray_version: str) -> Manifest:
 
 
 def with_sweep_file(spec: Manifest) -> Manifest:
-    """The same cluster with the config map of the sweep file in its head."""
+    """Return the spec with the sweep file's config map mounted in its head."""
     spec = copy.deepcopy(spec)
     pod = spec["headGroupSpec"]["template"]["spec"]
     pod["volumes"].append({"name": "sweep", "configMap": {"name": SWEEP_CONFIG_MAP}})
@@ -105,7 +105,7 @@ def _autoscaler(cluster: ClusterDescription, *, idle_timeout_s: int) -> Manifest
 
 
 def _group(cluster: ClusterDescription, pool: Pool) -> Manifest:
-    # Ray's own label: the autoscaler has to know the zone of nodes that are not there yet.
+    # Ray's own label: the autoscaler must know the zone of nodes that do not exist yet.
     labels = {"labels": {ZONE: pool.zone}} if pool.zone is not None else {}
     return {
         "groupName": pool.name,

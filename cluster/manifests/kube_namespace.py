@@ -1,4 +1,4 @@
-"""What stands around a Ray cluster in Kubernetes: its namespace, account, network policies and quota."""
+"""Manifests around a Ray cluster in Kubernetes: namespace, service account, network policies and quota."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from lexray.cluster.provisioned.description import DASHBOARD_PORT, ClusterDescri
 
 OPERATOR_NAMESPACE = "kuberay-system"
 RAY_PODS = {"ray.io/is-ray-node": "yes"}
-"""Label that KubeRay puts on every pod of every cluster; a job's cluster has a name that it makes up."""
+"""Label of every pod of every Ray cluster; a RayJob's cluster has a generated name."""
 HEAD_PODS = RAY_PODS | {"ray.io/node-type": "head"}
 NODE_LOCAL_DNS = "169.254.20.10/32"
 POD_IDENTITY_AGENT = "169.254.170.23/32"
 SPARE_PODS = 4
-"""Beside the workers: the heads of the cluster and of a job, and two for looking around."""
+"""Pods in addition to the workers: the heads of the cluster and of a job, and two for debugging."""
 
 
 def namespace(name: str) -> Manifest:
-    """`restricted` is warned of, not enforced: what the operator adds to a pod is not lexray's to know."""
+    """Return the namespace. `restricted` only warns: the operator adds settings to pods that lexray cannot know."""
     levels = {"enforce": "baseline", "audit": "restricted", "warn": "restricted"}
     labels = {f"pod-security.kubernetes.io/{mode}": level for mode, level in levels.items()}
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
 
 
 def service_account(cluster: ClusterDescription, namespace: str) -> Manifest:
-    """One for head and workers: a cloud's identity for pods is bound to it by name, and it pulls their image."""
+    """Return the service account of head and workers: cloud identities bind to it by name, and it pulls their image."""
     account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "lexray", "namespace": namespace}}
     secrets = [{"name": name} for name in cluster.image_pull_secrets]
     return account | ({"imagePullSecrets": secrets} if secrets else {})
 
 
 def network_policies(cluster: ClusterDescription, namespace: str) -> list[Manifest]:
-    """Nothing in or out, then what Ray, storage and the operator need.
+    """Return policies that deny all traffic except that of Ray, storage and the operator.
 
-    KubeRay could make policies, but behind a feature gate that is off as it comes: it then refuses a cluster that asks.
+    KubeRay's own policies are behind a feature gate, off by default: it then refuses a cluster that requests them.
     """
     everything: Manifest = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     return [
@@ -43,7 +43,7 @@ def network_policies(cluster: ClusterDescription, namespace: str) -> list[Manife
 
 
 def quota(cluster: ClusterDescription, namespace: str) -> Manifest:
-    """The pools at their largest, and nothing that is billed beside them or reachable from outside."""
+    """Return a quota for the pools at their largest; it allows no volumes, load balancers or node ports."""
     hard = {
         "pods": str(sum(pool.max_nodes for pool in cluster.pools) + SPARE_PODS),
         f"requests.{GPU_RESOURCE}": str(sum(pool.max_nodes * pool.gpus for pool in cluster.pools)),
@@ -91,7 +91,7 @@ def _of_the_head() -> Manifest:
         "podSelector": {"matchLabels": dict(HEAD_PODS)},
         "policyTypes": ["Ingress", "Egress"],
         "ingress": [{"from": [operator], "ports": [_port(DASHBOARD_PORT)]}],
-        # The autoscaler's way to Kubernetes, which many networks judge by the server's own port, not the service's.
+        # The autoscaler's access to Kubernetes: many networks match the server's own port, not the service's.
         "egress": [{"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}], "ports": [_port(6443)]}],
     }
 

@@ -1,4 +1,4 @@
-"""Pods of a Ray cluster in Kubernetes: the head, and the workers of a pool."""
+"""Pod templates of a Ray cluster in Kubernetes: the head, and the workers of a pool."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ Manifest = dict[str, Any]
 GCS_PORT, METRICS_PORT = 6379, 8080
 ZONE_LABEL = "topology.kubernetes.io/zone"
 POOL_LABEL = "lexray.io/pool"
-"""On every node of an EKS node group: the name of its pool, or CORE_POOL. Terraform sets it."""
+"""Label of every node of an EKS node group: the name of its pool, or CORE_POOL. Terraform sets it."""
 CORE_POOL = "core"
-"""Nodes that always run; the head lives there."""
+"""Node group that always runs, with the head."""
 SPOT_TAINTS = ("lexray.io/spot", "cloud.google.com/gke-spot", "kubernetes.azure.com/scalesetpriority")
 GPU_RESOURCE, EFA_RESOURCE = "nvidia.com/gpu", "vpc.amazonaws.com/efa"
 HUGE_PAGES = {"hugepages-2Mi": "5120Mi"}
-"""For libfabric's buffers, next to EFA cards; a pod that requests none may use none. Terraform reserves as many."""
+"""Huge pages for libfabric's buffers, on nodes with EFA; only pods that request some may use them. Terraform reserves
+as many."""
 STORAGE_SECRET = "lexray-storage"
-"""AWS_ACCESS_KEY_ID and the like, where pods have no identity of their own."""
+"""Secret with AWS_ACCESS_KEY_ID and the like, for pods without a cloud identity."""
 WANDB_SECRET = "lexray-wandb"
 
 HEAD_CPUS, HEAD_GIB = 2, 12.0
 HEAD_FUNCTIONS_GIB, HEAD_STORE_GIB, HEAD_SHM_GIB = 6.0, 1.0, 1.25
-"""Of the head's memory: for functions that take no core, of which each running trial has one (a quarter of a GiB: 24 at
-once); Ray's object store, in which no windows lie there, and /dev/shm around it."""
+"""Parts of the head's memory in GiB: functions without a core, one a running trial at a quarter GiB (24 at once); Ray's
+object store, which holds no windows there; /dev/shm around it."""
 GRACE_S, DRAIN_S = 120, 100
-"""What a spot node gets between the notice and its end, and what of it workers may use to save and leave."""
+"""Seconds from the interruption notice of a spot node to its end, and those that workers may use to save and exit."""
 
-# Draining tells the placer, and through it each trial, that the node goes: workers save a checkpoint and end. A pod
-# that runs no worker is let go at once. KubeRay gives every pod where the head is, and its own name as Ray knows it.
+# Draining tells the placer, and through it each trial, that the node is lost soon: workers save a checkpoint and end. A
+# pod without workers ends at once. KubeRay gives every pod the head's address, and its own name as Ray knows it.
 DRAIN_ARGUMENTS = f""""$RAY_ADDRESS" "$RAY_CLOUD_INSTANCE_ID" {DRAIN_S} 'the pod is ending'"""
 AWAIT_WORKERS = f"""\
 end=$((SECONDS + {DRAIN_S}))
@@ -42,7 +43,7 @@ while [ $SECONDS -lt $end ] && grep -aqs '^ray::RayTrainWorker' /proc/[0-9]*/cmd
 
 
 def head_pod(cluster: ClusterDescription) -> Manifest:
-    """Template of the head: it keeps the cluster together and runs drivers, but none of the work."""
+    """Return the head's template: it runs the control plane and drivers, but no workers."""
     container = {
         **_container("ray-head", cluster),
         "resources": _resources(HEAD_CPUS, HEAD_GIB),
@@ -59,7 +60,7 @@ def head_pod(cluster: ClusterDescription) -> Manifest:
 
 
 def head_start_params() -> dict[str, str]:
-    """Of `ray start --head`. Without cores it gets no task, actor or worker that asks for one."""
+    """Return the arguments of `ray start --head`; with no CPUs it gets no task, actor or worker that requests one."""
     return {
         "dashboard-host": "0.0.0.0",
         "num-cpus": "0",
@@ -70,7 +71,7 @@ def head_start_params() -> dict[str, str]:
 
 
 def worker_pod(cluster: ClusterDescription, pool: Pool) -> Manifest:
-    """Template of a pool's workers: one fills one node."""
+    """Return the template of a pool's workers; one pod fills one node."""
     container = {
         **_container("ray-worker", cluster),
         "resources": _resources(pool.cpus, pool.memory_gib, _devices(pool)),
@@ -78,7 +79,7 @@ def worker_pod(cluster: ClusterDescription, pool: Pool) -> Manifest:
         "lifecycle": {"preStop": {"exec": {"command": ["/bin/bash", "-c", drain_script(cluster)]}}},
     }
     spec = _pod_spec(container, shm_bytes=memory_split(pool.memory_gib).shared)
-    spec["automountServiceAccountToken"] = False  # only the head's autoscaler talks to Kubernetes
+    spec["automountServiceAccountToken"] = False  # only the head's autoscaler calls the Kubernetes API
     spec |= _placement(cluster, pool)
     if pool.runtime_class is not None:
         spec["runtimeClassName"] = pool.runtime_class
@@ -94,7 +95,7 @@ def drain_script(cluster: ClusterDescription) -> str:
 
 
 def worker_start_params(pool: Pool) -> dict[str, str]:
-    """Of `ray start`: told, since nobody can ask the nodes of a pool that has none yet. Bytes for memory."""
+    """Return the arguments of `ray start`, memory in bytes; the autoscaler needs them before a pool has any node."""
     split = memory_split(pool.memory_gib)
     return {
         "num-cpus": str(int(pool.cpus)),
@@ -105,7 +106,7 @@ def worker_start_params(pool: Pool) -> dict[str, str]:
 
 
 def ray_env(cluster: ClusterDescription) -> list[Manifest]:
-    """Variables of every container with a Ray process; KubeRay adds the token's."""
+    """Return the environment variables of every container with a Ray process; KubeRay adds the token's."""
     given = dict(cluster.liveness.ray_env)
     if cluster.region is not None:
         given |= dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), cluster.region)
@@ -115,7 +116,7 @@ def ray_env(cluster: ClusterDescription) -> list[Manifest]:
 
 
 def quantity(cpus: float) -> str:
-    """Cores as Kubernetes writes them."""
+    """Format cores as a Kubernetes quantity."""
     return str(int(cpus)) if cpus == int(cpus) else f"{int(1000 * cpus)}m"
 
 
@@ -144,7 +145,7 @@ def _container(name: str, cluster: ClusterDescription) -> Manifest:
 def _pod_spec(container: Manifest, *, shm_bytes: int) -> Manifest:
     return {
         "serviceAccountName": "lexray",
-        "restartPolicy": "Never",  # the autoscaler takes a pod that comes back for another node
+        "restartPolicy": "Never",  # the autoscaler mistakes a restarted pod for another node
         "terminationGracePeriodSeconds": GRACE_S,
         "securityContext": {
             "runAsNonRoot": True,
@@ -166,7 +167,7 @@ def _template(spec: Manifest, labels: Mapping[str, str] | None = None) -> Manife
         "prometheus.io/scrape": "true",
         "prometheus.io/port": str(METRICS_PORT),
         "prometheus.io/path": "/metrics",
-        # Node autoscalers would empty a node that looks half used; Ray gives its own back.
+        # Node autoscalers would evict from a node that looks half used; Ray releases its nodes itself.
         "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
         "karpenter.sh/do-not-disrupt": "true",
     }
@@ -175,13 +176,13 @@ def _template(spec: Manifest, labels: Mapping[str, str] | None = None) -> Manife
 
 
 def _devices(pool: Pool) -> dict[str, str]:
-    """What a pod of the pool requests of device plugins, and huge pages."""
+    """Return the pod's requests for devices and huge pages."""
     devices = {GPU_RESOURCE: str(pool.gpus)} if pool.gpus else {}
     return devices | ({EFA_RESOURCE: str(pool.efa_interfaces), **HUGE_PAGES} if pool.efa_interfaces else {})
 
 
 def _resources(cpus: float, memory_gib: float, devices: Mapping[str, str] | None = None) -> Manifest:
-    """Requests are limits: a pod is not slowed or killed for what its neighbours do."""
+    """Set requests equal to limits, so that neighbours cannot slow a pod or have it killed."""
     wanted = {"cpu": quantity(cpus), "memory": f"{whole_mib(memory_gib) // 2**20}Mi", **(devices or {})}
     return {"requests": wanted, "limits": dict(wanted)}
 

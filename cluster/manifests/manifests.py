@@ -1,4 +1,4 @@
-"""From a ClusterDescription to Kubernetes manifests, so that Terraform, YAML and Python cannot disagree."""
+"""Renders Kubernetes manifests from a ClusterDescription, so that Terraform, YAML and Python agree."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ JOB_FOLDER = "job"
 
 
 def render(cluster: ClusterDescription, *, ray_version: str) -> dict[str, list[Manifest]]:
-    """Objects of every file by its path in the folder; RayJob apart in `job/`, so that applying starts no sweep.
+    """Return the objects of every file by its path; the RayJob is in `job/`, so that applying all starts no sweep.
 
-    A RayJob brings no code: there is none for an image without lexray. `ray_version` stands where the description
-    names none. Raises UserError naming the field that Kubernetes, KubeRay or lexray could not go by.
+    There is no RayJob for an image without lexray, since it sends no code. `ray_version` is the default of the
+    description's own. Raises UserError naming the field that Kubernetes, KubeRay or lexray cannot use.
     """
     space = _check(cluster).namespace
     version = cluster.ray_version or ray_version
@@ -47,18 +47,18 @@ def render(cluster: ClusterDescription, *, ray_version: str) -> dict[str, list[M
 
 
 def applied(files: dict[str, list[Manifest]]) -> list[Manifest]:
-    """What `kubectl apply -k` of the folder makes, in that order: everything but the job."""
+    """Return the objects that `kubectl apply -k` of the folder creates, in order: all but the job."""
     inside = [name for name in files if "/" not in name and name != KUSTOMIZATION]
     return [manifest for name in inside for manifest in files[name]]
 
 
 def to_yaml(manifests: list[Manifest]) -> str:
-    """One YAML document each, under a line that says where they come from."""
+    """Render one YAML document for each manifest, below a line that names their origin."""
     return RENDERED + yaml.dump_all(manifests, Dumper=_Dumper, sort_keys=False, width=120)
 
 
 def write(files: dict[str, list[Manifest]], folder: Path) -> list[Path]:
-    """Write all of them below `folder`, over what is there. Raises UserError if that is no folder."""
+    """Write all files below `folder`, overwriting existing ones. Raises UserError if it is not writable."""
     try:
         for name, manifests in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def write(files: dict[str, list[Manifest]], folder: Path) -> list[Path]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Scripts as they are written, and no anchors: kustomize's patches would change all that share one."""
+    """Dumps multi-line strings as blocks and writes no anchors: kustomize's patches would change every use of one."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -87,7 +87,7 @@ def _kustomization(resources: list[str]) -> Manifest:
 
 
 def _check(cluster: ClusterDescription) -> Kubectl:
-    """How the head is reached. Raises UserError."""
+    """Validate the description for Kubernetes and return the access to its head. Raises UserError."""
     if cluster.provider not in ("kubernetes", "aws-eks"):
         raise UserError(f"provider: manifests are for 'kubernetes' and 'aws-eks', this cluster is {cluster.provider!r}")
     if not isinstance(cluster.access, Kubectl):

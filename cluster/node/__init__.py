@@ -1,1 +1,1 @@
-"""What runs on the machines of a cluster: how Ray starts there, is kept, drained and ended."""
+"""Programs that run on the machines of a cluster: they start, keep, drain and stop Ray."""

@@ -1,7 +1,7 @@
-"""How nodes of a pool are launched on EC2. Ray's autoscaler loads this class on the head (`provider.module`).
+"""Launches the nodes of a pool on EC2. Ray's autoscaler loads this class on the head (`provider.module`).
 
-Two things that Ray's own provider does not do: try further ways to launch (spot, on demand, another type) in the order
-that the pool states, and report AWS's words when none is granted.
+Unlike Ray's own provider it tries launch options (spot, on demand, another type) in the order that the pool states, and
+reports AWS's message when all are refused.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from ray.core.generated.instance_manager_pb2 import (  # type: ignore[attr-defin
 )
 
 WAYS = "LaunchWays"
-"""Key of a pool's `node_config`: arguments of RunInstances that replace the common ones, the preferred way first."""
+"""Key of a pool's `node_config`: arguments of RunInstances that override the common ones, in order of preference."""
 PAUSE_S = 15.0
-"""Between a refusal of every way and the next try: Ray alone would try again every few seconds, for ever."""
+"""Seconds between the refusal of every option and the next try; Ray alone would retry every few seconds forever."""
 
 
 class NodesRefusedError(RuntimeError):
-    """AWS granted none of a pool's ways to launch a node. One line with each way and AWS's reason."""
+    """AWS refused every launch option of a pool. One line with each option and AWS's reason."""
 
 
 class Ec2Provider(AWSNodeProvider):
-    """Ray's provider for EC2, with ways to launch in a stated order."""
+    """Ray's EC2 provider with launch options in order of preference."""
 
     sleep: Callable[[float], None] = staticmethod(time.sleep)
 
     def create_node(self, node_config: Mapping[str, Any], tags: Mapping[str, str], count: int) -> dict[str, Any]:
-        """Launch up to `count` nodes by the first way that AWS grants; return them by instance id.
+        """Launch up to `count` nodes by the first option that AWS grants; return them by instance id.
 
-        Each way is tried in every subnet. Raises NodesRefusedError when no way is granted.
+        Each option is tried in every subnet. Raises NodesRefusedError when none is granted.
         """
         common = {key: value for key, value in node_config.items() if key != WAYS}
         refusals = []
@@ -58,8 +58,8 @@ def _named(launch: Mapping[str, Any]) -> str:
     return f"{launch.get('InstanceType', 'a node')} {f'on {market}' if market else 'on demand'}"
 
 
-# Ray 2.60 knows the cause of a failed launch and drops it twice on the way to the state that `ray status` and lexray
-# read: the text of the error leaves its cause out, and an update of an instance its details. Both are put back.
+# Ray 2.60 drops the cause of a failed launch twice before the state that `ray status` and lexray read: the error's text
+# leaves out its cause, and an instance update its details. Both are restored.
 
 
 def _with_cause(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.request import ProxyHandler, Request, build_opener
 
 DASHBOARD = "http://127.0.0.1:8265"
-"""Of the head on this machine, by loopback: the token crosses no network."""
+"""Dashboard of the head on this machine, by loopback: the token crosses no network."""
 POLL_S, ANSWER_S = 30.0, 30.0
 
 

@@ -28,22 +28,22 @@ from typing import IO, Any
 
 LOOK_S = 0.2
 GRACE_S = 8.0
-"""Between asking Ray to end and killing what is left."""
+"""Seconds between SIGTERM to Ray and SIGKILL to what is left."""
 STOP_S = 60.0
-"""How long the keeper may take to end everything."""
+"""Seconds that the keeper may take to end everything."""
 STARTED = "Ray runtime started."
-"""What `ray start` prints."""
+"""Output of `ray start` that marks success."""
 STOPPED, FAILED, IS_KEPT = 0, 1, 3
-"""Why a keeper ends: it received SIGTERM, Ray ended by itself, another keeper has the folder."""
+"""Exit codes of a keeper: it received SIGTERM, Ray ended by itself, another keeper holds the folder."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 class NodeError(Exception):
-    """One line for people."""
+    """A one-line error for the user."""
 
 
 def running(folder: Path) -> dict[str, Any] | None:
-    """Return what the living keeper of a folder wrote of itself; None where there is none."""
+    """Return the record of the folder's running keeper; None if there is none."""
     with suppress(FileNotFoundError), open(folder / "lock") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -69,7 +69,7 @@ def end(folder: Path) -> bool:
 def keep(
     folder: Path, run: dict[str, Any], temp_dir: str, arguments: list[str], env: dict[str, str], log: IO[str]
 ) -> int:
-    """Be the keeper of `folder`: run `ray start` until it ends or SIGTERM arrives, then end all below it.
+    """Run as the keeper of `folder`: run `ray start` until it ends or SIGTERM arrives, then end all processes below it.
 
     Ray's own files lie in `temp_dir`, which must be short, and are removed after SIGTERM. Otherwise
     its logs stay, and the next keeper removes them. Returns why it ended.
@@ -161,14 +161,14 @@ def _reaped() -> list[int]:
 
 
 def free_port() -> int:
-    """Return a port at which nobody listens just now."""
+    """Return a port that is currently free."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """Return what the newest keeper wrote of itself: `pid`, `head`, `files`. Raises OSError where there was none."""
+    """Return the newest keeper's record: `pid`, `head`, `files`. Raises OSError if there is none."""
     found: dict[str, Any] = json.loads((folder / "run.json").read_text())
     return found
 

@@ -1,4 +1,4 @@
-"""How Ray is started on machines without an autoscaler: beside Rays of others, which may be on the same ones."""
+"""Arguments and environment of `ray start` on machines without an autoscaler, which other Rays may share."""
 
 from __future__ import annotations
 

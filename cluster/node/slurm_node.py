@@ -1,4 +1,4 @@
-"""A Ray cluster inside a Slurm allocation: each node's own part of it, and how the batch script waits for all of them.
+"""Runs a Ray cluster inside a Slurm allocation: one process on each node, and a wait for all of them.
 
     python -m lexray.cluster.node.slurm_node FOLDER         by `srun`, once on each node; task 0 is the head
     python -m lexray.cluster.node.slurm_node FOLDER NODES   prints the head's address once all nodes are there
@@ -32,12 +32,12 @@ from lexray.tuning.placement.memory_split import memory_split
 
 HEAD, TOKEN, CLUSTER = "head.json", "token", "cluster.json"
 START_S = 300.0
-"""How long nodes may take to start: a shared file system may show a new file late."""
+"""Seconds that nodes may take to start: a shared file system may show a new file late."""
 LOOK_S = 1.0
 
 
 def run_node(folder: Path, environ: Mapping[str, str]) -> int:
-    """Be a node until SIGTERM or the end of its Ray; return the exit code."""
+    """Run a node until SIGTERM or the end of its Ray; return the exit code."""
     address = address_towards(environ["SLURM_LAUNCH_NODE_IPADDR"])
     head = None
     if environ["SLURM_PROCID"] == "0":
@@ -75,7 +75,7 @@ def lead(folder: Path, environ: Mapping[str, str], address: str, port: int, dash
 
 
 def wait(folder: Path, num_nodes: int) -> str:
-    """Return `HOST:PORT` of the head once it knows so many nodes. Raises UserError after `START_S`."""
+    """Return `HOST:PORT` of the head once it lists `num_nodes` nodes. Raises UserError after `START_S`."""
     found = _awaited(lambda: _read_head(folder), f"{folder / HEAD}, which the head writes")
     dashboard = Dashboard(
         url=f"http://{host_port(found['address'], found['dashboard_port'])}",
@@ -95,7 +95,7 @@ def wait(folder: Path, num_nodes: int) -> str:
 
 
 def address_towards(peer: str) -> str:
-    """Return this machine's own address on the way to another, without sending anything."""
+    """Return this machine's address on the route to another, without sending anything."""
     family = socket.AF_INET6 if ":" in peer else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect((peer, 9))
@@ -103,7 +103,7 @@ def address_towards(peer: str) -> str:
 
 
 def memory_arguments(environ: Mapping[str, str]) -> list[str]:
-    """Return how Ray divides what Slurm gives to a node; Ray itself would divide the whole machine's memory."""
+    """Return arguments that divide Slurm's memory of a node; Ray itself would divide the whole machine's."""
     mib = int(environ.get("SLURM_MEM_PER_NODE", 0))
     mib = mib or int(environ.get("SLURM_MEM_PER_CPU", 0)) * int(environ.get("SLURM_CPUS_PER_TASK", 1))
     split = memory_split(mib / 1024)

@@ -1,4 +1,4 @@
-"""What runs on a host when `lexray up` and `lexray down` call it by ssh; with `ray_keeper` it needs no lexray there."""
+"""Runs on a host for `lexray up` and `lexray down` over ssh; with `ray_keeper` it needs no lexray there."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from lexray.cluster.node.ray_keeper import (
 )
 
 START_S = 120.0
-"""How long Ray may take to start."""
+"""Seconds that Ray may take to start."""
 
 
 def answer(request: dict[str, Any]) -> None:
@@ -115,7 +115,7 @@ def is_taken(port: int) -> bool:
 
 
 def _become_keeper(folder: Path, run: dict[str, Any], request: dict[str, Any], env: dict[str, str]) -> None:
-    """In a child process: leave the ssh session and be the keeper. Never returns."""
+    """Run as the keeper in a child process, detached from the ssh session. Never returns."""
     why = FAILED
     try:
         os.setsid()
@@ -130,7 +130,7 @@ def _become_keeper(folder: Path, run: dict[str, Any], request: dict[str, Any], e
 
 
 def _await_start(folder: Path, keeper: int) -> None:
-    """Raises NodeError with Ray's last line when it ends instead."""
+    """Wait until Ray has started. Raises NodeError with Ray's last line if it ends instead."""
     until_s = time.monotonic() + START_S
     while STARTED not in (text := _text(folder / "ray.log")):
         pid, status = os.waitpid(keeper, os.WNOHANG)
@@ -152,7 +152,7 @@ def _made_token(file: Path) -> str:
 
 
 def _folder(cluster: str, address: str) -> Path:
-    """Return where the state of a node lies: by address, since hosts may share a home folder."""
+    """Return the state folder of a node: by address, since hosts may share a home folder."""
     home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(home) / "lexray" / "nodes" / cluster / address
 

@@ -1,4 +1,4 @@
-"""What is asked of AWS itself: which instance is the head now, and what a secret holds."""
+"""Requests to AWS: the instance that is the head now, and the text of a secret."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SERVING = "InService"
 
 
 def head_instance(group: str, region: str | None) -> str:
-    """Id of the instance that an autoscaling group of one keeps. Raises UserError where none serves."""
+    """Return the id of the instance in an autoscaling group of one. Raises UserError if none is in service."""
     with aws_errors(f"autoscaling group {group}"):
         answer = client("autoscaling", region).describe_auto_scaling_groups(AutoScalingGroupNames=[group])
     groups = answer["AutoScalingGroups"]
@@ -33,7 +33,7 @@ def head_instance(group: str, region: str | None) -> str:
 
 
 def secret(arn: str, region: str | None) -> str:
-    """The text of a secret in Secrets Manager."""
+    """Return the text of a secret in Secrets Manager."""
     with aws_errors(f"token: secret {arn}"):
         answer = client("secretsmanager", region).get_secret_value(SecretId=arn)
     text: str | None = answer.get("SecretString")
@@ -50,7 +50,7 @@ def client(service: str, region: str | None) -> Any:
 
 @contextmanager
 def aws_errors(what: str) -> Iterator[None]:
-    """No credentials, no permission, no such thing: one line."""
+    """Turn AWS errors (credentials, permissions, missing resources) into one-line UserErrors."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:

@@ -1,4 +1,4 @@
-"""A way to the head of a cluster: its address and token resolved, a tunnel where it needs one, closed at the end."""
+"""Connects to the head of a cluster: resolves address and token, and opens a tunnel where needed."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from lexray.storage.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """How the user named a cluster."""
+    """Cluster as selected by the user's options."""
 
     address: str | None = None
     """`http://HOST:PORT` of a dashboard, or `HOST:PORT`."""
     cluster: str | None = None
-    """File that holds a ClusterDescription."""
+    """File with a ClusterDescription."""
     token_file: str | None = None
-    """Goes before what the description says."""
+    """Token file; overrides the description's token."""
     is_trusted: bool = False
     """The user agrees that the token is sent to this cluster (`--trust`)."""
     is_insecure: bool = False
@@ -42,7 +42,7 @@ class Target:
 
     @property
     def options(self) -> str:
-        """The same on a command line."""
+        """The target as command-line options."""
         given = {"--address": self.address, "--cluster": self.cluster, "--token-file": self.token_file}
         words = [f"{option} {value}" for option, value in given.items() if value is not None]
         return " ".join([*words, *(["--insecure"] if self.is_insecure else [])])
@@ -50,23 +50,23 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Connection:
-    """A cluster that answers."""
+    """An open connection to a cluster's dashboard."""
 
     dashboard: Dashboard
     target: Target
     description: ClusterDescription | None
-    """None where only an address was given."""
+    """Description of the cluster; None if only an address was given."""
     is_tunnelled: bool
     ray_version: str
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Name of the cluster in messages."""
         return self.description.name if self.description is not None else self.dashboard.url
 
 
 def read_description(path: str) -> ClusterDescription:
-    """A cluster's file: the object itself, or what `terraform output -json` prints around it.
+    """Read a cluster's file: the object itself, or the output of `terraform output -json` around it.
 
     Raises UserError naming the file and the field.
     """
@@ -81,11 +81,11 @@ def read_description(path: str) -> ClusterDescription:
 
 @contextmanager
 def connect(target: Target, ask: Ask | None = None) -> Iterator[Connection]:
-    """Inside, the cluster answers.
+    """Yield a connection to a cluster that answers.
 
-    `ask` is how the user agrees that a token is sent to a described cluster for the first time; None asks on the
-    terminal, where there is one. Raises UserError in one line when the cluster cannot be reached, wants another token,
-    or may not receive this one.
+    `ask` requests the user's consent to send a token to a described cluster for the first time; None asks on the
+    terminal, if there is one. Raises UserError in one line when the cluster is unreachable, requires another token, or
+    may not receive this one.
     """
     if target.address is not None and target.cluster is not None:
         raise UserError("--address and --cluster: both name a cluster; give one of the two")
@@ -130,7 +130,7 @@ def _reach(
 
 
 def _at_address(target: Target, address: str) -> Dashboard:
-    """The user typed the address and named the token: that is consent to this pair."""
+    """Return the dashboard at an address; giving address and token explicitly is consent to send it there."""
     url, what = dashboard_url(address, "--address"), f"--address {address}"
     if target.token_file is None:
         return Dashboard(url=url, what=what)
@@ -190,7 +190,7 @@ def dashboard_url(address: str, field: str) -> str:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Who is told to go, or whose terminal closes, closes the tunnel first."""
+    """Turn SIGTERM and SIGHUP into KeyboardInterrupt, so that the tunnel is closed first."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

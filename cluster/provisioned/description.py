@@ -1,7 +1,7 @@
 """The `cluster` object: what `infra/` prints and `lexray` reads. Terraform, manifests and Python agree on it.
 
-`terraform output -json cluster > cluster.json` of either root gives it; for a cluster of your own write one by hand,
-JSON or YAML. It holds no secret: only where the token lies.
+`terraform output -json cluster > cluster.json` of either root prints it; for a cluster of your own write one by hand,
+JSON or YAML. It holds no secret: only the token's location.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from pydantic import Field, model_validator
 from lexray.storage.config_file import FileModel
 
 SCHEMA = 1
-"""Raised when a field changes its meaning; a `lexray` reads the descriptions of its own schema alone."""
+"""Version of the schema, incremented when a field changes its meaning; other versions are refused."""
 DASHBOARD_PORT = 8265
 SETUP_TIMEOUT_S = 1800
-"""How long a node may take to install a job's requirements by uv: torch and its CUDA libraries are 3 GB to fetch."""
+"""Seconds that a node may take to install a job's requirements by uv: torch and its CUDA libraries are 3 GB to fetch.
+"""
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{1,30}$")]
-# Arguments of `kubectl` and `aws`: one that begins with a dash would be an option, as `--server=http://...`.
+# Arguments of `kubectl` and `aws`: a leading dash would make one an option, such as `--server=http://...`.
 KubeName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]
 KubeKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9._][A-Za-z0-9._-]{0,252}$")]
 KubeLabel = Annotated[
@@ -34,7 +35,7 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class Direct(FileModel):
-    """A dashboard that can be reached as it is."""
+    """A dashboard that is reachable directly."""
 
     kind: Literal["direct"] = "direct"
     address: str
@@ -46,7 +47,7 @@ class Ssm(FileModel):
 
     kind: Literal["ssm"] = "ssm"
     autoscaling_group: str
-    """The group of one that keeps the head; its instance is looked up when the tunnel opens."""
+    """Autoscaling group of size one with the head; its instance is looked up when the tunnel opens."""
     port: Port = DASHBOARD_PORT
 
 
@@ -59,7 +60,7 @@ class Kubectl(FileModel):
     """Service of the head that KubeRay made."""
     port: Port = DASHBOARD_PORT
     context: KubeContext | None = None
-    """Of the kubeconfig; None is its current one."""
+    """Context of the kubeconfig; None: its current one."""
     eks_cluster: AwsName | None = None
     """Its credentials are fetched by `aws eks update-kubeconfig` into a file that lasts as long as the tunnel."""
 
@@ -69,7 +70,7 @@ class Ssh(FileModel):
 
     kind: Literal["ssh"] = "ssh"
     host: SshName
-    """As `ssh` knows it, with all that your ssh configuration says of it."""
+    """Host for `ssh`, with the settings of your ssh configuration."""
     user: SshName | None = None
     key: str | None = None
     """File of the private key; None: as your ssh configuration or agent has it."""
@@ -110,7 +111,7 @@ Token = Annotated[TokenFile | SecretsManager | KubernetesSecret | SshFile, Field
 
 
 class Toleration(FileModel):
-    """A taint of a pool's nodes that its pods tolerate, as Kubernetes writes it."""
+    """A Kubernetes toleration of a taint of the pool's nodes."""
 
     key: KubeLabel | None = None
     """None tolerates every taint."""
@@ -134,21 +135,21 @@ class Pool(FileModel):
 
     name: Name
     instance_types: tuple[str, ...] = ()
-    """In the order of preference; empty where the provider does not tell."""
+    """Instance types in order of preference; empty if unknown."""
     cpus: float = Field(gt=0)
     """Cores of a node that Ray may use."""
     memory_gib: float = Field(gt=0)
     """Memory of a node that Ray may use."""
     gpus: int = Field(default=0, ge=0)
     gpu_memory_gib: float | None = Field(default=None, gt=0)
-    """Of one GPU."""
+    """Memory of one GPU."""
     capacity: Literal["SPOT", "ON_DEMAND", "RESERVED", "CAPACITY_BLOCK"] = "SPOT"
     min_nodes: int = Field(default=0, ge=0)
     max_nodes: int = Field(ge=1)
     zone: str | None = None
-    """Zone of all its nodes; None where they may lie in several."""
+    """Zone of all its nodes; None if they may be in several."""
     efa_interfaces: int = Field(default=0, ge=0)
-    """EFA cards of a node. On Kubernetes a pod requests all of them, and the huge pages that libfabric takes."""
+    """EFA cards of a node. On Kubernetes a pod requests all of them, and huge pages for libfabric."""
     node_selector: dict[KubeLabel, KubeLabelValue] = Field(default_factory=dict)
     """Further labels that a node must have, on Kubernetes."""
     tolerations: tuple[Toleration, ...] = ()
@@ -158,7 +159,7 @@ class Pool(FileModel):
     runtime_class: KubeName | None = None
     """`runtimeClassName` of the pods, such as nvidia where the nodes' default runtime shows no GPU."""
     price_usd_hour: float | None = Field(default=None, ge=0)
-    """Of a node, as the operator states it; None where it is not known."""
+    """Hourly price of a node as the operator states it; None if unknown."""
 
     @model_validator(mode="after")
     def _min_is_not_above_max(self) -> Pool:
@@ -168,18 +169,18 @@ class Pool(FileModel):
 
 
 class Liveness(FileModel):
-    """After how long a node that vanished without a word counts as lost. Ray's own defaults take minutes."""
+    """Detection of nodes that vanish silently. Ray's own defaults take minutes."""
 
     keepalive_s: float = Field(default=10.0, gt=0)
-    """Silence after which a connection is asked, and how long an answer may take."""
+    """Silence in seconds before a keep-alive ping, and the time limit of its answer."""
     health_check_period_s: float = Field(default=5.0, gt=0)
     health_check_timeout_s: float = Field(default=10.0, gt=0)
     health_check_failures: int = Field(default=5, ge=1)
-    """Checks that fail in a row before a node is dead."""
+    """Consecutive failed checks before a node counts as dead."""
 
     @property
     def ray_env(self) -> dict[str, str]:
-        """Variables of every Ray process on every node, with Ray's names and units (milliseconds)."""
+        """Environment variables of every Ray process, with Ray's names and units (milliseconds)."""
         keepalive_ms = _ms(self.keepalive_s)
         return {
             "RAY_grpc_client_keepalive_time_ms": keepalive_ms,
@@ -194,7 +195,7 @@ class Liveness(FileModel):
 
 
 class ClusterDescription(FileModel):
-    """One cluster, whoever made it."""
+    """Description of a cluster, however it was created."""
 
     schema_: Literal[1] = Field(alias="schema")
     name: Name
@@ -202,7 +203,8 @@ class ClusterDescription(FileModel):
     region: Region | None = None
     access: Access
     token: Token | None = None
-    """None: the cluster has no token. `lexray doctor` calls that a failure unless only this machine can reach it."""
+    """Location of the token; None: the cluster has none, which `lexray doctor` fails unless only this machine reaches
+    it."""
     ray_version: str | None = None
     image: str | None = None
     """Container image, or machine image, of all nodes. Each job brings lexray's own code."""
@@ -213,22 +215,22 @@ class ClusterDescription(FileModel):
     image_pull_secrets: tuple[KubeName, ...] = ()
     """Secrets of the namespace with which Kubernetes pulls `image` from a private registry."""
     data_url: str | None = None
-    """Prefix that its workers may read."""
+    """Url prefix that its workers can read."""
     runs_url: str | None = None
-    """Prefix that its workers may write."""
+    """Url prefix that its workers can write."""
     scratch_url: str | None = None
-    """Prefix whose objects are deleted after `scratch_days`."""
+    """Url prefix whose objects are deleted after `scratch_days`."""
     scratch_days: int | None = Field(default=None, ge=1)
     wandb_secret_arn: str | None = None
     pools: tuple[Pool, ...] = ()
     liveness: Liveness = Liveness()
     idle_timeout_minutes: float | None = Field(default=None, gt=0)
-    """After which a node without work is given back."""
+    """Minutes after which an idle node is released."""
     max_cluster_hours: float | None = Field(default=None, gt=0)
     max_hourly_cost_usd: float | None = Field(default=None, ge=0)
-    """Of the whole cluster with every pool at its largest, as Terraform adds it up."""
+    """Maximum hourly cost of the cluster with every pool at its largest, as computed by Terraform."""
     tags: dict[str, str] = Field(default_factory=dict)
-    """On everything that the templates made; what is left after a destroy is found by them."""
+    """Tags of all resources that the templates created; used to find what a destroy left."""
 
 
 def _ms(seconds: float) -> str:

@@ -1,20 +1,20 @@
-"""What goes wrong with a cluster."""
+"""Errors of communication with a cluster."""
 
 from __future__ import annotations
 
 
 class ClusterLostError(RuntimeError):
-    """A cluster that was there does not answer any more. One line, that says how to go on. Exit code 1."""
+    """A cluster stopped answering. One line that says how to resume. Exit code 1."""
 
 
 class RefusedError(RuntimeError):
-    """A cluster did not do what was asked. One line of what it says. Exit code 1."""
+    """A cluster refused a request. One line with its message. Exit code 1."""
 
     def __init__(self, line: str, *, is_busy: bool = False) -> None:
-        """`is_busy`: the fault is the cluster's, and may be over when it is asked again."""
+        """`is_busy`: the fault is the cluster's and may be transient."""
         super().__init__(line)
         self.is_busy = is_busy
 
 
 class NotFoundError(RuntimeError):
-    """A cluster knows no such thing."""
+    """The requested object does not exist on the cluster."""

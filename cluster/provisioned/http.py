@@ -1,4 +1,4 @@
-"""Requests to a head's dashboard: with the token, with a limit on time, and every failure told in one line."""
+"""Sends requests to a head's dashboard with the token and a time limit; every failure is one line."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from lexray.storage.errors import UserError, last_line
 
 TIMEOUT_S = 20.0
 PATIENCE_S = 20.0
-"""How long a question is asked again of a dashboard that answered before: a tunnel may have to be opened anew."""
+"""Seconds during which a request is retried on a dashboard that answered before: a tunnel may have to be reopened."""
 PAUSE_S = 1.0
 MAX_ANSWER_BYTES = 256 * 2**20
-"""Of one answer; the longest ones are logs of jobs."""
+"""Size limit of a response; the longest are logs of jobs."""
 UNAUTHORIZED, FORBIDDEN, NOT_FOUND, SERVER_ERROR = 401, 403, 404, 500
 
 
 class NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the token elsewhere."""
+    """Follows no redirect, which would carry the token elsewhere."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
 
 
 class _Checked(urllib.request.HTTPHandler):
-    """Plain http, whose other end is looked at before anything is sent."""
+    """Plain http that verifies its peer before it sends anything."""
 
     def __init__(self, is_ours: Callable[[int], bool]) -> None:
         super().__init__()
@@ -58,14 +58,15 @@ class Dashboard:
 
     url: str
     what: str
-    """For people: how the user named it."""
+    """The cluster as the user named it, for messages."""
     token: Secret | None = None
     is_insecure: bool = False
-    """Send the token without encryption over a network."""
+    """Allow sending the token unencrypted over a network."""
     is_ours: Callable[[int], bool] = lambda port: True
-    """Whether what accepted a connection from this local port may have the token; asked before anything is sent."""
+    """Whether the peer that accepted a connection from this local port may receive the token; checked before sending.
+    """
     renew: Callable[[], None] = lambda: None
-    """Called when nothing comes back: a tunnel may be dead inside."""
+    """Called when no response arrives: the tunnel may be dead."""
     timeout_s: float = TIMEOUT_S
     patience_s: float = PATIENCE_S
     clock: Callable[[], float] = time.monotonic
@@ -76,7 +77,9 @@ class Dashboard:
             refuse_clear_text(self.url, self.what)
 
     def check(self) -> dict[str, Any]:
-        """The versions that it tells. Raises UserError when nothing answers, something else does, or not to us."""
+        """Return the dashboard's versions. Raises UserError if nothing answers, it is no dashboard, or the token is
+        refused.
+        """
         try:
             status, body = self._once("GET", "/api/version", None)
         except OSError as error:
@@ -89,7 +92,9 @@ class Dashboard:
             raise UserError(f"{self.what}: what answers there is no dashboard of Ray (HTTP {status})") from error
 
     def get(self, path: str) -> Any:
-        """JSON. Asked again for a while where nothing comes back. Raises NotFoundError, ClusterLostError."""
+        """Return the JSON response; retried for `patience_s` without one. Raises NotFoundError, RefusedError,
+        ClusterLostError.
+        """
         until_s = self.clock() + self.patience_s
         while True:
             try:
@@ -102,7 +107,9 @@ class Dashboard:
                 self.sleep(PAUSE_S)
 
     def ask(self, method: str, path: str, *, document: Any = None, content: bytes | None = None) -> Any:
-        """JSON, None for an empty answer; asked once. Raises NotFoundError, RefusedError, ClusterLostError."""
+        """Return the JSON response, None if empty, without retries. Raises NotFoundError, RefusedError,
+        ClusterLostError.
+        """
         body = json.dumps(document).encode() if document is not None else content
         try:
             status, answer = self._once(method, path, body)
@@ -130,7 +137,7 @@ class Dashboard:
             raise UserError(f"{self.what}: the cluster refuses this token; give the one that its head was started with")
 
     def _once(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
-        """Status and body. Raises OSError when there is no answer."""
+        """Return status and body. Raises OSError when there is no response."""
         headers = {"Content-Type": "application/json"} if body is not None else {}
         headers |= self.token.headers if self.token is not None else {}
         request = urllib.request.Request(self.url + path, data=body, method=method, headers=headers)
@@ -157,7 +164,7 @@ class Dashboard:
 
 
 def refuse_clear_text(url: str, what: str) -> None:
-    """Raise UserError for a dashboard whose token everybody on the way could read."""
+    """Raise UserError if the token would cross a network unencrypted."""
     parts = urlsplit(url)
     if parts.scheme == "https" or is_loopback(url):
         return
@@ -169,7 +176,7 @@ def refuse_clear_text(url: str, what: str) -> None:
 
 
 def is_loopback(url: str) -> bool:
-    """Whether the url's host is this machine."""
+    """Return whether the url's host is this machine."""
     host = urlsplit(url).hostname or ""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback

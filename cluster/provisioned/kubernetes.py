@@ -1,4 +1,4 @@
-"""How `kubectl` is called for a cluster, with the credentials that it needs."""
+"""Calls `kubectl` for a cluster with the credentials that it needs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lexray.cluster.provisioned.programs import output_of
 
 @dataclass(frozen=True, kw_only=True)
 class KubectlCall:
-    """What every call has in common."""
+    """Common options of kubectl calls."""
 
     namespace: str
     context: str | None = None
     kubeconfig: str | None = None
-    """None: the user's own."""
+    """Path of the kubeconfig; None: the user's own."""
 
     def command(self, *arguments: str) -> list[str]:
         context = ["--context", self.context] if self.context is not None else []
@@ -27,13 +27,13 @@ class KubectlCall:
         return ["kubectl", *config, *context, "--namespace", self.namespace, *arguments]
 
     def forward(self, service: str, port: int, local_port: int) -> list[str]:
-        """A tunnel from loopback."""
+        """Return the command of a port-forward from loopback."""
         return self.command("port-forward", "--address", "127.0.0.1", f"service/{service}", f"{local_port}:{port}")
 
 
 @contextmanager
 def kubectl_call(access: Kubectl, region: str | None) -> Iterator[KubectlCall]:
-    """Inside, kubectl may be called: with credentials of its own where the cluster is one of EKS."""
+    """Yield the options of kubectl calls, with temporary credentials for a cluster of EKS."""
     if access.eks_cluster is None:
         yield KubectlCall(namespace=access.namespace, context=access.context)
         return

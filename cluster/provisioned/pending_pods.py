@@ -1,4 +1,4 @@
-"""Why pods of a Ray cluster in Kubernetes do not start: Ray's autoscaler is not told, Kubernetes is asked."""
+"""Reports why pods of a Ray cluster in Kubernetes are pending, from Kubernetes; Ray's autoscaler does not know."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lexray.cluster.provisioned.programs import output_of
 
 PODS = ("get", "pods", "--selector", "ray.io/cluster", "--field-selector", "status.phase=Pending", "-o", "json")
 EVENTS = ("get", "events", "--field-selector", "reason=NotTriggerScaleUp", "-o", "json")
-"""What cluster-autoscaler says of a pod for which it adds no node."""
+"""Events of cluster-autoscaler for pods for which it adds no node."""
 GROUP, HEAD_GROUP = "ray.io/group", "headgroup"
 """Label of KubeRay's pods with their pool, and its value for the head."""
 STARTING = ("ContainerCreating", "PodInitializing")
-"""Reasons of containers that are on their way."""
+"""Reasons of containers that are starting."""
 _ADVICE = {
     "Insufficient nvidia.com/gpu": "nodes with free GPUs are missing: a node autoscaler adds them, and NVIDIA's device "
     "plugin shows their GPUs",
@@ -30,7 +30,7 @@ _ADVICE = {
     "ImagePullBackOff": "name an image that is there, and `image_pull_secrets` for a private registry",
     "CreateContainerConfigError": "make the secret that the message names",
 }
-"""What to change, by a part of Kubernetes' message."""
+"""Remedies, by a part of Kubernetes' message."""
 
 
 def pending_pods(cluster: ClusterDescription, now: datetime | None = None) -> list[str]:

@@ -1,7 +1,7 @@
-"""Pools as an argument of a command: what Ray's autoscaler may start, for the sweep that runs on its cluster.
+"""Passes pools as a command's argument, so that a sweep knows the nodes that its cluster's autoscaler can launch.
 
-The autoscaler of Ray's open-source releases tells nobody; where every pool begins at zero nodes, a sweep that does not
-know of them finds a cluster without room for any trial.
+The autoscaler of Ray's open-source releases does not report them; where every pool begins at zero nodes, a sweep
+without this argument would find no room for any trial.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from lexray.cluster.provisioned.description import ClusterDescription, Pool
 from lexray.storage.errors import UserError
 
 TOLD = {"name", "cpus", "memory_gib", "gpus", "min_nodes", "max_nodes", "zone"}
-"""What of a pool a sweep counts with."""
+"""Fields of a pool that are passed to a sweep."""
 _POOLS = TypeAdapter(tuple[Pool, ...])
 
 
 def startable(cluster: ClusterDescription | None) -> tuple[Pool, ...]:
-    """Pools whose nodes an autoscaler starts: nobody does on a cluster that was only described by hand."""
+    """Return the pools that an autoscaler can launch; none for a cluster that was only described by hand."""
     return () if cluster is None or cluster.provider == "ray" else cluster.pools
 
 
 def pools_option(pools: Sequence[Pool]) -> list[str]:
-    """`--pools JSON`, or nothing where no pools are described."""
+    """Return `--pools JSON`, or nothing without described pools."""
     if not pools:
         return []
     told = [pool.model_dump(mode="json", include=TOLD) for pool in pools]
@@ -33,7 +33,7 @@ def pools_option(pools: Sequence[Pool]) -> list[str]:
 
 
 def pools_of(text: str) -> tuple[Pool, ...]:
-    """The pools of such an argument; none for no text. Raises UserError naming the first field that is wrong."""
+    """Parse the argument; empty text gives no pools. Raises UserError naming the first wrong field."""
     if not text:
         return ()
     try:

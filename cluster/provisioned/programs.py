@@ -1,4 +1,4 @@
-"""Programs of others: `kubectl`, `aws`, `terraform`. Every failure is one line that names the program."""
+"""Calls external programs: `kubectl`, `aws`, `terraform`. Every failure is one line that names the program."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ WHERE_FROM = {
 
 
 def missing(program: str) -> UserError:
-    """The program is not installed."""
+    """Return the error for a program that is not installed."""
     return UserError(f"{program}: not found on PATH; install it ({WHERE_FROM.get(program, 'see its documentation')})")
 
 
 def output_of(command: Sequence[str], timeout_s: float = TIMEOUT_S) -> str:
-    """What the command prints. Raises UserError with the last line that it complains with."""
+    """Return the stdout of a command. Raises UserError with the last line of its stderr."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL)
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""`ssh`, as far as lexray calls it: a command on a host, and a tunnel. It never asks anything."""
+"""Builds and runs calls of `ssh`: a command on a host, and a tunnel. It never prompts."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lexray.storage.errors import UserError, last_line
 
 CONNECT_S = 10
 TIMEOUT_S = 180.0
-"""How long a call may take: Ray starts meanwhile."""
+"""Time limit in seconds of a call, which may start Ray."""
 ALIVE = ("-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4")
 
 
 def ssh_command(access: Ssh, *options: str) -> list[str]:
-    """Return the call of `ssh` to a host; what it shall run there follows."""
+    """Return the `ssh` call to a host; append the command to run there."""
     user = ["-l", access.user] if access.user is not None else []
     key = ["-i", access.key] if access.key is not None else []
     ours = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_S}", *ALIVE]
@@ -25,10 +25,9 @@ def ssh_command(access: Ssh, *options: str) -> list[str]:
 
 
 def forward_command(access: Ssh, local_port: int) -> list[str]:
-    """Return the call of `ssh` that forwards a port of 127.0.0.1 to the dashboard as long as it runs.
+    """Return the `ssh` call that forwards a port of 127.0.0.1 to the dashboard while it runs.
 
-    A connection that is shared with other calls (ControlMaster) would listen in another process, that of nobody knows
-    whom.
+    It shares no connection (ControlMaster): then another process would listen, of unknown owner.
     """
     address = f"[{access.address}]" if ":" in access.address else access.address
     return ssh_command(
@@ -38,7 +37,7 @@ def forward_command(access: Ssh, local_port: int) -> list[str]:
 
 
 def output_at(access: Ssh, command: Sequence[str], given: str = "") -> str:
-    """Return what a command prints on a host, `given` its stdin. Raises UserError with the last line on stderr."""
+    """Return the stdout of a command on a host; `given` is its stdin. Raises UserError with the last line of stderr."""
     call = [*ssh_command(access, "-T"), shlex.join(command)]
     try:
         done = subprocess.run(call, input=given, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""The token of a cluster: read where its description says, and never written or printed anywhere."""
+"""Reads the token of a cluster from where its description says; never writes or prints it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from lexray.cluster.provisioned.ssh import output_at
 from lexray.storage.errors import UserError
 
 MAX_BYTES = 4096
-"""A token may be so long; Ray's have 36 to 64 characters."""
+"""Size limit of a token; Ray's have 36 to 64 characters."""
 
 
 @dataclass(frozen=True)
 class Secret:
-    """A token. What prints it prints stars."""
+    """A token that prints as stars."""
 
     value: str = field(repr=False)
 
@@ -38,12 +38,12 @@ class Secret:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Of a request to the dashboard."""
+        """Headers that authenticate a request to the dashboard."""
         return {"Authorization": f"Bearer {self.value}"}
 
 
 def token_of_file(path: str) -> Secret:
-    """Return the one word of a regular file. Raises UserError naming the file."""
+    """Return the token in a regular file. Raises UserError naming the file."""
     try:
         text = _content(os.path.expanduser(path)).decode()
     except UnicodeDecodeError as error:
@@ -62,7 +62,7 @@ def _content(path: str) -> bytes:
 
 
 def token_of(description: ClusterDescription, kubectl: KubectlCall | None) -> Secret | None:
-    """The token of a described cluster, None if it has none; `kubectl` as the tunnel calls it."""
+    """Return the token of a described cluster, None if it has none; `kubectl` holds the tunnel's options."""
     where = description.token
     if where is None:
         return None

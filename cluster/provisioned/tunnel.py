@@ -1,4 +1,4 @@
-"""A tunnel: a program of others that forwards a port of loopback to a cluster's head for as long as it is open."""
+"""A tunnel: an external program that forwards a loopback port to a cluster's head while it is open."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ from lexray.storage.polling import poll
 log = logging.getLogger("lexray")
 
 READY_S = 30.0
-"""How long a tunnel may take to open."""
+"""Seconds that a tunnel may take to open."""
 LOOK_S = 0.1
 RESTARTS_S = (0.5, 1.0, 2.0, 5.0, 10.0)
-"""Pauses between attempts to open a tunnel that died anew; the last one again and again."""
+"""Seconds before each attempt to reopen a broken tunnel; the last one repeats."""
 PORTS_TRIED = 5
-"""A free port may be another program's by the time that the tunnel's program listens there."""
+"""Attempts to open a tunnel: another program may take the free port first."""
 ACCEPT_S = 5.0
-"""How long a program may take to accept a connection."""
+"""Seconds that a program may take to accept a connection."""
 GRACE_S = 3.0
-"""Between asking the program to end and killing it."""
+"""Seconds between SIGTERM and SIGKILL."""
 
 
 @dataclass(kw_only=True)
 class Tunnel:
-    """One program at a time, in a process group of its own; started anew when it dies until `close`."""
+    """A forwarding program in its own process group; restarted when it dies, until `close`."""
 
     command: Callable[[int], list[str]]
-    """From the local port to what is run. Asked for each start: the head may be another machine by then."""
+    """Returns the command for a local port. Called for each start: the head may have moved to another machine."""
     what: str
-    """For people: what it leads to."""
+    """The tunnel's target, for messages."""
     ready_s: float = READY_S
     port: int = field(init=False)
-    """Of 127.0.0.1; the program's own as long as the tunnel is open, see `has_accepted`."""
+    """Port on 127.0.0.1; only the program's own while the tunnel is open, see `has_accepted`."""
     _is_open: bool = False
     _process: subprocess.Popen[bytes] | None = None
     _complaints: IO[bytes] = field(default_factory=tempfile.TemporaryFile)
@@ -56,7 +56,7 @@ class Tunnel:
     _thread: threading.Thread | None = None
 
     def open(self) -> None:
-        """Start the program and wait until it listens. Raises UserError with what it complains of."""
+        """Start the program and wait until it listens. Raises UserError with its error."""
         for attempt in range(PORTS_TRIED):
             self.port = free_port()
             self._start()
@@ -71,16 +71,18 @@ class Tunnel:
         self._thread.start()
 
     def renew(self) -> None:
-        """Drop a tunnel through which nothing comes; a new one is opened behind. One that is opening is left alone."""
+        """Terminate a tunnel that passes no traffic; it is reopened in the background. One that is opening is left
+        alone.
+        """
         with self._lock:
             if self._is_open:
                 self._is_open = False
                 _end(self._process)
 
     def has_accepted(self, port: int) -> bool:
-        """Whether the program holds the other end of a connection from this port of ours to the tunnel's.
+        """Return whether the program holds the other end of a connection from this local port to the tunnel's.
 
-        While a tunnel is down, any user of this machine may listen at its port.
+        While a tunnel is down, any user of this machine may listen on its port.
         """
 
         def is_there() -> bool:
@@ -131,7 +133,7 @@ class Tunnel:
         return any(one.laddr.port == self.port and one.status == psutil.CONN_LISTEN for one in self._sockets())
 
     def _sockets(self) -> list[Any]:
-        """Network sockets of the program and of all that it started."""
+        """Return the network sockets of the program and its descendants."""
         if self._process is None:
             return []
         try:
@@ -169,7 +171,7 @@ class Tunnel:
 
 @contextmanager
 def opened(tunnel: Tunnel) -> Iterator[Tunnel]:
-    """Inside, the tunnel is open."""
+    """Keep a tunnel open within the context."""
     try:
         tunnel.open()
         yield tunnel
@@ -178,14 +180,14 @@ def opened(tunnel: Tunnel) -> Iterator[Tunnel]:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens at just now."""
+    """Return a loopback port that is currently free."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def is_taken(port: int) -> bool:
-    """Whether another program has a port of loopback."""
+    """Return whether another program listens on a loopback port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that ended take no port
         try:
@@ -198,7 +200,7 @@ def is_taken(port: int) -> bool:
 def _end(process: subprocess.Popen[bytes] | None) -> None:
     if process is None:
         return
-    for number in (signal.SIGTERM, signal.SIGKILL):  # the second is for children that are deaf to the first
+    for number in (signal.SIGTERM, signal.SIGKILL):  # SIGKILL is for children that ignore SIGTERM
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         with suppress(subprocess.TimeoutExpired):

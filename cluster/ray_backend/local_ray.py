@@ -1,7 +1,7 @@
-"""The Ray that lexray starts on this machine: reached by this user alone, whatever the machine's folders are like.
+"""Starts a Ray on this machine that only this user can reach, whatever the permissions of the machine's folders.
 
-On a shared host every user reaches loopback and `/tmp`. So Ray asks for a token that only this user can read, keeps its
-files in a folder that only this user can enter, and listens on loopback alone.
+On a shared host every user reaches loopback and `/tmp`. So Ray requires a token that only this user can read, keeps its
+files in a folder that only this user can enter, and listens on loopback only.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ log = logging.getLogger("lexray")
 
 HOST = "127.0.0.1"
 SOCKET_BYTES = 107 if sys.platform.startswith("linux") else 103
-"""The longest path of a Unix socket."""
+"""Maximum bytes of a Unix socket's path."""
 RAY_FOLDER = "r"
 LONGEST_SOCKET = f"session_{'0' * 26}_{'0' * 7}/sockets/plasma_store"
-"""What Ray makes below its folder; a time and a process id are in it."""
+"""Longest socket path that Ray creates below its folder, with a time and a process id."""
 _PYTHON_SOCKET = "/pymp-00000000/listener-00000000"
-"""What Python's multiprocessing, which Ray's dashboard uses, makes below the temporary folder."""
+"""Longest socket path of Python's multiprocessing, used by Ray's dashboard, below the temporary folder."""
 CLEAN_UP_S = 3.0
 SHARED_MEMORY = "/dev/shm"
 STORE_BYTES = 10**10
-"""Ray's object store has 30 % of the memory, and no more than this where `/dev/shm` is smaller."""
+"""Maximum bytes of Ray's object store, which otherwise has 30 % of the memory, where `/dev/shm` is smaller."""
 
 
 class RayStartError(UserError):
@@ -51,14 +51,14 @@ class RayStartError(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class LocalFolder:
-    """A private folder for one Ray, and what had to be replaced on this machine."""
+    """A private folder for one Ray, and the fallbacks that this machine required."""
 
     path: Path
-    """Mode 0700, below it `token` (0600) and Ray's own folder, which Ray opens to everybody."""
+    """Folder of mode 0700 with `token` (0600) and Ray's own folder, which Ray makes world-accessible."""
     notes: tuple[str, ...] = ()
-    """One line each: what was wrong, what is used instead, which variable to set."""
+    """One line each: the problem, the fallback, the variable to set."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """For `ray.init`: where the object store lies, if not where Ray puts it."""
+    """Options of `ray.init`: the object store's folder, if not Ray's default."""
 
     @property
     def token_file(self) -> Path:
@@ -71,7 +71,7 @@ class LocalFolder:
 
 @contextmanager
 def local_folder() -> Iterator[LocalFolder]:
-    """Inside, the folder is there; it is removed at the end. Raises RayStartError where no place will do."""
+    """Create the folder and remove it on exit. Raises RayStartError where no place is usable."""
     path, notes = make_private_folder(os.environ)
     options, store_notes = store_options(node_memory().machine, _free_shared_bytes(), path)
     try:
@@ -82,7 +82,7 @@ def local_folder() -> Iterator[LocalFolder]:
 
 @contextmanager
 def started(folder: LocalFolder, **options: Any) -> Iterator[None]:
-    """Inside, a Ray of this process's own is connected; `options` go to `ray.init`.
+    """Connect to a new Ray of this process's own within the context; `options` go to `ray.init`.
 
     Raises RayStartError with Ray's reason.
     """
@@ -113,7 +113,7 @@ def started(folder: LocalFolder, **options: Any) -> Iterator[None]:
 
 
 def make_private_folder(environ: Mapping[str, str]) -> tuple[Path, tuple[str, ...]]:
-    """Return a new folder (mode 0700) that Ray can use, and notes on the places that it cannot.
+    """Return a new folder (mode 0700) that Ray can use, and notes on unusable places.
 
     Raises RayStartError naming the variable to set when no place is left.
     """
@@ -128,7 +128,7 @@ def make_private_folder(environ: Mapping[str, str]) -> tuple[Path, tuple[str, ..
 
 
 def _candidates(environ: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Variables and places in the order of Ray, then others that most machines have."""
+    """Return variables and folders in Ray's order, then others that most machines have."""
     asked = ("RAY_TMPDIR", "TMPDIR") if sys.platform.startswith("linux") else ("RAY_TMPDIR",)
     named = [(name, environ[name]) for name in asked if environ.get(name)]
     others = ["/tmp", "/var/tmp", environ.get("XDG_RUNTIME_DIR", ""), "/dev/shm"]
@@ -136,7 +136,7 @@ def _candidates(environ: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def _try(place: str) -> tuple[Path | None, str]:
-    """Make a private folder at a place; None and the reason where Ray could not use it."""
+    """Create a private folder in `place`; return None and the reason if Ray could not use it."""
     try:
         mode = os.stat(place).st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
@@ -152,7 +152,7 @@ def _try(place: str) -> tuple[Path | None, str]:
 
 
 def _unfit(folder: Path) -> str:
-    """Why a folder cannot hold Ray's sockets, or is not private; empty where it can and is."""
+    """Return why a folder cannot hold Ray's sockets or is not private; empty if it is suitable."""
     longest = folder / RAY_FOLDER / LONGEST_SOCKET
     if (over := len(os.fsencode(longest)) - SOCKET_BYTES) > 0:
         have = len(os.fsencode(folder.parent))
@@ -170,7 +170,7 @@ def _unfit(folder: Path) -> str:
 
 
 def store_options(memory_bytes: int, shared_bytes: int | None, folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return options of `ray.init` that keep the object store out of a `/dev/shm` that is missing, and notes.
+    """Return options of `ray.init` that move the object store if `/dev/shm` is missing, and notes.
 
     `shared_bytes` are free there; None where there is no such folder, or it cannot be written. Ray itself puts the
     store into its own folder where `/dev/shm` is only too small.
@@ -196,7 +196,7 @@ def _free_shared_bytes() -> int | None:
 
 
 def _environment(folder: LocalFolder) -> dict[str, str | None]:
-    """Variables of this process and of all that Ray starts; None removes one."""
+    """Return environment variables of this process and of all that Ray starts; None removes one."""
     found: dict[str, str | None] = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder.token_file)}
     found["RAY_AUTH_TOKEN"] = None  # goes before the path
     if len(os.fsencode(tempfile.gettempdir())) > SOCKET_BYTES - len(_PYTHON_SOCKET):
@@ -206,10 +206,10 @@ def _environment(folder: LocalFolder) -> dict[str, str | None]:
 
 
 def _address_of_its_own() -> dict[str, str | None]:
-    """Variables that fix the address of a Ray to be started, and tell it to every process that this Ray starts.
+    """Return variables that fix the address of a Ray to be started and pass it to all its processes.
 
-    Without them Ray's own libraries look for a Ray among the processes of the machine, and may send the token of this
-    one to that of somebody else.
+    Without them Ray's own libraries search the machine's processes for a Ray, and may send this one's token to another
+    user's.
     """
     with socket.create_server((HOST, 0)) as free:
         port = free.getsockname()[1]
@@ -223,7 +223,7 @@ def _write_token(path: Path) -> None:
 
 @contextmanager
 def _variables(changes: Mapping[str, str | None]) -> Iterator[None]:
-    """Inside, the environment has these values; afterwards those of before."""
+    """Set environment variables within the context, and restore them afterwards."""
     before = {name: os.environ.get(name) for name in changes}
     _set(changes)
     try:
@@ -241,7 +241,7 @@ def _set(values: Mapping[str, str | None]) -> None:
 
 
 def is_on_loopback_alone(address: str) -> bool:
-    """Whether a Ray at `HOST:PORT` listens on loopback and on no other address of this machine."""
+    """Return whether a Ray at `HOST:PORT` listens on loopback and on no other address of this machine."""
     host, _, port = address.rpartition(":")
     if host not in (HOST, "localhost"):
         return False
@@ -253,12 +253,12 @@ def is_on_loopback_alone(address: str) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """Return one line: what Ray says first, or last where it shows the end of a log."""
+    """Return Ray's error as one line: the first line, or the last of a log excerpt."""
     return (last_line(str(error)) if type(error) is Exception else "") or one_line(error)
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder that processes which are ending may still write to."""
+    """Remove a folder to which ending processes may still write."""
 
     def is_gone() -> bool:
         shutil.rmtree(folder, ignore_errors=True)

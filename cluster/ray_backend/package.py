@@ -1,6 +1,6 @@
-"""The code as every other process gets it: a zip of some hundred KB with the sweep file and lexray's own sources.
+"""Packages the code for other processes: a zip of some hundred KB with the sweep file and lexray's own sources.
 
-What may leave this machine is an allow-list: files of the four floors with the endings of `CODE_SUFFIXES`, and the
+An allow-list decides what is uploaded: files of the four floors with the endings of `CODE_SUFFIXES`, and the
 files of Python that `LEXRAY_PLUGINS` names. Nothing else of a checkout is read (`.env`, credentials, notebooks, runs).
 """
 
@@ -16,19 +16,19 @@ import lexray
 from lexray.storage.errors import UserError
 
 PACKAGE = Path(lexray.__file__).parent
-"""The importable package, of a checkout (where the floors are links) or of an installation."""
+"""The importable package, in a checkout (where the floors are links) or an installation."""
 FLOORS = ("cluster", "tuning", "training", "storage")
 CODE_SUFFIXES = (".py", ".j2", ".json")
 MAX_BYTES = 10 * 10**6
 LARGEST_NAMED = 3
 SWEEP_FILE = "sweep.yaml"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-"""A zip's time of every file: equal content makes equal bytes, which the cluster takes once."""
+"""Timestamp of every file in the zip, so that equal content gives equal bytes, which the cluster stores once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """A zip, under a name that its content decides."""
+    """A zip, named by the hash of its content."""
 
     content: bytes
     num_files: int
@@ -39,7 +39,7 @@ class Package:
 
     @property
     def uri(self) -> str:
-        """What the cluster's jobs call it."""
+        """Uri of the package in the cluster's jobs."""
         return f"gcs://{self.name}"
 
 
