@@ -122,7 +122,7 @@ def _is_host_list(folder: Path, var_file: Path | None) -> bool:
 
 
 def _asked(yes: bool) -> Callable[[str], bool] | None:
-    """How a user agrees; None where nobody can be asked."""
+    """Return the function that requests the user's consent; None if no terminal is there."""
     if yes:
         return lambda _: True
     return (lambda question: typer.confirm(question, err=True)) if sys.stdin.isatty() else None

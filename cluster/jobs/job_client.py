@@ -48,7 +48,7 @@ class JobClient:
     dashboard: Dashboard
 
     def jobs(self) -> list[Job]:
-        """Those that lexray submitted, oldest first."""
+        """Return the jobs that lexray submitted, oldest first."""
         listed = [_job(found) for found in self.dashboard.get("/api/jobs/") if found.get("submission_id")]
         return sorted((job for job in listed if job.id.startswith(PREFIX)), key=lambda job: job.started_s or 0.0)
 
