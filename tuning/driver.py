@@ -1,4 +1,4 @@
-"""The driver of a sweep, as others see it: a heartbeat and a log that are written behind."""
+"""Publishes the driver's heartbeat and log to the sweep's folder, from a thread."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ log = logging.getLogger("lexray")
 
 LOG_FILE = "log.txt"
 LOG_BYTES = 10**6
-"""The newest of a log; what is older is dropped."""
+"""Maximum bytes of the log; older lines are dropped."""
 
 
 @dataclass(kw_only=True)
 class DriverLog:
-    """What the driver says, a time before each line; written to the folder when `flush` is called. A text file."""
+    """The driver's log as a text file, with a time before each line; written to the folder by `save`."""
 
     store: Store
     max_bytes: int = LOG_BYTES
@@ -48,10 +48,10 @@ class DriverLog:
     _text: str = ""
     _partial: str = ""
     _is_written: bool = True
-    _lock: threading.RLock = field(default_factory=threading.RLock)  # a signal's handler may write amid a write
+    _lock: threading.RLock = field(default_factory=threading.RLock)  # reentrant: a signal handler may write, too
 
     def resume(self) -> None:
-        """Go on behind what an earlier driver said."""
+        """Continue the log of an earlier driver."""
         try:
             earlier = self.store.read(LOG_FILE).decode(errors="replace")
         except FileNotFoundError:
@@ -69,10 +69,10 @@ class DriverLog:
         return len(text)
 
     def flush(self) -> None:
-        """Nothing: a printer flushes after every line; see `save`."""
+        """Do nothing: a printer flushes after every line; see `save`."""
 
     def save(self) -> None:
-        """Write the file if there is something new."""
+        """Write the file if it has new lines."""
         with self._lock:
             text, self._is_written = (None if self._is_written else self._text), True
         if text is not None:
@@ -80,7 +80,7 @@ class DriverLog:
 
 
 def newest(text: str, max_bytes: int) -> str:
-    """The last whole lines of a text that fit; half of it when it does not, so that not every line cuts."""
+    """Return the text, or its last whole lines in half of `max_bytes`, so that not every new line truncates it."""
     content = text.encode()
     if len(content) <= max_bytes:
         return text
@@ -89,7 +89,7 @@ def newest(text: str, max_bytes: int) -> str:
 
 @dataclass(kw_only=True)
 class Driver:
-    """Inside `with` the sweep's folder is claimed, and every `beat_s` the driver says that it is alive.
+    """Context that claims the sweep's folder and writes a heartbeat every `beat_s` seconds.
 
     See `lexray.tuning.driver_record`.
     """
@@ -98,15 +98,15 @@ class Driver:
     """Folder of the sweep."""
     place: Place = field(default_factory=this_place)
     waiting: Callable[[], list[str]] = list
-    """What trials wait for, one line each; set by whoever places them."""
+    """Returns what trials wait for, one line each; set by the placer's client."""
     launch_failures: Callable[[], list[str]] = list
-    """Why nodes that trials wait for are not launched, one line each; logged once, shown while they wait."""
+    """Returns why awaited nodes are not launched, one line each; logged once, shown while trials wait."""
     links: Callable[[], dict[str, str]] = dict
-    """Pages in W&B, by id of trial."""
+    """Returns the W&B pages by trial id."""
     beat_s: float = BEAT_S
     clock: Callable[[], float] = time.time
     on_displaced: Callable[[], None] = _thread.interrupt_main
-    """Called when another driver has the folder: this one must end."""
+    """Called when another driver took over the folder: this one must end."""
     log: DriverLog = field(init=False)
     _record: DriverRecord = field(init=False)
     _state: str = RUNNING
@@ -124,7 +124,7 @@ class Driver:
         check_free(self.store, self.place, clock=self.clock)
 
     def __enter__(self) -> Driver:
-        """Word to stop that was left for an earlier driver is gone."""
+        """Claim the folder, and clear a stop request of an earlier driver."""
         self._record = claim(self.store, self.place, uuid.uuid4().hex, self.clock())
         clear_ending(self.store)
         self.log.resume()
@@ -147,12 +147,12 @@ class Driver:
         logging.getLogger("lexray").removeHandler(self._handler)
 
     def fail(self, reason: str) -> None:
-        """What the record says at the end."""
+        """Set the record's final state to failed, with the reason."""
         self._state, self._reason = FAILED, " ".join(reason.split())
         self.log.write(f"failed: {self._reason}\n")
 
     def interrupt(self) -> None:
-        """Say so at once: who is told to go may have seconds."""
+        """Record the interruption at once: the process may have only seconds left."""
         if self._state == RUNNING:
             self._state, self._reason = INTERRUPTED, "" if not self._is_displaced else "another driver took over"
             self.log.write("interrupted\n")
@@ -181,7 +181,7 @@ class Driver:
             log.warning("the driver's record cannot be written just now (%s)", " ".join(str(error).split()))
 
     def _waiting(self) -> list[str]:
-        """Nothing where who places the trials cannot say: that we are alive matters more."""
+        """Return what trials wait for; empty on an error, since the heartbeat matters more."""
         try:
             waiting = self.waiting() if self._state == RUNNING else []
         except Exception as error:
@@ -210,13 +210,13 @@ class Driver:
 
 @contextmanager
 def unclaimed(store: Store) -> Iterator[None]:
-    """Run a sweep without telling anybody."""
+    """Run a sweep without a driver record."""
     clear_ending(store)
     yield
 
 
 class _LogHandler(logging.Handler):
-    """Messages of lexray, into the driver's log."""
+    """Writes lexray's log messages to the driver's log."""
 
     def __init__(self, out: DriverLog | TextIO) -> None:
         super().__init__(logging.INFO)

@@ -1,8 +1,8 @@
-"""What the driver of a sweep writes of itself: `driver.json` and `log.txt` in the sweep's folder.
+"""The driver's record (`driver.json`) in the sweep's folder.
 
-Whoever has the folder knows from it whether somebody runs the sweep, where, and what that one said last, also when the
-machine is gone. The record is also the claim on the folder: a second driver is refused while the first is alive, and
-one that was taken for dead ends itself when it finds that another has taken over.
+It tells readers of the folder whether and where the sweep runs and its last state, even after the machine is gone. It
+is also the claim on the folder: a second driver is refused while the first is alive, and one that was presumed dead
+ends itself when it finds that another has taken over.
 """
 
 from __future__ import annotations
@@ -30,52 +30,52 @@ log = logging.getLogger("lexray")
 DRIVER_FILE = "driver.json"
 RUNNING, ENDED, FAILED, INTERRUPTED = "running", "ended", "failed", "interrupted"
 BEAT_S = 10.0
-"""How often a driver says that it is there."""
+"""Seconds between heartbeats."""
 STALE_S = 90.0
-"""Silence after which a driver is taken for dead.
+"""Seconds without a heartbeat after which a driver is presumed dead.
 
 Its record has the time of its own clock. One that is behind by up to `STALE_S` less two beats (70 s) makes no living
 driver look dead; one that is ahead makes a dead driver look alive for as much longer, and keeps a new one waiting no
 longer than `WATCH_S` (see `check_free`).
 """
 MARK_CHARS, SHORT_MARK = 32, 8
-"""Hexadecimal digits of a machine's mark, and those that people are shown."""
+"""Hexadecimal digits of a machine's mark, and the number of them shown to users."""
 WATCH_S = 2.5 * BEAT_S
-"""How long a newcomer watches a record that may be of a dead driver: the clocks of two machines may differ."""
+"""Seconds that a new driver watches a record that may be of a dead one: two machines' clocks may differ."""
 
 
 UnixTime = Annotated[Finite, Field(ge=0, lt=1e11)]
-"""Seconds that can be shown as a date."""
+"""Unix time in seconds, limited to those that can be shown as a date."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DriverRecord:
-    """What `driver.json` holds. Times are Unix times of the driver's machine."""
+    """Contents of `driver.json`. Times are Unix times of the driver's machine."""
 
     claim: str
-    """Drawn by each driver when it starts."""
+    """Random token of the driver."""
     machine: str = ""
-    """Hash of the claim and the machine: who is on that machine can tell, nobody else learns its name."""
+    """Hash of the claim and the machine: recognizable on that machine only, so that its name stays private."""
     process: str = ""
-    """Pid and start of the process, where the system tells."""
+    """Pid and start time of the process; empty if unknown."""
     cluster: str = ""
     """Name or address of the Ray cluster; empty for a Ray that the driver started itself."""
     job: str = ""
-    """Id of the job that the driver is, empty if it is none."""
+    """Id of the job that runs the driver; empty if none."""
     started_s: UnixTime
     seen_s: UnixTime
-    """When it was last written."""
+    """Time of the last heartbeat."""
     state: str = RUNNING
     reason: str = ""
-    """Why it failed or was interrupted."""
+    """Reason of a failure or interruption."""
     waiting: list[str] = field(default_factory=list)
-    """What trials wait for, one line each."""
+    """Resources that trials wait for, one line each."""
     links: dict[str, str] = field(default_factory=dict)
-    """Pages in W&B, by id of trial."""
+    """W&B pages by trial id."""
 
     @property
     def where(self) -> str:
-        """For people: this machine, or the hash of another one; job and cluster."""
+        """Location of the driver for messages: this machine or the hash of another one, job and cluster."""
         here = this_place()
         host = "this machine" if self.machine == here.mark(self.claim) else f"machine {self.machine[:SHORT_MARK]}"
         if not self.machine:
@@ -89,28 +89,28 @@ _DRIVER = TypeAdapter(DriverRecord)
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a driver runs. `machine` stays in this process; what is written is its `mark`."""
+    """Location of a driver. `machine` stays in this process; records hold its `mark`."""
 
     machine: str
-    """Tells machines, and containers, of equal host names apart."""
+    """Identifies the machine or container, even where host names are equal."""
     process: str
     cluster: str = ""
     job: str = ""
 
     def mark(self, claim: str) -> str:
-        """Return the machine as records name it, another one for each claim; empty where it is not known."""
+        """Return the hash of the machine for records, different for each claim; empty if unknown."""
         if not self.machine:
             return ""
         return hmac.digest(self.machine.encode(), claim.encode(), hashlib.sha256).hex()[:MARK_CHARS]
 
 
 def this_place(cluster: str = "", job: str = "") -> Place:
-    """That of this process."""
+    """Return the location of this process."""
     return Place(machine=_machine(), process=process_of(os.getpid()), cluster=cluster, job=job)
 
 
 def read_driver(store: Store) -> DriverRecord | None:
-    """The record in a sweep's folder, None where no driver left one. Raises CorruptDataError."""
+    """Read the record in a sweep's folder; None if there is none. Raises CorruptDataError."""
     try:
         return read_document(store, DRIVER_FILE, _DRIVER, remedy="remove it if nobody runs the sweep")
     except (FileNotFoundError, NotADirectoryError):
@@ -122,12 +122,12 @@ def write_driver(store: Store, record: DriverRecord) -> None:
 
 
 def is_alive(record: DriverRecord | None, now_s: float) -> bool:
-    """Whether the driver runs, as far as its record tells; for clocks that differ see `STALE_S`."""
+    """Return whether the driver runs according to its record; for differing clocks see `STALE_S`."""
     return record is not None and record.state == RUNNING and now_s - record.seen_s < STALE_S
 
 
 def is_dead_here(record: DriverRecord, place: Place) -> bool:
-    """Whether it ran on this very machine and its process is gone."""
+    """Return whether the driver ran on this machine and its process is gone."""
     if not record.machine or record.machine != place.mark(record.claim) or not record.process:
         return False
     return process_of(int(record.process.split(":")[0])) != record.process
@@ -147,7 +147,7 @@ def check_free(
 
 
 def claim(store: Store, place: Place, token: str, now_s: float) -> DriverRecord:
-    """Write the record of a new driver, whose name is `token`; see `check_free`."""
+    """Write the record of a new driver with claim `token`; see `check_free`."""
     where = asdict(replace(place, machine=place.mark(token)))
     record = DriverRecord(claim=token, started_s=now_s, seen_s=now_s, **where)
     write_driver(store, record)
@@ -157,7 +157,7 @@ def claim(store: Store, place: Place, token: str, now_s: float) -> DriverRecord:
 def _refuse_if_alive(
     store: Store, other: DriverRecord, clock: Callable[[], float], sleep: Callable[[float], None]
 ) -> None:
-    """A driver whose record is old is dead; one whose record is young is alive if it goes on writing."""
+    """Raise UserError if the driver is alive: its record is recent and changes while it is watched."""
     if clock() - other.seen_s >= STALE_S:
         return
     log.info("%s: a driver was seen here %.0f s ago; looking whether it lives", store.url, clock() - other.seen_s)
@@ -175,7 +175,7 @@ def _refuse_if_alive(
 
 
 def beat(store: Store, record: DriverRecord, now_s: float, **changes: object) -> DriverRecord | None:
-    """Write the record anew; None, and nothing is written, when the folder is another driver's by now."""
+    """Update the record; write nothing and return None if another driver has claimed the folder."""
     found = read_driver(store)
     if found is not None and found.claim != record.claim:
         return None
@@ -185,7 +185,7 @@ def beat(store: Store, record: DriverRecord, now_s: float, **changes: object) ->
 
 
 def process_of(pid: int) -> str:
-    """`PID:START` of a living process; a pid alone may be another process's by now. Empty for one that is gone."""
+    """Return `PID:START` of a live process, since pids are reused; empty for one that is gone."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -195,7 +195,7 @@ def process_of(pid: int) -> str:
 
 
 def _machine() -> str:
-    """Differs between machines and between containers; empty where the system does not tell."""
+    """Return an identifier of the machine or container; empty if the system has none."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')} {socket.gethostname()}"

@@ -1,8 +1,8 @@
-"""One attempt at a trial writes into its folder: the one whose token lies there.
+"""Fencing: only the attempt whose token is in a trial's folder writes there.
 
-A worker that is cut off from the cluster, but not from storage, does not know that its trial goes on elsewhere. Every
-attempt leaves its token in the folder before its workers start. The first worker of the one before finds it within
-`LOOK_EVERY_S`, sooner than the new workers have begun to write, and ends without writing anything more.
+A worker that loses the cluster, but not storage, does not know that its trial continues elsewhere. Every attempt writes
+its token to the folder before its workers start. The first worker of the previous attempt finds it within
+`LOOK_EVERY_S`, sooner than the new workers begin to write, and ends without writing anything more.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ log = logging.getLogger("lexray")
 
 ATTEMPT = "attempt.json"
 STALE_S = 3 * LOOK_EVERY_S
-"""How old the last look may be before the next one is waited for."""
+"""Maximum age in seconds of the last poll before a write waits for a new one."""
 
 
 class DisplacedError(RuntimeError):
-    """Another attempt has the folder of the trial."""
+    """Another attempt owns the trial's folder."""
 
 
 @dataclass(frozen=True)
 class FencedStore(Store):
-    """A store in which nothing is written or deleted while `check` raises."""
+    """A store that refuses writes and deletes while `check` raises."""
 
     check: Callable[[], None] = lambda: None
 
@@ -50,28 +50,28 @@ class FencedStore(Store):
 
 @dataclass(kw_only=True)
 class Fence:
-    """One attempt's view of who has the folder."""
+    """One attempt's ownership of the trial's folder."""
 
     store: Store
     """Folder of the trial."""
     token: str
-    """Of this attempt."""
+    """Token of this attempt."""
     clock: Callable[[], float] = time.time
     is_displaced: bool = False
-    """Whether another attempt had the folder at the last look, or at one before."""
+    """Whether a poll found that another attempt owns the folder."""
     _looked_s: float = -float("inf")
 
     @property
     def fenced_store(self) -> FencedStore:
-        """The folder, for this attempt alone."""
+        """The folder, writable only while this attempt owns it."""
         return FencedStore(self.store.url, self.store.settings, self.store.base, self.check)
 
     def take(self) -> None:
-        """The folder is this attempt's from now on."""
+        """Take ownership of the folder."""
         self.store.write(ATTEMPT, self._content)
 
     def look(self) -> None:
-        """Find out who has the folder. A store that cannot be read tells nothing: a warning."""
+        """Poll the owner of the folder. A failed read is only a warning."""
         self._looked_s = self.clock()
         try:
             found = self.store.read(ATTEMPT)
@@ -85,9 +85,9 @@ class Fence:
             log.warning("%s", self._said)
 
     def check(self) -> None:
-        """Raise DisplacedError if another attempt had the folder at the last look.
+        """Raise DisplacedError if another attempt owned the folder at the last poll.
 
-        Asks no store, unless nobody looked for long: a process that was frozen must not go on as if nothing had been.
+        Reads the store only if the last poll is old: a process that was frozen must not continue unaware.
         """
         if self.clock() - self._looked_s > STALE_S:
             self.look()
@@ -95,13 +95,13 @@ class Fence:
             raise DisplacedError(self._said)
 
     def confirm(self) -> None:
-        """Look, and raise DisplacedError if another attempt has the folder."""
+        """Poll, and raise DisplacedError if another attempt owns the folder."""
         self.look()
         self.check()
 
     @contextmanager
     def watching(self, interval_s: float = LOOK_EVERY_S) -> Iterator[None]:
-        """Look now and then beside what is done inside, until another attempt has the folder."""
+        """Poll periodically within the context, until another attempt owns the folder."""
 
         def watch() -> None:
             if not self.is_displaced:

@@ -1,7 +1,7 @@
-"""What the documents of a sweep's folder have to look like; a folder may be anybody's, or damaged.
+"""Schemas of the documents in a sweep's folder, which may be untrusted or damaged.
 
-Each description names what lexray reads of a document, and no more: further fields are left alone, so that a folder of
-a later version can be read. Files are named relative to the sweep's folder in what is raised.
+Each schema names only what lexray reads of a document: further fields are ignored, so that a folder of a later version
+is readable. Errors name files relative to the sweep's folder.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class DictionaryPart(TypedDict, total=False):
 
 
 class DataPart(TypedDict, total=False):
-    """Its `data`."""
+    """The `data` of a trial's configuration."""
 
     __pydantic_config__ = OPEN  # type: ignore[misc]
     url: str
@@ -41,7 +41,7 @@ class DataPart(TypedDict, total=False):
 
 
 class ConfigPart(TypedDict, total=False):
-    """The `config` of a trial's record; empty for one that is not known."""
+    """The `config` of a trial's record; empty if unknown."""
 
     __pydantic_config__ = OPEN  # type: ignore[misc]
     dictionary: DictionaryPart
@@ -83,7 +83,7 @@ class PlannedTrial(TypedDict, total=False):
 
 
 class PlannedSpeed(TypedDict):
-    """How fast a kind of trial was measured to be, in `plan.json`."""
+    """Measured speed of a kind of trial, in `plan.json`."""
 
     rows_per_s: Annotated[float, Field(gt=0, le=1e15)]
     evaluated_rows_per_s: NotRequired[Annotated[float, Field(gt=0, le=1e15)] | None]
@@ -127,7 +127,7 @@ DATASET: TypeAdapter[dict[str, Any]] = TypeAdapter(
 
 
 class AboutTrials(TypedDict):
-    """What every entry of `stability.json` says of its trials."""
+    """Fields of every entry of `stability.json` that identify its trials."""
 
     __pydantic_config__ = OPEN  # type: ignore[misc]
     architecture: str
@@ -161,11 +161,11 @@ class ChosenWidth(TypedDict):
 
 
 SHAPE_LIMIT = 2**28
-"""Numbers of a dictionary whose shape is believed; that of a larger one is read from it."""
+"""Maximum size of a dictionary whose recorded shape is trusted; a larger one is read from the dictionary."""
 
 
 def _numbers(given: dict[str, Any]) -> dict[str, Any]:
-    """The `numbers` of `stability.json` that can be what their names say."""
+    """Keep the `numbers` of `stability.json` that are valid for their names."""
     return {name: value for name, value in given.items() if _NUMBERS.get(name.split(" ", 1)[0], _is_number)(value)}
 
 

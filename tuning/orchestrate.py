@@ -116,7 +116,7 @@ def _run_trials(
 def _runs(
     plan: SweepPlan, allocator: AllocatorClient, nodes: list[Node], cache: CacheSettings | None, storage_path: str
 ) -> Callable[[Trial], TrialRun]:
-    """What runs a trial of the sweep."""
+    """Return the function that prepares a trial of the sweep for Ray."""
     judge_of = _judge_of(plan)
     gpu_bytes = gpu_bytes_of(plan.sweep)
 

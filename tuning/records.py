@@ -1,4 +1,4 @@
-"""What `trial.json` says of a trial as it begins, and however it ends."""
+"""Builds the records (`trial.json`) of a trial at its start and at its end."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from lexray.tuning.sweep_folder import DONE, MOVING, STOPPED, TARGET_MISSED, Tri
 from lexray.tuning.trials import Trial
 
 TARGET_TOLERANCE = 0.1
-"""A trial whose L0 is further from its target than this share has missed it."""
+"""Relative distance of L0 from its target above which a trial has missed it."""
 
 
 def new_record(trial: Trial, *, status: str) -> TrialRecord:
-    """The record of a trial that has no result yet."""
+    """Return the record of a trial without a result."""
     return TrialRecord(
         trial=trial.id,
         name=trial.name,
@@ -56,7 +56,7 @@ def ended_record(
 
 
 def finished_record(record: TrialRecord, result: TrainingResult) -> TrialRecord:
-    """The record of a trial that trained to its end; `target missed` when its L0 is too far off."""
+    """Return the record of a trial that trained to its end; `target missed` if its L0 is too far off."""
     target, l0 = record.config["dictionary"]["target_l0"], result.metrics["l0"]
     missed = abs(l0 - target) > TARGET_TOLERANCE * target
     return replace(
@@ -70,7 +70,7 @@ def finished_record(record: TrialRecord, result: TrainingResult) -> TrialRecord:
 
 
 def reason_of(error: BaseException) -> str:
-    """The innermost cause in one line."""
+    """Return the innermost cause of an error in one line."""
     failures = getattr(error, "worker_failures", None)
     if failures:
         return reason_of(failures[min(failures)])

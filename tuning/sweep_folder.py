@@ -1,20 +1,20 @@
-"""The folder of a sweep: the truth about it, wherever it lies.
+"""The folder of a sweep: the source of truth about it, on any store.
 
 sweep.yaml                     the sweep file as run
 trials/TRIAL/trial.json        configuration, status and result (TrialRecord)
-trials/TRIAL/attempt.json      which attempt at it writes here (lexray.tuning.fence)
-trials/TRIAL/rungs.json        where early stopping judged it, and how (lexray.tuning.endings.verdicts)
-trials/TRIAL/spent.json        hours of its workers, all attempts together (lexray.tuning.endings.ends)
+trials/TRIAL/attempt.json      the attempt at it that owns the folder (lexray.tuning.fence)
+trials/TRIAL/rungs.json        metrics and decisions of early stopping (lexray.tuning.endings.verdicts)
+trials/TRIAL/spent.json        hours of its workers over all attempts (lexray.tuning.endings.ends)
 trials/TRIAL/metrics.jsonl     one JSON object per logged step (storage of `lexray.training.loop.metrics_log`)
 trials/TRIAL/non_finite.json   that it resumed after a step that was not finite (lexray.training.loop.non_finite)
 trials/TRIAL/checkpoints/      see lexray.training.checkpoint.format
 trials/TRIAL/dictionary/       the trained dictionary: config.json, dictionary.safetensors
 trials/TRIAL/measures.json     measures of it at the end, see training.measures; fired.npy: rows of each latent
-wandb.json                     which runs of W&B are this folder's (lexray.tuning.views.wandb_ids)
-dataset.json                   what the dataset said of itself (lexray.tuning.results.provenance)
-plan.json                      what was foreseen of all this (lexray.tuning.planning.plan)
-driver.json, log.txt           who runs it and what that one says (lexray.tuning.driver_record, lexray.tuning.driver)
-ending.json                    word for whoever runs it to end, see lexray.tuning.endings.ends
+wandb.json                     ids of this folder's runs in W&B (lexray.tuning.views.wandb_ids)
+dataset.json                   provenance of the dataset (lexray.tuning.results.provenance)
+plan.json                      estimates of the sweep (lexray.tuning.planning.plan)
+driver.json, log.txt           record and log of its driver (lexray.tuning.driver_record, lexray.tuning.driver)
+ending.json                    stop request for its driver and trials (lexray.tuning.endings.ends)
 frontier.parquet, .csv, .png, .svg; stability.json; plan.json; report.html
 """
 
@@ -39,50 +39,50 @@ from lexray.tuning.folder_documents import Config, Curve
 
 DONE, TARGET_MISSED, FAILED, RUNNING, PENDING = "done", "target missed", "failed", "running", "pending"
 FINISHED = (DONE, TARGET_MISSED)
-"""A trial with one of these statuses is never trained again."""
+"""Statuses of trials that are never trained again."""
 MOVING = "moving"
-"""Between two attempts: its state is saved, and it goes on at once on other nodes."""
+"""Status between two attempts: the state is saved, and the trial resumes at once on other nodes."""
 STOPPED = "stopped early"
-"""Not trained again either, as long as the sweep file's `stop` stays as it is."""
+"""Status of a trial that is not trained again while the sweep file's `stop` is unchanged."""
 PAUSED = ("stopped: deadline", "stopped: gpu_hours", "stopped: cpu_hours", "stopped: by hand")
-"""Goes on from its checkpoint when the sweep is run again."""
+"""Statuses of trials that resume from their checkpoint when the sweep is rerun."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRecord:
-    """What `trial.json` holds."""
+    """Contents of `trial.json`."""
 
     trial: str
     """Id: a hash of the configuration."""
     name: str
-    """For people: `topk-1536-l0-16`."""
+    """Display name: `topk-1536-l0-16`."""
     config: Config
     """Plain nested values: `dictionary` (architecture, width, target_l0, ...), `data`, `optimizer`, ..."""
     point: dict[str, Plain] = field(default_factory=dict)
-    """Of the sweep's axes."""
+    """Point on the sweep's axes."""
     number: Count | None = None
-    """Its place in a search that chose points while the sweep ran."""
+    """Index in a search that proposed points while the sweep ran."""
     status: str = PENDING
     reason: str = ""
-    """Why it failed, or which L0 was reached instead of the target."""
+    """Reason of a failure, or the L0 reached instead of the target."""
     workers: Count = 1
     result: dict[str, Number] = field(default_factory=dict)
-    """Metrics at the end on test rows: l0, fvu, explained_variance, dead_fraction; None for one without meaning."""
+    """Final metrics on test rows: l0, fvu, explained_variance, dead_fraction; None for an undefined one."""
     validation: dict[str, Number] = field(default_factory=dict)
-    """The same on the validation rows that steered the training. Empty in a record from before held-out documents were
-    two parts: there `result` is of all of them."""
+    """The same metrics on validation rows, which steered the training. Empty in a record from before held-out documents
+    were split: there `result` is of all of them."""
     curve: Curve = field(default_factory=list)
-    """The same metrics at other numbers of active latents, `k`, where the architecture offers them."""
+    """The same metrics at other numbers of active latents, `k`, if the architecture supports them."""
     stopped: dict[str, Plain] = field(default_factory=dict)
-    """The verdict that ended it early: rule, rung, step, by which trial, both numbers, under which `rules`."""
+    """The decision that stopped it early: rule, rung, step, the trial that beat it, both numbers, and the `rules`."""
     timing: dict[str, Finite] = field(default_factory=dict)
     """Seconds: `total_s` wall time of the trial, `train_s` spent in training steps; `rows_per_s`."""
     memory: dict[str, Finite] = field(default_factory=dict)
-    """`peak_bytes` of the first worker's process, with what it maps; of its last attempt."""
+    """`peak_bytes` of the first worker's process in its last attempt, including mapped memory."""
 
     @property
     def reported_on(self) -> str:
-        """The rows that `result` is of."""
+        """Description of the rows that `result` is of."""
         return "test rows" if self.validation else "all held-out rows"
 
 
@@ -97,7 +97,7 @@ class SweepFolder:
 
     @staticmethod
     def existing(url: str) -> SweepFolder:
-        """That of a sweep that was run. Raises UserError when there is none."""
+        """Open the folder of an existing sweep. Raises UserError if there is none."""
         store = Store.at(url)
         with reachable("sweep", store.url):
             is_there = store.exists("sweep.yaml")
@@ -113,7 +113,7 @@ class SweepFolder:
         self.trial_store(record.trial).write("trial.json", json.dumps(content, indent=1).encode())
 
     def read_trial(self, trial: str) -> TrialRecord | None:
-        """The record, or None when the trial never started. Raises CorruptDataError."""
+        """Read the record; None if the trial never started. Raises CorruptDataError."""
         file, remedy = f"trials/{trial}/trial.json", "remove it to train the trial again"
         try:
             record = read_document(self.trial_store(trial), "trial.json", _TRIAL, file=file, remedy=remedy)
@@ -124,7 +124,7 @@ class SweepFolder:
         return record
 
     def is_finished(self, trial: str, stop_rules: Mapping[str, Any] | None = None) -> bool:
-        """Whether the trial was trained to its end, or stopped under these very rules, and its dictionary is there."""
+        """Return whether the trial was trained to its end, or stopped under these rules, and its dictionary exists."""
         record = self.read_trial(trial)
         return (
             record is not None
@@ -133,7 +133,7 @@ class SweepFolder:
         )
 
     def read_metrics(self, trial: str) -> list[dict[str, Any]]:
-        """The trial's logged records in order of step; empty when there are none."""
+        """Read the trial's logged records in step order; empty if there are none."""
         file, remedy = f"trials/{trial}/{METRICS}", "remove it to go on without it"
         store = self.trial_store(trial)
         try:

@@ -1,4 +1,4 @@
-"""The plan of a sweep: checked against its dataset and its folder, with meshes chosen; nothing is started."""
+"""Plans a sweep: checks it against its dataset and folder, and chooses meshes; nothing is started."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ log = logging.getLogger("lexray")
 
 @dataclass(frozen=True, kw_only=True)
 class SweepPlan:
-    """A checked sweep: what will be trained, on what, into which folder."""
+    """A validated sweep: its trials, dataset and folder."""
 
     sweep: SweepFile
     text: str
@@ -48,41 +48,43 @@ class SweepPlan:
     folder: SweepFolder
     trials: list[Trial]
     unfinished: list[Trial]
-    """Those that no earlier run of this sweep finished."""
+    """Trials that no earlier run of this sweep finished."""
     counts: RowCounts
-    """Rows that each choice of sites has."""
+    """Row counts of each choice of sites."""
     ends: Ends
-    """Deadline and caps, counted from the plan on."""
+    """Deadline and caps, counted from the time of planning."""
     search: Search | None = None
-    """Of the trials that are chosen while the sweep runs."""
+    """Search that proposes trials while the sweep runs."""
 
     @property
     def to_ask(self) -> int:
-        """Trials that are not chosen yet."""
+        """Number of trials yet to be proposed."""
         return self.search.num_left if self.search is not None else 0
 
     @property
     def num_trials(self) -> int:
-        """With those that are not chosen yet."""
+        """Number of trials, including those yet to be proposed."""
         return len(self.trials) + self.to_ask
 
     @property
     def expected(self) -> list[Trial]:
-        """Unfinished trials, and for those that are not chosen yet as many between which they will lie, or more."""
+        """Unfinished trials, plus placeholder corner points for trials the search has yet to propose; used to bound
+        resources.
+        """
         if self.search is None or not self.to_ask:
             return self.unfinished
         bounds = self.search.bounds
         return [*self.unfinished, *islice(cycle(bounds), max(self.to_ask, len(bounds)))]
 
     def with_asked(self) -> SweepPlan:
-        """The same once all trials were chosen."""
+        """Return the plan with all proposed trials, after the search ended."""
         asked = self.search.asked if self.search is not None else []
         known = {trial.id for trial in self.trials}
         new = [trial for trial in asked if trial.id not in known]
         return replace(self, trials=[*self.trials, *new], unfinished=[*self.unfinished, *new], search=None)
 
     def make(self, machines: Machines, speeds: Mapping[str, Speed]) -> Plan:
-        """What it takes on these machines, once its meshes are chosen; `speeds` by kind of trial."""
+        """Estimate the resources on these machines, with meshes chosen; `speeds` by kind of trial."""
         decided = {trial.id: trial for trial in self.unfinished}
 
         def plan_of(besides: Sequence[Trial]) -> Plan:
@@ -103,7 +105,7 @@ class SweepPlan:
 
     @property
     def shapes(self) -> list[StreamShape]:
-        """What decides the memory of the streams of each expected trial."""
+        """Stream shapes of the expected trials, which determine their memory."""
         return [shape_of(trial, self.manifest, self.counts) for trial in self.expected]
 
 
@@ -155,7 +157,7 @@ def plan_sweep(sweep: SweepFile, text: str) -> SweepPlan:
 
 
 def _check_nonnegative(trials: list[Trial]) -> None:
-    """Refuse negative activations where an architecture does, as far as the first batch shows them."""
+    """Refuse negative activations for architectures that need nonnegative ones, judged by the first batch."""
     configs = {t.config.data.sites: t.config.data for t in trials if t.config.dictionary.needs_nonnegative}
     for data in configs.values():
         first = local_stream(data.stream_spec("train"), batch_rows=data.batch_rows).batch(0)
@@ -169,7 +171,7 @@ def _check_nonnegative(trials: list[Trial]) -> None:
 
 
 def with_meshes(plan: SweepPlan, nodes: Sequence[Node]) -> SweepPlan:
-    """The plan with the GPUs and meshes chosen that the sweep file leaves open. Raises UserError where none fits."""
+    """Return the plan with open GPUs and meshes chosen. Raises UserError where none fits."""
     gpu_bytes = gpu_bytes_of(plan.sweep)
 
     def capacities(footprint: Footprint) -> list[WorkerCapacity]:
@@ -212,7 +214,7 @@ def check_room(plan: SweepPlan, machines: Machines) -> SweepPlan:
 
 
 def gpu_bytes_of(sweep: SweepFile) -> int | None:
-    """Memory of a GPU as the file says, else of the first one here; Ray does not know that of others."""
+    """Return a GPU's memory from the sweep file, or else of the first one here; Ray does not report others."""
     if sweep.resources.gpu_memory_gib is not None:
         return round(sweep.resources.gpu_memory_gib * 2**30)
     return torch.cuda.get_device_properties(0).total_memory if usable_gpus() else None

@@ -1,4 +1,4 @@
-"""A trial as plain values: its configuration, and what its workers take from the cluster."""
+"""A trial as plain values: its configuration, and the resources of its workers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from lexray.tuning.file.axes import Point
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """What a whole trial takes from the cluster while it runs."""
+    """Cluster resources of a trial while it runs."""
 
     workers: int
     cpus_per_worker: float
     gpus_per_worker: float
     timeout_s: float = 600.0
-    """How long the workers wait for each other."""
+    """Seconds that the workers wait for each other."""
 
     @property
     def cpus(self) -> float:
@@ -28,25 +28,25 @@ class Footprint:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether its workers compute on GPUs. Nothing else decides it, whatever GPUs their nodes have."""
+        """Whether its workers compute on GPUs, regardless of the GPUs of their nodes."""
         return self.gpus_per_worker > 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One dictionary to train, and with what."""
+    """A dictionary to train, and its resources."""
 
     id: str
     """Computed once on the driver, so that a worker with other defaults cannot derive another id."""
     name: str
-    """For people; unique in its sweep."""
+    """Display name, unique in its sweep."""
     config: TrainingConfig
     footprint: Footprint
     point: Point = field(default_factory=dict)
-    """Of the sweep's axes."""
+    """Point on the sweep's axes."""
     number: int | None = None
-    """Its place in a search that chooses points while the sweep runs."""
+    """Index in a search that proposes points while the sweep runs."""
     auto_gpus: bool = False
-    """Whether GPUs are still to be chosen for it, from what the nodes have; until then it has none."""
+    """Whether its GPUs are still to be chosen from those of the nodes; until then it has none."""
     auto_mesh: bool = False
-    """Whether its mesh is still to be chosen, from what the nodes have (`lexray.tuning.planning.mesh_choice`)."""
+    """Whether its mesh is still to be chosen for the nodes (`lexray.tuning.planning.mesh_choice`)."""

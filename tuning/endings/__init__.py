@@ -1,1 +1,1 @@
-"""Why a trial ends before its last step: early stopping, deadlines, spent hours."""
+"""Reasons to end a trial before its last step: early stopping, deadlines, spent hours."""

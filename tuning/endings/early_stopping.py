@@ -1,16 +1,16 @@
-"""Which trials of a sweep end before their time: pure functions of what trials measured at the same rung.
+"""Early stopping of trials: pure functions of the trials' metrics at the same rung.
 
-A rung is an evaluation at a stated share of a training. At it a trial is held against the others that have reached it,
-by two rules, neither of which ever stops a trial that could still be on the frontier as far as the rung can tell:
+A rung is an evaluation at a stated share of a training. There a trial is compared with the others that have reached it
+by two rules; neither stops a trial that could still be on the frontier as far as the rung shows:
 
-- `asha`, among trials that want the same: equal width, sites, rows and target L0. Only the best 1/eta of the
-  configurations that have reached the rung go on, once eta have (Li et al. 2020, arXiv:1810.05934, in the form that
-  stops and never resumes: whoever reaches a rung is judged there and then, by what is known).
+- `asha`, among trials with equal width, sites, rows and target L0: once eta configurations have reached the rung, only
+the best 1/eta of them continue (Li et al. 2020, arXiv:1810.05934, in the form that stops and never resumes: a
+trial is decided on arrival, by the data available then).
 - `frontier`, among trials of equal width, sites and rows: one that is beaten by more than `margin` ends.
 
 Both stop a trial only if another one *beats* it: its L0 is no larger and its FVU is smaller, by more than `z` times the
-noise of the two. Seeds of one configuration are replicas that tell how stable it is: they do not compete, and none of
-them ends as long as one of them is not beaten.
+noise of the two. Seeds of one configuration are replicas that show its stability: they do not compete, and none of
+them stops unless all of them are beaten.
 """
 
 from __future__ import annotations
@@ -25,62 +25,63 @@ import numpy as np
 from lexray.tuning.file.stop_block import LAST_SHARE, Rule, StopRules
 
 NOISE_EVALUATIONS = 5
-"""Newest evaluations whose spread is the noise of a rung."""
+"""Number of newest evaluations whose spread is the noise of a rung."""
 MIN_EVALUATIONS = 3
-"""Of fewer nothing can be said about noise: two lie on a line always."""
+"""Minimum evaluations of a noise estimate: two always lie on a line."""
 SETTLED = 0.1
-"""A trial whose L0 is further from its target than this share is still on its way: it is not judged, nor judges."""
+"""Relative distance of L0 from its target above which a trial is neither stopped nor compared with: it is still moving.
+"""
 L0_TOLERANCE = 0.02
-"""Share by which noise lets an L0 count as no larger, at most."""
+"""Maximum relative tolerance by which noise lets an L0 count as no larger."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """A trial as the rules see it."""
+    """A trial as the stopping rules see it."""
 
     trial: str
     configuration: str
-    """The same for trials that differ in nothing but their seed."""
+    """Key equal for trials that differ in their seed only."""
     target_l0: float
     comparable: str
-    """The same for trials of equal width, sites and rows: the others answer another question."""
+    """Key equal for trials of equal width, sites and rows: only these are compared."""
     family: str = ""
-    """Named where one dictionary has points at several sparsities: it is beaten by its own kind alone, since the point
-    that is measured here may be dominated while others of it are not."""
+    """Set where one dictionary has points at several sparsities: only its own family can beat it, since the point
+    measured here may be dominated while its others are not."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """What a trial measured at a rung, on validation rows."""
+    """A trial's metrics at a rung, on validation rows."""
 
     l0: float
     fvu: float
     l0_noise: float
-    """Standard deviation of one evaluation; infinite when it is not known."""
+    """Standard deviation of one evaluation; infinite if unknown."""
     fvu_noise: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reached:
-    """A trial at a rung."""
+    """A trial with its metrics at a rung."""
 
     contender: Contender
     measure: Measure
 
     @property
     def is_settled(self) -> bool:
-        """Whether its L0 is where it will stay, as far as one can tell."""
+        """Whether its L0 has settled near the target."""
         target = self.contender.target_l0
         return math.isfinite(self.measure.l0) and abs(self.measure.l0 - target) <= SETTLED * target
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Why a trial ends at a rung."""
+    """Reason to stop a trial at a rung."""
 
     rule: Rule
     by: str
-    """The trial that beats it; of several the one with the smallest FVU."""
+    """The trial that beats it; the one with the smallest FVU among several."""
 
 
 def rung_steps(rules: StopRules, num_steps: int, evaluate: int) -> tuple[int, ...]:
@@ -98,7 +99,7 @@ def rung_steps(rules: StopRules, num_steps: int, evaluate: int) -> tuple[int, ..
 
 
 def measured(evaluations: Sequence[Mapping[str, Any]]) -> Measure:
-    """The newest of a training's evaluations (`eval/l0`, `eval/fvu`, in order) and the noise of the newest few."""
+    """Return the newest evaluation (`eval/l0`, `eval/fvu`, in order) and the noise of the newest few."""
     newest = evaluations[-NOISE_EVALUATIONS:]
     l0, fvu = ([_number(record[name]) for record in newest] for name in ("eval/l0", "eval/fvu"))
     return Measure(l0=l0[-1], fvu=fvu[-1], l0_noise=noise_of(l0), fvu_noise=noise_of(fvu))
@@ -121,7 +122,7 @@ def noise_of(values: Sequence[float]) -> float:
 
 
 def judge(rules: StopRules, me: Reached, others: Iterable[Reached]) -> Verdict | None:
-    """Why the trial ends at the rung that it and the others have reached; None to go on."""
+    """Decide whether the trial stops at the rung that it and the others have reached; None to continue."""
     if not me.is_settled or not math.isfinite(me.measure.fvu):
         return None
     rivals = [o for o in others if o.is_settled and _may_compare(me.contender, o.contender)]
@@ -135,7 +136,7 @@ def judge(rules: StopRules, me: Reached, others: Iterable[Reached]) -> Verdict |
 
 
 def _asha(rules: StopRules, replicas: list[Reached], rivals: list[Reached]) -> Verdict | None:
-    """Out of the best 1/eta of the configurations with this target, and beaten by one of them."""
+    """Stop a trial outside the best 1/eta of the configurations with its target, if one of these beats it."""
     rivals = [r for r in rivals if r.contender.target_l0 == replicas[0].contender.target_l0]
     best: dict[str, float] = {}
     for rival in rivals:
@@ -149,7 +150,7 @@ def _asha(rules: StopRules, replicas: list[Reached], rivals: list[Reached]) -> V
 
 
 def _frontier(rules: StopRules, replicas: list[Reached], rivals: list[Reached]) -> Verdict | None:
-    """Beaten by more than the margin."""
+    """Stop a trial that is beaten by more than the margin."""
     return _all_beaten("frontier", replicas, rivals, margin=rules.margin, z=rules.z)
 
 
@@ -159,7 +160,7 @@ RULES = {"asha": _asha, "frontier": _frontier}
 def _all_beaten(
     rule: Rule, replicas: list[Reached], rivals: list[Reached], *, margin: float, z: float
 ) -> Verdict | None:
-    """The verdict on the first of the replicas; None as long as one of them is not beaten."""
+    """Return the decision on the first replica; None unless all of them are beaten."""
     winners = [
         [r for r in rivals if beats(r.measure, replica.measure, margin=margin, z=z)]
         for replica in replicas
@@ -172,7 +173,7 @@ def _all_beaten(
 
 
 def beats(one: Measure, other: Measure, *, margin: float, z: float) -> bool:
-    """Whether `one` is no less sparse than `other` and more faithful, beyond the margin and the noise of both."""
+    """Return whether `one` is at least as sparse as `other` and more faithful, beyond the margin and both noises."""
     tolerance = min(z * math.hypot(one.l0_noise, other.l0_noise), L0_TOLERANCE * other.l0)
     gain = other.fvu - one.fvu
     noise = z * math.hypot(one.fvu_noise, other.fvu_noise)

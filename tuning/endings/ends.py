@@ -1,9 +1,9 @@
-"""When a whole sweep ends before its trials do: at a deadline, when its hours are spent, or by hand.
+"""Ends a whole sweep early: at a deadline, when its hours are spent, or on request.
 
-The hours of a trial are those of its workers from its start to its end, added up in `trials/TRIAL/spent.json` over all
-attempts; one whose process was killed counts up to its last note. The driver adds up the trials and leaves word in
-`ending.json`, which running trials look for; they save their state and end. `lexray stop` leaves the same word from
-anywhere, and the driver, which looks for it too, starts no trial any more.
+The hours of a trial are those of its workers from start to end, summed in `trials/TRIAL/spent.json` over all attempts;
+a killed attempt counts up to its last note. The driver sums the trials and writes a stop request to `ending.json`.
+Running trials poll it, save their state and end. `lexray stop` writes the same request from anywhere, and the driver
+then starts no further trial.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ log = logging.getLogger("lexray")
 DEADLINE, GPU_HOURS, CPU_HOURS, BY_HAND = PAUSED
 SPENT, ENDING = "spent.json", "ending.json"
 NOTE_EVERY_S = 60.0
-"""How often a running trial writes down what it has spent."""
+"""Seconds between a running trial's notes of its usage."""
 
 
 class Spent(NamedTuple):
-    """What workers took, in seconds of CPUs and of GPUs."""
+    """Usage of workers, in CPU and GPU seconds."""
 
     cpu_s: float = 0.0
     gpu_s: float = 0.0
@@ -48,7 +48,7 @@ class Spent(NamedTuple):
 
 
 def read_spent(store: Store) -> Spent:
-    """What the trial in this folder has spent so far. Raises CorruptDataError."""
+    """Read the usage of the trial in this folder. Raises CorruptDataError."""
     file, remedy = f"{store.url}/{SPENT}", "remove it to count from nothing"
     try:
         return Spent(**read_document(store, SPENT, SPENT_DOCUMENT, file=file, remedy=remedy))
@@ -63,17 +63,17 @@ def sum_spent(parts: Iterable[Spent]) -> Spent:
 
 @dataclass(frozen=True, kw_only=True)
 class Meter:
-    """Counts one attempt at a trial on top of those before."""
+    """Measures the usage of one attempt at a trial, in addition to earlier attempts."""
 
     store: Store
     """Folder of the trial."""
     footprint: Footprint
     before: Spent
     began_s: float
-    """Unix time."""
+    """Unix time of the attempt's start."""
 
     def note(self, now_s: float) -> None:
-        """Write down what was spent until now. Hours that are not counted end no trial: a failure is a warning."""
+        """Write the usage so far. A failure is a warning: uncounted hours end no trial."""
         spent = self.before.plus(self.footprint, max(0.0, now_s - self.began_s))
         try:
             self.store.write(SPENT, json.dumps(spent._asdict()).encode())
@@ -83,15 +83,17 @@ class Meter:
 
 @dataclass(kw_only=True)
 class Pause:
-    """Whether a running trial is to save its state and end; asked on its first worker. The answer is the status."""
+    """Returns the status with which a running trial should save its state and end, or empty; called on its first
+    worker.
+    """
 
     folder: SweepFolder
     meter: Meter
     deadline_s: float | None
-    """Unix time."""
+    """Unix time of the deadline."""
     clock: Callable[[], float] = time.time
     beside: Callable[[Callable[[], None]], None] = lambda look: Thread(target=look, daemon=True).start()
-    """Runs a look beside the training, which waits for no store."""
+    """Runs a poll in the background: training never waits for the store."""
     _noted_s: float = field(init=False)
     _word: Look = field(init=False)
 
@@ -111,7 +113,7 @@ class Pause:
 
 
 def read_ending(folder: SweepFolder) -> str:
-    """The status that running trials are to end with; empty while they are to go on. Raises CorruptDataError."""
+    """Read the status that running trials should end with; empty to continue. Raises CorruptDataError."""
     try:
         return read_document(folder.store, ENDING, ENDING_DOCUMENT, remedy="remove it to go on")["status"]
     except FileNotFoundError:
@@ -119,32 +121,32 @@ def read_ending(folder: SweepFolder) -> str:
 
 
 def write_ending(store: Store, status: str) -> None:
-    """Leave word in a sweep's folder."""
+    """Write a stop request to a sweep's folder."""
     store.write(ENDING, json.dumps({"status": status}).encode())
 
 
 def clear_ending(store: Store) -> None:
-    """Word that was left for an earlier run is none for the next."""
+    """Delete the stop request of an earlier run."""
     store.delete(ENDING)
 
 
 @dataclass(kw_only=True)
 class Ends:
-    """The driver's watch over deadline, hours and word from others, beside the trials of one run of a sweep."""
+    """Monitors deadline, spent hours and stop requests beside the trials of one run of a sweep."""
 
     folder: SweepFolder
     deadline_s: float | None
-    """Unix time."""
+    """Unix time of the deadline."""
     cap: Spent
-    """Infinite where there is none."""
+    """Usage limits; infinite where there is none."""
     before: Spent
-    """Spent by earlier runs of the sweep."""
+    """Usage of earlier runs of the sweep."""
     interval_s: float = 2.0
     clock: Callable[[], float] = time.time
     _done: Spent = field(default_factory=Spent)
     _running: dict[str, tuple[Footprint, float]] = field(default_factory=dict)
     _word: str = ""
-    """Left in the folder, by this watch or by hand."""
+    """Stop request in the folder, written by this monitor or a user."""
     _looked_s: float = -float("inf")
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _watch: Repeat = field(init=False)
@@ -158,7 +160,7 @@ class Ends:
         self._watch.stop()
 
     def changed(self, trial: Trial, started: bool) -> None:
-        """A trial started, or ended."""
+        """Record the start or end of a trial."""
         with self._lock:
             if started:
                 self._running[trial.id] = (trial.footprint, self.clock())
@@ -167,13 +169,13 @@ class Ends:
                 self._done = self._done.plus(footprint, self.clock() - began_s)
 
     def reached(self) -> str:
-        """Which end was reached, as the status of a trial; empty while there is none."""
+        """Return the end that was reached, as the status of a trial; empty if none."""
         if self.deadline_s is not None and self.clock() >= self.deadline_s:
             return DEADLINE
         return self._word or reached_cap(self.spent(), self.cap)
 
     def spent(self) -> Spent:
-        """By all trials in all runs until now."""
+        """Return the usage of all trials in all runs until now."""
         with self._lock:
             now = self.clock()
             running = [Spent().plus(footprint, now - began_s) for footprint, began_s in self._running.values()]
@@ -189,7 +191,7 @@ class Ends:
             log.warning("%s: cannot be read or written just now (%s)", ENDING, error)
 
     def look(self) -> None:
-        """Take word that was left by hand."""
+        """Poll the folder for a stop request."""
         if self.clock() - self._looked_s >= LOOK_EVERY_S:
             self._looked_s = self.clock()
             self._word = read_ending(self.folder)
@@ -197,7 +199,7 @@ class Ends:
                 log.info("%s: running trials save their state and end", self._word)
 
     def tell(self) -> None:
-        """Leave word for running trials when the hours are spent."""
+        """Write a stop request for running trials when the hours are spent."""
         status = reached_cap(self.spent(), self.cap)
         if status and not self._word:
             write_ending(self.folder.store, status)
@@ -208,14 +210,14 @@ NO_CAP = Spent(float("inf"), float("inf"))
 
 
 def reached_cap(spent: Spent, cap: Spent) -> str:
-    """The status of trials when a cap is reached; empty while none is."""
+    """Return the status of trials when a cap is reached; empty if none is."""
     if spent.gpu_s >= cap.gpu_s:
         return GPU_HOURS
     return CPU_HOURS if spent.cpu_s >= cap.cpu_s else ""
 
 
 def ends_of(sweep: EndsBlock, folder: SweepFolder, now_s: float) -> Ends:
-    """The ends of a run of a sweep that starts at `now_s`."""
+    """Build the monitor of a run of a sweep that starts at `now_s`."""
     hours = (sweep.cpu_hours, sweep.gpu_hours)
     cap = Spent(*(float("inf") if cap is None else cap * SECONDS_PER_HOUR for cap in hours))
     before = _spent_before(folder) if cap != NO_CAP else Spent()
@@ -223,7 +225,7 @@ def ends_of(sweep: EndsBlock, folder: SweepFolder, now_s: float) -> Ends:
 
 
 def check_ends(sweep: EndsBlock, ends: Ends, trials: Sequence[Trial], now_s: float) -> None:
-    """Raise UserError when no trial could start, or a cap could never be reached."""
+    """Raise UserError if no trial could start, or a cap could never be reached."""
     if ends.deadline_s is not None and ends.deadline_s <= now_s:
         passed, now = in_utc(ends.deadline_s), in_utc(now_s)
         raise UserError(f"deadline: {passed} has passed, it is {now}; give a later one or leave it out")
@@ -239,7 +241,7 @@ def check_ends(sweep: EndsBlock, ends: Ends, trials: Sequence[Trial], now_s: flo
 
 
 def check_gpu_hours(sweep: EndsBlock, trials: Sequence[Trial]) -> None:
-    """Raise UserError for a cap on the hours of GPUs where no trial has any, or may still be given one."""
+    """Raise UserError for a cap on GPU hours where no trial has a GPU or may still get one."""
     if sweep.gpu_hours is not None and not any(trial.footprint.on_gpu or trial.auto_gpus for trial in trials):
         raise UserError(
             f"gpu_hours: {sweep.gpu_hours:g}, but no trial has a GPU (resources.gpus_per_worker is 0, or auto on a "
@@ -248,6 +250,6 @@ def check_gpu_hours(sweep: EndsBlock, trials: Sequence[Trial]) -> None:
 
 
 def _spent_before(folder: SweepFolder) -> Spent:
-    """By every trial that has a folder, also one that the sweep file no longer has."""
+    """Sum the usage of every trial with a folder, even those no longer in the sweep file."""
     stores = [folder.trial_store(trial) for trial in folder.store.list_folders("trials")]
     return sum_spent(read_many(read_spent, stores))

@@ -1,4 +1,4 @@
-"""Look for word now and then, beside a training that waits for nobody."""
+"""Polls a value in the background, so that training never waits for it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from threading import Thread
 log = logging.getLogger("lexray")
 
 LOOK_EVERY_S = 5.0
-"""How often a running trial, and the driver, look for word."""
+"""Seconds between polls of a running trial and of the driver."""
 
 
 @dataclass(kw_only=True)
 class Look:
-    """Answers at once with what was found the last time, and looks again in a thread when that was some time ago."""
+    """Returns the last polled value at once, and polls again in a thread when it is older than `LOOK_EVERY_S`."""
 
     find: Callable[[], str]
-    """The word, empty where there is none. One that cannot be had just now is a warning."""
+    """Returns the value, empty if there is none. An error is a warning."""
     what: str
-    """What is looked for, in the warning."""
+    """Name of the value in the warning."""
     clock: Callable[[], float] = time.time
     beside: Callable[[Callable[[], None]], None] = lambda look: Thread(target=look, daemon=True).start()
-    """Runs a look beside the training."""
+    """Runs a poll in the background."""
     _found: str = ""
     _looked_s: float = -float("inf")
     _is_looking: bool = False

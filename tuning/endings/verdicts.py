@@ -1,9 +1,9 @@
-"""The verdicts of a running trial at its rungs, taken from what the trials of its sweep have written.
+"""Decisions of early stopping for a running trial at its rungs, from the metrics in the sweep's folder.
 
-Every trial keeps `trials/TRIAL/rungs.json`: what it measured at each rung and what was decided there. It writes its own
-measure before it reads those of the others, so of two that reach a rung together each sees the other; and a verdict is
-written before it is followed, so whoever trains the trial again after a fault decides the same without asking anew.
-Nothing but the sweep's folder is needed for it: no process has to live as long as the sweep.
+Every trial keeps its metrics and decisions at each rung in `trials/TRIAL/rungs.json`. It writes its own metrics before
+it reads those of the others, so of two that reach a rung together each sees the other. A decision is written before it
+takes effect, so an attempt after a fault repeats it. Only the sweep's folder is needed: no process has to live as long
+as the sweep.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ log = logging.getLogger("lexray")
 
 RUNGS = "rungs.json"
 _ROWS = ("dataset_id", "inputs", "outputs", "batch_rows", "seed", "held_out", "drop_special", "max_norm_ratio")
-"""What of the data has to be equal for FVUs to be compared."""
+"""Fields of the data that must be equal for FVUs to be comparable."""
 
 
 class MeasurePart(TypedDict):
@@ -53,7 +53,7 @@ class MeasurePart(TypedDict):
 
 
 class VerdictPart(TypedDict):
-    """A verdict in `rungs.json` that ends a trial."""
+    """A decision in `rungs.json` that stops a trial."""
 
     __pydantic_config__ = OPEN  # type: ignore[misc]
     rule: str
@@ -73,23 +73,23 @@ def _verdicts(given: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 @dataclass(kw_only=True)
 class Rungs:
-    """What `rungs.json` holds; steps are text there, as JSON has it."""
+    """Contents of `rungs.json`; its keys are steps as strings."""
 
     measures: Annotated[dict[str, dict[str, Number]], AfterValidator(as_described(dict[str, MeasurePart]))] = field(
         default_factory=dict
     )
-    """Step to `Measure`."""
+    """Metrics (`Measure`) by step."""
     verdicts: Annotated[dict[str, dict[str, Plain]], AfterValidator(_verdicts)] = field(default_factory=dict)
-    """Step to the record of a verdict; one without `rule` lets the trial go on."""
+    """Decisions by step; one without `rule` lets the trial continue."""
     rules: dict[str, Plain] = field(default_factory=dict)
-    """Under which the verdicts were given: under others they do not count."""
+    """Rules of the decisions; decisions under other rules do not count."""
 
 
 _RUNGS = TypeAdapter(Rungs)
 
 
 def read_rungs(store: Store) -> Rungs:
-    """Those of the trial in this folder; empty when it reached none, or its file cannot be used."""
+    """Read the rungs of the trial in this folder; empty if it reached none or its file is corrupt."""
     try:
         return read_document(store, RUNGS, _RUNGS, file=f"{store.url}/{RUNGS}")
     except (FileNotFoundError, NotADirectoryError):
@@ -101,25 +101,25 @@ def read_rungs(store: Store) -> Rungs:
 
 @dataclass(frozen=True, kw_only=True)
 class Judge:
-    """Judges one trial; called on the trial's first worker after each evaluation."""
+    """Decides on one trial; called on its first worker after each evaluation."""
 
     folder: SweepFolder
     rules: StopRules
     me: Contender
     others: tuple[Contender, ...] | None
-    """The sweep's other trials that may be compared with it; None: those that the folder knows of when it judges."""
+    """Other comparable trials of the sweep; None: those in the folder at the time of the decision."""
     rungs: tuple[int, ...]
-    """Steps at which it is judged."""
+    """Steps of its rungs."""
 
     def __call__(self, records: Sequence[dict[str, Any]]) -> str:
-        """Why the trial ends here, empty to go on."""
+        """Return the reason to stop the trial here; empty to continue."""
         step = int(records[-1]["step"])
         if step not in self.rungs:
             return ""
         return reason_of_verdict(self.verdict_at(step, [r for r in records if "eval/fvu" in r]))
 
     def verdict_at(self, step: int, evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The record of the verdict at the rung of `step`, the one that was given before if there is one."""
+        """Return the decision at the rung of `step`: the recorded one if there is one."""
         store, key, rules = self.folder.trial_store(self.me.trial), str(step), self.rules.model_dump()
         mine = read_rungs(store)
         if mine.rules != rules:
@@ -142,7 +142,7 @@ class Judge:
         return {**record, **asdict(verdict), "by_l0": winner.l0, "by_fvu": winner.fvu, "rules": self.rules.model_dump()}
 
     def _reached(self, key: str) -> Iterable[Reached]:
-        """The others that have measured at this step."""
+        """Yield the other trials with metrics at this step."""
         others = self.others if self.others is not None else contenders_in(self.folder, self.me)
         stores = [self.folder.trial_store(other.trial) for other in others]
         for other, rungs in zip(others, read_many(read_rungs, stores), strict=True):
@@ -154,14 +154,14 @@ class Judge:
 
 
 def stopped_by(store: Store, rules: StopRules) -> dict[str, Any]:
-    """The record of the verdict that ended the trial in this folder; empty when there is none under these rules."""
+    """Return the decision that stopped the trial in this folder; empty if there is none under these rules."""
     rungs = read_rungs(store)
     given = rungs.verdicts.values() if rungs.rules == rules.model_dump() else ()
     return next((verdict for verdict in given if "rule" in verdict), {})
 
 
 def reason_of_verdict(verdict: dict[str, Any]) -> str:
-    """A verdict in one line, empty for one that lets the trial go on."""
+    """Format a decision as one line; empty for one that lets the trial continue."""
     if "rule" not in verdict:
         return ""
     return (
@@ -171,7 +171,7 @@ def reason_of_verdict(verdict: dict[str, Any]) -> str:
 
 
 def judges(folder: SweepFolder, trials: Sequence[Trial], rules: StopRules) -> dict[str, Judge]:
-    """A judge for each trial, by its id."""
+    """Return the early stopper of each trial by its id."""
     contenders = {trial.id: contender(trial) for trial in trials}
     return {
         trial.id: Judge(
@@ -186,12 +186,12 @@ def judges(folder: SweepFolder, trials: Sequence[Trial], rules: StopRules) -> di
 
 
 def judge_of_all(folder: SweepFolder, trial: Trial, rules: StopRules) -> Judge:
-    """The judge of a trial in a sweep that chooses its trials while it runs."""
+    """Return the early stopper of a trial in a sweep that proposes trials while it runs."""
     return Judge(folder=folder, rules=rules, me=contender(trial), others=None, rungs=rungs_of(rules, trial))
 
 
 def contenders_in(folder: SweepFolder, me: Contender) -> tuple[Contender, ...]:
-    """The trials with a record in the folder that may be compared with this one."""
+    """Return the comparable trials with a record in the folder."""
     found = read_many(lambda trial: _recorded(folder, trial), folder.store.list_folders("trials"))
     return tuple(o for o in found if o is not None and o.comparable == me.comparable and o.trial != me.trial)
 
@@ -206,12 +206,12 @@ def _recorded(folder: SweepFolder, trial: str) -> Contender | None:
 
 
 def rungs_of(rules: StopRules, trial: Trial) -> tuple[int, ...]:
-    """Steps at which a trial is judged."""
+    """Return the steps of a trial's rungs."""
     return rung_steps(rules, trial.config.num_steps, trial.config.every.evaluate)
 
 
 def check_rungs(rules: StopRules, trials: Sequence[Trial]) -> None:
-    """Raise UserError when a trial is evaluated too rarely to be judged at all."""
+    """Raise UserError if a trial is evaluated too rarely to have a rung."""
     for trial in trials:
         if not rungs_of(rules, trial):
             steps, evaluate = trial.config.num_steps, trial.config.every.evaluate
@@ -223,7 +223,7 @@ def check_rungs(rules: StopRules, trials: Sequence[Trial]) -> None:
 
 
 def contender(trial: Trial) -> Contender:
-    """A trial as the rules see it."""
+    """Return a trial as the stopping rules see it."""
     return _contender(trial.id, trial.config.to_dict())
 
 

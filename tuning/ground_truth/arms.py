@@ -1,10 +1,9 @@
-"""Which dictionaries are trained on which world, with which options.
+"""Dictionaries and their options for each synthetic dataset (world).
 
 On the tree all families share the optimizer of the MP-SAE paper's toy, the best of three that were tried, and matching
-pursuit's stop rule and free lengths were chosen among some twenty trials there: the other families had fewer. Elsewhere
-all share one learning rate, which is not tuned family by family. Other options are lexray's defaults but where an arm
-says so. Where a finding turns on a choice (the encoder's start, the candidates, the length of atoms), both sides of it
-are arms.
+pursuit's stop rule and free lengths were chosen from some twenty trials there: other families had fewer. Elsewhere
+all share one learning rate, not tuned by family. Other options are lexray's defaults unless an arm overrides them.
+Where a finding depends on a choice (the encoder's start, the candidates, the length of atoms), both sides are arms.
 """
 
 from __future__ import annotations
@@ -17,19 +16,19 @@ from lexray.training.config import OptimizerConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """A dictionary on a world, trained with several seeds."""
+    """A dictionary on a synthetic dataset, trained with several seeds."""
 
     name: str
     options: dict[str, Any]
-    """Of the dictionary, `architecture` among them; the width is the world's number of features unless given."""
+    """Options of the dictionary, including `architecture`; the width defaults to the dataset's number of features."""
     optimizer: OptimizerConfig
     quick: bool = False
-    """Whether `--quick` trains it too."""
+    """Whether `--quick` includes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyPlan:
-    """What is trained on a world."""
+    """Trainings on one synthetic dataset."""
 
     arms: tuple[Arm, ...]
     batch_rows: int
@@ -37,12 +36,12 @@ class StudyPlan:
     identifiable: bool = False
     """Whether identifiability is measured."""
     quick: bool = False
-    """Whether `--quick` has it."""
+    """Whether `--quick` includes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Arms:
-    """Arms that have options and an optimizer in common."""
+    """Arms that share options and an optimizer."""
 
     shared: dict[str, Any]
     optimizer: OptimizerConfig
@@ -63,7 +62,7 @@ PURSUIT: dict[str, Any] = {"target_l0": 1.36, "rounds": 8, "residual_threshold":
 
 
 def tree_arms() -> tuple[Arm, ...]:
-    """The mean L0 of the truth is 1.36: families with a whole number k have 1 and 2 instead."""
+    """Return the tree's arms. The true mean L0 is 1.36: families with an integer k use 1 and 2."""
     made = _Arms(shared={"normaliser": "none"}, optimizer=TREE_OPTIMIZER)
     made.add("relu", architecture="relu", target_l0=1.36, decoder_norm="free", quick=True)
     made.add("gated", architecture="gated", target_l0=1.36)
@@ -81,7 +80,7 @@ def tree_arms() -> tuple[Arm, ...]:
 
 
 def plain_arms(k: int, lr: float) -> _Arms:
-    """One arm of every family at target L0 `k`."""
+    """Return one arm of every family at target L0 `k`."""
     made = _Arms(shared={"target_l0": k}, optimizer=OptimizerConfig(lr=lr))
     made.add("relu", architecture="relu")
     made.add("gated", architecture="gated")
@@ -95,7 +94,7 @@ def plain_arms(k: int, lr: float) -> _Arms:
 
 
 def archetypal_arms(made: _Arms, candidates: int) -> _Arms:
-    """Archetypal dictionaries as published, and with what they start from drawn anew for each seed."""
+    """Add archetypal dictionaries as published, and with candidates or mixtures drawn anew for each seed."""
     shared: dict[str, Any] = {"architecture": "relaxed_archetypal", "candidates": candidates}
     made.add("topk, encoder of its own", architecture="topk", encoder_init="random")
     made.add("archetypal", architecture="archetypal", candidates=candidates)
@@ -108,7 +107,7 @@ def archetypal_arms(made: _Arms, candidates: int) -> _Arms:
 
 
 def plans() -> dict[str, StudyPlan]:
-    """By the world's name."""
+    """Return the plans by the dataset's name."""
     trees = StudyPlan(arms=tree_arms(), batch_rows=256, steps=4000)
     return {
         "superposed": StudyPlan(

@@ -1,4 +1,4 @@
-"""How much of a known world a dictionary found. Pure functions of plain tensors.
+"""Metrics of how well a dictionary recovers known features. Pure functions of plain tensors.
 
 Cosines are signed: an atom that points away from a feature has not found it. Lengths of atoms never count.
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 class Match(NamedTuple):
-    """Features and the latents that were assigned to them, one to one; at most min(G, F) pairs."""
+    """One-to-one assignment of features to latents; at most min(G, F) pairs."""
 
     features_P: Tensor
     latents_P: Tensor
@@ -26,7 +26,7 @@ class Match(NamedTuple):
 
 
 def match(features_GD: Tensor, atoms_FD: Tensor) -> Match:
-    """The one-to-one assignment with the largest sum of cosines (Hungarian algorithm)."""
+    """Return the one-to-one assignment with the largest sum of cosines (Hungarian algorithm)."""
     cosines_GF = F.normalize(features_GD.double(), dim=1) @ F.normalize(atoms_FD.double(), dim=1).T
     features, latents = linear_sum_assignment(cosines_GF.numpy(), maximize=True)
     features_P, latents_P = torch.from_numpy(features), torch.from_numpy(latents)
@@ -34,7 +34,7 @@ def match(features_GD: Tensor, atoms_FD: Tensor) -> Match:
 
 
 def matched_cosine(features_GD: Tensor, atoms_FD: Tensor) -> float:
-    """Mean cosine of matched pairs; a feature that no latent is left for counts 0."""
+    """Mean cosine of matched pairs; an unmatched feature counts 0."""
     return float(match(features_GD, atoms_FD).cosines_P.sum()) / len(features_GD)
 
 
@@ -50,14 +50,14 @@ def activation_f1(matched: Match, present_NG: Tensor, codes_NF: Tensor) -> Tenso
 
 
 class Hierarchy(NamedTuple):
-    """Errors of the learned cosines between matched atoms, where a tree says what they should be."""
+    """Errors of the learned cosines between matched atoms, compared with a tree's true ones."""
 
     parent_child: float
-    """Mean learned cosine of a parent's atom and its child's; features that fire together but stand apart give 0."""
+    """Mean learned cosine of a parent's atom and its child's; the true value is 0, though they fire together."""
     across: float
     """Mean squared error of the cosines of parents with their own children ('hier')."""
     within: float
-    """Mean squared error of the cosines of features that stand side by side ('flat')."""
+    """Mean squared error of the cosines of siblings ('flat')."""
 
 
 def hierarchy(
@@ -92,7 +92,7 @@ def stability(dictionaries: Sequence[Tensor]) -> list[float]:
 
 
 def random_stability(num_latents: int, width: int, *, draws: int = 3, seed: int = 0) -> float:
-    """The same of dictionaries of random directions: what says nothing."""
+    """Stability of dictionaries of random directions: the chance level."""
     generator = torch.Generator().manual_seed(seed)
     made = [torch.randn(num_latents, width, generator=generator) for _ in range(draws)]
     values = stability(made)
@@ -103,19 +103,19 @@ def random_stability(num_latents: int, width: int, *, draws: int = 3, seed: int 
 
 
 class Identifiability(NamedTuple):
-    """How well single latents tell which concepts a row is made of, mean over concepts."""
+    """Accuracy of single latents as detectors of concepts in a row, mean over concepts."""
 
     accuracy: float
-    """Of the best latent at its best threshold."""
+    """Accuracy of the best latent at its best threshold."""
     balanced: float
-    """The same with rows with and without the concept weighing alike: 0.5 says nothing."""
+    """Balanced accuracy: rows with and without the concept weigh equally; 0.5 is chance."""
 
 
 def identifiability(codes_NF: Tensor, present_NG: Tensor) -> Identifiability:
     """max over latents j and thresholds t of the accuracy of [code_j > t] as a detector of a concept.
 
     The form of Fel et al. (2025), arXiv:2502.12892. Concepts are rare in rows, so that plain accuracy is high for a
-    latent that is never active: the balanced one stands beside it.
+    latent that is never active: hence the balanced one.
     """
     num_with_G = present_NG.sum(0).double()
     num_without_G = len(present_NG) - num_with_G

@@ -1,4 +1,4 @@
-"""Store a world as a dataset and train a dictionary on it as any other."""
+"""Stores a synthetic dataset and trains dictionaries on it as on any other."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CHUNK_ROWS = 512
 
 
 def store_world(world: World, store: Store, provenance: dict[str, object]) -> Manifest:
-    """Write the rows as a dataset of one site, or find it there. Raises UserError when another one is there."""
+    """Write the rows as a dataset of one site, or reuse an existing one. Raises UserError if another is there."""
     if store.exists(MANIFEST):
         manifest = load_manifest(store)
         if manifest.provenance != provenance:
@@ -51,7 +51,7 @@ def store_world(world: World, store: Store, provenance: dict[str, object]) -> Ma
 
 
 def train_once(config: TrainingConfig, folder: Store) -> None:
-    """Train to the end and save the dictionary in `folder`, unless it is there already."""
+    """Train to the end and save the dictionary in `folder`, unless it exists already."""
     if folder.exists(f"dictionary/{CONFIG}"):
         return
     torch.set_num_threads(1)
@@ -61,7 +61,7 @@ def train_once(config: TrainingConfig, folder: Store) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """What a finished training left."""
+    """A trained dictionary with its codes and metrics."""
 
     atoms_FD: Tensor
     codes_NF: Tensor
@@ -82,7 +82,7 @@ def learned(folder: Store, rows_ND: Tensor) -> Learned:
 
 
 def initial_atoms(config: TrainingConfig) -> Tensor:
-    """The atoms (F, D) that a training starts from."""
+    """Return the atoms (F, D) at the start of a training."""
     spec = config.data.stream_spec("train")
     stream = BatchStream(spec=spec, source=read_locally(spec), batch_rows=config.data.batch_rows)
     dictionary = build_dictionary(config, stream.manifest)

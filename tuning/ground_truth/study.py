@@ -1,4 +1,4 @@
-"""Train every arm of every world with several seeds, and measure what each found."""
+"""Trains every arm on every synthetic dataset with several seeds, and measures the recovered features."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ TRAINING_SEED, UNSEEN_SEED = 0, 1
 QUICK_SEEDS, SEEDS = 2, 3
 MAX_WORKERS = 8
 QUICK_SHARE = 0.5
-"""Share of the steps that `--quick` trains."""
+"""Fraction of the steps that `--quick` trains."""
 
 Progress = Callable[[str, int, int], None]
-"""Hears of each finished training: its name, how many are done, how many there are."""
+"""Called after each training with its name, the number finished, and the total."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyOptions:
-    """What is studied."""
+    """Options of a study."""
 
     worlds: tuple[str, ...] = ()
-    """Names; none given: all (of `--quick`)."""
+    """Names of datasets; empty: all (of `--quick`)."""
     seeds: int | None = None
-    """Dictionaries of each arm; None is 3, and 2 for a quick study."""
+    """Seeds of each arm; None: 3, or 2 for a quick study."""
     quick: bool = False
-    """Few worlds and arms, half the steps."""
+    """Use few datasets and arms, and half the steps."""
     workers: int = 0
-    """Processes; 0 is one for each core, but no more than 8."""
+    """Number of processes; 0: one for each core, at most 8."""
 
     def __post_init__(self) -> None:
         for name in self.worlds:
@@ -75,7 +75,7 @@ class StudyTrial(NamedTuple):
 
 
 class Result(NamedTuple):
-    """An arm on a world: per metric one value for each seed, or for each pair of seeds (stability)."""
+    """Metrics of an arm on a dataset: one value for each seed, or each pair of seeds (stability)."""
 
     world: str
     arm: str
@@ -83,7 +83,7 @@ class Result(NamedTuple):
 
 
 def run_study(options: StudyOptions, folder: Store, on_progress: Progress) -> list[Result]:
-    """Write the worlds, train what is not trained yet, measure. Everything lies under `folder`."""
+    """Write the datasets, train what is not trained yet, and measure, all under `folder`."""
     every = plans()
     names = options.worlds or tuple(n for n in WORLDS if every[n].quick or not options.quick)
     trials: list[StudyTrial] = []
@@ -98,7 +98,7 @@ def run_study(options: StudyOptions, folder: Store, on_progress: Progress) -> li
 def trials_of(
     name: str, world: World, plan: StudyPlan, manifest: Manifest, folder: Store, options: StudyOptions
 ) -> Iterator[StudyTrial]:
-    """Every training on a world: arms times seeds.
+    """Yield every training on a dataset: arms times seeds.
 
     A seed draws the initial weights, the order of the rows and which twentieth of them is held out: with the same rows
     in the same order, dictionaries that start from shared candidates would not differ at all.
@@ -131,12 +131,12 @@ def trials_of(
 
 
 def folder_of(trial: StudyTrial, folder: Store) -> Store:
-    """Where a training lies."""
+    """Return the folder of a training."""
     return folder.at_path(f"{trial.world}/trials/{trial.config.trial}")
 
 
 def train_all(trials: list[StudyTrial], folder: Store, workers: int, on_progress: Progress) -> None:
-    """Train in so many processes; the first that fails ends the study."""
+    """Train in `workers` processes; the first failure ends the study."""
     if workers == 1:
         for done, trial in enumerate(trials, 1):
             train_once(trial.config, folder_of(trial, folder))
@@ -159,7 +159,7 @@ def train_all(trials: list[StudyTrial], folder: Store, workers: int, on_progress
 
 
 def measure_world(name: str, plan: StudyPlan, trials: list[StudyTrial], folder: Store) -> list[Result]:
-    """One result for each arm that was trained on this world."""
+    """Return one result for each arm that was trained on this dataset."""
     unseen = make_world(name, UNSEEN_ROWS, seed=UNSEEN_SEED)
     results = []
     for arm in plan.arms:
@@ -175,7 +175,7 @@ def measure_world(name: str, plan: StudyPlan, trials: list[StudyTrial], folder: 
 def measure_arm(
     unseen: World, found: list[Learned], starts: list[Tensor], identifiable: bool
 ) -> dict[str, list[float]]:
-    """Every metric of an arm. `starts` are the atoms before the first step, one (F, D) for each seed."""
+    """Return all metrics of an arm. `starts` are the atoms before the first step, one (F, D) for each seed."""
     each = [measure_one(unseen, one, identifiable) for one in found]
     values = {metric: [one[metric] for one in each] for metric in each[0]}
     values["stability_at_start"] = stability(starts)
@@ -185,7 +185,7 @@ def measure_arm(
 
 
 def measure_one(unseen: World, one: Learned, identifiable: bool) -> dict[str, float]:
-    """What one dictionary found, by metric."""
+    """Return the recovery metrics of one dictionary, by name."""
     matched = match(unseen.features_GD, one.atoms_FD)
     values = {
         "cosine": float(matched.cosines_P.sum()) / len(unseen.features_GD),

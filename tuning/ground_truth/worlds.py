@@ -1,4 +1,4 @@
-"""Rows made of known features: superposed, correlated, in a tree, and mixtures of concepts.
+"""Synthetic datasets (worlds) of known features: superposed, correlated, in a tree, and mixtures of concepts.
 
 A world is a pure function of its name's options, the number of rows and two seeds: one of the features' directions, one
 of the rows. Rows drawn with another row seed are unseen rows of the same world.
@@ -19,23 +19,23 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """Rows and the truth about them."""
+    """Rows of a synthetic dataset and its true features."""
 
     rows_ND: Tensor
-    """float32."""
+    """Rows, float32."""
     features_GD: Tensor
-    """Directions of length 1."""
+    """Unit vectors of the true features."""
     amplitudes_NG: Tensor
-    """How strongly each feature is in each row; zero where it is absent. Without noise, rows = amplitudes @ features
-    (plus a constant, where a world has one)."""
+    """Amplitude of each feature in each row; zero where absent. Without noise, rows = amplitudes @ features (plus a
+    constant in mixtures)."""
     parents: tuple[int, ...] = ()
     """Parent of each feature (G), -1 where it has none; empty in worlds without a tree."""
     levels: tuple[tuple[int, ...], ...] = ()
-    """Groups of features that stand side by side in the tree: those without a parent, then each parent's children."""
+    """Groups of siblings in the tree: the features without a parent, then each parent's children."""
 
     @property
     def present_NG(self) -> Tensor:
-        """Which features each row is made of, bool."""
+        """Mask of the features present in each row, bool."""
         return self.amplitudes_NG != 0
 
     @property
@@ -45,15 +45,15 @@ class World:
 
 
 class Draw(NamedTuple):
-    """Where randomness comes from."""
+    """Random generators of features and rows."""
 
     features: torch.Generator
     rows: torch.Generator
 
 
 def draw(*, seed: int, feature_seed: int = 20_250_603) -> Draw:
-    """Generators of the directions and of the rows. Neither is seeded like any dictionary: both draw unit vectors
-    alike, and a training could begin at its end."""
+    """Return generators of directions and rows. Neither shares a seed with a dictionary: both draw unit vectors alike,
+    and a training could begin at its end."""
     return Draw(torch.Generator().manual_seed(feature_seed), torch.Generator().manual_seed(1_000_003 + seed))
 
 
@@ -63,7 +63,7 @@ def draw(*, seed: int, feature_seed: int = 20_250_603) -> Draw:
 def superposed(
     rows: int, *, seed: int, num_features: int = 96, width: int = 32, active: float = 4.0, noise: float = 0.02
 ) -> World:
-    """Independent features, more than there are dimensions, of amplitude 0.5 to 1.5."""
+    """Return a dataset of independent features, more than dimensions, with amplitudes of 0.5 to 1.5."""
     make = draw(seed=seed)
     present = torch.rand(rows, num_features, generator=make.rows) < active / num_features
     return _summed(make, _directions(num_features, width, make.features), present, noise)
@@ -81,7 +81,7 @@ def correlated(
     alone: float = 0.01,
     noise: float = 0.02,
 ) -> World:
-    """Features that fire in groups: `together` of a group that is on, `alone` at any time without it."""
+    """Return a dataset of features that fire in groups: with chance `together` if their group is on, else `alone`."""
     make = draw(seed=seed)
     on = torch.rand(rows, num_groups, generator=make.rows) < groups_on / num_groups
     chance = torch.where(on.repeat_interleave(group_size, 1), together, alone)
@@ -105,7 +105,7 @@ def _summed(make: Draw, features_GD: Tensor, present_NG: Tensor, noise: float) -
 NUM_PARENTS, CHILDREN_EACH, NUM_LEAVES = 3, 3, 8
 PARENT_CHANCE, LEAF_CHANCE, CHILD_CHANCE = 0.2, 0.05, 0.2
 TREE_L0 = 1 + NUM_PARENTS * PARENT_CHANCE * CHILDREN_EACH * CHILD_CHANCE
-"""1.36: one parent or leaf, and a child in six of ten rows with a parent."""
+"""Mean L0 of the tree (1.36): one parent or leaf, and a child in six of ten rows with a parent."""
 
 
 def tree(rows: int, *, seed: int, cosine: float = 0.0) -> World:
@@ -141,7 +141,7 @@ def tree(rows: int, *, seed: int, cosine: float = 0.0) -> World:
 
 
 def _tree_shape() -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
-    """Parents by feature, and levels: a parent is followed by its children, the leaves come last."""
+    """Return parents by feature, and levels: a parent precedes its children, leaves are last."""
     parents: list[int] = []
     for _ in range(NUM_PARENTS):
         parents += [-1, *[len(parents)] * CHILDREN_EACH]
@@ -206,10 +206,10 @@ WORLDS: dict[str, tuple[MakeWorld, dict[str, float]]] = {
     "tree-0.7": (tree, {"cosine": 0.7}),
     "mixtures": (mixtures, {}),
 }
-"""By the name that the command line knows."""
+"""Datasets and their options by name on the command line."""
 
 
 def make_world(name: str, rows: int, *, seed: int) -> World:
-    """The world of that name with this many rows."""
+    """Generate the dataset of that name with this many rows."""
     make, options = WORLDS[name]
     return make(rows, seed=seed, **options)

@@ -1,4 +1,4 @@
-"""Which trial of a sweep has which nodes, and which wait for some. Plain values in, plain values out: no Ray."""
+"""Allocates nodes to the trials of a sweep. Plain values in, plain values out: no Ray."""
 
 from __future__ import annotations
 
@@ -11,73 +11,73 @@ from lexray.tuning.placement.nodes import Node, place
 from lexray.tuning.trials import Footprint
 
 FORGOTTEN_S = 60.0
-"""After so long without a trial that asks for them, missing nodes are counted anew."""
+"""Seconds without a request after which the record of missing nodes is dropped."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeshOption:
-    """A mesh on which a trial can run, and what its workers take."""
+    """A mesh on which a trial can run, and the resources of its workers."""
 
     mesh: MeshConfig
     footprint: Footprint
 
     def on(self, nodes: Mapping[str, Node]) -> tuple[str, ...] | None:
-        """The node of each worker; None when they have no room."""
+        """Return the node of each worker; None if they do not fit."""
         return place(self.footprint, self.mesh.feature, nodes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeshOptions:
-    """The meshes of a trial, the largest first."""
+    """The possible meshes of a trial, largest first."""
 
     all: tuple[MeshOption, ...]
     preferred: int = 0
-    """Which of them the sweep file asks for: the trial starts on it; those before it are for growing."""
+    """Index of the mesh that the sweep file requests: the trial starts on it; earlier ones are for growing."""
     shrink_after_s: float = 300.0
-    """How long the preferred mesh is waited for when nodes for it may still come."""
+    """Seconds to wait for the preferred mesh while nodes for it may still arrive."""
     grow_after_s: float = 60.0
-    """How long a larger mesh must have had room before a running trial moves to it."""
+    """Seconds that a larger mesh must have fitted before a running trial moves to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeState:
-    """A living node."""
+    """State of a live node."""
 
     total: Node
     available: Node
-    """What nobody has, as Ray counts: neither this sweep nor others."""
+    """Resources that Ray reports as free of all jobs."""
     is_leaving: bool = False
-    """It was told that it will be taken away."""
+    """Whether the node is draining."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """The cluster at one moment."""
+    """Snapshot of the cluster."""
 
     nodes: Mapping[str, NodeState]
-    """The living nodes by their ids."""
+    """Live nodes by id."""
     to_come: Mapping[str, Node] = field(default_factory=dict)
-    """Nodes that an autoscaler could still add, under names of their own."""
+    """Nodes that an autoscaler could still add, by placeholder name."""
 
 
 @dataclass(kw_only=True)
 class Allocation:
-    """The nodes that a trial has."""
+    """Nodes allocated to a trial."""
 
     option: MeshOption
     nodes: tuple[str, ...]
     """Node of each worker in the order of ranks."""
     is_taken: bool = False
-    """Whether its attempt has begun."""
+    """Whether its attempt has started."""
     larger_since_s: float | None = None
-    """Since when a larger mesh would have room."""
+    """Time since which a larger mesh would fit."""
     is_growing: bool = False
-    """Whether it was told to move to a larger mesh."""
+    """Whether the trial was asked to move to a larger mesh."""
 
 
 @dataclass(kw_only=True)
 class Waiting:
-    """A trial without nodes."""
+    """A trial that waits for nodes."""
 
     name: str
     option: MeshOption
@@ -86,24 +86,24 @@ class Waiting:
 
 @dataclass(kw_only=True)
 class Lack:
-    """Nodes that are missing for an option, whichever trial asks."""
+    """Missing nodes for a mesh option, shared by all trials that request it."""
 
     since_s: float
     asked_s: float
-    """When a trial last asked for it."""
+    """Time of the last request."""
 
 
 @dataclass(kw_only=True)
 class Allocator:
-    """Claims of running trials, and who waits."""
+    """Allocations of running trials, and the waiting trials."""
 
     allocations: dict[str, Allocation] = field(default_factory=dict)
     waiting: dict[str, Waiting] = field(default_factory=dict)
     lacking: dict[MeshOption, Lack] = field(default_factory=dict)
-    """What was asked for and has no room on the nodes that there are, even when they are empty."""
+    """Requested options that do not fit the current nodes even when these are empty."""
 
     def claim(self, trial: str, name: str, mesh_options: MeshOptions, view: View, now_s: float) -> Allocation | None:
-        """Nodes for the trial, which gives back those it had; None while it has to wait."""
+        """Allocate nodes to the trial after releasing its own; None if it has to wait."""
         had = self.allocations.pop(trial, None)
         since_s = self.waiting[trial].since_s if trial in self.waiting else now_s
         free = self.free(view)
@@ -135,18 +135,18 @@ class Allocator:
             self.lacking[option] = Lack(since_s=before.since_s if before and goes_on else now_s, asked_s=now_s)
 
     def release(self, trial: str) -> None:
-        """The trial needs no nodes any more, and waits for none."""
+        """Release the trial's nodes and remove it from the waiting trials."""
         self.allocations.pop(trial, None)
         self.waiting.pop(trial, None)
 
     def free(self, view: View) -> dict[str, Node]:
-        """What this sweep may still take of each node that stays."""
+        """Return the free resources of each node that is not draining."""
         taken = self._taken()
         left = {node_id: _less_others(state, taken[node_id]) for node_id, state in view.nodes.items()}
         return {node_id: left[node_id] for node_id, state in view.nodes.items() if not state.is_leaving}
 
     def should_move(self, trial: str, mesh_options: MeshOptions, view: View, now_s: float) -> bool:
-        """Whether a running trial should save its state and be placed anew: a node of it leaves, or it can grow."""
+        """Return whether a running trial should save its state and move: one of its nodes drains, or it can grow."""
         claim = self.allocations.get(trial)
         if claim is None:
             return False
@@ -166,7 +166,7 @@ class Allocator:
         return any(option.on(free) is not None for option in larger)
 
     def _taken(self) -> dict[str, tuple[float, float]]:
-        """CPUs and GPUs that this sweep has on each node."""
+        """Return the CPUs and GPUs that this sweep holds on each node."""
         taken: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
         for claim in self.allocations.values():
             for node_id, workers in Counter(claim.nodes).items():
@@ -176,16 +176,16 @@ class Allocator:
         return taken
 
     def used_nodes(self) -> set[str]:
-        """Nodes on which some worker is, or is about to be."""
+        """Return the nodes that run a worker or are about to."""
         return {node_id for claim in self.allocations.values() for node_id in claim.nodes}
 
     def lines(self, now_s: float) -> list[str]:
-        """Who waits for what and for how long, one line each."""
+        """Describe what each waiting trial waits for and for how long, one line each."""
         return [f"{w.name} waits for {said(w.option)}, {_duration(now_s - w.since_s)}" for w in self.waiting.values()]
 
 
 def _less_others(state: NodeState, own: tuple[float, float]) -> Node:
-    """What a node has besides what this sweep claimed and what others use: all that is in use and not its own."""
+    """Return a node's resources without those of this sweep and of others, who hold all other used resources."""
     cpus, gpus = own
     total, available = state.total, state.available
     others_cpus = max(0.0, total.cpus - available.cpus - cpus)
@@ -194,7 +194,7 @@ def _less_others(state: NodeState, own: tuple[float, float]) -> Node:
 
 
 def _with_room_back(view: View, claim: Allocation) -> View:
-    """The cluster as it would be without the trial that has this claim."""
+    """Return the cluster as it would be without this allocation's trial."""
     nodes = dict(view.nodes)
     footprint = claim.option.footprint
     for node_id in claim.nodes:
@@ -210,7 +210,7 @@ def _with_room_back(view: View, claim: Allocation) -> View:
 
 
 def _acceptable(mesh_options: MeshOptions, view: View, *, waited_s: float) -> Sequence[MeshOption]:
-    """The meshes that a trial takes now: the preferred one as long as it can be had, then what is left."""
+    """Return the meshes acceptable now: the preferred one while it can be had, then smaller ones that fit."""
     smaller = mesh_options.all[mesh_options.preferred :]
     staying = {node_id: state.total for node_id, state in view.nodes.items() if not state.is_leaving}
     possible = next((i for i, option in enumerate(smaller) if option.on(staying) is not None), len(smaller))
@@ -222,7 +222,7 @@ def _acceptable(mesh_options: MeshOptions, view: View, *, waited_s: float) -> Se
 
 
 def said(option: MeshOption) -> str:
-    """`2 workers of 1 CPU and 1 GPU`."""
+    """Format an option: `2 workers of 1 CPU and 1 GPU`."""
     footprint, group = option.footprint, option.mesh.feature
     per_worker = f"{footprint.cpus_per_worker:g} CPU"
     if footprint.gpus_per_worker:

@@ -1,9 +1,9 @@
-"""How the memory of a provisioned node is divided: one formula for start lines, plans, placement and manifests.
+"""Divides the memory of a provisioned node: one formula for start commands, plans, placement and manifests.
 
     memory_gib (what a pool's description says) = heap 65 % + /dev/shm 35 %, of which Ray's object store is 30 %
 
-The heap is what Ray's `memory` resource counts: processes live there. Windows of rows lie in the object store; NCCL and
-torch put blocks of their own beside it into /dev/shm. What the operating system needs is no part of `memory_gib`.
+The heap is Ray's `memory` resource, for processes. Windows of rows are in the object store; NCCL and torch put further
+blocks into /dev/shm. The operating system's memory is not part of `memory_gib`.
 infra/modules/aws/ray-ec2/config.tf computes the same.
 """
 
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 MIB = 2**20
 STORE_PERCENT, SHARED_PERCENT = 30, 35
-"""Of a node's memory: Ray's object store, and /dev/shm, which holds it."""
+"""Percent of a node's memory for Ray's object store, and for /dev/shm, which contains it."""
 STORE_SHARE = STORE_PERCENT / 100
-"""Ray's own default where nobody says otherwise, too."""
+"""Share of the object store; equal to Ray's own default."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The nodes of a cluster as plain values, and which of them the workers of a trial get. Pure functions."""
+"""Nodes of a cluster as plain values, and the placement of workers on them. Pure functions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lexray.storage.errors import UserError
 from lexray.tuning.trials import Footprint, Trial
 
 HEAD = "node:__internal_head__"
-"""What only the head of a cluster has."""
+"""Resource that only the head of a cluster has."""
 ZONE = "ray.io/availability-zone"
 """Ray's label of a node's zone; the variable RAY_NODE_ZONE sets it."""
 DRIVER_BYTES = 256 * 2**20
@@ -19,7 +19,7 @@ _ROUNDING = 1e-6
 
 
 def trials_on_head(nodes: Iterable[Mapping[str, float]]) -> int | None:
-    """How many trials can run at once, wherever their workers are, given what Ray counts of each node.
+    """Return how many trials can run at once by the head's memory, given Ray's resources of each node.
 
     None where no node is the head. Raises UserError when its memory is too small for one.
     """
@@ -36,23 +36,23 @@ def trials_on_head(nodes: Iterable[Mapping[str, float]]) -> int | None:
 
 @dataclass(frozen=True)
 class Node:
-    """What one node of the cluster offers to workers."""
+    """Resources of one node for workers."""
 
     cpus: float
     gpus: float
     memory_bytes: float = 0.0
-    """Of processes; Ray's object store is not among it."""
+    """Memory for processes, without Ray's object store."""
     zone: str | None = None
-    """None where nobody knows it: such a node counts to every zone."""
+    """Zone of the node; None if unknown: such a node counts in every zone."""
 
     def workers(self, footprint: Footprint) -> int:
-        """How many workers of a trial fit on this node when it is empty."""
+        """Return the number of a trial's workers that fit on this node when it is empty."""
         by_cpu = (self.cpus + _ROUNDING) // footprint.cpus_per_worker
         by_gpu = (self.gpus + _ROUNDING) // footprint.gpus_per_worker if footprint.gpus_per_worker else by_cpu
         return int(min(by_cpu, by_gpu))
 
     def less(self, footprint: Footprint, workers: int) -> Node:
-        """What is left when so many workers have their share; never below nothing."""
+        """Return the resources left after placing `workers`; never negative."""
         return replace(
             self,
             cpus=max(0.0, self.cpus - workers * footprint.cpus_per_worker),
@@ -61,21 +61,21 @@ class Node:
 
 
 def zones_of(zones: Iterable[str | None]) -> list[str | None]:
-    """The known zones, sorted; None alone where none is known."""
+    """Return the known zones, sorted; only None if no zone is known."""
     return [*sorted({zone for zone in zones if zone is not None})] or [None]
 
 
 def most_in_one_zone(counts: Iterable[tuple[str | None, int]]) -> int:
-    """The largest sum over the nodes of one zone, of (zone, number) pairs."""
+    """Return the largest sum over the nodes of one zone, from (zone, number) pairs."""
     pairs = list(counts)
     return max(sum(n for of, n in pairs if of in (zone, None)) for zone in zones_of(of for of, _ in pairs))
 
 
 def place(footprint: Footprint, group: int, free: Mapping[str, Node]) -> tuple[str, ...] | None:
-    """The node of each worker in the order of ranks, None when not all of them have room in one zone.
+    """Return the node of each worker by rank; None if they do not all fit in one zone.
 
-    `group` workers in a row are on one node. As few nodes as possible, and of these the tightest, so that large holes
-    stay large.
+    `group` consecutive workers share a node. It uses as few nodes as possible, and of these the tightest, to avoid
+    fragmentation.
     """
     groups = {node_id: node.workers(footprint) // group for node_id, node in free.items()}
     placed = []
@@ -88,7 +88,7 @@ def place(footprint: Footprint, group: int, free: Mapping[str, Node]) -> tuple[s
 
 
 def _place_groups(number: int, group: int, capacities: Mapping[str, int]) -> tuple[str, ...] | None:
-    """Place so many groups: on the roomiest node first, and the rest on the tightest that holds it."""
+    """Place `number` groups: on the roomiest node first, and the rest on the tightest that fits."""
     groups = dict(capacities)
     left, places = number, list[str]()
     while left > 0:
@@ -106,7 +106,7 @@ def _place_groups(number: int, group: int, capacities: Mapping[str, int]) -> tup
 
 
 def refuse_what_never_fits(trials: Sequence[Trial], nodes: Sequence[Node]) -> None:
-    """Raise UserError for the first trial that the cluster has no room for even when it is empty."""
+    """Raise UserError for the first trial that does not fit the empty cluster."""
     empty = {str(number): node for number, node in enumerate(nodes)}
     for trial in trials:
         footprint, group = trial.footprint, trial.config.mesh.feature

@@ -1,1 +1,1 @@
-"""What a sweep takes: memory, room on the nodes, time, money; said before it starts and beside what came."""
+"""Estimates of a sweep's memory, placement, time and cost, and their comparison with the actual values."""

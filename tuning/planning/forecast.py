@@ -1,4 +1,4 @@
-"""How long a sweep will take, how many of its trials run at once, and what it reads: simulated from its trials."""
+"""Estimates a sweep's duration, concurrent trials and bytes read, by simulating its trials."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from lexray.tuning.sweep_folder import FINISHED, TrialRecord
 from lexray.tuning.trials import Footprint
 
 START_S = 10.0
-"""Seconds that a trial takes besides its rows: its processes start, import torch, save and end."""
+"""Overhead of a trial in seconds: its processes start, import torch, save and end."""
 SWEEP_START_S = 12.0
-"""Seconds that a sweep takes besides its trials: Ray and its first processes start, the results are written."""
+"""Overhead of a sweep in seconds: Ray and its first processes start, results are written."""
 MEASURED_PASSES = 1 + len(SHARES)
-"""Evaluations of each test row that the measures of a finished dictionary take."""
+"""Evaluations of each test row by the measures of a finished dictionary."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """How fast trials of one kind train."""
+    """Speed of trials of one kind."""
 
     rows_per_s: float
-    """Of all workers of the trial, in training steps."""
+    """Rows per second of all workers of the trial, in training steps."""
     evaluated_rows_per_s: float | None = None
-    """Of all workers, in evaluations; None where it was not measured."""
+    """Rows per second of all workers, in evaluations; None if not measured."""
     overhead_s: float | None = None
-    """Seconds of a trial outside of its steps; None where it was not measured."""
+    """Seconds of a trial outside its steps; None if not measured."""
     source: Literal["measured", "finished trials"]
 
 
 def kind_of(config: TrainingConfig) -> str:
-    """What trials of the same speed have in common."""
+    """Return the key that trials of the same speed share."""
     dictionary, data, mesh = config.dictionary, config.data, config.mesh
     return (
         f"{dictionary.architecture} w{dictionary.width} l{dictionary.target_l0:g} b{data.batch_rows} "
@@ -51,7 +51,7 @@ _TIMES = {"rows_per_s", "total_s", "train_s"}
 
 
 def finished_speeds(records: Sequence[TrialRecord | None]) -> dict[str, Speed]:
-    """Speeds by kind, from the records of trials that trained to their end; the mean of several."""
+    """Return the speeds by kind, averaged over records of finished trials."""
     by_kind: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for record in records:
         if record is None or record.status not in FINISHED or not record.timing.keys() >= _TIMES:
@@ -71,7 +71,7 @@ def finished_speeds(records: Sequence[TrialRecord | None]) -> dict[str, Speed]:
 
 
 def trial_seconds(config: TrainingConfig, held_out: HeldOutRows, speed: Speed) -> float:
-    """Wall time of one trial, from the start of its processes to their end."""
+    """Return the wall time of one trial in seconds, from the start of its processes to their end."""
     trained_s = config.num_steps * config.data.batch_rows / speed.rows_per_s
     if speed.overhead_s is not None:
         return trained_s + speed.overhead_s
@@ -86,10 +86,10 @@ def trial_seconds(config: TrainingConfig, held_out: HeldOutRows, speed: Speed) -
 
 
 class Start(NamedTuple):
-    """A trial as it will run."""
+    """Estimated start and end of a trial."""
 
     trial: int
-    """Its place in the sequence of trials."""
+    """Index of the trial."""
     at_s: float
     end_s: float
 
@@ -97,9 +97,9 @@ class Start(NamedTuple):
 def timeline(
     footprints: Sequence[Footprint], seconds: Sequence[float], nodes: Sequence[Node], most: int | None = None
 ) -> list[Start]:
-    """When each trial starts and ends: in order, each as soon as there is room for it, as `TrialQueue` hands them out.
+    """Return start and end of each trial: in order, each as soon as it fits, as `TrialQueue` starts them.
 
-    Every footprint has to fit when nothing runs. `most` trials run at once, or any number.
+    Every footprint must fit the empty nodes. At most `most` trials run at once; None means no limit.
     """
     free_cpus, free_gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     running: list[tuple[float, int]] = []
@@ -120,7 +120,7 @@ def timeline(
 
 
 def most_at_once(starts: Sequence[Start]) -> int:
-    """Trials that run at the same time, at most."""
+    """Return the maximum number of concurrent trials."""
     changes = sorted([(start.at_s, 1) for start in starts] + [(start.end_s, -1) for start in starts])
     most = running = 0
     for _, change in changes:
@@ -136,13 +136,13 @@ class Reading(NamedTuple):
     training: float
     held_out: float
     kept: bool
-    """Whether a node keeps all of it, in memory or on a disk, for trials that come later."""
+    """Whether a node keeps all of it, in memory or on disk, for later trials."""
 
 
 def store_bytes(readings: Sequence[Reading], starts: Sequence[Start], num_nodes: int) -> tuple[int, int]:
-    """Bytes that a sweep reads, and the most that it could: if no trial finds anything that another one has read.
+    """Return the bytes that a sweep reads, and an upper bound without any sharing between trials.
 
-    Trials that start together stay together and read once on a node; those that start later read again, unless nodes
+    Trials that start together read once a node; those that start later read again, unless nodes
     keep everything.
     """
     groups: Mapping[tuple[tuple[str, ...], float], list[Reading]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""What a sweep's plan foresaw, and what came of it."""
+"""Compares a sweep's estimates with the actual values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PLAN_FILE = "plan.json"
 
 
 def read_plan(store: Store) -> dict[str, Any] | None:
-    """The document of `Plan.to_dict` as written, or None where no plan lies. Raises CorruptDataError."""
+    """Read the document of `Plan.to_dict`; None if there is none. Raises CorruptDataError."""
     try:
         return read_document(store, PLAN_FILE, PLAN, remedy="remove it to go on without it", max_bytes=PLAN_BYTES)
     except FileNotFoundError:
@@ -25,7 +25,7 @@ def read_plan(store: Store) -> dict[str, Any] | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """One number as it was foreseen and as it was."""
+    """An estimated and an actual value."""
 
     name: str
     unit: str
@@ -35,7 +35,7 @@ class Outcome:
 
     @property
     def ratio(self) -> float:
-        """Predicted over real."""
+        """Estimated over actual value."""
         return self.predicted / self.real if self.real else math.nan
 
 
@@ -44,7 +44,7 @@ def outcomes(
     records: Sequence[TrialRecord],
     metrics: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> list[Outcome]:
-    """Memory, time and bytes of the trials trained to their end, as far as they were both foreseen and measured."""
+    """Compare memory, time and bytes of finished trials, as far as they were both estimated and measured."""
     if document is None:
         return []
     foreseen = {trial["id"]: trial for trial in document.get("trials", ())}
@@ -69,5 +69,5 @@ def outcomes(
 
 
 def _bytes_read(logged: Sequence[Mapping[str, Any]]) -> float:
-    """As the trial's last attempt counted them."""
+    """Return the bytes read, as logged by the trial's last attempt."""
     return next((record["data/bytes_read"] for record in reversed(logged) if "data/bytes_read" in record), 0.0)

@@ -1,7 +1,7 @@
-"""What `gpus_per_worker: auto` becomes on the nodes at hand. Pure functions.
+"""Resolves `gpus_per_worker: auto` for the available nodes. Pure functions.
 
-The choice is made once, before a sweep starts, and is no part of a trial's identity: a GPU rounds differently, and the
-dictionary is the same otherwise.
+The choice is made once, before a sweep starts, and is not part of a trial's identity: on a GPU only the rounding of the
+dictionary differs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def with_gpus(trial: Trial, nodes: Sequence[Node]) -> Trial:
 
 
 def gpu_lines(before: Sequence[Trial], decided: Sequence[Trial], nodes: Sequence[Node]) -> list[str]:
-    """Return what `auto` became, for people, where the nodes have GPUs; `decided` are the trials `before`, in order."""
+    """Return lines that describe the choices, where nodes have GPUs; `decided` are the trials `before`, in order."""
     chosen = [now.footprint for was, now in zip(before, decided, strict=True) if was.auto_gpus]
     gpus, on_cpus = sum(node.gpus for node in nodes), [footprint for footprint in chosen if not footprint.on_gpu]
     if not chosen or not gpus:

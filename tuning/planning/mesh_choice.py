@@ -20,22 +20,22 @@ from lexray.tuning.placement.nodes import Node, most_in_one_zone
 from lexray.tuning.trials import Footprint, Trial
 
 USABLE = 0.9
-"""Share of a memory that trainings may fill: allocators leave gaps, and libraries want some for themselves."""
+"""Share of a memory that training may fill; the rest is for fragmentation and libraries."""
 MAX_WORKERS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerCapacity:
-    """What a node offers to workers of a trial."""
+    """Capacity of a node for workers of a trial."""
 
     workers: int
-    """Workers that fit on it by CPUs and GPUs when it is empty."""
+    """Workers that fit the empty node by CPUs and GPUs."""
     host_bytes: int
-    """Memory for each of them."""
+    """Host memory of each worker."""
     gpu_bytes: int | None = None
-    """GPU memory for each of them; None where they compute on CPUs."""
+    """GPU memory of each worker; None for workers on CPUs."""
     zone: str | None = None
-    """Of the node: all workers of a trial are in one."""
+    """Zone of the node: all workers of a trial share one."""
 
 
 class Option(NamedTuple):
@@ -51,7 +51,7 @@ Estimate = Callable[[MeshConfig], Needs]
 def meshes(
     config: TrainingConfig, capacities: Sequence[WorkerCapacity], max_workers: int = MAX_WORKERS
 ) -> Iterator[MeshConfig]:
-    """Every mesh that the dictionary allows and the nodes have workers for, in the order in which they are tried."""
+    """Yield every mesh that the dictionary allows and the nodes have workers for, in order of preference."""
     widest = max((capacity.workers for capacity in capacities), default=0)
     most = most_in_one_zone((capacity.zone, capacity.workers) for capacity in capacities)
     for workers in range(1, min(most, max_workers) + 1):
@@ -66,7 +66,7 @@ def meshes(
 
 
 def is_allowed(config: TrainingConfig, mesh: MeshConfig) -> bool:
-    """Whether this dictionary and its rows can be split so."""
+    """Return whether the mesh can shard this dictionary and its rows."""
     parts = mesh.row_parts(config.dictionary)
     try:
         mesh.check(config.dictionary)
@@ -83,7 +83,7 @@ def choose_mesh(
     name: str,
     max_workers: int = MAX_WORKERS,
 ) -> MeshConfig:
-    """The first mesh whose workers fit every node that may get one. Raises UserError with numbers when none does."""
+    """Return the first mesh whose workers fit every usable node. Raises UserError with numbers if none does."""
     leanest: Option | None = None
     for mesh in meshes(config, capacities, max_workers):
         option = Option(mesh, estimate(mesh))
@@ -99,7 +99,7 @@ def _fits(wanted: Needs, capacities: Sequence[WorkerCapacity]) -> bool:
 
 
 def _pressing(wanted: Needs, capacities: Sequence[WorkerCapacity]) -> float:
-    """The larger of what a worker needs over what the poorest node has for it."""
+    """Return the largest ratio of a worker's memory to the usable memory of the smallest node."""
     host = [wanted.host / (USABLE * capacity.host_bytes) for capacity in capacities]
     return max(host + [wanted.device / (USABLE * capacity.gpu_bytes) for capacity in capacities if capacity.gpu_bytes])
 
@@ -125,7 +125,7 @@ def _refusal(leanest: Option | None, capacities: Sequence[WorkerCapacity], name:
 
 
 def capacities_of(nodes: Sequence[Node], footprint: Footprint, gpu_bytes: int | None) -> list[WorkerCapacity]:
-    """What nodes offer to workers like these, if all their workers are busy. Raises UserError for unknown GPUs."""
+    """Return the nodes' capacity for such workers, if all are busy. Raises UserError if the GPU memory is unknown."""
     on_gpu = footprint.on_gpu
     if on_gpu and gpu_bytes is None:
         raise UserError(
@@ -142,7 +142,7 @@ def capacities_of(nodes: Sequence[Node], footprint: Footprint, gpu_bytes: int | 
 
 
 def with_mesh(trial: Trial, manifest: Manifest, capacities: Callable[[Footprint], Sequence[WorkerCapacity]]) -> Trial:
-    """The trial with its mesh chosen, if it leaves that open; `capacities` says what nodes offer to such workers."""
+    """Return the trial with its mesh chosen, if open; `capacities` returns the nodes' capacity for its workers."""
     if not trial.auto_mesh:
         return trial
     config, on_gpu = trial.config, trial.footprint.on_gpu

@@ -12,9 +12,9 @@ from lexray.tuning.trials import Trial
 
 
 def mesh_options_of(trial: Trial, elastic: ElasticBlock, has_room: Callable[[Trial], bool]) -> MeshOptions:
-    """Those of a trial whose mesh is chosen; `has_room` says whether its workers fit into the memory of nodes.
+    """Return the mesh options of a trial whose mesh is chosen; `has_room` checks that workers fit the nodes' memory.
 
-    Rows are split over more or fewer workers, latents over as many as before: results differ by rounding only.
+    Only the split of rows varies, not that of latents: results differ by rounding only.
     """
     asked = trial.config.mesh
     numbers = range(max(asked.data, elastic.max_data or 0), min(asked.data, elastic.min_data) - 1, -1)

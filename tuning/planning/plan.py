@@ -1,4 +1,4 @@
-"""The plan of a sweep, as pure values: what each trial takes, what runs at once, how long, what it reads and costs."""
+"""The plan of a sweep as plain values: resources of each trial, concurrency, time, bytes read and cost."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ HOUR_S = 3600.0
 
 @dataclass(frozen=True, kw_only=True)
 class Machines:
-    """What a sweep will run on."""
+    """Resources that a sweep will run on."""
 
     nodes: list[Node]
     object_store_bytes: list[int]
-    """Of each node."""
+    """Size of each node's object store."""
     trials_on_head: int | None = None
-    """Trials for whose own processes the head has room; None: not known."""
+    """Trials whose driver processes fit the head; None if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialPlan:
-    """One trial."""
+    """Plan of one trial."""
 
     id: str
     name: str
@@ -64,9 +64,9 @@ class TrialPlan:
     flop: int | None
     """Floating-point operations of all its steps; None where atoms are solved for."""
     seconds: float | None
-    """Estimated wall time; None where no speed is known."""
+    """Estimated wall time; None without a known speed."""
     is_bound: bool = False
-    """Whether it stands for trials that are chosen later, as the largest that they can be."""
+    """Whether it is the upper bound of trials that the search has yet to propose."""
 
     @property
     def workers(self) -> int:
@@ -75,26 +75,26 @@ class TrialPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A sweep before it runs. Sums are over the trials that are to do."""
+    """Plan of a sweep. Totals are over the unfinished trials."""
 
     trials: list[TrialPlan]
     nodes: list[Node]
     at_once: int
-    """Trials that run at the same time, at most."""
+    """Maximum number of concurrent trials."""
     steps: int
     store_bytes: int
-    """Read from the object store of the dataset if trials that start together stay together."""
+    """Bytes read from the dataset's store if trials that start together share their reads."""
     store_bytes_at_most: int
-    """Read if none does."""
+    """Bytes read without any sharing."""
     seconds: float | None
-    """Estimated wall time of the sweep; None where the speed of some trial is not known."""
+    """Estimated wall time of the sweep; None if a trial's speed is unknown."""
     cpu_hours: float | None
     gpu_hours: float | None
     cost: float | None
-    """By the sweep file's prices; None without them or without a time."""
+    """Cost by the sweep file's prices; None without prices or a time."""
     currency: str
     speeds: dict[str, Speed]
-    """What the times were computed from, by kind of trial."""
+    """Speeds used for the times, by kind of trial."""
     warnings: list[str]
     chosen_later: int = 0
     """Trials that a search chooses while the sweep runs. Every number is then an upper bound, and `trials` has the
@@ -106,11 +106,11 @@ class Plan:
 
     @property
     def num_to_do(self) -> int:
-        """With those that are chosen later."""
+        """Unfinished trials, including those to be proposed later."""
         return sum(not trial.is_bound for trial in self.to_do) + self.chosen_later
 
     def to_dict(self) -> dict[str, Any]:
-        """The document of `--json` and `plan.json`."""
+        """Return the document of `--json` and `plan.json`."""
         document = asdict(self)
         for shown, trial in zip(document["trials"], self.trials, strict=True):
             shown["workers"] = trial.workers
@@ -129,7 +129,7 @@ def make_plan(
     prices: PricesBlock | None = None,
     cache_bytes: int = 0,
 ) -> Plan:
-    """The plan of these trials, whose meshes are chosen; `unfinished` are the ids of those to do.
+    """Plan these trials, whose meshes are chosen; `unfinished` are the ids of those to train.
 
     `speeds` by `kind_of`; `cache_bytes` of the cache on each node's disk.
     """
@@ -191,7 +191,7 @@ def _trial_plan(
 
 
 def _hours(todo: Sequence[Trial], seconds: Sequence[float]) -> tuple[float, float]:
-    """Hours of CPUs and of GPUs."""
+    """Return the hours of CPUs and of GPUs."""
     timed = list(zip(todo, seconds, strict=True))
     return (
         sum(t.footprint.cpus * s for t, s in timed) / HOUR_S,
@@ -209,7 +209,7 @@ def _cost(
 
 
 def _reading(trial: Trial, manifest: Manifest, counts: RowCounts, keeps_windows: bool, cache_bytes: int) -> Reading:
-    """A server keeps all windows or not; a cache on disk has the chunks that the windows of every epoch are made of."""
+    """Return the bytes a trial reads: a server keeps all windows or none, a disk cache the chunks of all epochs."""
     config, data = trial.config, trial.config.data
     training, held_out = counts.training(data), counts.held_out(data)
     epochs = config.num_steps * data.batch_rows / training
@@ -226,14 +226,14 @@ def _reading(trial: Trial, manifest: Manifest, counts: RowCounts, keeps_windows:
 
 
 def _part_bytes(trial: Trial, manifest: Manifest, counts: RowCounts, part: Part) -> float:
-    """Bytes of all chunks with rows of a part, and of those that are read twice as the boundary of lanes cuts them."""
+    """Return the bytes of all chunks with rows of a part, plus those read twice at lane boundaries."""
     data = trial.config.data
     row_bytes = sum(manifest.sites[site].row_bytes for site in data.sites)
     return (counts.read_share(data, part) * manifest.rows + (data.lanes - 1) * manifest.chunk_rows) * row_bytes
 
 
 def _whole_windows(epochs: float, rows: int, trial: Trial, manifest: Manifest) -> float:
-    """So many epochs of so many rows, rounded up to whole windows of each lane."""
+    """Round a number of epochs of `rows` rows up to whole windows of each lane."""
     data = trial.config.data
     widest = max(site.row_bytes for site in manifest.sites.values())
     window_chunks = max(1, data.window_bytes // (manifest.chunk_rows * widest))
@@ -243,7 +243,7 @@ def _whole_windows(epochs: float, rows: int, trial: Trial, manifest: Manifest) -
 
 
 def _kept_bytes(todo: Sequence[Trial], shapes: Sequence[StreamShape], machines: Machines) -> int:
-    """Bytes of windows that every node keeps for trials that come later."""
+    """Return the bytes of windows that every node keeps for later trials."""
     if not todo:
         return 0
     return min(
@@ -253,7 +253,7 @@ def _kept_bytes(todo: Sequence[Trial], shapes: Sequence[StreamShape], machines: 
 
 
 def _crowded(todo: Sequence[Trial], memory: Mapping[str, WorkerMemory], nodes: Sequence[Node]) -> list[str]:
-    """A line for each size of node that could get more workers at once than its memory holds."""
+    """Return a warning for each kind of node that could run more concurrent workers than its memory holds."""
     lines = []
     for node in dict.fromkeys(nodes):
         workers = most_workers(todo, node) if todo else 0

@@ -1,4 +1,4 @@
-"""How many rows a sweep's dictionaries read: counted from small columns, once for each choice of sites."""
+"""Counts the rows that a sweep's dictionaries read, from small columns, once for each choice of sites."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ from lexray.storage.windows import WindowReader
 from lexray.training.config import DataConfig
 
 MAX_OUTLYING_SHARE = 0.2
-"""Share of the dataset's rows with outlying norms beyond which the filter is taken for a mistake."""
+"""Maximum share of rows with outlying norms; a filter that drops more counts as a mistake."""
 
 
 class HeldOutRows(NamedTuple):
-    """Rows that are never trained on."""
+    """Number of rows in each held-out part."""
 
     validation: int
     test: int
 
 
 class RowCounts:
-    """Rows of each part that the filters leave."""
+    """Counts of the rows of each part after filtering."""
 
     def __init__(self) -> None:
         self._selected: dict[tuple[tuple[str, ...], Part], SelectedRows] = {}
 
     def training(self, data: DataConfig) -> int:
-        """Rows to train on. Raises UserError when they make no batch, or the norm filter drops too many."""
+        """Return the number of training rows. Raises UserError if they fill no batch, or the norm filter drops too
+        many.
+        """
         selected = self._select(data, "train")
         rows = int(selected.counts.sum())
         _check_outlying(data, selected)
@@ -39,7 +41,7 @@ class RowCounts:
         return rows
 
     def held_out(self, data: DataConfig) -> HeldOutRows:
-        """Rows to evaluate on. Raises UserError when those of a part do not fill the lanes."""
+        """Return the numbers of held-out rows. Raises UserError if those of a part do not fill the lanes."""
         return HeldOutRows(*(self._held_out_rows(data, part) for part in HELD_OUT_PARTS))
 
     def _held_out_rows(self, data: DataConfig, part: HeldOutPart) -> int:
@@ -52,7 +54,7 @@ class RowCounts:
         return rows
 
     def read_share(self, data: DataConfig, part: Part) -> float:
-        """Share of the dataset's rows that an epoch of a part reads: chunks are read whole."""
+        """Return the share of the dataset that an epoch of a part reads: chunks are read whole."""
         masks = self._select(data, part).masks
         return sum(len(mask) for mask in masks if mask.any()) / sum(len(mask) for mask in masks)
 

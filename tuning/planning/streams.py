@@ -1,4 +1,4 @@
-"""The memory of a node's streams: what decides it for each trial, and whether a node has it. Pure functions."""
+"""The memory of a node's streams: its shape for each trial, and whether a node has it. Pure functions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lexray.tuning.trials import Trial
 
 
 def shape_of(trial: Trial, manifest: Manifest, counts: RowCounts) -> StreamShape:
-    """What decides the memory of a trial's streams."""
+    """Return the shape of a trial's streams, which determines their memory."""
     data, train_rows = trial.config.data, counts.training(trial.config.data)
     return stream_shape(
         manifest,
@@ -33,7 +33,7 @@ def takes_workers(trials: Sequence[Trial], node: Node) -> bool:
 
 
 def most_workers(trials: Sequence[Trial], node: Node) -> int:
-    """Workers that a node can have at once, at most."""
+    """Return the maximum number of concurrent workers on a node."""
     fitting = max(node.workers(trial.footprint) for trial in trials)
     return max(1, min(fitting, sum(trial.footprint.workers for trial in trials)))
 
@@ -41,7 +41,7 @@ def most_workers(trials: Sequence[Trial], node: Node) -> int:
 def refuse_streams(
     trials: Sequence[Trial], shapes: Sequence[StreamShape], nodes: Sequence[Node], object_store_bytes: Sequence[int]
 ) -> None:
-    """Raise UserError when a node that may get workers has no room in its object store for their windows."""
+    """Raise UserError if a usable node's object store is too small for its workers' windows."""
     for node, store_bytes in zip(nodes, object_store_bytes, strict=True):
         if takes_workers(trials, node):
             wanted = stream_memory(shapes, consumers=most_workers(trials, node), object_store_bytes=store_bytes)

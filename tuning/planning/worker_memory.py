@@ -1,4 +1,4 @@
-"""The memory of a trial's worker, by what has it: formulas of `training.cost.memory` and what the stream adds."""
+"""The memory of a trial's worker by component: formulas of `training.cost.memory`, plus the stream."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lexray.tuning.trials import Trial
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerMemory:
-    """Bytes of the worker of a trial that needs the most, at its worst moment, and what they are made of."""
+    """Peak bytes of the most demanding worker of a trial, and their components."""
 
     process: int
     """Python and the libraries."""
@@ -23,28 +23,28 @@ class WorkerMemory:
     masters: int
     moments: int
     gradients: int
-    """Gradients, and buffers for them, that stay between steps."""
+    """Gradients and their buffers that persist between steps."""
     step: int
-    """Activations, or gradients and what else the backward pass takes: the larger of the two."""
+    """Activations, or gradients and other tensors of the backward pass, whichever is larger."""
     buffers: int
     """Counters, thresholds, sums."""
     batches: int
-    """Rows on their way to a step."""
+    """Batches prepared for coming steps."""
     windows: int
-    """Mapped from the node's object store; workers in step share them."""
+    """Windows mapped from the node's object store; workers in step share them."""
     host: int
-    """Peak in the host's memory, without windows: at the start, in a step with an upload, or at the end."""
+    """Peak host memory without windows: at the start, in a step with an upload, or at the end."""
     device: int
-    """Peak on a GPU; 0 without one."""
+    """Peak GPU memory; 0 without a GPU."""
 
     @property
     def resident(self) -> int:
-        """Peak of the process as the system counts it, with the windows that it maps."""
+        """Peak resident memory of the process, with the windows that it maps."""
         return self.host + self.windows
 
 
 def worker_memory(trial: Trial, manifest: Manifest, shape: StreamShape, *, epochs: float) -> WorkerMemory:
-    """What the worker of a trial over so many epochs takes that has the most."""
+    """Return the memory of the most demanding worker of a trial of `epochs` epochs."""
     # A small dataset has fewer windows than a worker may hold: those of two epochs at most, as one follows the other.
     lanes_share = shape.lanes / trial.config.data.lanes
     whole = shape.epoch_bytes * lanes_share
@@ -70,6 +70,6 @@ def worker_memory(trial: Trial, manifest: Manifest, shape: StreamShape, *, epoch
 
 
 def peak_resident_bytes() -> int:
-    """The most that this process has had resident so far, pages that it shares with others included."""
+    """Return the peak resident bytes of this process, including shared pages."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak

@@ -1,4 +1,4 @@
-"""How the driver's queue and a trial's process ask for nodes: through the placer's actor, or one in this process."""
+"""Clients that request nodes for the driver's queue and trial processes, from the placer's actor or in process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lexray.tuning.trials import Footprint
 
 
 class AllocatorClient(Protocol):
-    """Nodes for the trials of a sweep; see `lexray.tuning.ray_backend.placer.Placer` for what each call does."""
+    """Allocates nodes to the trials of a sweep; see `lexray.tuning.ray_backend.placer.Placer` for each call."""
 
     def claim(self, trial: str, name: str, mesh_options: MeshOptions) -> bool: ...
     def take(self, trial: str, name: str, mesh_options: MeshOptions) -> Placement | None: ...
@@ -57,17 +57,17 @@ class RemoteAllocator:
         return str(ray.get(self.placer.overdue.remote(trial)))
 
     def waiting(self) -> list[str]:
-        """Who waits for what, one line each."""
+        """Return what each waiting trial waits for, one line each."""
         return list(ray.get(self.placer.waiting.remote()))
 
     def launch_failures(self) -> list[str]:
-        """Why nodes are not launched, one line for each pool."""
+        """Return why nodes are not launched, one line for each pool."""
         return list(ray.get(self.placer.launch_failures.remote()))
 
 
 @contextmanager
 def placing(servers: WindowServers, wait_at_most_s: float | Literal["auto"] = "auto") -> Iterator[RemoteAllocator]:
-    """A placer on the head of the connected cluster, and window servers where its trials run, as long as the block."""
+    """Run a placer on the cluster's head, and window servers where its trials run, within the context."""
     options = ray.remote(Placer).options(num_cpus=0, resources=ON_HEAD)
     placer: Any = options.remote(servers, wait_at_most_s=wait_at_most_s)
     try:

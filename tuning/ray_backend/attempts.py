@@ -1,7 +1,7 @@
-"""Attempts at one trial: each on nodes that are chosen then, until the training ends or fails for a reason of its own.
+"""Attempts at one trial: each on newly allocated nodes, until training ends or fails for a reason of its own.
 
-An attempt whose node is lost, or whose workers found no room after all, is no failure of the trial; neither is one that
-saved its state to go on elsewhere. Whatever ends an attempt, the next goes on from the newest valid checkpoint.
+A lost node, or workers that did not fit after all, do not count as failures of the trial; neither does a move to other
+nodes. However an attempt ends, the next resumes from the newest valid checkpoint.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ from lexray.tuning.trials import Trial
 log = logging.getLogger("lexray")
 
 ASK_EVERY_S = 1.0
-"""How often a trial without nodes asks for some."""
+"""Seconds between a waiting trial's requests for nodes."""
 NOTICE_S = 3.0
-"""How long after a worker's death the cluster may need to know that its node is gone."""
+"""Seconds that the cluster may need to notice a lost node after a worker's death."""
 
 
 class NoNodesError(RuntimeError):
-    """Nodes that a trial needs did not arrive in `resources.wait_at_most_s`. One line with the cause."""
+    """A trial's nodes did not arrive in `resources.wait_at_most_s`. One line with the cause."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attempts:
-    """What decides about the attempts at a trial."""
+    """The attempts at a trial and their settings."""
 
     trial: Trial
     mesh_options: MeshOptions
     allocator: AllocatorClient
     retries: int
-    """Failures of its own after which the trial is given up."""
+    """Failures of the trial itself after which it is given up."""
     is_over: Callable[[], bool]
     """Whether the sweep ends while the trial waits for nodes."""
     sleep: Callable[[float], None] = time.sleep
 
     def run(self, attempt: Callable[[Placement], str]) -> bool:
-        """Call `attempt` until it says something else than that the trial moves; False: the sweep was over before.
+        """Call `attempt` until it returns another status than moving; False if the sweep was over before.
 
         Raises NoNodesError when nodes are missing for too long, and the attempt's error once it failed too often for
-        reasons of its own. A node that is gone, or is about to go, excuses one failure: it may stay for long after it
-        was told to leave.
+        reasons of its own. A node that is lost or draining excuses one failure, since a draining node may stay for
+        long.
         """
         failures, excuses = 0, set[str]()
         while (placement := self._nodes()) is not None:
@@ -70,7 +70,7 @@ class Attempts:
         return False
 
     def _nodes(self) -> Placement | None:
-        """Where the next attempt runs, once there is room; None when the sweep is over."""
+        """Wait for the placement of the next attempt; None when the sweep is over."""
         while True:
             placement = self.allocator.take(self.trial.id, self.trial.name, self.mesh_options)
             if placement is not None:
@@ -84,17 +84,17 @@ class Attempts:
 
 
 def is_of_the_trial(error: Exception, lost_nodes: list[str]) -> bool:
-    """Whether the failure of an attempt is the trial's own, and not that of nodes that are gone or were taken."""
+    """Return whether a failure is the trial's own, not caused by lost or unavailable nodes."""
     no_room = isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)
     return not lost_nodes and not no_room
 
 
 def on_placement(trial: Trial, placement: Placement) -> Trial:
-    """The trial with the mesh that it has this time."""
+    """Return the trial with the mesh of this placement."""
     config = replace(trial.config, mesh=placement.option.mesh)
     return replace(trial, config=config, footprint=placement.option.footprint)
 
 
 def sweep_is_over(folder: SweepFolder, deadline_s: float | None, clock: Callable[[], float] = time.time) -> str:
-    """The status of a trial that waits for nodes when the sweep ends; empty while it goes on."""
+    """Return the status of a waiting trial when the sweep ends; empty while it continues."""
     return DEADLINE if deadline_s is not None and clock() >= deadline_s else read_ending(folder)

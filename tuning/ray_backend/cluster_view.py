@@ -1,4 +1,4 @@
-"""What the connected Ray cluster has at the moment."""
+"""Snapshots of the connected Ray cluster."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from lexray.tuning.placement.nodes import ZONE, Node, trials_on_head
 from lexray.tuning.planning.plan import Machines
 
 MAX_TO_COME = 64
-"""Nodes to come that are looked at, of each kind: no trial is wider."""
+"""Limit on future nodes of each kind that are considered: no trial is wider."""
 
 RECENT_S = 1.0
-"""How old a view may be by which trials are told whether there is room: what Ray tells is as old."""
+"""Maximum age in seconds of a snapshot used for placement; Ray's own data is as old."""
 
 
 @dataclass
 class RecentView:
-    """The cluster as it was `RECENT_S` ago at most: asked once for all trials that ask meanwhile."""
+    """A snapshot at most `RECENT_S` old, shared by all trials that request it meanwhile."""
 
     look: Callable[[], View]
     clock: Callable[[], float]
-    """Seconds."""
+    """Returns the current time in seconds."""
     _last: View | None = None
     _looked_s: float = 0.0
 
@@ -37,14 +37,14 @@ class RecentView:
         return self._last
 
     def now(self) -> View:
-        """The cluster as it is."""
+        """Take a new snapshot."""
         self._looked_s = self.clock()
         self._last = self.look()
         return self._last
 
 
 def cluster_view() -> View:
-    """Living nodes, what is free on them, which are told to leave, and what an autoscaler could add."""
+    """Return live nodes, their free resources, which are draining, and what an autoscaler could add."""
     available = available_resources_per_node()
     leaving = state.get_draining_nodes()
     alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
@@ -60,12 +60,12 @@ def cluster_view() -> View:
 
 
 def living_nodes() -> dict[str, Node]:
-    """What the nodes of the cluster have when they are empty, by node id."""
+    """Return the total resources of the live nodes by node id."""
     return {node_id: state.total for node_id, state in cluster_view().nodes.items()}
 
 
 def cluster_machines() -> Machines:
-    """What a sweep may count on: the living nodes, and those that an autoscaler could add."""
+    """Return the resources available to a sweep: live nodes, and those that an autoscaler could add."""
     view, told = cluster_view(), ray.nodes()
     stores = {node["NodeID"]: int(node["Resources"].get("object_store_memory", 0)) for node in told}
     nodes = {**{node_id: state.total for node_id, state in view.nodes.items()}, **view.to_come}
@@ -83,12 +83,12 @@ def _node(resources: Mapping[str, float], zone: str | None = None) -> Node:
 
 
 def zone_resource(zone: str) -> str:
-    """Name under which a group of nodes to come has its zone: Ray's record of such groups has no labels."""
+    """Return the resource name that encodes the zone of a node group: Ray's record of such groups has no labels."""
     return f"{ZONE}={zone}"
 
 
 def _to_come(alive: list[dict[str, Any]]) -> Iterator[tuple[str, Node]]:
-    """Nodes that are not there yet: of each group of the autoscaler as many as it may still start."""
+    """Yield future nodes: for each autoscaler group as many as it can still launch."""
     config = state.get_cluster_config()
     for group in config.node_group_configs if config is not None else ():
         there = sum(node.get("Labels", {}).get("ray.io/node-group") == group.name for node in alive)

@@ -24,7 +24,7 @@ class TrainHere(TorchTrainer):
     """A `TorchTrainer` whose controller runs where `fit` is called: inside an actor, such as a trial of Tune."""
 
     def _create_default_callbacks(self) -> list[Any]:
-        """Without the one that starts a process for datasets of Ray Data: trials read windows."""
+        """Leave out the callback that starts a process for Ray Data datasets: trials read windows."""
         assert not self.datasets
         callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # typed as the one of Train v1
         return [callback for callback in callbacks if not isinstance(callback, DatasetsCallback)]
@@ -37,7 +37,7 @@ class TrainHere(TorchTrainer):
 
 
 class ReportToTune(UserCallback):
-    """What the first worker reports goes to Tune, from the function that Tune called."""
+    """Forwards the first worker's reports to Tune, from the function that Tune called."""
 
     def after_report(
         self, run_context: TrainRunContext, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None

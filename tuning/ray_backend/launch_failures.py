@@ -1,4 +1,4 @@
-"""Why a Ray cluster gets no nodes: launches that its autoscaler tried and that failed, from Ray's own report."""
+"""Reports why a Ray cluster gets no nodes: failed launches, from Ray's own report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import ray
 from ray.autoscaler.v2.sdk import get_cluster_status
 
 RECENT_S = 120.0
-"""How long a failed launch counts: while nodes are needed the autoscaler tries again several times a minute."""
+"""Seconds that a failed launch counts: an autoscaler in need of nodes retries several times a minute."""
 _WRAPPING = re.compile(r"^launch failed with (Failed to launch \d+ nodes of type \S+ with request id \S*:\s*)?")
 _ADVICE = {
     "VcpuLimitExceeded": "ask AWS for a larger vCPU quota (Service Quotas, Amazon EC2), or use a smaller instance type",
@@ -22,7 +22,7 @@ _ADVICE = {
     "ServiceLinkedRole": "run `aws iam create-service-linked-role --aws-service-name spot.amazonaws.com`",
     "Unsupported": "choose another instance type or zone: this zone does not offer the type",
 }
-"""What to change, by a part of AWS's error code."""
+"""Remedies, by a part of AWS's error code."""
 
 
 class Launch(Protocol):

@@ -1,4 +1,4 @@
-"""What the trials and the driver of a sweep publish as metrics, see `lexray.tuning.ray_backend.publisher`."""
+"""Metrics published by the trials and the driver of a sweep, see `lexray.tuning.ray_backend.publisher`."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class StatusMetrics:
         self._move(PENDING, RUNNING)
 
     def logged(self, run: TrialRun, records: list[dict[str, Any]]) -> None:
-        """Nothing: the trial's first worker publishes more."""
+        """Do nothing: the trial's first worker publishes its own metrics."""
 
     def ended(self, run: TrialRun, record: TrialRecord | None) -> None:
         self._move(RUNNING, record.status if record is not None else FAILED)

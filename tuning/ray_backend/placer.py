@@ -1,4 +1,4 @@
-"""The actor that gives nodes to the trials of one sweep. It lives on the head, as long as the sweep."""
+"""The actor that allocates nodes to the trials of one sweep. It runs on the head for the sweep's lifetime."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from lexray.tuning.ray_backend.window_servers import WindowServers
 from lexray.tuning.trials import Footprint
 
 ON_HEAD = {HEAD: 0.0001}
-"""A little of what only the head has: nobody takes that node away while the cluster lives."""
+"""A small amount of a resource that only the head has, which is never removed."""
 WAIT_S = 3600.0
-"""Default bound of waiting for nodes that an autoscaler launches: the head and its network cost money meanwhile."""
+"""Default limit in seconds of waiting for autoscaled nodes: the head and its network cost money meanwhile."""
 
 
 class Bundle(NamedTuple):
-    """Resources on one node, as the autoscaler is asked for them."""
+    """Resources on one node, as requested from the autoscaler."""
 
     resources: tuple[tuple[str, float], ...]
     """Names and amounts."""
     zone: str | None
-    """None where any will do."""
+    """Zone of the node; None for any."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where one attempt at a trial runs."""
+    """Mesh, nodes and window servers of one attempt at a trial."""
 
     option: MeshOption
     nodes: tuple[str, ...]
@@ -64,7 +64,7 @@ class Placer:
         self._asked: list[Bundle] = []
 
     def claim(self, trial: str, name: str, mesh_options: MeshOptions) -> bool:
-        """Whether the trial got nodes. Those it had before are given back."""
+        """Return whether the trial got nodes; its earlier ones are released."""
         # In an older view the workers that the trial had until now would be somebody else's.
         view = self._view.now() if trial in self._allocator.allocations else self._view()
         claim = self._allocator.claim(trial, name, mesh_options, view, self._clock())
@@ -72,7 +72,7 @@ class Placer:
         return claim is not None
 
     def take(self, trial: str, name: str, mesh_options: MeshOptions) -> Placement | None:
-        """The placement of the trial's next attempt: the nodes just claimed for it, or others; None: it waits."""
+        """Return the placement of the next attempt: the nodes just claimed, or others; None if it has to wait."""
         claim = self._allocator.allocations.get(trial)
         if (claim is None or claim.is_taken) and not self.claim(trial, name, mesh_options):
             return None
@@ -91,23 +91,23 @@ class Placer:
         self._settle(self._view())
 
     def lost(self, trial: str) -> list[str]:
-        """The nodes of the trial's attempt that are gone, or about to go."""
+        """Return the lost or draining nodes of the trial's attempt."""
         view = self._view.now()
         claim = self._allocator.allocations.get(trial)
         nodes = dict.fromkeys(claim.nodes) if claim is not None else {}
         return [node_id for node_id in nodes if node_id not in view.nodes or view.nodes[node_id].is_leaving]
 
     def should_move(self, trial: str, mesh_options: MeshOptions) -> bool:
-        """Whether the running trial should save its state and take other nodes."""
+        """Return whether the running trial should save its state and move to other nodes."""
         return self._allocator.should_move(trial, mesh_options, self._view(), self._clock())
 
     def waiting(self) -> list[str]:
-        """Who waits for what, one line each."""
+        """Return what each waiting trial waits for, one line each."""
         self._settle(self._view())
         return self._allocator.lines(self._clock())
 
     def launch_failures(self) -> list[str]:
-        """Why nodes that trials wait for are not launched, one line for each pool; empty while nobody waits."""
+        """Return why awaited nodes are not launched, one line for each pool; empty while no trial waits."""
         return self._failures() if self._allocator.waiting else []
 
     def overdue(self, trial: str) -> str:
@@ -127,7 +127,7 @@ class Placer:
         return f"{waited}: {'; '.join(causes)}"
 
     def has_room(self, footprint: Footprint) -> bool:
-        """Whether workers like these would fit now."""
+        """Return whether workers of this footprint would fit now."""
         return place(footprint, 1, self._allocator.free(self._view())) is not None
 
     def close(self) -> None:
@@ -136,7 +136,7 @@ class Placer:
             self._servers.close()
 
     def _settle(self, view: View) -> None:
-        """End servers that nobody uses, and ask the autoscaler for what is waited for."""
+        """End unused servers, and request awaited nodes from the autoscaler."""
         if self._servers is not None:
             staying = [node_id for node_id, node in view.nodes.items() if not node.is_leaving]
             self._servers.keep_only(self._allocator.used_nodes(), staying, self._clock())
@@ -144,7 +144,7 @@ class Placer:
             self._ask_for(wanted_bundles(self._allocator, view) if self._allocator.waiting else [])
 
     def _ask_for(self, bundles: list[Bundle]) -> None:
-        """Tell the autoscaler how large the cluster has to be; nothing: as the work there is needs it."""
+        """Request a minimum cluster size from the autoscaler; an empty list removes the request."""
         if bundles != self._asked:
             request_resources(
                 bundles=[dict(bundle.resources) for bundle in bundles],
@@ -176,7 +176,7 @@ def wanted_bundles(allocator: Allocator, view: View) -> list[Bundle]:
 
 
 def _bundles(option: MeshOption, zone: str | None) -> list[Bundle]:
-    """The workers of a feature group in one piece."""
+    """Return one bundle for each feature group of workers."""
     footprint, group = option.footprint, option.mesh.feature
     amounts = {"CPU": footprint.cpus_per_worker * group, "GPU": footprint.gpus_per_worker * group}
     resources = tuple((name, amount) for name, amount in amounts.items() if amount)

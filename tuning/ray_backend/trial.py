@@ -1,4 +1,4 @@
-"""One trial as Ray runs it: a Tune function that fits a Ray Train `TorchTrainer`, and what each worker of it does."""
+"""Runs one trial on Ray: a Tune function that fits a Ray Train `TorchTrainer`, and its worker function."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ from lexray.tuning.sweep_folder import FAILED, MOVING, PAUSED, RUNNING, TrialRec
 log = logging.getLogger("lexray")
 
 REPORTS = 20
-"""Evaluations of a training that reach Tune at most."""
+"""Maximum number of evaluations reported to Tune."""
 
 
 def run_trial(config: dict[str, Any]) -> None:
     """The Tune trainable: train `config["run"]` to its end.
 
     The first worker writes the result to `trial.json`. A failed trial does not fail the sweep: its reason goes there.
-    One that somebody else runs by now is left to them.
+    A trial that another process has taken over is left to it.
     """
     run: TrialRun = config["run"]
     began = time.time()
@@ -71,12 +71,12 @@ def run_trial(config: dict[str, Any]) -> None:
             run.allocator.release(run.trial.id)
     ended = run.folder.read_trial(run.trial.id)
     if ended is None or ended.status not in PAUSED:
-        # They served to resume; the dictionary has the weights.
+        # Checkpoints only served to resume; the dictionary has the weights.
         delete_temporary(run.store.at_path("checkpoints"), run.trial.config.every.keep)
 
 
 def _run_attempts(run: TrialRun, began: float) -> None:
-    """Attempts at the trial until its training ends, or the sweep does."""
+    """Run attempts at the trial until its training ends, or the sweep does."""
     if run.allocator is None:
         _attempt(run, began)
         return
@@ -98,9 +98,9 @@ def _run_attempts(run: TrialRun, began: float) -> None:
 
 
 def _attempt(run: TrialRun, began: float) -> str:
-    """Run the trial's workers to their end and count their hours; the status that they leave it with.
+    """Run the trial's workers to their end and count their hours; return the status that they leave.
 
-    Raises DisplacedError when another process runs the trial by then.
+    Raises DisplacedError if another process has taken over the trial.
     """
     run = replace(run, attempt=uuid.uuid4().hex)
     run.fence.take()
@@ -123,9 +123,9 @@ def torch_trainer(
     callbacks: Sequence[Any] = (),
     began_s: float | None = None,
 ) -> TorchTrainer:
-    """The Ray Train job of a trial whose attempt `meter` counts; its first attempt began at `began_s`, Unix time.
+    """Return the Ray Train job of a trial; `meter` counts its hours; its first attempt began at `began_s` (Unix time).
 
-    Ray Train starts nothing again where the attempts do: they have other nodes, and another mesh if need be.
+    Ray Train itself restarts nothing if `Attempts` do: with other nodes, and another mesh if need be.
     """
     footprint = run.trial.footprint
     began_s = meter.began_s if began_s is None else began_s
@@ -153,7 +153,7 @@ def torch_trainer(
 
 @dataclass
 class BoundedReports:
-    """Evaluations as they go to Tune: at most `REPORTS` of a training, chosen by the step alone.
+    """Reports evaluations to Tune: at most `REPORTS` a training, chosen by the step alone.
 
     Every rank must report equally often, and a report waits until Ray Train has fetched the one before, which it does
     a few times a second at best: frequent ones would slow the training.
@@ -170,7 +170,7 @@ class BoundedReports:
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """What each Ray Train worker runs. The first says what became of the trial, while this attempt has its folder."""
+    """Run one Ray Train worker. The first writes the trial's record, while this attempt owns the folder."""
     run: TrialRun = config["run"]
     device = device_of_worker(on_gpu=run.trial.footprint.on_gpu)
     use_device(device)
@@ -185,7 +185,7 @@ def train_worker(config: dict[str, Any]) -> None:
 
 
 def _trained(run: TrialRun, meter: Meter, began_s: float, fence: Fence, device: torch.device) -> TrialRecord:
-    """Train this worker's share; the record of the trial as that ended."""
+    """Train this worker's share; return the trial's record at its end."""
     rank, store = ray.train.get_context().get_world_rank(), fence.fenced_store
     metrics = TrainingMetrics(run)
     trainer = Trainer(
@@ -215,7 +215,7 @@ def _trained(run: TrialRun, meter: Meter, began_s: float, fence: Fence, device: 
 
 
 def _should_pause(run: TrialRun, meter: Meter, fence: Fence) -> Callable[[], str]:
-    """Why the training is to save its state and end; asked on its first worker, where a displaced attempt ends."""
+    """Return the function that says why training should save its state and end; called on the first worker."""
     pause, allocator = Pause(folder=run.folder, meter=meter, deadline_s=run.deadline_s), run.allocator
 
     def moving() -> str:
@@ -231,7 +231,7 @@ def _should_pause(run: TrialRun, meter: Meter, fence: Fence) -> Callable[[], str
 
 
 def _nearest_stream(run: TrialRun, consumer: str) -> OpenStream:
-    """Windows from this node's server; from the store itself on a node without one."""
+    """Open windows from this node's server, or from the store on a node without one."""
     server = run.servers.get(ray.get_runtime_context().get_node_id())
     if server is not None:
         return lambda spec: ServedWindows(spec, server, consumer)

@@ -1,7 +1,7 @@
-"""Which trial starts next: in the order of the sweep, as many at once as the cluster has room for.
+"""Starts trials in the order of the sweep, as many at once as the cluster can hold.
 
 Ray Train makes its placement groups outside of Tune's accounting, so nodes are claimed here for whole trials. The first
-trial in line waits until it fits; none overtakes it, so a wide one is not starved.
+trial in line waits until it fits; none overtakes it, so that a wide one is not starved.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from lexray.tuning.trials import Footprint
 
 
 class Source(Protocol):
-    """Where trials come from that are chosen late, by what earlier ones measured."""
+    """A source of trials that are proposed late, from the results of earlier ones."""
 
     @property
     def smallest(self) -> Footprint:
-        """What the next one takes at least: it is not chosen before there is room for that."""
+        """Minimum resources of the next trial: it is not proposed before they are free."""
 
     def ask(self) -> list[TrialRun]:
-        """The next one, or none if that was all."""
+        """Return the next trial in a list; an empty list if there is none."""
 
 
 class TrialQueue(Searcher):
-    """Hands trials to Tune; `on_change` hears of every start and end. None starts once `is_over` says so."""
+    """Supplies trials to Tune; `on_change` is called on every start and end. None starts once `is_over` is true."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class TrialQueue(Searcher):
         self._on_change, self._is_over, self._source = on_change, is_over, source
 
     def suggest(self, trial_id: str) -> dict | None:
-        """The next trial, None while there is no room for it, FINISHED when all were handed out or none may start."""
+        """Return the next trial, None while it does not fit, FINISHED if all have started or none may start."""
         if self._is_over():
             return Searcher.FINISHED  # type: ignore[return-value]
         if not self._waiting and self._source is not None:
@@ -74,14 +74,14 @@ class TrialQueue(Searcher):
             self._on_change(run, False)
 
     def _give_up(self, run: TrialRun, reason: str) -> None:
-        """A trial that never got its nodes has failed; run again, the sweep tries it again."""
+        """Mark a trial that never got its nodes as failed; a rerun of the sweep retries it."""
         self._on_change(run, True)
         run.folder.write_trial(replace(new_record(run.trial, status=FAILED), reason=reason))
         self._allocator.release(run.trial.id)
         self._on_change(run, False)
 
-    # Tune wants to keep searchers for its own way of resuming, which lexray does not use: the sweep's folder knows
-    # which trials are finished.
+    # Tune saves searchers for its own way of resuming, which lexray does not use: the sweep's folder records which
+    # trials are finished.
 
     def __getstate__(self) -> dict:
         return {}

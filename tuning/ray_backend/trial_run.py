@@ -1,4 +1,4 @@
-"""What is sent to Ray of one trial of a running sweep."""
+"""Description of one trial of a running sweep, as sent to Ray."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from lexray.tuning.trials import Trial
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRun:
-    """A trial and its place in a running sweep; what is sent to Ray."""
+    """A trial with its settings in a running sweep, as sent to Ray."""
 
     trial: Trial
     folder: SweepFolder
     sweep: str = ""
-    """Name of the sweep, for people."""
+    """Display name of the sweep."""
     allocator: AllocatorClient | None = None
-    """Where it gets its nodes; None: nobody chooses them, and there is one attempt."""
+    """Allocator of its nodes; None: Ray places its workers, and there is one attempt."""
     mesh_options: MeshOptions | None = None
-    """The meshes that it may have; None: its own alone."""
+    """Meshes that it may use; None: only its own."""
     nodes: tuple[str, ...] = ()
     """Node of each worker of this attempt; empty: any."""
     servers: dict[str, ActorHandle] = field(default_factory=dict)
     """Window server of each of its nodes, by node id."""
     cache: CacheSettings | None = None
-    """Chunks on the disk of each node."""
+    """Chunk cache on the disk of each node."""
     retries: int = 3
     judge: Judge | None = None
-    """Of early stopping; None: trained to the end."""
+    """Early stopping; None: it is trained to the end."""
     deadline_s: float | None = None
     """Unix time at which the trial saves its state and ends."""
     attempt: str = ""
-    """Token of this attempt, drawn by whoever begins it."""
+    """Random token of this attempt."""
     ray_storage_path: str | None = None
-    """Where Ray keeps files of its own; a cache."""
+    """Folder of Ray's own files; a cache."""
 
     @property
     def store(self) -> Store:
@@ -52,16 +52,16 @@ class TrialRun:
 
     @property
     def fence(self) -> Fence:
-        """Between this attempt and others at the trial."""
+        """Fence against other attempts at the trial."""
         return Fence(store=self.store, token=self.attempt)
 
     @property
     def meshes(self) -> MeshOptions:
-        """Those on which it may run."""
+        """Meshes on which it may run."""
         option = MeshOption(mesh=self.trial.config.mesh, footprint=self.trial.footprint)
         return self.mesh_options if self.mesh_options is not None else MeshOptions(all=(option,))
 
     def placed(self, placement: Placement) -> TrialRun:
-        """One attempt at it, on the mesh and the nodes that it has this time."""
+        """Return the trial on the mesh and nodes of this attempt."""
         trial = on_placement(self.trial, placement)
         return replace(self, trial=trial, nodes=placement.nodes, servers=placement.servers)

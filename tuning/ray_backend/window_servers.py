@@ -24,26 +24,26 @@ from lexray.tuning.planning.streams import most_workers, takes_workers
 from lexray.tuning.trials import Trial
 
 IDLE_S = 30.0
-"""How long a server stays on a node without workers: the next trial may come at once, and finds its windows."""
+"""Seconds that a server stays on a node without workers: the next trial may reuse its windows."""
 
 
 @dataclass(kw_only=True)
 class WindowServers:
-    """Starts a server where workers are about to come, and ends it when they are gone. They end with this process."""
+    """Starts servers on nodes that get workers and ends them afterwards. They end with this process."""
 
     trials: Sequence[Trial]
-    """Those that may run, and with `shapes` what decides how much a server keeps."""
+    """Trials that may run; with `shapes` they determine how much a server keeps."""
     shapes: Sequence[StreamShape]
     cache: CacheSettings | None
     publish: Publish | None = None
-    """How each server's statistics are published."""
+    """Publishes each server's statistics."""
     _servers: dict[str, Any] = field(default_factory=dict)
     _used_s: dict[str, float] = field(default_factory=dict)
 
     def check(self, nodes: Mapping[str, Node]) -> list[str]:
-        """Return what streams cost, one line for each kind of node, once every node was asked for its own memory.
+        """Return the memory of streams, one line for each kind of node, after reading every node's own memory.
 
-        Raises UserError when a node that may get workers has no room for what its server would hold.
+        Raises UserError if a node that may get workers lacks memory for its server.
         """
         used = [node_id for node_id, node in nodes.items() if takes_workers(self.trials, node)]
         needed = {node_id: self._memory(node_id, nodes[node_id]) for node_id in used}
@@ -53,7 +53,7 @@ class WindowServers:
         return sorted({str(memory) for memory, _ in needed.values()})
 
     def on(self, nodes: Mapping[str, Node]) -> dict[str, Any]:
-        """The servers of these nodes, by node id; started where there is none."""
+        """Return the servers of these nodes by node id; start missing ones."""
         for node_id in [node_id for node_id in nodes if node_id not in self._servers]:
             memory, _ = self._memory(node_id, nodes[node_id])
             self._servers[node_id] = start_server(
@@ -62,9 +62,9 @@ class WindowServers:
         return {node_id: self._servers[node_id] for node_id in nodes}
 
     def keep_only(self, used: Collection[str], staying: Collection[str], now_s: float) -> None:
-        """End the servers of nodes that have been without workers for a while; at once those of nodes that leave.
+        """End the servers of nodes idle for `IDLE_S` seconds, and at once those of draining nodes.
 
-        Ray lets go of a node that was told to leave as soon as nothing runs there.
+        Ray releases a draining node as soon as nothing runs there.
         """
         self._used_s |= dict.fromkeys(used, now_s)
         for node_id in [node_id for node_id in self._servers if node_id not in used]:
@@ -81,7 +81,7 @@ class WindowServers:
         self._used_s.pop(node_id, None)
 
     def _memory(self, node_id: str, node: Node) -> tuple[StreamMemory, int]:
-        """What a node's streams take, and the size of its object store."""
+        """Return the memory of a node's streams, and the size of its object store."""
         stores = {node["NodeID"]: int(node["Resources"].get("object_store_memory", 0)) for node in ray.nodes()}
         consumers = most_workers(self.trials, node)
         store_bytes = stores.get(node_id, 0)
@@ -89,7 +89,7 @@ class WindowServers:
 
 
 def _memory_of_nodes(node_ids: Sequence[str]) -> dict[str, NodeMemory]:
-    """What each node says of its own memory."""
+    """Return the memory that each node reports."""
     own = ray.get_runtime_context().get_node_id()
     asked = {
         node_id: ray.remote(node_memory)

@@ -1,1 +1,1 @@
-"""What a sweep found: frontier, stability, comparisons, the report."""
+"""Results of a sweep: frontier, stability, comparisons, the report."""

@@ -1,4 +1,4 @@
-"""Two sweeps side by side: dictionary by dictionary, and which frontier beats which."""
+"""Compares two sweeps: dictionary by dictionary, and frontier by frontier."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pandas as pd
 from lexray.tuning.sweep_folder import SweepFolder
 
 FACTS = ("dataset_id", "inputs", "outputs", "held_out", "seed", "lanes", "drop_special", "max_norm_ratio")
-"""What of a trial's data decides which rows it is judged on."""
+"""Fields of a trial's data that determine its evaluation rows."""
 REPORTED_ON = "reported on"
-"""Of the trials with results; nothing to compare where a sweep has none yet."""
+"""Rows that results are of; not compared where a sweep has no results yet."""
 NAMES_SHOWN = 3
 
 
@@ -53,14 +53,14 @@ def beaten_shares(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
 
 
 def _beaten(points: pd.DataFrame, others: pd.DataFrame) -> float:
-    """Share of the points that some other one beats."""
+    """Return the share of points that some other point beats."""
     l0, fvu = (points[name].to_numpy()[:, None] for name in ("l0", "fvu"))
     beaten = (others["l0"].to_numpy() <= l0) & (others["fvu"].to_numpy() < fvu)
     return float(np.mean(beaten.any(axis=1)))
 
 
 def differences_of_data(first: SweepFolder, second: SweepFolder) -> list[str]:
-    """In what the rows differ that the trials of two sweeps are judged on; where they do, numbers do not compare."""
+    """Return the differences in the evaluation rows of two sweeps; with any, their numbers are not comparable."""
     facts = [_facts(folder) for folder in (first, second)]
     found = []
     for name in (*FACTS, REPORTED_ON):
@@ -71,7 +71,7 @@ def differences_of_data(first: SweepFolder, second: SweepFolder) -> list[str]:
 
 
 def _facts(folder: SweepFolder) -> dict[str, set[str]]:
-    """By name of a fact, its values in the sweep's trials."""
+    """Return the values of each field in the sweep's trials."""
     values: dict[str, set[str]] = {name: set() for name in (*FACTS, REPORTED_ON)}
     for trial in folder.store.list_folders("trials"):
         record = folder.read_trial(trial)

@@ -1,4 +1,4 @@
-"""What the trials of a sweep took: time, hours of machines, and money where the sweep file has prices."""
+"""Costs of the trials of a sweep: time, machine hours, and money if the sweep file has prices."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from lexray.tuning.sweep_folder import TrialRecord
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of trials of one architecture and width, or of all."""
+    """Cost of trials of one architecture and width, or of all."""
 
     name: str
     trials: int
-    """Those that have begun."""
+    """Number of started trials."""
     wall_s: float
-    """Seconds from start to end, added up over trials; of the last attempt of each."""
+    """Seconds from start to end, summed over trials; of the last attempt of each."""
     train_s: float
-    """Of these, in training steps; NaN where a trial does not tell."""
+    """Part of `wall_s` in training steps; NaN if a trial lacks it."""
     cpu_hours: float
-    """Of all attempts, like `gpu_hours`."""
+    """CPU hours of all attempts."""
     gpu_hours: float
     money: float | None
-    """Of CPUs and GPUs by the sweep file's prices; None without them. Nodes are paid by the sweep's time, not here."""
+    """Money for CPUs and GPUs by the sweep file's prices; None without them. Nodes are priced by the sweep's time, not
+    here."""
 
 
 def costs(records: Sequence[TrialRecord], spent: Mapping[str, Spent], prices: PricesBlock | None = None) -> list[Cost]:
-    """A line for each architecture and width, and one for all of them; none when no trial has begun."""
+    """Return the costs by architecture and width, and in total; empty if no trial has started."""
     begun = [record for record in records if record.timing or record.trial in spent]
     groups: dict[str, list[TrialRecord]] = {}
     for record in sorted(begun, key=_kind):

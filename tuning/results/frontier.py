@@ -1,4 +1,4 @@
-"""The frontier of a sweep as a table: a row per trial, and which trials no other of their width beats.
+"""The frontier of a sweep as a table: a row per trial, and the trials that no other of their width beats.
 
 The table is what `frontier.parquet`, `report.html` and the terminal show; all three print through `format_cell`.
 """
@@ -41,8 +41,8 @@ COLUMNS = {
     "rows_per_s": "float64",
     "on_frontier": "bool",
 }
-"""Column and dtype. `sites` is what is read and, after an arrow, what is reconstructed if that is another. Fractions
-are in 0..1; width is missing only for a trial whose record was never written."""
+"""Columns and dtypes. `sites` are those read and, after an arrow, those reconstructed if others. Fractions are in 0..1;
+width is missing only for a trial whose record was never written."""
 
 MEASURED = ("l0", "fvu", "explained_variance", "dead_fraction")
 """Columns of the result on test rows: NaN until the trial is finished, or stopped early."""
@@ -77,9 +77,9 @@ _TERMINAL_COLUMNS = ("width", "target_l0", "l0", "fvu", "dead_fraction", "status
 
 
 def non_dominated(l0: npt.ArrayLike, fvu: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-    """Which points no other point beats: none is at most as large in both `l0` and `fvu` and smaller in one.
+    """Return the mask of non-dominated points: no other is at most as large in both `l0` and `fvu` and smaller in one.
 
-    Equal points do not beat each other. A point with a value that is not finite neither beats nor is on the frontier.
+    Equal points do not dominate each other. A point with a non-finite value neither dominates nor is on the frontier.
     """
     x, y = np.asarray(l0, dtype=np.float64), np.asarray(fvu, dtype=np.float64)
     finite = np.isfinite(x) & np.isfinite(y)
@@ -95,16 +95,16 @@ def non_dominated(l0: npt.ArrayLike, fvu: npt.ArrayLike) -> npt.NDArray[np.bool_
 
 
 def on_frontier(rows: pd.DataFrame) -> npt.NDArray[np.bool_]:
-    """Return which rows no other beats. Those of L0 0 and those that explain nothing (FVU 1 or more) have no part."""
+    """Return the mask of rows that no other beats; rows of L0 0, or of FVU 1 or more, are excluded."""
     return non_dominated(rows["l0"], rows["fvu"].where((rows["l0"] > 0) & (rows["fvu"] < 1)))
 
 
 def frontier_table(records: list[TrialRecord]) -> pd.DataFrame:
-    """One row per trial with the columns `COLUMNS`, by width, then L0, then architecture; unfinished trials last.
+    """Return one row per trial with the columns `COLUMNS`, by width, L0 and architecture; unfinished trials last.
 
     A trial whose dictionary works at several numbers of active latents has a further row for each, `NAME@K`.
-    `on_frontier` compares finished trials of the same width and sites only: a wider dictionary is another price, and
-    the FVU of another site another question. Trials that were stopped early have their numbers, and no part in it.
+    `on_frontier` compares finished trials of the same width and sites only: other widths have another cost, other sites
+    are another task. Trials that were stopped early have metrics, but are not on the frontier.
     """
     rows = [row for record in records for row in (_row(record), *_curve_rows(record))]
     table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
@@ -134,13 +134,13 @@ def _row(record: TrialRecord) -> dict[str, Any]:
 
 
 def _sites(data: Mapping[str, Any]) -> str:
-    """`layer3`, `layer3 + layer4` or `layer3 > layer4`."""
+    """Format sites: `layer3`, `layer3 + layer4` or `layer3 > layer4`."""
     read, written = (" + ".join(data.get(kind, ())) for kind in ("inputs", "outputs"))
     return f"{read} > {written}" if written else read
 
 
 def _curve_rows(record: TrialRecord) -> list[dict[str, Any]]:
-    """Rows of a finished trial's other numbers of active latents; time was spent once, in the trial's own row."""
+    """Return rows of a finished trial at other numbers of active latents; only the trial's own row has times."""
     if record.status not in FINISHED or not record.curve:
         return []
     trained = record.config.get("dictionary", {}).get("target_l0")
@@ -172,12 +172,12 @@ def write_frontier(store: Store, table: pd.DataFrame) -> None:
 
 
 def read_frontier(store: Store) -> pd.DataFrame:
-    """The table as written. Raises FileNotFoundError."""
+    """Read the table. Raises FileNotFoundError."""
     return pd.read_parquet(BytesIO(store.read(FRONTIER_FILE)))
 
 
 def format_cell(column: str, value: Any) -> str:
-    """How a value of `column` is printed, the same in the terminal and in the report."""
+    """Format a value of `column`, the same in the terminal and in the report."""
     if column == "on_frontier":
         return "yes" if value else ""
     if COLUMNS[column] == "str":
@@ -197,7 +197,7 @@ def format_cell(column: str, value: Any) -> str:
 
 
 def frontier_rich_table(table: pd.DataFrame) -> Table:
-    """The table for a terminal of 80 columns; long names are cut, numbers never."""
+    """Return the table for a terminal of 80 columns; long names are cut, numbers never."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     # The only column that may shrink: rich takes width from the others only when none is left to wrap.
     shown.add_column("name", overflow="ellipsis", max_width=28)

@@ -1,4 +1,4 @@
-"""How often the latents of a dictionary fire, as a small picture in the manner of `lexray.tuning.results.curves`."""
+"""Draws a histogram of latents' firing rates as a small SVG in the style of `lexray.tuning.results.curves`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 from lexray.tuning.results.curves import BOX, Axis, short_number
 
 _RAREST_LOG10 = -5
-"""The axis begins here, so that trials can be held against each other, or below where a latent fired more rarely."""
+"""Start of the axis, so that trials are comparable; lower if a latent fired more rarely."""
 
 
 def firing_svg(firing: Mapping[str, Any]) -> str:
-    """Bars of latents by the share of rows in which they fire, of a `firing` section of `measures.json`.
+    """Return an SVG of latents by the share of rows in which they fire, from `firing` of `measures.json`.
 
-    Bars of latents that count as dense have the class `dense`. "" when no latent fired.
+    Bars of dense latents have the class `dense`. "" if no latent fired.
     """
     bins = zip(pairwise(firing["log10_edges"]), firing["histogram"], strict=True)
     bars = [(low, high, count) for (low, high), count in bins if count]
@@ -31,7 +31,7 @@ def firing_svg(firing: Mapping[str, Any]) -> str:
 
 
 def caption(firing: Mapping[str, Any]) -> str:
-    """`1.2% never, 0.5% in more than 10% of the rows`."""
+    """Return a caption: `1.2% never, 0.5% in more than 10% of the rows`."""
     dense = f"{firing['dense_fraction']:.1%} in more than {firing['dense_above']:.0%} of the rows"
     return f"{firing['dead_fraction']:.1%} never, {dense}"
 

@@ -1,6 +1,6 @@
-"""What lies over the picture of a frontier in a page: for each point a link to its row in the table, which tells of it.
+"""Overlays a frontier's picture with a link for each point to its row in the table, with the point's values as text.
 
-The points are placed where matplotlib drew them. Without scripts the browser shows their `<title>`; the page's script
+Positions are those of matplotlib. Without scripts the browser shows their `<title>`; the page's script
 shows the same text at once, on focus and on a tap too.
 """
 
@@ -16,13 +16,13 @@ from lexray.storage.visible_text import visible
 from lexray.tuning.results.frontier import HEADINGS, format_cell
 
 _POINTS_PER_INCH = 72
-"""Units of an SVG that matplotlib writes."""
+"""Units per inch of matplotlib's SVG."""
 
 
 def hover_links(figure: Figure, points: pd.DataFrame, radius_pt: float) -> str:
     """An SVG group of links to `#row-N`, N being the label of the row in `points`, of an already drawn figure; by L0.
 
-    `points` are rows of the frontier table that the figure shows; `radius_pt` is how near a pointer must come.
+    `points` are rows of the frontier table that the figure shows; `radius_pt` is the radius of the pointer's target.
     """
     points = points.sort_values(["l0", "fvu"])
     places = figure.axes[0].transData.transform(points[["l0", "fvu"]].to_numpy(dtype="float64"))
@@ -37,7 +37,7 @@ def hover_links(figure: Figure, points: pd.DataFrame, radius_pt: float) -> str:
 
 
 def told(row: pd.Series) -> str:
-    """A trial in three lines: its name; L0 and FVU; dead latents and status."""
+    """Format a trial in three lines: its name; L0 and FVU; dead latents and status."""
     return "\n".join(_lines(row))
 
 

@@ -43,7 +43,7 @@ _CROWD = 60
 _TINY, _ABSURD = 1e-30, 1e30
 """Beyond these a picture has no place for a number."""
 _REACH, _CROWDED_REACH = 8.0, 5.0
-"""How near a pointer must come to a point, in points of the picture."""
+"""Radius of a point's pointer target, in points of the picture."""
 
 
 def frontier_figure(table: pd.DataFrame, *, size_in: tuple[float, float] = WIDE_IN) -> bytes:

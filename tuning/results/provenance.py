@@ -1,6 +1,6 @@
-"""Where the rows of a sweep come from: the dataset's own account of itself, kept beside what was made of it.
+"""Records the provenance of a sweep's dataset in the sweep's folder.
 
-The dataset may be gone, or another harvest in its place, when somebody asks what these dictionaries were trained on.
+The dataset may be deleted or replaced later, when a reader needs to know what these dictionaries were trained on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DATASET_FILE = "dataset.json"
 
 
 def write_dataset(store: Store, url: str, manifest: Manifest) -> None:
-    """Write `dataset.json` into a sweep's folder: where the dataset lies, its id, rows, sites and provenance."""
+    """Write `dataset.json` into a sweep's folder: the dataset's url, id, rows, sites and provenance."""
     sites = {
         name: {"width": site.width, "dtype": site.dtype, "source": site.source} for name, site in manifest.sites.items()
     }
@@ -35,7 +35,7 @@ def write_dataset(store: Store, url: str, manifest: Manifest) -> None:
 
 
 def read_dataset(store: Store) -> dict[str, Any] | None:
-    """The document above; None where a sweep has none. Raises CorruptDataError."""
+    """Read `dataset.json`; None if there is none. Raises CorruptDataError."""
     try:
         return read_document(store, DATASET_FILE, DATASET, remedy="remove it to go on without it")
     except FileNotFoundError:
@@ -43,7 +43,7 @@ def read_dataset(store: Store) -> dict[str, Any] | None:
 
 
 def told(document: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What a reader is shown: rows, each site, and every value of the provenance by its path."""
+    """Return the displayed entries: rows, each site, and every value of the provenance by its path."""
     lines = [("rows", f"{document['rows']:,}")]
     for name, site in document["sites"].items():
         about = f", {site['source']}" if site["source"] else ""
@@ -52,7 +52,7 @@ def told(document: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Lists of plain values stay in one line."""
+    """Yield the leaves by path; lists of plain values stay on one line."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             yield from _leaves(inner, f"{path}.{name}" if path else str(name))

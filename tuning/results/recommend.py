@@ -1,7 +1,7 @@
-"""Which dictionaries of a sweep to look at first, and why: one for each sparsity, never a single best.
+"""Recommends dictionaries of a sweep with reasons: one for each sparsity, never a single best.
 
-FVU falls with L0 and with width, so "the best" is that of the least sparse and widest. What can be said is which
-dictionary explains most at a sparsity, and which narrower one explains nearly as much.
+FVU falls with L0 and width, so "the best" would be the least sparse and widest. Comparable are the dictionary that
+explains most at a sparsity, and a narrower one that explains nearly as much.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import pandas as pd
 from lexray.tuning.sweep_folder import DONE, TARGET_MISSED
 
 L0_TOLERANCE = 0.1
-"""A dictionary stands for a target L0 if its own is at most so much above it, as a share."""
+"""Relative distance of L0 from a target within which a dictionary counts for it."""
 NEARLY = 0.05
-"""A narrower dictionary is named when its FVU is at most so much above the least, as a share."""
+"""Relative excess of FVU over the least within which a narrower dictionary is recommended."""
 MANY_DEAD = 0.1
 TOO_CLOSE = 0.01
-"""Below this share two FVUs are not told apart by one seed of each."""
+"""Relative difference of two FVUs below which one seed of each cannot distinguish them."""
 
 
 class Recommendation(NamedTuple):
-    """A dictionary, what speaks for it, and what to look at before it is trusted."""
+    """A dictionary with the reasons for it and its caveats."""
 
     trial: str
     name: str
@@ -34,7 +34,7 @@ class Recommendation(NamedTuple):
 
 
 def recommend(table: pd.DataFrame) -> list[Recommendation]:
-    """Of a frontier table: for each sites and target L0 the least FVU, and a narrower one near it."""
+    """Recommend from a frontier table, for each sites and target L0, the least FVU and a narrower one near it."""
     finished = table[table["status"].isin((DONE, TARGET_MISSED)) & table["fvu"].notna()]
     found: list[Recommendation] = []
     for sites, of_sites in finished.groupby("sites"):
@@ -47,7 +47,7 @@ def recommend(table: pd.DataFrame) -> list[Recommendation]:
 
 
 def _at(sites: str, target: float, ranked: pd.DataFrame) -> Iterator[Recommendation]:
-    """Of dictionaries of one sparsity, by FVU."""
+    """Yield the recommendations among dictionaries of one sparsity, sorted by FVU."""
     best = ranked.iloc[0]
     others = ranked[ranked["architecture"] != best["architecture"]]
     reasons = [f"least FVU of {len(ranked)} at L0 {target:g}: {best['fvu']:.4f}"]

@@ -123,7 +123,7 @@ def write_report(
 
 
 class _Trials(NamedTuple):
-    """What the report is about."""
+    """Description of the report's sweep."""
 
     table: pd.DataFrame
     records: Sequence[TrialRecord]
@@ -149,7 +149,7 @@ class _Trials(NamedTuple):
 
 
 def _documents(store: Store, trials: _Trials, first_files: list[str]) -> dict[str, Any]:
-    """What the plan, the stability of seeds and the dataset's account add, where the folder has them."""
+    """Sections from the plan, the stability of seeds and the dataset's provenance, if the folder has them."""
     found = {PLAN_FILE: read_plan(store), STABILITY_FILE: read_stability(store), DATASET_FILE: read_dataset(store)}
     present = [name for name, document in found.items() if document is not None]
     return {
@@ -191,7 +191,7 @@ def _place(store: Store) -> str:
 
 
 def _parsed(sweep_yaml: str) -> dict[str, Any]:
-    """What the sweep file says; nothing, when someone broke it since."""
+    """Parse the sweep file; empty if it is no longer valid."""
     try:
         return mapping_of(sweep_yaml, SWEEP_FILE)
     except UserError:
@@ -214,7 +214,7 @@ def _summary(records: list[TrialRecord], metrics: Metrics) -> list[tuple[str, st
 
 
 def _chosen(content: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """How the points of the axes were chosen."""
+    """Describe how the points of the axes were chosen."""
     search = _block(SearchBlock, content.get("search") or {})
     return [("points", str(search))] if "axes" in content and search is not None else []
 
@@ -228,14 +228,14 @@ def _block(model: type[Block], block: Any) -> Block | None:
 
 
 def _outcome(found: Outcome) -> tuple[str, str, str, str]:
-    """What the template shows of a number that was foreseen: name, predicted, real, their ratio."""
+    """Format an estimate for the template: name, estimated, actual, their ratio."""
     text = duration if found.unit == "seconds" else lambda size: f"{size / 2**20:,.0f} MiB"
     ratio = f"{found.ratio:.2f}" if math.isfinite(found.ratio) else MISSING
     return found.name, text(found.predicted), text(found.real), ratio
 
 
 def _cost(cost: Cost, prices: PricesBlock | None) -> tuple[str, list[str]]:
-    """What the template shows of what trials took."""
+    """Format a cost for the template."""
     share = cost.train_s / cost.wall_s if cost.wall_s else math.nan
     cells = [str(cost.trials), duration(cost.wall_s), f"{share:.0%}" if math.isfinite(share) else MISSING]
     cells += [f"{cost.cpu_hours:.2f}", f"{cost.gpu_hours:.2f}"]
@@ -253,7 +253,7 @@ def duration(seconds: float) -> str:
 
 
 def _table_row(row: dict[Any, Any]) -> dict[str, Any]:
-    """What the template shows of a row: `cells` of (column, exact value to sort by, text)."""
+    """Format a row for the template: `cells` of (column, exact value to sort by, text)."""
     cells = [(name, _sort_value(row[name]), format_cell(name, row[name])) for name in _TABLE_COLUMNS]
     return {"trial": row["trial"], "on_frontier": row["on_frontier"], "cells": cells}
 

@@ -1,4 +1,4 @@
-"""What the report shows besides the frontier and the trials: what to look at first, stability, the data."""
+"""Sections of the report beside the frontier and the trials: recommendations, stability, the data."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from lexray.tuning.results.recommend import Recommendation, recommend
 from lexray.tuning.sweep_folder import TrialRecord
 
 SHOWN = 40
-"""Recommendations at most: a sweep over many sites has some for each of them."""
+"""Maximum number of recommendations: a sweep over many sites has some for each of them."""
 
 
 class StableRow(NamedTuple):
-    """Seeds of one configuration: numbers as they are printed."""
+    """Stability of the seeds of one configuration, as formatted numbers."""
 
     name: str
     seeds: int
     cells: list[str]
-    """Stability, that at the start, the random floor, the score."""
+    """Stability, stability at the start, random floor, and score."""
     chosen: bool
-    """Whether stability chooses this width."""
+    """Whether this width was chosen by stability."""
 
 
 class SeedMatrix(NamedTuple):
-    """How alike the dictionaries of one configuration are, seed by seed."""
+    """Similarity of the dictionaries of one configuration, for each pair of seeds."""
 
     name: str
     seeds: list[str]
@@ -37,18 +37,18 @@ class SeedMatrix(NamedTuple):
 
 
 class Sections(NamedTuple):
-    """What the template gets."""
+    """Input of the report's template."""
 
     recommended: list[Recommendation]
     not_shown: int
     stable: list[StableRow]
     matrices: list[SeedMatrix]
-    """For more than two seeds: of two, the only pair is the stability itself."""
+    """Only for more than two seeds: the single pair of two is the stability itself."""
     widths: list[tuple[str, str, str]]
-    """Which dictionary in which, the share found, the random floor."""
+    """Smaller in larger dictionary, the share found, the random floor."""
     data: list[tuple[str, str]]
     reported: str
-    """The rows that results are of, in words."""
+    """Description of the rows that results are of."""
 
 
 def sections(
@@ -57,7 +57,7 @@ def sections(
     stability: Mapping[str, Any] | None,
     dataset: Mapping[str, Any] | None = None,
 ) -> Sections:
-    """From the frontier table, the trials' records and, where there are such, the documents of
+    """Build the sections from the frontier table, the trials' records and, if present, the documents of
     `lexray.tuning.results.stability` and `lexray.tuning.results.provenance`.
     """
     found = recommend(table)
@@ -108,7 +108,7 @@ def _matrices(document: Mapping[str, Any], records: Sequence[TrialRecord]) -> li
 
 
 def _reported(records: Sequence[TrialRecord]) -> str:
-    """Return on which rows the trials are reported: those of older versions had one held-out part for everything."""
+    """Describe the rows that results are of: older versions had one held-out part for everything."""
     measured = [record for record in records if record.result]
     old = [record for record in measured if not record.validation]
     if not old:
@@ -130,7 +130,7 @@ def _number(value: float | None) -> str:
 
 
 def _data(records: Sequence[TrialRecord]) -> list[tuple[str, str]]:
-    """Where the trials' rows lie, which they are, and which were kept for evaluation."""
+    """Return the data settings of the trials with their values."""
     found: dict[str, list[str]] = {}
     for record in records:
         data = record.config.get("data", {})

@@ -1,7 +1,7 @@
-"""What the dictionaries of a sweep have in common: across seeds, across widths, and the width that is found again.
+"""Measures the stability of a sweep's dictionaries across seeds and widths, and the width chosen by it.
 
-`stability.json` in the sweep's folder; every number that it holds of trials that are still there is kept, so that
-writing it again reads only new dictionaries. It holds
+`stability.json` in the sweep's folder keeps every number of trials that still exist, so that an update reads only new
+dictionaries. It holds
 
     seeds    for trials that differ in nothing but the seed: `stability`, the mean over pairs of the mean |cos| of
              matched atoms, beside the same `at_start` (two dictionaries that start alike prove little by ending alike),
@@ -39,14 +39,14 @@ STABILITY_FILE = "stability.json"
 FORMAT, VERSION = "lexray-stability", 1
 
 TOLERANCE = 0.05
-"""Of the score: a wider dictionary that is less stable by no more than this is the better choice."""
+"""Score difference within which a wider dictionary is preferred."""
 
 SEEDS = 6
-"""Seeds of a group that are compared at most, the first ones: 15 pairs."""
+"""Maximum number of seeds compared in a group, the first ones: 15 pairs."""
 
 
 def write_stability(folder: SweepFolder, records: Sequence[TrialRecord]) -> dict[str, Any] | None:
-    """Write `stability.json` of a sweep's finished trials; None, and nothing written, where none can be compared."""
+    """Write `stability.json` of a sweep's finished trials; None, without writing, if none are comparable."""
     finished = {r.trial: r for r in records if r.status in FINISHED and "dictionary" in r.config}
     known = (read_stability(folder.store) or {}).get("numbers", {})
     comparisons = Comparisons(lambda trial: read_atoms(folder, finished[trial]), known)
@@ -65,7 +65,7 @@ def write_stability(folder: SweepFolder, records: Sequence[TrialRecord]) -> dict
 
 
 def read_stability(store: Store) -> dict[str, Any] | None:
-    """The document in a sweep's folder, None where there is none of this version that can be read."""
+    """Read the document in a sweep's folder; None if there is no readable one of this version."""
     try:
         document = read_document(store, STABILITY_FILE, STABILITY)
     except (FileNotFoundError, CorruptDataError):
@@ -74,7 +74,7 @@ def read_stability(store: Store) -> dict[str, Any] | None:
 
 
 def stability(records: Sequence[TrialRecord], comparisons: Comparisons) -> dict[str, Any]:
-    """`seeds`, `widths` and `chosen` of finished trials, see the top of this file."""
+    """Return `seeds`, `widths` and `chosen` of finished trials, see the top of this file."""
     seeds = [_of_seeds(group, comparisons) for group in _groups(records, "seed") if len(group) > 1]
     agreeing = [found for found in seeds if found is not None]
     widths = [found for group in _groups(records, "width") for found in _of_widths(group, comparisons)]
@@ -88,13 +88,13 @@ def stability(records: Sequence[TrialRecord], comparisons: Comparisons) -> dict[
 
 
 def choose_width(scores: Mapping[int, float]) -> int:
-    """The widest of several widths whose score is within `TOLERANCE` of the best."""
+    """Return the widest width whose score is within `TOLERANCE` of the best."""
     best = max(scores.values())
     return max(width for width, score in scores.items() if score >= best - TOLERANCE)
 
 
 def _groups(records: Sequence[TrialRecord], *free: str) -> list[list[TrialRecord]]:
-    """Trials whose configurations differ in the `free` settings alone, in the order of these."""
+    """Group trials whose configurations differ in the `free` settings only, in the order of these."""
     groups: dict[str, list[TrialRecord]] = defaultdict(list)
     for record in records:
         groups[_key(record, free)].append(record)
@@ -108,7 +108,7 @@ def _key(record: TrialRecord, free: Sequence[str]) -> str:
 
 
 def _of_seeds(group: list[TrialRecord], comparisons: Comparisons) -> dict[str, Any] | None:
-    """What trials of one configuration and several seeds have in common; None when too few can be read."""
+    """Compare the seeds of one configuration; None when too few are readable."""
     trials = [record.trial for record in group][:SEEDS]
     pairs = list(combinations(trials, 2))
     ends = [comparisons.of("end", pair, lambda a, b: list(match(a.final, b.final))) for pair in pairs]
@@ -135,7 +135,7 @@ def _of_seeds(group: list[TrialRecord], comparisons: Comparisons) -> dict[str, A
 
 
 def _of_widths(group: list[TrialRecord], comparisons: Comparisons) -> Iterator[dict[str, Any]]:
-    """How much of each dictionary is found in the next wider one."""
+    """Yield the share of each dictionary that is found in the next wider one."""
     for smaller, larger in pairwise(group):
         pair = [smaller.trial, larger.trial]
         found = comparisons.of("found", pair, lambda a, b: found_share(a.final, b.final))
@@ -157,7 +157,7 @@ def _of_widths(group: list[TrialRecord], comparisons: Comparisons) -> Iterator[d
 
 
 def _choices(seeds: list[dict[str, Any]], records: Mapping[str, TrialRecord]) -> Iterator[dict[str, Any]]:
-    """The width that stability chooses, where several were trained with several seeds."""
+    """Yield the width chosen by stability, where several were trained with several seeds."""
     alike: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for found in seeds:
         alike[_key(records[found["trials"][0]], ("seed", "width"))].append(found)
@@ -179,7 +179,7 @@ def _moved(a: Atoms) -> float | None:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """None unless all are known."""
+    """Return the mean; None unless all values are known."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
 

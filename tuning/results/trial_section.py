@@ -1,4 +1,4 @@
-"""What the report shows of one trial below the table: curves, how often latents fire, files, configuration."""
+"""Section of the report for one trial: curves, firing histogram, files, configuration."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lexray.tuning.sweep_folder import FINISHED, STOPPED, TrialRecord
 
 
 class TrialSection(NamedTuple):
-    """What the template gets of a trial."""
+    """Input of the report's template for one trial."""
 
     record: TrialRecord
     result: list[tuple[str, str]]
@@ -27,7 +27,7 @@ class TrialSection(NamedTuple):
     files: list[str]
     """Paths below the sweep's folder."""
     path: str | None
-    """Of the dictionary, as Python writes it; None when there is none yet."""
+    """Path of the dictionary as a Python literal; None if there is none yet."""
 
 
 def trial_section(
@@ -37,7 +37,9 @@ def trial_section(
     logged: Sequence[Mapping[str, Any]],
     firing: Mapping[str, Any] | None,
 ) -> TrialSection:
-    """Of a trial in the sweep folder `place`, its row in the frontier table, its log, and `firing` of its measures."""
+    """Build the section of a trial in the sweep folder `place`, from its row in the frontier table, its log, and
+    `firing` of its measures.
+    """
     has_result = record.status in (*FINISHED, STOPPED)
     histogram = firing_svg(firing) if firing is not None else ""
     return TrialSection(
@@ -67,7 +69,7 @@ def _files(record: TrialRecord, has_log: bool, is_measured: bool) -> list[str]:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested values under dotted names, as text: `{"optimizer": {"lr": 0.1}}` as `{"optimizer.lr": "0.1"}`."""
+    """Flatten nested values to text under dotted names: `{"optimizer": {"lr": 0.1}}` to `{"optimizer.lr": "0.1"}`."""
     flat: dict[str, str] = {}
     for name, value in config.items():
         if isinstance(value, Mapping) and value:

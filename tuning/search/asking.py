@@ -1,9 +1,9 @@
-"""The search of a sweep whose points are chosen while it runs. What it knows lies in the records of the trials.
+"""The search of a sweep that proposes points while it runs; its state is in the trials' records.
 
-A trial that ended is told with its L0 and FVU on validation rows, and with its width where that varies: a small
-dictionary that is beaten by a wide one alone is worth having. One that was stopped early counts as far as it came,
-since it was beaten there; of one that failed nothing is known. A trial that runs, or was interrupted and goes on, is
-one to stay away from.
+The sampler sees L0 and FVU of an ended trial on validation rows, and its width if that varies: a small dictionary that
+only a wider one beats is worth having. A trial that was stopped early counts with its last metrics, since it was beaten
+there; a failed one has no values. A trial that runs, or was interrupted and will resume, counts as running: the sampler
+avoids its neighbourhood.
 """
 
 from __future__ import annotations
@@ -30,38 +30,38 @@ from lexray.tuning.trials import Trial
 log = logging.getLogger("lexray")
 
 PROPOSALS = 100
-"""Proposals of the sampler in search of a point that can be trained and was not; then such points are drawn."""
+"""Maximum proposals of the sampler for a new valid point; afterwards points are drawn at random."""
 
 Make = Callable[[Point], Trial]
-"""The trial at a point. Raises UserError where there can be none."""
+"""Returns the trial at a point. Raises UserError for an invalid point."""
 
 
 @dataclass(kw_only=True)
 class Search:
-    """What was asked so far, and what comes next."""
+    """The trials proposed so far, and the source of the next."""
 
     sweep: SweepFile
     folder: SweepFolder
     make: Make
     bounds: list[Trial]
-    """At the corners of the axes: what every trial lies between."""
+    """Trials at the corners of the axes; they bound the resources of every trial."""
     included: list[Trial]
-    """Trained besides."""
+    """Further trials, given explicitly."""
     asked: list[Trial]
-    """In order; those of earlier runs are the first."""
+    """Proposed trials in order, those of earlier runs first."""
     stop_rules: dict[str, Any] | None
-    """Those under which trials that stopped early are not trained again."""
+    """Stopping rules under which trials that were stopped early are not trained again."""
     fit: Callable[[Trial], Trial] | None = None
-    """Chooses the mesh of a trial. Raises UserError for one that has no room."""
+    """Chooses the mesh of a trial. Raises UserError if none fits."""
     _ended: dict[str, TrialRecord] = field(default_factory=dict)
-    """Records by id of the trials that are not to be trained any more in this run."""
+    """Records by id of the trials that ended in this run or need no training."""
     _exhausted: list[Axes] = field(default_factory=list)
     _refusal: str = ""
-    """Why a point could not be trained, the last one."""
+    """Error of the last invalid point."""
 
     @property
     def num_left(self) -> int:
-        """Trials that are still to be asked."""
+        """Number of trials left to propose."""
         if len(self._exhausted) == len(self._questions):
             return 0
         return max(0, (self.sweep.search.trials or 0) - len(self.asked))
@@ -70,17 +70,17 @@ class Search:
         self._questions = questions(self.sweep)
 
     def fitted(self, fit: Callable[[Trial], Trial]) -> Search:
-        """The same with a choice of meshes. Raises UserError for a corner of the axes that has no room."""
+        """Return the search with `fit` as choice of meshes. Raises UserError if a corner of the axes does not fit."""
         return replace(self, fit=fit, bounds=[fit(trial) for trial in self.bounds])
 
     def told(self, *trials: Trial) -> None:
-        """These trials ended, however they did."""
+        """Record that these trials ended, in whatever status."""
         records = read_many(self.folder.read_trial, [trial.id for trial in trials])
         for trial, record in zip(trials, records, strict=True):
             self._ended[trial.id] = record or new_record(trial, status=PENDING)
 
     def ask(self) -> Trial | None:
-        """The next trial, written down as pending; None when there are enough, or no further point was found."""
+        """Return the next trial and write it as pending; None when there are enough, or no new point was found."""
         while self.num_left:
             trial = self._next()
             if trial is None:
@@ -122,7 +122,7 @@ class Search:
         return Known(number=number, point=deciding, values=values_of(record, with_width=has_widths(axes)))
 
     def _first_new(self, points: Iterator[Point]) -> Trial | None:
-        """The trial at the first point that is not left out, repeats no other one, and can be."""
+        """Return the trial at the first point that is valid, new and not excluded."""
         before = (*self.included, *self.asked)
         ids, names = {t.id for t in before}, {key(effective(self.sweep, t.point)) for t in before}
         for point in points:
@@ -140,7 +140,7 @@ class Search:
 
 
 def values_of(record: TrialRecord, *, with_width: bool) -> tuple[float, ...] | None:
-    """Return what is to be small of a trial that ended, on validation rows; None for one that failed."""
+    """Return the values to minimize of an ended trial, on validation rows; None for one that failed."""
     result = (record.validation or record.result) if record.status in (*FINISHED, STOPPED) else {}
     found = [result.get(name) for name in ("l0", "fvu")]
     values = [math.nan if value is None else value for value in found]
@@ -155,10 +155,10 @@ def search_of(
     included: Sequence[Trial],
     stop_rules: dict[str, Any] | None = None,
 ) -> Search:
-    """The search as far as the sweep's folder knows it; every trial counts as running until `told`.
+    """Restore the search from the sweep's folder; every trial counts as running until `told`.
 
-    Records of points that the axes no longer have, or of other settings, are left out. Raises UserError when a trial at
-    a corner of the axes cannot be.
+    Records of points that the axes no longer have, or of other settings, are ignored. Raises UserError if a trial at a
+    corner of the axes is invalid.
     """
     bounds, asked_for = [make(point) for point in corners(sweep)], questions(sweep)
     records = read_many(folder.read_trial, folder.store.list_folders("trials"))
@@ -190,7 +190,7 @@ def _is_asked_for(sweep: SweepFile, asked_for: Sequence[Axes], point: Point) -> 
 
 
 def _of_record(make: Make, record: TrialRecord) -> Trial | None:
-    """The trial of a record; None where its point makes another dictionary by now, or none."""
+    """Return the trial of a record; None if its point now gives another dictionary, or none."""
     try:
         trial = make(record.point)
     except UserError:

@@ -1,4 +1,4 @@
-"""What bounds trials that nobody knows yet: the largest dictionary of each architecture that the axes allow."""
+"""Upper bounds of trials not yet proposed: the largest dictionary of each architecture that the axes allow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lexray.tuning.trials import Trial
 
 
 def largest(bounds: Iterable[Trial]) -> list[Trial]:
-    """Of the trials at the corners of the axes the largest of each architecture."""
+    """Return the largest trial of each architecture among those at the corners of the axes."""
     found: dict[str, Trial] = {}
     for trial in bounds:
         name = trial.config.dictionary.architecture
@@ -20,15 +20,15 @@ def largest(bounds: Iterable[Trial]) -> list[Trial]:
 
 
 def _size(trial: Trial) -> tuple[float, float]:
-    """Rows times parameters, as far as trials of one architecture differ in them; then what is active."""
+    """Return rows times parameters, up to constants of an architecture; then the active latents."""
     config = trial.config
     return config.rows * config.dictionary.width * len(config.data.sites), config.dictionary.target_l0
 
 
 def upper_bound(plan_of: Callable[[Sequence[Trial]], Plan], bounds: Iterable[Trial], count: int) -> Plan:
-    """The plan of a sweep that chooses `count` trials later: for each number the most that one architecture takes.
+    """Plan a sweep that proposes `count` trials later: each number is the maximum over architectures.
 
-    `plan_of` makes the plan in which the trials given come besides.
+    `plan_of` returns the plan with the given trials added.
     """
     plans = [plan_of([replace(t, id=f"{t.id}/{n}") for n in range(count)]) for t in largest(bounds)]
     known = plans[0].trials[:-count]
@@ -50,6 +50,6 @@ def upper_bound(plan_of: Callable[[Sequence[Trial]], Plan], bounds: Iterable[Tri
 
 
 def _most(values: Iterable[float | None]) -> float | None:
-    """None where one of them is not known."""
+    """Return the maximum; None if a value is unknown."""
     known = list(values)
     return None if None in known else max(value for value in known if value is not None)

@@ -1,8 +1,8 @@
-"""Which point comes next: Optuna's answer, as a pure function of the axes and of what is known of earlier points.
+"""Proposes the next point by Optuna, as a pure function of the axes and the earlier points.
 
-The study is made anew for every question from the trials' records, told in the order in which they were asked, and its
-sampler is seeded by how far the search has come. So nothing of it has to be kept: a sweep that goes on elsewhere, with
-all files but its own lost, asks what it would have asked.
+The study is rebuilt for every proposal from the trials' records in the order of their proposal, and its sampler is
+seeded by the number of the proposal. So no state has to be kept: a sweep that resumes elsewhere, with only its own
+files left, proposes the same points.
 
 Numbers of an axis that lists its values are categories, as are lists of sites; ranges are floats or whole numbers, on
 their own scale.
@@ -25,28 +25,28 @@ if TYPE_CHECKING:
 
 Sampler = Literal["tpe", "nsga2"]
 FIRST_AT_RANDOM = 10
-"""Points before the tree-structured estimator has anything to estimate, and the size of a generation of NSGA-II:
-sweeps have tens of trials, of which Optuna's own 50 would all be drawn blindly."""
+"""Random points before the tree-structured estimator starts, and the population size of NSGA-II: sweeps have tens of
+trials, all of which would be random under Optuna's own 50."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """A point that was asked before."""
+    """A point that was proposed before."""
 
     number: int
-    """Its place in the search."""
+    """Index in the search."""
     point: Point
-    """The axes that decide its dictionary, and no others."""
+    """Values of the axes that determine its dictionary, and no others."""
     values: tuple[float, ...] | None = None
-    """What is to be small; None while it trains, and for one that failed."""
+    """Values to minimize; None while it trains, and if it failed."""
     running: bool = False
-    """Whether it trains: the sampler then looks elsewhere."""
+    """Whether it is training: the sampler then avoids its neighbourhood."""
 
 
 def proposals(
     axes: Mapping[str, Values], known: Sequence[Known], *, sampler: Sampler, seed: int, num_values: int
 ) -> Iterator[Point]:
-    """Points without end, the most promising first. While the next one is sought, those before count as running."""
+    """Yield points without end, most promising first; earlier ones of the same call count as running."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -60,17 +60,17 @@ def proposals(
 
 
 def seed_of(*parts: int | str) -> int:
-    """A sampler's seed, another one for other parts."""
+    """Derive a sampler's seed from the parts."""
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:4], "big")
 
 
 def key_of(value: Any) -> str:
-    """The same for equal values of an axis, and for equal points, only."""
+    """Return a key that is equal exactly for equal values or points."""
     return json.dumps(value, sort_keys=True, default=str)
 
 
 def fits(axes: Mapping[str, Values], point: Point) -> bool:
-    """Whether a point has a value of each axis and nothing else."""
+    """Return whether a point has a value of each axis and nothing else."""
     return point.keys() == axes.keys() and all(_has(axes[axis], value) for axis, value in point.items())
 
 
@@ -82,13 +82,13 @@ def _has(values: Values, value: Any) -> bool:
 
 
 def _tell(study: Study, axes: Mapping[str, Values], distributions: Mapping[str, BaseDistribution], one: Known) -> None:
-    """Let the study have asked this point, too."""
+    """Add a known point to the study."""
     from optuna.samplers import NSGAIISampler
     from optuna.trial import TrialState
 
     study.enqueue_trial({axis: _choice(axes[axis], value) for axis, value in one.point.items()})
     asked = study.ask({axis: distributions[axis] for axis in axes if axis in one.point})
-    if isinstance(study.sampler, NSGAIISampler):  # it numbers the generations of its own proposals alone
+    if isinstance(study.sampler, NSGAIISampler):  # it assigns generations to its own proposals only
         study.sampler.get_trial_generation(study, study.get_trials(deepcopy=False)[asked.number])
     if one.values is not None:
         study.tell(asked, one.values)
@@ -116,7 +116,7 @@ def _distribution(values: Values) -> BaseDistribution:
 
 
 def _choice(values: Values, value: Any) -> Any:
-    """A value as the distribution of its axis has it."""
+    """Convert a value to the representation in its axis's distribution."""
     return value if isinstance(values, Range) else key_of(value)
 
 

@@ -1,7 +1,7 @@
-"""The view of a sweep in W&B, fed from what the trials wrote. It runs in the sweep's driver, beside the trials.
+"""Mirrors a sweep to W&B from the trials' logged records. It runs in the sweep's driver, beside the trials.
 
-W&B may be slow or hang: a thread of its own makes all calls, nobody waits for it but the end of the sweep, and that not
-for long. What did not get there can be sent later from the sweep's folder alone (`send`).
+W&B may be slow or hang: a separate thread makes all calls, and only the end of the sweep waits for it, briefly. What
+did not arrive can be sent later from the sweep's folder (`send`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from lexray.tuning.views.wandb_runs import MAX_FAILURES_IN_A_ROW, Described, Wan
 log = logging.getLogger("lexray")
 
 PATIENCE_S = 30.0
-"""How long the end of a sweep waits for W&B. What is then under way holds up the end of the process for
-`FINISH_TIMEOUT_S` more at most."""
+"""Seconds that the end of a sweep waits for W&B. A pending call delays the end of the process by at most
+`FINISH_TIMEOUT_S` more."""
 
 
 @dataclass(kw_only=True)
@@ -40,7 +40,7 @@ class WandbMirror:
 
     @property
     def links(self) -> dict[str, str]:
-        """Pages of the trials' runs that are online, by id of trial."""
+        """W&B pages of the trials' online runs, by trial id."""
         return self.runs.links
 
     def started(self, run: TrialRun) -> None:
@@ -55,17 +55,17 @@ class WandbMirror:
         self._later(lambda: self.runs.finish(run.trial.id, record))
 
     def close(self) -> None:
-        """Nothing: the sweep's results come after its trials."""
+        """Do nothing: the sweep's results follow its trials."""
 
     def show_results(self, folder: SweepFolder, table: pd.DataFrame) -> None:
-        """Show what came out, and wait until W&B has everything, for `patience_s` at most."""
+        """Upload the results, and wait until W&B has everything, for at most `patience_s`."""
         if self._thread is None:
             return
         self._later(lambda: self.runs.show_sweep(folder.store.url, table, folder.store.read(FIGURE_FILE)))
         self.finish(folder.store.url)
 
     def finish(self, url: str) -> None:
-        """Wait for what is under way."""
+        """Wait for pending calls."""
         thread, self._thread = self._thread, None
         if thread is None:
             return
@@ -95,10 +95,10 @@ class WandbMirror:
 def send(
     folder: SweepFolder, runs: WandbRuns, table: pd.DataFrame, on_sent: Callable[[str, int], None]
 ) -> dict[str, str]:
-    """Make W&B's runs from the sweep's folder alone; `on_sent` gets each trial's name and its number of records.
+    """Create W&B's runs from the sweep's folder; `on_sent` gets each trial's name and its number of records.
 
-    Runs that are there already get what they lack. Returns the reason by name of each run that W&B refused; after
-    `MAX_FAILURES_IN_A_ROW` of them nothing more is sent.
+    Existing runs get only missing records. Returns the reason by name of each run that W&B refused; after
+    `MAX_FAILURES_IN_A_ROW` refusals nothing more is sent.
     """
     refused: dict[str, str] = {}
     failures_in_a_row = 0

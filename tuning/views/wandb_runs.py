@@ -27,10 +27,10 @@ log = logging.getLogger("lexray")
 
 INIT_TIMEOUT_S = 30
 FINISH_TIMEOUT_S = 20
-"""How long a run of a running sweep, or the end of its process, waits for what is not sent yet. W&B's own default is
-for ever: a server that dies would keep the process from ending."""
+"""Seconds that a run of a running sweep, or the end of its process, waits for pending uploads. W&B's own default is
+unlimited: a dead server would keep the process from ending."""
 WORKERS_SHOWN = 32
-"""W&B slows down with the number of names in a project: metrics that each worker has are told of so many."""
+"""Maximum number of workers whose own metrics are sent: W&B slows down with the number of names in a project."""
 SETTINGS: dict[str, Any] = {
     "init_timeout": INIT_TIMEOUT_S,
     "console": "off",
@@ -45,14 +45,14 @@ SETTINGS: dict[str, Any] = {
 
 Mode = Literal["online", "offline"]
 MAX_FAILURES_IN_A_ROW = 2
-"""Runs that are not taken, one after another, before the server counts as unreachable."""
+"""Consecutive refused runs after which the server counts as unreachable."""
 
 
 class Described(NamedTuple):
-    """What a dictionary's run is about."""
+    """Identity and configuration of a dictionary's run."""
 
     trial: str
-    """Its id."""
+    """Trial id."""
     name: str
     config: dict[str, Any]
     workers: int
@@ -60,7 +60,7 @@ class Described(NamedTuple):
 
 @dataclass(kw_only=True)
 class WandbRuns:
-    """Calls may take long, or raise.
+    """The W&B runs of a sweep. Calls may take long, or raise.
 
     A run that the server refuses is written offline, or left to `lexray wandb sync`; the others stay online. After
     `MAX_FAILURES_IN_A_ROW` of them all that follow are written offline.
@@ -68,20 +68,20 @@ class WandbRuns:
 
     project: str
     entity: str | None = None
-    """None: the user's default one."""
+    """Entity; None: the user's default."""
     group: str
-    """The sweep's name."""
+    """Name of the sweep."""
     folder: str
-    """Local folder below which W&B keeps its files: the sweep's own where that is local."""
+    """Local folder of W&B's files: the sweep's own if that is local."""
     ids: Callable[[], RunIds] | None = None
     """Called for the first run, since it may write; None: those of `folder`."""
     mode: Mode
     falls_back: bool = True
     """Whether runs are written offline when the server does not answer."""
     links: dict[str, str] = field(default_factory=dict)
-    """Pages of the trials' runs that are online, by id of trial."""
+    """W&B pages of the trials' online runs, by trial id."""
     finish_timeout_s: float = FINISH_TIMEOUT_S
-    """After this the end of a run raises TimeoutError."""
+    """Seconds after which the end of a run raises TimeoutError."""
     _open: dict[str, Any] = field(default_factory=dict)
     _failures_in_a_row: int = 0
 
@@ -91,13 +91,13 @@ class WandbRuns:
             name=shortened(about.name, MAX_NAME_CHARACTERS),
             config={**about.config, "trial": about.trial, "workers": about.workers},
         )
-        if self.mode == "online" and run.url:  # W&B warns whoever asks it for the page of a run that has none
+        if self.mode == "online" and run.url:  # W&B warns on access to the page of a run that has none
             self.links = {**self.links, about.trial: run.url}
 
     def log(self, trial: str, records: Sequence[Mapping[str, Any]]) -> None:
-        """Records with their `step`, in order; those that a resumed run has already are left out.
+        """Log records with their `step`, in order; skip those that a resumed run already has.
 
-        Nothing, like `finish`, for a trial whose start has failed: that was told, and `send` can make up for it.
+        Does nothing, like `finish`, for a trial whose start failed: that was reported, and `send` can repeat it.
         """
         run = self._open.get(trial)
         if run is None:
@@ -121,7 +121,7 @@ class WandbRuns:
             self.finish(trial, None)
 
     def show_sweep(self, url: str, table: pd.DataFrame, picture: bytes) -> None:
-        """The frontier as a table and a picture (PNG), in one run of the sweep at `url`."""
+        """Upload the frontier as a table and a picture (PNG), in one run of the sweep at `url`."""
         name = shortened(f"{self.group} (sweep)", MAX_NAME_CHARACTERS)
         run = self._init(id=self._ids.of_sweep, name=name, config={"url": url}, job_type="sweep")
         shown = table.astype(object).where(table.notna(), None)
@@ -145,14 +145,14 @@ class WandbRuns:
                 raise
             self._note_failure(about["name"], error)
             if self._open:
-                raise  # W&B's process holds the id now, and the runs that are open, too
+                raise  # W&B's process now holds the id, and the open runs
             wandb.teardown()
             return self._try(about, "offline")
         self._failures_in_a_row = 0
         return run
 
     def _note_failure(self, name: str, error: Exception) -> None:
-        """Warn, and turn everything offline when the server rather than one run is the trouble."""
+        """Warn, and switch to offline mode when the server rather than one run fails."""
         self._failures_in_a_row += 1
         if self._failures_in_a_row < MAX_FAILURES_IN_A_ROW:
             log.warning(
@@ -184,20 +184,20 @@ class WandbRuns:
 
 
 def _end(run: Any, exit_code: int) -> None:
-    """Finish a run, and remove W&B's logs of this process, which are full of this machine's paths."""
+    """Finish a run, and remove W&B's logs of this process, which contain paths of this machine."""
     logs = Path(run.dir).parent / "logs"
     run.finish(exit_code=exit_code)
     shutil.rmtree(logs, ignore_errors=True)
 
 
 def shown(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a record that W&B gets: no nulls, and of single workers the first `WORKERS_SHOWN` alone."""
+    """Return the values of a record to send: no nulls, and per-worker metrics of the first `WORKERS_SHOWN` only."""
     numbers = {name: re.search(r"_worker(\d+)$", name) for name, value in record.items() if value is not None}
     return {name: record[name] for name, found in numbers.items() if found is None or int(found[1]) < WORKERS_SHOWN}
 
 
 def has_key() -> bool:
-    """Whether this user is logged in to W&B."""
+    """Return whether this user is logged in to W&B."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
