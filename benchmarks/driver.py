@@ -28,7 +28,7 @@ from lexray.cluster.ray_backend.connect import PROCESS_ENV
 from lexray.storage.config_file import read_config_file
 from lexray.tuning.driver import Driver
 from lexray.tuning.driver_record import this_place
-from lexray.tuning.endings.ends import Meter, read_spent
+from lexray.tuning.endings.budget import UsageMeter, read_usage
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.orchestrate import run_sweep
 from lexray.tuning.ray_backend.trial_run import TrialRun
@@ -58,7 +58,9 @@ def waiting(seconds: float) -> Work:
             time.sleep(max(0.0, began_s + seconds * step / REPORTS - time.time()))
             run.store.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in _metrics()[:step]).encode())
             tune.report(metrics)
-        meter = Meter(store=run.store, footprint=run.trial.footprint, before=read_spent(run.store), began_s=began_s)
+        meter = UsageMeter(
+            store=run.store, footprint=run.trial.footprint, before=read_usage(run.store), began_s=began_s
+        )
         meter.note(time.time())
         result = {"l0": 4.0, "fvu": 1 / REPORTS, "explained_variance": 1 - 1 / REPORTS, "dead_fraction": 0.0}
         timing = {"began_s": began_s, "train_s": seconds, "total_s": time.time() - began_s}

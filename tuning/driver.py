@@ -29,7 +29,7 @@ from lexray.tuning.driver_record import (
     claim,
     this_place,
 )
-from lexray.tuning.endings.ends import clear_ending
+from lexray.tuning.endings.budget import clear_ending
 
 log = logging.getLogger("lexray")
 

@@ -2,7 +2,7 @@
 
 A worker that loses the cluster, but not storage, does not know that its trial continues elsewhere. Every attempt writes
 its token to the folder before its workers start. The first worker of the previous attempt finds it within
-`LOOK_EVERY_S`, sooner than the new workers begin to write, and ends without writing anything more.
+`POLL_EVERY_S`, sooner than the new workers begin to write, and ends without writing anything more.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from dataclasses import dataclass
 
 from lexray.storage.polling import Repeat
 from lexray.storage.store import Store
-from lexray.tuning.endings.look import LOOK_EVERY_S
+from lexray.tuning.endings.cached_poll import POLL_EVERY_S
 
 log = logging.getLogger("lexray")
 
 ATTEMPT = "attempt.json"
-STALE_S = 3 * LOOK_EVERY_S
+STALE_S = 3 * POLL_EVERY_S
 """Maximum age in seconds of the last poll before a write waits for a new one."""
 
 
@@ -100,7 +100,7 @@ class Fence:
         self.check()
 
     @contextmanager
-    def watching(self, interval_s: float = LOOK_EVERY_S) -> Iterator[None]:
+    def watching(self, interval_s: float = POLL_EVERY_S) -> Iterator[None]:
         """Poll periodically within the context, until another attempt owns the folder."""
 
         def watch() -> None:

@@ -87,13 +87,13 @@ def _run_trials(
     with (
         placing(servers, plan.sweep.resources.wait_at_most_s) as allocator,
         FollowThread(folder=plan.folder, followers=[*followers, statuses]) as follow,
-        plan.ends as ends,
+        plan.budget as budget,
     ):
         if driver is not None:
             driver.waiting, driver.launch_failures = allocator.waiting, allocator.launch_failures
 
         def changed(run: TrialRun, started: bool) -> None:
-            ends.changed(run.trial, started)
+            budget.changed(run.trial, started)
             if plan.search is not None and not started:
                 plan.search.told(run.trial)
             follow.changed(run, started)
@@ -102,7 +102,7 @@ def _run_trials(
         run_of = _runs(plan, allocator, nodes, servers.cache, storage_path)
         runs = [run_of(trial) for trial in plan.unfinished]
         source = _Asked(plan.search, run_of) if plan.search is not None else None
-        queue = TrialQueue(runs, allocator, changed, lambda: bool(ends.reached()), source)
+        queue = TrialQueue(runs, allocator, changed, lambda: bool(budget.reached()), source)
         tune_trials(
             work,
             queue,
@@ -137,7 +137,7 @@ def _runs(
             cache=cache,
             retries=plan.sweep.retries,
             judge=judge_of(trial),
-            deadline_s=plan.ends.deadline_s,
+            deadline_s=plan.budget.deadline_s,
             ray_storage_path=storage_path,
         )
 
@@ -172,7 +172,7 @@ class _Asked:
 
 def _close_unfinished(plan: SweepPlan) -> None:
     """A trial whose process died without a word is written down as failed, and those that never started as pending."""
-    reached = plan.ends.reached()
+    reached = plan.budget.reached()
     for trial in plan.unfinished:
         record = plan.folder.read_trial(trial.id)
         status = record.status if record is not None else PENDING

@@ -4,7 +4,7 @@ sweep.yaml                     the sweep file as run
 trials/TRIAL/trial.json        configuration, status and result (TrialRecord)
 trials/TRIAL/attempt.json      the attempt at it that owns the folder (lexray.tuning.fence)
 trials/TRIAL/rungs.json        metrics and decisions of early stopping (lexray.tuning.endings.verdicts)
-trials/TRIAL/spent.json        hours of its workers over all attempts (lexray.tuning.endings.ends)
+trials/TRIAL/spent.json        hours of its workers over all attempts (lexray.tuning.endings.budget)
 trials/TRIAL/metrics.jsonl     one JSON object per logged step (storage of `lexray.training.loop.metrics_log`)
 trials/TRIAL/non_finite.json   that it resumed after a step that was not finite (lexray.training.loop.non_finite)
 trials/TRIAL/checkpoints/      see lexray.training.checkpoint.format
@@ -14,7 +14,7 @@ wandb.json                     ids of this folder's runs in W&B (lexray.tuning.v
 dataset.json                   provenance of the dataset (lexray.tuning.results.provenance)
 plan.json                      estimates of the sweep (lexray.tuning.planning.plan)
 driver.json, log.txt           record and log of its driver (lexray.tuning.driver_record, lexray.tuning.driver)
-ending.json                    stop request for its driver and trials (lexray.tuning.endings.ends)
+ending.json                    stop request for its driver and trials (lexray.tuning.endings.budget)
 frontier.parquet, .csv, .png, .svg; stability.json; plan.json; report.html
 """
 

@@ -17,7 +17,7 @@ from lexray.storage.store import Store, reachable
 from lexray.storage.stream import local_stream
 from lexray.storage.stream_memory import StreamShape
 from lexray.training.mesh.device import usable_gpus
-from lexray.tuning.endings.ends import Ends, check_ends, check_gpu_hours, ends_of
+from lexray.tuning.endings.budget import BudgetMonitor, budget_monitor, check_budget, check_gpu_hours
 from lexray.tuning.endings.verdicts import check_rungs
 from lexray.tuning.expansion import expand, trial_at
 from lexray.tuning.file.sweep_file import SweepFile
@@ -51,7 +51,7 @@ class SweepPlan:
     """Trials that no earlier run of this sweep finished."""
     counts: RowCounts
     """Row counts of each choice of sites."""
-    ends: Ends
+    budget: BudgetMonitor
     """Deadline and caps, counted from the time of planning."""
     search: Search | None = None
     """Search that proposes trials while the sweep runs."""
@@ -140,9 +140,9 @@ def plan_sweep(sweep: SweepFile, text: str) -> SweepPlan:
         to_do = {trial.id for trial in unfinished}
         search.told(*(trial for trial in trials if trial.id not in to_do))
     now_s = time.time()
-    ends = ends_of(sweep, folder, now_s)
+    budget = budget_monitor(sweep, folder, now_s)
     if unfinished or (search is not None and search.num_left):
-        check_ends(sweep, ends, possible, now_s)
+        check_budget(sweep, budget, possible, now_s)
     return SweepPlan(
         sweep=sweep,
         text=text,
@@ -151,7 +151,7 @@ def plan_sweep(sweep: SweepFile, text: str) -> SweepPlan:
         trials=trials,
         unfinished=unfinished,
         counts=counts,
-        ends=ends,
+        budget=budget,
         search=search,
     )
 

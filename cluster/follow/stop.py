@@ -18,7 +18,7 @@ from lexray.storage.errors import UserError
 from lexray.storage.polling import poll
 from lexray.storage.store import Store
 from lexray.tuning.driver_record import RUNNING, DriverRecord, is_alive, read_driver
-from lexray.tuning.endings.ends import BY_HAND, write_ending
+from lexray.tuning.endings.budget import BY_HAND, write_ending
 
 PATIENCE_S = 60.0
 """Seconds that the driver may take to save running trials and end."""

@@ -25,7 +25,7 @@ from lexray.cluster.follow.sweep_status import sweep_status
 from lexray.storage.store import Store
 from lexray.tuning.driver import Driver
 from lexray.tuning.driver_record import DriverRecord, read_driver, write_driver
-from lexray.tuning.endings.ends import BY_HAND, read_ending
+from lexray.tuning.endings.budget import BY_HAND, read_ending
 from lexray.tuning.sweep_folder import DONE, FAILED, PENDING, RUNNING, STOPPED, SweepFolder, TrialRecord
 
 STEPS, BATCH_ROWS = 1000, 128

@@ -32,7 +32,7 @@ from lexray.tuning.driver_record import (
     this_place,
     write_driver,
 )
-from lexray.tuning.endings.ends import BY_HAND, ENDING, write_ending
+from lexray.tuning.endings.budget import BY_HAND, ENDING, write_ending
 
 ELSEWHERE = Place(machine="another machine", process="1:1", cluster="sae", job="lexray-x-1")
 

@@ -13,20 +13,20 @@ from lexray.storage.config_file import read_config_file
 from lexray.storage.errors import CorruptDataError, UserError
 from lexray.training.loop.build import ensure_process_group
 from lexray.training.loop.trainer import Trainer
-from lexray.tuning.endings.ends import (
+from lexray.tuning.endings.budget import (
     BY_HAND,
     CPU_HOURS,
     DEADLINE,
     GPU_HOURS,
-    LOOK_EVERY_S,
     NO_CAP,
-    Ends,
-    Meter,
-    Pause,
-    Spent,
+    POLL_EVERY_S,
+    BudgetMonitor,
+    StopSignal,
+    Usage,
+    UsageMeter,
     clear_ending,
     reached_cap,
-    read_spent,
+    read_usage,
     write_ending,
 )
 from lexray.tuning.file.sweep_file import SweepFile
@@ -62,10 +62,10 @@ def plan(folder: Path, data: str, **changes) -> SweepPlan:
     return plan_sweep(read_config_file(file, SweepFile), Path(file).read_text())
 
 
-def meter(made: SweepPlan, workers: int = 2, gpus: float = 0.5) -> Meter:
+def meter(made: SweepPlan, workers: int = 2, gpus: float = 0.5) -> UsageMeter:
     store = made.folder.trial_store(made.trials[0].id)
     footprint = Footprint(workers=workers, cpus_per_worker=3, gpus_per_worker=gpus)
-    return Meter(store=store, footprint=footprint, before=read_spent(store), began_s=1_000_000.0)
+    return UsageMeter(store=store, footprint=footprint, before=read_usage(store), began_s=1_000_000.0)
 
 
 def test_attempts_add_up_and_the_last_note_of_one_counts(data, tmp_path):
@@ -74,7 +74,7 @@ def test_attempts_add_up_and_the_last_note_of_one_counts(data, tmp_path):
         counting = meter(made)
         counting.note(1_000_050.0)
         counting.note(1_000_100.0)
-        assert read_spent(counting.store) == Spent(cpu_s=600.0 * attempt, gpu_s=100.0 * attempt)
+        assert read_usage(counting.store) == Usage(cpu_s=600.0 * attempt, gpu_s=100.0 * attempt)
 
 
 def test_a_sweep_whose_hours_are_spent_is_refused_with_both_numbers(data, tmp_path):
@@ -86,7 +86,7 @@ def test_a_sweep_whose_hours_are_spent_is_refused_with_both_numbers(data, tmp_pa
     ):
         with pytest.raises(UserError, match=message):
             plan(tmp_path, data, **changes)
-    assert plan(tmp_path, data, cpu_hours=7).ends.before == Spent(cpu_s=6 * 3600.0, gpu_s=3600.0)
+    assert plan(tmp_path, data, cpu_hours=7).budget.before == Usage(cpu_s=6 * 3600.0, gpu_s=3600.0)
 
 
 @pytest.mark.parametrize(
@@ -118,32 +118,32 @@ def test_a_deadline_is_a_time_or_hours_from_now():
 @given(st.floats(0, 10), st.floats(0, 10), st.floats(0, 10), st.floats(0, 10))
 @settings(deadline=None)
 def test_a_cap_is_reached_exactly_when_as_much_is_spent(cpu_s, gpu_s, cpu_cap_s, gpu_cap_s):
-    found = reached_cap(Spent(cpu_s, gpu_s), Spent(cpu_cap_s, gpu_cap_s))
+    found = reached_cap(Usage(cpu_s, gpu_s), Usage(cpu_cap_s, gpu_cap_s))
     assert (found == GPU_HOURS) == (gpu_s >= gpu_cap_s)
     assert bool(found) == (gpu_s >= gpu_cap_s or cpu_s >= cpu_cap_s)
-    assert reached_cap(Spent(cpu_s, gpu_s), NO_CAP) == ""
+    assert reached_cap(Usage(cpu_s, gpu_s), NO_CAP) == ""
 
 
 def test_running_and_ended_trials_count_and_running_ones_are_told(data, tmp_path):
     made, clock = plan(tmp_path, data), Clock()
     first, second = made.trials
-    ends = Ends(
-        folder=made.folder, deadline_s=None, cap=Spent(100.0, float("inf")), before=Spent(cpu_s=10.0), clock=clock
+    budget = BudgetMonitor(
+        folder=made.folder, deadline_s=None, cap=Usage(100.0, float("inf")), before=Usage(cpu_s=10.0), clock=clock
     )
     running = meter(made)
-    pause = Pause(folder=made.folder, meter=running, deadline_s=None, clock=clock, beside=at_once)
-    ends.changed(first, True)
+    pause = StopSignal(folder=made.folder, meter=running, deadline_s=None, clock=clock, beside=at_once)
+    budget.changed(first, True)
     clock.now += 30
-    ends.changed(second, True)
-    ends.changed(first, False)
+    budget.changed(second, True)
+    budget.changed(first, False)
     clock.now += 50
-    assert ends.spent() == Spent(cpu_s=10.0 + 30 + 50)
-    ends.tell()
-    assert (ends.reached(), pause()) == ("", "")
+    assert budget.spent() == Usage(cpu_s=10.0 + 30 + 50)
+    budget.tell()
+    assert (budget.reached(), pause()) == ("", "")
     clock.now += 20
-    ends.tell()
-    assert (ends.reached(), pause()) == (CPU_HOURS, CPU_HOURS)
-    assert read_spent(running.store) == Spent(cpu_s=480.0, gpu_s=80.0)  # noted when it was asked after 80 s
+    budget.tell()
+    assert (budget.reached(), pause()) == (CPU_HOURS, CPU_HOURS)
+    assert read_usage(running.store) == Usage(cpu_s=480.0, gpu_s=80.0)  # noted when it was asked after 80 s
     clear_ending(made.folder.store)  # as the next run does
     clock.now += 10
     assert pause() == ""
@@ -151,33 +151,33 @@ def test_running_and_ended_trials_count_and_running_ones_are_told(data, tmp_path
 
 def test_word_left_by_hand_ends_running_trials_and_starts_no_other(data, tmp_path):
     made, clock = plan(tmp_path, data), Clock()
-    ends = Ends(folder=made.folder, deadline_s=None, cap=NO_CAP, before=Spent(), clock=clock)
-    pause = Pause(folder=made.folder, meter=meter(made), deadline_s=None, clock=clock, beside=at_once)
+    budget = BudgetMonitor(folder=made.folder, deadline_s=None, cap=NO_CAP, before=Usage(), clock=clock)
+    pause = StopSignal(folder=made.folder, meter=meter(made), deadline_s=None, clock=clock, beside=at_once)
     runs = [TrialRun(trial=trial, folder=made.folder) for trial in made.trials]
     queue = TrialQueue(
-        runs, fixed_allocator({"a": Node(8, 0)}), lambda run, started: None, lambda: bool(ends.reached())
+        runs, fixed_allocator({"a": Node(8, 0)}), lambda run, started: None, lambda: bool(budget.reached())
     )
     assert queue.suggest("a")["run"] is runs[0]
-    ends.look()
-    assert (ends.reached(), pause()) == ("", "")
+    budget.look()
+    assert (budget.reached(), pause()) == ("", "")
     write_ending(made.folder.store, BY_HAND)
-    clock.now += LOOK_EVERY_S
-    ends.look()
+    clock.now += POLL_EVERY_S
+    budget.look()
     assert queue.suggest("b") == Searcher.FINISHED
     assert pause() == BY_HAND
 
 
 def test_a_training_waits_for_no_store_that_hangs_or_fails(data, tmp_path):
     made, clock, looks = plan(tmp_path, data), Clock(), []
-    pause = Pause(folder=made.folder, meter=meter(made), deadline_s=None, clock=clock, beside=looks.append)
+    pause = StopSignal(folder=made.folder, meter=meter(made), deadline_s=None, clock=clock, beside=looks.append)
     write_ending(made.folder.store, BY_HAND)
     for _ in range(3):
-        clock.now += LOOK_EVERY_S
+        clock.now += POLL_EVERY_S
         assert pause() == ""
     assert len(looks) == 1, "one look at a time"
     made.folder.store.write("ending.json", b"{")
     looks.pop()()
-    clock.now += LOOK_EVERY_S
+    clock.now += POLL_EVERY_S
     assert pause() == "", "what cannot be read ends nothing"
     write_ending(made.folder.store, BY_HAND)
     looks.pop()()
@@ -186,11 +186,11 @@ def test_a_training_waits_for_no_store_that_hangs_or_fails(data, tmp_path):
 
 def test_nothing_starts_after_the_deadline_and_what_runs_is_told(data, tmp_path):
     made, clock = plan(tmp_path, data), Clock()
-    ends = Ends(folder=made.folder, deadline_s=clock.now + 5, cap=NO_CAP, before=Spent(), clock=clock)
-    pause = Pause(folder=made.folder, meter=meter(made), deadline_s=ends.deadline_s, clock=clock, beside=at_once)
+    budget = BudgetMonitor(folder=made.folder, deadline_s=clock.now + 5, cap=NO_CAP, before=Usage(), clock=clock)
+    pause = StopSignal(folder=made.folder, meter=meter(made), deadline_s=budget.deadline_s, clock=clock, beside=at_once)
     runs = [TrialRun(trial=trial, folder=made.folder) for trial in made.trials]
     queue = TrialQueue(
-        runs, fixed_allocator({"a": Node(8, 0)}), lambda run, started: None, lambda: bool(ends.reached())
+        runs, fixed_allocator({"a": Node(8, 0)}), lambda run, started: None, lambda: bool(budget.reached())
     )
     assert queue.suggest("a")["run"] is runs[0]
     assert pause() == ""

@@ -29,7 +29,7 @@ from lexray.training.checkpoint.parts import WHOLE
 from lexray.training.checkpoint.writer import CheckpointWriter, delete_temporary
 from lexray.tuning.driver_record import RUNNING as DRIVER_RUNS
 from lexray.tuning.driver_record import DriverRecord, write_driver
-from lexray.tuning.endings.ends import BY_HAND, clear_ending, read_ending, write_ending
+from lexray.tuning.endings.budget import BY_HAND, clear_ending, read_ending, write_ending
 from lexray.tuning.fence import Fence
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.orchestrate import run_sweep

@@ -17,7 +17,7 @@ from lexray.storage.writer import DatasetWriter
 from lexray.training.checkpoint.format import newest_checkpoint
 from lexray.training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
 from lexray.training.dictionaries import ARCHITECTURES, dictionary_config
-from lexray.tuning.endings.ends import Meter, Spent
+from lexray.tuning.endings.budget import Usage, UsageMeter
 from lexray.tuning.planning.row_counts import RowCounts
 from lexray.tuning.planning.streams import shape_of
 from lexray.tuning.ray_backend.cluster_view import living_nodes
@@ -115,7 +115,7 @@ def train_all(dataset, wanted, workers: int, place) -> dict[tuple[str, int, int]
         servers = window_servers.on(living_nodes())
         storage_path = folder.store.local_path + "/ray"
         runs = [TrialRun(trial=t, folder=folder, servers=servers, ray_storage_path=storage_path) for t in trials]
-        meter = Meter(store=folder.store, footprint=trials[0].footprint, before=Spent(), began_s=time.time())
+        meter = UsageMeter(store=folder.store, footprint=trials[0].footprint, before=Usage(), began_s=time.time())
         trainer = torch_trainer(runs[0], meter)
         trainer.train_loop_per_worker = train_in_turn
         trainer.train_loop_config = {**trainer.train_loop_config, "run": runs}

@@ -14,7 +14,7 @@ from contrast import AA_TEXT, contrast, parse_hex
 from report_folder import DATA_FILES, Links, firing, full_sweep, point_record
 
 from lexray.storage.store import Store
-from lexray.tuning.endings.ends import Spent
+from lexray.tuning.endings.budget import Usage
 from lexray.tuning.file.resources import PricesBlock
 from lexray.tuning.results import report
 from lexray.tuning.results.costs import costs
@@ -87,7 +87,7 @@ def test_latents_rarer_than_the_axis_widen_it() -> None:
 
 def test_costs_add_up_and_know_the_prices() -> None:
     records = [point_record(number) for number in range(6)]
-    spent = {record.trial: Spent(cpu_s=3600.0, gpu_s=7200.0) for record in records[:4]}
+    spent = {record.trial: Usage(cpu_s=3600.0, gpu_s=7200.0) for record in records[:4]}
     found = costs(records, spent, PricesBlock(cpu_hour=0.5, gpu_hour=2))
     *parts, everything = found
     assert (everything.trials, everything.cpu_hours, everything.gpu_hours, everything.money) == (6, 4.0, 8.0, 18.0)

@@ -103,13 +103,13 @@ class SpendAll:
     """Follows a sweep; as soon as a trial has trained, the hours of the sweep are spent."""
 
     def __init__(self, made: SweepPlan) -> None:
-        self.ends = made.ends
+        self.budget = made.budget
 
     def started(self, run: TrialRun) -> None:
         pass
 
     def logged(self, run: TrialRun, records: list) -> None:
-        self.ends.cap = self.ends.cap._replace(cpu_s=0.0)
+        self.budget.cap = self.budget.cap._replace(cpu_s=0.0)
 
     def ended(self, run: TrialRun, record: TrialRecord | None) -> None:
         pass
@@ -138,7 +138,7 @@ def test_a_sweep_whose_hours_are_spent_saves_its_state_and_goes_on_with_more(dat
     assert made.folder.trial_store(paused).list_folders("checkpoints")
     again = plan(tmp_path, data, cpu_hours=20, **long)
     assert {trial.id for trial in again.unfinished} == {trial.id for trial in made.trials}
-    assert again.ends.before.cpu_s > 0
+    assert again.budget.before.cpu_s > 0
     table = run_sweep(again, [])
     assert set(table["status"]) == {"done"}
     assert [record["step"] for record in made.folder.read_metrics(paused)] == list(range(20, steps + 1, 20))

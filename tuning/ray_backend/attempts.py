@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from ray.train import TrainingFailedError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
-from lexray.tuning.endings.ends import DEADLINE, read_ending
+from lexray.tuning.endings.budget import DEADLINE, read_ending
 from lexray.tuning.placement.allocator import MeshOptions
 from lexray.tuning.ray_backend.allocator_client import AllocatorClient
 from lexray.tuning.ray_backend.placer import Placement

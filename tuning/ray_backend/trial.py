@@ -26,8 +26,8 @@ from lexray.training.loop.setup import OpenStream
 from lexray.training.loop.trainer import Trainer
 from lexray.training.measures.held_out import measure_trial
 from lexray.training.mesh.device import use_device
-from lexray.tuning.endings.ends import Meter, Pause, read_spent
-from lexray.tuning.endings.look import Look
+from lexray.tuning.endings.budget import StopSignal, UsageMeter, read_usage
+from lexray.tuning.endings.cached_poll import CachedPoll
 from lexray.tuning.endings.verdicts import stopped_by
 from lexray.tuning.fence import DisplacedError, Fence
 from lexray.tuning.planning.worker_memory import peak_resident_bytes
@@ -105,7 +105,9 @@ def _attempt(run: TrialRun, began: float) -> str:
     run = replace(run, attempt=uuid.uuid4().hex)
     run.fence.take()
     run.folder.write_trial(new_record(run.trial, status=RUNNING))
-    meter = Meter(store=run.store, footprint=run.trial.footprint, before=read_spent(run.store), began_s=time.time())
+    meter = UsageMeter(
+        store=run.store, footprint=run.trial.footprint, before=read_usage(run.store), began_s=time.time()
+    )
     try:
         torch_trainer(run, meter, TrainHere, callbacks=[ReportToTune()], began_s=began).fit()
     finally:
@@ -117,7 +119,7 @@ def _attempt(run: TrialRun, began: float) -> str:
 
 def torch_trainer(
     run: TrialRun,
-    meter: Meter,
+    meter: UsageMeter,
     kind: type[TorchTrainer] = TorchTrainer,
     *,
     callbacks: Sequence[Any] = (),
@@ -184,7 +186,7 @@ def train_worker(config: dict[str, Any]) -> None:
         run.folder.write_trial(replace(record, memory={"peak_bytes": peak_resident_bytes()}))
 
 
-def _trained(run: TrialRun, meter: Meter, began_s: float, fence: Fence, device: torch.device) -> TrialRecord:
+def _trained(run: TrialRun, meter: UsageMeter, began_s: float, fence: Fence, device: torch.device) -> TrialRecord:
     """Train this worker's share; return the trial's record at its end."""
     rank, store = ray.train.get_context().get_world_rank(), fence.fenced_store
     metrics = TrainingMetrics(run)
@@ -214,14 +216,14 @@ def _trained(run: TrialRun, meter: Meter, began_s: float, fence: Fence, device: 
         return replace(record, status=FAILED, reason=str(error))
 
 
-def _should_pause(run: TrialRun, meter: Meter, fence: Fence) -> Callable[[], str]:
+def _should_pause(run: TrialRun, meter: UsageMeter, fence: Fence) -> Callable[[], str]:
     """Return the function that says why training should save its state and end; called on the first worker."""
-    pause, allocator = Pause(folder=run.folder, meter=meter, deadline_s=run.deadline_s), run.allocator
+    pause, allocator = StopSignal(folder=run.folder, meter=meter, deadline_s=run.deadline_s), run.allocator
 
     def moving() -> str:
         return MOVING if allocator is not None and allocator.should_move(run.trial.id, run.meshes) else ""
 
-    move = Look(find=moving, what="whether the trial should move")
+    move = CachedPoll(find=moving, what="whether the trial should move")
 
     def why() -> str:
         fence.check()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lexray.tuning.endings.ends import Spent, sum_spent
+from lexray.tuning.endings.budget import Usage, sum_usage
 from lexray.tuning.file.resources import PricesBlock
 from lexray.tuning.file.stop_block import SECONDS_PER_HOUR
 from lexray.tuning.sweep_folder import TrialRecord
@@ -31,7 +31,7 @@ class Cost:
     here."""
 
 
-def costs(records: Sequence[TrialRecord], spent: Mapping[str, Spent], prices: PricesBlock | None = None) -> list[Cost]:
+def costs(records: Sequence[TrialRecord], spent: Mapping[str, Usage], prices: PricesBlock | None = None) -> list[Cost]:
     """Return the costs by architecture and width, and in total; empty if no trial has started."""
     begun = [record for record in records if record.timing or record.trial in spent]
     groups: dict[str, list[TrialRecord]] = {}
@@ -47,8 +47,8 @@ def _kind(record: TrialRecord) -> tuple[str, int]:
     return str(dictionary.get("architecture", "")), int(dictionary.get("width", 0))
 
 
-def _cost(name: str, records: Sequence[TrialRecord], spent: Mapping[str, Spent], prices: PricesBlock | None) -> Cost:
-    total = sum_spent(spent.get(record.trial, Spent()) for record in records)
+def _cost(name: str, records: Sequence[TrialRecord], spent: Mapping[str, Usage], prices: PricesBlock | None) -> Cost:
+    total = sum_usage(spent.get(record.trial, Usage()) for record in records)
     cpu_hours, gpu_hours = total.cpu_s / SECONDS_PER_HOUR, total.gpu_s / SECONDS_PER_HOUR
     timed = [record.timing for record in records if record.timing.get("total_s")]
     return Cost(

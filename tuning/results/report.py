@@ -21,7 +21,7 @@ from lexray.storage.polling import read_many
 from lexray.storage.store import Store
 from lexray.storage.visible_text import visible
 from lexray.training.measures.held_out import read_measures
-from lexray.tuning.endings.ends import Spent, read_spent
+from lexray.tuning.endings.budget import Usage, read_usage
 from lexray.tuning.file.resources import PricesBlock
 from lexray.tuning.file.search import SearchBlock
 from lexray.tuning.planning.foreseen import PLAN_FILE, Outcome, outcomes, read_plan
@@ -73,7 +73,7 @@ def build_results(folder: SweepFolder, trials: list[str]) -> pd.DataFrame:
     found = read_many(folder.read_trial, trials)
     metrics = dict(zip(trials, read_many(folder.read_metrics, trials), strict=True))
     measures = dict(zip(trials, read_many(read_measures, stores), strict=True))
-    spent = dict(zip(trials, read_many(read_spent, stores), strict=True))
+    spent = dict(zip(trials, read_many(read_usage, stores), strict=True))
     pairs = zip(trials, found, strict=True)
     records = [record or TrialRecord(trial=trial, name=trial, config={}, status=PENDING) for trial, record in pairs]
     table = frontier_table(records)
@@ -87,7 +87,7 @@ def build_results(folder: SweepFolder, trials: list[str]) -> pd.DataFrame:
         metrics,
         _sweep_yaml(folder.store),
         firing={trial: document["firing"] for trial, document in measures.items() if document is not None},
-        spent={trial: hours for trial, hours in spent.items() if hours != Spent()},
+        spent={trial: hours for trial, hours in spent.items() if hours != Usage()},
     )
     return table
 
@@ -100,7 +100,7 @@ def write_report(
     *,
     title: str | None = None,
     firing: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
-    spent: Mapping[str, Spent] = MappingProxyType({}),
+    spent: Mapping[str, Usage] = MappingProxyType({}),
 ) -> None:
     """Write `report.html`.
 
@@ -159,7 +159,7 @@ def _documents(store: Store, trials: _Trials, first_files: list[str]) -> dict[st
     }
 
 
-def _costs(records: Sequence[TrialRecord], spent: Mapping[str, Spent], block: Any) -> dict[str, Any]:
+def _costs(records: Sequence[TrialRecord], spent: Mapping[str, Usage], block: Any) -> dict[str, Any]:
     """The table of costs, in money where the sweep file's `block` has prices."""
     prices = _block(PricesBlock, block)
     return {"costs": [_cost(cost, prices) for cost in costs(records, spent, prices)], "prices": prices}

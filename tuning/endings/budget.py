@@ -22,7 +22,7 @@ from lexray.storage.documents import read_document
 from lexray.storage.errors import UserError
 from lexray.storage.polling import Repeat, read_many
 from lexray.storage.store import Store
-from lexray.tuning.endings.look import LOOK_EVERY_S, Look
+from lexray.tuning.endings.cached_poll import POLL_EVERY_S, CachedPoll
 from lexray.tuning.file.stop_block import SECONDS_PER_HOUR, EndsBlock, in_utc
 from lexray.tuning.folder_documents import ENDING as ENDING_DOCUMENT
 from lexray.tuning.folder_documents import SPENT as SPENT_DOCUMENT
@@ -37,38 +37,38 @@ NOTE_EVERY_S = 60.0
 """Seconds between a running trial's notes of its usage."""
 
 
-class Spent(NamedTuple):
+class Usage(NamedTuple):
     """Usage of workers, in CPU and GPU seconds."""
 
     cpu_s: float = 0.0
     gpu_s: float = 0.0
 
-    def plus(self, footprint: Footprint, seconds: float) -> Spent:
-        return Spent(self.cpu_s + footprint.cpus * seconds, self.gpu_s + footprint.gpus * seconds)
+    def plus(self, footprint: Footprint, seconds: float) -> Usage:
+        return Usage(self.cpu_s + footprint.cpus * seconds, self.gpu_s + footprint.gpus * seconds)
 
 
-def read_spent(store: Store) -> Spent:
+def read_usage(store: Store) -> Usage:
     """Read the usage of the trial in this folder. Raises CorruptDataError."""
     file, remedy = f"{store.url}/{SPENT}", "remove it to count from nothing"
     try:
-        return Spent(**read_document(store, SPENT, SPENT_DOCUMENT, file=file, remedy=remedy))
+        return Usage(**read_document(store, SPENT, SPENT_DOCUMENT, file=file, remedy=remedy))
     except (FileNotFoundError, NotADirectoryError):
-        return Spent()
+        return Usage()
 
 
-def sum_spent(parts: Iterable[Spent]) -> Spent:
+def sum_usage(parts: Iterable[Usage]) -> Usage:
     parts = list(parts)
-    return Spent(sum(p.cpu_s for p in parts), sum(p.gpu_s for p in parts))
+    return Usage(sum(p.cpu_s for p in parts), sum(p.gpu_s for p in parts))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Meter:
+class UsageMeter:
     """Measures the usage of one attempt at a trial, in addition to earlier attempts."""
 
     store: Store
     """Folder of the trial."""
     footprint: Footprint
-    before: Spent
+    before: Usage
     began_s: float
     """Unix time of the attempt's start."""
 
@@ -82,25 +82,25 @@ class Meter:
 
 
 @dataclass(kw_only=True)
-class Pause:
+class StopSignal:
     """Returns the status with which a running trial should save its state and end, or empty; called on its first
     worker.
     """
 
     folder: SweepFolder
-    meter: Meter
+    meter: UsageMeter
     deadline_s: float | None
     """Unix time of the deadline."""
     clock: Callable[[], float] = time.time
     beside: Callable[[Callable[[], None]], None] = lambda look: Thread(target=look, daemon=True).start()
     """Runs a poll in the background: training never waits for the store."""
     _noted_s: float = field(init=False)
-    _word: Look = field(init=False)
+    _word: CachedPoll = field(init=False)
 
     def __post_init__(self) -> None:
         self._noted_s = self.clock()
         find = partial(read_ending, self.folder)
-        self._word = Look(find=find, what=ENDING, clock=self.clock, beside=self.beside)
+        self._word = CachedPoll(find=find, what=ENDING, clock=self.clock, beside=self.beside)
 
     def __call__(self) -> str:
         now = self.clock()
@@ -131,19 +131,19 @@ def clear_ending(store: Store) -> None:
 
 
 @dataclass(kw_only=True)
-class Ends:
+class BudgetMonitor:
     """Monitors deadline, spent hours and stop requests beside the trials of one run of a sweep."""
 
     folder: SweepFolder
     deadline_s: float | None
     """Unix time of the deadline."""
-    cap: Spent
+    cap: Usage
     """Usage limits; infinite where there is none."""
-    before: Spent
+    before: Usage
     """Usage of earlier runs of the sweep."""
     interval_s: float = 2.0
     clock: Callable[[], float] = time.time
-    _done: Spent = field(default_factory=Spent)
+    _done: Usage = field(default_factory=Usage)
     _running: dict[str, tuple[Footprint, float]] = field(default_factory=dict)
     _word: str = ""
     """Stop request in the folder, written by this monitor or a user."""
@@ -151,8 +151,8 @@ class Ends:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _watch: Repeat = field(init=False)
 
-    def __enter__(self) -> Ends:
-        self._watch = Repeat(work=self._look_and_tell, every_s=self.interval_s, name="ends")
+    def __enter__(self) -> BudgetMonitor:
+        self._watch = Repeat(work=self._look_and_tell, every_s=self.interval_s, name="budget")
         self._watch.start()
         return self
 
@@ -174,12 +174,12 @@ class Ends:
             return DEADLINE
         return self._word or reached_cap(self.spent(), self.cap)
 
-    def spent(self) -> Spent:
+    def spent(self) -> Usage:
         """Return the usage of all trials in all runs until now."""
         with self._lock:
             now = self.clock()
-            running = [Spent().plus(footprint, now - began_s) for footprint, began_s in self._running.values()]
-            return sum_spent([self.before, self._done, *running])
+            running = [Usage().plus(footprint, now - began_s) for footprint, began_s in self._running.values()]
+            return sum_usage([self.before, self._done, *running])
 
     def _look_and_tell(self) -> None:
         if self._word:
@@ -192,7 +192,7 @@ class Ends:
 
     def look(self) -> None:
         """Poll the folder for a stop request."""
-        if self.clock() - self._looked_s >= LOOK_EVERY_S:
+        if self.clock() - self._looked_s >= POLL_EVERY_S:
             self._looked_s = self.clock()
             self._word = read_ending(self.folder)
             if self._word:
@@ -206,33 +206,33 @@ class Ends:
             self._word = status
 
 
-NO_CAP = Spent(float("inf"), float("inf"))
+NO_CAP = Usage(float("inf"), float("inf"))
 
 
-def reached_cap(spent: Spent, cap: Spent) -> str:
+def reached_cap(spent: Usage, cap: Usage) -> str:
     """Return the status of trials when a cap is reached; empty if none is."""
     if spent.gpu_s >= cap.gpu_s:
         return GPU_HOURS
     return CPU_HOURS if spent.cpu_s >= cap.cpu_s else ""
 
 
-def ends_of(sweep: EndsBlock, folder: SweepFolder, now_s: float) -> Ends:
+def budget_monitor(sweep: EndsBlock, folder: SweepFolder, now_s: float) -> BudgetMonitor:
     """Build the monitor of a run of a sweep that starts at `now_s`."""
     hours = (sweep.cpu_hours, sweep.gpu_hours)
-    cap = Spent(*(float("inf") if cap is None else cap * SECONDS_PER_HOUR for cap in hours))
-    before = _spent_before(folder) if cap != NO_CAP else Spent()
-    return Ends(folder=folder, deadline_s=sweep.deadline_at_s(now_s), cap=cap, before=before)
+    cap = Usage(*(float("inf") if cap is None else cap * SECONDS_PER_HOUR for cap in hours))
+    before = _usage_before(folder) if cap != NO_CAP else Usage()
+    return BudgetMonitor(folder=folder, deadline_s=sweep.deadline_at_s(now_s), cap=cap, before=before)
 
 
-def check_ends(sweep: EndsBlock, ends: Ends, trials: Sequence[Trial], now_s: float) -> None:
+def check_budget(sweep: EndsBlock, budget: BudgetMonitor, trials: Sequence[Trial], now_s: float) -> None:
     """Raise UserError if no trial could start, or a cap could never be reached."""
-    if ends.deadline_s is not None and ends.deadline_s <= now_s:
-        passed, now = in_utc(ends.deadline_s), in_utc(now_s)
+    if budget.deadline_s is not None and budget.deadline_s <= now_s:
+        passed, now = in_utc(budget.deadline_s), in_utc(now_s)
         raise UserError(f"deadline: {passed} has passed, it is {now}; give a later one or leave it out")
     check_gpu_hours(sweep, trials)
     for name, hours, spent_s in (
-        ("gpu_hours", sweep.gpu_hours, ends.before.gpu_s),
-        ("cpu_hours", sweep.cpu_hours, ends.before.cpu_s),
+        ("gpu_hours", sweep.gpu_hours, budget.before.gpu_s),
+        ("cpu_hours", sweep.cpu_hours, budget.before.cpu_s),
     ):
         if hours is not None and spent_s >= hours * SECONDS_PER_HOUR:
             raise UserError(
@@ -249,7 +249,7 @@ def check_gpu_hours(sweep: EndsBlock, trials: Sequence[Trial]) -> None:
         )
 
 
-def _spent_before(folder: SweepFolder) -> Spent:
+def _usage_before(folder: SweepFolder) -> Usage:
     """Sum the usage of every trial with a folder, even those no longer in the sweep file."""
     stores = [folder.trial_store(trial) for trial in folder.store.list_folders("trials")]
-    return sum_spent(read_many(read_spent, stores))
+    return sum_usage(read_many(read_usage, stores))

@@ -10,13 +10,13 @@ from threading import Thread
 
 log = logging.getLogger("lexray")
 
-LOOK_EVERY_S = 5.0
+POLL_EVERY_S = 5.0
 """Seconds between polls of a running trial and of the driver."""
 
 
 @dataclass(kw_only=True)
-class Look:
-    """Returns the last polled value at once, and polls again in a thread when it is older than `LOOK_EVERY_S`."""
+class CachedPoll:
+    """Returns the last polled value at once, and polls again in a thread when it is older than `POLL_EVERY_S`."""
 
     find: Callable[[], str]
     """Returns the value, empty if there is none. An error is a warning."""
@@ -31,7 +31,7 @@ class Look:
 
     def __call__(self) -> str:
         now = self.clock()
-        if not self._is_looking and now - self._looked_s >= LOOK_EVERY_S:
+        if not self._is_looking and now - self._looked_s >= POLL_EVERY_S:
             self._looked_s, self._is_looking = now, True
             self.beside(self._look)
         return self._found
