@@ -12,7 +12,7 @@ import pandas as pd
 from lexray.storage.chunk_cache import CacheSettings
 from lexray.storage.errors import UserError
 from lexray.tuning.driver import Driver, unclaimed
-from lexray.tuning.endings.verdicts import Judge, judge_of_all, judges
+from lexray.tuning.endings.early_stopper import EarlyStopper, early_stopper_of, early_stoppers
 from lexray.tuning.placement.nodes import Node
 from lexray.tuning.planning.memory_check import refuse_what_has_no_room
 from lexray.tuning.planning.mesh_options import mesh_options_of
@@ -117,7 +117,7 @@ def _runs(
     plan: SweepPlan, allocator: AllocatorClient, nodes: list[Node], cache: CacheSettings | None, storage_path: str
 ) -> Callable[[Trial], TrialRun]:
     """Return the function that prepares a trial of the sweep for Ray."""
-    judge_of = _judge_of(plan)
+    stopper_of = _early_stopper_of(plan)
     gpu_bytes = gpu_bytes_of(plan.sweep)
 
     def has_room(trial: Trial) -> bool:
@@ -136,7 +136,7 @@ def _runs(
             mesh_options=mesh_options_of(trial, plan.sweep.resources.elastic, has_room),
             cache=cache,
             retries=plan.sweep.retries,
-            judge=judge_of(trial),
+            early_stopper=stopper_of(trial),
             deadline_s=plan.budget.deadline_s,
             ray_storage_path=storage_path,
         )
@@ -144,13 +144,13 @@ def _runs(
     return run_of
 
 
-def _judge_of(plan: SweepPlan) -> Callable[[Trial], Judge | None]:
+def _early_stopper_of(plan: SweepPlan) -> Callable[[Trial], EarlyStopper | None]:
     stop = plan.sweep.stop
     if stop is None:
         return lambda trial: None
     if plan.search is not None:
-        return lambda trial: judge_of_all(plan.folder, trial, stop)
-    known = judges(plan.folder, plan.trials, stop)
+        return lambda trial: early_stopper_of(plan.folder, trial, stop)
+    known = early_stoppers(plan.folder, plan.trials, stop)
     return lambda trial: known[trial.id]
 
 

@@ -33,7 +33,7 @@ def ended_record(
 ) -> TrialRecord:
     """Return the record of a trial whose training ended: done, stopped early, paused, or moving to other nodes.
 
-    `stopped` is the record of the verdict that ended it early, empty without one.
+    `stopped` is the decision that stopped it early, empty without one.
     """
     timing = {"total_s": total_s, "train_s": result.train_s}
     if result.train_s:

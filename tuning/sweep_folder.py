@@ -3,7 +3,7 @@
 sweep.yaml                     the sweep file as run
 trials/TRIAL/trial.json        configuration, status and result (TrialRecord)
 trials/TRIAL/attempt.json      the attempt at it that owns the folder (lexray.tuning.fence)
-trials/TRIAL/rungs.json        metrics and decisions of early stopping (lexray.tuning.endings.verdicts)
+trials/TRIAL/rungs.json        metrics and decisions of early stopping (lexray.tuning.endings.early_stopper)
 trials/TRIAL/spent.json        hours of its workers over all attempts (lexray.tuning.endings.budget)
 trials/TRIAL/metrics.jsonl     one JSON object per logged step (storage of `lexray.training.loop.metrics_log`)
 trials/TRIAL/non_finite.json   that it resumed after a step that was not finite (lexray.training.loop.non_finite)

@@ -18,7 +18,7 @@ from lexray.storage.stream import local_stream
 from lexray.storage.stream_memory import StreamShape
 from lexray.training.mesh.device import usable_gpus
 from lexray.tuning.endings.budget import BudgetMonitor, budget_monitor, check_budget, check_gpu_hours
-from lexray.tuning.endings.verdicts import check_rungs
+from lexray.tuning.endings.early_stopper import check_rungs
 from lexray.tuning.expansion import expand, trial_at
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.placement.nodes import Node, refuse_what_never_fits

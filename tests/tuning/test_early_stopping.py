@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lexray.tuning.endings.early_stopping import (
-    Contender,
+    Candidate,
     Measure,
-    Reached,
+    RungEntry,
     beats,
-    judge,
+    decide,
     measured,
     noise_of,
     rung_steps,
@@ -25,10 +25,10 @@ NOISE = st.sampled_from([0.0, 0.001, 0.02, math.inf])
 
 
 @st.composite
-def reached(draw, trial: str, noise=NOISE) -> Reached:
+def reached(draw, trial: str, noise=NOISE) -> RungEntry:
     target = draw(st.sampled_from([8.0, 16.0]))
-    return Reached(
-        contender=Contender(
+    return RungEntry(
+        candidate=Candidate(
             trial=trial,
             configuration=draw(st.sampled_from("abcd")) + f"{target:g}",
             target_l0=target,
@@ -44,7 +44,7 @@ def reached(draw, trial: str, noise=NOISE) -> Reached:
 
 
 @st.composite
-def rungs(draw, noise=NOISE) -> list[Reached]:
+def rungs(draw, noise=NOISE) -> list[RungEntry]:
     return [draw(reached(f"t{i}", noise)) for i in range(draw(st.integers(1, 10)))]
 
 
@@ -58,15 +58,15 @@ RULES = st.builds(
 )
 
 
-def stopped(rules: StopRules, rung: list[Reached]) -> set[str]:
+def stopped(rules: StopRules, rung: list[RungEntry]) -> set[str]:
     """The trials that would end if each were the last to reach the rung."""
-    return {me.contender.trial for me in rung if judge(rules, me, [o for o in rung if o is not me]) is not None}
+    return {me.candidate.trial for me in rung if decide(rules, me, [o for o in rung if o is not me]) is not None}
 
 
-def topk(trial: str, fvu: float, *, l0: float = 8.0, noise: float = 0.0, configuration: str | None = None) -> Reached:
+def topk(trial: str, fvu: float, *, l0: float = 8.0, noise: float = 0.0, configuration: str | None = None) -> RungEntry:
     """A trial with the target L0 that it has."""
-    return Reached(
-        contender=Contender(trial=trial, configuration=configuration or trial, target_l0=l0, comparable="w64"),
+    return RungEntry(
+        candidate=Candidate(trial=trial, configuration=configuration or trial, target_l0=l0, comparable="w64"),
         measure=Measure(l0=l0, fvu=fvu, l0_noise=0.0, fvu_noise=noise),
     )
 
@@ -74,38 +74,38 @@ def topk(trial: str, fvu: float, *, l0: float = 8.0, noise: float = 0.0, configu
 @given(RULES, rungs(st.just(0.0)))
 @settings(max_examples=300, deadline=None)
 def test_a_trial_that_no_other_dominates_never_ends(rules, rung):
-    for name in {r.contender.comparable for r in rung}:
-        group = [r for r in rung if r.contender.comparable == name]
+    for name in {r.candidate.comparable for r in rung}:
+        group = [r for r in rung if r.candidate.comparable == name]
         kept = non_dominated([r.measure.l0 for r in group], [r.measure.fvu for r in group])
         ended = stopped(rules, rung)
-        assert not [r for r, on in zip(group, kept, strict=True) if on and r.contender.trial in ended]
+        assert not [r for r, on in zip(group, kept, strict=True) if on and r.candidate.trial in ended]
 
 
 @given(RULES, rungs())
 @settings(deadline=None)
 def test_the_best_of_a_width_never_ends_whatever_the_noise(rules, rung):
-    for name in {r.contender.comparable for r in rung}:
-        group = [r for r in rung if r.contender.comparable == name and not math.isnan(r.measure.fvu)]
+    for name in {r.candidate.comparable for r in rung}:
+        group = [r for r in rung if r.candidate.comparable == name and not math.isnan(r.measure.fvu)]
         if group:
-            assert min(group, key=lambda r: r.measure.fvu).contender.trial not in stopped(rules, rung)
+            assert min(group, key=lambda r: r.measure.fvu).candidate.trial not in stopped(rules, rung)
 
 
 @given(RULES, rungs())
 @settings(deadline=None)
 def test_whoever_ends_was_beaten_by_the_one_that_is_named_beyond_the_noise(rules, rung):
-    by_trial = {r.contender.trial: r for r in rung}
+    by_trial = {r.candidate.trial: r for r in rung}
     for me in rung:
-        verdict = judge(rules, me, rung)
-        if verdict is None:
+        decision = decide(rules, me, rung)
+        if decision is None:
             continue
-        winner, loser = by_trial[verdict.by].measure, me.measure
+        winner, loser = by_trial[decision.by].measure, me.measure
         assert winner.l0 <= loser.l0 * 1.02
         noise = math.hypot(winner.fvu_noise, loser.fvu_noise)
         assert loser.fvu - winner.fvu > (rules.z * noise if rules.z else 0.0)
-        if verdict.rule == "frontier":
+        if decision.rule == "frontier":
             assert loser.fvu - winner.fvu > rules.margin * loser.fvu
         else:
-            assert by_trial[verdict.by].contender.target_l0 == me.contender.target_l0
+            assert by_trial[decision.by].candidate.target_l0 == me.candidate.target_l0
 
 
 @given(RULES, st.data())
@@ -113,7 +113,7 @@ def test_whoever_ends_was_beaten_by_the_one_that_is_named_beyond_the_noise(rules
 def test_the_order_in_which_others_came_does_not_matter(rules, data):
     rung = data.draw(rungs())
     shuffled = data.draw(st.permutations(rung[1:]))
-    assert judge(rules, rung[0], rung[1:]) == judge(rules, rung[0], shuffled)
+    assert decide(rules, rung[0], rung[1:]) == decide(rules, rung[0], shuffled)
 
 
 @given(RULES, rungs(), st.floats(0.0, 0.5))
@@ -127,15 +127,15 @@ def test_a_larger_margin_or_z_stops_no_more(rules, rung, more):
 @settings(deadline=None)
 def test_alone_in_its_group_none_ends(rules, rung):
     me = rung[0]
-    strangers = [o for o in rung[1:] if o.contender.comparable != me.contender.comparable]
-    assert judge(rules, me, strangers) is None
-    assert judge(rules, me, []) is None
+    strangers = [o for o in rung[1:] if o.candidate.comparable != me.candidate.comparable]
+    assert decide(rules, me, strangers) is None
+    assert decide(rules, me, []) is None
 
 
 @given(RULES, rungs())
 @settings(deadline=None)
 def test_who_is_not_settled_or_not_finite_neither_ends_nor_beats(rules, rung):
-    absent = {r.contender.trial for r in rung if not r.is_settled or math.isnan(r.measure.fvu)}
+    absent = {r.candidate.trial for r in rung if not r.is_settled or math.isnan(r.measure.fvu)}
     assert not stopped(rules, rung) & absent
     moving = [r for r in rung if not r.is_settled]
     settled = [r for r in rung if r.is_settled]
@@ -182,7 +182,7 @@ def test_across_targets_only_the_frontier_rule_judges_and_only_beyond_the_margin
 def test_a_dictionary_of_several_sparsities_is_beaten_by_its_own_kind_alone():
     rules, good = StopRules(rule="both", eta=2), topk("good", 0.1)
     several, better = (
-        replace(r, contender=replace(r.contender, family="HierarchicalTopK")) for r in (topk("a", 0.3), topk("b", 0.2))
+        replace(r, candidate=replace(r.candidate, family="HierarchicalTopK")) for r in (topk("a", 0.3), topk("b", 0.2))
     )
     assert stopped(rules, [good, several]) == set()
     assert stopped(rules, [good, several, better]) == {"a"}

@@ -16,7 +16,7 @@ from synthetic import write_rows
 from lexray.storage.config_file import read_config_file
 from lexray.storage.errors import UserError
 from lexray.training.checkpoint.saved import CONFIG
-from lexray.tuning.endings.verdicts import contenders_in, judge_of_all
+from lexray.tuning.endings.early_stopper import candidates_in, early_stopper_of
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.placement.allocator import View
 from lexray.tuning.placement.nodes import Node
@@ -253,11 +253,11 @@ def test_judges_know_the_trials_that_were_asked_after_theirs_started(plan):
     made = plan(5, axes=axes, stop=stop, every={"log": 10, "evaluate": 5, "checkpoint": 20})
     first = search_in(made).ask()
     assert made.sweep.stop is not None
-    judge = judge_of_all(made.folder, first, made.sweep.stop)
-    assert contenders_in(made.folder, judge.me) == ()
+    stopper = early_stopper_of(made.folder, first, made.sweep.stop)
+    assert candidates_in(made.folder, stopper.me) == ()
     later = [search_in(made).ask() for _ in range(3)]
     made.folder.trial_store("broken").write("trial.json", b"{")
-    assert {other.trial for other in contenders_in(made.folder, judge.me)} == {trial.id for trial in later}
+    assert {other.trial for other in candidates_in(made.folder, stopper.me)} == {trial.id for trial in later}
 
 
 class _Source:

@@ -36,7 +36,7 @@ L0_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contender:
+class Candidate:
     """A trial as the stopping rules see it."""
 
     trial: str
@@ -62,21 +62,21 @@ class Measure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reached:
+class RungEntry:
     """A trial with its metrics at a rung."""
 
-    contender: Contender
+    candidate: Candidate
     measure: Measure
 
     @property
     def is_settled(self) -> bool:
         """Whether its L0 has settled near the target."""
-        target = self.contender.target_l0
+        target = self.candidate.target_l0
         return math.isfinite(self.measure.l0) and abs(self.measure.l0 - target) <= SETTLED * target
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Decision:
     """Reason to stop a trial at a rung."""
 
     rule: Rule
@@ -121,23 +121,23 @@ def noise_of(values: Sequence[float]) -> float:
     return float(np.sqrt(np.square(np.asarray(values) - fitted).sum() / (len(values) - 2)))
 
 
-def judge(rules: StopRules, me: Reached, others: Iterable[Reached]) -> Verdict | None:
+def decide(rules: StopRules, me: RungEntry, others: Iterable[RungEntry]) -> Decision | None:
     """Decide whether the trial stops at the rung that it and the others have reached; None to continue."""
     if not me.is_settled or not math.isfinite(me.measure.fvu):
         return None
-    rivals = [o for o in others if o.is_settled and _may_compare(me.contender, o.contender)]
+    rivals = [o for o in others if o.is_settled and _may_compare(me.candidate, o.candidate)]
     replicas = [me, *(r for r in rivals if _is_replica(rules, me, r))]
-    rivals = [r for r in rivals if not _is_replica(rules, me, r) and r.contender.trial != me.contender.trial]
+    rivals = [r for r in rivals if not _is_replica(rules, me, r) and r.candidate.trial != me.candidate.trial]
     for rule in rules.names:
-        verdict = RULES[rule](rules, replicas, rivals)
-        if verdict is not None:
-            return verdict
+        decision = RULES[rule](rules, replicas, rivals)
+        if decision is not None:
+            return decision
     return None
 
 
-def _asha(rules: StopRules, replicas: list[Reached], rivals: list[Reached]) -> Verdict | None:
+def _asha(rules: StopRules, replicas: list[RungEntry], rivals: list[RungEntry]) -> Decision | None:
     """Stop a trial outside the best 1/eta of the configurations with its target, if one of these beats it."""
-    rivals = [r for r in rivals if r.contender.target_l0 == replicas[0].contender.target_l0]
+    rivals = [r for r in rivals if r.candidate.target_l0 == replicas[0].candidate.target_l0]
     best: dict[str, float] = {}
     for rival in rivals:
         key = _key(rules, rival)
@@ -149,7 +149,7 @@ def _asha(rules: StopRules, replicas: list[Reached], rivals: list[Reached]) -> V
     return _all_beaten("asha", replicas, rivals, margin=0.0, z=rules.z)
 
 
-def _frontier(rules: StopRules, replicas: list[Reached], rivals: list[Reached]) -> Verdict | None:
+def _frontier(rules: StopRules, replicas: list[RungEntry], rivals: list[RungEntry]) -> Decision | None:
     """Stop a trial that is beaten by more than the margin."""
     return _all_beaten("frontier", replicas, rivals, margin=rules.margin, z=rules.z)
 
@@ -158,8 +158,8 @@ RULES = {"asha": _asha, "frontier": _frontier}
 
 
 def _all_beaten(
-    rule: Rule, replicas: list[Reached], rivals: list[Reached], *, margin: float, z: float
-) -> Verdict | None:
+    rule: Rule, replicas: list[RungEntry], rivals: list[RungEntry], *, margin: float, z: float
+) -> Decision | None:
     """Return the decision on the first replica; None unless all of them are beaten."""
     winners = [
         [r for r in rivals if beats(r.measure, replica.measure, margin=margin, z=z)]
@@ -168,8 +168,8 @@ def _all_beaten(
     ]
     if not all(winners):
         return None
-    best = min(winners[0], key=lambda r: (r.measure.fvu, r.contender.trial))
-    return Verdict(rule=rule, by=best.contender.trial)
+    best = min(winners[0], key=lambda r: (r.measure.fvu, r.candidate.trial))
+    return Decision(rule=rule, by=best.candidate.trial)
 
 
 def beats(one: Measure, other: Measure, *, margin: float, z: float) -> bool:
@@ -180,16 +180,16 @@ def beats(one: Measure, other: Measure, *, margin: float, z: float) -> bool:
     return one.l0 <= other.l0 + tolerance and gain > noise and gain > margin * other.fvu
 
 
-def _may_compare(me: Contender, other: Contender) -> bool:
+def _may_compare(me: Candidate, other: Candidate) -> bool:
     return me.comparable == other.comparable and me.family in ("", other.family)
 
 
-def _key(rules: StopRules, reached: Reached) -> str:
-    return reached.contender.trial if rules.seeds_compete else reached.contender.configuration
+def _key(rules: StopRules, reached: RungEntry) -> str:
+    return reached.candidate.trial if rules.seeds_compete else reached.candidate.configuration
 
 
-def _is_replica(rules: StopRules, me: Reached, other: Reached) -> bool:
-    same_trial = me.contender.trial == other.contender.trial
+def _is_replica(rules: StopRules, me: RungEntry, other: RungEntry) -> bool:
+    same_trial = me.candidate.trial == other.candidate.trial
     return not same_trial and _key(rules, me) == _key(rules, other)
 
 

@@ -28,7 +28,7 @@ from lexray.training.measures.held_out import measure_trial
 from lexray.training.mesh.device import use_device
 from lexray.tuning.endings.budget import StopSignal, UsageMeter, read_usage
 from lexray.tuning.endings.cached_poll import CachedPoll
-from lexray.tuning.endings.verdicts import stopped_by
+from lexray.tuning.endings.early_stopper import stopped_by
 from lexray.tuning.fence import DisplacedError, Fence
 from lexray.tuning.planning.worker_memory import peak_resident_bytes
 from lexray.tuning.ray_backend.attempts import Attempts, sweep_is_over
@@ -199,7 +199,7 @@ def _trained(run: TrialRun, meter: UsageMeter, began_s: float, fence: Fence, dev
         open_stream=_nearest_stream(run, f"{run.trial.id}/{rank}"),
         on_evaluation=BoundedReports(run.trial.config.num_steps),
         on_log=metrics.add,
-        should_stop=run.judge,
+        should_stop=run.early_stopper,
         should_pause=_should_pause(run, meter, fence),
         rank=rank,
         num_ranks=ray.train.get_context().get_world_size(),
@@ -210,7 +210,8 @@ def _trained(run: TrialRun, meter: UsageMeter, began_s: float, fence: Fence, dev
             result = trainer.run()
         if rank == 0 and result.ended == "done":  # by one worker alone: the others did their part
             measure_trial(store, trainer.open_stream, run.trial.config.data, device)
-        stopped = stopped_by(run.store, run.judge.rules) if run.judge is not None and result.ended == "stopped" else {}
+        stopper = run.early_stopper if result.ended == "stopped" else None
+        stopped = stopped_by(run.store, stopper.rules) if stopper is not None else {}
         return ended_record(record, result, time.time() - began_s, stopped=stopped)
     except (UserError, NonFiniteStepError) as error:  # raised on every rank; another attempt would end the same way
         return replace(record, status=FAILED, reason=str(error))

@@ -8,7 +8,7 @@ from ray.actor import ActorHandle
 
 from lexray.storage.chunk_cache import CacheSettings
 from lexray.storage.store import Store
-from lexray.tuning.endings.verdicts import Judge
+from lexray.tuning.endings.early_stopper import EarlyStopper
 from lexray.tuning.fence import Fence
 from lexray.tuning.placement.allocator import MeshOption, MeshOptions
 from lexray.tuning.ray_backend.allocator_client import AllocatorClient
@@ -37,7 +37,7 @@ class TrialRun:
     cache: CacheSettings | None = None
     """Chunk cache on the disk of each node."""
     retries: int = 3
-    judge: Judge | None = None
+    early_stopper: EarlyStopper | None = None
     """Early stopping; None: it is trained to the end."""
     deadline_s: float | None = None
     """Unix time at which the trial saves its state and ends."""

@@ -13,7 +13,7 @@ from lexray.training.checkpoint.saved import load_dictionary
 from lexray.training.loop.build import ensure_process_group
 from lexray.training.loop.result import TrainingResult
 from lexray.training.loop.trainer import Trainer
-from lexray.tuning.endings.verdicts import RUNGS, contender, judges, read_rungs, stopped_by
+from lexray.tuning.endings.early_stopper import RUNGS, candidate, early_stoppers, read_rungs, stopped_by
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.ray_backend.trial_run import TrialRun
 from lexray.tuning.records import ended_record, new_record
@@ -42,10 +42,10 @@ def train(made: SweepPlan, trial_id: str) -> TrainingResult:
     assert made.sweep.stop is not None
     ensure_process_group()
     trial = next(t for t in made.trials if t.id == trial_id)
-    judge = judges(made.folder, made.trials, made.sweep.stop)[trial_id]
-    run = TrialRun(trial=trial, folder=made.folder, judge=judge)
-    result = Trainer(config=trial.config, store=run.store, trial=trial_id, should_stop=judge).run()
-    stopped = stopped_by(run.store, judge.rules) if result.ended == "stopped" else {}
+    stopper = early_stoppers(made.folder, made.trials, made.sweep.stop)[trial_id]
+    run = TrialRun(trial=trial, folder=made.folder, early_stopper=stopper)
+    result = Trainer(config=trial.config, store=run.store, trial=trial_id, should_stop=stopper).run()
+    stopped = stopped_by(run.store, stopper.rules) if result.ended == "stopped" else {}
     made.folder.write_trial(ended_record(new_record(trial, status="running"), result, 1.0, stopped=stopped))
     return result
 
@@ -74,15 +74,15 @@ def test_the_best_is_trained_to_its_end_and_most_others_end_at_a_rung(swept):
     stopped = [r for r in found if r.status == STOPPED]
     assert len(stopped) >= len(LRS) // 2
     for record in stopped:
-        verdict = record.stopped
-        assert verdict["step"] in (15, 30)
-        assert verdict["by_fvu"] < verdict["fvu"]
-        assert f"step {verdict['step']}" in record.reason
-        assert verdict["by"] in record.reason
+        decision = record.stopped
+        assert decision["step"] in (15, 30)
+        assert decision["by_fvu"] < decision["fvu"]
+        assert f"step {decision['step']}" in record.reason
+        assert decision["by"] in record.reason
         metrics = swept.folder.read_metrics(record.trial)
-        assert metrics[-1]["step"] == verdict["step"]
-        assert metrics[-1]["eval/fvu"] == verdict["fvu"] == record.validation["fvu"]
-        assert metrics[-1]["test/fvu"] == record.result["fvu"] != verdict["fvu"]
+        assert metrics[-1]["step"] == decision["step"]
+        assert metrics[-1]["eval/fvu"] == decision["fvu"] == record.validation["fvu"]
+        assert metrics[-1]["test/fvu"] == record.result["fvu"] != decision["fvu"]
         place = swept.folder.trial_store(record.trial).at_path("dictionary")
         assert load_dictionary(place.url).config.width == 64
 
@@ -120,22 +120,22 @@ def test_a_trial_that_is_trained_again_is_judged_as_before_whatever_came_since(s
 def test_what_passed_under_other_rules_is_judged_anew(swept, data, tmp_path):
     made = plan(tmp_path, data)
     trial = made.trials[3]
-    judge = judges(made.folder, made.trials, made.sweep.stop)[trial.id]
+    stopper = early_stoppers(made.folder, made.trials, made.sweep.stop)[trial.id]
     evaluations = [{"step": 5 * i, "eval/l0": 4.0, "eval/fvu": 0.5} for i in range(1, 4)]
-    assert judge(evaluations) == ""  # nobody else is there
+    assert stopper(evaluations) == ""  # nobody else is there
     better = made.trials[0]
-    other = judges(made.folder, made.trials, made.sweep.stop)[better.id]
+    other = early_stoppers(made.folder, made.trials, made.sweep.stop)[better.id]
     assert other([{**e, "eval/fvu": 0.1} for e in evaluations]) == ""
-    assert judge(evaluations) == ""
-    strict = replace(judge, rules=judge.rules.model_copy(update={"z": 1.0}))
+    assert stopper(evaluations) == ""
+    strict = replace(stopper, rules=stopper.rules.model_copy(update={"z": 1.0}))
     assert better.id in strict(evaluations)
 
 
 def test_an_evaluation_that_is_no_rung_is_not_judged_and_writes_nothing(data, tmp_path):
     made = plan(tmp_path, data)
-    judge = judges(made.folder, made.trials, made.sweep.stop)[made.trials[0].id]
-    assert judge.rungs == (15, 30)
-    assert judge([{"step": 20, "eval/l0": 4.0, "eval/fvu": 0.5}]) == ""
+    stopper = early_stoppers(made.folder, made.trials, made.sweep.stop)[made.trials[0].id]
+    assert stopper.rungs == (15, 30)
+    assert stopper([{"step": 20, "eval/l0": 4.0, "eval/fvu": 0.5}]) == ""
     assert not made.folder.trial_store(made.trials[0].id).exists(RUNGS)
 
 
@@ -154,12 +154,12 @@ def test_trials_of_other_sites_rows_or_widths_are_no_rivals(data, tmp_path):
         axes={"architecture": ["topk", "relu"], "width": [64, 128], "target_l0": [4, 8], "seed": [0, 1]},
         rules=[{"when": {"seed": 1, "width": 128}, "set": {"rows": 128 * 80}}],
     )
-    for judge in judges(made.folder, made.trials, made.sweep.stop).values():
-        mine, theirs = json.loads(judge.me.comparable), [json.loads(o.comparable) for o in judge.others]
-        assert judge.me.trial not in {o.trial for o in judge.others}
+    for stopper in early_stoppers(made.folder, made.trials, made.sweep.stop).values():
+        mine, theirs = json.loads(stopper.me.comparable), [json.loads(o.comparable) for o in stopper.others]
+        assert stopper.me.trial not in {o.trial for o in stopper.others}
         assert all(other == mine for other in theirs)
         assert len(theirs) == (7 if mine[0] == 64 else 3)
-    replicas = {j.me.configuration for j in judges(made.folder, made.trials, made.sweep.stop).values()}
+    replicas = {j.me.configuration for j in early_stoppers(made.folder, made.trials, made.sweep.stop).values()}
     assert len(replicas) == 12  # of 16: eight configurations, of which four have other rows for seed 1
 
 
@@ -169,7 +169,7 @@ def test_only_architectures_with_points_at_several_sparsities_are_a_family(data,
         data,
         axes={"architecture": ["topk", "relu", "hierarchical_topk"], "width": [64], "target_l0": [4]},
     )
-    families = {t.config.dictionary.architecture: contender(t).family for t in made.trials}
+    families = {t.config.dictionary.architecture: candidate(t).family for t in made.trials}
     assert families == {"topk": "", "relu": "", "hierarchical_topk": "HierarchicalTopK"}
 
 

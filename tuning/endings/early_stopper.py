@@ -25,10 +25,10 @@ from lexray.storage.store import Store
 from lexray.training.dictionaries import architecture
 from lexray.tuning.endings.early_stopping import (
     MIN_EVALUATIONS,
-    Contender,
+    Candidate,
     Measure,
-    Reached,
-    judge,
+    RungEntry,
+    decide,
     measured,
     rung_steps,
 )
@@ -52,7 +52,7 @@ class MeasurePart(TypedDict):
     fvu_noise: float
 
 
-class VerdictPart(TypedDict):
+class DecisionPart(TypedDict):
     """A decision in `rungs.json` that stops a trial."""
 
     __pydantic_config__ = OPEN  # type: ignore[misc]
@@ -66,8 +66,8 @@ class VerdictPart(TypedDict):
     by_fvu: float
 
 
-def _verdicts(given: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    as_described(dict[str, VerdictPart])({step: verdict for step, verdict in given.items() if "rule" in verdict})
+def _decisions(given: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    as_described(dict[str, DecisionPart])({step: decision for step, decision in given.items() if "rule" in decision})
     return given
 
 
@@ -79,7 +79,7 @@ class Rungs:
         default_factory=dict
     )
     """Metrics (`Measure`) by step."""
-    verdicts: Annotated[dict[str, dict[str, Plain]], AfterValidator(_verdicts)] = field(default_factory=dict)
+    verdicts: Annotated[dict[str, dict[str, Plain]], AfterValidator(_decisions)] = field(default_factory=dict)
     """Decisions by step; one without `rule` lets the trial continue."""
     rules: dict[str, Plain] = field(default_factory=dict)
     """Rules of the decisions; decisions under other rules do not count."""
@@ -100,13 +100,13 @@ def read_rungs(store: Store) -> Rungs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judge:
+class EarlyStopper:
     """Decides on one trial; called on its first worker after each evaluation."""
 
     folder: SweepFolder
     rules: StopRules
-    me: Contender
-    others: tuple[Contender, ...] | None
+    me: Candidate
+    others: tuple[Candidate, ...] | None
     """Other comparable trials of the sweep; None: those in the folder at the time of the decision."""
     rungs: tuple[int, ...]
     """Steps of its rungs."""
@@ -116,9 +116,9 @@ class Judge:
         step = int(records[-1]["step"])
         if step not in self.rungs:
             return ""
-        return reason_of_verdict(self.verdict_at(step, [r for r in records if "eval/fvu" in r]))
+        return reason_of_decision(self.decision_at(step, [r for r in records if "eval/fvu" in r]))
 
-    def verdict_at(self, step: int, evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def decision_at(self, step: int, evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return the decision at the rung of `step`: the recorded one if there is one."""
         store, key, rules = self.folder.trial_store(self.me.trial), str(step), self.rules.model_dump()
         mine = read_rungs(store)
@@ -134,20 +134,21 @@ class Judge:
 
     def _decide(self, step: int, measure: Measure) -> dict[str, Any]:
         others = list(self._reached(str(step)))
-        verdict = judge(self.rules, Reached(contender=self.me, measure=measure), others)
+        decision = decide(self.rules, RungEntry(candidate=self.me, measure=measure), others)
         record = {"step": step, "rung": self.rungs.index(step) + 1, "reached": len(others) + 1, **asdict(measure)}
-        if verdict is None:
+        if decision is None:
             return record
-        winner = next(o.measure for o in others if o.contender.trial == verdict.by)
-        return {**record, **asdict(verdict), "by_l0": winner.l0, "by_fvu": winner.fvu, "rules": self.rules.model_dump()}
+        winner = next(o.measure for o in others if o.candidate.trial == decision.by)
+        beaten_by = {"by_l0": winner.l0, "by_fvu": winner.fvu}
+        return {**record, **asdict(decision), **beaten_by, "rules": self.rules.model_dump()}
 
-    def _reached(self, key: str) -> Iterable[Reached]:
+    def _reached(self, key: str) -> Iterable[RungEntry]:
         """Yield the other trials with metrics at this step."""
-        others = self.others if self.others is not None else contenders_in(self.folder, self.me)
+        others = self.others if self.others is not None else candidates_in(self.folder, self.me)
         stores = [self.folder.trial_store(other.trial) for other in others]
         for other, rungs in zip(others, read_many(read_rungs, stores), strict=True):
             if key in rungs.measures:
-                yield Reached(contender=other, measure=Measure(**rungs.measures[key]))
+                yield RungEntry(candidate=other, measure=Measure(**rungs.measures[key]))
 
     def _write(self, store: Store, rungs: Rungs) -> None:
         store.write(RUNGS, json.dumps(asdict(rungs), indent=1).encode())
@@ -157,49 +158,49 @@ def stopped_by(store: Store, rules: StopRules) -> dict[str, Any]:
     """Return the decision that stopped the trial in this folder; empty if there is none under these rules."""
     rungs = read_rungs(store)
     given = rungs.verdicts.values() if rungs.rules == rules.model_dump() else ()
-    return next((verdict for verdict in given if "rule" in verdict), {})
+    return next((decision for decision in given if "rule" in decision), {})
 
 
-def reason_of_verdict(verdict: dict[str, Any]) -> str:
+def reason_of_decision(decision: dict[str, Any]) -> str:
     """Format a decision as one line; empty for one that lets the trial continue."""
-    if "rule" not in verdict:
+    if "rule" not in decision:
         return ""
     return (
-        f"{verdict['rule']}, rung {verdict['rung']} (step {verdict['step']:,}): FVU {verdict['fvu']:.4f} "
-        f"at L0 {verdict['l0']:.2f}, {verdict['by']} has {verdict['by_fvu']:.4f} at {verdict['by_l0']:.2f}"
+        f"{decision['rule']}, rung {decision['rung']} (step {decision['step']:,}): FVU {decision['fvu']:.4f} "
+        f"at L0 {decision['l0']:.2f}, {decision['by']} has {decision['by_fvu']:.4f} at {decision['by_l0']:.2f}"
     )
 
 
-def judges(folder: SweepFolder, trials: Sequence[Trial], rules: StopRules) -> dict[str, Judge]:
+def early_stoppers(folder: SweepFolder, trials: Sequence[Trial], rules: StopRules) -> dict[str, EarlyStopper]:
     """Return the early stopper of each trial by its id."""
-    contenders = {trial.id: contender(trial) for trial in trials}
+    candidates = {trial.id: candidate(trial) for trial in trials}
     return {
-        trial.id: Judge(
+        trial.id: EarlyStopper(
             folder=folder,
             rules=rules,
-            me=(me := contenders[trial.id]),
-            others=tuple(o for o in contenders.values() if o.comparable == me.comparable and o.trial != me.trial),
+            me=(me := candidates[trial.id]),
+            others=tuple(o for o in candidates.values() if o.comparable == me.comparable and o.trial != me.trial),
             rungs=rungs_of(rules, trial),
         )
         for trial in trials
     }
 
 
-def judge_of_all(folder: SweepFolder, trial: Trial, rules: StopRules) -> Judge:
+def early_stopper_of(folder: SweepFolder, trial: Trial, rules: StopRules) -> EarlyStopper:
     """Return the early stopper of a trial in a sweep that proposes trials while it runs."""
-    return Judge(folder=folder, rules=rules, me=contender(trial), others=None, rungs=rungs_of(rules, trial))
+    return EarlyStopper(folder=folder, rules=rules, me=candidate(trial), others=None, rungs=rungs_of(rules, trial))
 
 
-def contenders_in(folder: SweepFolder, me: Contender) -> tuple[Contender, ...]:
+def candidates_in(folder: SweepFolder, me: Candidate) -> tuple[Candidate, ...]:
     """Return the comparable trials with a record in the folder."""
     found = read_many(lambda trial: _recorded(folder, trial), folder.store.list_folders("trials"))
     return tuple(o for o in found if o is not None and o.comparable == me.comparable and o.trial != me.trial)
 
 
-def _recorded(folder: SweepFolder, trial: str) -> Contender | None:
+def _recorded(folder: SweepFolder, trial: str) -> Candidate | None:
     try:
         record = folder.read_trial(trial)
-        return None if record is None else _contender(trial, dict(record.config))
+        return None if record is None else _candidate(trial, dict(record.config))
     except (CorruptDataError, UserError, KeyError) as error:
         log.warning("%s/trials/%s is not judged by: %s", folder.store.url, trial, error)
         return None
@@ -222,17 +223,17 @@ def check_rungs(rules: StopRules, trials: Sequence[Trial]) -> None:
             )
 
 
-def contender(trial: Trial) -> Contender:
+def candidate(trial: Trial) -> Candidate:
     """Return a trial as the stopping rules see it."""
-    return _contender(trial.id, trial.config.to_dict())
+    return _candidate(trial.id, trial.config.to_dict())
 
 
-def _contender(trial: str, config: dict[str, Any]) -> Contender:
+def _candidate(trial: str, config: dict[str, Any]) -> Candidate:
     dictionary, data = config["dictionary"], config["data"]
     made = architecture(dictionary["architecture"])
     comparable = [dictionary["width"], config["rows"], *(data[name] for name in _ROWS)]
     del config["seed"], config["mesh"]
-    return Contender(
+    return Candidate(
         trial=trial,
         configuration=hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16],
         target_l0=float(dictionary["target_l0"]),
