@@ -22,8 +22,8 @@ from lexray.tuning.file.points import DRAWS_PER_TRIAL, corners, effective, is_ex
 from lexray.tuning.file.search import draws
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.records import new_record
-from lexray.tuning.search.questions import Axes, has_widths, questions
 from lexray.tuning.search.study import Known, fits, proposals, seed_of
+from lexray.tuning.search.subspaces import Axes, has_widths, subspaces
 from lexray.tuning.sweep_folder import FINISHED, PENDING, STOPPED, SweepFolder, TrialRecord
 from lexray.tuning.trials import Trial
 
@@ -62,12 +62,12 @@ class Search:
     @property
     def num_left(self) -> int:
         """Number of trials left to propose."""
-        if len(self._exhausted) == len(self._questions):
+        if len(self._exhausted) == len(self._subspaces):
             return 0
         return max(0, (self.sweep.search.trials or 0) - len(self.asked))
 
     def __post_init__(self) -> None:
-        self._questions = questions(self.sweep)
+        self._subspaces = subspaces(self.sweep)
 
     def fitted(self, fit: Callable[[Trial], Trial]) -> Search:
         """Return the search with `fit` as choice of meshes. Raises UserError if a corner of the axes does not fit."""
@@ -96,7 +96,7 @@ class Search:
 
     def _next(self) -> Trial | None:
         number = max((trial.number for trial in self.asked if trial.number is not None), default=-1) + 1
-        left = [axes for axes in self._questions if axes not in self._exhausted]
+        left = [axes for axes in self._subspaces if axes not in self._exhausted]
         for axes in sorted(left, key=lambda axes: sum(fits(axes, trial.point) for trial in self.asked)):
             trial = self._first_new(self._points(axes, number))
             if trial is not None:
@@ -160,13 +160,13 @@ def search_of(
     Records of points that the axes no longer have, or of other settings, are ignored. Raises UserError if a trial at a
     corner of the axes is invalid.
     """
-    bounds, asked_for = [make(point) for point in corners(sweep)], questions(sweep)
+    bounds, spaces = [make(point) for point in corners(sweep)], subspaces(sweep)
     records = read_many(folder.read_trial, folder.store.list_folders("trials"))
     apart = {trial.id for trial in included}
     of_axes = [
         record
         for record in records
-        if record is not None and record.trial not in apart and _is_asked_for(sweep, asked_for, record.point)
+        if record is not None and record.trial not in apart and _is_searched(sweep, spaces, record.point)
     ]
     found = [_of_record(make, record) for record in of_axes]
     asked = sorted((trial for trial in found if trial is not None), key=_place)
@@ -185,8 +185,8 @@ def _place(trial: Trial) -> tuple[int, str]:
     return (-1 if trial.number is None else trial.number, trial.id)
 
 
-def _is_asked_for(sweep: SweepFile, asked_for: Sequence[Axes], point: Point) -> bool:
-    return any(fits(axes, point) for axes in asked_for) and not is_excluded(sweep, point)
+def _is_searched(sweep: SweepFile, spaces: Sequence[Axes], point: Point) -> bool:
+    return any(fits(axes, point) for axes in spaces) and not is_excluded(sweep, point)
 
 
 def _of_record(make: Make, record: TrialRecord) -> Trial | None:

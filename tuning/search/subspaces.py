@@ -1,5 +1,7 @@
-"""The questions of a sweep: FVUs are compared between dictionaries of the same sites, so each choice of sites has a
-search of its own, and the trials are dealt to them evenly."""
+"""Splits a sweep's axes into subspaces, one for each choice of sites: FVUs are only comparable on the same sites.
+
+Each subspace is searched separately, and trials are dealt to them evenly.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ Axes = Mapping[str, Values]
 _SITES = tuple(dict.fromkeys(axis for axes in SITE_AXES.values() for axis in axes))
 
 
-def questions(sweep: SweepFile) -> list[Axes]:
-    """The axes of each question: those of the sweep, with one choice of sites and the architectures that read them."""
+def subspaces(sweep: SweepFile) -> list[Axes]:
+    """Return the axes of each subspace: those of the sweep, with one choice of sites and the architectures for them."""
     listed = {
         axis: values
         for axis, values in sweep.axes.items()
@@ -27,17 +29,17 @@ def questions(sweep: SweepFile) -> list[Axes]:
     for point in grid(listed):
         name = point["architecture"]
         read = {axis: value for axis, value in effective(sweep, point).items() if axis in _SITES}
-        question = key({"kind": architecture(name).kind, **read})
-        sites.setdefault(question, {axis: value for axis, value in point.items() if axis in _SITES})
-        if name not in names.setdefault(question, []):
-            names[question].append(name)
+        subspace = key({"kind": architecture(name).kind, **read})
+        sites.setdefault(subspace, {axis: value for axis, value in point.items() if axis in _SITES})
+        if name not in names.setdefault(subspace, []):
+            names[subspace].append(name)
     return [
-        {**sweep.axes, **{axis: [value] for axis, value in point.items()}, "architecture": [*names[question]]}
-        for question, point in sites.items()
+        {**sweep.axes, **{axis: [value] for axis, value in point.items()}, "architecture": [*names[subspace]]}
+        for subspace, point in sites.items()
     ]
 
 
 def has_widths(axes: Axes) -> bool:
-    """Whether dictionaries of several widths answer the question: a wider one is another price."""
+    """Return whether the subspace has several widths, which differ in cost."""
     values = axes["width" if "width" in axes else "expansion"]
     return isinstance(values, Range) or len(values) > 1
