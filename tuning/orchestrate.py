@@ -33,13 +33,13 @@ from lexray.tuning.search.asking import Search
 from lexray.tuning.sweep_folder import FAILED, MOVING, PENDING, RUNNING
 from lexray.tuning.sweep_plan import SweepPlan, check_room, gpu_bytes_of
 from lexray.tuning.trials import Footprint, Trial
-from lexray.tuning.views.follow import Follower, FollowThread
+from lexray.tuning.views.follow import FollowThread, Listener
 
 log = logging.getLogger("lexray")
 
 
 def run_sweep(
-    plan: SweepPlan, followers: Sequence[Follower], driver: Driver | None = None, *, work: Work = run_trial
+    plan: SweepPlan, listeners: Sequence[Listener], driver: Driver | None = None, *, work: Work = run_trial
 ) -> pd.DataFrame:
     """Train what is unfinished on the connected Ray cluster; write and return the frontier table.
 
@@ -60,7 +60,7 @@ def run_sweep(
         if machines is not None:
             for line in costs:
                 log.info("%s", line)
-            _run_trials(plan, machines.nodes, servers, followers, driver, work)
+            _run_trials(plan, machines.nodes, servers, listeners, driver, work)
         if plan.search is not None:
             plan = plan.with_asked()
             if machines is not None:
@@ -78,7 +78,7 @@ def _run_trials(
     plan: SweepPlan,
     nodes: list[Node],
     servers: WindowServers,
-    followers: Sequence[Follower],
+    listeners: Sequence[Listener],
     driver: Driver | None,
     work: Work,
 ) -> None:
@@ -86,7 +86,7 @@ def _run_trials(
     statuses = StatusMetrics(sweep=plan.sweep.name, num_trials=plan.num_trials, num_finished=num_finished)
     with (
         placing(servers, plan.sweep.resources.wait_at_most_s) as allocator,
-        FollowThread(folder=plan.folder, followers=[*followers, statuses]) as follow,
+        FollowThread(folder=plan.folder, listeners=[*listeners, statuses]) as follow,
         plan.budget as budget,
     ):
         if driver is not None:

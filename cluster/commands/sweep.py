@@ -48,7 +48,7 @@ def sweep_command(
     say(messages, _todo(plan))
     with ExitStack() as stack:
         mirrors: list[Any] = []
-        driver, followers = None, []
+        driver, listeners = None, []
         if plan.expected:
             from lexray.cluster.ray_backend.connect import connected
 
@@ -60,8 +60,8 @@ def sweep_command(
                 stack.enter_context(connected(address, is_job=bool(job), pools=nodes_to_come))
             for mirror in mirrors:
                 stack.callback(mirror.finish, plan.folder.store.url)
-            followers = [*_views(plan, driver), *mirrors]
-        table = run_sweep(plan, followers, driver)
+            listeners = [*_views(plan, driver), *mirrors]
+        table = run_sweep(plan, listeners, driver)
         for mirror in mirrors:
             mirror.show_results(plan.folder, table)
     print_frontier(table, plan.folder.store, messages, as_json)

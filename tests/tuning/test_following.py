@@ -62,7 +62,7 @@ def test_workers_must_fit_on_nodes_not_only_on_their_sum(runs):
         refuse_what_never_fits(trials, [Node(1, 0, zone="a"), Node(1, 0, zone="b")])
 
 
-class Listener:
+class RecordingListener:
     """Notes what it is told."""
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ class Listener:
         self.told.append("closed")
 
 
-class Broken(Listener):
+class Broken(RecordingListener):
     """Fails whatever it is told."""
 
     def logged(self, run, records):
@@ -97,9 +97,9 @@ def write_steps(run: TrialRun, steps: range) -> None:
     log.flush()
 
 
-def test_followers_hear_each_step_once_and_a_broken_one_stops_nothing(runs):
-    listener = Listener()
-    with FollowThread(folder=runs[0].folder, followers=[Broken(), listener], interval_s=60) as follow:
+def test_listeners_hear_each_step_once_and_a_broken_one_stops_nothing(runs):
+    listener = RecordingListener()
+    with FollowThread(folder=runs[0].folder, listeners=[Broken(), listener], interval_s=60) as follow:
         follow.changed(runs[0], True)
         write_steps(runs[0], range(10, 30, 10))
         follow._poll()
@@ -110,8 +110,8 @@ def test_followers_hear_each_step_once_and_a_broken_one_stops_nothing(runs):
 
 
 def test_a_last_step_to_which_values_are_added_is_told_again(runs):
-    listener = Listener()
-    with FollowThread(folder=runs[0].folder, followers=[listener], interval_s=60) as follow:
+    listener = RecordingListener()
+    with FollowThread(folder=runs[0].folder, listeners=[listener], interval_s=60) as follow:
         follow.changed(runs[0], True)
         write_steps(runs[0], range(10, 30, 10))
         follow._poll()

@@ -58,7 +58,7 @@ class TrainingMetrics:
 
 
 class StatusMetrics:
-    """Follows a sweep, see `lexray.tuning.views.follow.Follower`: its trials by status, published by its driver."""
+    """Follows a sweep, see `lexray.tuning.views.follow.Listener`: its trials by status, published by its driver."""
 
     def __init__(self, *, sweep: str, num_trials: int, num_finished: int) -> None:
         self._statuses = Counter({PENDING: num_trials - num_finished, RUNNING: 0, FINISHED_BEFORE: num_finished})

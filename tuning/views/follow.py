@@ -1,7 +1,7 @@
-"""Follow a running sweep by reading what its trials write: the same for the terminal and for W&B.
+"""Follows a running sweep by polling its trials' files, for the terminal and for W&B alike.
 
-Whoever follows learns of a sweep from its folder alone, so a view that is slow, broken or absent changes nothing in
-the sweep.
+Listeners are fed from the folder, so a view that is slow, broken or absent changes nothing in the
+sweep.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from lexray.tuning.sweep_folder import SweepFolder, TrialRecord
 log = logging.getLogger("lexray")
 
 
-class Follower(Protocol):
-    """A view of a sweep. Called from one thread; an exception in it is logged and goes no further."""
+class Listener(Protocol):
+    """A view of a sweep. Called from one thread; its exceptions are logged and go no further."""
 
     def started(self, run: TrialRun) -> None: ...
 
@@ -43,10 +43,10 @@ class _Followed:
 
 @dataclass(kw_only=True)
 class FollowThread:
-    """Reads the folders of running trials every `interval_s` and tells the followers."""
+    """Reads the folders of running trials every `interval_s` seconds and notifies the listeners."""
 
     folder: SweepFolder
-    followers: Sequence[Follower]
+    listeners: Sequence[Listener]
     interval_s: float = 2.0
     _trials: dict[str, _Followed] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -58,14 +58,14 @@ class FollowThread:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Tell the followers what is left to tell, and close them."""
+        """Notify the listeners of what is left, and close them."""
         self._polls.stop()
         self._poll()
-        for follower in self.followers:
-            self._tell(follower.close)
+        for listener in self.listeners:
+            self._tell(listener.close)
 
     def changed(self, run: TrialRun, started: bool) -> None:
-        """A trial started, or ended."""
+        """Record the start or end of a trial."""
         with self._lock:
             if started:
                 self._trials[run.trial.id] = _Followed(run=run)
@@ -82,8 +82,8 @@ class FollowThread:
         run = followed.run
         if not followed.announced:
             followed.announced = True
-            for follower in self.followers:
-                self._tell(follower.started, run)
+            for listener in self.listeners:
+                self._tell(listener.started, run)
         try:
             records = self.folder.read_metrics(run.trial.id)
             step, known = followed.last["step"], followed.last.keys()
@@ -94,13 +94,13 @@ class FollowThread:
             return
         if new:
             followed.last = new[-1]
-            for follower in self.followers:
-                self._tell(follower.logged, run, new)
+            for listener in self.listeners:
+                self._tell(listener.logged, run, new)
         if over:
             with self._lock:
                 del self._trials[run.trial.id]
-            for follower in self.followers:
-                self._tell(follower.ended, run, result)
+            for listener in self.listeners:
+                self._tell(listener.ended, run, result)
 
     def _tell(self, call: Any, *args: Any) -> None:
         try:

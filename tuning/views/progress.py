@@ -28,7 +28,7 @@ class _Running:
 
 @dataclass(kw_only=True)
 class TerminalView:
-    """Follows a sweep, see `lexray.tuning.views.follow.Follower`: trials, step, rows/s, L0 and FVU."""
+    """Follows a sweep, see `lexray.tuning.views.follow.Listener`: trials, step, rows/s, L0 and FVU."""
 
     console: Console
     num_trials: int

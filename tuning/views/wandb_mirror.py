@@ -30,7 +30,7 @@ PATIENCE_S = 30.0
 
 @dataclass(kw_only=True)
 class WandbMirror:
-    """Follows a sweep, see `lexray.tuning.views.follow.Follower`."""
+    """Follows a sweep, see `lexray.tuning.views.follow.Listener`."""
 
     runs: WandbRuns
     patience_s: float = PATIENCE_S
