@@ -32,7 +32,7 @@ from benchmarks.sweep_runs import (
     times_of,
     write_sweep,
 )
-from lexray.tuning.planning.foreseen import outcomes
+from lexray.tuning.planning.outcome import outcomes
 from lexray.tuning.sweep_folder import TrialRecord
 
 TARGET_L0S = (8, 16, 24, 32, 40, 48, 56, 64)
@@ -108,8 +108,8 @@ def _plan_and_truth(plan: dict[str, Any], swept: Answer, output: str, records: S
     metrics = {record.trial: logged(output, record.trial) for record in records}
     for outcome in outcomes(plan, records, metrics):
         print(f"plan / truth  {outcome.name:26} {outcome.ratio:5.2f}   {outcome.predicted:,.0f} / {outcome.real:,.0f}")
-    foreseen = {trial["id"]: trial for trial in plan["trials"]}
-    steps = {r.trial: (foreseen[r.trial]["seconds"], r.timing["total_s"]) for r in records}
+    estimated = {trial["id"]: trial for trial in plan["trials"]}
+    steps = {r.trial: (estimated[r.trial]["seconds"], r.timing["total_s"]) for r in records}
     ratios = sorted(predicted / real for predicted, real in steps.values())
     print(f"plan / truth  {'wall time of a trial':26} {ratios[0]:5.2f} to {ratios[-1]:.2f}")
     seconds, real = plan["seconds"], swept.seconds

@@ -22,7 +22,7 @@ from lexray.tuning.endings.early_stopper import check_rungs
 from lexray.tuning.expansion import expand, trial_at
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.placement.nodes import Node, refuse_what_never_fits
-from lexray.tuning.planning.forecast import Speed
+from lexray.tuning.planning.estimate import Speed
 from lexray.tuning.planning.gpu_choice import gpu_lines, with_gpus
 from lexray.tuning.planning.memory_check import refuse_what_has_no_room
 from lexray.tuning.planning.mesh_choice import WorkerCapacity, capacities_of, with_mesh

@@ -24,7 +24,7 @@ from lexray.storage.units import size
 from lexray.tuning.placement.memory_split import STORE_SHARE
 
 if TYPE_CHECKING:
-    from lexray.tuning.planning.forecast import Speed
+    from lexray.tuning.planning.estimate import Speed
     from lexray.tuning.planning.plan import Machines, Plan, TrialPlan
     from lexray.tuning.sweep_plan import SweepPlan
     from lexray.tuning.trials import Trial
@@ -55,7 +55,7 @@ def plan_command(
     Example: lexray plan examples/quickstart/sweep.yaml --measure
     """
     from lexray.tuning.file.sweep_file import SweepFile
-    from lexray.tuning.planning.plan_record import known_speeds, write_plan
+    from lexray.tuning.planning.plan_file import known_speeds, write_plan
     from lexray.tuning.sweep_plan import check_room, plan_sweep
 
     sweep = read_config_file(str(file), SweepFile)
@@ -128,7 +128,7 @@ def measured_speeds(plan: SweepPlan, known: Mapping[str, Speed], messages: Conso
     """
     from lexray.cluster.commands.background_load import background_load
     from lexray.training.mesh.device import usable_gpus
-    from lexray.tuning.planning.forecast import kind_of
+    from lexray.tuning.planning.estimate import kind_of
     from lexray.tuning.search.bounds import largest
 
     bounds = largest(plan.search.bounds) if plan.search is not None and plan.to_ask else []
@@ -159,7 +159,7 @@ def _measured(plan: SweepPlan, trial: Trial) -> Speed:
 
     from lexray.cluster.commands.step_timer import StepTimer
     from lexray.training.mesh.device import CPU, device_of_command
-    from lexray.tuning.planning.forecast import Speed
+    from lexray.tuning.planning.estimate import Speed
 
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, int(trial.footprint.cpus_per_worker)))  # as Ray lets a worker have them

@@ -13,7 +13,7 @@ from lexray.storage.store import Store
 from lexray.training.loop.metrics_log import LINE, METRICS
 from lexray.tuning.driver_record import RUNNING as DRIVEN
 from lexray.tuning.driver_record import DriverRecord, is_alive, read_driver
-from lexray.tuning.planning.foreseen import read_plan
+from lexray.tuning.planning.outcome import read_plan
 from lexray.tuning.sweep_folder import FINISHED, PENDING, RUNNING, SweepFolder, TrialRecord
 
 TAIL_BYTES = 64 * 1024

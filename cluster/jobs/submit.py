@@ -155,7 +155,7 @@ def _planned(
     connection: Connection, sweep: SweepFile, text: str, nodes: Sequence[dict[str, Any]]
 ) -> tuple[Plan | None, str]:
     """Plan for the cluster's nodes; None and the reason if dataset or folder is unreachable from here."""
-    from lexray.tuning.planning.plan_record import known_speeds
+    from lexray.tuning.planning.plan_file import known_speeds
     from lexray.tuning.sweep_plan import check_room, plan_sweep
 
     machines = machines_of(connection.description, nodes)

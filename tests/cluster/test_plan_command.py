@@ -19,7 +19,7 @@ from lexray.storage.config_file import read_config_file
 from lexray.training.checkpoint.saved import CONFIG
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.placement.nodes import Node
-from lexray.tuning.planning.forecast import SWEEP_START_S
+from lexray.tuning.planning.estimate import SWEEP_START_S
 from lexray.tuning.planning.plan import Machines
 from lexray.tuning.records import new_record
 from lexray.tuning.sweep_folder import DONE

@@ -15,7 +15,7 @@ from lexray.training.cost.operations import training_flop
 from lexray.training.measures.held_out import MEASURED_ROWS
 from lexray.tuning.file.resources import PricesBlock
 from lexray.tuning.placement.nodes import Node
-from lexray.tuning.planning.forecast import (
+from lexray.tuning.planning.estimate import (
     SWEEP_START_S,
     Reading,
     Speed,

@@ -24,7 +24,7 @@ from lexray.training.measures.held_out import read_measures
 from lexray.tuning.endings.budget import Usage, read_usage
 from lexray.tuning.file.resources import PricesBlock
 from lexray.tuning.file.search import SearchBlock
-from lexray.tuning.planning.foreseen import PLAN_FILE, Outcome, outcomes, read_plan
+from lexray.tuning.planning.outcome import PLAN_FILE, Outcome, outcomes, read_plan
 from lexray.tuning.results.costs import Cost, costs
 from lexray.tuning.results.curves import short_number
 from lexray.tuning.results.frontier import (
@@ -153,7 +153,7 @@ def _documents(store: Store, trials: _Trials, first_files: list[str]) -> dict[st
     found = {PLAN_FILE: read_plan(store), STABILITY_FILE: read_stability(store), DATASET_FILE: read_dataset(store)}
     present = [name for name, document in found.items() if document is not None]
     return {
-        "foreseen": [_outcome(outcome) for outcome in outcomes(found[PLAN_FILE], trials.records, trials.metrics)],
+        "estimates": [_outcome(outcome) for outcome in outcomes(found[PLAN_FILE], trials.records, trials.metrics)],
         "sections": sections(trials.table, trials.records, found[STABILITY_FILE], found[DATASET_FILE]),
         "files": [*first_files, *_FRONTIER_FILES, *present],
     }

@@ -47,8 +47,8 @@ def outcomes(
     """Compare memory, time and bytes of finished trials, as far as they were both estimated and measured."""
     if document is None:
         return []
-    foreseen = {trial["id"]: trial for trial in document.get("trials", ())}
-    pairs = [(foreseen[r.trial], r) for r in records if r.status in (DONE, TARGET_MISSED) and r.trial in foreseen]
+    estimated = {trial["id"]: trial for trial in document.get("trials", ())}
+    pairs = [(estimated[r.trial], r) for r in records if r.status in (DONE, TARGET_MISSED) and r.trial in estimated]
     found = []
     needs = [(p.get("memory", {}).get("resident"), r.memory.get("peak_bytes")) for p, r in pairs]
     peaks = [(need, peak) for need, peak in needs if need and peak]
@@ -60,7 +60,7 @@ def outcomes(
     if times:
         predicted, real = (sum(column) for column in zip(*times, strict=True))
         found.append(Outcome(name="wall time of the trials", unit="seconds", predicted=predicted, real=real))
-    is_whole = len(pairs) == len(foreseen) and not any(trial.get("reused") for trial in foreseen.values())
+    is_whole = len(pairs) == len(estimated) and not any(trial.get("reused") for trial in estimated.values())
     if is_whole and "store_bytes" in document:
         read = sum(_bytes_read(metrics.get(record.trial, ())) for _, record in pairs)
         predicted = document["store_bytes"]

@@ -19,7 +19,7 @@ from lexray.storage.errors import CorruptDataError, UserError
 from lexray.tuning.file.resources import PricesBlock
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.placement.nodes import HEAD, Node, trials_on_head
-from lexray.tuning.planning.forecast import (
+from lexray.tuning.planning.estimate import (
     START_S,
     SWEEP_START_S,
     Reading,
@@ -31,10 +31,10 @@ from lexray.tuning.planning.forecast import (
     timeline,
     trial_seconds,
 )
-from lexray.tuning.planning.foreseen import outcomes, read_plan
 from lexray.tuning.planning.memory_check import refuse_what_has_no_room
+from lexray.tuning.planning.outcome import outcomes, read_plan
 from lexray.tuning.planning.plan import Machines, Plan
-from lexray.tuning.planning.plan_record import known_speeds, write_plan
+from lexray.tuning.planning.plan_file import known_speeds, write_plan
 from lexray.tuning.planning.row_counts import HeldOutRows
 from lexray.tuning.planning.worker_memory import peak_resident_bytes
 from lexray.tuning.records import new_record
@@ -259,7 +259,7 @@ def test_the_peak_of_a_process_is_counted_in_bytes() -> None:
 # In the folder ----------------------------------------------------------------------------------------------------
 
 
-def test_what_was_foreseen_of_a_finished_trial_stays_and_is_held_against_what_came(planned) -> None:
+def test_the_estimate_of_a_finished_trial_stays_and_is_compared_with_its_outcome(planned) -> None:
     sweep = planned()
     first: Plan = sweep.make(ROOMY, speeds_of(sweep, 1000))
     write_plan(sweep.folder.store, first)
@@ -272,7 +272,7 @@ def test_what_was_foreseen_of_a_finished_trial_stays_and_is_held_against_what_ca
     assert document["trials"][1]["seconds"] > first.to_dict()["trials"][1]["seconds"]
 
 
-def test_outcomes_are_of_trials_that_were_foreseen_and_measured(planned) -> None:
+def test_outcomes_are_of_trials_that_were_estimated_and_measured(planned) -> None:
     sweep = planned()
     document = sweep.make(ROOMY, speeds_of(sweep, 1000)).to_dict()
     records = [
@@ -291,7 +291,7 @@ def test_outcomes_are_of_trials_that_were_foreseen_and_measured(planned) -> None
     assert [found.name for found in outcomes(document, records[:1], metrics)] == [memory.name, time.name]
 
 
-def test_the_report_shows_what_was_foreseen_beside_what_came(planned) -> None:
+def test_the_report_shows_estimates_beside_outcomes(planned) -> None:
     sweep = planned()
     write_plan(sweep.folder.store, sweep.make(ROOMY, speeds_of(sweep, 1000)))
     for number in range(2):
