@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 CONTINUES_A_NAME = re.compile(r"\s*(What|Of|How|Whose|Where)\b")
 HELD = ("storage", "training")
 """Floors without such a docstring, apart from `PENDING`."""
-PENDING = ("training/config.py", "training/loop", "training/measures/held_out.py", "training/measures/metrics.py")
+PENDING = ("training/config.py",)
 """Files and folders still to be rewritten. The list only shrinks: a clean entry fails the test below."""
 
 

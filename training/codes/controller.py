@@ -25,9 +25,9 @@ class L0Controller(nn.Module):
         log c += gain * clip(log(ratio * l0 / target), -limit, limit)      after every step
 
     Logarithms, because both quantities span orders of magnitude and L0 falls roughly as a power of the coefficient.
-    `ratio` is the L0 of held-out rows over that of training rows, measured by each evaluation: on data that is read
+    `ratio` is the L0 of validation rows over that of training rows, measured by each evaluation: on data that is read
     several times unseen rows activate a few percent more latents than seen ones, and the target applies to unseen
-    rows. No other information from held-out rows enters training.
+    rows. No other information from validation rows enters training.
 
     The state is three buffers, so checkpoints include it.
     """

@@ -34,7 +34,7 @@ def ensure_process_group(device: torch.device = CPU) -> None:
 
 
 def place_in(config: TrainingConfig, rank: int) -> MeshCoord:
-    """Where a rank stands in a trial's mesh. Dictionaries that learn by statistics split the rows alone."""
+    """Return a rank's coordinates in a trial's mesh. Dictionaries that learn by statistics split the rows alone."""
     mesh, data = config.mesh, config.mesh.row_parts(config.dictionary)
     return MeshCoord(rank=rank, data=data, feature=mesh.data * mesh.feature // data)
 

@@ -1,4 +1,4 @@
-"""What a training's data cost, over all its ranks: bytes, where they came from, waiting, retries."""
+"""Cost of a training's data over all its ranks: bytes by source, seconds of waiting, retries."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class DataTraffic:
         return {f"data/{name}": value for name, value in values.items()}
 
     def bytes_read(self) -> float:
-        """Of the store, until now. Every rank calls it."""
+        """Return the bytes read from the store until now. Every rank calls it."""
         mine = torch.tensor([float(self._counts()[0])], dtype=torch.float64)
         return float(self.ranks.gather(mine).sum())
 

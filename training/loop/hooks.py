@@ -42,15 +42,15 @@ Emit = Callable[[dict[str, float]], None]
 
 
 class LogInterval(NamedTuple):
-    """What a training did between two logs."""
+    """Steps of a training between two logs."""
 
     steps: int
     rows: int
-    """Of all ranks."""
+    """Rows that all ranks trained on."""
     step_s: float
     """Seconds spent in these steps."""
     record: dict[str, float]
-    """What was logged at their end."""
+    """Record that was logged after them."""
 
 
 @dataclass(kw_only=True)

@@ -35,7 +35,7 @@ class StepRecord(NamedTuple):
     train_s: float
     """Seconds spent in steps since the loop began, without those that evaluations and hooks took."""
     grad_norm: Tensor | None = None
-    """Of the whole gradient, before clipping; None where nothing is differentiated."""
+    """Norm of the whole gradient, before clipping; None where nothing is differentiated."""
     evaluation: dict[str, float] | None = None
     """Metrics on validation rows after this step, by name; None where it was not evaluated."""
 

@@ -25,7 +25,7 @@ MAX_BYTES = 64 * 2**20
 
 
 class Logged(TypedDict):
-    """What every line has."""
+    """Fields of every line."""
 
     __pydantic_config__ = OPEN  # type: ignore[misc]
     step: Count

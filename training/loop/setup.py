@@ -21,7 +21,7 @@ from lexray.training.mesh.liveness import exchange_identities
 from lexray.training.mesh.mesh import Mesh
 
 OpenStream = Callable[[StreamSpec], WindowSource]
-"""How a stream's windows are reached: this process itself, or the node's server."""
+"""Opens the windows of a stream, in this process or at the node's server."""
 
 
 def read_locally(spec: StreamSpec) -> WindowSource:
@@ -39,7 +39,7 @@ class Setup(NamedTuple):
     """Rows that the training is evaluated on."""
     engine: Engine
     share: ShardSpec
-    """What this rank has of the state."""
+    """Shards of the state on this rank."""
     start: int
     """Finished steps: 0, or those of the checkpoint."""
 

@@ -13,7 +13,7 @@ Kind = Literal["done", "stopped", "paused"]
 
 
 class Ending(NamedTuple):
-    """How a training ended."""
+    """Kind of a training's end, and its reason."""
 
     kind: Kind
     reason: str

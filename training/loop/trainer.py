@@ -42,11 +42,11 @@ from lexray.training.mesh.liveness import BEAT_S, SILENT_AFTER_BEATS, Alone, Row
 from lexray.training.mesh.mesh import connect
 
 PATIENCE_S = 20.0
-"""How long a save that is under way may wait for other ranks' parts when the training has failed."""
+"""Seconds that a save under way waits for other ranks' parts after the training has failed."""
 
 
 class Observers(NamedTuple):
-    """What watches a training. None of it changes the dictionary."""
+    """Hooks, logs and checkpoints of a training. None of them changes the dictionary."""
 
     hooks: list[Hook]
     """In the order in which they are called."""
@@ -80,9 +80,9 @@ class Trainer:
     should_pause: Callable[[], str] | None = None
     """The same, called every `every.log` steps: why the training saves its state and ends, to be gone on with later."""
     device: torch.device = CPU
-    """Where this rank computes. Collectives of NCCL need their tensors there, from the first starting value on."""
+    """Device of this rank. Collectives of NCCL need their tensors there, from the first starting value on."""
     timeout_s: float = 600.0
-    """How long ranks wait for each other, in a collective and for parts of a checkpoint."""
+    """Seconds that ranks wait for each other, in a collective and for parts of a checkpoint."""
     rank: int = field(default_factory=lambda: dist.get_rank())
     num_ranks: int = field(default_factory=lambda: dist.get_world_size())
 

@@ -1,1 +1,1 @@
-"""Measures taken once of a finished dictionary, on held-out rows; defined in `docs/metrics.md`."""
+"""Measures taken once of a finished dictionary, on test rows; defined in `docs/metrics.md`."""

@@ -32,7 +32,7 @@ MEASURED_ROWS = 65_536
 """Test rows that are measured at most."""
 
 OpenStream = Callable[[StreamSpec], WindowSource]
-"""How a stream's windows are reached."""
+"""Opens the windows of a stream."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -69,7 +69,7 @@ class FiringPart(TypedDict):
 
 
 class MeasuresPart(TypedDict):
-    """What is read again of `measures.json`."""
+    """Sections of `measures.json` that are read again."""
 
     __pydantic_config__ = OPEN  # type: ignore[misc]
     firing: FiringPart

@@ -1,4 +1,4 @@
-"""Compute all measures of a finished dictionary, in two passes over held-out rows."""
+"""Compute all measures of a finished dictionary, in two passes over test rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How good a dictionary is on rows it never saw, from globally summed numerators and denominators."""
+"""Quality of a dictionary on rows that it was not trained on, from globally summed numerators and denominators."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lexray.training.mesh.axes import LOCAL_DATA, DataAxis
 from lexray.training.ops.sparse_code import SparseCode
 
 METRICS_VERSION = 1
-"""Of the definitions below; saved beside every logged value."""
+"""Version of the definitions below; saved with every logged value."""
 
 
 @torch.no_grad()
@@ -59,7 +59,7 @@ def evaluate(
 
 
 class Sums:
-    """What the metrics are made of, in one tensor that ranks add up at once. S sites, O their widths together."""
+    """Numerators and denominators of the metrics, in one tensor. S sites, O their widths together."""
 
     def __init__(self, dictionary: Dictionary) -> None:
         self.dictionary = dictionary
@@ -124,7 +124,7 @@ class Sums:
         return torch.where(variance_S > NO_VARIANCE * torch.maximum(norm_S, square_S), variance_S, torch.nan)
 
     def fvu(self) -> list[float]:
-        """Of each site (S), about the mean of the rows that were added; NaN where these have no variance."""
+        """Return the FVU of each site (S), about the mean of the added rows; NaN where these have no variance."""
         fvu: list[float] = (self._parts[4] / self.variance_S).tolist()
         return fvu
 
