@@ -49,7 +49,7 @@ long: $(INSTALLED)
 	$(BIN)/python -m pytest -m long
 
 slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 # Hostile documents for every reader of what others wrote.
 FUZZ_S ?= 600
