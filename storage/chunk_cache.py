@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import IO, NamedTuple
 from urllib.parse import quote
 
+from lexray.storage.file_settings import Count, FileSettings
 from lexray.storage.private_files import private_file, private_folder, private_root
 
 log = logging.getLogger("lexray")
@@ -34,13 +35,14 @@ CLEARED_SHARE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheSettings:
-    """Folder and size limit of the cache."""
+class CacheSettings(FileSettings):
+    """Chunks of the dataset kept on a local disk of each node, for this sweep and later ones. Off by default."""
 
     dir: str
-    """Folder on a local disk."""
-    bytes: int
-    """Maximum bytes of all chunks in the folder, over all processes."""
+    """Folder on a disk of the node itself; one for all sweeps, whichever datasets they read."""
+    bytes: Count
+    """Bytes that the chunks in it may take together, whichever process put them there; those used longest ago make
+    room."""
 
 
 class ChunkName(NamedTuple):

@@ -3,72 +3,46 @@
 from __future__ import annotations
 
 import difflib
-import json
-import math
-from typing import Any, Literal, TypeVar, get_args
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    TypeAdapter,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from lexray.storage.documents import shortened
 from lexray.storage.errors import UserError
-from lexray.storage.objects.settings import StorageSettings
+from lexray.storage.file_settings import LIMITS, check_float32, check_number, check_values, said
 from lexray.storage.yaml_values import load_yaml
 
 MAX_BYTES = 256 * 1024
 """Maximum bytes of a settings file."""
+PATH = "path"
+"""Key of a file's path in the context that its model is validated in."""
 MAX_MESSAGE_CHARACTERS = 600
 """Maximum characters of a library's message, which may repeat a foreign value."""
-MAX_SECONDS = 1e9
-"""Maximum duration in a file: 30 years."""
-SMALLEST, LARGEST = 1e-15, 1e15
-"""Range of numbers whose squares and quotients are still float32 numbers."""
 
 
 class FileModel(BaseModel):
     """Base of all models of user YAML: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
     def _numbers(cls, given: Any) -> Any:
         """Refuse booleans for numbers and integers beyond 64 bits."""
         for name, value in given.items() if isinstance(given, dict) else ():
-            annotation = cls.model_fields[name].annotation if name in cls.model_fields else None
-            kinds = {annotation, *get_args(annotation)}
-            if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
-                raise ValueError(f"{name}: {str(value).lower()} stands where a number belongs")
-            if isinstance(value, int) and abs(value) >= 2**63:
-                raise ValueError(f"{name}: {value} has more than 64 bits")
+            if isinstance(value, int):
+                annotation = cls.model_fields[name].annotation if name in cls.model_fields else None
+                kinds = {annotation, *get_args(annotation)}
+                check_number(name, value, may_be_bool=bool in kinds, is_number=bool(kinds & {int, float}))
         return given
 
 
-class StorageBlock(FileModel):
-    """Connection settings of an object store; credentials come from the provider's own chain."""
-
-    endpoint_url: str | None = None
-    region: str | None = None
-    profile: str | None = None
-    anonymous: bool = False
-    addressing_style: Literal["auto", "path", "virtual"] = "auto"
-    options: dict[str, JsonValue] = {}
-    retry_budget_s: float | None = Field(default=None, ge=0, le=MAX_SECONDS)
-
-    @property
-    def settings(self) -> StorageSettings:
-        return StorageSettings(**self.model_dump() | {"options": json.dumps(self.options, sort_keys=True)})
-
-
 Model = TypeVar("Model", bound=FileModel)
+Block = TypeVar("Block")
 
 
 def read_config_file(path: str, model: type[Model]) -> Model:
@@ -115,68 +89,85 @@ def mapping_of(text: str, path: str) -> dict[Any, Any]:
 def checked_content(path: str, content: dict[Any, Any], model: type[Model]) -> Model:
     """Validate the content of a file as `model`. Raises UserError naming the file and the first wrong field."""
     try:
-        return model.model_validate(content)
+        return model.model_validate(content, context={PATH: path})
     except ValidationError as error:
         raise UserError(f"{path}: {describe(error, model)}") from error
 
 
-def checked_block(block: Model, changes: dict[str, Any]) -> Model:
+def checked_block(block: Block, changes: dict[str, Any]) -> Block:
     """Return a block of a file with some of its values replaced, validated again. Raises UserError."""
-    try:
-        return type(block).model_validate(block.model_dump() | changes)
-    except ValidationError as error:
-        raise UserError(describe(error, type(block))) from error
+    values = {field.name: getattr(block, field.name) for field in fields(block)}  # type: ignore[arg-type]
+    return checked_config(type(block), values | changes)
 
 
-Config = TypeVar("Config")
-
-
-def checked_config(config_class: type[Config], values: dict[str, Any]) -> Config:
+def checked_config(config_class: type[Block], values: dict[str, Any]) -> Block:
     """Build a configuration dataclass with its fields' types checked. Raises UserError naming the first wrong field."""
+    check_values(config_class, values)
     for name, value in values.items():
-        _check_number(name, value)
-    return typed_config(config_class, values)
-
-
-def typed_config(config_class: type[Config], values: dict[str, Any]) -> Config:
-    """Build one from values that were checked when written: only their types are checked."""
+        if isinstance(value, float):
+            check_float32(name, value)
     try:
-        found = TypeAdapter(config_class).validate_python(values)
+        return TypeAdapter(config_class).validate_python(values)
     except ValidationError as error:
-        raise UserError(describe(error)) from error
-    for name, value in values.items():
-        if isinstance(value, bool) and not isinstance(getattr(found, name), bool):
-            raise UserError(f"{name}: {str(value).lower()} stands where a number belongs")
-    return found
+        raise UserError(describe(error, config_class)) from error
 
 
-def _check_number(name: str, value: Any) -> None:
-    """Raise UserError for a number that float32 or 64-bit integers cannot represent."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{name}: {value} is not a finite number")
-    if isinstance(value, float) and value != 0 and not SMALLEST <= abs(value) <= LARGEST:
-        bound = f"at least {SMALLEST:g}" if abs(value) < SMALLEST else f"at most {LARGEST:g}"
-        raise UserError(f"{name}: {value:g} is out of what float32 can compute with; use {bound}")
-    if isinstance(value, int) and abs(value) >= 2**63:
-        raise UserError(f"{name}: {value} has more than 64 bits")
+def recorded(config_class: type[Block], values: dict[str, Any]) -> Block:
+    """Build one from values that another version of lexray may have written, without fields that it alone has."""
+    known = {field.name for field in fields(config_class)}  # type: ignore[arg-type]
+    return checked_config(config_class, {name: value for name, value in values.items() if name in known})
 
 
-def describe(error: ValidationError, model: type[BaseModel] = FileModel) -> str:
+def describe(error: ValidationError, model: type = FileModel) -> str:
     """Return the first mistake of a validation error in one line; an unknown key with the nearest known one."""
     errors = error.errors()
-    unknown = [e for e in errors if e["type"] == "extra_forbidden"]  # often the reason why another key is missing
+    unknown = [e for e in errors if e["type"] in _UNKNOWN_KEY]  # often the reason why another key is missing
     first = (unknown or errors)[0]
-    where = shortened(" ".join(".".join(str(part) for part in first["loc"]).split()))
-    if first["type"] == "extra_forbidden":
-        known = _known_keys(model, first["loc"][:-1])
-        return f"{where}: unknown key{nearest(str(first['loc'][-1]), known)}"
-    if first["type"] == "missing":
+    location = _Location.of(first["loc"], model)
+    where = shortened(" ".join(".".join(location.path).split()))
+    if unknown:
+        return f"{where}: unknown key{nearest(location.path[-1], location.known)}"
+    if first["type"] in ("missing", "missing_keyword_only_argument"):
         return f"{where}: required, but not given"
-    message = shortened(first["msg"].removeprefix("Value error, "), MAX_MESSAGE_CHARACTERS)
-    message = message[0].lower() + message[1:]
     given = first.get("input")
+    if bounds := tuple((name, limit) for name, limit in first.get("ctx", {}).items() if name in LIMITS):
+        return f"{where}: {shortened(repr(given))} must be {said(bounds)}"
+    message = shortened(first["msg"].removeprefix("Value error, "), MAX_MESSAGE_CHARACTERS)
+    if isinstance(first.get("ctx", {}).get("error"), UserError):
+        return f"{where}.{message}" if where else message  # begins with the name of a field
+    message = message[0].lower() + message[1:]
     shown = f", got {shortened(repr(given))}" if isinstance(given, str | int | float | bool | None) and where else ""
     return f"{where}: {message}{shown}" if where else message
+
+
+_UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Location:
+    """Location of a mistake in a file."""
+
+    path: list[str]
+    """Keys and numbers of entries, without the alternatives of unions that pydantic names among them."""
+    known: list[str]
+    """Keys that the innermost block has."""
+
+    @staticmethod
+    def of(location: tuple[int | str, ...], model: type) -> _Location:
+        path: list[str] = []
+        block: dict[str, Any] = {}
+        kinds: list[Any] = [model]
+        is_chosen = True
+        for part in location:
+            if not is_chosen and len(kinds) > 1:
+                is_chosen = True  # pydantic names the alternative of a union before what is wrong inside it
+                continue
+            path.append(str(part))
+            blocks = [_fields_of(kind) for kind in kinds]
+            block = next((found for found in blocks if part in found), next(filter(None, blocks), {}))
+            inside = [block[str(part)]] if part in block else [_item_of(kind) for kind in kinds if get_args(kind)]
+            kinds, is_chosen = [option for kind in inside for option in _options(kind)], False
+        return _Location(path=path, known=list(block))
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -187,15 +178,24 @@ def nearest(name: str, known: list[str]) -> str:
     return f"; known: {', '.join(sorted(known))}" if known else ""
 
 
-def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """Return the field names of the (nested) model at `location`."""
-    for part in location:
-        if isinstance(part, int) or part not in model.model_fields:
-            continue
-        annotation = model.model_fields[part].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        if not nested:
-            return []
-        model = nested[0]
-    return [found.alias or name for name, found in model.model_fields.items()]
+def _options(annotation: Any) -> Iterator[Any]:
+    """Yield the alternatives of an annotation, without None."""
+    if get_origin(annotation) is Annotated:
+        yield from _options(get_args(annotation)[0])
+    elif get_origin(annotation) in (Union, UnionType):
+        for option in get_args(annotation):
+            yield from _options(option)
+    elif annotation is not type(None):
+        yield annotation
+
+
+def _item_of(kind: Any) -> Any:
+    """Return the annotation of an entry of a list, tuple or mapping."""
+    return [inside for inside in get_args(kind) if inside is not Ellipsis][-1]
+
+
+def _fields_of(kind: Any) -> dict[str, Any]:
+    """Return annotation by key of a block of a file; empty for anything else."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return {found.alias or name: found.annotation for name, found in kind.model_fields.items()}
+    return get_type_hints(kind, include_extras=True) if is_dataclass(kind) and isinstance(kind, type) else {}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from lexray.storage.config_file import checked_config, typed_config
+from pydantic import Field
+
+from lexray.storage.config_file import recorded
 from lexray.storage.errors import UserError
+from lexray.storage.file_settings import MAX_SECONDS, Because, Count, FileSettings, Positive, Seed, Share
 from lexray.storage.manifest import Manifest, Site
 from lexray.storage.selection import Part, Selection
 from lexray.storage.store import StorageSettings, Store
@@ -19,8 +22,28 @@ from lexray.training.identity.hash import identity_hash
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Which rows are read, in which order."""
+class RowsConfig(FileSettings):
+    """Which rows of a dataset are read, and in which order."""
+
+    batch_rows: Count = 4096
+    """Rows of a global batch, over all workers."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Share of documents kept out of training: half for validation while it lasts, half for test when it is over."""
+    drop_special: bool = True
+    """Leave out rows of tokens that the model's tokenizer calls special."""
+    max_norm_ratio: Positive | None = 10.0
+    """Leave out rows whose norm is above so many times their site's median; null keeps them."""
+    seed: Seed = 0
+    """Order of the rows and choice of the held-out documents; the same for all trials, so that they share a stream."""
+    lanes: Count = 16
+    """Parts into which the chunks of an epoch are dealt; a batch takes an equal share of its rows from each."""
+    window_bytes: Count = 16 * 2**20
+    """Bytes of consecutive chunks of a lane whose rows are permuted together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(RowsConfig):
+    """Which rows of which sites of a dataset are read."""
 
     url: str
     dataset_id: str
@@ -30,17 +53,6 @@ class DataConfig:
     outputs: tuple[str, ...] = ()
     """Site that it reconstructs; none given: those it reads."""
     storage: StorageSettings = field(default_factory=StorageSettings)
-    batch_rows: int = 4096
-    """Rows of a global batch, over all workers."""
-    seed: int = 0
-    """Order of the rows and choice of the held-out documents; the same for all trials of a sweep."""
-    held_out: float = 0.05
-    """Share of documents kept out of training: half for validation while it lasts, half for test when it is over."""
-    drop_special: bool = True
-    max_norm_ratio: float | None = 10.0
-    """Rows of a norm above so many times their site's median are left out; None keeps them."""
-    lanes: int = 16
-    window_bytes: int = 16 * 2**20
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -91,52 +103,52 @@ class DataConfig:
 
 
 Precision = Literal["fp32", "bf16"]
-MIN_EPS, MIN_CLIP_NORM, MAX_LR, MAX_LR_SCALE = 1e-15, 1e-9, 10.0, 1e3
-"""What Adam can compute with in float32."""
+MIN_CLIP_NORM, MAX_LR_SCALE = 1e-9, 1e3
+_Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """Adam, its schedule, and in which precision it computes."""
+class OptimizerConfig(FileSettings):
+    """Adam, its schedule, and in which precision it computes. Bounds are what float32 can compute with."""
 
-    lr: float | Literal["auto"] = "auto"
+    lr: (
+        Annotated[float, Field(gt=0, le=10), Because("Adam moves every weight by about as much a step")]
+        | Literal["auto"]
+    ) = "auto"
     """Peak learning rate; `auto` is 2e-4 / sqrt(width / 2^14), the rule of Gao et al. (2024), figure 3."""
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    clip_norm: float = 1.0
+    beta1: _Beta = 0.9
+    """Decay of the mean of gradients."""
+    beta2: _Beta = 0.999
+    """Decay of the mean of squared gradients."""
+    eps: Annotated[
+        float,
+        Field(ge=1e-15, le=1),
+        Because(
+            "Adam divides by it where a gradient was always 0, as that of a dead latent, "
+            "and 0 / 0 makes its weights NaN"
+        ),
+    ] = 1e-8
+    """Added to the root of the mean squared gradient by which Adam divides."""
+    clip_norm: Annotated[float, Field(ge=0)] = 1.0
     """Bound on the global gradient norm; 0 switches clipping off."""
-    warmup: float = 0.05
+    warmup: Share = 0.05
     """Share of the steps over which the learning rate rises linearly."""
-    decay: float = 0.2
+    decay: Share = 0.2
     """Share of the steps, at the end, over which it falls linearly to zero."""
     lr_scale: Mapping[str, float] = field(default_factory=dict)
-    """Factors of the learning rate by name of parameter (`b_dec`, `scaled_log_threshold`...); others have 1."""
+    """Factors of the learning rate by name of parameter, as in `{b_dec: 2}`; all others have 1."""
     precision: Precision = "fp32"
     """Of matrix products. With bf16 their factors are rounded, and pre-activations with them; parameters, moments,
     sums, losses and gradients across workers stay fp32."""
 
     def __post_init__(self) -> None:
-        if self.precision not in get_args(Precision):
-            raise UserError(f"precision: {self.precision!r} is not one of {', '.join(get_args(Precision))}")
+        super().__post_init__()
         for name, factor in self.lr_scale.items():
             if not 0 <= factor <= MAX_LR_SCALE:
                 raise UserError(f"lr_scale.{name}: {factor:g} must be at least 0 and at most {MAX_LR_SCALE:g}")
-        if self.lr != "auto" and not 0 < self.lr <= MAX_LR:
-            raise UserError(
-                f"lr: {self.lr} must be above 0 and at most {MAX_LR:g}: Adam moves every weight by about as much a step"
-            )
-        if not (self.warmup >= 0 and self.decay >= 0 and self.warmup + self.decay <= 1):
-            raise UserError(f"warmup {self.warmup} and decay {self.decay}: neither below 0, nor their sum above 1")
-        for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
-            if not 0 <= value < 1:
-                raise UserError(f"{name}: {value} must be at least 0 and below 1")
-        if not MIN_EPS <= self.eps <= 1:
-            raise UserError(
-                f"eps: {self.eps} must be at least {MIN_EPS:g} and at most 1: Adam divides by it where a gradient "
-                "was always 0, as that of a dead latent, and 0 / 0 makes its weights NaN"
-            )
-        if not (self.clip_norm == 0 or self.clip_norm >= MIN_CLIP_NORM):
+        if self.warmup + self.decay > 1:
+            raise UserError(f"warmup: {self.warmup} and decay: {self.decay} must not add up to more than 1")
+        if 0 < self.clip_norm < MIN_CLIP_NORM:
             raise UserError(
                 f"clip_norm: {self.clip_norm} must be at least {MIN_CLIP_NORM:g}, or 0 to switch clipping off: "
                 "squares of smaller gradients are no float32 numbers"
@@ -153,32 +165,37 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeshConfig:
-    """The workers of one dictionary. They do not change what it becomes, so they are no part of a trial's identity."""
+class MeshShape(FileSettings):
+    """The workers of one dictionary: data x feature of them."""
 
-    data: int = 1
-    """Workers over which rows are split."""
-    feature: int = 1
-    """Workers over which latents are split; the mesh has data x feature workers."""
-    zero_stage: int | Literal["auto"] = "auto"
-    """DeepSpeed ZeRO stage, 0 to 3; `auto` is 0 for one worker and 1 for more, and with `offload_optimizer`."""
+    data: Count = 1
+    """Workers over which the rows of a batch are split."""
+    feature: Count = 1
+    """Workers over which latents are split; the width must be a multiple."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig(FileSettings):
+    """How the workers of one dictionary share its states and its batches."""
+
+    zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
+    """DeepSpeed ZeRO stage; `auto` is 0 for one worker and 1 for more, and with `offload_optimizer`."""
     offload_optimizer: bool = False
-    """Keep Adam's moments and the fp32 masters in the host's memory, and step there."""
-    micro_batches: int = 1
-    """Parts in which each worker computes its rows of a batch, one after another, with the memory of one."""
+    """Keep Adam's moments and the fp32 masters in the host's memory, and step there; for ZeRO stages 1 to 3."""
+    micro_batches: Count = 1
+    """Parts in which each worker computes its rows of a batch, one after another: less memory, the same result."""
     check_rows: bool = False
-    """Compare the rows that the workers have of every batch: each planned row once."""
+    """For debugging: compare the rows that the workers have of every batch, each planned row once."""
 
     def __post_init__(self) -> None:
-        for name, value in (("data", self.data), ("feature", self.feature)):
-            if value < 1:
-                raise UserError(f"mesh.{name}: {value} must be at least 1")
-        if self.zero_stage != "auto" and self.zero_stage not in range(4):
-            raise UserError(f"zero_stage: {self.zero_stage} is not one of 0, 1, 2, 3")
+        super().__post_init__()
         if self.offload_optimizer and self.zero_stage == 0:
             raise UserError("offload_optimizer: not possible with zero_stage 0; use 1, 2, 3 or auto")
-        if self.micro_batches < 1:
-            raise UserError(f"micro_batches: {self.micro_batches} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig(MeshShape, EngineConfig):
+    """The workers of one dictionary. They do not change what it becomes, so they are no part of a trial's identity."""
 
     def row_parts(self, dictionary: DictionaryConfig) -> int:
         """Into how many parts the rows are split: those that learn by statistics split nothing else."""
@@ -217,28 +234,24 @@ class MeshConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EveryConfig:
+class EveryConfig(FileSettings):
     """How often the periodic things happen, in steps unless a name says seconds.
 
     Evaluations steer target L0s, so they belong to a trial's identity; logs and checkpoints do not.
     """
 
-    log: int = 50
-    evaluate: int = 1000
-    checkpoint: int = 1000
-    checkpoint_s: float | None = 600.0
-    """A checkpoint is saved, too, when the newest is so old, asked every `log` steps; None: by steps only."""
-    eval_rows: int = 65_536
+    log: Count = 50
+    """Steps between two lines of metrics."""
+    evaluate: Count = 1000
+    """Steps between two evaluations on validation rows."""
+    checkpoint: Count = 1000
+    """Steps between two checkpoints."""
+    checkpoint_s: Annotated[float, Field(gt=0, le=MAX_SECONDS)] | None = 600.0
+    """A checkpoint is saved, too, when the newest is so old, asked every `log` steps; null: by steps only."""
+    eval_rows: Count = 65_536
     """Validation rows used by an evaluation, and test rows used at the end (all of them when there are fewer)."""
-    keep: int = 0
+    keep: Annotated[int, Field(ge=0)] = 0
     """Checkpoints of steps that are multiples of this are kept for good; 0 keeps none once the training is done."""
-
-    def __post_init__(self) -> None:
-        if self.checkpoint_s is not None and not self.checkpoint_s > 0:
-            raise UserError(f"every.checkpoint_s: {self.checkpoint_s:g} must be above 0")
-        for name, value in asdict(self).items():
-            if name != "checkpoint_s" and value < (name != "keep"):
-                raise UserError(f"every.{name}: {value} must be at least {int(name != 'keep')}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,15 +295,15 @@ class TrainingConfig:
     def from_dict(content: dict[str, Any]) -> TrainingConfig:
         """The configuration of `to_dict`. Raises UserError naming the first field that is not as it should be."""
         try:
-            data = {**content["data"], "storage": checked_config(StorageSettings, content["data"]["storage"])}
+            data = {**content["data"], "storage": recorded(StorageSettings, content["data"]["storage"])}
             return TrainingConfig(
                 dictionary=recorded_config(content["dictionary"]),
-                data=typed_config(DataConfig, data),
+                data=recorded(DataConfig, data),
                 rows=_whole(content, "rows"),
-                optimizer=typed_config(OptimizerConfig, content["optimizer"]),
+                optimizer=recorded(OptimizerConfig, content["optimizer"]),
                 seed=_whole(content, "seed"),
-                mesh=typed_config(MeshConfig, content["mesh"]),
-                every=typed_config(EveryConfig, content["every"]),
+                mesh=recorded(MeshConfig, content["mesh"]),
+                every=recorded(EveryConfig, content["every"]),
             )
         except KeyError as error:
             raise UserError(f"training configuration: {error.args[0]} is missing") from error

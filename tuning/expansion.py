@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from typing import Any
 
-from lexray.storage.config_file import checked_block, checked_config
-from lexray.storage.errors import UserError
+from lexray.storage.config_file import checked_block
+from lexray.storage.errors import UnreachableError, UserError
+from lexray.storage.file_settings import part_of
 from lexray.storage.manifest import Manifest
 from lexray.storage.order import check_lanes, rank_lanes, steps_per_epoch
 from lexray.storage.store import Store
-from lexray.training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
+from lexray.training.config import DataConfig, MeshConfig, OptimizerConfig, RowsConfig, TrainingConfig
 from lexray.training.dictionaries import architecture, dictionary_config
 from lexray.training.dictionaries.base import DictionaryConfig
 from lexray.training.engines.deepspeed_settings import check_names
@@ -23,9 +26,6 @@ from lexray.tuning.file.resources import ResourcesBlock
 from lexray.tuning.file.sweep_file import TRAINING_SETTINGS, SweepFile, TrainingBlock
 from lexray.tuning.trials import Footprint, Trial
 
-ENGINE_SETTINGS = ("zero_stage", "offload_optimizer", "micro_batches", "check_rows")
-"""What of the resources the workers of a trial have to know."""
-
 
 def expand(sweep: SweepFile, manifest: Manifest, training_rows: Callable[[DataConfig], int]) -> list[Trial]:
     """The trials of a sweep over a dataset; `training_rows` says how many rows a dictionary has to train on.
@@ -35,10 +35,14 @@ def expand(sweep: SweepFile, manifest: Manifest, training_rows: Callable[[DataCo
     trials: dict[str, Trial] = {}
     points: dict[str, str] = {}
     seen: set[str] = set()
-    for point in points_of(sweep):
+    with sweep.named_errors():
+        listed = points_of(sweep)
+    for point in listed:
         trial, of_point = trial_at(sweep, manifest, training_rows, point), key(effective(sweep, point))
         if key(point) in seen or points.setdefault(trial.id, of_point) != of_point:
-            raise UserError(f"axes: two trials are the same, {trial.name}; remove the repeated value")
+            raise UserError(
+                f"{sweep.path_prefix}axes: two trials are the same, {trial.name}; remove the repeated value"
+            )
         seen.add(key(point))
         trials[trial.id] = trial
     return list(trials.values())
@@ -61,9 +65,33 @@ class PointBlocks:
                 settings |= rule.set
         return PointBlocks(sweep=sweep, point=point, settings=settings)
 
+    @contextmanager
+    def named_errors(self) -> Iterator[None]:
+        """Add to a user error where its field stands in the file, and which trial it is about."""
+        try:
+            yield
+        except UnreachableError:
+            raise  # names a store, whichever trial reads it
+        except UserError as error:
+            field = re.match(r"\w*", str(error))
+            path = self._path_of(field[0]) if field else ""
+            trial = ", ".join(f"{axis} {value}" for axis, value in self.point.items())
+            raise UserError(f"{path}{error} (trial: {trial})") from error
+
+    def _path_of(self, field: str) -> str:
+        """Return the block of the file where the value of a field comes from, with a dot; empty for anything else."""
+        name, options = self.point["architecture"], self.sweep.options
+        own = f"options.{name}."
+        found = dict.fromkeys(architecture(name).all_option_names, own)
+        for config_class, block in ((RowsConfig, "data"), (TrainingBlock, "training"), (ResourcesBlock, "resources")):
+            found |= {setting.name: f"{block}." for setting in fields(config_class)}
+        found |= dict.fromkeys(options.get("all", {}), "options.all.") | dict.fromkeys(self.point, "axes.")
+        found |= dict.fromkeys(options.get(name, {}), own) | dict.fromkeys(self.settings, "rules.set.")
+        return found.get(field, "")
+
     def resources(self) -> ResourcesBlock:
         """Return the resources; one way to give a mesh replaces the other."""
-        found = _part(self.settings, ResourcesBlock.model_fields)
+        found = _part(self.settings, [field.name for field in fields(ResourcesBlock)])
         for given, other in (("mesh", "workers"), ("workers", "mesh")):
             if given in found:
                 found.setdefault(other, None)
@@ -81,14 +109,30 @@ class PointBlocks:
             try:
                 given["width"] = width_of(given["expansion"], manifest.sites[data.inputs[0]].width)
             except ValueError as error:
-                raise UserError(f"axes.{error}") from error
+                raise UserError(str(error)) from error
         known = architecture(name).option_names(code_at(self.sweep, self.point))
         return dictionary_config({"architecture": name, **_part(given, known)})
 
 
 def trial_at(sweep: SweepFile, manifest: Manifest, training_rows: Callable[[DataConfig], int], point: Point) -> Trial:
-    """Return the trial at a point. Raises UserError naming the field when something does not fit."""
+    """Return the trial at a point. Raises UserError naming file, field and trial when something does not fit."""
     blocks = PointBlocks.at(sweep, point)
+    with sweep.named_errors(), blocks.named_errors():
+        config = _config_at(blocks, manifest, training_rows)
+        resources = blocks.resources()
+        return Trial(
+            id=config.trial,
+            name=_name(sweep, point, config),
+            config=config,
+            footprint=_footprint(resources),
+            point=point,
+            auto_gpus=resources.gpus_per_worker == "auto",
+            auto_mesh=resources.mesh == "auto",
+        )
+
+
+def _config_at(blocks: PointBlocks, manifest: Manifest, training_rows: Callable[[DataConfig], int]) -> TrainingConfig:
+    sweep, point = blocks.sweep, blocks.point
     resources, training = blocks.resources(), blocks.training()
     resources.check_gpus()
     data = data_config(sweep, manifest, point)
@@ -101,23 +145,15 @@ def trial_at(sweep: SweepFile, manifest: Manifest, training_rows: Callable[[Data
         dictionary=dictionary,
         data=data,
         rows=training.rows or math.ceil((training.epochs or 0) * available),
-        optimizer=checked_config(OptimizerConfig, training.model_dump(exclude={"rows", "epochs"})),
+        optimizer=part_of(OptimizerConfig, training),
         seed=_seed(point),
         mesh=mesh,
-        every=EveryConfig(**sweep.every.model_dump()),
+        every=sweep.every,
     )
     sites = data.sites_in(manifest)
     check_names(config, sites)
     check_gradient_scale(config, sites)
-    return Trial(
-        id=config.trial,
-        name=_name(sweep, point, config),
-        config=config,
-        footprint=_footprint(resources),
-        point=point,
-        auto_gpus=resources.gpus_per_worker == "auto",
-        auto_mesh=resources.mesh == "auto",
-    )
+    return config
 
 
 def _footprint(resources: ResourcesBlock) -> Footprint:
@@ -132,8 +168,7 @@ def _footprint(resources: ResourcesBlock) -> Footprint:
 
 def _mesh_of(resources: ResourcesBlock, dictionary: DictionaryConfig, data: DataConfig) -> MeshConfig:
     """Return the mesh. Raises UserError where it splits neither the dictionary nor the batch evenly enough."""
-    axes, settings = resources.axes, _part(resources.model_dump(), ENGINE_SETTINGS)
-    mesh = checked_config(MeshConfig, {"data": axes.data, "feature": axes.feature, **settings})
+    mesh = part_of(MeshConfig, resources, data=resources.axes.data, feature=resources.axes.feature)
     row_parts = mesh.row_parts(dictionary)
     check_lanes(data.batch_rows, data.lanes)
     rank_lanes(0, row_parts, data.lanes)
@@ -144,7 +179,6 @@ def _mesh_of(resources: ResourcesBlock, dictionary: DictionaryConfig, data: Data
 
 def data_config(sweep: SweepFile, manifest: Manifest, point: Point) -> DataConfig:
     """What the dictionary at a point reads. Raises UserError naming the field of a site that is missing."""
-    data = sweep.data.model_dump(exclude={"url", "site", "output_site", "sites"})
     try:
         inputs, outputs = sweep.data_at(point, point["architecture"])
     except ValueError as error:
@@ -153,13 +187,14 @@ def data_config(sweep: SweepFile, manifest: Manifest, point: Point) -> DataConfi
     for axis, sites in (("sites" if kind == "crosscoder" else "site", inputs), ("output_site", outputs)):
         for site in sites:
             manifest.site(site, field=f"axes.{axis}" if axis in sweep.axes else f"data.{axis}")
-    return DataConfig(
+    return part_of(
+        DataConfig,
+        sweep.data,
         url=Store.at(sweep.data.url).url,
         dataset_id=manifest.id,
         inputs=inputs,
         outputs=outputs,
-        storage=sweep.storage.settings,
-        **data,
+        storage=sweep.storage,
     )
 
 
@@ -177,7 +212,7 @@ def _name(sweep: SweepFile, point: Point, config: TrainingConfig) -> str:
 def _seed(point: Point) -> int:
     seed = point.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-        raise UserError(f"axes.seed: {seed!r} is not a whole number from 0 to 2^63 - 1")
+        raise UserError(f"seed: {seed!r} is not a whole number from 0 to 2^63 - 1")
     return seed
 
 

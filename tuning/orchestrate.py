@@ -69,7 +69,7 @@ def run_sweep(
 
 
 def _window_servers(plan: SweepPlan) -> WindowServers:
-    cache = plan.sweep.cache.settings if plan.sweep.cache is not None else None
+    cache = plan.sweep.cache
     publish = partial(publish_server, plan.sweep.name)
     return WindowServers(trials=plan.expected, shapes=plan.shapes, cache=cache, publish=publish)
 

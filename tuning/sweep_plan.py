@@ -111,7 +111,7 @@ class SweepPlan:
 
 def plan_sweep(sweep: SweepFile, text: str) -> SweepPlan:
     """Check a sweep against its dataset and its output, without Ray. Raises UserError in one line."""
-    settings = sweep.storage.settings
+    settings = sweep.storage
     data = Store.at(sweep.data.url, settings)
     manifest = load_manifest(data)
     manifest.check_shards(data)

@@ -134,7 +134,7 @@ def request_of(asked: DoctorOptions) -> Request:
     return Request(
         data_url=Store.at(asked.data or sweep.data.url).url,
         output_url=Store.at(asked.output or sweep.output).url,
-        storage=sweep.storage.settings,
+        storage=sweep.storage,
         cache_dir=sweep.cache.dir if sweep.cache is not None else None,
         cache_bytes=sweep.cache.bytes if sweep.cache is not None else 0,
         wandb_mode=sweep.wandb.mode,

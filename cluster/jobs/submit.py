@@ -76,7 +76,7 @@ def submit(connection: Connection, sweep: SweepFile, text: str, *, on_plan: Call
     environment = job_environment(connection.description, connection.ray_version)
     nodes = client.some_nodes()
     _refuse_local(sweep, connection, nodes)
-    output = Store.at(sweep.output, sweep.storage.settings)
+    output = Store.at(sweep.output, sweep.storage)
     base = base_id(sweep.name, output.url)
     attempts = client.attempts(base)
     if attempts and attempts[-1].is_running:
@@ -164,7 +164,7 @@ def _planned(
     except UnreachableError as error:
         return None, str(error)
     gpu_gib = sweep.resources.gpu_memory_gib or gpu_memory_gib(connection.description)
-    resources = sweep.resources.model_copy(update={"gpu_memory_gib": gpu_gib})
+    resources = replace(sweep.resources, gpu_memory_gib=gpu_gib)
     plan = check_room(replace(plan, sweep=sweep.model_copy(update={"resources": resources})), machines)
     return plan.make(machines, known_speeds(plan.folder, [trial.id for trial in plan.trials])), ""
 

@@ -60,5 +60,5 @@ class Corpus(Protocol):
 def open_corpus(config: HarvestFile, models: dict[str, ModelFacts], on_tokens: OnTokens) -> Corpus:
     """Read the text, or find the images. Raises UserError when there is nothing to harvest."""
     if config.images is not None:
-        return open_images(config.images, config.storage.settings)
+        return open_images(config.images, config.storage)
     return read_text(config, models, on_tokens)

@@ -55,7 +55,7 @@ def harvest(
     Raises UserError in one line for anything in `config` that cannot be done; then nothing is left, unless shards
     had been finished: those are kept, and the same file continues.
     """
-    store = Store.at(config.output, config.storage.settings)
+    store = Store.at(config.output, config.storage)
     models = _inspect(config)
     source = {"settings": config.settings, **_model_facts(config, models)}
     found = find_existing(store, config, source)

@@ -16,9 +16,10 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from lexray.storage.config_file import FileModel, StorageBlock
+from lexray.storage.config_file import FileModel
 from lexray.storage.harvest.site_choice import SiteChoice
 from lexray.storage.manifest import COLUMNS
+from lexray.storage.objects.settings import StorageSettings
 
 SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 Context = Literal["split", "truncate", "pack"]
@@ -139,7 +140,7 @@ class HarvestFile(FileModel):
     """CPU threads of each replica; `auto` divides the machine's among its replicas. Fixed when a harvest begins."""
     gpus_per_worker: float | Literal["auto"] = "auto"
     """GPUs of each replica, also below 1; `auto` is 1 where there are any."""
-    storage: StorageBlock = StorageBlock()
+    storage: StorageSettings = StorageSettings()
 
     @field_validator("images", mode="before")
     @classmethod

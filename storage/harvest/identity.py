@@ -62,6 +62,6 @@ def _show(value: Any) -> str:
 def _corpus_facts(config: HarvestFile, manifest: Manifest) -> dict[str, Any]:
     """Of the whole corpus now, or of as many documents of a text as the manifest's harvest read before `max_rows`."""
     if config.images is not None:
-        return open_images(config.images, config.storage.settings).facts
+        return open_images(config.images, config.storage).facts
     was_cut = config.max_rows is not None and manifest.rows == config.max_rows
     return {"text": measure(config, manifest.provenance["text"]["documents"] if was_cut else None).as_dict()}

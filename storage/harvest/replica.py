@@ -71,7 +71,7 @@ class Replica:
     def __init__(self, settings: ReplicaSettings) -> None:
         self._settings = settings
         self._config = settings.config
-        self._store = Store.at(settings.config.output, settings.config.storage.settings)
+        self._store = Store.at(settings.config.output, settings.config.storage)
         self._computing = threading.Lock()
         self._rows_done: dict[int, int] = {}
         self._stopped = threading.Event()

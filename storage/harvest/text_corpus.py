@@ -72,7 +72,7 @@ def read_text(config: HarvestFile, models: dict[str, ModelFacts], on_tokens: OnT
     markers = dropped.difference(tokenizer.all_special_ids)
     meter, builder, rows, total, seen = TextMeter(), PiecesBuilder(), array("q"), 0, set[int]()
     report = CorpusReport()
-    documents = meter.pass_on(read_documents(config.text, config.storage.settings, report))
+    documents = meter.pass_on(read_documents(config.text, config.storage, report))
     for piece in cutter.cut(_compared(documents, tokenizers)):
         builder.add(piece)
         rows.append(1 if by_text else sum(token not in dropped for token in piece.token_ids))
@@ -119,7 +119,7 @@ def measure(config: HarvestFile, documents: int | None) -> TextFacts:
     """Return the facts of the text's first `documents` documents, or of all."""
     assert config.text is not None
     meter = TextMeter()
-    for _ in meter.pass_on(islice(read_documents(config.text, config.storage.settings), documents)):
+    for _ in meter.pass_on(islice(read_documents(config.text, config.storage), documents)):
         pass
     return meter.facts()
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, GetCoreSchemaHandler, JsonValue
+from pydantic_core import CoreSchema, core_schema
 
 from lexray.storage.errors import UserError
+from lexray.storage.file_settings import MAX_SECONDS, FileSettings
 from lexray.storage.objects.options import check_options, check_transport, is_insecure_allowed
 from lexray.storage.objects.retries import RetryPolicy
 
@@ -23,21 +27,50 @@ _SECRETS = {
 _S3_SECRETS = _SECRETS | {"key", "token", "username"}
 
 
+class _JsonObject:
+    """Annotates text that is a JSON object, and is written in a file as a mapping."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        mapping = core_schema.no_info_before_validator_function(_parsed, handler.generate_schema(dict[str, JsonValue]))
+        written = core_schema.plain_serializer_function_ser_schema(json.loads)
+        return core_schema.no_info_after_validator_function(_sorted_json, mapping, serialization=written)
+
+
+def _parsed(options: Any) -> Any:
+    """Return the object that text holds; a mapping as it is."""
+    if not isinstance(options, str):
+        return options
+    try:
+        found = json.loads(options)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"must be an object of options, got {options[:40]!r}")
+    return found
+
+
+def _sorted_json(options: dict[str, Any]) -> str:
+    return json.dumps(options, sort_keys=True)
+
+
 @dataclass(frozen=True, kw_only=True)
-class StorageSettings:
+class StorageSettings(FileSettings):
     """Connection settings of an object store, without credentials: these come from the provider's refreshable chain."""
 
     endpoint_url: str | None = None
     """Address of an S3-compatible server; None is AWS."""
     region: str | None = None
+    """Region of the store's buckets; null leaves it to the provider's own configuration."""
     profile: str | None = None
     """Name of a credentials profile."""
     anonymous: bool = False
-    addressing_style: str = "auto"
-    """`auto`, `path` or `virtual`."""
-    options: str = "{}"
-    """JSON object of further arguments for the filesystem of the url's scheme, see `lexray.storage.objects.options`."""
-    retry_budget_s: float | None = None
+    """Send requests without credentials, as public buckets allow."""
+    addressing_style: Literal["auto", "path", "virtual"] = "auto"
+    """Whether a bucket's name is part of the path or of the host name."""
+    options: Annotated[str, _JsonObject] = "{}"
+    """Further arguments for the filesystem of the url's scheme, see `lexray.storage.objects.options`; kept as JSON."""
+    retry_budget_s: Annotated[float, Field(ge=0, le=MAX_SECONDS)] | None = None
     """Seconds for which a failing call is retried; None is the default of `RetryPolicy`, 0 never retries."""
 
     @property
@@ -48,19 +81,13 @@ class StorageSettings:
         """Return the arguments of the scheme's filesystem. Raises UserError for options that a file may not set."""
         if scheme == "file":
             return {}  # options belong to the other store of a sweep
-        options = self._parsed_options()
+        try:
+            options = _parsed(self.options)
+        except ValueError as error:
+            raise UserError(f"storage.options: {error}") from error
         _refuse_secrets(options, _S3_SECRETS if scheme in S3 else _SECRETS)
         check_options(options, scheme, insecure=is_insecure_allowed())
         return _merged(self.s3_options(), options) if scheme in S3 else options
-
-    def _parsed_options(self) -> dict[str, Any]:
-        try:
-            options = json.loads(self.options)
-        except (ValueError, TypeError, RecursionError):
-            options = None
-        if not isinstance(options, dict):
-            raise UserError(f"storage.options: must be an object of options, got {str(self.options)[:40]!r}")
-        return options
 
     def check(self, scheme: str, url: str) -> None:
         """Raise UserError for settings (perhaps of a file) that must not be used to reach `url`."""

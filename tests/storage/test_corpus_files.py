@@ -10,14 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lexray.storage.config_file import StorageBlock
 from lexray.storage.errors import UserError
 from lexray.storage.harvest.corpus_files import find_files
 from lexray.storage.harvest.corpus_report import CorpusReport, report_lines
 from lexray.storage.harvest.file_patterns import split_braces
+from lexray.storage.objects.settings import StorageSettings
 from lexray.storage.store import Store
 
-SETTINGS = StorageBlock().settings
+SETTINGS = StorageSettings()
 FILES = [
     "dir [v1]/a.txt",
     "dir [v1]/b.txt",
@@ -96,7 +96,7 @@ def test_what_exists_under_a_name_is_meant_by_it(pattern: str, tmp_path: Path, m
 
 
 def test_the_same_in_an_object_store(s3_server: str) -> None:
-    block = StorageBlock.model_validate({"endpoint_url": s3_server}).settings
+    block = StorageSettings(**{"endpoint_url": s3_server})
     store = Store.at("s3://corpus-names", block)
     store.filesystem.mkdir("corpus-names")
     for name in [*FILES, "plainer/a.txt"]:

@@ -20,15 +20,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lexray.storage.config_file import StorageBlock
 from lexray.storage.errors import UserError
 from lexray.storage.harvest import corpus_tables, text
 from lexray.storage.harvest.corpus_report import CorpusReport, report_lines
 from lexray.storage.harvest.harvest_file import TextChoice
 from lexray.storage.harvest.text import TextMeter, read_documents
+from lexray.storage.objects.settings import StorageSettings
 from lexray.storage.store import Store
 
-SETTINGS = StorageBlock().settings
+SETTINGS = StorageSettings()
 DOCUMENTS = [f"rows of vectors {i * 2654435761 % 10**9} the fox é 中" for i in range(3000)]
 LINES = "".join(json.dumps({"text": document}) + "\n" for document in DOCUMENTS).encode()
 
@@ -178,7 +178,7 @@ def test_archives_and_windows_that_are_not_read_are_told(tmp_path: Path) -> None
 
 
 def test_packed_files_behind_s3(s3_server: str, tmp_path: Path) -> None:
-    block = StorageBlock.model_validate({"endpoint_url": s3_server}).settings
+    block = StorageSettings(**{"endpoint_url": s3_server})
     store = Store.at("s3://corpus-packed", block)
     store.filesystem.mkdir("corpus-packed")
     for suffix in ("gz", "zst", "zip"):

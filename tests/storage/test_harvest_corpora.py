@@ -27,12 +27,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModel, AutoTokenizer
 
-from lexray.storage.config_file import StorageBlock
 from lexray.storage.errors import UserError
 from lexray.storage.harvest.harvest import harvest
 from lexray.storage.harvest.harvest_file import TextChoice
 from lexray.storage.harvest.pieces import PieceCutter, PiecesBuilder
 from lexray.storage.harvest.text import read_documents
+from lexray.storage.objects.settings import StorageSettings
 from lexray.storage.store import Store
 
 
@@ -87,17 +87,17 @@ def test_a_dataset_that_was_saved_to_disk(tmp_path: Path) -> None:
     made.to_parquet(tmp_path / "train [v1]" / "train.parquet")
     for streaming in (True, False):
         choice = TextChoice(dataset=str(tmp_path / "saved"), streaming=streaming)
-        assert list(read_documents(choice, StorageBlock().settings)) == ["a", "", "b"]
+        assert list(read_documents(choice, StorageSettings())) == ["a", "", "b"]
         choice = TextChoice(dataset=str(tmp_path / "train [v1]"), streaming=streaming)
         with pytest.raises(
             UserError, match=r"the datasets library takes \*, \? and \[ in a folder's name for a pattern"
         ):
-            list(read_documents(choice, StorageBlock().settings))
+            list(read_documents(choice, StorageSettings()))
 
 
 def test_text_behind_s3(tmp_path: Path, s3_server: str) -> None:
     block = {"endpoint_url": s3_server}
-    store = Store.at("s3://harvest-corpora", StorageBlock.model_validate(block).settings)
+    store = Store.at("s3://harvest-corpora", StorageSettings(**block))
     store.filesystem.mkdir("harvest-corpora")
     write_tables(tmp_path / "tables")
     for path in (tmp_path / "tables").iterdir():
@@ -145,7 +145,7 @@ def test_tables_that_cannot_be_read(text: dict[str, str], message: str, tmp_path
 def test_missing_values_are_empty_documents(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a", None, "b"]}), tmp_path / "x.parquet")
     choice = TextChoice(parquet=str(tmp_path / "x.parquet"))
-    assert list(read_documents(choice, StorageBlock().settings)) == ["a", "", "b"]
+    assert list(read_documents(choice, StorageSettings())) == ["a", "", "b"]
 
 
 def test_without_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

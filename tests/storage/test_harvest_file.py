@@ -20,7 +20,7 @@ from lexray.storage.harvest.harvest_file import HarvestFile
         ("shard_rows: 100", "shard_rows 100 is not a multiple of chunk_rows 1024"),
         ("sites: {position: {hidden_state: 1}}", "sites: 'position' is the name of a column"),
         ("sites: {a b: {hidden_state: 1}}", "sites: 'a b' cannot name a site; use letters, digits, _, - and ."),
-        ("sites: {a: {hidden_state: -1}}", "sites.a.hidden_state: input should be greater than or equal to 0, got -1"),
+        ("sites: {a: {hidden_state: -1}}", "sites.a.hidden_state: -1 must be at least 0"),
         ("sites: {a: {}}", "sites.a: give one of hidden_state (a number), module (a path) and layer (a number)"),
         ("sites: {a: {layer: 1, module: b}}", "sites.a: give one of hidden_state (a number), module (a path) and"),
         ("sites: {a: {layer: 1, read: input}}", "sites.a: read: input has no meaning with layer; it takes residual_in"),
@@ -80,7 +80,7 @@ def test_the_quickstart_file_is_valid_and_storage_settings_pass_through() -> Non
     assert config.sites["layer3"].hidden_state == 3
     block = {"endpoint_url": "http://x", "region": "r", "addressing_style": "path"}
     changed = HarvestFile.model_validate(config.model_dump(exclude_unset=True) | {"storage": block})
-    assert changed.storage.settings.endpoint_url == "http://x"
+    assert changed.storage.endpoint_url == "http://x"
     assert changed.settings == config.settings
 
 

@@ -27,14 +27,14 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from lexray.storage.config_file import StorageBlock
 from lexray.storage.errors import UserError
 from lexray.storage.harvest.harvest import harvest
 from lexray.storage.harvest.harvest_file import ImageChoice
 from lexray.storage.harvest.image_corpus import open_images
 from lexray.storage.harvest.image_pieces import decode_image
+from lexray.storage.objects.settings import StorageSettings
 
-SETTINGS = StorageBlock().settings
+SETTINGS = StorageSettings()
 
 SIZE: dict[str, Any] = {
     "hidden_size": 16,

@@ -21,7 +21,7 @@ import torch
 from moto.server import ThreadedMotoServer
 from synthetic import Written, read_into, write_rows
 
-from lexray.storage.config_file import StorageBlock
+from lexray.storage.config_file import checked_config
 from lexray.storage.errors import CorruptDataError, UserError
 from lexray.storage.manifest import load_manifest
 from lexray.storage.objects.options import SCHEMES
@@ -233,10 +233,10 @@ def test_options_that_a_scheme_does_not_take_are_refused_by_name() -> None:
 
 
 def test_a_storage_block_of_a_file_becomes_settings() -> None:
-    block = StorageBlock.model_validate({"region": "r", "options": {"b": [1], "a": {"c": None}}, "retry_budget_s": 5})
-    assert block.settings == StorageSettings(region="r", options='{"a": {"c": null}, "b": [1]}', retry_budget_s=5)
-    assert StorageBlock().settings == StorageSettings()
-    assert block.settings.policy.budget_s == 5
+    block = {"region": "r", "options": {"b": [1], "a": {"c": None}}, "retry_budget_s": 5}
+    settings = checked_config(StorageSettings, block)
+    assert settings == StorageSettings(region="r", options='{"a": {"c": null}, "b": [1]}', retry_budget_s=5)
+    assert settings.policy.budget_s == 5
     assert StorageSettings().policy == RetryPolicy()
 
 

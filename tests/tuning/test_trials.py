@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from lexray.tuning.sweep_plan import plan_sweep
 from lexray.tuning.trials import Trial
 
 ROWS, WIDTH = 2000, 12
+SMALL_AXES = {"architecture": ["topk"], "width": [24], "target_l0": [4]}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def trials(data, tmp_path):
                 "batch_rows": 128,
             },
             "training": {"rows": 1280},
-            "axes": {"architecture": ["topk"], "width": [24], "target_l0": [4]},
+            "axes": SMALL_AXES,
             **{name: block for name, block in changes.items() if name != "data"},
         }
         content["data"] |= changes.get("data", {})
@@ -257,7 +259,7 @@ def test_a_site_without_variance_is_refused_by_the_plan(trials, data, changes):
     """Every row is the same there: FVU would be 0 / 0."""
     with pytest.raises(UserError) as error:
         trials(**changes)
-    assert str(error.value).startswith(f"dataset {data}: site 'flat' has no variance")
+    assert f": dataset {data}: site 'flat' has no variance" in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -265,3 +267,33 @@ def test_rows_that_are_too_small_for_adam_without_a_normaliser_are_refused_by_th
     assert trials(data={"site": "tiny"})
     with pytest.raises(UserError, match=r"normaliser: none leaves site 'tiny' .* use normaliser: standard"):
         trials(data={"site": "tiny"}, options={"all": {"normaliser": "none"}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"axes": SMALL_AXES | {"lr": [1e-3, 20]}},
+            "axes.lr: 20 must be above 0 and at most 10",
+        ),
+        (
+            {"axes": SMALL_AXES | {"target_l0": [65]}},
+            "axes.target_l0: 65 must be above 0 and at most the width",
+        ),
+        ({"options": {"topk": {"k_aux": 0}}}, "options.topk.k_aux: 0 must be at least 1"),
+        ({"options": {"all": {"k_aux": 0}}}, "options.all.k_aux: 0 must be at least 1"),
+        ({"rules": [{"when": {}, "set": {"k_aux": 0}}]}, "rules.set.k_aux: 0 must be at least 1"),
+        ({"rules": [{"when": {}, "set": {"lr": 20}}]}, "rules.set.lr: 20 must be above 0 and at most 10"),
+        ({"training": {"rows": 1280, "lr_scale": {"w": 2}}}, "training.lr_scale.w: topk has no such parameter"),
+        ({"resources": {"mesh": {"feature": 5}}}, "resources.mesh.feature: 5 parts, but the width"),
+        ({"resources": {"workers": 17}}, "resources.workers: 17 data-parallel workers"),
+    ],
+)
+def test_an_error_of_a_trial_says_file_field_and_trial(trials, tmp_path, changes, line):
+    with pytest.raises(UserError) as error:
+        trials(**changes)
+    text = str(error.value)
+    assert re.match(r"\S+/\w+\.yaml: ", text)
+    assert text.split(": ", 1)[1].startswith(line)
+    assert re.search(r" \(trial: architecture topk, .*target_l0 \d+.*\)$", text)
+    assert text.count(".yaml") == text.count("(trial: ") == 1

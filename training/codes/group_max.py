@@ -30,8 +30,9 @@ class GroupMaxConfig(TopKConfig):
         super().check(width, target_l0)
         if width % target_l0:
             raise UserError(f"target_l0: the width {width} is not a multiple of {target_l0:g} groups")
+        option = "k_start" if self.k_start is not None else "multi_topk"
         if self.k_start is not None or self.multi_topk:
-            raise UserError("group_max has one latent of each of target_l0 groups: no k_start, no multi_topk")
+            raise UserError(f"{option}: group_max has one latent of each of target_l0 groups; leave it out")
 
     def check_slices(self, slices: int, target_l0: float) -> None:
         """Raise UserError unless each slice has whole groups."""

@@ -40,10 +40,10 @@ class MatryoshkaConfig(BatchTopKConfig):
             raise UserError(f"prefixes: {list(self.prefixes)} must be shares above 0 and at most 1")
         if list(self.prefixes) != sorted(set(self.prefixes)):
             raise UserError(f"prefixes: {list(self.prefixes)} must rise")
-        if self.random_prefixes < 0 or not self.random_power > 0:
-            raise UserError(
-                f"random_prefixes {self.random_prefixes} must be 0 or more, random_power {self.random_power:g} above 0"
-            )
+        if self.random_prefixes < 0:
+            raise UserError(f"random_prefixes: {self.random_prefixes} must be at least 0")
+        if not self.random_power > 0:
+            raise UserError(f"random_power: {self.random_power:g} must be above 0")
 
 
 class MatryoshkaBatchTopK(BatchTopK):

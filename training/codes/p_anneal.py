@@ -40,9 +40,13 @@ class PAnnealConfig(PenalisedConfig):
         if not 0 < self.p_end <= 1:
             raise UserError(f"p_end: {self.p_end:g} must be above 0 and at most 1")
         if not 0 <= self.p_from < self.p_until <= 1:
-            raise UserError(f"p_from {self.p_from:g}, p_until {self.p_until:g}: needed are 0 <= p_from < p_until <= 1")
-        if self.p_jumps < 1 or not self.p_smoothing > 0:
-            raise UserError(f"p_jumps {self.p_jumps} must be at least 1 and p_smoothing {self.p_smoothing:g} above 0")
+            raise UserError(
+                f"p_from: {self.p_from:g} must be at least 0 and below p_until {self.p_until:g}, which is at most 1"
+            )
+        if self.p_jumps < 1:
+            raise UserError(f"p_jumps: {self.p_jumps} must be at least 1")
+        if not self.p_smoothing > 0:
+            raise UserError(f"p_smoothing: {self.p_smoothing:g} must be above 0")
 
     def p_at(self, progress: float) -> float:
         """Return p when this share of the training is done."""

@@ -5,12 +5,11 @@ All are derived from the classes: equations from the class docstring, options fr
 
 from __future__ import annotations
 
-import ast
 import inspect
 from dataclasses import MISSING, asdict, dataclass, fields, replace
-from textwrap import dedent
 from typing import Any
 
+from lexray.storage.file_settings import field_docs
 from lexray.training.codes.base import CodeConfig
 from lexray.training.dictionaries import ARCHITECTURES
 from lexray.training.dictionaries.architecture import Architecture
@@ -94,7 +93,7 @@ def options_of(made: Architecture) -> tuple[Option, ...]:
 
 def fields_of(config_class: type[DictionaryConfig] | type[CodeConfig]) -> tuple[Option, ...]:
     """Return the fields of a configuration class."""
-    docs = _field_docs(config_class)
+    docs = field_docs(config_class)
     return tuple(
         Option(
             name=field.name,
@@ -105,17 +104,3 @@ def fields_of(config_class: type[DictionaryConfig] | type[CodeConfig]) -> tuple[
         )
         for field in fields(config_class)
     )
-
-
-def _field_docs(config_class: type) -> dict[str, str]:
-    """Return the docstring under each field; subclasses override base classes."""
-    docs: dict[str, str] = {}
-    for made in reversed(config_class.__mro__[:-1]):
-        body = ast.parse(dedent(inspect.getsource(made))).body[0]
-        assert isinstance(body, ast.ClassDef)
-        for statement, following in zip(body.body, body.body[1:], strict=False):
-            if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
-                continue
-            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
-                docs[statement.target.id] = " ".join(str(following.value.value).split())
-    return docs

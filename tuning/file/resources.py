@@ -3,76 +3,64 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from lexray.storage.config_file import MAX_SECONDS, FileModel
+from lexray.storage.config_file import FileModel
 from lexray.storage.errors import UserError
+from lexray.storage.file_settings import MAX_SECONDS, Count, FileSettings
+from lexray.training.config import EngineConfig, MeshShape
 
 
-class MeshBlock(FileModel):
-    """The workers of one dictionary: data x feature of them."""
-
-    data: int = Field(default=1, gt=0)
-    """Parts into which the rows of a batch are split."""
-    feature: int = Field(default=1, gt=0)
-    """Parts into which the latents are split; the width must be a multiple."""
-
-
-class ElasticBlock(FileModel):
+@dataclass(frozen=True, kw_only=True)
+class ElasticBlock(FileSettings):
     """How the mesh of a running trial follows the nodes that there are. The trial it becomes is the same."""
 
-    min_data: int = Field(default=1, gt=0)
+    min_data: Count = 1
     """Workers over which rows are split when nodes are lost and the mesh asked for cannot be had; at least so many."""
-    max_data: int | None = Field(default=None, gt=0)
+    max_data: Count | None = None
     """The most workers over which rows are split when nodes join a running sweep; by default those asked for."""
-    shrink_after_s: float = Field(default=300.0, ge=0, le=MAX_SECONDS)
+    shrink_after_s: Annotated[float, Field(ge=0, le=MAX_SECONDS)] = 300.0
     """How long a trial waits for nodes that an autoscaler may still add before it goes on with what is left."""
-    grow_after_s: float = Field(default=60.0, ge=0, le=MAX_SECONDS)
+    grow_after_s: Annotated[float, Field(ge=0, le=MAX_SECONDS)] = 60.0
     """How long there must have been room for more workers before a running trial takes them."""
 
 
-class ResourcesBlock(FileModel):
+@dataclass(frozen=True, kw_only=True)
+class ResourcesBlock(EngineConfig):
     """What one trial gets."""
 
-    workers: int | None = Field(default=None, gt=0)
+    workers: Count | None = None
     """Workers that split the rows of a batch: short for `mesh: {data: ...}`."""
-    mesh: MeshBlock | Literal["auto"] | None = None
+    mesh: MeshShape | Literal["auto"] | None = None
     """Workers along both axes; `auto` takes the smallest mesh whose workers have room on the cluster's nodes."""
-    cpus_per_worker: float = Field(default=1, gt=0, le=1e6)
-    gpus_per_worker: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
+    cpus_per_worker: Annotated[float, Field(gt=0, le=1e6)] = 1
+    """CPUs that each worker takes of its node."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     """0 trains on CPUs, also beside GPUs; below 1 trials of one worker share a GPU; `auto` is 1 where the cluster has a
     GPU for each worker of the trial, else 0."""
-    gpu_memory_gib: float | None = Field(default=None, gt=0, le=1e6)
+    gpu_memory_gib: Annotated[float, Field(gt=0, le=1e6)] | None = None
     """Memory of a GPU of the cluster, for `mesh: auto`; by default that of this machine's, where there is one."""
-    zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
-    offload_optimizer: bool = False
-    """Keep the optimizer's state in the host's memory and step there; for ZeRO stages 1 to 3."""
-    micro_batches: int = Field(default=1, gt=0)
-    """Parts in which each worker computes its rows of a batch, one after another: less memory, the same result."""
-    check_rows: bool = False
-    """For debugging: compare the rows that the workers have of every batch, each planned row once."""
-    timeout_s: float = Field(default=600.0, ge=1, le=MAX_SECONDS)
+    timeout_s: Annotated[float, Field(ge=1, le=MAX_SECONDS)] = 600.0
     """How long the workers of a trial wait for each other before the silent ones are named and all start again."""
     wait_at_most_s: Annotated[float, Field(gt=0, le=MAX_SECONDS)] | Literal["auto"] = "auto"
     """How long nodes that a trial needs may be missing before the trial fails with the cause. Waiting for other trials
     does not count. `auto` is 3600 where an autoscaler launches nodes, which costs money while they do not arrive, and
     unbounded elsewhere."""
-
-    elastic: ElasticBlock = ElasticBlock()
+    elastic: ElasticBlock = field(default_factory=ElasticBlock)
     """What happens when nodes are lost or join."""
 
-    @model_validator(mode="after")
-    def _one_mesh(self) -> ResourcesBlock:
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.workers is not None and self.mesh is not None:
             raise ValueError(f"give `workers` ({self.workers}) or `mesh`, one of the two")
-        return self
 
     @property
-    def axes(self) -> MeshBlock:
+    def axes(self) -> MeshShape:
         """The workers along both axes; one, as long as `auto` is undecided."""
-        return self.mesh if isinstance(self.mesh, MeshBlock) else MeshBlock(data=self.workers or 1)
+        return self.mesh if isinstance(self.mesh, MeshShape) else MeshShape(data=self.workers or 1)
 
     def check_gpus(self) -> None:
         """Raise UserError for GPUs that no worker would use, and for workers of one mesh that would share a GPU."""

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from lexray.storage.config_file import MAX_SECONDS, FileModel
+from lexray.storage.config_file import FileModel
+from lexray.storage.file_settings import MAX_SECONDS
 
 SECONDS_PER_HOUR = 3600.0
 LAST_SHARE = 0.7

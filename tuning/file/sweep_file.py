@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from lexray.storage.chunk_cache import CacheSettings
-from lexray.storage.config_file import MAX_SECONDS, FileModel, StorageBlock, nearest
+from lexray.storage.config_file import PATH, nearest
+from lexray.storage.errors import UnreachableError, UserError
+from lexray.storage.file_settings import Count, Positive
+from lexray.storage.objects.settings import StorageSettings
+from lexray.training.config import EveryConfig, OptimizerConfig, RowsConfig
 from lexray.training.dictionaries import ARCHITECTURES, architecture
 from lexray.training.dictionaries.base import Kind
 from lexray.tuning.file.axes import SITE_AXES, TRIAL_AXES, Point, Range, Values, axis_values
@@ -26,7 +33,8 @@ RULE_SETTINGS = (
 """What a rule may set besides options of the architecture."""
 
 
-class DataBlock(FileModel):
+@dataclass(frozen=True, kw_only=True)
+class DataBlock(RowsConfig):
     """Which rows are read."""
 
     url: str
@@ -35,20 +43,8 @@ class DataBlock(FileModel):
     """What autoencoders read and reconstruct, and what transcoders read."""
     output_site: str | None = None
     """What transcoders reconstruct."""
-    sites: list[str] = Field(default_factory=list)
+    sites: tuple[str, ...] = ()
     """What crosscoders read and reconstruct: two or more."""
-    batch_rows: int = Field(default=4096, gt=0)
-    """Rows of a global batch."""
-    held_out: float = Field(default=0.05, gt=0.0, lt=1.0)
-    """Share of documents kept out of training: half of them for validation while it lasts, half for test afterwards."""
-    drop_special: bool = True
-    """Leave out rows of tokens that the model's tokenizer calls special."""
-    max_norm_ratio: float | None = Field(default=10.0, gt=0)
-    """Leave out rows whose norm is above so many times their site's median; null keeps them."""
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    """Order of the rows; the same for all trials, so that they share one stream."""
-    lanes: int = Field(default=16, gt=0)
-    window_bytes: int = Field(default=16 * 2**20, gt=0)
 
     def sites_for(self, kind: Kind, architecture: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Inputs and outputs of a dictionary of this kind. Raises ValueError naming the field that is missing."""
@@ -70,57 +66,19 @@ class DataBlock(FileModel):
         return (self.site,), (self.output_site,)
 
 
-class TrainingBlock(FileModel):
+@dataclass(frozen=True, kw_only=True)
+class TrainingBlock(OptimizerConfig):
     """How long and how every dictionary is trained."""
 
-    rows: int | None = Field(default=None, gt=0)
+    rows: Count | None = None
     """Rows to train on, counted with repetition."""
-    epochs: float | None = Field(default=None, gt=0)
+    epochs: Positive | None = None
     """The same as passes over the training rows; give one of the two."""
-    lr: float | Literal["auto"] = "auto"
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    clip_norm: float = 1.0
-    warmup: float = 0.05
-    decay: float = 0.2
-    lr_scale: dict[str, float] = Field(default_factory=dict)
-    """Factors of the learning rate by name of parameter, as in `{b_dec: 2}`; all others have 1."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of matrix products; parameters, moments, losses and reductions are fp32 always."""
 
-    @model_validator(mode="after")
-    def _one_budget(self) -> TrainingBlock:
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.rows is None) == (self.epochs is None):
             raise ValueError("give `rows` or `epochs`, one of the two")
-        return self
-
-
-class EveryBlock(FileModel):
-    """How often, in steps unless a name says seconds."""
-
-    log: int = Field(default=50, gt=0)
-    evaluate: int = Field(default=1000, gt=0)
-    checkpoint: int = Field(default=1000, gt=0)
-    checkpoint_s: float | None = Field(default=600, gt=0, le=MAX_SECONDS)
-    """Save a checkpoint, too, when the newest is so many seconds old; null: by steps only."""
-    eval_rows: int = Field(default=65_536, gt=0)
-    """Held-out rows of an evaluation at most."""
-    keep: int = Field(default=0, ge=0)
-    """Keep the checkpoints of steps that are multiples of this for good; 0 keeps none once a trial is done."""
-
-
-class CacheBlock(FileModel):
-    """Chunks of the dataset kept on a local disk of each node, for this sweep and later ones. Off by default."""
-
-    dir: str
-    """Folder on a disk of the node itself; one for all sweeps, whichever datasets they read."""
-    bytes: int = Field(gt=0)
-    """Bytes that the chunks in it may take together; those used longest ago make room."""
-
-    @property
-    def settings(self) -> CacheSettings:
-        return CacheSettings(**self.model_dump())
 
 
 class SweepFile(EndsBlock):
@@ -142,13 +100,32 @@ class SweepFile(EndsBlock):
     """Fixed options by architecture, which win over the axes; `all` goes to whichever architecture has them."""
     rules: list[Rule] = Field(default_factory=list)
     resources: ResourcesBlock = ResourcesBlock()
-    every: EveryBlock = EveryBlock()
+    every: EveryConfig = EveryConfig()
     retries: int = Field(default=3, ge=0)
     """How often a trial whose worker died is continued from its newest checkpoint."""
-    storage: StorageBlock = StorageBlock()
-    cache: CacheBlock | None = None
+    storage: StorageSettings = StorageSettings()
+    cache: CacheSettings | None = None
     prices: PricesBlock | None = None
     wandb: WandbBlock = WandbBlock()
+    _path: str = PrivateAttr(default="")
+
+    def model_post_init(self, context: Any) -> None:
+        self._path = (context or {}).get(PATH, "")
+
+    @property
+    def path_prefix(self) -> str:
+        """`FILE: `, for errors about what stands in it; empty for a sweep that was not read from a file."""
+        return f"{self._path}: " if self._path else ""
+
+    @contextmanager
+    def named_errors(self) -> Iterator[None]:
+        """Put the file in front of a user error about what stands in it."""
+        try:
+            yield
+        except UnreachableError:
+            raise
+        except UserError as error:
+            raise UserError(f"{self.path_prefix}{error}") from error
 
     @field_validator("axes", mode="before")
     @classmethod
@@ -191,7 +168,7 @@ class SweepFile(EndsBlock):
             sites |= _pair(sites["site"])
         if not isinstance(sites.get("sites", []), list):
             raise ValueError(f"axes.sites: {sites['sites']!r} is no list of sites")
-        data = self.data.model_copy(update=sites)
+        data = replace(self.data, **sites)
         return data.sites_for(architecture(name).kind, name)
 
     def _check_names(self) -> None:

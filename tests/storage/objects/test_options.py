@@ -9,7 +9,6 @@ from typing import Any
 import fsspec
 import pytest
 
-from lexray.storage.config_file import StorageBlock
 from lexray.storage.errors import UserError
 from lexray.storage.objects.options import INSECURE, SCHEMES, insecure_env, is_loopback
 from lexray.storage.objects.settings import StorageSettings
@@ -127,7 +126,7 @@ def test_plain_http_to_another_machine_is_refused(endpoint: str) -> None:
 )
 def test_https_and_this_machine_are_not(endpoint: str) -> None:
     Store.at("s3://bucket", StorageSettings(endpoint_url=endpoint))
-    assert StorageBlock(endpoint_url=endpoint).settings.endpoint_url == endpoint
+    assert StorageSettings(endpoint_url=endpoint).endpoint_url == endpoint
 
 
 @pytest.mark.parametrize(
