@@ -57,3 +57,24 @@ def fixed_allocator(nodes: Mapping[str, Node]) -> Placer:
     """Nodes that nobody else uses, that stay, and that have no window servers."""
     states = {node_id: NodeState(total=node, available=node) for node_id, node in nodes.items()}
     return Placer(None, lambda: View(nodes=states))
+
+
+def diverging_at(lr: float):
+    """Return what runs a trial whose steps are far too large if it has this learning rate. Ray gets it by value."""
+
+    def work(config):
+        from lexray.tuning.ray_backend import trial
+
+        real = trial.train_worker
+
+        def train_worker(config):
+            from lexray.training.config import OptimizerConfig
+
+            lr_at = OptimizerConfig.lr_at
+            OptimizerConfig.lr_at = lambda self, *step, **of: 1e30 if self.lr == lr else lr_at(self, *step, **of)
+            real(config)
+
+        trial.train_worker = train_worker
+        trial.run_trial(config)
+
+    return work

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from sweeps import sweep_content, write_dataset, write_sweep
+from sweeps import diverging_at, sweep_content, write_dataset, write_sweep
 
 from lexray.storage.config_file import read_config_file
 from lexray.tuning.file.sweep_file import SweepFile
@@ -82,7 +82,7 @@ def test_eight_trials_with_room_for_two_all_end_half_of_them_early_and_everythin
 
 
 def test_one_that_fails_among_stopped_ones_fails_alone(data, ray_session, tmp_path):
-    good, absurd, slow = 0.01, 1e30, 0.00001
+    good, absurd, slow = 0.01, 0.5, 0.00001
     made = plan(
         tmp_path,
         data,
@@ -92,10 +92,10 @@ def test_one_that_fails_among_stopped_ones_fails_alone(data, ray_session, tmp_pa
         stop={"rule": "asha", "eta": 2, "first_share": 0.25},
         resources=one_after_another(),
     )
-    table = run_sweep(made, []).set_index("trial")
+    table = run_sweep(made, [], work=diverging_at(absurd)).set_index("trial")
     of_lr = {trial.config.optimizer.lr: trial.id for trial in made.trials}
     assert [table.loc[of_lr[lr], "status"] for lr in (good, absurd, slow)] == ["done", "failed", STOPPED]
-    assert "the loss is" in table.loc[of_lr[absurd], "reason"]
+    assert "is not finite" in table.loc[of_lr[absurd], "reason"]
     assert [t.id for t in plan_sweep(made.sweep, made.text).unfinished] == [of_lr[absurd]]
 
 
