@@ -26,7 +26,7 @@ from lexray.storage.errors import UserError
 SMALLEST, LARGEST = 1e-15, 1e15
 """Between these, squares and quotients of two settings still are float32 numbers."""
 MAX_SECONDS = 1e9
-"""Of a span of time in a file: 30 years."""
+"""Longest span of time in a file: 30 years."""
 LIMITS = {
     "gt": ("above", operator.gt),
     "ge": ("at least", operator.ge),

@@ -138,8 +138,8 @@ class OptimizerConfig(FileSettings):
     lr_scale: Mapping[str, float] = field(default_factory=dict)
     """Factors of the learning rate by name of parameter, as in `{b_dec: 2}`; all others have 1."""
     precision: Precision = "fp32"
-    """Of matrix products. With bf16 their factors are rounded, and pre-activations with them; parameters, moments,
-    sums, losses and gradients across workers stay fp32."""
+    """Precision of matrix products. With bf16 their factors are rounded, and pre-activations with them; parameters,
+    moments, sums, losses and gradients across workers stay fp32."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -176,7 +176,7 @@ class MeshShape(FileSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig(FileSettings):
-    """How the workers of one dictionary share its states and its batches."""
+    """Sharding of one dictionary's states and batches over its workers."""
 
     zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
     """DeepSpeed ZeRO stage; `auto` is 0 for one worker and 1 for more, and with `offload_optimizer`."""
@@ -235,7 +235,7 @@ class MeshConfig(MeshShape, EngineConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class EveryConfig(FileSettings):
-    """How often the periodic things happen, in steps unless a name says seconds.
+    """Intervals of what happens periodically, in steps unless a name says seconds.
 
     Evaluations steer target L0s, so they belong to a trial's identity; logs and checkpoints do not.
     """

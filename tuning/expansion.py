@@ -55,7 +55,7 @@ class PointBlocks:
     sweep: SweepFile
     point: Point
     settings: dict[str, Any]
-    """What the matching rules set, the last one wins."""
+    """Settings of the matching rules; the last one wins."""
 
     @staticmethod
     def at(sweep: SweepFile, point: Point) -> PointBlocks:
@@ -178,7 +178,7 @@ def _mesh_of(resources: ResourcesBlock, dictionary: DictionaryConfig, data: Data
 
 
 def data_config(sweep: SweepFile, manifest: Manifest, point: Point) -> DataConfig:
-    """What the dictionary at a point reads. Raises UserError naming the field of a site that is missing."""
+    """Return the data of the dictionary at a point. Raises UserError naming the field of a site that is missing."""
     try:
         inputs, outputs = sweep.data_at(point, point["architecture"])
     except ValueError as error:

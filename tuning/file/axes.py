@@ -65,7 +65,7 @@ Values = list[Any] | Range
 
 
 def axis_values(axis: str, given: Any) -> Values:
-    """What a file says of an axis, as a list or a range. Raises ValueError naming the axis."""
+    """Return the values of an axis as a list or a range. Raises ValueError naming the axis."""
     if isinstance(given, Mapping) and axis != "site":
         if axis in ("architecture", "output_site", "sites"):
             raise ValueError(f"{axis}: has no range of numbers; list its values")

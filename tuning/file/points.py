@@ -149,7 +149,7 @@ def key(point: Point) -> str:
 
 
 def shown(sweep: SweepFile, point: Point) -> list[str]:
-    """What a trial's name says of its point besides architecture, width and target L0: whatever varies in the sweep."""
+    """Return the parts of a trial's name after architecture, width and target L0: whatever varies in the sweep."""
     said = {axis: value for axis, value in effective(sweep, point).items() if axis not in _IN_EVERY_NAME}
     return [f"{axis}{_text(value)}" for axis, value in said.items() if sweep.axes.get(axis) != [value]]
 

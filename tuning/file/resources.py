@@ -16,21 +16,21 @@ from lexray.training.config import EngineConfig, MeshShape
 
 @dataclass(frozen=True, kw_only=True)
 class ElasticBlock(FileSettings):
-    """How the mesh of a running trial follows the nodes that there are. The trial it becomes is the same."""
+    """Adaptation of a running trial's mesh to the nodes that there are. The trial it becomes is the same."""
 
     min_data: Count = 1
     """Workers over which rows are split when nodes are lost and the mesh asked for cannot be had; at least so many."""
     max_data: Count | None = None
     """The most workers over which rows are split when nodes join a running sweep; by default those asked for."""
     shrink_after_s: Annotated[float, Field(ge=0, le=MAX_SECONDS)] = 300.0
-    """How long a trial waits for nodes that an autoscaler may still add before it goes on with what is left."""
+    """Seconds that a trial waits for nodes that an autoscaler may still add before it goes on with what is left."""
     grow_after_s: Annotated[float, Field(ge=0, le=MAX_SECONDS)] = 60.0
-    """How long there must have been room for more workers before a running trial takes them."""
+    """Seconds for which there must have been room for more workers before a running trial takes them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResourcesBlock(EngineConfig):
-    """What one trial gets."""
+    """Resources of one trial."""
 
     workers: Count | None = None
     """Workers that split the rows of a batch: short for `mesh: {data: ...}`."""
@@ -44,13 +44,13 @@ class ResourcesBlock(EngineConfig):
     gpu_memory_gib: Annotated[float, Field(gt=0, le=1e6)] | None = None
     """Memory of a GPU of the cluster, for `mesh: auto`; by default that of this machine's, where there is one."""
     timeout_s: Annotated[float, Field(ge=1, le=MAX_SECONDS)] = 600.0
-    """How long the workers of a trial wait for each other before the silent ones are named and all start again."""
+    """Seconds that workers of a trial wait for each other before the silent ones are named and all start again."""
     wait_at_most_s: Annotated[float, Field(gt=0, le=MAX_SECONDS)] | Literal["auto"] = "auto"
-    """How long nodes that a trial needs may be missing before the trial fails with the cause. Waiting for other trials
+    """Seconds that nodes may be missing before the trial that needs them fails with the cause. Waiting for other trials
     does not count. `auto` is 3600 where an autoscaler launches nodes, which costs money while they do not arrive, and
     unbounded elsewhere."""
     elastic: ElasticBlock = field(default_factory=ElasticBlock)
-    """What happens when nodes are lost or join."""
+    """Behaviour when nodes are lost or join."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,12 +86,12 @@ class ResourcesBlock(EngineConfig):
 
 
 class PricesBlock(FileModel):
-    """What the cluster costs, for `lexray plan`; what is not given costs nothing."""
+    """Prices of the cluster, for `lexray plan`; what is not given costs nothing."""
 
     cpu_hour: float = Field(default=0.0, ge=0)
-    """Of one CPU while a trial has it."""
+    """Price of one CPU for an hour of a trial."""
     gpu_hour: float = Field(default=0.0, ge=0)
-    """Of one GPU while a trial has it."""
+    """Price of one GPU for an hour of a trial."""
     node_hour: float = Field(default=0.0, ge=0)
-    """Of one node for as long as the sweep runs."""
+    """Price of one node for an hour of the sweep."""
     currency: str = "USD"

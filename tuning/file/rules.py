@@ -1,4 +1,4 @@
-"""What a sweep file says of some of its trials: other settings, points that are left out, points that come besides."""
+"""Rules for some trials of a sweep: other settings, excluded points, included points."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How points are chosen from the axes: all of them, so many at random, or so many by what earlier ones measured."""
+"""Choice of points from the axes: all of them, a number at random, or a number by what earlier ones measured."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class SearchBlock(FileModel):
     trials: int | None = Field(default=None, gt=0)
     """Dictionaries of `random` and `optuna`, each another one."""
     seed: int = Field(default=0, ge=0)
-    """Of the draws. The first trials stay the same when `trials` grows, and so do other axes when one is added."""
+    """Seed of the draws. The first trials stay the same when `trials` grows, and so do other axes when one is added."""
     sampler: Literal["tpe", "nsga2"] = "tpe"
-    """Of `optuna`: the tree-structured Parzen estimator, or the genetic algorithm NSGA-II."""
+    """Sampler of `optuna`: the tree-structured Parzen estimator, or the genetic algorithm NSGA-II."""
 
     @model_validator(mode="after")
     def _trials_of_a_draw(self) -> SearchBlock:

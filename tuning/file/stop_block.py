@@ -1,4 +1,4 @@
-"""What a sweep file says about trials that end before their time: early stopping, a deadline, a cap on hours."""
+"""Blocks of a sweep file that end trials early: early stopping, a deadline, a cap on hours."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class StopRules(FileModel):
     margin: float = Field(default=0.05, ge=0, lt=1)
     """Share of its FVU by which a trial has to be beaten for the rule `frontier`."""
     z: float = Field(default=2.0, ge=0)
-    """How many times the noise of two FVUs their difference has to be."""
+    """Difference of two FVUs, in units of their noise, above which it counts."""
     seeds_compete: bool = False
     """Whether seeds are held against each other; by default they are replicas of one configuration."""
 

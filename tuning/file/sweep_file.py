@@ -25,12 +25,12 @@ from lexray.tuning.file.stop_block import EndsBlock
 from lexray.tuning.file.wandb_block import WandbBlock
 
 TRAINING_SETTINGS = ("lr", "rows", "lr_scale", "precision")
-"""What a rule may set of the training."""
+"""Settings of the training that a rule may set."""
 RULE_SETTINGS = (
     "workers", "mesh", "zero_stage", "offload_optimizer", "micro_batches", "cpus_per_worker", "gpus_per_worker",
     *TRAINING_SETTINGS,
 )  # fmt: skip
-"""What a rule may set besides options of the architecture."""
+"""Settings that a rule may set in addition to options of the architecture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +40,11 @@ class DataBlock(RowsConfig):
     url: str
     """Dataset made by `lexray harvest`: a path, file:// or s3://."""
     site: str | None = None
-    """What autoencoders read and reconstruct, and what transcoders read."""
+    """Site that autoencoders read and reconstruct, and that transcoders read."""
     output_site: str | None = None
-    """What transcoders reconstruct."""
+    """Site that transcoders reconstruct."""
     sites: tuple[str, ...] = ()
-    """What crosscoders read and reconstruct: two or more."""
+    """Sites that crosscoders read and reconstruct: two or more."""
 
     def sites_for(self, kind: Kind, architecture: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Inputs and outputs of a dictionary of this kind. Raises ValueError naming the field that is missing."""
@@ -68,7 +68,7 @@ class DataBlock(RowsConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingBlock(OptimizerConfig):
-    """How long and how every dictionary is trained."""
+    """Length, optimizer and precision of every training."""
 
     rows: Count | None = None
     """Rows to train on, counted with repetition."""
@@ -102,7 +102,7 @@ class SweepFile(EndsBlock):
     resources: ResourcesBlock = ResourcesBlock()
     every: EveryConfig = EveryConfig()
     retries: int = Field(default=3, ge=0)
-    """How often a trial whose worker died is continued from its newest checkpoint."""
+    """Times that a trial whose worker died is resumed from its newest checkpoint."""
     storage: StorageSettings = StorageSettings()
     cache: CacheSettings | None = None
     prices: PricesBlock | None = None
