@@ -196,7 +196,7 @@ def test_lone_surrogates_are_replaced_and_counted_whatever_holds_them(document: 
     units = document.encode("utf-16-le", "surrogatepass")
     expected = units.decode("utf-16-le", "replace")
     report = CorpusReport()
-    place = corpus_tables.Place("x", "line", 1)
+    place = corpus_tables.TablePlace("x", "line", 1)
     assert text._as_document(place, "text", document, report) == expected
     lost = expected.count("\ufffd") - document.count("\ufffd")
     assert report.counts.get("lone_surrogates", 0) == lost
