@@ -19,9 +19,9 @@ from lexray.training.codes.base import Host
 from lexray.training.codes.code_cost import CodeCost, StepShape
 from lexray.training.codes.folding import Folding
 from lexray.training.codes.penalised import Penalised, PenalisedConfig, penalised_cost
-from lexray.training.objectives.forward import Batch, Forward, Term, Weighted, reconstruction_error
-from lexray.training.objectives.l0 import L0, PreActivation, QuadraticL0, Steps, WeightedSparsity
-from lexray.training.objectives.sparsity import Tanh
+from lexray.training.objectives.forward import Batch, Forward, Weighted, reconstruction_error
+from lexray.training.objectives.l0 import L0, PreActivation, QuadraticL0, Steps
+from lexray.training.objectives.sparsity import Sparsity, Tanh
 from lexray.training.ops.preactivations import entries_above
 from lexray.training.ops.sparse_code import SparseCode
 from lexray.training.ops.straight_through import jump
@@ -164,23 +164,24 @@ class JumpReLU(Penalised):
         return self.target_l0 * self.config.initial_coefficient / self.controller.coefficient
 
     def terms(self) -> list[Weighted]:
-        found = [Weighted("reconstruction", reconstruction_error), Weighted("sparsity", self._sparsity())]
+        found = [Weighted("reconstruction", reconstruction_error), self._sparsity()]
         if self.config.preact_weight:
             term = PreActivation(threshold_F=self.threshold_F, dead_only=self.config.preact_over == "dead")
             found.append(Weighted("preact", term, self.config.preact_weight))
         return found + self.config.shared_terms(self.score, F.relu)
 
-    def _sparsity(self) -> Term:
-        """Return the sparsity term, including its weight."""
+    def _sparsity(self) -> Weighted:
+        """Return the sparsity term with its weight."""
         steps = Steps(bandwidth=self.config.bandwidth, to_input=self.to_input)
         match self.config.l0_loss:
             case "tanh":
                 scale = self.config.tanh_scale * self.host.sites.input_width**0.5
-                return WeightedSparsity(penalty=Tanh(scale), coefficient=self.coefficient)
+                return Weighted("sparsity", Sparsity(Tanh(scale)), self.coefficient)
             case "step":
-                return L0(steps=steps, coefficient=self.coefficient)
+                return Weighted("sparsity", L0(steps=steps), self.coefficient)
             case _:
-                return QuadraticL0(steps=steps, aim=self.aim, weight=self.config.initial_coefficient * self.warmed)
+                weight = self.config.initial_coefficient * self.warmed
+                return Weighted("sparsity", QuadraticL0(steps=steps, aim=self.aim), weight)
 
     def fold(self) -> Folding:
         return Folding(activation="jumprelu", threshold_F=self.threshold_F.detach())

@@ -1,6 +1,6 @@
 """Penalties of JumpReLU: on the number of active latents itself, and on how far silent ones are from their threshold.
 
-Steps have no gradient but that of straight-through estimators (`ops.straight_through`). Weights are inside.
+Steps have no gradient but that of straight-through estimators (`ops.straight_through`).
 
 Shapes: B rows, F latents, U some of the latents; pairs as in `objectives.forward`.
 """
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from lexray.training.mesh.axes import Axes
 from lexray.training.objectives.forward import Forward
-from lexray.training.objectives.sparsity import Penalty
 from lexray.training.ops.straight_through import step
 
 
@@ -33,38 +32,24 @@ class Steps:
 
 @dataclass(frozen=True, kw_only=True)
 class L0:
-    """coefficient * L0: Rajamanoharan et al., Jumping ahead (2024), equation 9."""
+    """Mean over rows of the number of active latents: Rajamanoharan et al., Jumping ahead (2024), equation 9."""
 
     steps: Steps
-    coefficient: Tensor
 
     def __call__(self, forward: Forward, axes: Axes) -> Tensor:
-        return self.coefficient * axes.latents.all_reduce(self.steps(forward).sum()) / forward.batch.total_rows
+        return axes.latents.all_reduce(self.steps(forward).sum()) / forward.batch.total_rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuadraticL0:
-    """weight * mean over rows of (L0 of the row / aim - 1)^2: the same paper's appendix F."""
+    """Mean over rows of (L0 of the row / aim - 1)^2: the same paper's appendix F."""
 
     steps: Steps
     aim: Tensor
-    weight: float
 
     def __call__(self, forward: Forward, axes: Axes) -> Tensor:
         excess_B = axes.latents.all_reduce(forward.pairs.per_row(self.steps(forward))) / self.aim - 1
-        return self.weight * excess_B.square().sum() / forward.batch.total_rows
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightedSparsity:
-    """coefficient * mean over rows of the sum over latents of penalty(f)."""
-
-    penalty: Penalty
-    coefficient: Tensor
-
-    def __call__(self, forward: Forward, axes: Axes) -> Tensor:
-        total = axes.latents.all_reduce(self.penalty(forward.values, forward.norms).sum())
-        return self.coefficient * total / forward.batch.total_rows
+        return excess_B.square().sum() / forward.batch.total_rows
 
 
 @dataclass(frozen=True, kw_only=True)
