@@ -22,9 +22,10 @@ from lexray.storage.store import Store
 from lexray.storage.windows import LocalWindows, StreamSpec, Window, WindowReader, WindowSource
 from lexray.training.checkpoint.format import newest_checkpoint
 from lexray.training.config import MeshConfig, TrainingConfig
-from lexray.training.loop.non_finite import RESUMED, NonFiniteStepError
+from lexray.training.loop.non_finite import MAX_REASON, RESUMED, NonFiniteStepError, resume_once
 from lexray.training.loop.result import TrainingResult
 from lexray.training.loop.trainer import Trainer
+from lexray.training.mesh.mesh import ONE_RANK
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
@@ -159,3 +160,14 @@ def test_two_ranks_resume_together_and_fail_together(dataset: Dataset, tmp_path:
         fvu = train(alone, tmp_path / f"alone{number}", faults=0).validation["fvu"]
         _, records = left_behind(tmp_path / str(number) / "hit")
         assert records[-1]["eval/fvu"] == pytest.approx(fvu, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "document", [b"{", b"[]", b'{"reason": 3}', b'{"reason": "' + b"x" * 10**7 + b'"}', b"[" * 10**5, b"\xff"], ids=len
+)
+def test_a_damaged_record_of_a_resume_counts_as_one_and_is_quoted_in_few_words(document, tmp_path):
+    store = Store.at(str(tmp_path))
+    store.write(RESUMED, document)
+    with pytest.raises(NonFiniteStepError, match="had resumed from its newest checkpoint once already") as refused:
+        resume_once(store, NonFiniteStepError("step 3 is not finite"), ONE_RANK)
+    assert len(str(refused.value)) < MAX_REASON + 200

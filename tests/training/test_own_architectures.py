@@ -56,6 +56,17 @@ def test_it_is_listed_in_the_schema_and_planned(plugin: Path, tmp_path: Path) ->
     )
 
 
+def test_a_file_that_the_environment_does_not_name_is_not_run(plugin: Path, tmp_path: Path) -> None:
+    plugin.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    file = write_sweep(tmp_path / "sweep.yaml", content(tmp_path))
+    environment = {name: value for name, value in os.environ.items() if name != "LEXRAY_PLUGINS"}
+    command = [sys.executable, "-m", "lexray", "plan", file]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "unknown 'log_sum'" in done.stderr
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_file_that_cannot_be_imported_is_named(plugin: Path) -> None:
     plugin.write_text("import nothing_of_that_name")
     said = lexray(plugin, "architectures", code=2).stderr

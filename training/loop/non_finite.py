@@ -11,8 +11,12 @@ import json
 import logging
 import math
 
+from pydantic import TypeAdapter
 from torch import Tensor
+from typing_extensions import TypedDict
 
+from lexray.storage.documents import read_document
+from lexray.storage.errors import CorruptDataError
 from lexray.storage.store import Store
 from lexray.training.checkpoint.resume import from_rank_0
 from lexray.training.mesh.axes import FeatureAxis
@@ -23,6 +27,15 @@ log = logging.getLogger("lexray")
 RESUMED = "non_finite.json"
 MAX_REASON = 300
 """Characters of it that are quoted."""
+
+
+class _Resumed(TypedDict):
+    """`non_finite.json`."""
+
+    reason: str
+
+
+_DOCUMENT: TypeAdapter[_Resumed] = TypeAdapter(_Resumed)
 
 
 class NonFiniteStepError(RuntimeError):
@@ -66,10 +79,8 @@ def resume_once(store: Store, error: NonFiniteStepError, mesh: Mesh) -> None:
 def _resumed_after(store: Store) -> str | None:
     """Return the line of the step after which the trial resumed, None where it never did."""
     try:
-        raw = store.read(RESUMED)
+        return read_document(store, RESUMED, _DOCUMENT)["reason"][:MAX_REASON]
     except FileNotFoundError:
         return None
-    try:
-        return str(json.loads(raw)["reason"])[:MAX_REASON]
-    except (ValueError, KeyError, TypeError):
-        return f"{RESUMED} does not say why"
+    except CorruptDataError as error:
+        return str(error)[:MAX_REASON]
