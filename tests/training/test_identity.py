@@ -55,7 +55,8 @@ def test_ids_of_earlier_versions_hold_with_settings_of_the_training():
 def test_every_option_of_an_architecture_stands_in_the_frozen_table(architecture):
     """A new option belongs under a version of its own, with the default that it is introduced with."""
     made, table = ARCHITECTURES[architecture], frozen_defaults()
-    frozen = {name for version in table.values() for name in version.get("dictionary", {}).get(architecture, {})}
+    parts = [version.get("dictionary", {}) for version in table.values()]
+    frozen = {name for part in parts for name in {**part.get("all", {}), **part.get(architecture, {})}}
     for kind in made.kinds:
         of_code = {name for version in table.values() for name in version.get("codes", {}).get(kind, {})}
         assert made.option_names(kind) - {"width", "target_l0"} <= frozen | of_code

@@ -1,10 +1,9 @@
 """The identity of a configuration: a hash that new options, and changes of where and how it runs, leave alone.
 
-`defaults.json` is frozen, one table per schema version: of `training` by block, of a `dictionary` by architecture, of
-`codes` by kind. Options of version 1 are always hashed, as the first versions of
-lexray did; one that a configuration does not have counts with its default. Options of later versions are hashed where
-they differ from the default that they were introduced with. So a new option with its default changes no id, and a
-changed default does.
+`defaults.json` is frozen, one table per schema version: of `training` by block, of a `dictionary` by architecture (or
+`all`), of `codes` by kind. Options of version 1 are always hashed, as the first versions of lexray did; one that a
+configuration does not have counts with its default. Options of later versions are hashed where they differ from the
+default that they were introduced with. So a new option with its default changes no id, and a changed default does.
 """
 
 from __future__ import annotations
@@ -39,7 +38,8 @@ def identity_hash(content: dict[str, Any]) -> str:
         for block, values in content.items()
     }
     frozen = first["dictionary"].get(name)
-    later = _later(versions, "dictionary", name) | _later(versions, "codes", dictionary.get("code", ""))
+    later = _later(versions, "dictionary", "all") | _later(versions, "dictionary", name)
+    later |= _later(versions, "codes", dictionary.get("code", ""))
     if frozen is not None and "code" not in frozen:
         later["code"] = dictionary.get("code")  # it has one code alone
     hashed["dictionary"] = {"architecture": name, **_hashed(dictionary, frozen or {}, later)}
