@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 PARITY_VENV := .venv-parity
 PARITY_INSTALLED := $(PARITY_VENV)/.installed
 
-.PHONY: install quickstart test lint parity slow timeouts long fuzz infra-lint infra-tables infra-rendered
+.PHONY: install quickstart test lint parity slow timeouts long fuzz properties infra-lint infra-tables infra-rendered
 
 install: $(INSTALLED)
 
@@ -55,6 +55,12 @@ slow: $(INSTALLED)
 FUZZ_S ?= 600
 fuzz: $(INSTALLED)
 	$(BIN)/python -m pytest -m fuzz tests/fuzz --fuzz-s $(FUZZ_S)
+
+# Other examples than the quick suite's for every property, and more where the test names no number. A failure prints how
+# to repeat it.
+properties: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --hypothesis-profile=search \
+		$$(grep -rl 'from hypothesis' tests --include='test_*.py' | grep -v -e tests/parity -e tests/fuzz)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

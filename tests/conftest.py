@@ -6,10 +6,16 @@ import time
 
 import pytest
 import ray
+from hypothesis import settings
 from moto.server import ThreadedMotoServer
 
 from lexray.cluster.ray_backend.connect import PROCESS_ENV
 from lexray.cluster.ray_backend.local_ray import local_folder, started
+
+settings.register_profile("search", max_examples=1000, print_blob=True)
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
+"""The same examples in every run, so that a run fails for what was changed; `make properties` searches for others."""
 
 LAST = ("test_mesh.py", "test_target_l0.py", "test_mesh_checkpoints.py")
 """Matrices of which any part says something: what time is left is theirs."""

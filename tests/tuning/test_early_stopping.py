@@ -116,6 +116,15 @@ def test_the_order_in_which_others_came_does_not_matter(rules, data):
     assert decide(rules, rung[0], rung[1:]) == decide(rules, rung[0], shuffled)
 
 
+def test_an_l0_is_no_larger_within_its_noise_whatever_z_is():
+    rung = [
+        topk("a", 0.1, l0=8.04),
+        replace(topk("b", 0.2), measure=Measure(l0=8.0, fvu=0.2, l0_noise=0.03, fvu_noise=0.0)),
+    ]
+    for z in (0.0, 10.0):
+        assert stopped(StopRules(rule="frontier", z=z), rung) == {"b"}
+
+
 @given(RULES, rungs(), st.floats(0.0, 0.5))
 @settings(deadline=None)
 def test_a_larger_margin_or_z_stops_no_more(rules, rung, more):

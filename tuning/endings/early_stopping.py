@@ -31,8 +31,10 @@ MIN_EVALUATIONS = 3
 SETTLED = 0.1
 """Relative distance of L0 from its target above which a trial is neither stopped nor compared with: it is still moving.
 """
+L0_NOISES = 2.0
+"""Standard deviations by which an L0 may be larger and still count as no larger. Not `z`: a larger `z` stops no more."""
 L0_TOLERANCE = 0.02
-"""Maximum relative tolerance by which noise lets an L0 count as no larger."""
+"""Maximum of that tolerance, relative to the L0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +176,7 @@ def _all_beaten(
 
 def beats(one: Measure, other: Measure, *, margin: float, z: float) -> bool:
     """Return whether `one` is at least as sparse as `other` and more faithful, beyond the margin and both noises."""
-    tolerance = min(z * math.hypot(one.l0_noise, other.l0_noise), L0_TOLERANCE * other.l0)
+    tolerance = min(L0_NOISES * math.hypot(one.l0_noise, other.l0_noise), L0_TOLERANCE * other.l0)
     gain = other.fvu - one.fvu
     noise = z * math.hypot(one.fvu_noise, other.fvu_noise)
     return one.l0 <= other.l0 + tolerance and gain > noise and gain > margin * other.fvu
