@@ -10,7 +10,7 @@ from pydantic import Field
 
 from lexray.storage.config_file import recorded
 from lexray.storage.errors import UserError
-from lexray.storage.file_settings import MAX_SECONDS, Because, Count, FileSettings, Positive, Seed, Share
+from lexray.storage.file_settings import MAX_SECONDS, Because, Count, Decay, FileSettings, Positive, Seed, Share
 from lexray.storage.manifest import Manifest, Site
 from lexray.storage.selection import Part, Selection
 from lexray.storage.store import StorageSettings, Store
@@ -104,7 +104,6 @@ class DataConfig(RowsConfig):
 
 Precision = Literal["fp32", "bf16"]
 MIN_CLIP_NORM, MAX_LR_SCALE = 1e-9, 1e3
-_Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +115,9 @@ class OptimizerConfig(FileSettings):
         | Literal["auto"]
     ) = "auto"
     """Peak learning rate; `auto` is 2e-4 / sqrt(width / 2^14), the rule of Gao et al. (2024), figure 3."""
-    beta1: _Beta = 0.9
+    beta1: Decay = 0.9
     """Decay of the mean of gradients."""
-    beta2: _Beta = 0.999
+    beta2: Decay = 0.999
     """Decay of the mean of squared gradients."""
     eps: Annotated[
         float,

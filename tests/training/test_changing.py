@@ -105,7 +105,9 @@ def used(package: Path, name: str, options: str) -> str:
     """What a process with the changed package says of the architecture's loss."""
     code = USES.replace("NAME", repr(name)).replace("OPTIONS", options)
     environment = {**os.environ, "PYTHONPATH": str(package.parent)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=package.parent, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

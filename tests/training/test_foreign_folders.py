@@ -426,7 +426,7 @@ def edit(path: Path, **changes: Any) -> Path:
     ("architecture", "changes", "numbers"),
     [
         ("topk", {"width": 2_000_000}, ("10", "2000000")),
-        ("topk", {"width": 10**15}, ("1,000,000,000,000,000",)),
+        ("topk", {"width": 10**15}, (str(10**15), str(2**31))),
         ("topk", {"site_widths": {"inputs": [10**12], "outputs": [10**12]}}, ("6", str(10**12))),
         ("kmeans", {"width": 60_000}, ("10", "60000")),
         ("snmf", {"width": 60_000}, ("10", "60000")),

@@ -196,7 +196,7 @@ def test_included_points_may_have_options_and_widths_that_are_no_axes(trials):
         ({"exclude": [{"width": [24, 48]}]}, "exclude: removes all 2 points of the axes, so there is no trial"),
         ({"include": [{"width": 24}]}, "include: entry 1 ({'width': 24}) adds no trial"),
         ({"include": [{"k_auks": 3}]}, "include.k_auks: unknown; did you mean 'k_aux'?"),
-        ({"include": [{"width": 2}]}, "target_l0: 4 must be above 0 and at most the width 2"),
+        ({"include": [{"width": 2}]}, "target_l0: 4 must be at most the width 2"),
         ({"include": [{"architecture": "topkk"}]}, "did you mean 'topk'?"),
         ({"rules": [{"when": {"width": 96}, "set": {"lr": 1}}]}, "`when` of rule 1 ({'width': 96}) matches no trial"),
     ],

@@ -112,7 +112,7 @@ def test_an_option_for_all_does_not_win_over_an_axis(trials):
         ({"axes": axes("crosscoder"), "data": {"sites": ["late", "late"]}}, "data.sites: 'late' stands there 2 times"),
         ({"axes": axes("topk"), "data": {"site": None}}, "data.site: required for topk, but not given"),
         ({"axes": axes("crosscoder"), "data": {"sites": ["early", "no"]}}, "data.sites: the dataset has no site 'no'"),
-        ({"axes": axes("topk", target_l0=25)}, "target_l0: 25 must be above 0 and at most the width 24"),
+        ({"axes": axes("topk", target_l0=25)}, "target_l0: 25 must be at most the width 24"),
         ({"axes": axes("pca")}, f"width: 24, but PCA of this site has {WIDTH} components at most"),
         ({"axes": axes("kmeans")}, "target_l0: 4, but k-means has one active latent"),
         ({"axes": axes("archetypal", candidates=[5000])}, "candidates: 5,000 are more than the dataset's 1,"),
@@ -278,7 +278,7 @@ def test_rows_that_are_too_small_for_adam_without_a_normaliser_are_refused_by_th
         ),
         (
             {"axes": SMALL_AXES | {"target_l0": [65]}},
-            "axes.target_l0: 65 must be above 0 and at most the width",
+            "axes.target_l0: 65 must be at most the width",
         ),
         ({"options": {"topk": {"k_aux": 0}}}, "options.topk.k_aux: 0 must be at least 1"),
         ({"options": {"all": {"k_aux": 0}}}, "options.all.k_aux: 0 must be at least 1"),

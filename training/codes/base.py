@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
+from lexray.storage.file_settings import FileSettings
 from lexray.training.codes.code_cost import CodeCost, StepShape
 from lexray.training.codes.folding import Folding
 from lexray.training.mesh.axes import Axes
@@ -29,7 +30,7 @@ REQUIRED = ("terms", "cost", "fold")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CodeConfig:
+class CodeConfig(FileSettings):
     """Options of every code."""
 
     kind: str

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lexray.storage.errors import UserError
+from lexray.storage.file_settings import Decay
 from lexray.training.codes.base import Host
 from lexray.training.codes.code_cost import CodeCost, StepShape
 from lexray.training.codes.folding import Folding
@@ -28,13 +28,8 @@ class BatchTopKConfig(TopKConfig):
     """Options of BatchTopK; the target L0 is k."""
 
     kind: str = "batch_topk"
-    threshold_decay: float = 0.99
+    threshold_decay: Decay = 0.99
     """Share of the running threshold that a step keeps."""
-
-    def check(self, width: int, target_l0: float) -> None:
-        super().check(width, target_l0)
-        if not 0 <= self.threshold_decay < 1:
-            raise UserError(f"threshold_decay: {self.threshold_decay:g} must be at least 0 and below 1")
 
 
 class BatchTopK(TopK):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lexray.storage.errors import UserError
+from lexray.storage.file_settings import NonNegative, Positive
 from lexray.training.codes.base import Host
 from lexray.training.codes.code_cost import CodeCost, StepShape
 from lexray.training.codes.folding import Folding
@@ -40,32 +41,23 @@ class JumpReLUConfig(PenalisedConfig):
     """`quadratic`: lambda * (L0 / aim - 1)^2, row by row; `step`: lambda * L0; `tanh`: lambda * sum of tanh(c f)."""
     gradient: Literal["threshold", "threshold_and_input"] = "threshold"
     """Inputs that receive the gradient of jumps: thresholds alone (DeepMind), or pre-activations too (Anthropic)."""
-    threshold_rate: float = 10.0
+    threshold_rate: Positive = 10.0
     """Learning rate of log thresholds relative to other parameters, so that they keep up with pre-activations."""
-    bandwidth: float = 0.03
+    bandwidth: Positive = 0.03
     """Width of the kernel around a threshold, in units of the normalised input, whose mean squared norm is 1."""
-    initial_l0: float | None = None
+    initial_l0: Positive | None = None
     """L0 at the first step, where thresholds make all latents fire equally often; None is twice the target."""
-    tanh_scale: float = 4.0
+    tanh_scale: Positive = 4.0
     """c of the tanh penalty for inputs of unit variance per dimension; multiplied by sqrt(site width) here."""
-    preact_weight: float = 0.0
+    preact_weight: NonNegative = 0.0
     """Weight of the pre-activation loss, which pulls silent latents towards their threshold."""
     preact_over: Literal["dead", "all"] = "dead"
     """Latents to which the pre-activation loss applies."""
 
     def check(self, width: int, target_l0: float) -> None:
         super().check(width, target_l0)
-        for name, value in (
-            ("bandwidth", self.bandwidth),
-            ("tanh_scale", self.tanh_scale),
-            ("threshold_rate", self.threshold_rate),
-        ):
-            if not value > 0:
-                raise UserError(f"{name}: {value:g} must be above 0")
-        if self.preact_weight < 0:
-            raise UserError(f"preact_weight: {self.preact_weight:g} is below 0")
-        if self.initial_l0 is not None and not 0 < self.initial_l0 <= width:
-            raise UserError(f"initial_l0: {self.initial_l0:g} must be above 0 and at most the width {width}")
+        if self.initial_l0 is not None and self.initial_l0 > width:
+            raise UserError(f"initial_l0: {self.initial_l0:g} must be at most the width {width}")
 
 
 class JumpReLU(Penalised):

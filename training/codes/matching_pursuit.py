@@ -11,6 +11,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lexray.storage.errors import UserError
+from lexray.storage.file_settings import Count, NonNegative
 from lexray.training.codes.base import Code, CodeConfig, powers_of_two_to
 from lexray.training.codes.code_cost import FLOAT_BYTES, INDEX_BYTES, PAIR_BYTES, CodeCost, StepShape
 from lexray.training.codes.folding import Folding
@@ -26,9 +27,9 @@ class MatchingPursuitConfig(CodeConfig):
     """Options of MP-SAE; the target L0 is the number of rounds unless `rounds` is set."""
 
     kind: str = "mp"
-    rounds: int | None = None
+    rounds: Count | None = None
     """Maximum number of atoms that a row picks; None is the target L0."""
-    residual_threshold: float = 0.0
+    residual_threshold: NonNegative = 0.0
     """A row stops when its residual is shorter than this, in units of the normalised input (mean squared norm 1)."""
     stop_at_repeat: bool = False
     """A row stops when it picks an atom again, as in the paper's code; else the atom's coefficient grows."""
@@ -39,10 +40,6 @@ class MatchingPursuitConfig(CodeConfig):
         super().check(width, target_l0)
         if self.rounds is None and target_l0 != int(target_l0):
             raise UserError(f"target_l0: {target_l0:g} is not a whole number of rounds; give `rounds`")
-        if self.rounds is not None and self.rounds < 1:
-            raise UserError(f"rounds: {self.rounds} must be at least 1")
-        if self.residual_threshold < 0:
-            raise UserError(f"residual_threshold: {self.residual_threshold:g} is below 0")
 
     def check_decoder(self, decoder_norm: str) -> None:
         if decoder_norm == "free":

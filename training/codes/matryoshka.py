@@ -6,12 +6,14 @@ Shapes: O output width, N chosen pairs.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from lexray.storage.errors import UserError
+from lexray.storage.file_settings import Positive
 from lexray.training.codes.batch_topk import BatchTopK, BatchTopKConfig
 from lexray.training.codes.code_cost import CodeCost, StepShape
 from lexray.training.codes.folding import Folding
@@ -29,9 +31,9 @@ class MatryoshkaConfig(BatchTopKConfig):
     kind: str = "matryoshka_batch_topk"
     prefixes: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
     """Shares of the width that must reconstruct on their own; the whole width is always among them."""
-    random_prefixes: int = 0
+    random_prefixes: Annotated[int, Field(ge=0)] = 0
     """Draw this many prefixes anew for each step instead (and take the whole width); 0 uses `prefixes`."""
-    random_power: float = 0.5
+    random_power: Positive = 0.5
     """Random prefixes of share s have density proportional to s^-(1 + random_power), from 1 / width up."""
 
     def check(self, width: int, target_l0: float) -> None:
@@ -40,10 +42,6 @@ class MatryoshkaConfig(BatchTopKConfig):
             raise UserError(f"prefixes: {list(self.prefixes)} must be shares above 0 and at most 1")
         if list(self.prefixes) != sorted(set(self.prefixes)):
             raise UserError(f"prefixes: {list(self.prefixes)} must rise")
-        if self.random_prefixes < 0:
-            raise UserError(f"random_prefixes: {self.random_prefixes} must be at least 0")
-        if not self.random_power > 0:
-            raise UserError(f"random_power: {self.random_power:g} must be above 0")
 
 
 class MatryoshkaBatchTopK(BatchTopK):

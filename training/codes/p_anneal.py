@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lexray.storage.errors import UserError
+from lexray.storage.file_settings import Count, Positive, PositiveShare, Share
 from lexray.training.codes.code_cost import CodeCost, StepShape
 from lexray.training.codes.controller import L0Controller
 from lexray.training.codes.folding import Folding
@@ -24,29 +25,21 @@ class PAnnealConfig(PenalisedConfig):
     """Options of p-annealing."""
 
     kind: str = "p_anneal"
-    p_end: float = 0.2
+    p_end: PositiveShare = 0.2
     """p at the end; it starts at 1."""
-    p_from: float = 0.1
+    p_from: Share = 0.1
     """Share of the steps after which p begins to fall."""
-    p_until: float = 0.6
+    p_until: Share = 0.6
     """Share of the steps at which it arrives: early enough for the controller to bring L0 back to its target."""
-    p_jumps: int = 10
+    p_jumps: Count = 10
     """In how many equal jumps."""
-    p_smoothing: float = 1e-4
+    p_smoothing: Positive = 1e-4
     """Added to activations under the power: f^p has infinite slope at zero."""
 
     def check(self, width: int, target_l0: float) -> None:
         super().check(width, target_l0)
-        if not 0 < self.p_end <= 1:
-            raise UserError(f"p_end: {self.p_end:g} must be above 0 and at most 1")
-        if not 0 <= self.p_from < self.p_until <= 1:
-            raise UserError(
-                f"p_from: {self.p_from:g} must be at least 0 and below p_until {self.p_until:g}, which is at most 1"
-            )
-        if self.p_jumps < 1:
-            raise UserError(f"p_jumps: {self.p_jumps} must be at least 1")
-        if not self.p_smoothing > 0:
-            raise UserError(f"p_smoothing: {self.p_smoothing:g} must be above 0")
+        if self.p_from >= self.p_until:
+            raise UserError(f"p_from: {self.p_from:g} must be below p_until {self.p_until:g}")
 
     def p_at(self, progress: float) -> float:
         """Return p when this share of the training is done."""

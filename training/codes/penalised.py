@@ -6,12 +6,13 @@ Shapes: B rows, F latents.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from lexray.storage.errors import UserError
+from lexray.storage.file_settings import Positive
 from lexray.training.codes.base import Code, Host
 from lexray.training.codes.code_cost import PAIR_BYTES, CodeCost, StepShape, dense_step
 from lexray.training.codes.controller import L0Controller
@@ -28,17 +29,10 @@ from lexray.training.ops.topk import Score
 class PenalisedConfig(SharedTermsConfig):
     """Options of every penalty code."""
 
-    initial_coefficient: float = 0.01
+    initial_coefficient: Positive = 0.01
     """Weight of the penalty at the first step; the controller adjusts it from there."""
-    coefficient_warmup: float = 0.0
+    coefficient_warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the steps over which the penalty's weight rises linearly from zero."""
-
-    def check(self, width: int, target_l0: float) -> None:
-        super().check(width, target_l0)
-        if not self.initial_coefficient > 0:
-            raise UserError(f"initial_coefficient: {self.initial_coefficient:g} must be above 0")
-        if not 0 <= self.coefficient_warmup < 1:
-            raise UserError(f"coefficient_warmup: {self.coefficient_warmup:g} must be at least 0 and below 1")
 
 
 class PenaltySchedule:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from lexray.storage.errors import UserError
+from lexray.storage.file_settings import Positive
 from lexray.training.codes.code_cost import CodeCost, StepShape
 from lexray.training.codes.folding import Folding
 from lexray.training.codes.penalised import Penalised, PenalisedConfig, PenaltySchedule, penalised_cost
@@ -77,13 +77,8 @@ class ReLUTanhConfig(ReLUConfig):
     """Options of ReLU with the tanh penalty."""
 
     kind: str = "relu_tanh"
-    tanh_scale: float = 4.0
+    tanh_scale: Positive = 4.0
     """c in tanh(c f ||atom||), for inputs of unit variance per dimension: multiplied by sqrt(site width) in ours."""
-
-    def check(self, width: int, target_l0: float) -> None:
-        super().check(width, target_l0)
-        if not self.tanh_scale > 0:
-            raise UserError(f"tanh_scale: {self.tanh_scale:g} must be above 0")
 
 
 class TanhPenalty(PenaltySchedule):

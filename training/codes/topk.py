@@ -6,13 +6,14 @@ Shapes: B rows on this rank, D input width, O output width, F latents, N chosen 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lexray.storage.errors import UserError
+from lexray.storage.file_settings import Because, Count, NonNegative, PositiveShare
 from lexray.training.codes.base import Code
 from lexray.training.codes.code_cost import FLOAT_BYTES, PAIR_BYTES, CodeCost, StepShape, sparse_step
 from lexray.training.codes.folding import Folding
@@ -33,31 +34,25 @@ class TopKConfig(SharedTermsConfig):
     """Options of TopK; the target L0 is k."""
 
     kind: str = "topk"
-    aux_weight: float = 1 / 32
+    aux_weight: NonNegative = 1 / 32
     """Weight of the AuxK term; 0 switches it off."""
-    k_aux: int | None = None
+    k_aux: Annotated[Count, Because("aux_weight 0 switches AuxK off")] | None = None
     """Dead latents per row that model the residual; None is half the site's width."""
     multi_topk: bool = False
     """Multi-TopK: add the reconstruction error with 4 k latents over 8, so that other k work at inference."""
-    k_start: int | None = None
+    k_start: Count | None = None
     """Number of active latents at the first step, from which k falls linearly; None is k itself."""
-    k_anneal: float = 0.1
+    k_anneal: PositiveShare = 0.1
     """Share of the steps over which k falls from `k_start`."""
 
     def check(self, width: int, target_l0: float) -> None:
         if target_l0 != int(target_l0):
             raise UserError(f"target_l0: {target_l0:g} is not a whole number, and {self.kind} keeps k latents")
         super().check(width, target_l0)
-        if self.aux_weight < 0:
-            raise UserError(f"aux_weight: {self.aux_weight:g} is below 0")
-        if self.k_aux is not None and self.k_aux < 1:
-            raise UserError(f"k_aux: {self.k_aux} must be at least 1; aux_weight 0 switches AuxK off")
         if "auxk" in self.terms:
             raise UserError(f"terms.auxk: {self.kind} has this term already; set aux_weight")
         if self.k_start is not None and not target_l0 <= self.k_start <= width:
             raise UserError(f"k_start: {self.k_start} must be from target_l0 {target_l0:g} to the width {width}")
-        if not 0 < self.k_anneal <= 1:
-            raise UserError(f"k_anneal: {self.k_anneal:g} must be above 0 and at most 1")
 
 
 class TopK(Code):

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lexray.storage.errors import UserError
+from lexray.storage.file_settings import Because, Count, Positive
 from lexray.training.codes.code_cost import CodeCost
 from lexray.training.dictionaries.base import Sample
 from lexray.training.dictionaries.learned import LearnedConfig, LearnedDictionary
@@ -26,7 +27,7 @@ from lexray.training.ops.linear import Decoder
 class ArchetypalConfig(LearnedConfig):
     """Options of archetypal dictionaries."""
 
-    candidates: int | None = None
+    candidates: Count | None = None
     """Number of data points whose hull holds the atoms: centroids of k-means over the sample; None is the width. The
     mixture has width x candidates entries, so wide dictionaries need fewer."""
     candidates_seed: Literal["shared", "trial"] = "shared"
@@ -38,8 +39,6 @@ class ArchetypalConfig(LearnedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.candidates is not None and self.candidates < 1:
-            raise UserError(f"candidates: {self.candidates} must be at least 1")
         if self.resample_every_rows:
             raise UserError("resample_every_rows: archetypal atoms are mixtures of data, no row can restart them")
         if self.num_candidates > self.sample_rows:
@@ -192,13 +191,8 @@ def initial_mixture(config: ArchetypalConfig, seed: int) -> Tensor:
 class RelaxedArchetypalConfig(ArchetypalConfig):
     """Options of relaxed archetypal dictionaries."""
 
-    relaxation: float = 1.0
+    relaxation: Annotated[Positive, Because("without it the name is archetypal")] = 1.0
     """delta: maximum distance of an atom from the hull, in units of the normalised input (mean squared norm 1)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.relaxation > 0:
-            raise UserError(f"relaxation: {self.relaxation:g} must be above 0; without it the name is archetypal")
 
 
 class RelaxedArchetypal(Archetypal):

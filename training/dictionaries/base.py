@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from lexray.storage.errors import UserError
+from lexray.storage.file_settings import Because, Count, FileSettings, Positive
 from lexray.training.codes.folding import Folding
 from lexray.training.dictionaries.normalisers import Normaliser, NormaliserName, Sites
 from lexray.training.mesh.axes import ONE_PROCESS, Axes
@@ -22,32 +24,26 @@ from lexray.training.ops.sparse_code import RowFrame, SparseCode
 
 
 @dataclass(frozen=True, kw_only=True)
-class DictionaryConfig:
+class DictionaryConfig(FileSettings):
     """Options that all architectures share. Classes of dictionaries add their own fields."""
 
     architecture: str
     """Name in the table of architectures."""
-    width: int
+    width: Annotated[int, Field(ge=1, lt=2**31), Because("latents are numbered with 32 bits")]
     """Number of latents."""
-    target_l0: float
+    target_l0: Positive
     """Target mean number of active latents per row."""
     normaliser: NormaliserName = "standard"
     """Normalisation of raw activations: none, centre, unit_norm, standard (centre and scale), layer_norm, whiten."""
-    dead_after_rows: int = 10_000_000
+    dead_after_rows: Count = 10_000_000
     """A latent is dead when it has been inactive for this many rows of the global stream."""
-    sample_rows: int = 65_536
+    sample_rows: Count = 65_536
     """Training rows from which data-dependent initial values are computed, where there are any."""
 
     def __post_init__(self) -> None:
-        if self.width < 1:
-            raise UserError(f"width: {self.width}, but a dictionary needs at least one latent")
-        if self.width >= 2**31:
-            raise UserError(f"width: {self.width:,}, but latents are numbered with 32 bits: at most {2**31 - 1:,}")
-        if not 0 < self.target_l0 <= self.width:
-            raise UserError(f"target_l0: {self.target_l0:g} must be above 0 and at most the width {self.width}")
-        for name, value in (("dead_after_rows", self.dead_after_rows), ("sample_rows", self.sample_rows)):
-            if value < 1:
-                raise UserError(f"{name}: {value} must be at least 1")
+        super().__post_init__()
+        if self.target_l0 > self.width:
+            raise UserError(f"target_l0: {self.target_l0:g} must be at most the width {self.width}")
 
     def check_rows(self, training_rows: int) -> None:
         """Raise UserError when the dictionary needs more training rows than there are."""

@@ -6,8 +6,10 @@ All are derived from the classes: equations from the class docstring, options fr
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import MISSING, asdict, dataclass, fields, replace
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from lexray.storage.file_settings import field_docs
 from lexray.training.codes.base import CodeConfig
@@ -93,14 +95,23 @@ def options_of(made: Architecture) -> tuple[Option, ...]:
 
 def fields_of(config_class: type[DictionaryConfig] | type[CodeConfig]) -> tuple[Option, ...]:
     """Return the fields of a configuration class."""
-    docs = field_docs(config_class)
+    docs, types = field_docs(config_class), get_type_hints(config_class)
     return tuple(
         Option(
             name=field.name,
-            type=str(field.type),
+            type=_name(types[field.name]),
             default=None if field.default is MISSING else field.default,
             required=field.default is MISSING,
             doc=docs[field.name],
         )
         for field in fields(config_class)
     )
+
+
+def _name(kind: Any) -> str:
+    """Return a type as code spells it, without the modules of the names."""
+    if get_origin(kind) in (Union, UnionType):
+        return " | ".join(_name(part) for part in get_args(kind))
+    if kind is type(None):
+        return "None"
+    return kind.__name__ if type(kind) is type else re.sub(r"\b(\w+\.)+", "", str(kind))

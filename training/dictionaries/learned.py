@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from lexray.storage.errors import UserError
+from lexray.storage.file_settings import Positive
 from lexray.training.codes import CODES
 from lexray.training.codes.base import Code, CodeConfig
 from lexray.training.codes.code_cost import CodeCost, StepShape
@@ -41,23 +43,19 @@ class LearnedConfig(DictionaryConfig):
     """`unit`: atoms are rows of W_dec over their norm; `constrained`: so too, and after each step the rows are put back
     to length 1 (under ZeRO 1 to 3 that gathers W_dec); `free`: as they are, penalties and selection see code * norm;
     `ignored`: as they are and nothing sees their norms, as in imported dictionaries (a penalty then has no minimum)."""
-    decoder_init_norm: float = 1.0
+    decoder_init_norm: Positive = 1.0
     """Length of atoms at the first step, where their norm is free."""
     encoder_init: Literal["tied", "random"] = "tied"
     """The encoder starts as the transposed decoder, or as unit directions of its own."""
     bias_init: Literal["zero", "mean", "geometric_median"] = "zero"
     """Initial value of b_dec, in normalised units; the mean is zero where the normaliser centres."""
-    resample_every_rows: int = 0
+    resample_every_rows: Annotated[int, Field(ge=0)] = 0
     """Restart dead latents from badly reconstructed rows every so many rows; 0 never."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.decoder_init_norm > 0:
-            raise UserError(f"decoder_init_norm: {self.decoder_init_norm:g} must be above 0")
         if self.unit_atoms and self.decoder_init_norm != 1:
             raise UserError(f"decoder_init_norm: {self.decoder_init_norm:g}, but atoms have length 1; use free norms")
-        if self.resample_every_rows < 0:
-            raise UserError(f"resample_every_rows: {self.resample_every_rows} is below 0")
         self.code.check(self.width, self.target_l0)
         self.code.check_decoder(self.decoder_norm)
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lexray.storage.errors import UserError
+from lexray.storage.file_settings import Count, Decay
 from lexray.training.dictionaries.base import DictionaryConfig, Sample
 from lexray.training.dictionaries.normalisers import NormaliserName, Sites
 from lexray.training.dictionaries.shapes import Shapes
@@ -28,19 +29,15 @@ from lexray.training.ops.sparse_code import SparseCode
 class SNMFConfig(FromRowsConfig):
     """Options of semi-NMF; the target L0 is the number of active latents of a row."""
 
-    code_rounds: int = 3
+    code_rounds: Count = 3
     """Multiplicative updates of all codes of a batch, which rank them; each costs 4 products B x width x width."""
-    forgetting: float = 0.95
+    forgetting: Decay = 0.95
     """Share of the sums over earlier batches that a step keeps."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.target_l0 != int(self.target_l0):
             raise UserError(f"target_l0: {self.target_l0:g} is not a whole number of latents")
-        if self.code_rounds < 1:
-            raise UserError(f"code_rounds: {self.code_rounds} must be at least 1")
-        if not 0 <= self.forgetting < 1:
-            raise UserError(f"forgetting: {self.forgetting:g} must be at least 0 and below 1")
 
 
 class SNMF(Solved):
@@ -153,13 +150,11 @@ class NMFConfig(SNMFConfig):
     """Normalisation of raw activations; centring would make them negative."""
     signed_input: Literal["refuse", "split"] = "refuse"
     """`split` factorises [max(x, 0), max(-x, 0)] side by side, so that negative activations can be represented."""
-    atom_rounds: int = 3
+    atom_rounds: Count = 3
     """Multiplicative updates of the atoms after each batch."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.atom_rounds < 1:
-            raise UserError(f"atom_rounds: {self.atom_rounds} must be at least 1")
         if self.normaliser not in ("none", "unit_norm") and self.signed_input == "refuse":
             raise UserError(f"normaliser: {self.normaliser} makes activations negative for NMF; use unit_norm")
 

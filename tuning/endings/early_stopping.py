@@ -32,7 +32,7 @@ SETTLED = 0.1
 """Relative distance of L0 from its target above which a trial is neither stopped nor compared with: it is still moving.
 """
 L0_NOISES = 2.0
-"""Standard deviations by which an L0 may be larger and still count as no larger. Not `z`: a larger `z` stops no more."""
+"""Noises by which an L0 may be larger and still count as no larger. Not `z`: a larger `z` must stop no more trials."""
 L0_TOLERANCE = 0.02
 """Maximum of that tolerance, relative to the L0."""
 
