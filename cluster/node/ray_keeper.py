@@ -31,6 +31,10 @@ GRACE_S = 8.0
 """Seconds between SIGTERM to Ray and SIGKILL to what is left."""
 STOP_S = 60.0
 """Seconds that the keeper may take to end everything."""
+STARTS = 3
+"""Attempts to start a Ray that gives up on itself, as it does on a busy machine."""
+GIVES_UP_AFTER_S, GIVES_UP_BEFORE_S = 25.0, 100.0
+"""Ray waits 30 s for its own node to join, which nothing sets, and takes some seconds before and after."""
 STARTED = "Ray runtime started."
 """Output of `ray start` that marks success."""
 STOPPED, FAILED, IS_KEPT = 0, 1, 3
@@ -85,10 +89,21 @@ def keep(
         text = json.dumps({**run, "pid": os.getpid(), "files": files})
         (folder / "run.new").write_text(text)
         (folder / "run.new").replace(folder / "run.json")
-        why = _run_ray(files, arguments, env, log)
+        why = _started(files, arguments, env, log)
         if why == STOPPED:
             shutil.rmtree(files, ignore_errors=True)
         return why
+
+
+def _started(files: str, arguments: list[str], env: dict[str, str], log: IO[str]) -> int:
+    """Run Ray to its end, again where it gave up waiting for itself to start."""
+    for number in range(1, STARTS + 1):
+        began_s = time.monotonic()
+        why = _run_ray(files, arguments, env, log)
+        if why == STOPPED or not GIVES_UP_AFTER_S < time.monotonic() - began_s < GIVES_UP_BEFORE_S:
+            break
+        print(f"lexray: Ray gave up on its start; attempt {number} of {STARTS}", file=log, flush=True)
+    return why
 
 
 def _run_ray(files: str, arguments: list[str], env: dict[str, str], log: IO[str]) -> int:
@@ -96,7 +111,8 @@ def _run_ray(files: str, arguments: list[str], env: dict[str, str], log: IO[str]
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    signal.signal(signal.SIGTERM, _interrupt)
+    stops: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: stops.append(number))
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--temp-dir={files}"]
     if not any(argument.startswith("--num-cpus=") for argument in arguments):
         command.append(f"--num-cpus={len(os.sched_getaffinity(0))}")
@@ -115,14 +131,13 @@ def _run_ray(files: str, arguments: list[str], env: dict[str, str], log: IO[str]
         preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM),  # should the keeper be killed
     )
     try:
-        while ray.pid not in _reaped():
+        while not stops and ray.pid not in _reaped():
             time.sleep(LOOK_S)
-        return FAILED
     except KeyboardInterrupt:
-        return STOPPED
+        stops.append(signal.SIGINT)
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _end_all(ray.pid)
+    return STOPPED if stops else FAILED
 
 
 def _end_all(ray: int) -> None:
@@ -171,7 +186,3 @@ def read_run(folder: Path) -> dict[str, Any]:
     """Return the newest keeper's record: `pid`, `head`, `files`. Raises OSError if there is none."""
     found: dict[str, Any] = json.loads((folder / "run.json").read_text())
     return found
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
