@@ -47,11 +47,39 @@ def test_of_activations_equal_to_the_smallest_kept_the_first_are_kept():
     assert terms.fired_F.tolist() == [1, 1, 0, 0]
 
 
-def test_the_running_threshold_starts_at_the_first_smallest_kept_and_decays_from_there():
+def test_the_running_threshold_has_a_window_of_few_steps_at_first_and_that_of_its_decay_later():
     made = random_dictionary(find_case("batch_topk"), 0, threshold_decay=0.9)
-    for smallest, expected in ((2.0, 2.0), (3.0, 0.9 * 2.0 + 0.1 * 3.0)):
+    for step, smallest, expected in ((0, 2.0, 2.0), (1, 3.0, 0.1 * 2.0 + 0.9 * 3.0), (99, 2.0, 0.9 * 2.9 + 0.1 * 2.0)):
+        made.at_step(step, 100)
         made.after_step(BatchSums(B, {}, torch.zeros(F), {"smallest_kept": torch.tensor(smallest)}))
         assert float(made.threshold) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("case", **named(BATCH_CASES))
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 100.0])
+def test_validation_rows_have_the_target_l0_once_the_threshold_is_set_on_them(case, threshold):
+    made = random_dictionary(case, 3)
+    batches = [random_rows(made.sites, seed, 16) for seed in (1, 2, 3)]
+    made.threshold.fill_(threshold)
+    made.calibrate(lambda: batches)
+    active = sum(int(made.encode(rows.x_BD).active_per_row.sum()) for rows in batches)
+    assert active == K * 48 - 1, "the smallest one is not above the threshold, as in training"
+
+
+def test_rows_with_too_few_activations_leave_the_threshold():
+    made = random_dictionary(find_case("batch_topk"), 3)
+    made.threshold.fill_(0.7)
+    made.calibrate(lambda: [])
+    made.load_state_dict({**made.state_dict(), "b_enc": torch.full((F,), -1e3)})
+    made.calibrate(lambda: [random_rows(made.sites, 1, 16)])
+    assert float(made.threshold) == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("name", ["batch_topk", "matryoshka_batch_topk"])
+def test_a_batch_keeps_k_times_its_rows_where_k_is_no_whole_number(name):
+    made = random_dictionary(find_case(name), 0, target_l0=2.6)
+    terms = loss_of(made, random_rows(made.sites, 0, 10))
+    assert terms.sums["active"] == 26
 
 
 @pytest.mark.parametrize("case", **named(BATCH_CASES))

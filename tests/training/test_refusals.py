@@ -26,7 +26,6 @@ OPTIONS = [
     ({"architecture": "relu", "target_l0": 0}, "target_l0: 0 must be above 0"),
     ({"architecture": "relu", "width": 0}, "width: 0 must be at least 1"),
     ({"architecture": "topk", "target_l0": 2.5}, "target_l0: 2.5 is not a whole number, and topk keeps k latents"),
-    ({"architecture": "batch_topk", "target_l0": 2.5}, "and batch_topk keeps k latents"),
     ({"architecture": "transcoder", "target_l0": 2.5}, "and topk keeps k latents"),
     ({"architecture": "topk", "aux_weight": -1}, "aux_weight: -1 must be at least 0"),
     ({"architecture": "topk", "k_aux": 0}, "k_aux: 0 must be at least 1: aux_weight 0 switches AuxK off"),

@@ -142,6 +142,9 @@ class Code:
     def after_step(self, batch: BatchSums) -> None:
         """Update state that is not learned by gradient."""
 
+    def calibrate(self, inputs: Callable[[], Iterable[Tensor]]) -> None:
+        """Set thresholds of inference, without gradient, from normalised validation rows of this rank (collective)."""
+
     def after_evaluation(self, metrics: dict[str, float]) -> None:
         """Update state from the validation metrics, which are equal on every rank."""
 

@@ -5,8 +5,9 @@ Shapes: B rows on this rank, F latents, N chosen pairs.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,14 +23,18 @@ from lexray.training.ops.linear import Decoder
 from lexray.training.ops.sparse_code import SparseCode
 from lexray.training.ops.topk import Score, pairs_above, scores_above, subset
 
+EARLY_STEPS = 9
+"""The running threshold has a window of about one in so many steps at first."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BatchTopKConfig(TopKConfig):
-    """Options of BatchTopK; the target L0 is k."""
+    """Options of BatchTopK; the target L0 is k, which need not be whole: k * B is rounded."""
 
+    keeps_k: ClassVar[bool] = False
     kind: str = "batch_topk"
     threshold_decay: Decay = 0.99
-    """Share of the running threshold that a step keeps."""
+    """Share of the running threshold that a step keeps at most; early steps keep less."""
 
 
 class BatchTopK(TopK):
@@ -38,7 +43,9 @@ class BatchTopK(TopK):
         z, x_hat and the loss as in TopK
         training:   f = relu(z) where it is among the k * B largest of the *global* batch of B rows, else zero
         inference:  f = relu(z) where it is above theta, else zero
-        theta = running mean of the smallest activation kept in a batch (the paper averages it after training)
+        theta = threshold at which validation rows have the target L0, set by each evaluation, the last one at the end
+                of the training; between two of them it follows the smallest activation kept in a batch, by a running
+                mean (the paper averages that after training)
 
     Of activations equal to the smallest one kept the first are kept, in the order of rows and latents. With
     `decoder_norm: free` activations are ranked, and compared with theta, times the norm of their atom.
@@ -59,8 +66,8 @@ class BatchTopK(TopK):
         chosen = pairs_above(z_BF, self.host.threshold, self.score(self.host.decoder()))
         return SparseCode(self.value(z_BF[chosen.rows, chosen.latents]), chosen, z_BF.shape[1])
 
-    def choose(self, z_BF: Tensor, k: int, total_rows: int, decoder: Decoder) -> tuple[Chosen, dict[str, Tensor]]:
-        score, count = self.score(decoder), k * total_rows
+    def choose(self, z_BF: Tensor, k: float, total_rows: int, decoder: Decoder) -> tuple[Chosen, dict[str, Tensor]]:
+        score, count = self.score(decoder), round(k * total_rows)
         smallest_kept = self._smallest_kept(z_BF, count, score)
         chosen = pairs_above(z_BF, smallest_kept, score, inclusive=True)
         excess = self.host.axes.pairs.count(len(chosen.latents)) - count
@@ -95,16 +102,29 @@ class BatchTopK(TopK):
     def after_step(self, batch: BatchSums) -> None:
         super().after_step(batch)
         smallest_kept, threshold = batch.observed["smallest_kept"], self.host.threshold
-        started = bool(threshold > 0)
-        decay = self.config.threshold_decay if started else 0.0
+        window = self.host.step / (self.host.step + EARLY_STEPS)
+        decay = min(self.config.threshold_decay, window) if threshold > 0 else 0.0
         threshold.mul_(decay).add_((1 - decay) * smallest_kept)
+
+    @torch.no_grad()
+    def calibrate(self, inputs: Callable[[], Iterable[Tensor]]) -> None:
+        """Set the threshold at which these rows have the target L0, where they have as many activations."""
+        axes, encoder, score = self.host.axes, self.host.encoder(), self.score(self.host.decoder())
+        for lowest in (0.5 * self.host.threshold, 0.0):
+            kept = [(scores_above(z_BF, lowest, score), len(z_BF)) for z_BF in map(encoder.all, inputs())]
+            scores_N = torch.cat([self.host.threshold.new_zeros(0), *(scores for scores, _ in kept)])
+            num_rows = axes.rows.all_reduce(self.host.threshold.new_tensor(float(sum(rows for _, rows in kept))))
+            count = max(1, round(self.target_l0 * float(num_rows)))
+            if (smallest_kept := axes.pairs.kth_largest(scores_N, count)) > 0:
+                self.host.threshold.copy_(smallest_kept)
+                return
 
     terms = TopK.topk_terms
 
     def fold(self) -> Folding:
         return Folding(
             activation="jumprelu",
-            k=int(self.target_l0),
+            k=round(self.target_l0),
             ranks_by_norm=True,
             threshold_F=self.host.threshold.expand(self.num_latents),
         )

@@ -6,7 +6,7 @@ Shapes: B rows on this rank, D input width, O output width, F latents, N chosen 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,8 @@ from lexray.training.ops.topk import Score, topk
 class TopKConfig(SharedTermsConfig):
     """Options of TopK; the target L0 is k."""
 
+    keeps_k: ClassVar[bool] = True
+    """Whether each row keeps k latents, so that k is a whole number."""
     kind: str = "topk"
     aux_weight: NonNegative = 1 / 32
     """Weight of the AuxK term; 0 switches it off."""
@@ -46,7 +48,7 @@ class TopKConfig(SharedTermsConfig):
     """Share of the steps over which k falls from `k_start`."""
 
     def check(self, width: int, target_l0: float) -> None:
-        if target_l0 != int(target_l0):
+        if self.keeps_k and target_l0 != int(target_l0):
             raise UserError(f"target_l0: {target_l0:g} is not a whole number, and {self.kind} keeps k latents")
         super().check(width, target_l0)
         if "auxk" in self.terms:
@@ -82,9 +84,9 @@ class TopK(Code):
         """Return what pre-activations are ranked by, before norms; positive where a latent may be active."""
         return z
 
-    def choose(self, z_BF: Tensor, k: int, total_rows: int, decoder: Decoder) -> tuple[Chosen, dict[str, Tensor]]:
+    def choose(self, z_BF: Tensor, k: float, total_rows: int, decoder: Decoder) -> tuple[Chosen, dict[str, Tensor]]:
         """Return the latents that train on this batch, and what was observed on the way."""
-        return self.select(z_BF, k, decoder), {}
+        return self.select(z_BF, round(k), decoder), {}
 
     def select(self, z_BF: Tensor, k: int, decoder: Decoder) -> Chosen:
         """Return the latents of each row at inference."""
@@ -108,13 +110,14 @@ class TopK(Code):
         return lambda z, among: self.magnitude(z) * norms_F[among]
 
     @property
-    def k(self) -> int:
-        """Number of latents that are kept at this step of the training."""
-        k, start = int(self.target_l0), self.config.k_start
+    def k(self) -> float:
+        """Number of latents that are kept a row at this step of the training."""
+        start = self.config.k_start
         if start is None:
-            return k
+            return self.target_l0
         left = max(0.0, 1 - self.host.progress / self.config.k_anneal)
-        return round(k + (start - k) * left)
+        k = self.target_l0 + (start - self.target_l0) * left
+        return round(k) if self.config.keeps_k else k
 
     def encode(self, x_BD: Tensor, k: int | None = None) -> SparseCode:
         z_BF = self.host.encoder().all(x_BD)
@@ -126,7 +129,7 @@ class TopK(Code):
             z_BF = batch.encoder.all(batch.x_BD)
         return self.chosen_forward(batch, z_BF, self.k)
 
-    def chosen_forward(self, batch: Batch, z_BF: Tensor, k: int) -> Forward:
+    def chosen_forward(self, batch: Batch, z_BF: Tensor, k: float) -> Forward:
         """Return the code with `k` latents a row, given all pre-activations without gradient."""
         with torch.no_grad():
             chosen, observed = self.choose(z_BF, k, batch.total_rows, batch.decoder)

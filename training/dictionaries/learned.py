@@ -171,6 +171,10 @@ class LearnedDictionary(Dictionary):
         super().after_step(batch)
         self.code.after_step(batch)
 
+    @torch.no_grad()
+    def calibrate(self, sample: Sample) -> None:
+        self.code.calibrate(lambda: (self.input.normalise(rows.x_BD) for rows in sample()))
+
     def after_evaluation(self, metrics: dict[str, float]) -> None:
         self.code.after_evaluation(metrics)
 

@@ -111,7 +111,7 @@ class Trainer:
 
     def _run_to_end(self, setup: Setup, watch: Watch | Alone) -> TrainingResult:
         """Run the loop to the end of the training, and save what it leaves."""
-        observers, validate = self._observers(setup), self._evaluator(setup, setup.validation)
+        observers, validate = self._observers(setup), self._evaluator(setup, setup.validation, calibrates=True)
         try:
             last, ending = self._run_loop(setup, observers, validate, watch)
             steps = last.step - setup.start if last is not None else 0
@@ -167,7 +167,7 @@ class Trainer:
         observers.emit({"step": step, "rows": step * self.config.data.batch_rows, **values})
         return metrics, curve
 
-    def _evaluator(self, setup: Setup, stream: BatchStream) -> Evaluator:
+    def _evaluator(self, setup: Setup, stream: BatchStream, *, calibrates: bool = False) -> Evaluator:
         return Evaluator(
             engine=setup.engine,
             stream=stream,
@@ -175,6 +175,7 @@ class Trainer:
             max_rows=self.config.every.eval_rows,
             rows=setup.mesh.axes.rows,
             micro_batches=self.config.mesh.micro_batches,
+            calibrates=calibrates,
         )
 
     def _observers(self, setup: Setup) -> Observers:
