@@ -19,6 +19,7 @@ from lexray.training.dictionaries import architecture, recorded_config
 from lexray.training.dictionaries.base import DictionaryConfig
 from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
 from lexray.training.identity.hash import identity_hash
+from lexray.training.identity.versions import BEFORE_VERSIONS, changed_optimizer_defaults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,7 +300,9 @@ class TrainingConfig:
                 dictionary=recorded_config(content["dictionary"]),
                 data=recorded(DataConfig, data),
                 rows=_whole(content, "rows"),
-                optimizer=recorded(OptimizerConfig, content["optimizer"]),
+                optimizer=recorded(
+                    OptimizerConfig, {**changed_optimizer_defaults(BEFORE_VERSIONS), **content["optimizer"]}
+                ),
                 seed=_whole(content, "seed"),
                 mesh=recorded(MeshConfig, content["mesh"]),
                 every=recorded(EveryConfig, content["every"]),

@@ -20,6 +20,7 @@ from lexray.training.dictionaries import architecture, dictionary_config
 from lexray.training.dictionaries.base import DictionaryConfig
 from lexray.training.engines.deepspeed_settings import check_names
 from lexray.training.engines.gradient_scale import check_gradient_scale
+from lexray.training.identity.versions import NEWEST
 from lexray.tuning.file.axes import Point, width_of
 from lexray.tuning.file.points import code_at, effective, key, points_of, shown
 from lexray.tuning.file.resources import ResourcesBlock
@@ -111,7 +112,7 @@ class PointBlocks:
             except ValueError as error:
                 raise UserError(str(error)) from error
         known = architecture(name).option_names(code_at(self.sweep, self.point))
-        return dictionary_config({"architecture": name, **_part(given, known)})
+        return dictionary_config({"architecture": name, **_part(given, known)}, self.sweep.defaults or NEWEST)
 
 
 def trial_at(sweep: SweepFile, manifest: Manifest, training_rows: Callable[[DataConfig], int], point: Point) -> Trial:

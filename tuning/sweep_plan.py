@@ -20,6 +20,7 @@ from lexray.training.mesh.device import usable_gpus
 from lexray.tuning.endings.budget import BudgetMonitor, budget_monitor, check_budget, check_gpu_hours
 from lexray.tuning.endings.early_stopper import check_rungs
 from lexray.tuning.expansion import expand, trial_at
+from lexray.tuning.file.defaults import with_defaults
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.placement.nodes import Node, refuse_what_never_fits
 from lexray.tuning.planning.estimate import Speed
@@ -112,12 +113,14 @@ class SweepPlan:
 def plan_sweep(sweep: SweepFile, text: str) -> SweepPlan:
     """Check a sweep against its dataset and its output, without Ray. Raises UserError in one line."""
     settings = sweep.storage
+    folder = SweepFolder(Store.at(sweep.output, settings))
+    with reachable("output", folder.store.url):
+        sweep, text = with_defaults(sweep, text, folder.store)
     data = Store.at(sweep.data.url, settings)
     manifest = load_manifest(data)
     manifest.check_shards(data)
     counts = RowCounts()
     trials = expand(sweep, manifest, counts.training)
-    folder = SweepFolder(Store.at(sweep.output, settings))
     with reachable("output", folder.store.url):
         holds_dataset = folder.store.exists(MANIFEST)
     if holds_dataset:

@@ -12,6 +12,12 @@ from lexray.training.codes import CODES
 from lexray.training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
 from lexray.training.dictionaries import ARCHITECTURES, dictionary_config, recorded_config
 from lexray.training.identity.hash import frozen_defaults, identity_hash
+from lexray.training.identity.versions import (
+    BEFORE_VERSIONS,
+    NEWEST,
+    changed_dictionary_defaults,
+    changed_optimizer_defaults,
+)
 
 GOLDEN = json.loads(Path(__file__).with_name("golden").joinpath("trial_ids.json").read_text())
 """Ids as lexray made them before codes had options of their own."""
@@ -27,7 +33,7 @@ def trial_of(case: Case) -> TrainingConfig:
     options = {"architecture": case.architecture, "width": 64, "target_l0": 8, **case.options}
     if case.architecture == "kmeans":
         options["target_l0"] = 1
-    return TrainingConfig(dictionary=dictionary_config(options), data=DATA, rows=10**6, seed=1)
+    return TrainingConfig(dictionary=dictionary_config(options, BEFORE_VERSIONS), data=DATA, rows=10**6, seed=1)
 
 
 def test_ids_of_earlier_versions_hold():
@@ -38,7 +44,7 @@ def test_ids_of_earlier_versions_hold():
 
 def test_ids_of_earlier_versions_hold_with_settings_of_the_training():
     config = TrainingConfig(
-        dictionary=dictionary_config({"architecture": "topk", "width": 64, "target_l0": 8}),
+        dictionary=dictionary_config({"architecture": "topk", "width": 64, "target_l0": 8}, BEFORE_VERSIONS),
         data=DataConfig(
             url="u", dataset_id="0123456789abcdef", inputs=("x", "y"), outputs=("z",), held_out=0.1, seed=3,
             max_norm_ratio=None,
@@ -89,6 +95,26 @@ def test_a_changed_default_changes_the_id():
     content = trial_of(CASES[0]).to_dict()
     changed = {**content, "dictionary": {**content["dictionary"], "dead_after_rows": 5}}
     assert identity_hash(changed) != identity_hash(content)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_classes_have_the_newest_defaults(architecture):
+    """What the table says of the newest version is what an option has that nobody gives."""
+    made = ARCHITECTURES[architecture]
+    for kind in made.kinds or [None]:
+        options = {"architecture": architecture, "width": 64, "target_l0": 1, **({"code": kind} if kind else {})}
+        newest = dictionary_config(options).to_dict()
+        for name, before in changed_dictionary_defaults(BEFORE_VERSIONS, architecture, kind).items():
+            assert dictionary_config(options, BEFORE_VERSIONS).to_dict()[name] == before
+            assert newest[name] != before
+        assert changed_dictionary_defaults(NEWEST, architecture, kind) == {}
+    for name, before in changed_optimizer_defaults(BEFORE_VERSIONS).items():
+        assert getattr(OptimizerConfig(), name) != before
+
+
+def test_an_option_that_is_given_wins_over_the_default_of_its_version():
+    options = {"architecture": "topk", "width": 64, "target_l0": 8, "dead_after_rows": 5}
+    assert dictionary_config(options, BEFORE_VERSIONS).dead_after_rows == 5
 
 
 def test_options_of_other_codes_that_an_earlier_version_wrote_are_left_out():

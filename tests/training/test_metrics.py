@@ -82,7 +82,8 @@ def test_a_small_case_gives_the_numbers_worked_out_by_hand():
         "fvu": pytest.approx(2 / (32 / 3)),
         "explained_variance": pytest.approx(1.9 / 3),
         "l0": pytest.approx(2 / 3),
-        "dead_fraction": 0.5,
+        "dead_fraction": 0.0,
+        "dead_in_training": 0.5,
         "rows": 3,
     }
 

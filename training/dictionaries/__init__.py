@@ -35,6 +35,7 @@ from lexray.training.dictionaries.pca import PCA
 from lexray.training.dictionaries.plugins import load_plugins
 from lexray.training.dictionaries.sae import SAE, FreeNormSAE, NormWeightedSAE
 from lexray.training.dictionaries.transcoder import SkipTranscoder, Transcoder
+from lexray.training.identity.versions import NEWEST
 
 ARCHITECTURES: dict[str, Architecture] = {}
 
@@ -61,9 +62,12 @@ def architecture(name: str) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def dictionary_config(options: Mapping[str, Any]) -> DictionaryConfig:
-    """Return a checked configuration from plain values with an `architecture` among them. Raises UserError."""
-    return architecture(options["architecture"]).config(options)
+def dictionary_config(options: Mapping[str, Any], defaults: int = NEWEST) -> DictionaryConfig:
+    """Return a checked configuration from plain values with an `architecture` among them. Raises UserError.
+
+    Options that are not given have the defaults of version `defaults`.
+    """
+    return architecture(options["architecture"]).config(options, defaults)
 
 
 def recorded_config(options: Mapping[str, Any]) -> DictionaryConfig:

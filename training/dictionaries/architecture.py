@@ -10,6 +10,7 @@ from lexray.storage.config_file import checked_config, nearest
 from lexray.storage.errors import UserError
 from lexray.training.codes.base import Code, CodeConfig
 from lexray.training.dictionaries.base import Dictionary, DictionaryConfig, Kind
+from lexray.training.identity.versions import BEFORE_VERSIONS, NEWEST, changed_dictionary_defaults
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,10 @@ class Architecture:
 
     # Configurations --------------------------------------------------------------------------------------------
 
-    def config(self, options: Mapping[str, Any]) -> DictionaryConfig:
+    def config(self, options: Mapping[str, Any], defaults: int = NEWEST) -> DictionaryConfig:
         """Return the checked configuration of options; `code` is a kind, or `{kind: ..., OPTION: ...}`.
+
+        What is not given has the defaults of version `defaults`.
 
         Raises UserError naming the first option that is wrong, or that another code has.
         """
@@ -85,6 +88,7 @@ class Architecture:
         for name in options:
             self._check_name(name, kind)
         code = self.code(kind)
+        options = {**changed_dictionary_defaults(defaults, self.name, code.kind if code else None), **options}
         if code is None:
             return checked_config(self.Config, {"architecture": self.name, **options})
         of_code = {f.name for f in fields(code.Config)}
@@ -97,7 +101,7 @@ class Architecture:
         options, kind = _with_code_apart(options)
         others = self.all_option_names - self.option_names(kind)
         kept = {name: value for name, value in options.items() if name not in others}
-        return self.config(kept | ({} if kind is None else {"code": kind}))
+        return self.config(kept | ({} if kind is None else {"code": kind}), BEFORE_VERSIONS)
 
     def _check_name(self, name: str, kind: str | None) -> None:
         known = self.option_names(kind)

@@ -22,6 +22,10 @@ from lexray.training.mesh.axes import ONE_PROCESS, Axes
 from lexray.training.objectives.forward import BatchSums, LossOutput
 from lexray.training.ops.sparse_code import RowFrame, SparseCode
 
+DEAD_AFTER_ROWS, DEAD_AFTER_SHARE = 10_000_000, 0.04
+"""Rows after which an inactive latent is dead where no number is given: a share of the training's, and so many at most
+(the number of Gao et al., 2024, whose trainings are long)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DictionaryConfig(FileSettings):
@@ -35,8 +39,9 @@ class DictionaryConfig(FileSettings):
     """Target mean number of active latents per row."""
     normaliser: NormaliserName = "standard"
     """Normalisation of raw activations: none, centre, unit_norm, standard (centre and scale), layer_norm, whiten."""
-    dead_after_rows: Count = 10_000_000
-    """A latent is dead when it has been inactive for this many rows of the global stream."""
+    dead_after_rows: Count | None = None
+    """A latent is dead when it has been inactive for this many rows of the global stream; None is a share of 4 % of the
+    training's rows, and 10 M at most."""
     sample_rows: Count = 65_536
     """Training rows from which data-dependent initial values are computed, where there are any."""
 
@@ -107,6 +112,7 @@ class Dictionary(nn.Module):
         self.config, self.sites, self.seed = config, sites, seed
         self.rows, self.latents, self.pairs = axes
         self.step, self.num_steps = 0, 1
+        self.rows_to_train = DEAD_AFTER_ROWS / DEAD_AFTER_SHARE
         self.input = Normaliser(config.normaliser, sites.inputs)
         if not sites.reconstructs_its_input:
             self.target = Normaliser(config.normaliser, sites.outputs)
@@ -177,6 +183,9 @@ class Dictionary(nn.Module):
         """Update state that is not learned by gradient: dead-latent counters; thresholds in subclasses."""
         self.rows_since_fired_F += batch.rows
         self.rows_since_fired_F[batch.fired_F > 0] = 0
+
+    def calibrate(self, sample: Sample) -> None:
+        """Set thresholds of inference from validation rows (collective)."""
 
     def after_evaluation(self, metrics: dict[str, float]) -> None:
         """Update state from the held-out metrics, which are equal on every rank."""
@@ -259,7 +268,12 @@ class Dictionary(nn.Module):
     @property
     def dead_F(self) -> Tensor:
         """Mask of dead latents (F), bool."""
-        return self.rows_since_fired_F >= self.config.dead_after_rows
+        return self.rows_since_fired_F >= self.dead_after_rows
+
+    @property
+    def dead_after_rows(self) -> int:
+        """Rows after which an inactive latent counts as dead."""
+        return self.config.dead_after_rows or min(DEAD_AFTER_ROWS, max(1, int(DEAD_AFTER_SHARE * self.rows_to_train)))
 
     def batch_stats(self, y_BO: Tensor, error_BO: Tensor, active: Tensor) -> dict[str, Tensor]:
         """Return the sums that all architectures report: squared error, squared distance from the mean, L0."""

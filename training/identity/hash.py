@@ -3,7 +3,8 @@
 `defaults.json` is frozen, one table per schema version: of `training` by block, of a `dictionary` by architecture (or
 `all`), of `codes` by kind. Options of version 1 are always hashed, as the first versions of lexray did; one that a
 configuration does not have counts with its default. Options of later versions are hashed where they differ from the
-default that they were introduced with. So a new option with its default changes no id, and a changed default does.
+default that they were introduced with. So a new option with its default changes no id, and a changed default does
+(`changed`, see `lexray.training.identity.versions`).
 """
 
 from __future__ import annotations

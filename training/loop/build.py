@@ -41,7 +41,9 @@ def place_in(config: TrainingConfig, rank: int) -> MeshCoord:
 
 def build_dictionary(config: TrainingConfig, manifest: Manifest, axes: Axes = ONE_PROCESS) -> Dictionary:
     """The untrained dictionary, or this rank's slice of it."""
-    return make_dictionary(config.dictionary, config.data.sites_in(manifest), seed=config.seed, axes=axes)
+    made = make_dictionary(config.dictionary, config.data.sites_in(manifest), seed=config.seed, axes=axes)
+    made.rows_to_train = config.num_steps * config.data.batch_rows
+    return made
 
 
 def sample_rows(config: TrainingConfig, stream: BatchStream, device: torch.device) -> Iterator[RawRows]:

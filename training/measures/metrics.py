@@ -12,7 +12,7 @@ from lexray.training.dictionaries.normalisers import NO_VARIANCE
 from lexray.training.mesh.axes import LOCAL_DATA, DataAxis
 from lexray.training.ops.sparse_code import SparseCode
 
-METRICS_VERSION = 1
+METRICS_VERSION = 2
 """Version of the definitions below; saved with every logged value."""
 
 
@@ -32,7 +32,8 @@ def evaluate(
     - `explained_variance`: mean over rows of 1 - ||y - y_hat||^2 / ||y - dataset mean||^2; sites over their scale. Rows
       that equal the dataset's mean have no such value and are left out.
     - `l0`: mean number of non-zero latents per row.
-    - `dead_fraction`: share of latents that were active in none of the last `dead_after_rows` training rows.
+    - `dead_fraction`: share of latents that none of these rows activates.
+    - `dead_in_training`: share of latents that none of the last `dead_after_rows` training rows activated.
     - `rows`: how many rows were seen.
 
     A value that has no meaning is NaN, never 0: an FVU of rows that do not differ, a mean over no rows.
@@ -40,10 +41,12 @@ def evaluate(
     `k` encodes with another number of active latents than was trained. `sites` are the names of what is reconstructed.
     """
     sums = Sums(dictionary)
+    fired_F = torch.zeros_like(dictionary.rows_since_fired_F)
     for batch in batches:
         other_k = {} if k is None else {"k": k}
         code = dictionary.encode(batch.x_BD, **other_k)
         sums.add(code, dictionary.decode(code, batch.x_BD), batch.y_BO)
+        fired_F += code.fired()
     sums.values = rows.all_reduce(sums.values)
     fvu = sums.fvu()
     named = zip((f"fvu/{site}" for site in sites), fvu, strict=True) if len(fvu) > 1 and sites else ()
@@ -52,10 +55,15 @@ def evaluate(
         **dict(named),
         "explained_variance": float(sums.explained / sums.off_mean),  # 0 / 0 is NaN
         "l0": float(sums.active / sums.num_rows),
-        "dead_fraction": float(dictionary.latents.all_reduce(dictionary.dead_F.double().sum()))
-        / dictionary.config.width,
+        "dead_fraction": _share(dictionary, rows.all_reduce(fired_F.double()) == 0),
+        "dead_in_training": _share(dictionary, dictionary.dead_F),
         "rows": float(sums.num_rows),
     }
+
+
+def _share(dictionary: Dictionary, mask_F: Tensor) -> float:
+    """Return the share of the latents of all slices at which the mask is set."""
+    return float(dictionary.latents.all_reduce(mask_F.double().sum())) / dictionary.config.width
 
 
 class Sums:

@@ -17,6 +17,7 @@ from lexray.storage.objects.settings import StorageSettings
 from lexray.training.config import EveryConfig, OptimizerConfig, RowsConfig
 from lexray.training.dictionaries import ARCHITECTURES, architecture
 from lexray.training.dictionaries.base import Kind
+from lexray.training.identity.versions import NEWEST
 from lexray.tuning.file.axes import SITE_AXES, TRIAL_AXES, Point, Range, Values, axis_values
 from lexray.tuning.file.resources import PricesBlock, ResourcesBlock
 from lexray.tuning.file.rules import Condition, Rule
@@ -107,6 +108,8 @@ class SweepFile(EndsBlock):
     cache: CacheSettings | None = None
     prices: PricesBlock | None = None
     wandb: WandbBlock = WandbBlock()
+    defaults: int | None = Field(default=None, ge=1, le=NEWEST)
+    """Version of lexray's defaults; a sweep that began goes on with those that it began with."""
     _path: str = PrivateAttr(default="")
 
     def model_post_init(self, context: Any) -> None:
