@@ -105,6 +105,8 @@ class DataConfig(RowsConfig):
 
 Precision = Literal["fp32", "bf16"]
 MIN_CLIP_NORM, MAX_LR_SCALE = 1e-9, 1e3
+LONG_STEPS = 10_000
+"""Steps from which on `lr: auto` depends on the width alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +117,10 @@ class OptimizerConfig(FileSettings):
         Annotated[float, Field(gt=0, le=10), Because("Adam moves every weight by about as much a step")]
         | Literal["auto"]
     ) = "auto"
-    """Peak learning rate; `auto` is 2e-4 / sqrt(width / 2^14), the rule of Gao et al. (2024), figure 3."""
+    """Peak learning rate; `auto` follows `lr_rule`."""
+    lr_rule: Literal["width", "width_and_steps"] = "width_and_steps"
+    """Rule of `lr: auto`. `width`: 2e-4 / sqrt(width / 2^14), that of Gao et al. (2024), figure 3, whose trainings have
+    10^5 steps. `width_and_steps`: times sqrt(10^4 / steps) where there are fewer steps than 10^4."""
     beta1: Decay = 0.9
     """Decay of the mean of gradients."""
     beta2: Decay = 0.999
@@ -154,14 +159,17 @@ class OptimizerConfig(FileSettings):
                 "squares of smaller gradients are no float32 numbers"
             )
 
-    def peak_lr(self, width: int) -> float:
-        return 2e-4 / (width / 2**14) ** 0.5 if self.lr == "auto" else self.lr
+    def peak_lr(self, width: int, num_steps: int) -> float:
+        if self.lr != "auto":
+            return self.lr
+        factor = (LONG_STEPS / num_steps) ** 0.5 if self.lr_rule == "width_and_steps" else 1.0
+        return 2e-4 / (width / 2**14) ** 0.5 * max(1.0, factor)
 
     def lr_at(self, step: int, num_steps: int, width: int) -> float:
         """Learning rate of the step that makes `step` finished steps into step + 1."""
         rise = min(1.0, (step + 1) / max(1.0, self.warmup * num_steps))
         fall = min(1.0, (num_steps - step) / max(1.0, self.decay * num_steps))
-        return self.peak_lr(width) * min(rise, fall)
+        return self.peak_lr(width, num_steps) * min(rise, fall)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -104,7 +104,7 @@ DECIDING = {
     },
     "optimizer": {
         "lr": 1e-3, "beta1": 0.5, "beta2": 0.9, "eps": 1e-5, "clip_norm": 0.5, "warmup": 0.1, "decay": 0.1,
-        "lr_scale": {"b_dec": 2.0}, "precision": "bf16",
+        "lr_scale": {"b_dec": 2.0}, "precision": "bf16", "lr_rule": "width",
     },
     "every": {"evaluate": 10, "eval_rows": 10},
 }  # fmt: skip
@@ -241,8 +241,11 @@ def test_without_warmup_and_decay_the_learning_rate_is_constant():
 
 @pytest.mark.parametrize(("width", "lr"), [(2**14, 2e-4), (2**16, 1e-4), (2**12, 4e-4)])
 def test_the_automatic_learning_rate_falls_with_the_root_of_the_width(width, lr):
-    assert OptimizerConfig().peak_lr(width) == pytest.approx(lr)
-    assert OptimizerConfig(lr=0.3).peak_lr(width) == 0.3
+    for num_steps in (10_000, 10**6):
+        assert OptimizerConfig().peak_lr(width, num_steps) == pytest.approx(lr)
+    assert OptimizerConfig(lr_rule="width").peak_lr(width, 100) == pytest.approx(lr)
+    assert OptimizerConfig().peak_lr(width, 100) == pytest.approx(10 * lr)
+    assert OptimizerConfig(lr=0.3).peak_lr(width, 100) == 0.3
 
 
 def test_rows_are_rounded_up_to_whole_batches():

@@ -1,7 +1,7 @@
 """Identities of trials: those of earlier versions hold, and a new option with its default changes none."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,7 @@ NOT_HASHED = {
     "data": {"url", "storage", "dataset_id", "inputs"},
     "every": {"log", "checkpoint", "checkpoint_s", "keep"},
 }
+BEFORE = OptimizerConfig(**changed_optimizer_defaults(BEFORE_VERSIONS))
 DATA = DataConfig(url="s3://a/b", dataset_id="0123456789abcdef", inputs=("x",), batch_rows=4096)
 
 
@@ -33,7 +34,9 @@ def trial_of(case: Case) -> TrainingConfig:
     options = {"architecture": case.architecture, "width": 64, "target_l0": 8, **case.options}
     if case.architecture == "kmeans":
         options["target_l0"] = 1
-    return TrainingConfig(dictionary=dictionary_config(options, BEFORE_VERSIONS), data=DATA, rows=10**6, seed=1)
+    return TrainingConfig(
+        dictionary=dictionary_config(options, BEFORE_VERSIONS), data=DATA, rows=10**6, seed=1, optimizer=BEFORE
+    )
 
 
 def test_ids_of_earlier_versions_hold():
@@ -50,7 +53,7 @@ def test_ids_of_earlier_versions_hold_with_settings_of_the_training():
             max_norm_ratio=None,
         ),
         rows=10**6,
-        optimizer=OptimizerConfig(lr=3e-4, warmup=0.1, lr_scale={"b_dec": 2.0}),
+        optimizer=replace(BEFORE, lr=3e-4, warmup=0.1, lr_scale={"b_dec": 2.0}),
         every=EveryConfig(evaluate=50),
         mesh=MeshConfig(data=2),
     )  # fmt: skip

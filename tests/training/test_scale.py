@@ -259,7 +259,7 @@ def test_rows_without_variance_have_no_fvu_and_none_of_zero(rows):
 def test_metrics_of_no_rows_are_not_zero():
     metrics = evaluate(made_for(features(7)), [])
     assert metrics.pop("rows") == 0
-    assert metrics.pop("dead_fraction") == 0
+    assert metrics.pop("dead_in_training") == 0
     assert all(math.isnan(value) for value in metrics.values())
 
 

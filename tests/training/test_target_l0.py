@@ -1,4 +1,4 @@
-"""On real activations every penalty family reaches the number of active latents that was asked for."""
+"""On real activations every family without a k reaches the number of active latents that was asked for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from lexray.storage.harvest.harvest import harvest
 from lexray.storage.harvest.harvest_file import HarvestFile
 from lexray.storage.manifest import Manifest
 from lexray.storage.store import Store
-from lexray.training.codes.penalised import PenalisedConfig
+from lexray.training.codes.base import Code
+from lexray.training.codes.penalised import Penalised
 from lexray.training.config import DataConfig, EveryConfig, OptimizerConfig, TrainingConfig
 from lexray.training.dictionaries import ARCHITECTURES, dictionary_config
 from lexray.training.loop.trainer import Trainer
@@ -35,7 +36,7 @@ class Case(NamedTuple):
 PENALTIES = [
     name
     for name, made in ARCHITECTURES.items()
-    if issubclass(made.Config, PenalisedConfig) and made.kind == "sae" and not name.endswith("archetypal")
+    if issubclass(made.codes[0] if made.codes else Code, Penalised) and made.kind == "sae"
 ]
 BORROWED = [
     Case("crosscoder", inputs=("layer3", "layer4")),
@@ -44,7 +45,9 @@ BORROWED = [
     Case("relaxed_archetypal", {"code": "jumprelu", "threshold_rate": 50}, lr=3e-4),
 ]
 """Dictionaries of other kinds that have a penalty family's code."""
-CASES = [*map(Case, PENALTIES), *BORROWED]
+THRESHOLDS = [Case("batch_topk"), Case("mp", {"residual_threshold": "auto", "decoder_norm": "ignored"})]
+"""Codes whose L0 follows from one threshold."""
+CASES = [*map(Case, PENALTIES), *BORROWED, *THRESHOLDS]
 TARGETS = (16, 32, 64, 128)
 WIDTH, BATCH, EPOCHS = 768, 1024, 2
 
@@ -72,9 +75,9 @@ def trained(activations: tuple[Store, Manifest], folder: Path, case: Case, targe
             inputs=case.inputs,
             outputs=case.outputs,
             batch_rows=BATCH,
-            held_out=0.1,
+            held_out=0.2,
         ),
-        rows=EPOCHS * manifest.rows * 9 // 10,
+        rows=EPOCHS * manifest.rows * 8 // 10,
         optimizer=OptimizerConfig(lr=case.lr, decay=0.3),
         every=EveryConfig(log=100, evaluate=25, checkpoint=10_000, eval_rows=8192),
     )

@@ -19,7 +19,7 @@ from lexray.storage.file_settings import NonNegative, Positive
 from lexray.training.codes.base import Host
 from lexray.training.codes.code_cost import CodeCost, StepShape
 from lexray.training.codes.folding import Folding
-from lexray.training.codes.penalised import Penalised, PenalisedConfig, penalised_cost
+from lexray.training.codes.penalised import Penalised, PenalisedConfig, penalised_cost, priced_by_latent
 from lexray.training.objectives.forward import Batch, Forward, Weighted, reconstruction_error
 from lexray.training.objectives.l0 import L0, PreActivation, QuadraticL0, Steps
 from lexray.training.objectives.sparsity import Sparsity, Tanh
@@ -86,9 +86,6 @@ class JumpReLU(Penalised):
 
     def __init__(self, config: JumpReLUConfig, host: Host) -> None:
         super().__init__(config, host)
-        if config.l0_loss != "quadratic":
-            # What one latent costs: a start that is right for few latents would silence many.
-            self.controller.log_coefficient.sub_(math.log(self.target_l0))
         # Adam's steps have one size, so a parameter that is multiplied by a rate has that times the learning rate.
         start = math.log(STARTING_THRESHOLD) / config.threshold_rate
         host.register_parameter("scaled_log_threshold", nn.Parameter(torch.full((self.num_latents,), start)))
@@ -113,6 +110,11 @@ class JumpReLU(Penalised):
         return torch.topk(rows.gather(best), kept, dim=0).values[-1]
 
     # What every code defines -----------------------------------------------------------------------------------
+
+    @property
+    def initial_coefficient(self) -> float:
+        given = self.config.initial_coefficient
+        return float(given if self.config.l0_loss == "quadratic" else priced_by_latent(self.target_l0, given))
 
     @property
     def threshold_F(self) -> Tensor:

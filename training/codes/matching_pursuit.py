@@ -5,21 +5,27 @@ Shapes: B rows, D width, F latents, T rounds.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from lexray.storage.errors import UserError
 from lexray.storage.file_settings import Count, NonNegative
-from lexray.training.codes.base import Code, CodeConfig, powers_of_two_to
+from lexray.training.codes.base import Code, CodeConfig, Host, powers_of_two_to
 from lexray.training.codes.code_cost import FLOAT_BYTES, INDEX_BYTES, PAIR_BYTES, CodeCost, StepShape
+from lexray.training.codes.controller import L0Controller
 from lexray.training.codes.folding import Folding
-from lexray.training.objectives.forward import Batch, Forward, Weighted, reconstruction_error
+from lexray.training.objectives.forward import Batch, BatchSums, Forward, Weighted, reconstruction_error
 from lexray.training.objectives.reconstruction import squared_error
 from lexray.training.ops.preactivations import SparseEntries
 from lexray.training.ops.pursuit import StopRule, orthogonal_pursuit, pursue, to_code
 from lexray.training.ops.sparse_code import SparseCode
+
+STARTING_RESIDUAL = 0.5
+"""Residual threshold at the first step where it is moved."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +34,10 @@ class MatchingPursuitConfig(CodeConfig):
 
     kind: str = "mp"
     rounds: Count | None = None
-    """Maximum number of atoms that a row picks; None is the target L0."""
-    residual_threshold: NonNegative = 0.0
-    """A row stops when its residual is shorter than this, in units of the normalised input (mean squared norm 1)."""
+    """Maximum number of atoms that a row picks; None is the target L0, twice that with `residual_threshold: auto`."""
+    residual_threshold: NonNegative | Literal["auto"] = 0.0
+    """A row stops when its residual is shorter than this, in units of the normalised input (mean squared norm 1).
+    `auto`: a controller moves it until the mean L0 is the target, so that each row has the atoms that it needs."""
     stop_at_repeat: bool = False
     """A row stops when it picks an atom again, as in the paper's code; else the atom's coefficient grows."""
     inference: Literal["mp", "omp"] = "mp"
@@ -38,7 +45,7 @@ class MatchingPursuitConfig(CodeConfig):
 
     def check(self, width: int, target_l0: float) -> None:
         super().check(width, target_l0)
-        if self.rounds is None and target_l0 != int(target_l0):
+        if self.rounds is None and not self.is_adaptive and target_l0 != int(target_l0):
             raise UserError(f"target_l0: {target_l0:g} is not a whole number of rounds; give `rounds`")
 
     def check_decoder(self, decoder_norm: str) -> None:
@@ -48,9 +55,14 @@ class MatchingPursuitConfig(CodeConfig):
                 "stay near it"
             )
 
-    def rule(self, target_l0: float) -> StopRule:
-        """Return the rule by which a row stops."""
-        return StopRule(self.rounds or int(target_l0), self.residual_threshold, self.stop_at_repeat)
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether the residual threshold is moved to the target L0."""
+        return self.residual_threshold == "auto"
+
+    def most_rounds(self, target_l0: float) -> int:
+        """Return the maximum number of atoms that a row picks."""
+        return self.rounds or math.ceil(2 * target_l0 if self.is_adaptive else target_l0)
 
 
 class MatchingPursuit(Code):
@@ -62,10 +74,11 @@ class MatchingPursuit(Code):
         loss = mean over rows of ||x - x_hat||^2
 
     A row stops after `rounds` picks, when its residual is short, or when no atom has a positive score (the paper's
-    code rectifies the score too). Atoms keep unit norm, which the step-wise orthogonality needs. With `decoder_norm:
-    ignored`, as in the paper's code, they only start at it and the loss keeps them near it, which recovers
-    hierarchical features more exactly (`lexray bench ground-truth`). An atom picked again adds to its coefficient, so
-    L0 may be below the number of rounds. Rounds and residual threshold can be changed at inference.
+    code rectifies the score too). With `residual_threshold: auto` the mean L0 is the target and rows differ in how many
+    atoms they take: the adaptive sparsity of the paper. Atoms keep unit norm, which the step-wise orthogonality needs.
+    With `decoder_norm: ignored`, as in the paper's code, they only start at it and the loss keeps them near it, which
+    recovers hierarchical features more exactly (`lexray bench ground-truth`). An atom picked again adds to its
+    coefficient, so L0 may be below the number of rounds. Rounds and residual threshold can be changed at inference.
     """
 
     kind = "mp"
@@ -74,10 +87,17 @@ class MatchingPursuit(Code):
     paper = "Costa et al., From flat to hierarchical: matching pursuit SAEs (2025), arXiv:2506.03093"
     encoder_tensors = ()  # the decoder encodes
 
+    def __init__(self, config: MatchingPursuitConfig, host: Host) -> None:
+        super().__init__(config, host)
+        if config.is_adaptive:
+            host.add_module("controller", L0Controller(self.target_l0, STARTING_RESIDUAL))
+
     @property
     def rule(self) -> StopRule:
-        rule: StopRule = self.config.rule(self.target_l0)
-        return rule
+        """Rule by which a row stops."""
+        is_adaptive = self.config.is_adaptive
+        threshold = float(self.host.controller.coefficient) if is_adaptive else self.config.residual_threshold
+        return StopRule(self.config.most_rounds(self.target_l0), threshold, self.config.stop_at_repeat)
 
     def encode(
         self,
@@ -108,7 +128,17 @@ class MatchingPursuit(Code):
             values=code.values,
             reconstruction=squared_error(found.residual_BD),
             fired_F=code.fired(),
+            observed={"residual_threshold": self.host.controller.coefficient} if self.config.is_adaptive else {},
         )
+
+    @torch.no_grad()
+    def after_step(self, batch: BatchSums) -> None:
+        if self.config.is_adaptive:
+            self.host.controller.after_step(batch.sums["active"] / batch.rows)
+
+    def after_evaluation(self, metrics: dict[str, float]) -> None:
+        if self.config.is_adaptive:
+            self.host.controller.after_evaluation(metrics["l0"])
 
     def terms(self) -> list[Weighted]:
         return [Weighted("reconstruction", reconstruction_error)]
@@ -127,7 +157,7 @@ class MatchingPursuit(Code):
     @classmethod
     def cost(cls, config: Any, shape: StepShape) -> CodeCost:
         """Return the cost: each round scores all atoms and all-reduces the picked ones, forward and backward."""
-        rounds = config.rounds or shape.k
+        rounds = config.most_rounds(shape.target_l0)
         picks = rounds * shape.rows
         return CodeCost(
             multiply_adds=rounds * shape.entries * shape.input_width + 6 * picks * shape.output_width,

@@ -35,6 +35,11 @@ class PenalisedConfig(SharedTermsConfig):
     """Share of the steps over which the penalty's weight rises linearly from zero."""
 
 
+def priced_by_latent(target_l0: float, coefficient: float = PenalisedConfig.initial_coefficient) -> float:
+    """Return the weight of a penalty that costs about 1 for each active latent, given that of one on activations."""
+    return coefficient / target_l0
+
+
 class PenaltySchedule:
     """The penalty of a code at each step: L1 throughout, unless a subclass says otherwise."""
 
@@ -62,10 +67,15 @@ class Penalised(Code):
     def __init__(self, config: PenalisedConfig, host: Host) -> None:
         super().__init__(config, host)
         self.schedule = self.Schedule(config, host)
-        host.add_module("controller", L0Controller(self.target_l0, config.initial_coefficient))
+        host.add_module("controller", L0Controller(self.target_l0, self.initial_coefficient))
         # Half of all latents are active at first: without this their sum would be a multiple of the input.
         with torch.no_grad():
             host.W_enc.mul_(min(1.0, 2 * host.sites.input_width / self.width))
+
+    @property
+    def initial_coefficient(self) -> float:
+        """Weight of the penalty at the first step."""
+        return float(self.config.initial_coefficient)
 
     @property
     def controller(self) -> L0Controller:

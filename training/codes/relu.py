@@ -14,7 +14,13 @@ from torch import Tensor
 from lexray.storage.file_settings import Positive
 from lexray.training.codes.code_cost import CodeCost, StepShape
 from lexray.training.codes.folding import Folding
-from lexray.training.codes.penalised import Penalised, PenalisedConfig, PenaltySchedule, penalised_cost
+from lexray.training.codes.penalised import (
+    Penalised,
+    PenalisedConfig,
+    PenaltySchedule,
+    penalised_cost,
+    priced_by_latent,
+)
 from lexray.training.objectives.forward import Batch, Forward, Weighted, reconstruction_error
 from lexray.training.objectives.sparsity import Penalty, Sparsity, Tanh
 from lexray.training.ops.preactivations import entries_above
@@ -77,6 +83,9 @@ class ReLUTanhConfig(ReLUConfig):
     """Options of ReLU with the tanh penalty."""
 
     kind: str = "relu_tanh"
+    initial_coefficient: Positive | None = None  # type: ignore[assignment]
+    """Weight of the penalty at the first step; the controller adjusts it from there. None is 0.01 / target L0, since an
+    active latent costs about 1 whatever its activation: a larger weight silences most latents in the first steps."""
     tanh_scale: Positive = 4.0
     """c in tanh(c f ||atom||), for inputs of unit variance per dimension: multiplied by sqrt(site width) in ours."""
 
@@ -102,6 +111,10 @@ class ReLUTanh(ReLU):
     Config = ReLUTanhConfig
     Schedule = TanhPenalty
     paper = "Jermyn et al., Tanh penalty in dictionary learning (February 2024), transformer-circuits.pub"
+
+    @property
+    def initial_coefficient(self) -> float:
+        return float(self.config.initial_coefficient or priced_by_latent(self.target_l0))
 
     terms = ReLU.sparsity_terms
 

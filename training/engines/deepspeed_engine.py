@@ -44,6 +44,9 @@ logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 # DeepSpeed and we call collectives under the names that every supported torch has.
 warnings.filterwarnings("ignore", r".*(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated", FutureWarning)
 
+ANY_LR = 1e-3
+"""Learning rate until the first step, which sets its own."""
+
 
 class _LossOf(nn.Module):
     """What DeepSpeed runs: it hooks `forward`, which of a dictionary is the reconstruction and not the loss."""
@@ -92,9 +95,8 @@ class DeepSpeedEngine:
         )
         assert self.device == device, f"DeepSpeed took {self.device}, the dictionary lies on {device}"
         self._states = AdamStates(self._engine, self._adam, self.zero_stage, mesh.place)
-        peak_lr = config.peak_lr(dictionary.config.width)
-        self._set_lr(peak_lr)
-        check_groups(self.live_groups(), [LiveGroup(names, peak_lr * scale) for names, scale in wanted])
+        self._set_lr(ANY_LR)
+        check_groups(self.live_groups(), [LiveGroup(names, ANY_LR * scale) for names, scale in wanted])
         if mesh.place.data == 1 and self.zero_stage == 0:
             self._engine.enable_backward_allreduce = False  # nothing to add up, and it costs a pass over the gradients
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -48,14 +49,14 @@ def evaluate(
         sums.add(code, dictionary.decode(code, batch.x_BD), batch.y_BO)
         fired_F += code.fired()
     sums.values = rows.all_reduce(sums.values)
-    fvu = sums.fvu()
+    fvu, dead = sums.fvu(), _share(dictionary, rows.all_reduce(fired_F.double()) == 0)
     named = zip((f"fvu/{site}" for site in sites), fvu, strict=True) if len(fvu) > 1 and sites else ()
     return {
         "fvu": sum(fvu) / len(fvu),
         **dict(named),
         "explained_variance": float(sums.explained / sums.off_mean),  # 0 / 0 is NaN
         "l0": float(sums.active / sums.num_rows),
-        "dead_fraction": _share(dictionary, rows.all_reduce(fired_F.double()) == 0),
+        "dead_fraction": dead if sums.num_rows else math.nan,
         "dead_in_training": _share(dictionary, dictionary.dead_F),
         "rows": float(sums.num_rows),
     }
