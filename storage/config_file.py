@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, is_dataclass
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -12,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from lexray.storage.documents import shortened
-from lexray.storage.errors import UserError
+from lexray.storage.errors import UserError, as_user_error
 from lexray.storage.file_settings import LIMITS, check_float32, check_number, check_values, said
 from lexray.storage.yaml_values import load_yaml
 
@@ -88,10 +89,8 @@ def mapping_of(text: str, path: str) -> dict[Any, Any]:
 
 def checked_content(path: str, content: dict[Any, Any], model: type[Model]) -> Model:
     """Validate the content of a file as `model`. Raises UserError naming the file and the first wrong field."""
-    try:
+    with _described(model, f"{path}: "):
         return model.model_validate(content, context={PATH: path})
-    except ValidationError as error:
-        raise UserError(f"{path}: {describe(error, model)}") from error
 
 
 def checked_block(block: Block, changes: dict[str, Any]) -> Block:
@@ -106,10 +105,13 @@ def checked_config(config_class: type[Block], values: dict[str, Any]) -> Block:
     for name, value in values.items():
         if isinstance(value, float):
             check_float32(name, value)
-    try:
+    with _described(config_class):
         return TypeAdapter(config_class).validate_python(values)
-    except ValidationError as error:
-        raise UserError(describe(error, config_class)) from error
+
+
+def _described(model: type, place: str = "") -> AbstractContextManager[None]:
+    """Turn a ValidationError into a UserError in one line."""
+    return as_user_error(lambda error: f"{place}{describe(error, model)}", ValidationError)
 
 
 def recorded(config_class: type[Block], values: dict[str, Any]) -> Block:

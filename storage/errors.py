@@ -4,6 +4,12 @@ Both may quote what others wrote (a name in a document, an answer of a server), 
 beyond what is read: the middle of a longer one is left out, since the end says what to do.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
 _MAX, _FIRST, _LAST = 2000, 1200, 400
 
 
@@ -39,6 +45,20 @@ class CorruptDataError(RuntimeError):
 
     def __init__(self, message: object = "") -> None:
         super().__init__(_bounded(str(message)))
+
+
+@contextmanager
+def as_user_error(message: Callable[[Any], str], *kinds: type[Exception]) -> Iterator[None]:
+    """Turn errors of `kinds` (of any kind where none is given) into a UserError of what `message` returns for them.
+
+    A UserError keeps its own message.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or not isinstance(error, kinds or Exception):
+            raise
+        raise UserError(message(error)) from error
 
 
 def one_line(error: BaseException) -> str:

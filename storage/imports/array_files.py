@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 import shutil
+import struct
 import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from lexray.storage.errors import UserError, one_line
+from lexray.storage.errors import UserError, as_user_error, one_line
 from lexray.storage.imports.source import SourceFile
 from lexray.storage.imports.stored_tensor import UNNAMED, OpenedFile, StoredTensor, TensorFacts
 
@@ -131,7 +133,7 @@ def open_raw(path: Path, file: SourceFile, raw: RawFormat | None) -> OpenedFile:
 def open_npz(path: Path, file: SourceFile, raw: RawFormat | None = None) -> OpenedFile:
     """Open the arrays of an `.npz` file; compressed ones are unpacked to a temporary file on first read."""
     tensors, notes = {}, {}
-    try:
+    with _reading(f"{file}: not a whole .npz file", "save it again by np.savez"):
         archive = zipfile.ZipFile(path)
         members = [member for member in archive.infolist() if not member.is_dir()]
         for member in members:
@@ -146,10 +148,6 @@ def open_npz(path: Path, file: SourceFile, raw: RawFormat | None = None) -> Open
                 raise UserError(f"{file}: holds two arrays called {name}; save it again")
             else:
                 tensors[name] = _stored(header, _member_opener(archive, member, header, path, file))
-    except UserError:
-        raise
-    except Exception as error:  # each compression has its own errors
-        raise UserError(f"{file}: not a whole .npz file ({_first_line(error)}); save it again by np.savez") from error
     return OpenedFile(tensors, notes)
 
 
@@ -174,9 +172,7 @@ def _member_opener(
         with open(path, "rb") as opened:  # after the archive's local header of the member
             opened.seek(member.header_offset + 26)
             lengths = opened.read(4)
-        begin = (
-            member.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
-        )
+        begin = member.header_offset + 30 + sum(struct.unpack("<HH", lengths))
         mapped = _mapped(path, header, begin)
         return lambda: mapped
     return cache(lambda: _unpacked(archive, member, header, file))
@@ -192,17 +188,16 @@ def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo, header: _Header
             f"{file}: {member.filename} has {header.bytes:,} bytes unpacked, but {place} has {free:,} free; "
             "set TMPDIR to a larger disk"
         )
-    try:
-        with tempfile.NamedTemporaryFile(prefix="lexray-import-") as copy, archive.open(member) as packed:
-            shutil.copyfileobj(packed, copy, 2**20)
-            copy.flush()
-            if copy.tell() != header.bytes:
-                raise EOFError(f"{copy.tell():,} of {header.bytes:,} bytes")
-            return _mapped(Path(copy.name), header, 0)
-    except Exception as error:  # each compression has its own errors, and a disk may be full
-        raise UserError(
-            f"{file}: {member.filename} cannot be unpacked ({_first_line(error)}); save it again"
-        ) from error
+    with (
+        _reading(f"{file}: {member.filename} cannot be unpacked", "save it again"),
+        tempfile.NamedTemporaryFile(prefix="lexray-import-") as copy,
+        archive.open(member) as packed,
+    ):
+        shutil.copyfileobj(packed, copy, 2**20)
+        copy.flush()
+        if copy.tell() != header.bytes:
+            raise EOFError(f"{copy.tell():,} of {header.bytes:,} bytes")
+        return _mapped(Path(copy.name), header, 0)
 
 
 def _mapped(path: Path, header: _Header, begin: int) -> np.ndarray:
@@ -231,7 +226,7 @@ def _stored(header: _Header, array: Callable[[], np.ndarray]) -> StoredTensor:
 
 def _read_header(opened: IO[bytes], place: str) -> _Header:
     """Read shape, order and dtype of an array. Raises UserError when they are not readable."""
-    try:
+    with _reading(f"{place}: not an .npy file of numbers", "save it again"):
         version = np.lib.format.read_magic(opened)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         with warnings.catch_warnings(action="ignore"):  # about files written by Python 2
@@ -239,8 +234,6 @@ def _read_header(opened: IO[bytes], place: str) -> _Header:
         if any(size < 0 for size in shape):
             raise ValueError(f"its shape is {list(shape)}")
         return _Header(shape, fortran, dtype, opened.tell())
-    except Exception as error:  # numpy parses it as Python, which may raise anything
-        raise UserError(f"{place}: not an .npy file of numbers ({_first_line(error)}); save it again") from error
 
 
 def _not_numbers(dtype: np.dtype[Any]) -> str:
@@ -259,6 +252,11 @@ def check_ratio(claimed: int, stored: int, said: str) -> None:
             f"{said} in {stored:,} compressed ones, more than {MAX_RATIO} to 1: no vectors compress so well; "
             "save it again without compression"
         )
+
+
+def _reading(what: str, remedy: str) -> AbstractContextManager[None]:
+    """Turn any error into one line: each compression has its own, and numpy parses a header as Python."""
+    return as_user_error(lambda error: f"{what} ({_first_line(error)}); {remedy}")
 
 
 def _first_line(error: BaseException) -> str:

@@ -18,31 +18,10 @@ RUN_WORDS = frozenset(
     ("batch", "chunk", "doc", "document", "file", "part", "piece", "row", "rows", "run", "sample", "sequence", "shard")
 )
 """A number behind one of these counts runs of rows."""
-PLACE_WORDS = frozenset(
-    (
-        "attn",
-        "block",
-        "blocks",
-        "decoder",
-        "depth",
-        "encoder",
-        "h",
-        "head",
-        "heads",
-        "hidden",
-        "hook",
-        "l",
-        "layer",
-        "layers",
-        "mlp",
-        "resid",
-        "residual",
-        "site",
-        "sites",
-        "state",
-        "states",
-    )
-)
+PLACE_WORDS = frozenset((
+    "attn", "block", "blocks", "decoder", "depth", "encoder", "h", "head", "heads", "hidden", "hook", "l", "layer",
+    "layers", "mlp", "resid", "residual", "site", "sites", "state", "states",
+))  # fmt: skip
 """Words for places in a model: a number in a name that holds one may count sites."""
 _SHARD_OF_SPLIT = re.compile(r"-\d+-of-\d+.*")
 

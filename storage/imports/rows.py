@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
-from lexray.storage.errors import UserError
+from lexray.storage.errors import UserError, as_user_error, one_line
 from lexray.storage.harvest.harvest_file import SITE_NAME
 from lexray.storage.manifest import COLUMNS, MANIFEST, Manifest
 from lexray.storage.store import Store
@@ -201,10 +201,8 @@ def _as_int32(block: RowBlock, name: str) -> np.ndarray:
     return column.astype(np.int32)
 
 
-@contextmanager
-def _writing(store: Store) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"output: cannot write to {store.url} ({reason}); choose another place") from error
+def _writing(store: Store) -> AbstractContextManager[None]:
+    def message(error: Exception) -> str:
+        return f"output: cannot write to {store.url} ({one_line(error)}); choose another place"
+
+    return as_user_error(message, OSError)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lexray.storage.errors import UserError, one_line
+from lexray.storage.errors import UserError, as_user_error, one_line
 from lexray.storage.imports.array_files import check_ratio
 from lexray.storage.imports.file_names import check_one_series, in_order
 from lexray.storage.imports.options import ImportOptions
@@ -106,12 +106,11 @@ def _saved(folder: SourceFolder) -> Tables:
 
 
 def _read_json(file: SourceFile) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read())
-    except FileNotFoundError as error:
-        raise UserError(f"{file}: no such file; a folder of save_to_disk has one, so this one is not whole") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not valid JSON") from error
+    absent = f"{file}: no such file; a folder of save_to_disk has one, so this one is not whole"
+    with as_user_error(lambda _: absent, FileNotFoundError):
+        data = file.read()
+    with as_user_error(lambda _: f"{file}: not valid JSON", ValueError, RecursionError):
+        content = json.loads(data)
     return content if isinstance(content, dict) else {}
 
 
@@ -161,29 +160,28 @@ def _checked(batch: Any) -> Any:
 @contextmanager
 def _open_arrow(file: SourceFile) -> Iterator[Any]:
     """A reader of an Arrow stream or an Arrow file, mapped into memory."""
-    try:
-        with file.local() as path, pa.memory_map(str(path)) as mapped:
-            is_file = mapped.read(6) == b"ARROW1"
-            mapped.seek(0)
-            with (pa.ipc.open_file if is_file else pa.ipc.open_stream)(mapped) as reader:
-                yield reader
-    except UserError:
-        raise
-    except Exception as error:  # a damaged file makes pyarrow fail in any way
-        raise UserError(f"{file}: not a whole Arrow stream ({one_line(error).rstrip('.')}); copy it again") from error
+    with _reading(file, "Arrow stream"), file.local() as path, pa.memory_map(str(path)) as mapped:
+        is_file = mapped.read(6) == b"ARROW1"
+        mapped.seek(0)
+        with (pa.ipc.open_file if is_file else pa.ipc.open_stream)(mapped) as reader:
+            yield reader
 
 
 @contextmanager
 def open_parquet(file: SourceFile, *, edges: bool = False) -> Iterator[Any]:
     """A Parquet file, mapped into memory; with `edges` only what its end says of it is to be used."""
-    try:
-        with file.local(edges=edges) as path, pq.ParquetFile(path, memory_map=True) as parquet:
-            _check_claims(parquet.metadata, file)
-            yield parquet
-    except UserError:
-        raise
-    except Exception as error:  # a damaged file makes pyarrow fail in any way
-        raise UserError(f"{file}: not a whole Parquet file ({one_line(error).rstrip('.')}); copy it again") from error
+    with (
+        _reading(file, "Parquet file"),
+        file.local(edges=edges) as path,
+        pq.ParquetFile(path, memory_map=True) as parquet,
+    ):
+        _check_claims(parquet.metadata, file)
+        yield parquet
+
+
+def _reading(file: SourceFile, kind: str) -> AbstractContextManager[None]:
+    """Turn any error into one line for the user: a damaged file makes pyarrow fail in any way."""
+    return as_user_error(lambda error: f"{file}: not a whole {kind} ({one_line(error).rstrip('.')}); copy it again")
 
 
 def _check_claims(metadata: Any, file: SourceFile) -> None:

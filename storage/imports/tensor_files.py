@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from lexray.storage.errors import UserError, one_line
+from lexray.storage.errors import UserError, as_user_error, one_line
 from lexray.storage.imports.array_files import RAW_SUFFIXES, RawFormat, open_npy, open_npz, open_raw
 from lexray.storage.imports.source import SourceFile
 from lexray.storage.imports.stored_tensor import FileFacts, OpenedFile, StoredTensor, TensorFacts, facts_of
@@ -19,12 +19,12 @@ from lexray.storage.imports.torch_files import open_pt
 
 
 def _open_safetensors(path: Path, file: SourceFile, raw: RawFormat | None = None) -> OpenedFile:
-    try:
+    def message(error: Exception) -> str:
+        return f"{file}: not a whole safetensors file ({one_line(error)}); save it again"
+
+    with as_user_error(message, SafetensorError, KeyError, AttributeError):
         content = safe_open(path, framework="pt")
         return OpenedFile({name: _stored(content, name) for name in content.keys()})  # noqa: SIM118
-    except (SafetensorError, KeyError, AttributeError) as error:
-        reason = one_line(error)
-        raise UserError(f"{file}: not a whole safetensors file ({reason}); save it again") from error
 
 
 def _stored(content: Any, name: str) -> StoredTensor:
@@ -58,11 +58,11 @@ def open_tensor_file(file: SourceFile, *, raw: RawFormat | None = None, edges: b
     With `edges` only shapes and dtypes may be used.
     """
     reader = open_raw if file.suffix in RAW_SUFFIXES else READERS[file.suffix]
-    try:
-        with file.local(edges=edges) as path:
-            return reader(path, file, raw)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
+    with (
+        as_user_error(lambda error: f"{file}: cannot be read ({one_line(error)})", OSError),
+        file.local(edges=edges) as path,
+    ):
+        return reader(path, file, raw)
 
 
 class Opener:
