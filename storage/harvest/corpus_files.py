@@ -10,8 +10,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from lexray.storage.errors import UserError
 from lexray.storage.harvest.corpus_report import CorpusReport
-from lexray.storage.harvest.file_patterns import count_alternatives, expand
-from lexray.storage.harvest.file_trees import Entry, LocalTree, UrlTree, plain_path
+from lexray.storage.harvest.file_trees import Entry, LocalTree, UrlTree, count_alternatives, expand, plain_path
 from lexray.storage.harvest.packed_files import HEAD_BYTES, find_packing, unpack
 from lexray.storage.objects.options import SCHEMES
 from lexray.storage.objects.retries import Retrier

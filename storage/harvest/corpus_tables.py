@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple
 
 from lexray.storage.config_file import nearest
-from lexray.storage.errors import UserError, one_line
+from lexray.storage.errors import UserError, as_user_error, one_line
 from lexray.storage.harvest.corpus_files import CorpusFile
 from lexray.storage.harvest.packed_files import DamagedFileError
 
@@ -79,24 +78,17 @@ def _parse(place: TablePlace, line: bytes, column: str) -> dict[str, Any]:
 
 def rows_of_parquet(file: CorpusFile, column: str) -> Iterator[tuple[TablePlace, Any]]:
     """Yield one value for each row of a parquet or arrow file, read a few hundred rows at a time."""
-    number = 0
-    with file.open() as opened, _reading_arrow(file):
+    import pyarrow as pa
+
+    def message(error: Exception) -> str:
+        return f"{file.place} is not a parquet file that can be read ({one_line(error)})"
+
+    number, damage = 0, (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError)
+    with file.open() as opened, as_user_error(message, *damage):
         for batch in _batches(file, opened, column):
             for value in _values(file, number, batch):
                 yield TablePlace(file.place, "row", number), value
                 number += 1
-
-
-@contextmanager
-def _reading_arrow(file: CorpusFile) -> Iterator[None]:
-    import pyarrow as pa
-
-    try:
-        yield
-    except UserError:
-        raise
-    except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
-        raise UserError(f"{file.place} is not a parquet file that can be read ({one_line(error)})") from error
 
 
 def _batches(file: CorpusFile, opened: Any, column: str) -> Iterator[Any]:

@@ -1,12 +1,20 @@
-"""Trees of folders and files, local or in object stores, through which file patterns are expanded."""
+"""Trees of folders and files, local or in object stores, through which file patterns are expanded.
+
+Patterns are paths and urls with `*`, `?`, `[...]`, `**` (any folders) and `{a,b}`. A literal match takes precedence in
+each folder: `run [1]/*.txt` is the folder `run [1]` where it exists. Links are followed.
+"""
 
 from __future__ import annotations
 
+import fnmatch
+import math
 import os
 import re
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from itertools import pairwise
+from typing import Any, Literal
 
 from lexray.storage.harvest.corpus_report import CorpusReport
 from lexray.storage.objects.files import info, list_entries
@@ -29,40 +37,6 @@ class Entry:
     """Device and inode of a local folder."""
 
 
-class Tree(Protocol):
-    """Folders and files, addressed by full names."""
-
-    def split(self, pattern: str) -> tuple[str, list[str]]:
-        """Split a pattern into its root and the parts below."""
-        ...
-
-    def join(self, folder: str, name: str) -> str: ...
-
-    def find(self, folder: str, name: str, *, is_last: bool) -> Entry | None:
-        """Return the entry of exactly this name in the folder; None when missing."""
-        ...
-
-    def names(self, folder: str, pattern: str) -> list[str]:
-        """Return the names in the folder that may match `pattern`."""
-        ...
-
-    def folders(self, folder: str) -> list[str]:
-        """Return the names of its subfolders that `**` descends into."""
-        ...
-
-    def below(self, folder: str) -> Below:
-        """Return a walk through all folders below this one."""
-        ...
-
-
-class Below(Protocol):
-    """A walk through folders."""
-
-    def enter(self, path: str, entry: Entry) -> Below | None:
-        """Continue the walk in a folder; None where that would be a cycle."""
-        ...
-
-
 def plain_path(pattern: str) -> str:
     """Normalise a `file://` url or path: expand `~`, drop `.` and repeated slashes."""
     path = os.path.expanduser(pattern.removeprefix("file://"))
@@ -78,6 +52,7 @@ class _Unlooped:
     above: frozenset[tuple[int, int]]
 
     def enter(self, path: str, entry: Entry) -> _Unlooped | None:
+        """Continue the walk in a folder; None where that would be a cycle."""
         if entry.identity in self.above:
             self.report.add("folder_loops", path)
             return None
@@ -86,17 +61,19 @@ class _Unlooped:
 
 @dataclass(frozen=True)
 class LocalTree:
-    """The local file system."""
+    """The local file system. Folders and files are addressed by full names."""
 
     report: CorpusReport
 
     def split(self, pattern: str) -> tuple[str, list[str]]:
+        """Split a pattern into its root and the parts below."""
         return ("/", pattern[1:].split("/")) if pattern.startswith("/") else ("", pattern.split("/"))
 
     def join(self, folder: str, name: str) -> str:
         return os.path.join(folder, name)
 
     def find(self, folder: str, name: str, *, is_last: bool) -> Entry | None:
+        """Return the entry of exactly this name in the folder; None when missing."""
         path = os.path.join(folder, name)
         try:
             found = os.stat(path)
@@ -109,10 +86,12 @@ class LocalTree:
         return Entry(kind="file" if stat.S_ISREG(found.st_mode) else "other", size=found.st_size)
 
     def names(self, folder: str, pattern: str) -> list[str]:
+        """Return the names in the folder that may match `pattern`."""
         names = [entry.name for entry in self._scan(folder)]
         return names if pattern.startswith(".") else [name for name in names if not name.startswith(".")]
 
     def folders(self, folder: str) -> list[str]:
+        """Return the names of its subfolders that `**` descends into."""
         return [entry.name for entry in self._scan(folder) if not entry.name.startswith(".") and _is_folder(entry)]
 
     def _scan(self, folder: str) -> list[os.DirEntry[str]]:
@@ -126,6 +105,7 @@ class LocalTree:
             return []
 
     def below(self, folder: str) -> _Unlooped:
+        """Return a walk through all folders below this one."""
         place, above = os.path.realpath(folder or "."), set()
         while True:
             found = os.stat(place)
@@ -143,7 +123,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 @dataclass(frozen=True)
 class UrlTree:
-    """Objects of a store, listed once."""
+    """Objects of a store, listed once; it is its own walk through the folders below one, where no cycle can be."""
 
     filesystem: Any
     retrier: Retrier
@@ -207,3 +187,72 @@ class UrlTree:
 def _entry(found: dict[str, Any]) -> Entry:
     is_folder = found.get("type") == "directory"
     return Entry(kind="folder" if is_folder else "file", size=int(found.get("size") or 0))
+
+
+Tree = LocalTree | UrlTree
+Below = _Unlooped | UrlTree
+
+
+def expand(tree: Tree, pattern: str) -> Iterator[tuple[str, Entry]]:
+    """Yield all matches, unordered and possibly repeated."""
+    folder, parts = tree.split(pattern)
+    parts = [part for number, part in enumerate(parts) if (part, parts[number - 1 : number]) != ("**", ["**"])]
+    yield from _expand(tree, folder, parts)
+
+
+def _expand(tree: Tree, folder: str, parts: list[str]) -> Iterator[tuple[str, Entry]]:
+    head, *rest = parts
+    if head == "**":
+        yield from _expand_any_depth(tree, folder, rest or ["*"], tree.below(folder))
+        return
+    literal = tree.find(folder, head, is_last=not rest)
+    if literal is None and (alternatives := split_braces("/".join(parts))):
+        for alternative in alternatives:
+            yield from _expand(tree, folder, alternative.split("/"))
+        return
+    names = [head] if literal is not None else _matches(tree, folder, head)
+    for name in names:
+        entry = literal or tree.find(folder, name, is_last=not rest)
+        path = tree.join(folder, name)
+        if entry is not None and not rest:
+            yield path, entry
+        elif entry is not None and entry.kind == "folder":
+            yield from _expand(tree, path, rest)
+
+
+def _matches(tree: Tree, folder: str, pattern: str) -> list[str]:
+    if not MAGIC.search(pattern):
+        return []
+    return [name for name in tree.names(folder, pattern) if fnmatch.fnmatchcase(name, pattern)]
+
+
+def _expand_any_depth(tree: Tree, folder: str, rest: list[str], below: Below) -> Iterator[tuple[str, Entry]]:
+    yield from _expand(tree, folder, rest)
+    for name in tree.folders(folder):
+        entry, path = tree.find(folder, name, is_last=True), tree.join(folder, name)
+        deeper = None if entry is None else below.enter(path, entry)
+        if deeper is not None:
+            yield from _expand_any_depth(tree, path, rest, deeper)
+
+
+def split_braces(pattern: str) -> list[str]:
+    """Return the alternatives of the first `{a,b}` in `pattern`; empty where it has no braces."""
+    start = -1
+    while (start := pattern.find("{", start + 1)) >= 0:
+        depth, commas = 0, [start]
+        for place in range(start, len(pattern)):
+            depth += {"{": 1, "}": -1}.get(pattern[place], 0)
+            if pattern[place] == "," and depth == 1:
+                commas.append(place)
+            if depth == 0:
+                commas.append(place)
+                break
+        if depth == 0 and len(commas) > 2:
+            choices = [pattern[a + 1 : b] for a, b in pairwise(commas)]
+            return [pattern[:start] + choice + pattern[commas[-1] + 1 :] for choice in choices]
+    return []
+
+
+def count_alternatives(pattern: str) -> int:
+    """Return an upper bound on the number of patterns into which the braces of `pattern` expand."""
+    return math.prod(1 + choices.count(",") for choices in re.findall(r"\{([^{}]*)", pattern))

@@ -16,22 +16,30 @@ from typing import Any
 
 import numpy as np
 
-from lexray.storage.errors import UserError, one_line
-from lexray.storage.harvest.corpus import Corpus, open_corpus
+from lexray.storage.errors import UserError, as_user_error, one_line
 from lexray.storage.harvest.harvest_file import HarvestFile
-from lexray.storage.harvest.identity import check_same, find_existing
-from lexray.storage.harvest.journal import Journal, close_journal, read_plan, remove_beginnings, remove_leftovers
+from lexray.storage.harvest.image_corpus import ImageCorpus, open_images
+from lexray.storage.harvest.journal import (
+    Journal,
+    check_same,
+    close_journal,
+    find_existing,
+    read_plan,
+    remove_beginnings,
+    remove_leftovers,
+)  # fmt: skip
 from lexray.storage.harvest.language_model import ModelFacts, inspect_model
 from lexray.storage.harvest.plan import ShardTask, cut_rows, deal_pieces
 from lexray.storage.harvest.pool import LocalPool, Pool, RayPool
 from lexray.storage.harvest.replica import ReplicaFacts, ReplicaSettings
 from lexray.storage.harvest.site_choice import check_numbers
 from lexray.storage.harvest.size import PoolSize, choose_size, resources_of_cluster, resources_of_machine
-from lexray.storage.harvest.text_corpus import OnTokens, too_long
+from lexray.storage.harvest.text_corpus import OnTokens, TextCorpus, read_text, too_long
 from lexray.storage.manifest import MANIFEST, Manifest
 from lexray.storage.store import Store, reachable
 from lexray.storage.writer import ShardFormat, WrittenShard, write_manifest
 
+Corpus = TextCorpus | ImageCorpus
 Progress = Callable[[int, int], None]
 """Called with the rows done so far and the rows there will be."""
 Connect = Callable[[], AbstractContextManager[None]]
@@ -65,7 +73,7 @@ def harvest(
     with reachable("output", store.url):
         plan = read_plan(store)
     check_same(config, source, plan, f"the unfinished harvest in {config.output} was started with")
-    corpus = open_corpus(config, models, on_tokens)
+    corpus = _open_corpus(config, models, on_tokens)
     source |= corpus.facts
     check_same(config, source, plan, f"the unfinished harvest in {config.output} was started with")
     threads = None if plan is None else int(plan["run"]["threads"])
@@ -104,6 +112,13 @@ def _model_facts(config: HarvestFile, models: dict[str, ModelFacts]) -> dict[str
 def _model_types(models: dict[str, ModelFacts]) -> dict[str, str]:
     """The models' families by name, `model` where there is one."""
     return {field.removeprefix("models."): facts.model_type for field, facts in models.items()}
+
+
+def _open_corpus(config: HarvestFile, models: dict[str, ModelFacts], on_tokens: OnTokens) -> Corpus:
+    """Read the text, or find the images. Raises UserError when there is nothing to harvest."""
+    if config.images is not None:
+        return open_images(config.images, config.storage)
+    return read_text(config, models, on_tokens)
 
 
 @contextmanager
@@ -152,16 +167,10 @@ def _open_journal(config: HarvestFile, store: Store, new: dict[str, Any], plan: 
     return journal
 
 
-@contextmanager
-def _storing(store: Store) -> Iterator[None]:
+def _storing(store: Store) -> AbstractContextManager[None]:
     """Turn a store that takes no more into one line for the user."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"output: cannot write to {store.url} ({one_line(error)}); "
-            "run the same command again to continue when that is mended"
-        ) from error
+    advice = "run the same command again to continue when that is mended"
+    return as_user_error(lambda error: f"output: cannot write to {store.url} ({one_line(error)}); {advice}", OSError)
 
 
 def _write(

@@ -12,7 +12,7 @@ text: {files: "corpus/**/*.txt"}
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -27,8 +27,40 @@ _OF_TABLES = ("parquet", "jsonl", "dataset")
 _OF_DATASETS = ("config", "split", "revision", "streaming")
 
 
-class TextChoice(FileModel):
-    """Source of the documents; exactly one of the first five fields."""
+class CorpusChoice(FileModel):
+    """Source of the documents or images: exactly one of the fields `sources`."""
+
+    sources: ClassVar[tuple[str, ...]]
+    choices: ClassVar[str]
+    """How a message lists the sources."""
+
+    dataset: str | None = Field(default=None, min_length=1)
+    """Hugging Face dataset: its name, or a folder."""
+    config: str | None = None
+    """Configuration of the dataset."""
+    split: str = "train"
+    """Split of the dataset."""
+    revision: str | None = None
+    """Commit, tag or branch of the dataset."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [name for name in self.sources if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give one of {self.choices}")
+        if given[0] not in _OF_TABLES and "column" in self.model_fields_set:
+            raise ValueError(f"column has no meaning with {given[0]}")
+        for name in _OF_DATASETS:
+            if given[0] != "dataset" and name in self.model_fields_set:
+                raise ValueError(f"{name} has no meaning with {given[0]}")
+        return self
+
+
+class TextChoice(CorpusChoice):
+    """Source of the documents: exactly one of python, files, jsonl, parquet and dataset."""
+
+    sources = ("python", "files", *_OF_TABLES)
+    choices = "python (`module:attribute`) and files, jsonl, parquet (a path or glob), dataset"
 
     python: str | None = Field(default=None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
     """`module:attribute`, a list of strings or a dict with string values: a document each."""
@@ -38,59 +70,24 @@ class TextChoice(FileModel):
     """Path, url or glob of files with a JSON object a line: a document each. Packed files are unpacked."""
     parquet: str | None = Field(default=None, min_length=1)
     """Path, url or glob of parquet or arrow files: a document each row."""
-    dataset: str | None = Field(default=None, min_length=1)
-    """Hugging Face dataset: its name, or a folder."""
     column: str = Field(default="text", min_length=1)
     """Column of parquet files or a dataset, or key of JSON lines, that holds the document."""
-    config: str | None = None
-    """Configuration of the dataset."""
-    split: str = "train"
-    """Split of the dataset."""
-    revision: str | None = None
-    """Commit, tag or branch of the dataset."""
     streaming: bool = True
     """Whether the dataset is streamed over the network instead of downloaded first."""
 
-    @model_validator(mode="after")
-    def _one_source(self) -> TextChoice:
-        sources = [name for name in ("python", "files", *_OF_TABLES) if getattr(self, name) is not None]
-        if len(sources) != 1:
-            raise ValueError(
-                "give one of python (`module:attribute`) and files, jsonl, parquet (a path or glob), dataset"
-            )
-        _check_belong(self, sources[0])
-        return self
 
+class ImageChoice(CorpusChoice):
+    """Source of the images: exactly one of files, parquet and dataset."""
 
-class ImageChoice(FileModel):
-    """Source of the images; exactly one of the first three fields."""
+    sources = ("files", "parquet", "dataset")
+    choices = "files, parquet (a path or glob) and dataset"
 
     files: str | None = Field(default=None, min_length=1)
     """Path, url or glob of image files, in the order of their names."""
     parquet: str | None = Field(default=None, min_length=1)
     """Path or glob of parquet files with a column of encoded images."""
-    dataset: str | None = Field(default=None, min_length=1)
-    """Hugging Face dataset with a column of images: its name, or a folder."""
     column: str = Field(default="image", min_length=1)
-    config: str | None = None
-    split: str = "train"
-    revision: str | None = None
-
-    @model_validator(mode="after")
-    def _one_source(self) -> ImageChoice:
-        sources = [name for name in ("files", "parquet", "dataset") if getattr(self, name) is not None]
-        if len(sources) != 1:
-            raise ValueError("give one of files, parquet (a path or glob) and dataset")
-        _check_belong(self, sources[0])
-        return self
-
-
-def _check_belong(choice: TextChoice | ImageChoice, source: str) -> None:
-    if source not in _OF_TABLES and "column" in choice.model_fields_set:
-        raise ValueError(f"column has no meaning with {source}")
-    for name in _OF_DATASETS:
-        if source != "dataset" and name in choice.model_fields_set:
-            raise ValueError(f"{name} has no meaning with {source}")
+    """Column of parquet files or a dataset that holds the image."""
 
 
 class HarvestFile(FileModel):

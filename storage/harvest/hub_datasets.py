@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lexray.storage.config_file import nearest
-from lexray.storage.errors import UserError, one_line
+from lexray.storage.errors import UserError, as_user_error, one_line
 from lexray.storage.harvest.harvest_file import ImageChoice, TextChoice
 
 
@@ -46,20 +46,15 @@ def _is_saved(folder: str) -> bool:
 
 def rows_of_dataset(field: str, opened: Any, column: str) -> Iterator[Any]:
     """The column's values in order; None where a row has none."""
-    try:
+    with as_user_error(lambda error: f"{field}: cannot read its rows ({one_line(error)})"):
         for row in opened.select_columns([column]):
             yield row.get(column)
-    except Exception as error:
-        raise UserError(f"{field}: cannot read its rows ({one_line(error)})") from error
 
 
 def _require_datasets() -> Any:
-    try:
+    needed = "reading a Hugging Face dataset needs the datasets package; pip install -e '.[corpora]'"
+    with as_user_error(lambda _: needed, ImportError):
         import datasets
-    except ImportError as error:
-        raise UserError(
-            "reading a Hugging Face dataset needs the datasets package; pip install -e '.[corpora]'"
-        ) from error
     return datasets
 
 

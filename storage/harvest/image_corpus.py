@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from lexray.storage.errors import UserError
+from lexray.storage.errors import UserError, as_user_error, one_line
 from lexray.storage.harvest.corpus_files import CorpusFile, find_files, printable
 from lexray.storage.harvest.corpus_report import CorpusReport
 from lexray.storage.harvest.harvest_file import ImageChoice
@@ -29,20 +29,25 @@ class ImageCorpus:
     images: dict[str, Any]
     """Identity of the corpus: number of images, and a hash of the source's metadata."""
     special_ids: Sequence[int] = (CLASS_TOKEN, REGISTER)
+    """Token ids of rows that do not represent patches."""
     dropped_ids: tuple[int, ...] = ()
+    """Token ids that are not stored as rows."""
     pad_id: int = 0
     first_pieces: int = 2
-    """Number of images in the first batch."""
+    """Number of images in the first batch, on which the models are tried."""
     report: CorpusReport = field(default_factory=CorpusReport)
+    """Report of what was left out on reading."""
 
     def __len__(self) -> int:
         return len(self.source)
 
     @property
     def facts(self) -> dict[str, Any]:
+        """Return the identity of the corpus, for the dataset's provenance."""
         return {"images": self.images}
 
     def rows_of_pieces(self, facts: ReplicaFacts) -> np.ndarray:
+        """Return the number of rows of each image (P)."""
         return np.full(len(self), facts.rows_per_image)
 
     def select(self, numbers: np.ndarray) -> ImagePieces:
@@ -63,10 +68,8 @@ class ImageCorpus:
         if isinstance(value, dict) and value.get("bytes"):
             return bytes(value["bytes"])
         if isinstance(value, dict) and value.get("path"):
-            try:
+            with as_user_error(lambda error: f"images: {value['path']} cannot be read ({one_line(error)})", OSError):
                 return Path(value["path"]).read_bytes()
-            except OSError as error:
-                raise UserError(f"images: {value['path']} cannot be read ({error.strerror})") from error
         raise UserError(f"images: row {number} of the dataset holds no image")
 
 
@@ -95,10 +98,8 @@ def _open_table(choice: ImageChoice, names: list[str] | None) -> ImageCorpus:
     opened = open_dataset(field, choice, streaming=False, data_files=names)
     import datasets
 
-    try:
+    with as_user_error(lambda _: f"{field}: column {choice.column!r} holds no images"):
         column = opened.select_columns([choice.column]).cast_column(choice.column, datasets.Image(decode=False))
-    except Exception as error:
-        raise UserError(f"{field}: column {choice.column!r} holds no images") from error
     if not len(column):
         raise UserError(f"{field}: the dataset has no rows")
     digest = xxhash.xxh3_128()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lexray.storage.errors import UserError, one_line
+from lexray.storage.errors import UserError, as_user_error, one_line
 from lexray.storage.harvest.image_pieces import CLASS_TOKEN, PATCH, REGISTER, ImagePieces, decode_image
 from lexray.storage.harvest.layout import Inputs
 from lexray.storage.harvest.plan import ShardTask
@@ -35,12 +35,9 @@ class PatchRows:
     def inputs(self, pieces: ImagePieces, numbers: np.ndarray) -> dict[str, torch.Tensor]:
         """`pixel_values` (B, channels, height, width). Raises UserError when images come out in several sizes."""
         pictures = [decode_image(pieces.images[n], pieces.names[n]) for n in numbers]
-        try:
+        refusal = "images: the model's image processor makes no batch of them"
+        with as_user_error(lambda error: f"{refusal} ({one_line(error)})", ValueError):
             pixels = self.processor(images=pictures, return_tensors="pt")["pixel_values"]
-        except ValueError as error:
-            raise UserError(
-                f"images: the model's image processor makes no batch of them ({one_line(error)})"
-            ) from error
         if self.num_patches and self._patches(pixels) != self.num_patches:
             raise UserError(
                 f"images: the model's image processor makes {self._patches(pixels)} patches of one image and "

@@ -15,9 +15,16 @@ from typing import Any
 import torch
 import xxhash
 
-from lexray.storage.errors import UserError, one_line
+from lexray.storage.errors import UserError, as_user_error, one_line
 from lexray.storage.harvest.model_folder import check_claims, check_folder, check_weights
-from lexray.storage.harvest.tower import NoTowerError, describe_tower, text_config_of
+from lexray.storage.harvest.tower import (
+    NoTowerError,
+    count_layers,
+    find_tower,
+    max_positions,
+    text_config_of,
+    vocabulary,
+)
 
 _MODEL_FILES = {".json", ".txt", ".model", ".safetensors", ".bin"}
 # Neither Python files nor pickled objects of a model folder are run.
@@ -43,17 +50,16 @@ class ModelFacts:
     tower: str = ""
     """Path of the text (or vision) tower inside the model; empty for the whole model."""
     vocabulary: int | None = None
-    """Rows of the token embedding; None without one."""
+    """Rows of the token embedding: ids from this number on do not exist. None without one."""
     model_type: str = ""
     """Model type in Hugging Face's configurations: `gpt2`, `llama`, `bert`."""
 
 
 def require_transformers() -> Any:
     """Import `transformers`. Raises UserError with how to install it."""
-    try:
+    needed = "harvesting needs the transformers package; pip install -e '.[harvest]'"
+    with as_user_error(lambda _: needed, ImportError):
         import transformers
-    except ImportError as error:
-        raise UserError("harvesting needs the transformers package; pip install -e '.[harvest]'") from error
     return transformers
 
 
@@ -76,19 +82,25 @@ def inspect_model(name: str, *, field: str = "model", vision: bool = False) -> M
         tower_type = str(getattr(getattr(config, "vision_config", config), "model_type", ""))
         layers = _vision_layers(config, name, field)
         return ModelFacts(name, field, path, layers, None, fingerprint, model_type=tower_type)
-    try:
-        with _loading(name, field), torch.device("meta"):
-            whole = _build(config)
-            tower = describe_tower(whole)
-    except NoTowerError as error:
-        raise UserError(f"{field}: {name!r} is {error}; choose a language model or text encoder") from error
+    advice = "choose a language model or text encoder"
+    refused = as_user_error(lambda error: f"{field}: {name!r} is {error}; {advice}", NoTowerError)
+    with refused, _loading(name, field), torch.device("meta"):
+        whole = _build(config)
+        tower = find_tower(whole)
+        facts = ModelFacts(
+            name,
+            field,
+            path,
+            count_layers(tower),
+            max_positions(tower),
+            fingerprint,
+            tower=next(place for place, module in whole.named_modules() if module is tower),
+            vocabulary=vocabulary(tower),
+            model_type=str(getattr(getattr(tower, "config", config), "model_type", "")),
+        )
     if folder.is_dir():
         check_weights(whole, folder, field)
-    read = whole.get_submodule(tower.path) if tower.path else whole
-    return ModelFacts(
-        name, field, path, tower.num_layers, tower.max_context, fingerprint, tower.path, tower.vocabulary,
-        model_type=str(getattr(getattr(read, "config", config), "model_type", "")),
-    )  # fmt: skip
+    return facts
 
 
 def _vision_layers(config: Any, name: str, field: str) -> int:
@@ -128,10 +140,9 @@ def load_tokenizer(facts: ModelFacts) -> Any:
 def load_image_processor(facts: ModelFacts) -> Any:
     """Load the image processor of the model. Raises UserError."""
     transformers = require_transformers()
-    try:
+    needed = "harvesting from images needs the pillow package; pip install -e '.[corpora]'"
+    with as_user_error(lambda _: needed, ImportError):
         import PIL  # noqa: F401
-    except ImportError as error:
-        raise UserError("harvesting from images needs the pillow package; pip install -e '.[corpora]'") from error
     with _loading(facts.name, facts.field):
         return transformers.AutoImageProcessor.from_pretrained(facts.path, trust_remote_code=False)
 

@@ -43,7 +43,10 @@ class ModelReader:
     def read(self, inputs: Inputs) -> dict[str, torch.Tensor]:
         """Return vectors per site (B, T, D), undefined in padding. Raises UserError where a token has no vector."""
         wanted = set(self.places.values())
-        found = read_whole(self.model, wanted, inputs) if self.layers is None else self._read_early(wanted, inputs)
+        if self.layers is None:
+            found = read_whole(self.model, wanted, inputs)
+        else:
+            found = read_early(self.model, self.layers, wanted, inputs)
         return {name: self._arrange(name, place, found[place], inputs) for name, place in self.places.items()}
 
     def _arrange(self, name: str, place: TensorSite, x: torch.Tensor, inputs: Inputs) -> torch.Tensor:
@@ -53,10 +56,6 @@ class ModelReader:
         if not self.layouts[place].fits(x, (pieces, tokens)):
             raise shape_error(name, place, x, (pieces, tokens))
         return self.layouts[place].arrange(x, (pieces, tokens))
-
-    def _read_early(self, wanted: set[TensorSite], inputs: Inputs) -> dict[TensorSite, torch.Tensor]:
-        assert self.layers is not None
-        return read_early(self.model, self.layers, wanted, inputs)
 
 
 def choose_reader(

@@ -10,7 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -31,20 +31,6 @@ OnRows = Callable[[int], None]
 """Called with the number of rows computed for unfinished shards."""
 
 
-class Pool(Protocol):
-    """Makes shards of a harvest."""
-
-    def describe(self) -> ReplicaFacts:
-        """Return the facts of its replicas, once one has loaded and tried the models. Raises UserError."""
-        ...
-
-    def write(self, numbers: Sequence[int], make_task: MakeTask, on_rows: OnRows) -> Iterator[tuple[int, WrittenShard]]:
-        """Yield number and shard on completion. Raises UserError; OSError for a store that cannot be written."""
-        ...
-
-    def close(self) -> None: ...
-
-
 @dataclass(kw_only=True)
 class LocalPool:
     """One replica in this process."""
@@ -57,9 +43,11 @@ class LocalPool:
         self._executor = ThreadPoolExecutor(TASKS_PER_REPLICA, thread_name_prefix="replica")
 
     def describe(self) -> ReplicaFacts:
+        """Return the facts of its replicas, once one has loaded and tried the models. Raises UserError."""
         return self._replica.describe()
 
     def write(self, numbers: Sequence[int], make_task: MakeTask, on_rows: OnRows) -> Iterator[tuple[int, WrittenShard]]:
+        """Yield number and shard on completion. Raises UserError; OSError for a store that cannot be written."""
         waiting, running = deque(numbers), dict[Future[WrittenShard], int]()
         while waiting or running:
             while waiting and len(running) < TASKS_PER_REPLICA:
@@ -187,3 +175,6 @@ class RayPool:
             except ray.exceptions.RayError:
                 continue  # its tasks report a dead actor
         return sum(self._rows.get(actor, 0) for actor in busy)
+
+
+Pool = LocalPool | RayPool

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 from torch import nn
@@ -13,7 +13,7 @@ from lexray.storage.config_file import FileModel
 from lexray.storage.errors import UserError
 
 Role = Literal["residual_in", "residual_out", "mlp_in", "mlp_out", "attention_out"]
-_ROLES = ("residual_in", "residual_out", "mlp_in", "mlp_out", "attention_out")
+_ROLES = get_args(Role)
 
 # Names of a layer's parts: (attention before the residual addition; first and last module of the MLP).
 # Families whose layers compute `out = in + attention + mlp` need no line: that is measured (see layer_check).
@@ -94,28 +94,24 @@ class TensorSite:
 
 def find_place(name: str, choice: SiteChoice, model: nn.Module, num_layers: int) -> TensorSite:
     """Return the place of the site `name`. Raises UserError listing the alternatives."""
+    check_numbers(name, choice, num_layers)
     if choice.hidden_state is not None:
-        _check_number(f"sites.{name}.hidden_state", choice.hidden_state, num_layers, num_layers)
         return TensorSite(choice.hidden_state)
     if choice.module is not None:
         _check_path(f"sites.{name}.module", choice.module, model)
         return TensorSite(None, choice.module, choice.read == "input")
     assert choice.layer is not None
-    _check_number(f"sites.{name}.layer", choice.layer, num_layers - 1, num_layers)
     return _find_role(name, choice.layer, choice.read or "residual_out", model, num_layers)
-
-
-def _check_number(field: str, number: int, largest: int, num_layers: int) -> None:
-    if number > largest:
-        raise UserError(f"{field}: {number}, but the model has {num_layers} layers (0 to {largest})")
 
 
 def check_numbers(name: str, choice: SiteChoice, num_layers: int) -> None:
     """Raise UserError for a layer or hidden state that a model of `num_layers` layers does not have."""
-    if choice.hidden_state is not None:
-        _check_number(f"sites.{name}.hidden_state", choice.hidden_state, num_layers, num_layers)
-    if choice.layer is not None:
-        _check_number(f"sites.{name}.layer", choice.layer, num_layers - 1, num_layers)
+    for field, number, largest in (
+        ("hidden_state", choice.hidden_state, num_layers),
+        ("layer", choice.layer, num_layers - 1),
+    ):
+        if number is not None and number > largest:
+            raise UserError(f"sites.{name}.{field}: {number}, but the model has {num_layers} layers (0 to {largest})")
 
 
 def _check_path(field: str, path: str, model: nn.Module) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO
 
-from lexray.storage.errors import UserError, named_line, one_line
+from lexray.storage.errors import UserError, as_user_error, named_line, one_line
 from lexray.storage.harvest.corpus_files import CorpusFile, find_files
 from lexray.storage.harvest.corpus_report import CorpusReport
 from lexray.storage.harvest.corpus_tables import TablePlace, decode, rows_of_jsonl, rows_of_parquet
@@ -132,10 +132,8 @@ def _documents_of_module(place: str) -> list[str]:
     except (Exception, SystemExit) as error:  # a user's module may raise anything
         said = one_line(error) if isinstance(error, ImportError) else named_line(error)
         raise UserError(f"text.python: cannot import {module_name!r} ({said})") from error
-    try:
+    with as_user_error(lambda _: f"text.python: module {module_name!r} has no {attribute!r}", AttributeError):
         found = getattr(module, attribute)
-    except AttributeError as error:
-        raise UserError(f"text.python: module {module_name!r} has no {attribute!r}") from error
     documents = list(found.values()) if isinstance(found, dict) else found
     if not isinstance(documents, list | tuple):
         raise UserError(f"text.python: {place} is a {type(found).__name__}, expected a list or dict of strings")

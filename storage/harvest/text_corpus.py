@@ -18,7 +18,6 @@ from lexray.storage.harvest.language_model import ModelFacts, load_tokenizer, sp
 from lexray.storage.harvest.pieces import PieceCutter, Pieces, PiecesBuilder, TokenPieces
 from lexray.storage.harvest.replica import ReplicaFacts
 from lexray.storage.harvest.text import TextFacts, TextMeter, read_documents
-from lexray.storage.harvest.token_ids import check_token_ids, choose_pad_id
 
 OnTokens = Callable[[int, int | None], None]
 """Called with the rows found so far and the maximum, None for all."""
@@ -36,24 +35,29 @@ class TextCorpus:
     dropped_ids: tuple[int, ...]
     """Token ids that are not stored as rows."""
     special_ids: list[int]
+    """Token ids of rows that do not represent text."""
     pad_id: int
     first_pieces: int
-    """Number of pieces in the first batch."""
+    """Number of pieces in the first batch, on which the models are tried."""
     framing: dict[str, int]
     """Non-zero counts of pieces that are cut differently because their text contains special tokens."""
     report: CorpusReport
+    """Report of text that was replaced or left out on reading."""
 
     def __len__(self) -> int:
         return len(self.pieces)
 
     @property
     def facts(self) -> dict[str, Any]:
+        """Return the identity of the corpus, for the dataset's provenance."""
         return {"text": self.text.as_dict(), **({"framing": self.framing} if self.framing else {})}
 
     def rows_of_pieces(self, facts: ReplicaFacts) -> np.ndarray:
+        """Return the number of rows of each piece (P)."""
         return self.rows
 
     def select(self, numbers: np.ndarray) -> TokenPieces:
+        """Return the pieces of these numbers for a `ShardTask`."""
         return self.pieces.select(numbers)
 
 
@@ -166,3 +170,28 @@ def _check_equal(document: int, a: tuple[str, list[int]], b: tuple[str, list[int
     else:
         said = f"{a[1][place]} and {b[1][place]} as token {place} of document {document}"
     raise UserError(f"models: {a[0]} and {b[0]} see {said}; models of one dataset need the same tokenizer")
+
+
+def choose_pad_id(tokenizer: Any, models: Iterable[ModelFacts]) -> int:
+    """An id to pad with that every model has a row for: the tokenizer's own if possible.
+
+    Padding is masked, so any row does. Many tokenizers were given a [PAD] without their model being resized.
+    """
+    rows = [model.vocabulary for model in models if model.vocabulary is not None]
+    wanted = [tokenizer.pad_token_id, tokenizer.eos_token_id, 0]
+    return next(token for token in wanted if token is not None and all(0 <= token < count for count in rows))
+
+
+def check_token_ids(pieces: Pieces, tokenizer: Any, models: Iterable[ModelFacts]) -> None:
+    """Raise UserError naming the first token, and its document, that a model's embedding has no row for."""
+    for model in models:
+        if model.vocabulary is None or len(pieces) == 0 or int(pieces.token_ids.max()) < model.vocabulary:
+            continue
+        place = int(np.argmax(pieces.token_ids >= model.vocabulary))
+        token = int(pieces.token_ids[place])
+        document = pieces.document_numbers[np.searchsorted(pieces.document_starts, place, side="right") - 1]
+        raise UserError(
+            f"{model.field}: document {document} holds token {token} ({tokenizer.convert_ids_to_tokens(token)!r}), but "
+            f"the embedding of {model.name!r} has {model.vocabulary} rows; "
+            "give the tokenizer that the model was trained with, or a model that was resized for it"
+        )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -18,32 +17,8 @@ MAX_LAYERS = 1000
 _LAYER_COUNTS = ("encoder_layers", "num_encoder_layers", "num_hidden_layers", "num_layers", "n_layers", "n_layer")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tower:
-    """Facts of the part of a model that reads the text."""
-
-    path: str
-    """Its path inside the whole model, empty when it is the whole model."""
-    num_layers: int
-    max_context: int | None
-    """Most tokens that it reads at once, None when nothing limits them."""
-    vocabulary: int | None
-    """Rows of its token embedding; ids from this number on do not exist. None when it has no such table."""
-
-
 class NoTowerError(ValueError):
     """The model has no part that reads text; the message says why."""
-
-
-def describe_tower(model: Any) -> Tower:
-    """Measure the part of a `transformers` model that reads the text. Raises NoTowerError."""
-    tower = find_tower(model)
-    return Tower(
-        path=next(path for path, module in model.named_modules() if module is tower),
-        num_layers=_count_layers(tower),
-        max_context=max_positions(tower),
-        vocabulary=_vocabulary(tower),
-    )
 
 
 def find_tower(model: Any) -> Any:
@@ -96,8 +71,11 @@ def text_config_of(config: Any) -> Any:
         return getattr(config, "text_config", config)
 
 
-def _count_layers(tower: Any) -> int:
-    """Layers of the tower: the number in its configuration for which there is a list of modules, else the first."""
+def count_layers(tower: Any) -> int:
+    """Layers of the tower: the number in its configuration for which there is a list of modules, else the first.
+
+    Raises NoTowerError without any.
+    """
     config = text_config_of(tower.config)
     claims = [getattr(config, name, None) for name in _LAYER_COUNTS]
     counts = [count for count in claims if isinstance(count, int) and count > 0]
@@ -112,6 +90,8 @@ def _count_layers(tower: Any) -> int:
 
 def max_positions(tower: Any) -> int | None:
     """Most tokens that the tower has positions for: what its configuration says, or fewer if its tables hold fewer.
+
+    None without a limit.
 
     A table of learned or sinusoidal positions loses the rows before its first position: `offset` of them (OPT, BART),
     or those up to its `padding_idx` (RoBERTa, MPNet, ESM).
@@ -141,7 +121,8 @@ def _usable_rows(table: Any) -> int:
     return int(rows) - skipped
 
 
-def _vocabulary(tower: Any) -> int | None:
+def vocabulary(tower: Any) -> int | None:
+    """Rows of the tower's token embedding; ids from this number on do not exist. None when it has no such table."""
     try:
         table = tower.get_input_embeddings()
     except (AttributeError, NotImplementedError):

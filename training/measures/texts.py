@@ -19,7 +19,7 @@ from lexray.storage.harvest.pieces import PieceCutter, PiecesBuilder
 from lexray.storage.harvest.plan import batches
 from lexray.storage.harvest.site_choice import SiteChoice, check_numbers, find_place
 from lexray.storage.harvest.text import read_documents
-from lexray.storage.harvest.token_ids import check_token_ids, choose_pad_id
+from lexray.storage.harvest.text_corpus import check_token_ids, choose_pad_id
 from lexray.storage.harvest.token_rows import pad
 from lexray.storage.harvest.tower import find_tower
 from lexray.storage.store import StorageSettings
