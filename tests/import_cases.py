@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from lexray.storage.errors import UserError
-from lexray.storage.imports.options import ImportOptions
-from lexray.storage.imports.rows import SiteNames, import_rows
+from lexray.storage.imports.rows import ImportOptions, SiteNames, import_rows
 from lexray.storage.imports.source import SourceFolder
 from lexray.storage.imports.table_files import is_tables
 from lexray.storage.imports.tables import TableFolder

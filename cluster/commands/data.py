@@ -132,8 +132,7 @@ def import_(
     Example: lexray data import downloads/layer8 runs/layer8
     """
     from lexray.storage.imports.array_files import RawFormat
-    from lexray.storage.imports.options import ImportOptions, meaning
-    from lexray.storage.imports.rows import SiteNames, check_dtype, import_rows
+    from lexray.storage.imports.rows import ImportOptions, SiteNames, check_dtype, import_rows, meaning
     from lexray.storage.imports.source import open_source
     from lexray.storage.imports.table_files import is_tables
     from lexray.storage.imports.tables import TableFolder

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
 from lexray.storage.errors import UserError
 from lexray.storage.imports.source import SourceFile, SourceFolder
@@ -101,10 +101,10 @@ def check_same_names(first: Sequence[SourceFile], other: Sequence[SourceFile]) -
     keys, others = ([name_key(_without_folder(file) if named else file.stem) for file in one] for one in (first, other))
     if keys == others:
         return
-    for index in range(max(len(keys), len(others))):
-        if index < min(len(keys), len(others)) and keys[index] == others[index]:
+    for index, (key, another) in enumerate(zip_longest(keys, others)):
+        if key == another:
             continue
-        first_lacks = index >= len(keys) or (index < len(others) and others[index] < keys[index])
+        first_lacks = key is None or (another is not None and another < key)
         found, lacking = (other[index], first[0]) if first_lacks else (first[index], other[0])
         raise UserError(
             f"{found}: {lacking.folder_name} has no file of this name; "

@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 import torch
 
 from lexray.storage.errors import UserError, as_user_error, one_line
 from lexray.storage.harvest.harvest_file import SITE_NAME
+from lexray.storage.imports.array_files import RawFormat
 from lexray.storage.manifest import COLUMNS, MANIFEST, Manifest
 from lexray.storage.store import Store
 from lexray.storage.writer import TORCH_DTYPES, DatasetWriter
@@ -27,6 +28,8 @@ SHOWN_FILES = 8
 """Maximum number of a site's files that an overview lists."""
 UNKNOWN_TOKEN = -1
 """Token id of rows whose source does not state it."""
+Meaning = Literal["rows", "sites"]
+"""Whether parallel files or tensors are consecutive rows of the same sites, or one site each."""
 
 
 class RowBlock(NamedTuple):
@@ -79,6 +82,31 @@ class SiteNames:
             check_site_name(new, f"--site NEW={old}", place)
             chosen[new] = old
         return chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions:
+    """Options of `lexray data import`."""
+
+    names: SiteNames = field(default_factory=SiteNames)
+    document_rows: int | None = None
+    """Rows of a document where the source does not state documents."""
+    files: Meaning | None = None
+    """Meaning of files in one folder; None: decided by their names, refused where these are ambiguous."""
+    lists: Meaning | None = None
+    """Meaning of the tensors of a list; None: a list is refused."""
+    raw: RawFormat | None = None
+    """Format of files that hold raw numbers."""
+
+
+def meaning(value: str | None, option: str) -> Meaning | None:
+    """Parse the value of `--files` or `--lists`. Raises UserError for other values."""
+    for known in get_args(Meaning):
+        if value == known:
+            return known
+    if value is not None:
+        raise UserError(f"{option}: {value!r} is none of {', '.join(get_args(Meaning))}")
+    return None
 
 
 def check_site_name(name: str, advice: str, place: str) -> None:

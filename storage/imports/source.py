@@ -130,31 +130,30 @@ class SourceFolder:
 
     def files(self) -> list[SourceFile]:
         """Return the files directly inside, including links, sorted by name, without hidden ones."""
-        if self.store.local_path is None:
-            return [self.file(name) for name in self.store.list_files() if not is_hidden(name)]
-        return [self.file(name) for name, kind in self._local_entries() if kind == "file"]
+        return [self.file(name) for name in self._names("file")]
 
     def folders(self) -> list[SourceFolder]:
         """Return the subfolders, including links, sorted by name, without hidden ones."""
-        if self.store.local_path is None:
-            return [self.folder(name) for name in self.store.list_folders() if not is_hidden(name)]
-        return [self.folder(name) for name, kind in self._local_entries() if kind == "folder"]
+        return [self.folder(name) for name in self._names("folder")]
 
-    def _local_entries(self) -> list[tuple[str, str]]:
-        """Return name and kind of each entry, links resolved. Raises UserError for broken links."""
-        root = str(self)
+    def _names(self, kind: str) -> list[str]:
+        """Return the names of the files or folders inside, links resolved. Raises UserError for broken links."""
+        root = self.store.local_path
+        if root is None:
+            listed = self.store.list_files() if kind == "file" else self.store.list_folders()
+            return [name for name in listed if not _is_hidden(name)]
         if not os.path.isdir(root):
             return []
         with reachable("SOURCE", self.store.url):
-            names = sorted(name for name in os.listdir(root) if not is_hidden(name))
-        return [(name, _entry_kind(f"{root}/{name}")) for name in names]
+            names = sorted(name for name in os.listdir(root) if not _is_hidden(name))
+        kinds = [_entry_kind(f"{root}/{name}") for name in names]  # of all: a broken link of any kind is refused
+        return [name for name, found in zip(names, kinds, strict=True) if found == kind]
 
     def has(self, path: str) -> bool:
         return self.store.exists(path)
 
 
-def is_hidden(name: str) -> bool:
-    """Return whether a file or folder is hidden."""
+def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from lexray.storage.errors import UserError, as_user_error, one_line
 from lexray.storage.imports.array_files import check_ratio
 from lexray.storage.imports.file_names import check_one_series, in_order
-from lexray.storage.imports.options import ImportOptions
+from lexray.storage.imports.rows import ImportOptions
 from lexray.storage.imports.source import SourceFile, SourceFolder
 from lexray.storage.imports.tensor_layout import tensor_files
 

@@ -18,19 +18,8 @@ import pyarrow.compute as pc
 import torch
 
 from lexray.storage.errors import UserError
-from lexray.storage.imports.documents import (
-    COLUMN_NAMES,
-    FILTERS,
-    PositionCounter,
-    check_columns,
-    check_lengths,
-    column_names,
-    kept_by_mask,
-    made_up_columns,
-    made_up_starts,
-)
-from lexray.storage.imports.options import ImportOptions
-from lexray.storage.imports.rows import UNKNOWN_TOKEN, RowBlock, block_rows
+from lexray.storage.imports import documents
+from lexray.storage.imports.rows import UNKNOWN_TOKEN, ImportOptions, RowBlock, block_rows
 from lexray.storage.imports.source import SourceFile, SourceFolder
 from lexray.storage.imports.table_columns import (
     check_schemas,
@@ -40,13 +29,7 @@ from lexray.storage.imports.table_columns import (
     read_vectors,
     vector_columns,
 )
-from lexray.storage.imports.table_files import (
-    PARQUET,
-    find_tables,
-    open_parquet,
-    record_batches,
-    record_count,
-)
+from lexray.storage.imports.table_files import PARQUET, find_tables, open_parquet, record_batches, record_count
 
 _DTYPES = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 
@@ -65,7 +48,7 @@ class TableFolder:
         self._vectors = {site: found[old] for site, old in self._chosen.items()}
         self._depth, self._context = self._common_shape(str(folder))
         self._columns = _integer_columns(tables.schema, self._depth, place)
-        check_columns(self._columns, place, documents_known=self._depth == 2)
+        documents.check_columns(self._columns, place, documents_known=self._depth == 2)
         if self._depth == 2 and options.document_rows is not None:
             raise UserError(
                 f"--document-rows: {options.document_rows}, but in {folder} each context is a document; leave it out"
@@ -85,7 +68,8 @@ class TableFolder:
 
     def blocks(self) -> Iterator[RowBlock]:
         """All rows in order, some records at a time."""
-        names, counter, first, row = [*self._chosen.values(), *self._columns.values()], PositionCounter(), 0, 0
+        names, counter = [*self._chosen.values(), *self._columns.values()], documents.PositionCounter()
+        first = row = 0
         for file in self._files:
             inside = 0
             for batch in self._batches(file, names):
@@ -97,7 +81,7 @@ class TableFolder:
             first += inside
 
     def _block(
-        self, batch: Any, file: SourceFile, first: int, inside: int, row: int, counter: PositionCounter
+        self, batch: Any, file: SourceFile, first: int, inside: int, row: int, counter: documents.PositionCounter
     ) -> RowBlock:
         """The rows of a batch: its file begins with record `first`, the batch with record `inside` of it, row `row`."""
         read = {
@@ -111,7 +95,7 @@ class TableFolder:
         columns = {
             name: read_integers(batch, old, counts if self._depth == 2 else None, str(file), inside)[kept]
             for name, old in self._columns.items()
-            if name not in FILTERS
+            if name not in documents.FILTERS
         }
         vectors = {
             site: torch.from_numpy(one.flat.reshape(-1, self.widths[site])[kept].copy()) for site, one in read.items()
@@ -125,11 +109,11 @@ class TableFolder:
             return f"{where}, context {number}, position {position[kept[row]]}"
 
         if self._depth == 1:
-            made_up = made_up_columns(self._document_starts, row, row + len(kept))
+            made_up = documents.made_up_columns(self._document_starts, row, row + len(kept))
         else:
-            documents = first + inside + record[kept]
-            made_up = {"token_id": np.full(len(kept), UNKNOWN_TOKEN), "document": documents}
-            made_up["position"] = counter(documents) if "mask" in self._columns else position[kept]
+            records = first + inside + record[kept]
+            made_up = {"token_id": np.full(len(kept), UNKNOWN_TOKEN), "document": records}
+            made_up["position"] = counter(records) if "mask" in self._columns else position[kept]
         if "document" in columns and "position" not in columns:
             made_up["position"] = counter(columns["document"])
         return RowBlock(vectors, made_up | columns, origin)
@@ -154,11 +138,11 @@ class TableFolder:
 
     def _count(self, file: SourceFile) -> int:
         """Rows of a data file. It is read through unless the schema says how many a record has."""
-        filtered = any(name in self._columns for name in FILTERS)
+        filtered = any(name in self._columns for name in documents.FILTERS)
         if not filtered and (self._depth == 1 or self._context is not None):
             return record_count(file) * (self._context or 1)
         (site, column), *_ = self._vectors.items()
-        names = [self._chosen[site], *(old for name, old in self._columns.items() if name in FILTERS)]
+        names = [self._chosen[site], *(old for name, old in self._columns.items() if name in documents.FILTERS)]
         rows = inside = 0
         for batch in self._batches(file, names):
             counts = read_vectors(batch, self._chosen[site], column, str(file), inside).counts
@@ -211,14 +195,14 @@ class TableFolder:
         if "mask" in self._columns:
             nested = counts if self._depth == 2 else None
             ends = np.cumsum(counts)
-            return kept_by_mask(
+            return documents.kept_by_mask(
                 read_integers(batch, self._columns["mask"], nested, str(file), inside),
                 lambda row: f"{file}, record {inside + int(np.searchsorted(ends, row, side='right'))}",
             )
         if "lengths" not in self._columns:
             return np.ones(rows, dtype=bool)
         lengths = read_integers(batch, self._columns["lengths"], None, str(file), inside).astype(np.int64)
-        check_lengths(lengths, counts, lambda record: f"{file}, record {inside + record}")
+        documents.check_lengths(lengths, counts, lambda record: f"{file}, record {inside + record}")
         kept: np.ndarray = np.arange(rows) - np.repeat(np.cumsum(counts) - counts, counts) < np.repeat(lengths, counts)
         return kept
 
@@ -234,7 +218,7 @@ class TableFolder:
                 raise UserError(f"--document-rows: {document_rows}, but there is a column document; leave it out")
             return none, "as the source says"
         if self._depth == 1:
-            return made_up_starts(file_starts, document_rows)
+            return documents.made_up_starts(file_starts, document_rows)
         return none, f"one for each context of {self._context} positions" if self._context else "one for each record"
 
     def _describe(self, folder: SourceFolder, schema: Any, rule: str) -> tuple[list[str], dict[str, Any]]:
@@ -247,7 +231,7 @@ class TableFolder:
         used = {*self._chosen.values(), *self._columns.values()}
         unused = [name for name in schema.names if name not in used]
         notes += [f"passed over {len(unused)} columns ({', '.join(unused[:6])})"] if unused else []
-        filters = [old for name, old in self._columns.items() if name in FILTERS]
+        filters = [old for name, old in self._columns.items() if name in documents.FILTERS]
         notes += [f"rows: those that the column {filters[0]} keeps"] if filters else []
         return notes, {
             "format": self._format,
@@ -265,9 +249,10 @@ def _integer_columns(schema: Any, depth: int, place: str) -> dict[str, str]:
     good = [
         name
         for name, kind in zip(schema.names, schema.types, strict=True)
-        if name in COLUMN_NAMES and is_integers(kind, 0 if COLUMN_NAMES[name] == "lengths" else depth - 1)
+        if name in documents.COLUMN_NAMES
+        and is_integers(kind, 0 if documents.COLUMN_NAMES[name] == "lengths" else depth - 1)
     ]
-    return column_names(good, place)
+    return documents.column_names(good, place)
 
 
 def _kinds(schema: Any) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from lexray.storage.errors import UserError
 from lexray.storage.imports.array_files import RAW_SUFFIXES, RawFormat
 from lexray.storage.imports.documents import COLUMN_NAMES
 from lexray.storage.imports.file_names import check_one_series, in_order
-from lexray.storage.imports.options import ImportOptions, Meaning
+from lexray.storage.imports.rows import ImportOptions, Meaning
 from lexray.storage.imports.source import SourceFile, SourceFolder
 from lexray.storage.imports.stored_tensor import UNNAMED, FileFacts
 from lexray.storage.imports.tensor_files import READERS, Opener
@@ -132,17 +133,14 @@ def _runs_of_rows(facts: dict[SourceFile, FileFacts], open_file: Opener, options
                 f"{file}: holds {_listed(groups)}, but {first.name} holds {_listed(grouped[first])}; "
                 "each file needs the same tensors, or choose those that all have by --site"
             )
-    return {
-        name: Series(
-            parts=[
-                Part(file=file, name=key, facts=facts[file].tensors[key])
-                for file, groups in grouped.items()
-                for key in groups[name]
-            ],
-            open_file=open_file,
-        )
-        for name in common
-    }
+    parts: dict[str, list[Part]] = {name: [] for name in common}
+    for name, (file, groups) in product(common, grouped.items()):
+        parts[name] += _parts(file, facts[file], groups[name])
+    return {name: Series(parts=found, open_file=open_file) for name, found in parts.items()}
+
+
+def _parts(file: SourceFile, facts: FileFacts, names: Sequence[str]) -> list[Part]:
+    return [Part(file=file, name=name, facts=facts.tensors[name]) for name in names]
 
 
 def _a_site_each(facts: dict[SourceFile, FileFacts], open_file: Opener, options: ImportOptions) -> dict[str, Series]:
@@ -154,8 +152,7 @@ def _a_site_each(facts: dict[SourceFile, FileFacts], open_file: Opener, options:
             site = file.stem if name == UNNAMED else name if names.count(name) == 1 else f"{file.stem}.{name}"
             if site in found:
                 raise UserError(f"{file}: {site} is also in {found[site].parts[0].file.name}; rename one file")
-            parts = [Part(file=file, name=key, facts=facts[file].tensors[key]) for key in keys]
-            found[site] = Series(parts=parts, open_file=open_file)
+            found[site] = Series(parts=_parts(file, facts[file], keys), open_file=open_file)
     return found
 
 
@@ -181,7 +178,7 @@ def _only_tensors(
             )
         ((name, keys),) = groups.items()
         called.setdefault(name, file)
-        parts += [Part(file=file, name=key, facts=found.tensors[key]) for key in keys]
+        parts += _parts(file, found, keys)
     named = [name for name in called if name != UNNAMED]
     if len(named) > 1:
         raise UserError(

@@ -16,18 +16,8 @@ import numpy as np
 import torch
 
 from lexray.storage.errors import UserError
-from lexray.storage.imports.documents import (
-    FILTERS,
-    PositionCounter,
-    check_columns,
-    check_lengths,
-    column_names,
-    kept_by_mask,
-    made_up_columns,
-    made_up_starts,
-)
-from lexray.storage.imports.options import ImportOptions
-from lexray.storage.imports.rows import UNKNOWN_TOKEN, RowBlock, block_rows, check_site_name
+from lexray.storage.imports import documents
+from lexray.storage.imports.rows import UNKNOWN_TOKEN, ImportOptions, RowBlock, block_rows, check_site_name
 from lexray.storage.imports.source import SourceFolder
 from lexray.storage.imports.stored_tensor import UNNAMED
 from lexray.storage.imports.tensor_files import OPEN_COPIES, Opener
@@ -47,7 +37,7 @@ class TensorFolder:
         max_open = _OPEN_FILES if folder.store.local_path is not None else OPEN_COPIES
         layout = find_layout(folder, lambda: Opener(options.raw, max_open), options)
         self.notes = list(layout.notes)
-        columns = column_names(layout.series, str(folder))
+        columns = documents.column_names(layout.series, str(folder))
         chosen = _choose(folder, [name for name in layout.series if name not in columns.values()], options)
         lead = 2 if len(layout.series[next(iter(chosen.values()))].parts[0].facts.shape) == 3 else 1
         self._sites = {new: replace(layout.series[old], lead=lead) for new, old in chosen.items()}
@@ -55,7 +45,7 @@ class TensorFolder:
             column: replace(layout.series[old], lead=1 if column == "lengths" else lead)
             for column, old in columns.items()
         }
-        check_columns(self._columns, str(folder), documents_known=lead == 2)
+        documents.check_columns(self._columns, str(folder), documents_known=lead == 2)
         _check_series(self._sites, self._columns, layout.series, chosen, options)
         of_rows = self._sites | {name: one for name, one in self._columns.items() if name != "lengths"}
         self._stored_rows = check_paired(of_rows, by_name=layout.by_name)
@@ -73,7 +63,7 @@ class TensorFolder:
     def blocks(self) -> Iterator[RowBlock]:
         """All rows in order, a few MB at a time."""
         row_bytes = sum(width * self.dtypes[site].itemsize for site, width in self.widths.items())
-        step, count = block_rows(row_bytes), PositionCounter()
+        step, count = block_rows(row_bytes), documents.PositionCounter()
         for start in range(0, self._stored_rows, step):
             stop = min(start + step, self._stored_rows)
             kept = np.flatnonzero(self._keep(start, stop))
@@ -87,8 +77,9 @@ class TensorFolder:
 
     def _all_columns(self, start: int, stop: int) -> dict[str, np.ndarray]:
         """Columns of the stored rows from `start` up to `stop`, as the source gives them, else made up."""
-        given = {name: one.read(start, stop).numpy() for name, one in self._columns.items() if name not in FILTERS}
-        return made_up_columns(self._document_starts, start, stop) | given
+        kept = {name: one for name, one in self._columns.items() if name not in documents.FILTERS}
+        given = {name: one.read(start, stop).numpy() for name, one in kept.items()}
+        return documents.made_up_columns(self._document_starts, start, stop) | given
 
     def _origin(self, start: int, kept: np.ndarray) -> Callable[[str, int], str]:
         """Place in the files of the rows of a block; made-up columns have none."""
@@ -107,33 +98,33 @@ class TensorFolder:
             return starts, "as the source says" if "document" in self._columns else made_up
         if structured:
             return np.zeros(1, np.int64), "as the source says"
-        return made_up_starts(first.starts, document_rows)
+        return documents.made_up_starts(first.starts, document_rows)
 
     def _read_lengths(self) -> np.ndarray | None:
         """Tokens of each document, where the source says them. Raises UserError for impossible ones."""
         if "lengths" not in self._columns:
             return None
         column, first = self._columns["lengths"], next(iter(self._sites.values()))
-        documents, name = len(self._document_starts), column.parts[0].file
-        if column.rows != documents:
+        count, name = len(self._document_starts), column.parts[0].file
+        if column.rows != count:
             raise UserError(
-                f"{name}: lengths of {column.rows:,} documents, but the sites have {documents:,}; store one each"
+                f"{name}: lengths of {column.rows:,} documents, but the sites have {count:,}; store one each"
             )
         lengths = column.read(0, column.rows).numpy().astype(np.int64)
         tokens = np.diff([*self._document_starts, first.rows])
-        check_lengths(lengths, tokens, lambda document: f"{name}, document {document}")
+        documents.check_lengths(lengths, tokens, lambda document: f"{name}, document {document}")
         return lengths
 
     def _keep(self, start: int, stop: int) -> np.ndarray:
         """Which of the stored rows from `start` up to `stop` belong to a document (B), bool."""
         if self._lengths is not None:
-            made_up = made_up_columns(self._document_starts, start, stop)
+            made_up = documents.made_up_columns(self._document_starts, start, stop)
             kept: np.ndarray = made_up["position"] < self._lengths[made_up["document"]]
             return kept
         if "mask" not in self._columns:
             return np.ones(stop - start, dtype=bool)
         mask = self._columns["mask"]
-        return kept_by_mask(mask.read(start, stop).numpy(), lambda row: mask.place(start + row))
+        return documents.kept_by_mask(mask.read(start, stop).numpy(), lambda row: mask.place(start + row))
 
     def _count_rows(self) -> int:
         """Rows that belong to a document."""
