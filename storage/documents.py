@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from lexray.storage.errors import CorruptDataError
-from lexray.storage.objects.multipart import PART_BYTES
+from lexray.storage.objects.s3_objects import PART_BYTES
 from lexray.storage.store import Store
 
 MAX_BYTES = 16 * 2**20

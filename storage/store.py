@@ -21,15 +21,9 @@ from lexray.storage.errors import MissingBucketError, UnreachableError, one_line
 from lexray.storage.objects import files, local_files, s3_objects
 from lexray.storage.objects.connections import CLIENT, FILESYSTEM, call_slots, connection, forget
 from lexray.storage.objects.first_answer import first_answer
-from lexray.storage.objects.multipart import PART_BYTES, upload_parts
 from lexray.storage.objects.places import FILE, check_path, check_url, is_name, scheme_of
-from lexray.storage.objects.retries import (
-    Retrier,
-    RetryPolicy,
-    StoreUnavailableError,
-    is_of_botocore,
-    s3_answer,
-)
+from lexray.storage.objects.retries import Retrier, RetryPolicy, StoreUnavailableError, is_of_botocore, s3_answer
+from lexray.storage.objects.s3_objects import PART_BYTES, upload_parts
 from lexray.storage.objects.settings import REQUESTS_IN_FLIGHT, S3
 from lexray.storage.objects.settings import StorageSettings as StorageSettings
 
@@ -132,7 +126,7 @@ class Store:
         """Return the whole file; a large one of an object store in parts, side by side. Raises FileNotFoundError."""
         if self.local_path is not None:
             full = self._full(path)
-            return self._call(path, lambda fs: local_files.read(fs, full))
+            return self._call(path, lambda _: local_files.read_range(full))
         first = self.read_range(path, 0, PART_BYTES)
         size = self.size(path) if len(first) == PART_BYTES else len(first)
         if size is None:

@@ -58,7 +58,8 @@ class _Loader(yaml.SafeLoader):
         """Values of each node that is composed, by its identity."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        mark = self.peek_event().start_mark
+        event = self.peek_event()
+        mark = event.start_mark
         self._depth += 1
         self._composed += 1
         if self._depth > MAX_DEPTH:
@@ -66,6 +67,9 @@ class _Loader(yaml.SafeLoader):
         if self._composed > MAX_VALUES:
             raise _mistake(mark, f"is beyond the first {MAX_VALUES:,} values, which are as many as are read")
         is_alias = self.check_event(yaml.AliasEvent)
+        plain_tags = (None, "!", f"{_TAG}str") if self.check_event(yaml.ScalarEvent) else (None, "!")
+        if not is_alias and event.tag not in plain_tags:
+            raise _mistake(mark, f"the tag {event.tag!r} is not read; write the plain value")
         node = super().compose_node(parent, index)
         self._depth -= 1
         if is_alias and id(node) not in self._sizes:
@@ -84,27 +88,12 @@ class _Loader(yaml.SafeLoader):
 
     def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
         event = self.peek_event()
-        if event.tag not in (None, "!", f"{_TAG}str"):
-            raise _mistake(event.start_mark, f"the tag {event.tag!r} is not read; write the plain value")
         if _SURROGATE.search(event.value):  # JSON writes characters beyond 16 bits as two escapes
             try:
                 event.value = event.value.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
             except UnicodeDecodeError:
                 raise _mistake(event.start_mark, "holds half a character (a lone surrogate)") from None
         return super().compose_scalar_node(anchor)
-
-    def compose_sequence_node(self, anchor: Any) -> yaml.SequenceNode:
-        self._refuse_tag()
-        return super().compose_sequence_node(anchor)
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        self._refuse_tag()
-        return super().compose_mapping_node(anchor)
-
-    def _refuse_tag(self) -> None:
-        event = self.peek_event()
-        if event.tag not in (None, "!"):
-            raise _mistake(event.start_mark, f"the tag {event.tag!r} is not read; write the plain value")
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()

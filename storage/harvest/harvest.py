@@ -26,8 +26,7 @@ from lexray.storage.harvest.journal import (
     find_existing,
     read_plan,
     remove_beginnings,
-    remove_leftovers,
-)  # fmt: skip
+)
 from lexray.storage.harvest.language_model import ModelFacts, inspect_model
 from lexray.storage.harvest.plan import ShardTask, cut_rows, deal_pieces
 from lexray.storage.harvest.pool import LocalPool, Pool, RayPool
@@ -205,14 +204,9 @@ def _check_visible(store: Store, part: WrittenShard) -> None:
 
 
 def _finish(
-    config: HarvestFile,
-    corpus: Corpus,
-    journal: Journal,
-    facts: ReplicaFacts,
-    written: list[WrittenShard],
+    config: HarvestFile, corpus: Corpus, journal: Journal, facts: ReplicaFacts, written: list[WrittenShard]
 ) -> Manifest:
-    journal.check_current()
-    remove_leftovers(journal.store, len(written))
+    journal.clean_up(len(written))
     manifest = write_manifest(
         journal.store,
         ShardFormat(sites=facts.widths, dtype=config.dtype, chunk_rows=config.chunk_rows),

@@ -32,7 +32,7 @@ class CorpusChoice(FileModel):
 
     sources: ClassVar[tuple[str, ...]]
     choices: ClassVar[str]
-    """How a message lists the sources."""
+    """Words of a message that lists the sources."""
 
     dataset: str | None = Field(default=None, min_length=1)
     """Hugging Face dataset: its name, or a folder."""

@@ -1,4 +1,4 @@
-"""What a harvest finds in its output: a dataset that it made before, or the journal of one in progress.
+"""Journal of a harvest in progress, and recognition of one that is complete: both are read from its output.
 
 A dataset or journal is used again only for the same settings, models and corpus.
 
@@ -84,10 +84,11 @@ class Journal:
         found = is_ours and self.store.size(shard.file) == shard.bytes
         return entry.written if found else None
 
-    def check_current(self) -> None:
-        """Raise UserError when another harvest has started here in the meantime."""
+    def clean_up(self, num_shards: int) -> None:
+        """Remove leftovers of other writers. Raises UserError when another harvest has started here in the meantime."""
         if read_plan(self.store) != self.plan:
             raise UserError(f"output: another harvest writes into {self.store.url}; end it, and run this one again")
+        remove_leftovers(self.store, num_shards)
 
 
 def read_plan(store: Store) -> dict[str, Any] | None:

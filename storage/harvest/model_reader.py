@@ -59,13 +59,7 @@ class ModelReader:
 
 
 def choose_reader(
-    model: Any,
-    *,
-    num_layers: int,
-    places: dict[str, TensorSite],
-    first: Inputs,
-    pad_id: int = 0,
-    batched: bool = True,
+    model: Any, *, num_layers: int, places: dict[str, TensorSite], first: Inputs, pad_id: int = 0, batched: bool = True
 ) -> ModelReader:
     """Return a reader that stops early if that agrees with the whole model on the batch `first`, else runs it whole.
 

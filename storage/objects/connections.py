@@ -50,9 +50,8 @@ def forget(kind: str, scheme: str, settings: StorageSettings, used: list[Any]) -
 
 
 def _client(settings: StorageSettings) -> Any:
-    from lexray.storage.objects.s3_client import (
-        S3Client,  # botocore is not needed, and slow to import, where files are local
-    )
+    # botocore is not needed, and slow to import, where files are local
+    from lexray.storage.objects.s3_client import S3Client
 
     return S3Client(settings)
 

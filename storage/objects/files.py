@@ -40,12 +40,6 @@ def entries(filesystem: Any, full: str) -> list[tuple[str, str]]:
     return [(entry["name"].rstrip("/").rsplit("/", 1)[-1], entry["type"]) for entry in found]
 
 
-def read(filesystem: Any, full: str) -> bytes:
-    """Return the whole file."""
-    data: bytes = filesystem.cat_file(full)
-    return data
-
-
 def remove(filesystem: Any, full: str) -> None:
     """Remove a file, or a folder and everything in it, the deepest first."""
     found = info(filesystem, full)

@@ -11,6 +11,7 @@ import errno
 import os
 import shutil
 import stat
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -60,19 +61,11 @@ def entries(_: Any, full: str) -> list[tuple[str, str]]:
     return [(name, kind) for name, kind, entry in kinds if kind == "directory" or entry.is_file()]
 
 
-def read_range(full: str, start: int, length: int) -> bytes:
-    """Return `length` bytes from `start`, fewer at the end; never more than the file has."""
+def read_range(full: str, start: int = 0, length: int = sys.maxsize) -> bytes:
+    """Return `length` bytes from `start`, the whole file by default; fewer at the end, never more than there are."""
     with opened(full) as (descriptor, size):
         data = bytearray(max(0, min(length, size - start)))
         count = _fill(descriptor, start, memoryview(data))
-    return bytes(memoryview(data)[:count])
-
-
-def read(_: Any, full: str) -> bytes:
-    """Return the whole file."""
-    with opened(full) as (descriptor, size):
-        data = bytearray(size)
-        count = _fill(descriptor, 0, memoryview(data))
     return bytes(memoryview(data)[:count])
 
 
