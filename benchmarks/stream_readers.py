@@ -11,11 +11,10 @@ import numpy as np
 
 from benchmarks.stream_data import ROW_BYTES, SITE, WIDTH, evict
 from lexray.storage.bench import chunk_ranges
-from lexray.storage.chunk_reads import NOTHING, PARALLEL_READS
 from lexray.storage.manifest import load_manifest
 from lexray.storage.objects.settings import StorageSettings
 from lexray.storage.order import WindowKey
-from lexray.storage.reader import DatasetReader
+from lexray.storage.reader import NOTHING, PARALLEL_READS, DatasetReader
 from lexray.storage.selection import Selection
 from lexray.storage.store import Store
 from lexray.storage.stream import BatchStream

@@ -12,33 +12,38 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from lexray.storage.chunk_reads import NOTHING, ChunkReads, ReadChunk
 from lexray.storage.manifest import chunk_checksum
 from lexray.storage.order import WindowKey
-from lexray.storage.reader import DatasetReader
+from lexray.storage.reader import NOTHING, ChunkReads, DatasetReader, ReadChunk
 from lexray.storage.stream import BatchStream
-from lexray.storage.windows import Described, LocalWindows, StreamSpec, Window, WindowReader
+from lexray.storage.windows import LocalWindows, StreamSpec, Window, WindowReader
 
 MB = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadSpeed:
+class _Speed:
+    bytes: int
+    """Bytes read from the store."""
+    seconds: float
+    """Seconds from the first request to the last arrival."""
+
+    @property
+    def mb_per_s(self) -> float:
+        return self.bytes / self.seconds / MB
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadSpeed(_Speed):
     """Speed of plain ranged reads without processing."""
 
     parallel: int
     """Reads in flight at once."""
     gets: int
-    bytes: int
-    seconds: float
-
-    @property
-    def mb_per_s(self) -> float:
-        return self.bytes / self.seconds / MB
 
     @property
     def gets_per_s(self) -> float:
@@ -46,20 +51,12 @@ class ReadSpeed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StreamSpeed:
+class StreamSpeed(_Speed):
     """Speed of windows as training receives them: verified, filtered, permuted, cut into batches."""
 
     rows: int
     """Rows of the windows that arrived."""
-    bytes: int
-    """Bytes read from the store for them."""
     batches: int
-    seconds: float
-    """Seconds from the first request to the last arrival."""
-
-    @property
-    def mb_per_s(self) -> float:
-        return self.bytes / self.seconds / MB
 
     @property
     def rows_per_s(self) -> float:
@@ -139,7 +136,7 @@ def stream_speed(spec: StreamSpec, *, batch_rows: int, seconds: float) -> Stream
 
     Raises UserError when the rows that training would read do not fill a batch.
     """
-    source = _TimedWindows(LocalWindows(WindowReader(spec)))
+    source = _TimedWindows(WindowReader(spec))
     stream = BatchStream(spec=spec, source=source, batch_rows=batch_rows)
     batches, endless = 0, range(stream.steps_per_epoch * 10**9)
     source.begin(seconds)
@@ -187,45 +184,30 @@ class _TimeIsUpError(Exception):
     """Ends a training that is run for its data alone."""
 
 
-@dataclass
-class _TimedWindows:
+class _TimedWindows(LocalWindows):
     """Window source that counts windows as they arrive, until the time is up."""
 
-    windows: LocalWindows
-    rows: int = 0
-    bytes: int = 0
-    arrived_s: float = 0.0
-    """Seconds from the start to the last arrival."""
-    _began: float = 0.0
-    _deadline: float = 0.0
-    _asked: list[Future[Window]] = field(default_factory=list)
-
     def begin(self, seconds: float) -> None:
+        """Start counting, for about `seconds`."""
+        self.rows = self.bytes = 0
+        self.arrived_s = 0.0  # from the start to the last arrival
+        self._asked: list[Future[Window]] = []
         self._began = time.perf_counter()
         self._deadline = self._began + seconds
 
-    def describe(self) -> Described:
-        return self.windows.describe()
-
     def request(self, key: WindowKey, *, wanted_from: WindowKey | None = None) -> Future[Window]:
         self._asked = [one for one in self._asked if not one.done()]
-        self._asked.append(self.windows.request(key, wanted_from=wanted_from))
+        self._asked.append(super().request(key, wanted_from=wanted_from))
         return self._asked[-1]
 
     def fetch(self, handle: object) -> Window:
         if self.rows and time.perf_counter() > self._deadline:
             raise _TimeIsUpError
-        window = self.windows.fetch(handle)
+        window = super().fetch(handle)
         self.rows += len(window.row_ids)
         self.bytes += window.cost.store_bytes
         self.arrived_s = time.perf_counter() - self._began
         return window
-
-    def retries(self) -> int:
-        return self.windows.retries()
-
-    def leave(self) -> None:
-        self.windows.leave()
 
     def stop(self) -> None:
         """Request no more windows and wait for those in flight, which would slow the next measurement."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TypeVar
 
 A = TypeVar("A")
@@ -20,6 +22,20 @@ def read_many(read: Callable[[A], T], places: Iterable[A]) -> list[T]:
     """Return what `read` gives for each place, in order; `READERS` of them are read at a time."""
     with ThreadPoolExecutor(READERS) as readers:
         return list(readers.map(read, places))
+
+
+def in_order(makers: Iterable[Callable[[], T]], *, threads: int, ahead: int, name: str) -> Generator[T]:
+    """Yield the makers' results in order; while the caller uses one, threads called `name` run the next `ahead` makers.
+
+    Closing waits for the threads. A maker's error is raised in place of its result.
+    """
+    with ThreadPoolExecutor(threads, thread_name_prefix=name) as pool:
+        rest = iter(makers)
+        coming = deque(pool.submit(make) for make in islice(rest, ahead))
+        while coming:
+            made = coming.popleft().result()
+            coming.extend(pool.submit(make) for make in islice(rest, 1))
+            yield made
 
 
 def poll(

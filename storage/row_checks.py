@@ -63,17 +63,15 @@ class SiteFindings:
     """Maximum relative error of the manifest's norm quantiles; None when rows are missing."""
 
 
-@dataclass
 class SiteFacts:
-    """Sums of a site, accumulated in chunk order so that they do not depend on threads."""
+    """Sums of a site of `rows` rows, accumulated in chunk order so that they do not depend on threads."""
 
-    site: Site
-    hashes: np.ndarray
-    norms: np.ndarray
-    read: np.ndarray
-    """Mask of rows that could be read (N), bool."""
-    total: np.ndarray
-    squared_norm: float = 0.0
+    def __init__(self, site: Site, rows: int) -> None:
+        self.site = site
+        self.hashes, self.norms = np.zeros(rows, np.uint64), np.zeros(rows)
+        self.read = np.zeros(rows, dtype=bool)
+        """Mask of rows that could be read (N)."""
+        self.total, self.squared_norm = np.zeros(site.width), 0.0
 
     def add(self, first_row: int, facts: ChunkFacts) -> None:
         rows = slice(first_row, first_row + len(facts.norms))
@@ -112,17 +110,6 @@ class SiteFacts:
         found = exact_quantiles(lambda: [self.norms.astype(np.float32)], [float(level) for level in levels])
         quantiles = max(abs(a - b) / (b or 1.0) for a, b in zip(told, found, strict=True))
         return distance / math.sqrt(scale), abs(squared - self.site.mean_squared_norm) / scale, quantiles
-
-
-def new_sums(site: Site, rows: int) -> SiteFacts:
-    """Return empty sums of a site of `rows` rows."""
-    return SiteFacts(
-        site=site,
-        hashes=np.zeros(rows, np.uint64),
-        norms=np.zeros(rows),
-        read=np.zeros(rows, dtype=bool),
-        total=np.zeros(site.width),
-    )
 
 
 def chunk_facts(x_BD: np.ndarray, dtype: str) -> ChunkFacts:

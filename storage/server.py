@@ -21,9 +21,9 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lexray.storage.chunk_cache import CacheSettings
-from lexray.storage.chunk_reads import NOTHING, ReadCost
 from lexray.storage.objects.retries import retried_calls
 from lexray.storage.order import WindowKey
+from lexray.storage.reader import NOTHING, ReadCost
 from lexray.storage.shelf import PublishedWindow, Shelf
 from lexray.storage.stream_memory import WINDOWS_AT_ONCE, NodeMemory, node_memory
 from lexray.storage.windows import Described, StreamSpec, Window, WindowReader, local_chunks

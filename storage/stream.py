@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
-from lexray.storage.chunk_cache import CacheSettings
-from lexray.storage.chunk_reads import NOTHING, ReadCost
 from lexray.storage.errors import UserError
 from lexray.storage.order import WindowKey, rank_lanes, steps_per_epoch
-from lexray.storage.windows import (
-    LocalWindows,
-    OrderCache,
-    StreamSpec,
-    Window,
-    WindowReader,
-    WindowSource,
-    local_chunks,
-)
+from lexray.storage.polling import in_order
+from lexray.storage.reader import NOTHING, ReadCost
+from lexray.storage.windows import LocalWindows, StreamSpec, Window, WindowReader, WindowSource, order_cache
 
 T = TypeVar("T")
 
+_one_ahead = partial(in_order, threads=1, ahead=1, name="ahead")
 LATE_S = 0.005
 """Seconds of waiting above which a window counts as late: more than mapping an available one takes."""
 
@@ -77,7 +68,7 @@ class BatchStream:
         self.manifest, selected_rows, self.rows_filtered = self.source.describe()
         self.total_rows = int(selected_rows.sum())
         """Number of rows that the selection keeps."""
-        self._order = OrderCache(self.spec, self.manifest, selected_rows)
+        self._order = order_cache(self.spec, self.manifest, selected_rows)
         self.lanes = rank_lanes(self.rank, self.num_ranks, self.spec.lanes)
 
     @property
@@ -103,7 +94,7 @@ class BatchStream:
         is informed of passed windows, which are evicted first. Close or exhaust the generator before calling another
         method.
         """
-        made = one_ahead(partial(self._made_ready, step, steps.stop, ready) for step in steps)
+        made = _one_ahead(partial(self._made_ready, step, steps.stop, ready) for step in steps)
         began = time.perf_counter()
         try:
             for batch in made:
@@ -142,7 +133,7 @@ class BatchStream:
             lane_rows = min(lane_rows, -(-max_rows // self.spec.lanes))
         share = max(1, self.batch_rows // self.spec.lanes)
         starts = range(0, lane_rows, share)
-        made = one_ahead(partial(self._rows, 0, start, min(start + share, lane_rows)) for start in starts)
+        made = _one_ahead(partial(self._rows, 0, start, min(start + share, lane_rows)) for start in starts)
         try:
             yield from made
         finally:
@@ -240,23 +231,7 @@ class BatchStream:
         return tensor.view(torch.bfloat16) if self.manifest.sites[site].dtype == "bfloat16" else tensor
 
 
-def one_ahead(makers: Iterable[Callable[[], T]]) -> Generator[T]:
-    """Yield the makers' results in order; a thread runs the next maker while the caller uses the current result.
-
-    Closing waits for the thread. A maker's error is raised in place of its result.
-    """
-    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
-        rest = iter(makers)
-        coming = [pool.submit(make) for make in islice(rest, 1)]
-        while coming:
-            made = coming.pop().result()
-            coming = [pool.submit(make) for make in islice(rest, 1)]
-            yield made
-
-
-def local_stream(
-    spec: StreamSpec, *, batch_rows: int, rank: int = 0, num_ranks: int = 1, cache: CacheSettings | None = None
-) -> BatchStream:
+def local_stream(spec: StreamSpec, *, batch_rows: int, rank: int = 0, num_ranks: int = 1) -> BatchStream:
     """Return a stream that this process reads itself."""
-    source = LocalWindows(WindowReader(spec, local_chunks(cache)))
+    source = LocalWindows(WindowReader(spec))
     return BatchStream(spec=spec, source=source, batch_rows=batch_rows, rank=rank, num_ranks=num_ranks)

@@ -8,22 +8,21 @@ flight.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter
 
-from lexray.storage.chunk_reads import PARALLEL_READS
 from lexray.storage.documents import parse_document
 from lexray.storage.errors import CorruptDataError
 from lexray.storage.manifest import MANIFEST, Manifest, Shard, norm_column, read_manifest
 from lexray.storage.manifest_checks import MAX_HEADER_BYTES, contradictions
-from lexray.storage.reader import DatasetReader
-from lexray.storage.row_checks import ChunkFacts, SiteFacts, SiteFindings, chunk_facts, new_sums
+from lexray.storage.polling import in_order
+from lexray.storage.reader import PARALLEL_READS, DatasetReader
+from lexray.storage.row_checks import ChunkFacts, SiteFacts, SiteFindings, chunk_facts
 from lexray.storage.store import Store, reachable
 
 STATISTICS_TOLERANCE = 1e-6
@@ -69,7 +68,7 @@ def verify(store: Store, *, on_progress: Callable[[int, int], None] | None = Non
     check.
     """
     manifest = read_manifest(store)
-    damage = manifest_damage(manifest)
+    damage = [Damage(file=file, what=what) for file, what in contradictions(manifest)]
     if damage:  # locations of chunks would be arbitrary
         return Findings(url=store.url, manifest=manifest, damage=damage, sites={})
     with reachable("dataset", store.url):
@@ -84,11 +83,6 @@ def verify(store: Store, *, on_progress: Callable[[int, int], None] | None = Non
     sites = {name: sums.findings() for name, sums in check.sums.items()}
     damage += [one for name, site in sites.items() for one in statistics_damage(name, site)]
     return Findings(url=store.url, manifest=manifest, damage=damage, sites=sites)
-
-
-def manifest_damage(manifest: Manifest) -> list[Damage]:
-    """Return contradictions inside a manifest, with which the locations of its chunks cannot be trusted."""
-    return [Damage(file=file, what=what) for file, what in contradictions(manifest)]
 
 
 def shard_damage(store: Store, manifest: Manifest, shard: Shard, size: int | None) -> list[Damage]:
@@ -166,33 +160,21 @@ class _Pass:
 
     def __post_init__(self) -> None:
         manifest = self.reader.manifest
-        self.sums = {name: new_sums(site, manifest.rows) for name, site in manifest.sites.items()}
+        self.sums = {name: SiteFacts(site, manifest.rows) for name, site in manifest.sites.items()}
 
     def run(self) -> list[Damage]:
         damage: list[Damage] = []
         done, manifest = 0, self.reader.manifest
         self.on_progress(done, manifest.rows)
-        for chunk, (found, facts) in self._in_parallel():
+        checks = (partial(self._check_chunk, chunk) for chunk in range(len(self.reader.chunks)))
+        checked = in_order(checks, threads=PARALLEL_READS, ahead=2 * PARALLEL_READS, name="verify")
+        for place, (found, facts) in zip(self.reader.chunks, checked, strict=True):
             damage += found
-            place = self.reader.chunks[chunk]
             for name, of_site in facts.items():
                 self.sums[name].add(place.first_row, of_site)
             done += place.rows
             self.on_progress(done, manifest.rows)
         return damage
-
-    def _in_parallel(self) -> Iterator[tuple[int, Checked]]:
-        """Yield results of `_check_chunk` in chunk order; at most twice `PARALLEL_READS` are held."""
-        waiting: deque[tuple[int, Future[Checked]]] = deque()
-        with ThreadPoolExecutor(PARALLEL_READS, thread_name_prefix="verify") as pool:
-            for chunk in range(len(self.reader.chunks)):
-                waiting.append((chunk, pool.submit(self._check_chunk, chunk)))
-                if len(waiting) == 2 * PARALLEL_READS:
-                    number, future = waiting.popleft()
-                    yield number, future.result()
-            while waiting:
-                number, future = waiting.popleft()
-                yield number, future.result()
 
     def _check_chunk(self, chunk: int) -> Checked:
         place, manifest = self.reader.chunks[chunk], self.reader.manifest

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache, reduce
+from functools import cached_property, lru_cache, partial, reduce
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from lexray.storage.chunk_cache import CacheSettings, ChunkCache
-from lexray.storage.chunk_reads import ChunkReads, ReadChunk, ReadCost
 from lexray.storage.manifest import Manifest, load_manifest
 from lexray.storage.order import EpochOrder, Segment, WindowKey
-from lexray.storage.reader import NUMPY_DTYPES, DatasetReader
+from lexray.storage.reader import NUMPY_DTYPES, ChunkReads, DatasetReader, ReadChunk, ReadCost
 from lexray.storage.selection import SelectedRows, Selection, select_rows
 from lexray.storage.store import Store
 
@@ -132,9 +132,9 @@ class WindowReader:
         return select_rows(self.dataset, self.spec.selection, self.spec.sites)
 
     @cached_property
-    def order(self) -> OrderCache:
-        """Cache of epoch orders."""
-        return OrderCache(self.spec, self.manifest, self.selected.counts)
+    def order(self) -> Callable[[int], EpochOrder]:
+        """Return the order of an epoch."""
+        return order_cache(self.spec, self.manifest, self.selected.counts)
 
     def describe(self) -> Described:
         selected = self.selected
@@ -180,26 +180,15 @@ def _put(part: _Part, place: np.ndarray, read: ReadChunk) -> ReadCost:
     return read.cost
 
 
-def epoch_order(spec: StreamSpec, manifest: Manifest, selected_rows: np.ndarray, epoch: int) -> EpochOrder:
-    """Return the order of one epoch of a stream, independent of the sites that are read."""
+def order_cache(spec: StreamSpec, manifest: Manifest, selected_rows: np.ndarray) -> Callable[[int], EpochOrder]:
+    """Return a function of an epoch that returns its order, which is independent of the sites that are read.
+
+    It keeps the orders of the two epochs that a stream can be in at once.
+    """
     row_bytes = max(site.row_bytes for site in manifest.sites.values())
-    return EpochOrder(
-        selected_rows=selected_rows,
-        seed=spec.seed,
-        epoch=epoch,
-        lanes=spec.lanes,
-        chunks_per_window=max(1, spec.window_bytes // (manifest.chunk_rows * row_bytes)),
-    )
-
-
-class OrderCache:
-    """Cache of the orders of the two epochs that a stream can be in at once."""
-
-    def __init__(self, spec: StreamSpec, manifest: Manifest, selected_rows: np.ndarray) -> None:
-        self._make = lru_cache(maxsize=2)(lambda epoch: epoch_order(spec, manifest, selected_rows, epoch))
-
-    def __call__(self, epoch: int) -> EpochOrder:
-        return self._make(epoch)
+    chunks_per_window = max(1, spec.window_bytes // (manifest.chunk_rows * row_bytes))
+    order = partial(EpochOrder, selected_rows=selected_rows, seed=spec.seed, lanes=spec.lanes)
+    return lru_cache(maxsize=2)(lambda epoch: order(epoch=epoch, chunks_per_window=chunks_per_window))
 
 
 @dataclass(frozen=True)

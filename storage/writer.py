@@ -58,23 +58,28 @@ class ShardFormat:
         self, store: Store, number: int, vectors: Mapping[str, torch.Tensor], columns: Mapping[str, np.ndarray]
     ) -> WrittenShard:
         """Write shard `number`: per site a (B, width) tensor, per column of `COLUMNS` a (B) integer array."""
-        tensors, sums = {}, {}
-        rows = len(next(iter(vectors.values())))
-        for name, width in self.sites.items():
-            assert vectors[name].shape == (rows, width), (name, vectors[name].shape, (rows, width))
-            tensors[name] = vectors[name].detach().to("cpu", TORCH_DTYPES[self.dtype]).contiguous()
-            sums[name] = site_sums(tensors[name], self.chunk_rows)
-            tensors[norm_column(name)] = torch.from_numpy(sums[name].norms)
-        for name in COLUMNS:
-            tensors[name] = torch.from_numpy(np.ascontiguousarray(columns[name], dtype=np.int32))
-            assert tensors[name].shape == (rows,), (name, tensors[name].shape, rows)
-        data = save(tensors)
+        tensors = self.tensors(vectors, columns)
+        sums = {name: site_sums(tensors[name], self.chunk_rows) for name in self.sites}
+        data = save(tensors | {norm_column(name): torch.from_numpy(part.norms) for name, part in sums.items()})
         store.write(shard_file(number), data)
         return WrittenShard(
-            shard=self._describe(number, rows, data),
+            shard=self._describe(number, len(tensors["document"]), data),
             totals={name: part.total.tolist() for name, part in sums.items()},
             squared_norms={name: part.squared_norm for name, part in sums.items()},
         )
+
+    def tensors(
+        self, vectors: Mapping[str, torch.Tensor], columns: Mapping[str, np.ndarray]
+    ) -> dict[str, torch.Tensor]:
+        """Return the rows as they are stored: the tensor of each site (B, width) and column (B)."""
+        rows, tensors = len(columns["document"]), {}
+        for name, width in self.sites.items():
+            assert vectors[name].shape == (rows, width), (name, vectors[name].shape, (rows, width))
+            tensors[name] = vectors[name].detach().to("cpu", TORCH_DTYPES[self.dtype]).contiguous()
+        for name in COLUMNS:
+            tensors[name] = torch.from_numpy(np.ascontiguousarray(columns[name], dtype=np.int32))
+            assert tensors[name].shape == (rows,), (name, tensors[name].shape, rows)
+        return tensors
 
     def _describe(self, number: int, rows: int, data: bytes) -> Shard:
         offsets, checksums = tensor_offsets(data), {}
@@ -174,15 +179,8 @@ class DatasetWriter:
 
     def add(self, vectors: Mapping[str, torch.Tensor], columns: Mapping[str, np.ndarray]) -> None:
         """Append rows: per site a (B, width) tensor, per column of `COLUMNS` a (B) integer array."""
-        rows, tensors = len(columns["document"]), {}
-        for name, width in self.sites.items():
-            assert vectors[name].shape == (rows, width), (name, vectors[name].shape, (rows, width))
-            tensors[name] = vectors[name].detach().to("cpu", TORCH_DTYPES[self.dtype])
-        for name in COLUMNS:
-            assert len(columns[name]) == rows, (name, len(columns[name]), rows)
-            tensors[name] = torch.from_numpy(np.asarray(columns[name], dtype=np.int32))
-        self._pending.append(tensors)
-        self._pending_rows += rows
+        self._pending.append(self._format.tensors(vectors, columns))
+        self._pending_rows += len(columns["document"])
         while self._pending_rows >= self.shard_rows:
             self._write_shard(self.shard_rows)
 

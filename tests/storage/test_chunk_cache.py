@@ -17,8 +17,8 @@ import pytest
 from synthetic import Written, write_rows
 
 from lexray.storage.chunk_cache import CacheSettings, ChunkCache, ChunkName
-from lexray.storage.chunk_reads import ChunkReads
 from lexray.storage.order import WindowKey
+from lexray.storage.reader import ChunkReads
 from lexray.storage.selection import Selection
 from lexray.storage.stream import local_stream
 from lexray.storage.windows import StreamSpec, Window, WindowReader, local_chunks

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lexray.storage.harvest.file_trees import split_braces
 
 from lexray.storage.errors import UserError
 from lexray.storage.harvest.corpus_files import find_files
 from lexray.storage.harvest.corpus_report import CorpusReport, report_lines
+from lexray.storage.harvest.file_trees import split_braces
 from lexray.storage.objects.settings import StorageSettings
 from lexray.storage.store import Store
 

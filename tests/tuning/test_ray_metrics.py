@@ -13,8 +13,8 @@ import pytest
 from namespaces import wait_until
 from sweeps import sweep_content, write_dataset, write_sweep
 
-from lexray.storage.chunk_reads import ReadCost
 from lexray.storage.config_file import read_config_file
+from lexray.storage.reader import ReadCost
 from lexray.storage.server import ServerStats
 from lexray.training.loop.hooks import LogInterval
 from lexray.tuning.file.sweep_file import SweepFile

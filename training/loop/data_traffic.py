@@ -8,8 +8,8 @@ from functools import reduce
 
 import torch
 
-from lexray.storage.chunk_reads import ReadCost
 from lexray.storage.objects.retries import retried_calls
+from lexray.storage.reader import ReadCost
 from lexray.storage.stream import BatchStream
 from lexray.training.mesh.axes import WorldAxis
 
