@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -147,8 +148,7 @@ class Store:
             return b""
         full = self._full(path)
         if self._has_client:
-            place = _bucket_and_key(full)
-            return self._ranged(path, start, b"", lambda client: client.get_range(*place, start, length))
+            return self._ranged(path, start, b"", lambda client: client.get_range(full, start, length))
         if self.local_path is not None:
             return self._call(path, lambda _: local_files.read_range(full, start, length))
         return self._ranged(path, start, b"", lambda fs: fs.cat_file(full, start=start, end=start + length))
@@ -162,8 +162,7 @@ class Store:
             return 0
         full = self._full(path)
         if self._has_client:
-            place = _bucket_and_key(full)
-            return self._ranged(path, start, 0, lambda client: client.get_range_into(*place, start, out))
+            return self._ranged(path, start, 0, lambda client: client.get_range_into(full, start, out))
         if self.local_path is not None:
             return self._call(path, lambda _: local_files.read_into(full, start, out))
         return self._ranged(path, start, 0, lambda fs: files.cat_into(fs, full, start, out))
@@ -206,12 +205,10 @@ class Store:
     def _write_parts(self, path: str, data: bytes) -> None:
         brief = replace(self.settings.policy, budget_s=min(ABORT_BUDGET_S, self.settings.policy.budget_s))
 
-        def call_s3(method: str, **arguments: Any) -> Any:
-            return self._call(path, lambda fs: fs.call_s3(method, **arguments))
+        def call_s3(method: str, policy: RetryPolicy = self.settings.policy, **arguments: Any) -> Any:
+            return self._call(path, lambda fs: fs.call_s3(method, **arguments), policy=policy)
 
-        def give_up(method: str, **arguments: Any) -> Any:
-            return self._call(path, lambda fs: fs.call_s3(method, **arguments), policy=brief)
-
+        give_up = partial(call_s3, policy=brief)
         bucket, key, _ = self.filesystem.split_path(self._full(path))
         whole = Retrier(policy=self.settings.policy)
         whole.call(self._full(path), lambda: upload_parts(call_s3, give_up, bucket, key, data, part_bytes=PART_BYTES))
@@ -271,11 +268,6 @@ class Store:
         while path and not os.path.exists(path):
             missing, path = path, os.path.dirname(path)
         return missing
-
-
-def _bucket_and_key(full: str) -> tuple[str, str]:
-    bucket, _, key = full.split("://", 1)[-1].partition("/")
-    return bucket, key
 
 
 @contextmanager

@@ -148,8 +148,8 @@ class WindowReader:
         ends = np.cumsum([part.stored for part in parts])
         spans = [slice(end - part.stored, end) for part, end in zip(parts, ends, strict=True)]
         vectors = {
-            site: np.empty((int(ends[-1]), self.manifest.sites[site].width), self._dtype(site))
-            for site in self.spec.sites
+            site: np.empty((int(ends[-1]), facts.width), NUMPY_DTYPES[facts.dtype])
+            for site, facts in ((site, self.manifest.sites[site]) for site in self.spec.sites)
         }
         reading = [
             (part, rows[span], self.chunks.read(self.dataset, segment.chunk, site, rows[span] if part.whole else None))
@@ -166,9 +166,6 @@ class WindowReader:
         place = self.dataset.chunks[segment.chunk]
         rows = np.flatnonzero(self.selected.masks[segment.chunk])[segment.start : segment.stop]
         return _Part(rows, place.first_row + rows, place.rows, whole=len(rows) >= WHOLE_FROM_SHARE * place.rows)
-
-    def _dtype(self, site: str) -> np.dtype:
-        return np.dtype(NUMPY_DTYPES[self.manifest.sites[site].dtype])
 
 
 def _put(part: _Part, place: np.ndarray, read: ReadChunk) -> ReadCost:

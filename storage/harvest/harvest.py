@@ -79,7 +79,8 @@ def harvest(
     try:
         with _open_pool(config, corpus, threads=threads, connect=connect, joins=joins) as (pool, size):
             facts = pool.describe()
-            run = _describe_run(config, facts, size.threads) | {"model_types": _model_types(models)}
+            types = {field.removeprefix("models."): facts.model_type for field, facts in models.items()}
+            run = _describe_run(config, facts, size.threads) | {"model_types": types}
             report = corpus.report.as_dict()
             told = {"corpus": report} if report else {}
             journal = _open_journal(config, store, source | {"run": run} | told, plan)
@@ -106,11 +107,6 @@ def _model_facts(config: HarvestFile, models: dict[str, ModelFacts]) -> dict[str
     if config.models is None:
         return facts
     return {"models": {field.removeprefix("models."): fact for field, fact in facts.items()}}
-
-
-def _model_types(models: dict[str, ModelFacts]) -> dict[str, str]:
-    """The models' families by name, `model` where there is one."""
-    return {field.removeprefix("models."): facts.model_type for field, facts in models.items()}
 
 
 def _open_corpus(config: HarvestFile, models: dict[str, ModelFacts], on_tokens: OnTokens) -> Corpus:

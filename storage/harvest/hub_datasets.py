@@ -17,7 +17,9 @@ def open_dataset(
     field: str, choice: TextChoice | ImageChoice, *, streaming: bool, data_files: list[str] | None = None
 ) -> Any:
     """The split of the dataset that `choice` names, or of the parquet files `data_files`. Raises UserError."""
-    datasets = _require_datasets()
+    needed = "reading a Hugging Face dataset needs the datasets package; pip install -e '.[corpora]'"
+    with as_user_error(lambda _: needed, ImportError):
+        import datasets
     with _opening(field, str(choice.dataset or data_files), datasets):
         if data_files is None and _is_saved(str(choice.dataset)):
             opened = datasets.load_from_disk(choice.dataset)
@@ -49,13 +51,6 @@ def rows_of_dataset(field: str, opened: Any, column: str) -> Iterator[Any]:
     with as_user_error(lambda error: f"{field}: cannot read its rows ({one_line(error)})"):
         for row in opened.select_columns([column]):
             yield row.get(column)
-
-
-def _require_datasets() -> Any:
-    needed = "reading a Hugging Face dataset needs the datasets package; pip install -e '.[corpora]'"
-    with as_user_error(lambda _: needed, ImportError):
-        import datasets
-    return datasets
 
 
 @contextmanager

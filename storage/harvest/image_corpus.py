@@ -15,7 +15,8 @@ from lexray.storage.harvest.corpus_files import CorpusFile, find_files, printabl
 from lexray.storage.harvest.corpus_report import CorpusReport
 from lexray.storage.harvest.harvest_file import ImageChoice
 from lexray.storage.harvest.hub_datasets import open_dataset
-from lexray.storage.harvest.image_pieces import CLASS_TOKEN, REGISTER, ImagePieces
+from lexray.storage.harvest.image_rows import CLASS_TOKEN, REGISTER
+from lexray.storage.harvest.plan import ImagePieces
 from lexray.storage.harvest.replica import ReplicaFacts
 from lexray.storage.store import StorageSettings
 

@@ -5,6 +5,8 @@ Legend of shapes: B images of a batch, T tokens, D width, R rows, P images of a 
 
 from __future__ import annotations
 
+import io
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,10 +14,12 @@ import numpy as np
 import torch
 
 from lexray.storage.errors import UserError, as_user_error, one_line
-from lexray.storage.harvest.image_pieces import CLASS_TOKEN, PATCH, REGISTER, ImagePieces, decode_image
 from lexray.storage.harvest.layout import Inputs
-from lexray.storage.harvest.plan import ShardTask
+from lexray.storage.harvest.plan import ImagePieces, ShardTask
 from lexray.storage.harvest.token_rows import RowLayout
+
+PATCH, CLASS_TOKEN, REGISTER = -1, -2, -3
+"""Token ids of rows of images; the last two are special."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,3 +90,19 @@ class PatchRows:
     def pick(self, x_BTD: torch.Tensor, inputs: Inputs, pieces: np.ndarray, tokens: np.ndarray) -> torch.Tensor:
         """The rows (R, D) that are vector `tokens` of the batch's image `pieces`."""
         return x_BTD[torch.from_numpy(pieces), torch.from_numpy(tokens)]
+
+
+def decode_image(data: bytes, name: str) -> Any:
+    """Decode an image as RGB (the first frame of an animation). Raises UserError when it is invalid or too large."""
+    from PIL import Image, UnidentifiedImageError
+
+    if not data:
+        raise UserError(f"images: {name} is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about odd metadata, or about half of the maximum pixels
+            return Image.open(io.BytesIO(data)).convert("RGB")
+    except UnidentifiedImageError as error:
+        raise UserError(f"images: {name} is not an image of a kind that can be read") from error
+    except Exception as error:  # decoders raise any exception for a damaged file
+        raise UserError(f"images: {name} is not an image that can be read ({one_line(error)})") from error

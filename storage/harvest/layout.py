@@ -1,4 +1,6 @@
-"""Determine the layout of a model's vectors for a batch of texts: measured, since shapes alone are ambiguous.
+"""Determine the layout of a model's vectors for a batch of texts, and try the layers that sites name by number.
+
+The layout is measured, since shapes alone are ambiguous.
 
 Some modules return (tokens, pieces, width), some (pieces x tokens, width), some vectors of a few tokens only, in their
 own order. A single text is unambiguous, so a batch of two texts is compared with each of them alone. That also shows
@@ -15,15 +17,18 @@ from dataclasses import dataclass
 from enum import Enum
 
 import torch
+from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from lexray.storage.errors import UserError
-from lexray.storage.harvest.site_choice import TensorSite
+from lexray.storage.harvest.site_choice import TensorSite, find_layers, role_error
 
 Inputs = Mapping[str, torch.Tensor]
 """Keyword arguments of a model: `input_ids` and `attention_mask` (B, T), or `pixel_values`."""
 Read = Callable[[Inputs], dict[TensorSite, torch.Tensor]]
 """Runs the model and returns the tensor at each place, in the model's layout."""
+ReadPlaces = Callable[[set[TensorSite]], dict[TensorSite, torch.Tensor]]
+"""Runs the whole model on a text and returns the tensors at these places."""
 
 
 class Layout(Enum):
@@ -164,3 +169,53 @@ def shape_error(name: str, place: TensorSite, x: torch.Tensor, size: tuple[int, 
     return UserError(
         f"sites.{name}: has {tuple(x.shape[:2])} vectors for (pieces, tokens) {size}; choose another module"
     )
+
+
+def check_layers(model: nn.Module, num_layers: int, places: Mapping[str, TensorSite], read: ReadPlaces) -> None:
+    """Raise UserError for a layer that does not read what the one before it gives, or the next one what it gives.
+
+    Which list of modules is the stack of layers, and which part of a layer is its attention, is guessed from names and
+    lengths. XLM keeps its attentions and MLPs in lists of their own, BLOOM's parts add the residual stream themselves;
+    a wrong guess would be stored as rows of another place.
+
+    Parts of a layer that were found by their names must add up: `out = in + attention + mlp`. Others are known.
+    """
+    found_layers = find_layers(model, num_layers)
+    for name, place in places.items():
+        if place.layer is None:
+            continue
+        assert found_layers is not None, "the place was found in them"
+        stack, number = found_layers[0], place.layer
+        path = f"{stack}.{number}"
+        x_in, x_out = TensorSite(None, path, True), TensorSite(None, path)
+        joints = [(x_in, TensorSite(None, f"{stack}.{number - 1}"))] if number else []
+        if number + 1 < num_layers:
+            joints.append((x_out, TensorSite(None, f"{stack}.{number + 1}", True)))
+        wanted = {x_in, x_out, *(TensorSite(None, part) for part in place.parts or ())}
+        # Vectors of one text in the order of its tokens, however they are laid out.
+        found = {place: x.reshape(-1, x.shape[-1]) for place, x in read(wanted.union(*joints)).items()}
+        if not all(torch.equal(found[one], found[other]) for one, other in joints):
+            raise UserError(
+                f"sites.{name}.layer: {path} does not read what the module before it gives, so {stack} may be no stack "
+                "of layers; give a hidden_state or a module"
+            )
+        if place.parts is not None:
+            attention, mlp = (found[TensorSite(None, part)] for part in place.parts)
+            if not close(found[x_in] + attention + mlp, found[x_out]):
+                raise role_error(name, _role(place), model, path)
+
+
+def close(x_ND: torch.Tensor, expected_ND: torch.Tensor) -> bool:
+    """Whether vectors are equal but for rounding, altogether."""
+    tolerance = 1e-3 if expected_ND.dtype == torch.float32 else 0.05
+    if x_ND.shape != expected_ND.shape:
+        return False
+    distance = (x_ND.double() - expected_ND.double()).norm()
+    return bool(distance <= tolerance * expected_ND.double().norm())
+
+
+def _role(place: TensorSite) -> str:
+    if place.is_input:
+        return "mlp_in"
+    assert place.parts is not None
+    return "attention_out" if place.module == place.parts[0] else "mlp_out"

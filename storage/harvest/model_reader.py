@@ -19,8 +19,15 @@ import torch
 from torch import nn
 
 from lexray.storage.errors import UserError
-from lexray.storage.harvest.layer_check import check_layers
-from lexray.storage.harvest.layout import Inputs, Layout, Layouts, longest_piece, measure_layouts, shape_error
+from lexray.storage.harvest.layout import (
+    Inputs,
+    Layout,
+    Layouts,
+    check_layers,
+    longest_piece,
+    measure_layouts,
+    shape_error,
+)
 from lexray.storage.harvest.site_choice import TensorSite, find_layers
 from lexray.storage.harvest.tower import reads
 

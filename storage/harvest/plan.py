@@ -11,12 +11,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lexray.storage.harvest.image_pieces import ImagePieces
 from lexray.storage.harvest.pieces import TokenPieces
 from lexray.storage.order import permutation
 
 _PIECES, _ROWS = 8, 9  # purposes of Philox keys; `lexray.storage.order` has the first ones
 _SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagePieces:
+    """Images of a task, sent to a replica."""
+
+    images: list[bytes]
+    """Encoded bytes of each image (P)."""
+    names: list[str]
+    """Name of each image in errors (P)."""
+    documents: np.ndarray
+    """Number of each image in the corpus (P), int32."""
+
+    def __len__(self) -> int:
+        return len(self.images)
 
 
 @dataclass(frozen=True, kw_only=True)

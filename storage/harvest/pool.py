@@ -95,7 +95,8 @@ class RayPool:
         left = len(waiting)
         while left:
             while waiting and self._free:
-                self._submit(self._free.pop(0), make_task(waiting.popleft()))
+                actor, task = self._free.pop(0), make_task(waiting.popleft())
+                self._calls[actor.write.remote(task)] = actor, task.number
             for actor, number, result in self._finished(timeout_s=POLL_S):
                 if isinstance(result, WrittenShard) and number is not None:
                     left -= 1
@@ -119,9 +120,6 @@ class RayPool:
         actor = self._make.options(max_concurrency=TASKS_PER_REPLICA + 1, **options).remote(self.settings)
         self._actors.append(actor)
         self._calls[actor.describe.remote()] = actor, None
-
-    def _submit(self, actor: Any, task: ShardTask) -> None:
-        self._calls[actor.write.remote(task)] = actor, task.number
 
     def _finished(self, timeout_s: float | None) -> Iterator[tuple[Any, int | None, Any]]:
         """Yield actor, task number and result of finished calls; the result is the error when the actor died."""

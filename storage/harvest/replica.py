@@ -18,12 +18,11 @@ import torch
 
 from lexray.storage.errors import UserError, one_line
 from lexray.storage.harvest.harvest_file import HarvestFile
-from lexray.storage.harvest.image_pieces import ImagePieces
 from lexray.storage.harvest.image_rows import PatchRows
 from lexray.storage.harvest.language_model import ModelFacts, inspect_model, load_image_processor, load_model
 from lexray.storage.harvest.model_reader import ModelReader, choose_reader
 from lexray.storage.harvest.pieces import TokenPieces
-from lexray.storage.harvest.plan import ShardTask, row_places
+from lexray.storage.harvest.plan import ImagePieces, ShardTask, row_places
 from lexray.storage.harvest.site_choice import find_place
 from lexray.storage.harvest.token_rows import PooledRows, RowMaker, TokenRows
 from lexray.storage.store import Store
@@ -115,8 +114,8 @@ class Replica:
             return _load(self._settings)
 
     def _source(self, name: str) -> str:
-        choice, field = self._config.sites[name], _field_of(self._config, name)
-        label = self._loaded.readers[field].places[name].label
+        choice = self._config.sites[name]
+        label = next(reader.places[name].label for reader in self._loaded.readers.values() if name in reader.places)
         if choice.layer is not None:
             label = f"{choice.read or 'residual_out'} of layer {choice.layer} ({label})"
         return label if choice.model is None else f"{label}, model {choice.model}"
@@ -213,10 +212,6 @@ def _choose_rows(settings: ReplicaSettings, facts: ModelFacts, model: Any) -> Ro
     if config.rows == "text":
         return PooledRows(pad_id=settings.pad_id, dropped_ids=dropped_ids, pooling=config.pooling or "mean")
     return TokenRows(pad_id=settings.pad_id, dropped_ids=dropped_ids)
-
-
-def _field_of(config: HarvestFile, site: str) -> str:
-    return next(field for field in config.named_models if site in config.sites_of(field))
 
 
 def _to_device(inputs: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:

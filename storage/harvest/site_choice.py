@@ -16,7 +16,7 @@ Role = Literal["residual_in", "residual_out", "mlp_in", "mlp_out", "attention_ou
 _ROLES = get_args(Role)
 
 # Names of a layer's parts: (attention before the residual addition; first and last module of the MLP).
-# Families whose layers compute `out = in + attention + mlp` need no line: that is measured (see layer_check).
+# Families whose layers compute `out = in + attention + mlp` need no line: that is measured (see check_layers).
 _PARTS: dict[str, tuple[str, str, str]] = {
     **dict.fromkeys(("gpt2", "gptj", "gpt_neo", "codegen"), ("attn", "mlp", "mlp")),
     **dict.fromkeys(
@@ -131,7 +131,8 @@ def find_layers(model: nn.Module, num_layers: int) -> tuple[str, nn.ModuleList] 
 def _find_role(name: str, layer: int, role: str, model: nn.Module, num_layers: int) -> TensorSite:
     found = find_layers(model, num_layers)
     if found is None:
-        raise UserError(f"sites.{name}.layer: cannot tell the model's layers; give a module: {_some_modules(model)}")
+        some = ", ".join([path for path, _ in model.named_modules() if path][:12])
+        raise UserError(f"sites.{name}.layer: cannot tell the model's layers; give a module: {some}, ...")
     path = f"{found[0]}.{layer}"
     if role in ("residual_in", "residual_out"):
         return TensorSite(None, path, role == "residual_in", layer)
@@ -160,7 +161,3 @@ def role_error(name: str, role: str, model: nn.Module, path: str) -> UserError:
         f"sites.{name}.read: {role} is not known for models of type {kind!r}; give a module of the layer: "
         + ", ".join(f"{path}.{part}" for part in inside)
     )
-
-
-def _some_modules(model: nn.Module) -> str:
-    return ", ".join([path for path, _ in model.named_modules() if path][:12]) + ", ..."

@@ -97,8 +97,11 @@ def check_same_names(first: Sequence[SourceFile], other: Sequence[SourceFile]) -
     """
     if [name_key(file.stem) for file in first] == [name_key(file.stem) for file in other]:
         return
-    named = all(_names_folder(file) for file in (*first, *other))
-    keys, others = ([name_key(_without_folder(file) if named else file.stem) for file in one] for one in (first, other))
+    named = all(file.folder_name in file.stem and not file.folder_name.isdigit() for file in (*first, *other))
+    keys, others = (
+        [name_key(file.stem.replace(file.folder_name, "") if named else file.stem) for file in one]
+        for one in (first, other)
+    )
     if keys == others:
         return
     for index, (key, another) in enumerate(zip_longest(keys, others)):
@@ -110,11 +113,3 @@ def check_same_names(first: Sequence[SourceFile], other: Sequence[SourceFile]) -
             f"{found}: {lacking.folder_name} has no file of this name; "
             "rows of sites are paired file by file: give each site the same file names"
         )
-
-
-def _names_folder(file: SourceFile) -> bool:
-    return file.folder_name in file.stem and not file.folder_name.isdigit()
-
-
-def _without_folder(file: SourceFile) -> str:
-    return file.stem.replace(file.folder_name, "")

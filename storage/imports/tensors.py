@@ -72,7 +72,9 @@ class TensorFolder:
             columns = {name: column[kept] for name, column in self._all_columns(start, stop).items()}
             if "position" not in self._columns and ("mask" in self._columns or "document" in self._columns):
                 columns["position"] = count(columns["document"])
-            vectors = {site: _rows(of_site.read(start, stop), kept) for site, of_site in self._sites.items()}
+            vectors = {site: of_site.read(start, stop) for site, of_site in self._sites.items()}
+            if len(kept) < stop - start:
+                vectors = {site: x_BD[torch.from_numpy(kept)] for site, x_BD in vectors.items()}
             yield RowBlock(vectors, columns, self._origin(start, kept))
 
     def _all_columns(self, start: int, stop: int) -> dict[str, np.ndarray]:
@@ -173,10 +175,6 @@ def _check_series(
 def _looks_like_site(series: Series) -> bool:
     facts = series.parts[0].facts
     return len(facts.shape) in (2, 3) and facts.dtype in FLOATS and not facts.problem
-
-
-def _rows(x_BD: torch.Tensor, kept: np.ndarray) -> torch.Tensor:
-    return x_BD if len(kept) == len(x_BD) else x_BD[torch.from_numpy(kept)]
 
 
 def _choose(folder: SourceFolder, found: list[str], options: ImportOptions) -> dict[str, str]:

@@ -38,16 +38,19 @@ class S3Client:
         config = Config(**arguments["config_kwargs"])
         self._client = session.create_client("s3", config=config, **arguments["client_kwargs"])
 
-    def get_range(self, bucket: str, key: str, start: int, length: int) -> bytes:
-        """Read bytes of an object. Raises FileNotFoundError, PermissionError, OSError, botocore's transport errors."""
-        with closing(self._body(bucket, key, start, length)) as body:
+    def get_range(self, url: str, start: int, length: int) -> bytes:
+        """Read bytes of the object at a url.
+
+        Raises FileNotFoundError, PermissionError, OSError, botocore's transport errors.
+        """
+        with closing(self._body(url, start, length)) as body:
             data: bytes = body.read()
         return data
 
-    def get_range_into(self, bucket: str, key: str, start: int, out: memoryview) -> int:
+    def get_range_into(self, url: str, start: int, out: memoryview) -> int:
         """Read `len(out)` bytes into `out`; return the number received, which may exceed the number requested."""
         end = 0
-        with closing(self._body(bucket, key, start, len(out))) as body:
+        with closing(self._body(url, start, len(out))) as body:
             while piece := body.read(PIECE_BYTES):  # up to the empty one, at which botocore checks the total length
                 end += len(piece)
                 if end > len(out):
@@ -55,7 +58,8 @@ class S3Client:
                 out[end - len(piece) : end] = piece
         return end
 
-    def _body(self, bucket: str, key: str, start: int, length: int) -> StreamingBody:
+    def _body(self, url: str, start: int, length: int) -> StreamingBody:
+        bucket, _, key = url.split("://", 1)[-1].partition("/")
         try:
             answer = self._client.get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{start + length - 1}")
         except ClientError as error:

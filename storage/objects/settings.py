@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, GetCoreSchemaHandler, JsonValue
@@ -34,7 +35,9 @@ class _JsonObject:
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         mapping = core_schema.no_info_before_validator_function(_parsed, handler.generate_schema(dict[str, JsonValue]))
         written = core_schema.plain_serializer_function_ser_schema(json.loads)
-        return core_schema.no_info_after_validator_function(_sorted_json, mapping, serialization=written)
+        return core_schema.no_info_after_validator_function(
+            partial(json.dumps, sort_keys=True), mapping, serialization=written
+        )
 
 
 def _parsed(options: Any) -> Any:
@@ -48,10 +51,6 @@ def _parsed(options: Any) -> Any:
     if not isinstance(found, dict):
         raise ValueError(f"must be an object of options, got {options[:40]!r}")
     return found
-
-
-def _sorted_json(options: dict[str, Any]) -> str:
-    return json.dumps(options, sort_keys=True)
 
 
 @dataclass(frozen=True, kw_only=True)

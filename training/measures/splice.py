@@ -30,8 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lexray.storage.errors import UserError
-from lexray.storage.harvest.layer_check import close
-from lexray.storage.harvest.layout import Inputs, Layout
+from lexray.storage.harvest.layout import Inputs, Layout, close
 from lexray.storage.harvest.model_reader import choose_reader
 from lexray.storage.harvest.site_choice import TensorSite, find_layers
 from lexray.training.dictionaries.base import Dictionary
