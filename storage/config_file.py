@@ -58,13 +58,10 @@ def read_mapping(path: str) -> dict[Any, Any]:
 
 def read_text(path: str) -> str:
     """Read the text of a file of at most `MAX_BYTES`, in UTF-8. Raises UserError naming the file."""
-    try:
-        with open(path, "rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+    missing = as_user_error(lambda _: f"{path}: no such file", FileNotFoundError)
+    unreadable = as_user_error(lambda error: f"{path}: cannot be read ({error})", OSError, ValueError)
+    with unreadable, missing, open(path, "rb") as file:
+        content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise UserError(f"{path}: more than {MAX_BYTES:,} bytes, which no settings have; is it another file?")
     try:
@@ -78,10 +75,12 @@ def mapping_of(text: str, path: str) -> dict[Any, Any]:
     """Parse text that was read from `path`, like `read_mapping`."""
     if len(text) > MAX_BYTES:
         raise UserError(f"{path}: more than {MAX_BYTES:,} characters, which no settings have; is it another file?")
-    try:
+
+    def message(error: yaml.YAMLError) -> str:
+        return f"{path}: not valid YAML ({shortened(' '.join(str(error).split()), 300)})"
+
+    with as_user_error(message, yaml.YAMLError):
         content = load_yaml(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML ({shortened(' '.join(str(error).split()), 300)})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no settings; expected `key: value` lines")
     return content

@@ -22,7 +22,7 @@ from lexray.storage.manifest import MANIFEST, Manifest, Shard, norm_column, read
 from lexray.storage.manifest_checks import MAX_HEADER_BYTES, contradictions
 from lexray.storage.polling import in_order
 from lexray.storage.reader import PARALLEL_READS, DatasetReader
-from lexray.storage.row_checks import ChunkFacts, SiteFacts, SiteFindings, chunk_facts
+from lexray.storage.site_statistics import ChunkFacts, SiteFacts, SiteFindings, chunk_facts
 from lexray.storage.store import Store, reachable
 
 STATISTICS_TOLERANCE = 1e-6

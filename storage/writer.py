@@ -16,7 +16,6 @@ from safetensors.torch import save
 from lexray.storage.errors import UserError
 from lexray.storage.manifest import (
     COLUMNS,
-    ITEM_BYTES,
     MANIFEST,
     Manifest,
     Shard,
@@ -27,9 +26,13 @@ from lexray.storage.manifest import (
     norm_column,
 )
 from lexray.storage.reader import DatasetReader
-from lexray.storage.statistics import QUANTILE_LEVELS, exact_quantiles, site_sums
+from lexray.storage.site_statistics import QUANTILE_LEVELS, exact_quantiles, site_sums
 from lexray.storage.store import Store
 
+Vectors = Mapping[str, torch.Tensor]
+"""Per site a (B, width) tensor."""
+Columns = Mapping[str, np.ndarray]
+"""Per column of `COLUMNS` a (B) integer array."""
 TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -54,23 +57,20 @@ class ShardFormat:
     dtype: str = "bfloat16"
     chunk_rows: int = 1024
 
-    def write(
-        self, store: Store, number: int, vectors: Mapping[str, torch.Tensor], columns: Mapping[str, np.ndarray]
-    ) -> WrittenShard:
+    def write(self, store: Store, number: int, vectors: Vectors, columns: Columns) -> WrittenShard:
         """Write shard `number`: per site a (B, width) tensor, per column of `COLUMNS` a (B) integer array."""
         tensors = self.tensors(vectors, columns)
         sums = {name: site_sums(tensors[name], self.chunk_rows) for name in self.sites}
-        data = save(tensors | {norm_column(name): torch.from_numpy(part.norms) for name, part in sums.items()})
+        tensors |= {norm_column(name): torch.from_numpy(part.norms) for name, part in sums.items()}
+        data = save(tensors)
         store.write(shard_file(number), data)
         return WrittenShard(
-            shard=self._describe(number, len(tensors["document"]), data),
+            shard=self._describe(number, tensors, data),
             totals={name: part.total.tolist() for name, part in sums.items()},
             squared_norms={name: part.squared_norm for name, part in sums.items()},
         )
 
-    def tensors(
-        self, vectors: Mapping[str, torch.Tensor], columns: Mapping[str, np.ndarray]
-    ) -> dict[str, torch.Tensor]:
+    def tensors(self, vectors: Vectors, columns: Columns) -> dict[str, torch.Tensor]:
         """Return the rows as they are stored: the tensor of each site (B, width) and column (B)."""
         rows, tensors = len(columns["document"]), {}
         for name, width in self.sites.items():
@@ -81,12 +81,10 @@ class ShardFormat:
             assert tensors[name].shape == (rows,), (name, tensors[name].shape, rows)
         return tensors
 
-    def _describe(self, number: int, rows: int, data: bytes) -> Shard:
-        offsets, checksums = tensor_offsets(data), {}
-        view, columns = memoryview(data), columns_of(self.sites)
+    def _describe(self, number: int, tensors: dict[str, torch.Tensor], data: bytes) -> Shard:
+        offsets, checksums, view, rows = tensor_offsets(data), {}, memoryview(data), len(tensors["document"])
         for name, offset in offsets.items():
-            width, dtype = (1, columns[name]) if name in columns else (self.sites[name], self.dtype)
-            row_bytes = width * ITEM_BYTES[dtype]
+            row_bytes = tensors[name].itemsize * tensors[name].shape[1:].numel()
             checksums[name] = [
                 chunk_checksum(view[offset + start * row_bytes :][: min(self.chunk_rows, rows - start) * row_bytes])
                 for start in range(0, rows, self.chunk_rows)
@@ -177,7 +175,7 @@ class DatasetWriter:
         """Number of rows added so far."""
         return self._pending_rows + sum(part.shard.rows for part in self._written)
 
-    def add(self, vectors: Mapping[str, torch.Tensor], columns: Mapping[str, np.ndarray]) -> None:
+    def add(self, vectors: Vectors, columns: Columns) -> None:
         """Append rows: per site a (B, width) tensor, per column of `COLUMNS` a (B) integer array."""
         self._pending.append(self._format.tensors(vectors, columns))
         self._pending_rows += len(columns["document"])

@@ -16,7 +16,7 @@ from lexray.cluster.output import FAILED, OK, dataset_summary, print_json, rows_
 from lexray.storage.store import Store
 
 if TYPE_CHECKING:
-    from lexray.storage.row_checks import SiteFindings
+    from lexray.storage.site_statistics import SiteFindings
     from lexray.storage.verify import Findings
 
 data_app = typer.Typer(no_args_is_help=True, help="Look at datasets of activations, check, measure and import them.")

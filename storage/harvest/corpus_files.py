@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar
 
-from lexray.storage.errors import UserError
+from lexray.storage.errors import UserError, as_user_error
 from lexray.storage.harvest.corpus_report import CorpusReport
 from lexray.storage.harvest.file_trees import Entry, LocalTree, UrlTree, count_alternatives, expand, plain_path
 from lexray.storage.harvest.packed_files import HEAD_BYTES, find_packing, unpack
@@ -72,11 +72,9 @@ class CorpusFile:
 
     def _call(self, action: Callable[[], T]) -> T:
         """Return the result of `action`, retried on faults of the store."""
-        try:
-            with reachable(self.field, printable(self.name)):
-                return Retrier(policy=self.settings.policy).call(printable(self.name), action)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise UserError(f"{self.place} is not there any more") from error
+        gone = as_user_error(lambda _: f"{self.place} is not there any more", FileNotFoundError, NotADirectoryError)
+        with gone, reachable(self.field, printable(self.name)):
+            return Retrier(policy=self.settings.policy).call(printable(self.name), action)
 
 
 class _Guarded(io.RawIOBase):

@@ -1,17 +1,25 @@
-"""Read tables of a corpus row by row: JSON lines, parquet and arrow files.
+"""Read tables of a corpus row by row: JSON lines, parquet and arrow files, Hugging Face datasets.
 
 A row is its place, for errors, and the value of one column.
 """
 
 from __future__ import annotations
 
+import glob
 import json
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from lexray.storage.config_file import nearest
 from lexray.storage.errors import UserError, as_user_error, one_line
 from lexray.storage.harvest.corpus_files import CorpusFile
+from lexray.storage.harvest.harvest_file import ImageChoice, TextChoice
 from lexray.storage.harvest.packed_files import DamagedFileError
 
 MOST_LINE_BYTES = 1 << 30
@@ -78,7 +86,6 @@ def _parse(place: TablePlace, line: bytes, column: str) -> dict[str, Any]:
 
 def rows_of_parquet(file: CorpusFile, column: str) -> Iterator[tuple[TablePlace, Any]]:
     """Yield one value for each row of a parquet or arrow file, read a few hundred rows at a time."""
-    import pyarrow as pa
 
     def message(error: Exception) -> str:
         return f"{file.place} is not a parquet file that can be read ({one_line(error)})"
@@ -93,9 +100,6 @@ def rows_of_parquet(file: CorpusFile, column: str) -> Iterator[tuple[TablePlace,
 
 def _batches(file: CorpusFile, opened: Any, column: str) -> Iterator[Any]:
     """Yield the column (rows) a few hundred rows at a time."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     head = opened.peek(8)[:8]
     if head.startswith((b"ARROW1", b"\xff\xff\xff\xff")):  # arrow file and stream formats, as `datasets` saves
         reader = pa.ipc.open_file(opened) if head.startswith(b"ARROW1") else pa.ipc.open_stream(opened)
@@ -119,9 +123,6 @@ def _check_column(file: CorpusFile, names: list[str], column: str) -> None:
 
 def _values(file: CorpusFile, first: int, column: Any) -> list[Any]:
     """Return the values of a column of strings, or of UTF-8 bytes."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_string_view(column.type) or pa.types.is_binary_view(column.type):
@@ -138,7 +139,62 @@ def _values(file: CorpusFile, first: int, column: Any) -> list[Any]:
 
 def decode(place: str, data: bytes) -> str:
     """Decode UTF-8 bytes, keeping lone encoded surrogates. Raises UserError."""
-    try:
+    with as_user_error(lambda error: f"{place} is not UTF-8 text (byte {error.start})", UnicodeDecodeError):
         return data.decode("utf-8", "surrogatepass")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{place} is not UTF-8 text (byte {error.start})") from error
+
+
+def open_dataset(
+    field: str, choice: TextChoice | ImageChoice, *, streaming: bool, data_files: list[str] | None = None
+) -> Any:
+    """The split of the dataset that `choice` names, or of the parquet files `data_files`. Raises UserError."""
+    needed = "reading a Hugging Face dataset needs the datasets package; pip install -e '.[corpora]'"
+    with as_user_error(lambda _: needed, ImportError):
+        import datasets
+    with _opening(field, str(choice.dataset or data_files), datasets):
+        if data_files is None and _is_saved(str(choice.dataset)):
+            opened = datasets.load_from_disk(choice.dataset)
+        else:
+            opened = datasets.load_dataset(
+                choice.dataset if data_files is None else "parquet",
+                choice.config,
+                split=choice.split,
+                revision=choice.revision,
+                streaming=streaming,
+                # The library takes names for patterns.
+                data_files=None if data_files is None else [glob.escape(name) for name in data_files],
+            )
+    names = list(opened.column_names or ())
+    if names and choice.column not in names:
+        raise UserError(
+            f"{field}: {choice.dataset or data_files} has no column {choice.column!r}{nearest(choice.column, names)}"
+        )
+    return opened
+
+
+def _is_saved(folder: str) -> bool:
+    """Whether it is what `Dataset.save_to_disk` writes."""
+    return all(os.path.isfile(os.path.join(folder, name)) for name in ("state.json", "dataset_info.json"))
+
+
+def rows_of_dataset(field: str, opened: Any, column: str) -> Iterator[Any]:
+    """The column's values in order; None where a row has none."""
+    with as_user_error(lambda error: f"{field}: cannot read its rows ({one_line(error)})"):
+        for row in opened.select_columns([column]):
+            yield row.get(column)
+
+
+@contextmanager
+def _opening(field: str, what: str, datasets: Any) -> Iterator[None]:
+    """Without bars for what takes a moment; whatever goes wrong becomes one line for the user."""
+    bars_were_on = datasets.utils.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    except Exception as error:
+        said = one_line(error)
+        if os.path.isdir(what) and glob.escape(what) != what:
+            said = "the datasets library takes *, ? and [ in a folder's name for a pattern; rename the folder"
+        raise UserError(f"{field}: cannot read {what} ({said})") from error
+    finally:
+        if bars_were_on:
+            datasets.enable_progress_bars()

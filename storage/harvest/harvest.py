@@ -19,14 +19,7 @@ import numpy as np
 from lexray.storage.errors import UserError, as_user_error, one_line
 from lexray.storage.harvest.harvest_file import HarvestFile
 from lexray.storage.harvest.image_corpus import ImageCorpus, open_images
-from lexray.storage.harvest.journal import (
-    Journal,
-    check_same,
-    close_journal,
-    find_existing,
-    read_plan,
-    remove_beginnings,
-)
+from lexray.storage.harvest.journal import Journal, check_same, find_existing, read_plan, remove_beginnings
 from lexray.storage.harvest.language_model import ModelFacts, inspect_model
 from lexray.storage.harvest.plan import ShardTask, cut_rows, deal_pieces
 from lexray.storage.harvest.pool import LocalPool, Pool, RayPool
@@ -125,21 +118,17 @@ def _open_pool(
         if size is None or size.workers > 1:
             stack.enter_context(connect())
         size = size or choose_size(config, resources_of_cluster(), threads=threads, joins=True)
-        settings = _replica_settings(config, corpus, size)
+        settings = ReplicaSettings(
+            config=config,
+            threads=size.threads,
+            device="cuda" if size.gpus else "cpu",
+            first=corpus.select(np.arange(min(corpus.first_pieces, len(corpus)))),
+            pad_id=corpus.pad_id,
+            dropped_ids=corpus.dropped_ids,
+        )
         pool = RayPool(settings=settings, size=size) if joins or size.workers > 1 else LocalPool(settings=settings)
         stack.callback(pool.close)
         yield pool, size
-
-
-def _replica_settings(config: HarvestFile, corpus: Corpus, size: PoolSize) -> ReplicaSettings:
-    return ReplicaSettings(
-        config=config,
-        threads=size.threads,
-        device="cuda" if size.gpus else "cpu",
-        first=corpus.select(np.arange(min(corpus.first_pieces, len(corpus)))),
-        pad_id=corpus.pad_id,
-        dropped_ids=corpus.dropped_ids,
-    )
 
 
 def _describe_run(config: HarvestFile, facts: ReplicaFacts, threads: int) -> dict[str, Any]:
@@ -187,7 +176,17 @@ def _write(
             journal.add(number, part)
             written[number] = part
             bar.finish(part.shard.rows)
-        return _finish(config, corpus, journal, facts, [written[number] for number in range(len(shards))])
+        journal.clean_up(len(written))
+        manifest = write_manifest(
+            journal.store,
+            ShardFormat(sites=facts.widths, dtype=config.dtype, chunk_rows=config.chunk_rows),
+            [written[number] for number in range(len(shards))],
+            sources=facts.sources,
+            special_token_ids=corpus.special_ids,
+            provenance=journal.plan,
+        )
+        journal.close()
+        return manifest
 
 
 def _check_visible(store: Store, part: WrittenShard) -> None:
@@ -197,22 +196,6 @@ def _check_visible(store: Store, part: WrittenShard) -> None:
             f"output: {part.shard.file}, written by a worker, is not in {store.url} here; "
             "give a folder or url that all machines share"
         )
-
-
-def _finish(
-    config: HarvestFile, corpus: Corpus, journal: Journal, facts: ReplicaFacts, written: list[WrittenShard]
-) -> Manifest:
-    journal.clean_up(len(written))
-    manifest = write_manifest(
-        journal.store,
-        ShardFormat(sites=facts.widths, dtype=config.dtype, chunk_rows=config.chunk_rows),
-        written,
-        sources=facts.sources,
-        special_token_ids=corpus.special_ids,
-        provenance=journal.plan,
-    )
-    close_journal(journal.store)
-    return manifest
 
 
 def _remove_if_only_begun(store: Store) -> None:

@@ -13,11 +13,11 @@ import xxhash
 from lexray.storage.errors import UserError, as_user_error, one_line
 from lexray.storage.harvest.corpus_files import CorpusFile, find_files, printable
 from lexray.storage.harvest.corpus_report import CorpusReport
+from lexray.storage.harvest.corpus_tables import open_dataset
 from lexray.storage.harvest.harvest_file import ImageChoice
-from lexray.storage.harvest.hub_datasets import open_dataset
-from lexray.storage.harvest.image_rows import CLASS_TOKEN, REGISTER
 from lexray.storage.harvest.plan import ImagePieces
 from lexray.storage.harvest.replica import ReplicaFacts
+from lexray.storage.harvest.token_rows import CLASS_TOKEN, REGISTER
 from lexray.storage.store import StorageSettings
 
 

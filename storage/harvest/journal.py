@@ -84,6 +84,10 @@ class Journal:
         found = is_ours and self.store.size(shard.file) == shard.bytes
         return entry.written if found else None
 
+    def close(self) -> None:
+        """Remove the files that a complete dataset does not need."""
+        close_journal(self.store)
+
     def clean_up(self, num_shards: int) -> None:
         """Remove leftovers of other writers. Raises UserError when another harvest has started here in the meantime."""
         if read_plan(self.store) != self.plan:

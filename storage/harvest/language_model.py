@@ -17,14 +17,7 @@ import xxhash
 
 from lexray.storage.errors import UserError, as_user_error, one_line
 from lexray.storage.harvest.model_folder import check_claims, check_folder, check_weights
-from lexray.storage.harvest.tower import (
-    NoTowerError,
-    count_layers,
-    find_tower,
-    max_positions,
-    text_config_of,
-    vocabulary,
-)
+from lexray.storage.harvest.tower import NoTowerError, count_layers, find_tower, max_context, text_config_of, vocabulary
 
 _MODEL_FILES = {".json", ".txt", ".model", ".safetensors", ".bin"}
 # Neither Python files nor pickled objects of a model folder are run.
@@ -87,20 +80,12 @@ def inspect_model(name: str, *, field: str = "model", vision: bool = False) -> M
     with refused, _loading(name, field), torch.device("meta"):
         whole = _build(config)
         tower = find_tower(whole)
-        facts = ModelFacts(
-            name,
-            field,
-            path,
-            count_layers(tower),
-            max_positions(tower),
-            fingerprint,
-            tower=next(place for place, module in whole.named_modules() if module is tower),
-            vocabulary=vocabulary(tower),
-            model_type=str(getattr(getattr(tower, "config", config), "model_type", "")),
-        )
+        place = next(place for place, module in whole.named_modules() if module is tower)
+        layers, limit, rows = count_layers(tower), max_context(tower), vocabulary(tower)
+        kind = str(getattr(getattr(tower, "config", config), "model_type", ""))
     if folder.is_dir():
         check_weights(whole, folder, field)
-    return facts
+    return ModelFacts(name, field, path, layers, limit, fingerprint, place, rows, kind)
 
 
 def _vision_layers(config: Any, name: str, field: str) -> int:

@@ -9,9 +9,9 @@ Legend of shapes: B pieces of a batch, T tokens (padded), D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,15 +19,7 @@ import torch
 from torch import nn
 
 from lexray.storage.errors import UserError
-from lexray.storage.harvest.layout import (
-    Inputs,
-    Layout,
-    Layouts,
-    check_layers,
-    longest_piece,
-    measure_layouts,
-    shape_error,
-)
+from lexray.storage.harvest.layout import Inputs, Layouts, check_layers, longest_piece, measure_layouts, shape_error
 from lexray.storage.harvest.site_choice import TensorSite, find_layers
 from lexray.storage.harvest.tower import reads
 
@@ -41,11 +33,13 @@ class ModelReader:
     """Place of each site."""
     layers: nn.ModuleList | None
     """The model's layers, for reading hidden states as their inputs; None to run the whole model."""
-    layouts: Mapping[TensorSite, Layout] = field(default_factory=dict)
-    """Layout of a text batch's vectors at each place; images are always (pieces, tokens, width)."""
+    layouts: Layouts
+    """Layouts of a text batch's vectors; images are always (pieces, tokens, width)."""
 
-    pads: bool = True
-    """Whether texts of different lengths may be batched."""
+    @property
+    def pads(self) -> bool:
+        """Whether texts of different lengths may be batched."""
+        return self.layouts.pads
 
     def read(self, inputs: Inputs) -> dict[str, torch.Tensor]:
         """Return vectors per site (B, T, D), undefined in padding. Raises UserError where a token has no vector."""
@@ -57,12 +51,13 @@ class ModelReader:
         return {name: self._arrange(name, place, found[place], inputs) for name, place in self.places.items()}
 
     def _arrange(self, name: str, place: TensorSite, x: torch.Tensor, inputs: Inputs) -> torch.Tensor:
-        if place not in self.layouts:
+        layout = self.layouts.of.get(place)
+        if layout is None:
             return x
         pieces, tokens = inputs["input_ids"].shape
-        if not self.layouts[place].fits(x, (pieces, tokens)):
+        if not layout.fits(x, (pieces, tokens)):
             raise shape_error(name, place, x, (pieces, tokens))
-        return self.layouts[place].arrange(x, (pieces, tokens))
+        return layout.arrange(x, (pieces, tokens))
 
 
 def choose_reader(
@@ -80,7 +75,7 @@ def choose_reader(
         measured = measure_layouts(read, places, first, pad_id=pad_id, batched=batched)
     alone = longest_piece(first)
     check_layers(model, num_layers, places, lambda wanted: read_whole(model, wanted, alone))
-    whole = ModelReader(model=model, places=places, layers=None, layouts=measured.of, pads=measured.pads)
+    whole = ModelReader(model=model, places=places, layers=None, layouts=measured)
     expected = whole.read(first)
     for name, place in places.items():
         if expected[name].dim() != 3:

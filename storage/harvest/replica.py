@@ -18,13 +18,12 @@ import torch
 
 from lexray.storage.errors import UserError, one_line
 from lexray.storage.harvest.harvest_file import HarvestFile
-from lexray.storage.harvest.image_rows import PatchRows
 from lexray.storage.harvest.language_model import ModelFacts, inspect_model, load_image_processor, load_model
 from lexray.storage.harvest.model_reader import ModelReader, choose_reader
 from lexray.storage.harvest.pieces import TokenPieces
 from lexray.storage.harvest.plan import ImagePieces, ShardTask, row_places
 from lexray.storage.harvest.site_choice import find_place
-from lexray.storage.harvest.token_rows import PooledRows, RowMaker, TokenRows
+from lexray.storage.harvest.token_rows import PatchRows, PooledRows, RowMaker, TokenRows
 from lexray.storage.store import Store
 from lexray.storage.writer import TORCH_DTYPES, ShardFormat, WrittenShard
 

@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO
 
 from lexray.storage.errors import UserError, as_user_error, named_line, one_line
+from lexray.storage.harvest import corpus_tables
 from lexray.storage.harvest.corpus_files import CorpusFile, find_files
 from lexray.storage.harvest.corpus_report import CorpusReport
-from lexray.storage.harvest.corpus_tables import TablePlace, decode, rows_of_jsonl, rows_of_parquet
+from lexray.storage.harvest.corpus_tables import TablePlace, open_dataset
 from lexray.storage.harvest.harvest_file import TextChoice
-from lexray.storage.harvest.hub_datasets import open_dataset, rows_of_dataset
 from lexray.storage.store import StorageSettings
 
 MOST_DOCUMENT_BYTES = 1 << 30
@@ -81,10 +81,11 @@ def _read(text: TextChoice, settings: StorageSettings, report: CorpusReport) -> 
             yield from _documents_of_file(file, report)
     elif text.dataset is not None:
         opened = open_dataset("text.dataset", text, streaming=text.streaming)
-        for number, value in enumerate(rows_of_dataset("text.dataset", opened, text.column)):
+        for number, value in enumerate(corpus_tables.rows_of_dataset("text.dataset", opened, text.column)):
             yield TablePlace(f"text.dataset: {text.dataset}", "row", number), value
     else:
-        kind, rows_of = ("jsonl", rows_of_jsonl) if text.jsonl is not None else ("parquet", rows_of_parquet)
+        kind = "jsonl" if text.jsonl is not None else "parquet"
+        rows_of = corpus_tables.rows_of_jsonl if kind == "jsonl" else corpus_tables.rows_of_parquet
         for file in find_files(f"text.{kind}", getattr(text, kind), settings, report):
             yield from rows_of(file, text.column)
 
@@ -110,7 +111,7 @@ def _documents_of_file(file: CorpusFile, report: CorpusReport) -> Iterator[tuple
             data = _read_whole(name, opened)
             if data.startswith((b"\xff\xfe", b"\xfe\xff")):
                 raise UserError(f"{name} is UTF-16 text; convert it to UTF-8")
-            document = decode(name, data)
+            document = corpus_tables.decode(name, data)
             if document.startswith("\ufeff"):
                 report.add("byte_order_marks", name)
             yield TablePlace(name, "", 0), document.removeprefix("\ufeff")

@@ -88,7 +88,7 @@ def count_layers(tower: Any) -> int:
     raise NoTowerError(f"a model of type {tower.config.model_type!r}, whose configuration counts no layers")
 
 
-def max_positions(tower: Any) -> int | None:
+def max_context(tower: Any) -> int | None:
     """Most tokens that the tower has positions for: what its configuration says, or fewer if its tables hold fewer.
 
     None without a limit.

@@ -13,7 +13,7 @@ from typing import Any
 import fsspec
 from fsspec.asyn import sync
 
-from lexray.storage.errors import UserError
+from lexray.storage.errors import as_user_error
 from lexray.storage.objects.credentials import of_session
 from lexray.storage.objects.settings import REQUESTS_IN_FLIGHT, S3, StorageSettings
 
@@ -57,12 +57,9 @@ def _client(settings: StorageSettings) -> Any:
 
 
 def _filesystem(scheme: str, settings: StorageSettings) -> Any:
-    try:
+    refusal = f"storage.options: {scheme}:// cannot be used with {settings.options}"
+    with as_user_error(lambda error: f"{refusal} ({error})", TypeError, ValueError):
         filesystem = fsspec.filesystem(scheme, skip_instance_cache=True, **settings.arguments(scheme))
-    except (TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"storage.options: {scheme}:// cannot be used with {settings.options} ({error})") from error
     if scheme in S3:
         filesystem.retries = 1  # attempts, not repetitions
         if not settings.anonymous:

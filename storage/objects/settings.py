@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, GetCoreSchemaHandler, JsonValue
 from pydantic_core import CoreSchema, core_schema
 
-from lexray.storage.errors import UserError
+from lexray.storage.errors import UserError, as_user_error
 from lexray.storage.file_settings import MAX_SECONDS, FileSettings
 from lexray.storage.objects.options import check_options, check_transport, is_insecure_allowed
 from lexray.storage.objects.retries import RetryPolicy
@@ -80,10 +80,8 @@ class StorageSettings(FileSettings):
         """Return the arguments of the scheme's filesystem. Raises UserError for options that a file may not set."""
         if scheme == "file":
             return {}  # options belong to the other store of a sweep
-        try:
+        with as_user_error(lambda error: f"storage.options: {error}", ValueError):
             options = _parsed(self.options)
-        except ValueError as error:
-            raise UserError(f"storage.options: {error}") from error
         _refuse_secrets(options, _S3_SECRETS if scheme in S3 else _SECRETS)
         check_options(options, scheme, insecure=is_insecure_allowed())
         return _merged(self.s3_options(), options) if scheme in S3 else options

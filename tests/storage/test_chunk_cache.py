@@ -243,12 +243,13 @@ import resource, sys
 from lexray.storage.chunk_cache import CacheSettings
 from lexray.storage.selection import Selection
 from lexray.storage.store import Store
-from lexray.storage.stream import local_stream
-from lexray.storage.windows import StreamSpec
+from lexray.storage.stream import BatchStream
+from lexray.storage.windows import LocalWindows, StreamSpec, WindowReader, local_chunks
 selection = Selection(held_out=0.2)
 spec = StreamSpec(store=Store.at(sys.argv[1]), sites=("x",), selection=selection, lanes=4, window_bytes=200)
 resource.setrlimit(resource.RLIMIT_FSIZE, (40, resource.RLIM_INFINITY))  # a chunk has 64 bytes
-stream = local_stream(spec, batch_rows=20, cache=CacheSettings(dir=sys.argv[2], bytes=2**20))
+chunks = local_chunks(CacheSettings(dir=sys.argv[2], bytes=2**20))
+stream = BatchStream(spec=spec, source=LocalWindows(WindowReader(spec, chunks)), batch_rows=20)
 for step in range(stream.steps_per_epoch):
     print(*stream.batch(step).row_ids)
 """

@@ -31,7 +31,7 @@ from lexray.storage.errors import UserError
 from lexray.storage.harvest.harvest import harvest
 from lexray.storage.harvest.harvest_file import ImageChoice
 from lexray.storage.harvest.image_corpus import open_images
-from lexray.storage.harvest.image_rows import decode_image
+from lexray.storage.harvest.token_rows import decode_image
 from lexray.storage.objects.settings import StorageSettings
 
 SETTINGS = StorageSettings()

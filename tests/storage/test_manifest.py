@@ -19,7 +19,7 @@ from synthetic import SPECIAL_TOKEN, Written, write_rows
 from lexray.storage.errors import CorruptDataError, UserError
 from lexray.storage.manifest import COLUMNS, MANIFEST, columns_of, load_manifest
 from lexray.storage.reader import DatasetReader
-from lexray.storage.statistics import QUANTILE_LEVELS, exact_quantiles
+from lexray.storage.site_statistics import QUANTILE_LEVELS, exact_quantiles
 from lexray.storage.store import Store
 from lexray.storage.writer import DatasetWriter
 

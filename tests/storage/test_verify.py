@@ -16,7 +16,7 @@ from synthetic import Written, write_rows
 
 from lexray.storage.errors import UserError
 from lexray.storage.manifest import MANIFEST, Manifest, chunk_checksum, dataset_id
-from lexray.storage.row_checks import chunk_facts, norm_bounds, outliers, repeated_rows
+from lexray.storage.site_statistics import chunk_facts, norm_bounds, outliers, repeated_rows
 from lexray.storage.store import Store
 from lexray.storage.verify import Damage, Findings, verify
 
