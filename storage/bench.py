@@ -25,12 +25,9 @@ from lexray.storage.windows import LocalWindows, StreamSpec, Window, WindowReade
 MB = 1e6
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Speed:
     bytes: int
-    """Bytes read from the store."""
     seconds: float
-    """Seconds from the first request to the last arrival."""
 
     @property
     def mb_per_s(self) -> float:
@@ -44,6 +41,8 @@ class ReadSpeed(_Speed):
     parallel: int
     """Reads in flight at once."""
     gets: int
+    bytes: int
+    seconds: float
 
     @property
     def gets_per_s(self) -> float:
@@ -56,7 +55,11 @@ class StreamSpeed(_Speed):
 
     rows: int
     """Rows of the windows that arrived."""
+    bytes: int
+    """Bytes read from the store for them."""
     batches: int
+    seconds: float
+    """Seconds from the first request to the last arrival."""
 
     @property
     def rows_per_s(self) -> float:

@@ -35,11 +35,13 @@ MAX_BYTES = 512 * 2**20
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int32": 4}
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """Base of the models of a dataset's documents: immutable, unknown fields refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Site(_Frozen):
+class Site(Frozen):
     """A place in a model where vectors were read, with exact statistics of the stored values."""
 
     width: int
@@ -58,7 +60,7 @@ class Site(_Frozen):
         return self.width * ITEM_BYTES[self.dtype]
 
 
-class Shard(_Frozen):
+class Shard(Frozen):
     """One immutable file of rows."""
 
     file: str
@@ -78,7 +80,7 @@ class Shard(_Frozen):
         return file
 
 
-class Manifest(_Frozen):
+class Manifest(Frozen):
     """Content of a dataset. `id` hashes everything but the provenance: equal ids mean equal rows."""
 
     format: Literal["lexray-activations"] = "lexray-activations"

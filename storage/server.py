@@ -168,8 +168,7 @@ class ServedWindows:
 
     @cached_property
     def _described(self) -> Described:
-        described: Described = _get(self.server.describe.remote(self.spec))
-        return described
+        return _get(self.server.describe.remote(self.spec))
 
     def request(self, key: WindowKey, *, wanted_from: WindowKey | None = None) -> tuple[WindowKey, ray.ObjectRef]:
         return key, self.server.window.remote(self.spec, key, self.consumer, wanted_from)

@@ -151,9 +151,7 @@ class BatchStream:
         self._fetch(used & self._requested.keys())
         self._held = {key: self._held[key] for key in used}
         ids = np.concatenate([self._held[key].row_ids[begin:end] for key, begin, end in pieces])
-        vectors = {}
-        for site in self.spec.sites:
-            vectors[site] = self._tensor(site, self._gathered(site, pieces))
+        vectors = {site: self._gathered(site, pieces) for site in self.spec.sites}
         return Batch(ids, vectors, (stop - start) * self.spec.lanes)
 
     def _fetch(self, keys: Set[WindowKey]) -> float:
@@ -165,14 +163,15 @@ class BatchStream:
             self.stats.bytes_served += window.bytes
         return time.perf_counter() - began
 
-    def _gathered(self, site: str, pieces: Sequence[tuple[WindowKey, int, int]]) -> np.ndarray:
+    def _gathered(self, site: str, pieces: Sequence[tuple[WindowKey, int, int]]) -> torch.Tensor:
         """Return the pieces' rows, concatenated (b, width)."""
         first = self._held[pieces[0][0]].vectors[site]
         rows, at = np.empty((sum(end - begin for _, begin, end in pieces), first.shape[1]), first.dtype), 0
         for key, begin, end in pieces:
             self._held[key].take(site, begin, end, rows[at : at + end - begin])
             at += end - begin
-        return rows
+        tensor = torch.from_numpy(rows)
+        return tensor.view(torch.bfloat16) if self.manifest.sites[site].dtype == "bfloat16" else tensor
 
     def _pieces(self, epoch: int, lane: int, start: int, stop: int) -> Iterator[tuple[WindowKey, int, int]]:
         """Yield the windows that hold rows `start` to `stop` of a lane, and the range of their rows."""
@@ -225,10 +224,6 @@ class BatchStream:
         """Return the first batch with rows of this window."""
         begin = int(self._order(key.epoch).window_ends(key.lane)[key.index - 1]) if key.index else 0
         return key.epoch * self.steps_per_epoch + begin // (self.batch_rows // self.spec.lanes)
-
-    def _tensor(self, site: str, array: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
-        return tensor.view(torch.bfloat16) if self.manifest.sites[site].dtype == "bfloat16" else tensor
 
 
 def local_stream(spec: StreamSpec, *, batch_rows: int, rank: int = 0, num_ranks: int = 1) -> BatchStream:

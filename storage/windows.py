@@ -207,8 +207,7 @@ class LocalWindows:
 
     def fetch(self, handle: object) -> Window:
         assert isinstance(handle, Future)
-        window: Window = handle.result()
-        return window
+        return handle.result()
 
     def retries(self) -> int:
         return 0  # counted by this process itself

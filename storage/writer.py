@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
 from safetensors.torch import save
 
 from lexray.storage.errors import UserError
 from lexray.storage.manifest import (
     COLUMNS,
     MANIFEST,
+    Frozen,
     Manifest,
     Shard,
     Site,
@@ -36,10 +36,8 @@ Columns = Mapping[str, np.ndarray]
 TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-class WrittenShard(BaseModel):
+class WrittenShard(Frozen):
     """A stored shard with its sums, from which the manifest is made."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     shard: Shard
     totals: dict[str, list[float]]

@@ -76,5 +76,4 @@ def encode(tokenizer: Any, texts: list[str], *, add_special_tokens: bool = False
     encoded = tokenizer(
         texts, add_special_tokens=add_special_tokens, return_attention_mask=False, return_token_type_ids=False
     )
-    ids: list[list[int]] = encoded["input_ids"]
-    return ids
+    return encoded["input_ids"]

@@ -64,10 +64,11 @@ def harvest(
     store.check_writable("output")
     with reachable("output", store.url):
         plan = read_plan(store)
-    check_same(config, source, plan, f"the unfinished harvest in {config.output} was started with")
+    was = f"the unfinished harvest in {config.output} was started with"
+    check_same(config, source, plan, was)
     corpus = _open_corpus(config, models, on_tokens)
     source |= corpus.facts
-    check_same(config, source, plan, f"the unfinished harvest in {config.output} was started with")
+    check_same(config, source, plan, was)
     threads = None if plan is None else int(plan["run"]["threads"])
     try:
         with _open_pool(config, corpus, threads=threads, connect=connect, joins=joins) as (pool, size):

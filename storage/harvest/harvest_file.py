@@ -163,12 +163,6 @@ class HarvestFile(FileModel):
         return sites
 
     @model_validator(mode="after")
-    def _chunks_fill_shards(self) -> HarvestFile:
-        if self.shard_rows % self.chunk_rows:
-            raise ValueError(f"shard_rows {self.shard_rows} is not a multiple of chunk_rows {self.chunk_rows}")
-        return self
-
-    @model_validator(mode="after")
     def _sites_name_models(self) -> HarvestFile:
         if (self.model is None) == (self.models is None):
             raise ValueError("give one of model (a name or path) and models (several, by name)")
@@ -185,6 +179,8 @@ class HarvestFile(FileModel):
 
     @model_validator(mode="after")
     def _settings_agree(self) -> HarvestFile:
+        if self.shard_rows % self.chunk_rows:
+            raise ValueError(f"shard_rows {self.shard_rows} is not a multiple of chunk_rows {self.chunk_rows}")
         if (self.text is None) == (self.images is None):
             raise ValueError("give one of text and images")
         if self.images is not None:

@@ -17,14 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from lexray.storage.documents import MAX_BYTES, read_bounded
+from lexray.storage.documents import read_document
 from lexray.storage.errors import CorruptDataError, UserError
 from lexray.storage.harvest.harvest_file import HarvestFile
 from lexray.storage.harvest.image_corpus import open_images
 from lexray.storage.harvest.text_corpus import measure
-from lexray.storage.manifest import MANIFEST, Manifest, load_manifest
+from lexray.storage.manifest import MANIFEST, Frozen, Manifest, load_manifest
 from lexray.storage.objects.settings import REQUESTS_IN_FLIGHT
 from lexray.storage.store import Store, reachable
 from lexray.storage.writer import WrittenShard, shard_file
@@ -40,9 +40,10 @@ _LEFTOVERS = [
 ]
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+_PLAN = TypeAdapter(dict[str, Any])
 
+
+class _Entry(Frozen):
     plan: str
     written: WrittenShard
 
@@ -103,14 +104,9 @@ def read_plan(store: Store) -> dict[str, Any] | None:
     try:
         if not set(store.list_files(FOLDER)) - {PLAN.rsplit("/", 1)[-1]}:
             return None
-        raw = read_bounded(store, PLAN, MAX_BYTES)
+        return read_document(store, PLAN, _PLAN)
     except (FileNotFoundError, NotADirectoryError, CorruptDataError):
         return None
-    try:
-        plan = json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
-    return plan if isinstance(plan, dict) else None
 
 
 def close_journal(store: Store) -> None:
@@ -190,4 +186,4 @@ def _corpus_facts(config: HarvestFile, manifest: Manifest) -> dict[str, Any]:
     if config.images is not None:
         return open_images(config.images, config.storage).facts
     was_cut = config.max_rows is not None and manifest.rows == config.max_rows
-    return {"text": measure(config, manifest.provenance["text"]["documents"] if was_cut else None).as_dict()}
+    return {"text": measure(config, manifest.provenance["text"]["documents"] if was_cut else None)._asdict()}

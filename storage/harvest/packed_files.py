@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, BinaryIO
 
+import pyarrow as pa
+
 from lexray.storage.errors import UserError, one_line
 
 HEAD_BYTES = 512
@@ -114,13 +116,8 @@ def _reader(place: str, raw: BinaryIO, opener: Callable[[Any], Any], packing: st
     return reader
 
 
-def _arrow_stream(packing: str) -> Callable[[Any], Any]:
-    def opener(raw: Any) -> Any:
-        import pyarrow as pa
-
-        return pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), packing)
-
-    return opener
+def _arrow_stream(raw: Any, codec: str) -> Any:
+    return pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), codec)
 
 
 _OPENERS: dict[str, Callable[[Any], Any]] = {
@@ -128,8 +125,8 @@ _OPENERS: dict[str, Callable[[Any], Any]] = {
     "bzip2": bz2.BZ2File,
     "xz": lzma.LZMAFile,
     "lzma": lzma.LZMAFile,
-    "zstandard": _arrow_stream("zstd"),
-    "lz4": _arrow_stream("lz4"),
+    "zstandard": partial(_arrow_stream, codec="zstd"),
+    "lz4": partial(_arrow_stream, codec="lz4"),
 }
 
 

@@ -9,8 +9,8 @@ import hashlib
 import importlib
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
-from typing import Any, BinaryIO
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, NamedTuple
 
 from lexray.storage.errors import UserError, as_user_error, named_line, one_line
 from lexray.storage.harvest import corpus_tables
@@ -25,16 +25,12 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _LONE_SURROGATE = re.compile("[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]")
 
 
-@dataclass(frozen=True)
-class TextFacts:
+class TextFacts(NamedTuple):
     """Identity of a text: equal facts mean equal documents in the same order."""
 
     documents: int
     characters: int
     sha256: str
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(kw_only=True)

@@ -50,7 +50,7 @@ class TextCorpus:
     @property
     def facts(self) -> dict[str, Any]:
         """Return the identity of the corpus, for the dataset's provenance."""
-        return {"text": self.text.as_dict(), **({"framing": self.framing} if self.framing else {})}
+        return {"text": self.text._asdict(), **({"framing": self.framing} if self.framing else {})}
 
     def rows_of_pieces(self, facts: ReplicaFacts) -> np.ndarray:
         """Return the number of rows of each piece (P)."""

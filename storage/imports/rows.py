@@ -214,8 +214,7 @@ def _as_stored(block: RowBlock, site: str, dtype: str) -> torch.Tensor:
 
 def _as_utf8(names: dict[str, Any]) -> dict[str, Any]:
     """Replace bytes that are not UTF-8 by `?`: names of files may be any bytes."""
-    content: dict[str, Any] = json.loads(json.dumps(names, ensure_ascii=False).encode("utf-8", "replace"))
-    return content
+    return json.loads(json.dumps(names, ensure_ascii=False).encode("utf-8", "replace"))
 
 
 def _as_int32(block: RowBlock, name: str) -> np.ndarray:

@@ -156,8 +156,7 @@ def read_integers(batch: Any, name: str, counts: np.ndarray | None, place: str, 
             )
         values = _plain(values.flatten())
         _refuse_nulls(values, where, first, counts)
-    array: np.ndarray = values.to_numpy(zero_copy_only=False)
-    return array
+    return values.to_numpy(zero_copy_only=False)
 
 
 def is_integers(kind: Any, depth: int) -> bool:

@@ -186,8 +186,7 @@ class TableFolder:
                     f"{file}, record {inside + bad[0]}: {self._chosen[site]} has {vectors.counts[bad[0]]} vectors, "
                     f"{self._chosen[first]} {expected.counts[bad[0]]}; each row needs both"
                 )
-        counts: np.ndarray = expected.counts
-        return counts
+        return expected.counts
 
     def _keep(self, batch: Any, counts: np.ndarray, file: SourceFile, inside: int) -> np.ndarray:
         """Which vectors of a batch are rows (B), bool."""
@@ -203,8 +202,7 @@ class TableFolder:
             return np.ones(rows, dtype=bool)
         lengths = read_integers(batch, self._columns["lengths"], None, str(file), inside).astype(np.int64)
         documents.check_lengths(lengths, counts, lambda record: f"{file}, record {inside + record}")
-        kept: np.ndarray = np.arange(rows) - np.repeat(np.cumsum(counts) - counts, counts) < np.repeat(lengths, counts)
-        return kept
+        return np.arange(rows) - np.repeat(np.cumsum(counts) - counts, counts) < np.repeat(lengths, counts)
 
     @property
     def _format(self) -> str:

@@ -42,8 +42,7 @@ def _stored(content: Any, name: str) -> StoredTensor:
     dtype = part[:0].dtype if shape else content.get_tensor(name).dtype
 
     def cut(box: tuple[slice, ...]) -> torch.Tensor:
-        found: torch.Tensor = part[box]
-        return found
+        return part[box]
 
     return StoredTensor(TensorFacts(shape, dtype), cut)
 

@@ -121,8 +121,7 @@ class TensorFolder:
         """Which of the stored rows from `start` up to `stop` belong to a document (B), bool."""
         if self._lengths is not None:
             made_up = documents.made_up_columns(self._document_starts, start, stop)
-            kept: np.ndarray = made_up["position"] < self._lengths[made_up["document"]]
-            return kept
+            return made_up["position"] < self._lengths[made_up["document"]]
         if "mask" not in self._columns:
             return np.ones(stop - start, dtype=bool)
         mask = self._columns["mask"]

@@ -18,20 +18,18 @@ def info(filesystem: Any, full: str) -> dict[str, Any] | None:
     """Return the store's entry of a file or folder, uncached; None when missing."""
     filesystem.invalidate_cache()
     try:
-        found: dict[str, Any] = filesystem.info(full)
+        return filesystem.info(full)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return found
 
 
 def list_entries(filesystem: Any, full: str) -> list[dict[str, Any]]:
     """Return the store's entries (`name`, `type`, `size`) directly in a folder, uncached."""
     filesystem.invalidate_cache()
     try:
-        found: list[dict[str, Any]] = filesystem.ls(full, detail=True)
+        return filesystem.ls(full, detail=True)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return found
 
 
 def entries(filesystem: Any, full: str) -> list[tuple[str, str]]:

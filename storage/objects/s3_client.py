@@ -44,8 +44,7 @@ class S3Client:
         Raises FileNotFoundError, PermissionError, OSError, botocore's transport errors.
         """
         with closing(self._body(url, start, length)) as body:
-            data: bytes = body.read()
-        return data
+            return body.read()
 
     def get_range_into(self, url: str, start: int, out: memoryview) -> int:
         """Read `len(out)` bytes into `out`; return the number received, which may exceed the number requested."""
@@ -64,8 +63,7 @@ class S3Client:
             answer = self._client.get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{start + length - 1}")
         except ClientError as error:
             raise _as_os_error(error) from error
-        body: StreamingBody = answer["Body"]
-        return body
+        return answer["Body"]
 
 
 def _as_os_error(error: ClientError) -> OSError:

@@ -99,12 +99,11 @@ def _pages(filesystem: Any, **arguments: Any) -> Iterator[dict[str, Any]]:
 
 def _list(filesystem: Any, **arguments: Any) -> dict[str, Any]:
     try:
-        page: dict[str, Any] = filesystem.call_s3("list_objects_v2", **arguments)
+        return filesystem.call_s3("list_objects_v2", **arguments)
     except FileNotFoundError as error:
         if s3_answer(error)[0] == "NoSuchBucket":
             raise
         return {}
-    return page
 
 
 def upload_parts(
