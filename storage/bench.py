@@ -126,12 +126,7 @@ def plain_reads(dataset: DatasetReader, sites: Sequence[str], *, seconds: float,
 
 def chunk_ranges(dataset: DatasetReader, sites: Sequence[str]) -> list[tuple[str, int, int]]:
     """Return file, first byte and length of every chunk of these sites."""
-    ranges = []
-    for site, place in itertools.product(sites, dataset.chunks):
-        shard, row_bytes = dataset.manifest.shards[place.shard], dataset.manifest.row_bytes(site)
-        first_byte = shard.offsets[site] + place.index * dataset.manifest.chunk_rows * row_bytes
-        ranges.append((shard.file, first_byte, place.rows * row_bytes))
-    return ranges
+    return [dataset.chunk_range(chunk, site) for site in sites for chunk in range(len(dataset.chunks))]
 
 
 def stream_speed(spec: StreamSpec, *, batch_rows: int, seconds: float) -> StreamSpeed:

@@ -19,7 +19,7 @@ import xxhash
 from pydantic import BaseModel, ConfigDict, FailFast, Field, TypeAdapter, field_validator
 
 from lexray.storage.documents import Plain, parse_document, read_bounded, shortened
-from lexray.storage.errors import CorruptDataError, UserError
+from lexray.storage.errors import CorruptDataError, UserError, as_user_error
 from lexray.storage.manifest_checks import contradictions
 from lexray.storage.polling import read_many
 from lexray.storage.store import Store, reachable
@@ -158,19 +158,17 @@ def load_manifest(store: Store) -> Manifest:
 
 def read_manifest(store: Store) -> Manifest:
     """Read a manifest without checking that its numbers agree with each other."""
-    with reachable("dataset", store.url):
-        try:
-            raw = read_bounded(store, MANIFEST, MAX_BYTES)
-            version = parse_document(raw, _VERSION, MANIFEST).version
-            if version != FORMAT_VERSION:
-                raise CorruptDataError(
-                    f"manifest version {shortened(repr(version))}, this lexray reads {FORMAT_VERSION}"
-                )
-            manifest = parse_document(raw, _MANIFEST, MANIFEST)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise UserError(f"dataset {store.url}: no {MANIFEST} there; run `lexray harvest` or fix the url") from error
-        except CorruptDataError as error:
-            raise UserError(f"dataset {store.url}: {error}; harvest it again") from error
+    missing = f"dataset {store.url}: no {MANIFEST} there; run `lexray harvest` or fix the url"
+    with (
+        reachable("dataset", store.url),
+        as_user_error(lambda _: missing, FileNotFoundError, NotADirectoryError),
+        as_user_error(lambda error: f"dataset {store.url}: {error}; harvest it again", CorruptDataError),
+    ):
+        raw = read_bounded(store, MANIFEST, MAX_BYTES)
+        version = parse_document(raw, _VERSION, MANIFEST).version
+        if version != FORMAT_VERSION:
+            raise CorruptDataError(f"manifest version {shortened(repr(version))}, this lexray reads {FORMAT_VERSION}")
+        manifest = parse_document(raw, _MANIFEST, MANIFEST)
     if dataset_id(manifest) != manifest.id:
         raise UserError(
             f"dataset {store.url}: {MANIFEST} was changed after it was written: its id is {shortened(manifest.id)}, "

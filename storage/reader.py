@@ -56,6 +56,13 @@ class DatasetReader:
             first_row += shard.rows
         return places
 
+    def chunk_range(self, chunk: int, tensor: str) -> tuple[str, int, int]:
+        """Return file, first byte and length of a chunk of a site or column."""
+        place, row_bytes = self.chunks[chunk], self.manifest.row_bytes(tensor)
+        shard = self.manifest.shards[place.shard]
+        first_byte = shard.offsets[tensor] + place.index * self.manifest.chunk_rows * row_bytes
+        return shard.file, first_byte, place.rows * row_bytes
+
     def read_chunk(self, chunk: int, tensor: str, out: np.ndarray | None = None) -> np.ndarray:
         """Read one chunk of a site (rows, width) or a column (rows), into `out` where given.
 

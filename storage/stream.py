@@ -75,11 +75,6 @@ class BatchStream:
     def steps_per_epoch(self) -> int:
         return steps_per_epoch(self.total_rows, self.batch_rows, self.spec.lanes)
 
-    @property
-    def rows_left_out_per_epoch(self) -> int:
-        """Remainder of rows that an epoch does not serve (different ones in every epoch)."""
-        return self.total_rows - self.steps_per_epoch * self.batch_rows
-
     def batch(self, step: int) -> Batch:
         """Return this rank's part of global batch `step`, counted from 0."""
         began = time.perf_counter()

@@ -125,8 +125,8 @@ def write_manifest(
         provenance=dict(provenance),
     )
     reader = DatasetReader(store, manifest)
-    quantiles = {name: norm_quantiles(reader, name) for name in sites}
-    sites = {name: site.model_copy(update={"norm_quantiles": quantiles[name]}) for name, site in sites.items()}
+    for name, site in sites.items():
+        sites[name] = site.model_copy(update={"norm_quantiles": norm_quantiles(reader, name)})
     manifest = manifest.model_copy(update={"sites": sites})
     manifest = manifest.model_copy(update={"id": dataset_id(manifest)})
     store.write(MANIFEST, manifest.model_dump_json(indent=1).encode())

@@ -47,7 +47,7 @@ def folder_of(place: Path, files: dict[str, torch.Tensor]) -> Path:
 
 def imported(source: Path | str, output: Path, *sites: str, dtype: str | None = None, **options: Any) -> Manifest:
     """The manifest of an imported folder; `options` are those of `ImportOptions`."""
-    folder = SourceFolder.at(str(source))
+    folder = SourceFolder(Store.at(str(source)))
     reader = TableFolder if is_tables(folder) else TensorFolder
     rows = reader(folder, ImportOptions(names=SiteNames(wanted=sites), **options))
     return import_rows(rows, str(output), dtype=dtype)

@@ -16,8 +16,15 @@ import torch
 import xxhash
 
 from lexray.storage.errors import UserError, as_user_error, one_line
-from lexray.storage.harvest.model_folder import check_claims, check_folder, check_weights
-from lexray.storage.harvest.tower import NoTowerError, count_layers, find_tower, max_context, text_config_of, vocabulary
+from lexray.storage.harvest import tower as towers
+from lexray.storage.harvest.tower import (
+    NoTowerError,
+    check_claims,
+    check_folder,
+    check_weights,
+    find_tower,
+    text_config_of,
+)
 
 _MODEL_FILES = {".json", ".txt", ".model", ".safetensors", ".bin"}
 # Neither Python files nor pickled objects of a model folder are run.
@@ -81,7 +88,7 @@ def inspect_model(name: str, *, field: str = "model", vision: bool = False) -> M
         whole = _build(config)
         tower = find_tower(whole)
         place = next(place for place, module in whole.named_modules() if module is tower)
-        layers, limit, rows = count_layers(tower), max_context(tower), vocabulary(tower)
+        layers, limit, rows = towers.count_layers(tower), towers.max_context(tower), towers.vocabulary(tower)
         kind = str(getattr(getattr(tower, "config", config), "model_type", ""))
     if folder.is_dir():
         check_weights(whole, folder, field)

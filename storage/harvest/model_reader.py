@@ -135,18 +135,15 @@ def read_whole(model: Any, wanted: set[TensorSite], inputs: Inputs) -> dict[Tens
     for place, times in calls.items():
         if times != 1:
             raise UserError(f"sites: the model runs {place.module} {times} times for a text; choose another module")
-    return found | _reported(output, [place for place in wanted if place.hidden_state is not None])
-
-
-def _reported(output: Any, places: list[TensorSite]) -> dict[TensorSite, torch.Tensor]:
     states = getattr(output, "hidden_states", None) or ()
-    for place in places:
+    for place in wanted - modules:
         assert place.hidden_state is not None
         if place.hidden_state >= len(states):
             raise UserError(
                 f"sites: hidden_state {place.hidden_state}, but the model gives {len(states)} hidden states"
             )
-    return {place: states[place.hidden_state] for place in places if place.hidden_state is not None}
+        found[place] = states[place.hidden_state]
+    return found
 
 
 @torch.no_grad()

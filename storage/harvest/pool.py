@@ -75,6 +75,7 @@ class RayPool:
     def __post_init__(self) -> None:
         import ray
 
+        self._ray: Any = ray  # a harvest by one replica does without
         self._make: Any = ray.remote(Replica)
         self._calls: dict[Any, tuple[Any, int | None]] = {}  # reference -> actor, number of its task or None
         self._free: list[Any] = []
@@ -107,10 +108,8 @@ class RayPool:
             on_rows(self._rows_in_progress())
 
     def close(self) -> None:
-        import ray
-
         for actor in self._actors:
-            ray.kill(actor)
+            self._ray.kill(actor)
         self._actors.clear()
         self._calls.clear()
 
@@ -123,18 +122,16 @@ class RayPool:
 
     def _finished(self, timeout_s: float | None) -> Iterator[tuple[Any, int | None, Any]]:
         """Yield actor, task number and result of finished calls; the result is the error when the actor died."""
-        import ray
-
-        done, _ = ray.wait(list(self._calls), num_returns=1, timeout=timeout_s)
+        done, _ = self._ray.wait(list(self._calls), num_returns=1, timeout=timeout_s)
         for reference in done:
             if reference not in self._calls:  # its actor has died
                 continue
             actor, number = self._calls.pop(reference)
             try:
-                result = ray.get(reference)
-            except ray.exceptions.RayActorError as error:
+                result = self._ray.get(reference)
+            except self._ray.exceptions.RayActorError as error:
                 result = error
-            except ray.exceptions.RayTaskError as error:
+            except self._ray.exceptions.RayTaskError as error:
                 raise error.cause from None
             if isinstance(result, ReplicaFacts):
                 self._free += [actor] * TASKS_PER_REPLICA
@@ -142,8 +139,6 @@ class RayPool:
 
     def _note_death(self, actor: Any, number: int | None, error: Exception) -> list[int]:
         """Replace an actor and return the numbers of its tasks. Raises RuntimeError after too many deaths."""
-        import ray
-
         lost = [(reference, n) for reference, (owner, n) in self._calls.items() if owner is actor]
         numbers = sorted(n for n in [number, *(n for _, n in lost)] if n is not None)
         for reference, _ in lost:
@@ -151,7 +146,7 @@ class RayPool:
         self._free = [free for free in self._free if free is not actor]
         self._rows.pop(actor, None)
         self._actors.remove(actor)
-        ray.kill(actor)
+        self._ray.kill(actor)
         for key in numbers or [-1]:  # -1 stands for loading the models
             self._deaths[key] += 1
             if self._deaths[key] >= MOST_DEATHS:
@@ -162,15 +157,13 @@ class RayPool:
         return numbers
 
     def _rows_in_progress(self) -> int:
-        import ray
-
         busy = {actor for actor, number in self._calls.values() if number is not None}
         asked = {actor.rows_in_progress.remote(): actor for actor in busy}
-        done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=POLL_S) if asked else ([], [])
+        done, _ = self._ray.wait(list(asked), num_returns=len(asked), timeout=POLL_S) if asked else ([], [])
         for reference in done:
             try:
-                self._rows[asked[reference]] = ray.get(reference)
-            except ray.exceptions.RayError:
+                self._rows[asked[reference]] = self._ray.get(reference)
+            except self._ray.exceptions.RayError:
                 continue  # its tasks report a dead actor
         return sum(self._rows.get(actor, 0) for actor in busy)
 

@@ -45,7 +45,6 @@ class RowMaker(Protocol):
 
     def fitted(self, inputs: Inputs, states: dict[str, torch.Tensor]) -> RowMaker:
         """Return a row maker adapted to the models' states for a first batch."""
-        ...
 
     def layout(self, task: ShardTask) -> RowLayout: ...
 
@@ -188,14 +187,12 @@ def decode_image(data: bytes, name: str) -> Any:
 
     if not data:
         raise UserError(f"images: {name} is empty")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd metadata, or about half of the maximum pixels
-            return Image.open(io.BytesIO(data)).convert("RGB")
-    except UnidentifiedImageError as error:
-        raise UserError(f"images: {name} is not an image of a kind that can be read") from error
-    except Exception as error:  # decoders raise any exception for a damaged file
-        raise UserError(f"images: {name} is not an image that can be read ({one_line(error)})") from error
+    with (
+        as_user_error(lambda error: f"images: {name} is not an image that can be read ({one_line(error)})"),
+        as_user_error(lambda _: f"images: {name} is not an image of a kind that can be read", UnidentifiedImageError),
+        warnings.catch_warnings(action="ignore"),  # about odd metadata, or about half of the maximum pixels
+    ):
+        return Image.open(io.BytesIO(data)).convert("RGB")
 
 
 def pad(token_ids: list[np.ndarray], pad_id: int) -> dict[str, torch.Tensor]:

@@ -59,8 +59,6 @@ class SourceFile:
     @cached_property
     def size(self) -> int:
         """Return the size in bytes. Raises FileNotFoundError."""
-        if self.store.local_path is not None:
-            return os.stat(str(self)).st_size
         found = self.store.size(self.path)
         if found is None:
             raise FileNotFoundError(str(self))
@@ -111,10 +109,6 @@ class SourceFolder:
 
     store: Store
 
-    @staticmethod
-    def at(url: str) -> SourceFolder:
-        return SourceFolder(Store.at(url))
-
     def __str__(self) -> str:
         return self.store.local_path or self.store.url
 
@@ -148,9 +142,6 @@ class SourceFolder:
             names = sorted(name for name in os.listdir(root) if not _is_hidden(name))
         kinds = [_entry_kind(f"{root}/{name}") for name in names]  # of all: a broken link of any kind is refused
         return [name for name, found in zip(names, kinds, strict=True) if found == kind]
-
-    def has(self, path: str) -> bool:
-        return self.store.exists(path)
 
 
 def _is_hidden(name: str) -> bool:

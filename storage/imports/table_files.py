@@ -41,7 +41,7 @@ class Tables:
 
 def is_tables(folder: SourceFolder) -> bool:
     """Whether a folder holds tables rather than files of tensors."""
-    return any(folder.has(name) for name in (STATE, SPLITS)) or bool(_table_files(folder))
+    return any(folder.store.exists(name) for name in (STATE, SPLITS)) or bool(_table_files(folder))
 
 
 def find_tables(folder: SourceFolder, options: ImportOptions) -> Tables:
@@ -51,7 +51,7 @@ def find_tables(folder: SourceFolder, options: ImportOptions) -> Tables:
             raise UserError(f"{option}: {value}, but {folder} holds tables, whose columns are sites; leave it out")
     if options.raw is not None:
         raise UserError(f"--raw-dtype: {options.raw.dtype}, but {folder} holds tables, not raw numbers; leave it out")
-    if folder.has(STATE) or folder.has(SPLITS):
+    if folder.store.exists(STATE) or folder.store.exists(SPLITS):
         return _saved(folder)
     files = in_order(_table_files(folder))
     beside, _ = tensor_files(folder, None)
@@ -78,8 +78,8 @@ def _table_files(folder: SourceFolder) -> list[SourceFile]:
 
 def _saved(folder: SourceFolder) -> Tables:
     """What `save_to_disk` left."""
-    if folder.has(SPLITS):
-        splits = ", ".join(inside.name for inside in folder.folders() if inside.has(STATE))
+    if folder.store.exists(SPLITS):
+        splits = ", ".join(inside.name for inside in folder.folders() if inside.store.exists(STATE))
         raise UserError(f"{folder}: holds the splits {splits}; give the folder of one of them")
     state, info = (_read_json(folder.file(name)) for name in (STATE, INFO))
     if state.get("_indices_data_files"):
@@ -116,17 +116,11 @@ def _read_json(file: SourceFile) -> dict[str, Any]:
 
 def read_schema(file: SourceFile) -> Any:
     """The Arrow schema of a data file."""
-    if file.suffix in PARQUET:
-        with open_parquet(file, edges=True) as parquet:
-            return _named(parquet.schema_arrow)
-    with _open_arrow(file) as reader:
-        return _named(reader.schema)
-
-
-def _named(schema: Any) -> Any:
-    """The schema, unless its names are not readable or not unique. Raises ValueError."""
-    if len(set(schema.names)) < len(schema.names):
-        raise ValueError(f"two columns of one name among {', '.join(schema.names)}"[:200])
+    is_parquet = file.suffix in PARQUET
+    with open_parquet(file, edges=True) if is_parquet else _open_arrow(file) as opened:
+        schema = opened.schema_arrow if is_parquet else opened.schema
+        if len(set(schema.names)) < len(schema.names):  # or names are not readable
+            raise ValueError(f"two columns of one name among {', '.join(schema.names)}"[:200])
     return schema
 
 
@@ -145,16 +139,10 @@ def record_batches(file: SourceFile, records: int, columns: list[str] | None = N
             yield from parquet.iter_batches(batch_size=records, columns=columns)
         return
     with _open_arrow(file) as reader:
-        if isinstance(reader, pa.ipc.RecordBatchFileReader):
-            yield from map(_checked, (reader.get_batch(index) for index in range(reader.num_record_batches)))
-        else:
-            yield from map(_checked, reader)
-
-
-def _checked(batch: Any) -> Any:
-    """The batch, unless its lists point beyond its data. Raises ArrowInvalid."""
-    batch.validate(full=True)
-    return batch
+        is_file = isinstance(reader, pa.ipc.RecordBatchFileReader)
+        for batch in map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader:
+            batch.validate(full=True)  # raises ArrowInvalid where lists point beyond their data
+            yield batch
 
 
 @contextmanager

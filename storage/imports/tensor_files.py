@@ -53,15 +53,13 @@ def _open_pt(path: Path, file: SourceFile, raw: RawFormat | None = None) -> Open
     Strings, numbers and the like are its notes.
     """
     _check_archive(path, file)
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of kinds of tensors that are refused anyway
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{file}: holds other things than tensors, {_foreign(path)}") from error
-    except Exception as error:  # a damaged or hostile pickle makes torch fail in any way
-        raise UserError(
-            f"{file}: not a file of tensors that torch can map ({_reason(error)}); save it again by torch.save"
-        ) from error
+    what = f"{file}: not a file of tensors that torch can map"
+    with (
+        as_user_error(lambda error: f"{what} ({_reason(error)}); save it again by torch.save"),  # of any kind
+        as_user_error(lambda _: f"{file}: holds other things than tensors, {_foreign(path)}", pickle.UnpicklingError),
+        warnings.catch_warnings(action="ignore"),  # of kinds of tensors that are refused anyway
+    ):
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     tensors: dict[str, StoredTensor] = {}
     notes: dict[str, str] = {}
     for count, (name, value) in enumerate(_leaves(content, UNNAMED, 0, file)):
@@ -119,12 +117,13 @@ def _check_archive(path: Path, file: SourceFile) -> None:
             f"{file}: not a whole file of torch.save in its present form (a zip archive); "
             "copy it again, or load it where it was made and save it by torch.save"
         )
-    try:
-        with zipfile.ZipFile(path) as archive:
-            programs = [name for name in archive.namelist() if "/code/" in name]
-            packed = [one.filename for one in archive.infolist() if one.compress_type != zipfile.ZIP_STORED]
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        raise UserError(f"{file}: not a whole zip archive ({_reason(error)}); copy it again") from error
+    whole = as_user_error(
+        lambda error: f"{file}: not a whole zip archive ({_reason(error)}); copy it again",
+        zipfile.BadZipFile, NotImplementedError, ValueError,
+    )  # fmt: skip
+    with whole, zipfile.ZipFile(path) as archive:
+        programs = [name for name in archive.namelist() if "/code/" in name]
+        packed = [one.filename for one in archive.infolist() if one.compress_type != zipfile.ZIP_STORED]
     if programs:
         raise UserError(f"{file}: holds a program (TorchScript), which loading would execute; save its tensors alone")
     if packed:

@@ -14,7 +14,6 @@ import fsspec
 from fsspec.asyn import sync
 
 from lexray.storage.errors import as_user_error
-from lexray.storage.objects.credentials import of_session
 from lexray.storage.objects.settings import REQUESTS_IN_FLIGHT, S3, StorageSettings
 
 FILESYSTEM, CLIENT = "filesystem", "client"
@@ -63,6 +62,8 @@ def _filesystem(scheme: str, settings: StorageSettings) -> Any:
     if scheme in S3:
         filesystem.retries = 1  # attempts, not repetitions
         if not settings.anonymous:
+            from lexray.storage.objects.s3_client import of_session
+
             filesystem.connect()
             sync(filesystem.loop, of_session, filesystem.session)
     return filesystem

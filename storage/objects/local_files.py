@@ -20,13 +20,6 @@ from typing import Any
 from lexray.storage.errors import UserError
 
 
-class NotRegularError(FileNotFoundError):
-    """A device, a pipe or a folder stands where a file was expected."""
-
-    def __init__(self, full: str) -> None:
-        super().__init__(errno.ENOENT, "is not a regular file", full)
-
-
 @contextmanager
 def opened(full: str) -> Iterator[tuple[int, int]]:
     """Yield descriptor and size of a regular file; opening a pipe waits for nobody. Raises FileNotFoundError."""
@@ -34,7 +27,7 @@ def opened(full: str) -> Iterator[tuple[int, int]]:
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise NotRegularError(full)
+            raise FileNotFoundError(errno.ENOENT, "is not a regular file", full)
         yield descriptor, status.st_size
     finally:
         os.close(descriptor)

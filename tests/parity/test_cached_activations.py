@@ -46,7 +46,7 @@ def test_a_cache_of_sae_lens_is_imported_bit_for_bit(dtype, tmp_path):
     token_ids = torch.randint(0, 900, (3 * rows,), generator=generator)
     source = cache(tmp_path / "in", zip(activations.split(rows), token_ids.split(rows), strict=True), dtype)
     store = Store.at(str(tmp_path / "out"))
-    manifest = import_rows(TableFolder(SourceFolder.at(str(source))), store.url)
+    manifest = import_rows(TableFolder(SourceFolder(Store.at(str(source)))), store.url)
     assert (manifest.rows, manifest.sites[HOOK].dtype) == (3 * rows, dtype)
     assert np.array_equal(whole(store, manifest, HOOK), activations.numpy())
     assert np.array_equal(whole(store, manifest, "token_id"), token_ids.numpy())

@@ -82,7 +82,7 @@ def test_blocks_of_any_size_give_the_same_rows(tmp_path: Path, monkeypatch: pyte
     source = folder_of(tmp_path / "in", files)
     imported(source, tmp_path / "whole", document_rows=5)
     monkeypatch.setattr(import_rows_module, "BLOCK_BYTES", 3 * 2 * 4 * 4)
-    assert [len(block.columns["document"]) for block in TensorFolder(SourceFolder.at(str(source))).blocks()] == [
+    assert [len(block.columns["document"]) for block in TensorFolder(SourceFolder(Store.at(str(source)))).blocks()] == [
         3
     ] * 12 + [2]
     imported(source, tmp_path / "parts", document_rows=5)

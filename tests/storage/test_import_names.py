@@ -18,10 +18,11 @@ from lexray.storage.errors import UserError
 from lexray.storage.imports.file_names import check_one_series, check_same_names, in_order, name_key
 from lexray.storage.imports.source import SourceFolder, open_source
 from lexray.storage.imports.tensors import TensorFolder
+from lexray.storage.store import Store
 
 ROWS = random_rows(60)
 IDS = torch.arange(60)
-FOLDER = SourceFolder.at("/nowhere/in")
+FOLDER = SourceFolder(Store.at("/nowhere/in"))
 
 
 def parts(place: Path, *names: str, rows: int = 10) -> Path:
@@ -303,7 +304,9 @@ def test_folders_that_are_no_sites_are_named(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "in", {"x/0.npy": ROWS})
     (source / "docs").mkdir()
     (source / "docs" / "README.md").write_text("rows")
-    assert "passed over 1 folders without tensor files (docs)" in TensorFolder(SourceFolder.at(str(source))).notes
+    assert (
+        "passed over 1 folders without tensor files (docs)" in TensorFolder(SourceFolder(Store.at(str(source)))).notes
+    )
 
 
 def test_names_that_are_not_utf8_do_not_stop_an_import(tmp_path: Path) -> None:
