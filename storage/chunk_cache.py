@@ -53,10 +53,6 @@ class ChunkName(NamedTuple):
     chunk: int
 
     @property
-    def folders(self) -> tuple[str, str]:
-        return _folder_name(self.dataset_id), _folder_name(self.site)
-
-    @property
     def file(self) -> str:
         return f"{self.chunk:08d}{SUFFIX}"
 
@@ -109,11 +105,10 @@ class ChunkCache:
     @contextmanager
     def _folder(self, name: ChunkName, *, make: bool = False) -> Iterator[int]:
         """Yield a descriptor of the folder that holds a chunk."""
-        dataset, site = name.folders
         with (
             private_root(self._root, make=make) as root,
-            private_folder(root, dataset, make=make) as inner,
-            private_folder(inner, site, make=make) as folder,
+            private_folder(root, _folder_name(name.dataset_id), make=make) as inner,
+            private_folder(inner, _folder_name(name.site), make=make) as folder,
         ):
             yield folder
 

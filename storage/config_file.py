@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -124,10 +124,10 @@ def describe(error: ValidationError, model: type = FileModel) -> str:
     errors = error.errors()
     unknown = [e for e in errors if e["type"] in _UNKNOWN_KEY]  # often the reason why another key is missing
     first = (unknown or errors)[0]
-    location = _Location.of(first["loc"], model)
-    where = shortened(" ".join(".".join(location.path).split()))
+    path, known = _locate(first["loc"], model)
+    where = shortened(" ".join(".".join(path).split()))
     if unknown:
-        return f"{where}: unknown key{nearest(location.path[-1], location.known)}"
+        return f"{where}: unknown key{nearest(path[-1], known)}"
     if first["type"] in ("missing", "missing_keyword_only_argument"):
         return f"{where}: required, but not given"
     given = first.get("input")
@@ -144,31 +144,25 @@ def describe(error: ValidationError, model: type = FileModel) -> str:
 _UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Location:
-    """Location of a mistake in a file."""
+def _locate(location: tuple[int | str, ...], model: type) -> tuple[list[str], list[str]]:
+    """Return where a mistake is in a file: keys and numbers of entries, and the keys that the innermost block has.
 
-    path: list[str]
-    """Keys and numbers of entries, without the alternatives of unions that pydantic names among them."""
-    known: list[str]
-    """Keys that the innermost block has."""
-
-    @staticmethod
-    def of(location: tuple[int | str, ...], model: type) -> _Location:
-        path: list[str] = []
-        block: dict[str, Any] = {}
-        kinds: list[Any] = [model]
-        is_chosen = True
-        for part in location:
-            if not is_chosen and len(kinds) > 1:
-                is_chosen = True  # pydantic names the alternative of a union before what is wrong inside it
-                continue
-            path.append(str(part))
-            blocks = [_fields_of(kind) for kind in kinds]
-            block = next((found for found in blocks if part in found), next(filter(None, blocks), {}))
-            inside = [block[str(part)]] if part in block else [_item_of(kind) for kind in kinds if get_args(kind)]
-            kinds, is_chosen = [option for kind in inside for option in _options(kind)], False
-        return _Location(path=path, known=list(block))
+    Alternatives of unions, which pydantic names among them, are left out.
+    """
+    path: list[str] = []
+    block: dict[str, Any] = {}
+    kinds: list[Any] = [model]
+    is_chosen = True
+    for part in location:
+        if not is_chosen and len(kinds) > 1:
+            is_chosen = True  # pydantic names the alternative of a union before what is wrong inside it
+            continue
+        path.append(str(part))
+        blocks = [_fields_of(kind) for kind in kinds]
+        block = next((found for found in blocks if part in found), next(filter(None, blocks), {}))
+        inside = [block[str(part)]] if part in block else [_item_of(kind) for kind in kinds if get_args(kind)]
+        kinds, is_chosen = [option for kind in inside for option in _options(kind)], False
+    return path, list(block)
 
 
 def nearest(name: str, known: list[str]) -> str:

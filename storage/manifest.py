@@ -186,9 +186,3 @@ def dataset_id(manifest: Manifest) -> str:
 def chunk_checksum(data: bytes | memoryview) -> str:
     """Return the xxh3-64 in hex."""
     return str(xxhash.xxh3_64_hexdigest(data))
-
-
-def check_chunk(found: str, expected: str, *, file: str, tensor: str, chunk: int) -> None:
-    """Raise CorruptDataError naming shard, tensor and chunk when the checksums differ."""
-    if found != expected:
-        raise CorruptDataError(f"shard {file}, {tensor}, chunk {chunk}: checksum {found}, the manifest says {expected}")

@@ -12,8 +12,9 @@ Random numbers are raw Philox output sorted by us: numpy promises that stream fo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -65,8 +66,8 @@ class EpochOrder:
         return int(self._ends[-1]) // self.lanes if len(self._ends) else 0
 
     @cached_property
-    def _lane_windows(self) -> dict[int, tuple[list[list[Segment]], np.ndarray]]:
-        return {}
+    def _lane(self) -> Callable[[int], tuple[list[list[Segment]], np.ndarray]]:
+        return cache(self._cut_lane)
 
     def windows(self, lane: int) -> list[list[Segment]]:
         """The lane's windows in order, each a list of segments; no window is empty."""
@@ -80,13 +81,10 @@ class EpochOrder:
         """Order of a window's rows (rows)."""
         return permutation(rows, self.seed, _WINDOW, key.epoch, key.lane, key.index)
 
-    def _lane(self, lane: int) -> tuple[list[list[Segment]], np.ndarray]:
-        if lane not in self._lane_windows:
-            segments, size = self._segments(lane), self.chunks_per_window
-            windows = [segments[i : i + size] for i in range(0, len(segments), size)]
-            ends = np.cumsum([sum(s.stop - s.start for s in window) for window in windows])
-            self._lane_windows[lane] = windows, ends
-        return self._lane_windows[lane]
+    def _cut_lane(self, lane: int) -> tuple[list[list[Segment]], np.ndarray]:
+        segments, size = self._segments(lane), self.chunks_per_window
+        windows = [segments[i : i + size] for i in range(0, len(segments), size)]
+        return windows, np.cumsum([sum(s.stop - s.start for s in window) for window in windows])
 
     def _segments(self, lane: int) -> list[Segment]:
         begin, end = lane * self.lane_rows, (lane + 1) * self.lane_rows

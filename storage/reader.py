@@ -16,7 +16,7 @@ import numpy as np
 
 from lexray.storage.chunk_cache import ChunkCache, ChunkName
 from lexray.storage.errors import CorruptDataError
-from lexray.storage.manifest import Manifest, Shard, check_chunk, chunk_checksum
+from lexray.storage.manifest import Manifest, Shard, chunk_checksum
 from lexray.storage.objects.retries import Retrier, StoreUnavailableError, Verdict
 from lexray.storage.store import Store
 
@@ -128,8 +128,11 @@ class DatasetReader:
                 raise CorruptDataError(
                     f"shard {shard.file}, {tensor}, chunk {chunk}: {max(0, found)} bytes, expected {len(part)}"
                 )
-            promised = shard.checksums[tensor][chunk]
-            check_chunk(chunk_checksum(part), promised, file=shard.file, tensor=tensor, chunk=chunk)
+            if (checksum := chunk_checksum(part)) != shard.checksums[tensor][chunk]:
+                raise CorruptDataError(
+                    f"shard {shard.file}, {tensor}, chunk {chunk}: checksum {checksum}, the manifest says "
+                    f"{shard.checksums[tensor][chunk]}"
+                )
 
 
 def as_bytes(array: np.ndarray) -> memoryview:

@@ -137,9 +137,7 @@ def chunk_facts(x_BD: np.ndarray, dtype: str) -> ChunkFacts:
 def repeated_rows(hashes: np.ndarray) -> np.ndarray:
     """Return the indices of rows whose hash (N) equals an earlier row's, ascending."""
     _, first = np.unique(hashes, return_index=True)
-    repeated = np.ones(len(hashes), dtype=bool)
-    repeated[first] = False
-    return np.flatnonzero(repeated)
+    return np.delete(np.arange(len(hashes)), first)
 
 
 def norm_bounds(norms: np.ndarray) -> tuple[float, float]:

@@ -61,7 +61,7 @@ class Findings:
         return not self.damage
 
 
-def verify(store: Store, *, on_progress: Callable[[int, int], None] | None = None) -> Findings:
+def verify(store: Store, *, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Findings:
     """Read the whole dataset and report its damage.
 
     `on_progress` is called with the rows checked so far and their total. Raises UserError when there is no dataset to
@@ -78,7 +78,7 @@ def verify(store: Store, *, on_progress: Callable[[int, int], None] | None = Non
         if manifest.bytes > MAX_CLAIM_RATIO * there + MAX_CLAIM_BYTES:  # would allocate for rows that do not exist
             return Findings(url=store.url, manifest=manifest, damage=damage, sites={})
         missing = {file for file, size in sizes.items() if size is None}
-        check = _Pass(DatasetReader(store, manifest), missing, on_progress or (lambda done, total: None))
+        check = _Pass(DatasetReader(store, manifest), missing, on_progress)
         damage += check.run()
     sites = {name: sums.findings() for name, sums in check.sums.items()}
     damage += [one for name, site in sites.items() for one in statistics_damage(name, site)]

@@ -151,7 +151,8 @@ def open_dataset(
     with as_user_error(lambda _: needed, ImportError):
         import datasets
     with _opening(field, str(choice.dataset or data_files), datasets):
-        if data_files is None and _is_saved(str(choice.dataset)):
+        saved = [os.path.join(str(choice.dataset), name) for name in ("state.json", "dataset_info.json")]
+        if data_files is None and all(map(os.path.isfile, saved)):  # by Dataset.save_to_disk
             opened = datasets.load_from_disk(choice.dataset)
         else:
             opened = datasets.load_dataset(
@@ -169,11 +170,6 @@ def open_dataset(
             f"{field}: {choice.dataset or data_files} has no column {choice.column!r}{nearest(choice.column, names)}"
         )
     return opened
-
-
-def _is_saved(folder: str) -> bool:
-    """Whether it is what `Dataset.save_to_disk` writes."""
-    return all(os.path.isfile(os.path.join(folder, name)) for name in ("state.json", "dataset_info.json"))
 
 
 def rows_of_dataset(field: str, opened: Any, column: str) -> Iterator[Any]:

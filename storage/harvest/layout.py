@@ -105,8 +105,8 @@ class _DependsOnBatchError(Exception):
 def _compare(
     read: Read, places: Mapping[str, TensorSite], texts: list[torch.Tensor], pad_id: int
 ) -> dict[TensorSite, Layout]:
-    alone = [read(_batch([text_N], pad_id)) for text_N in texts[:2]]
-    both, size = read(_batch(texts, pad_id)), (len(texts), len(texts[0]))
+    alone = [read(pad_texts([text_N], pad_id)) for text_N in texts[:2]]
+    both, size = read(pad_texts(texts, pad_id)), (len(texts), len(texts[0]))
     return {
         place: _choose(name, place, [found[place] for found in alone], both[place], size)
         for name, place in places.items()
@@ -119,11 +119,11 @@ def longest_piece(inputs: Inputs) -> Inputs:
         return inputs
     longest = int(inputs["attention_mask"].sum(1).argmax())
     ids_N = inputs["input_ids"][longest][inputs["attention_mask"][longest].bool()]
-    return _batch([ids_N], 0)
+    return pad_texts([ids_N], 0)
 
 
-def _batch(texts: list[torch.Tensor], pad_id: int) -> Inputs:
-    """Batch texts of token ids (N) as inputs, padded on the right (B, T)."""
+def pad_texts(texts: list[torch.Tensor], pad_id: int) -> dict[str, torch.Tensor]:
+    """Batch texts of token ids (N each) as inputs, padded on the right: `input_ids` and `attention_mask` (B, T)."""
     ids = pad_sequence(texts, batch_first=True, padding_value=pad_id)
     mask = pad_sequence([torch.ones_like(text_N) for text_N in texts], batch_first=True)
     return {"input_ids": ids, "attention_mask": mask}

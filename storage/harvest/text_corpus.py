@@ -149,9 +149,10 @@ def _compared(documents: Iterable[str], tokenizers: dict[str, Any]) -> Iterator[
         if others and document:
             wanted = encode(first, [document], add_special_tokens=True)[0]
             for field, other in others:
-                _check_equal(
-                    number, (first_field, wanted), (field, encode(other, [document], add_special_tokens=True)[0])
-                )
+                found = encode(other, [document], add_special_tokens=True)[0]
+                if found != wanted:
+                    said = f"{first_field} and {field} see {_difference(wanted, found)} document {number}"
+                    raise UserError(f"models: {said}; models of one dataset need the same tokenizer")
         yield document
 
 
@@ -161,15 +162,11 @@ def _saved(tokenizer: Any) -> str | None:
     return None if backend is None else str(backend.to_str())
 
 
-def _check_equal(document: int, a: tuple[str, list[int]], b: tuple[str, list[int]]) -> None:
-    if a[1] == b[1]:
-        return
-    place = next((i for i, pair in enumerate(zip(a[1], b[1], strict=False)) if pair[0] != pair[1]), None)
+def _difference(wanted: list[int], found: list[int]) -> str:
+    place = next((i for i, pair in enumerate(zip(wanted, found, strict=False)) if pair[0] != pair[1]), None)
     if place is None:
-        said = f"{len(a[1])} and {len(b[1])} tokens in document {document}"
-    else:
-        said = f"{a[1][place]} and {b[1][place]} as token {place} of document {document}"
-    raise UserError(f"models: {a[0]} and {b[0]} see {said}; models of one dataset need the same tokenizer")
+        return f"{len(wanted)} and {len(found)} tokens in"
+    return f"{wanted[place]} and {found[place]} as token {place} of"
 
 
 def choose_pad_id(tokenizer: Any, models: Iterable[ModelFacts]) -> int:

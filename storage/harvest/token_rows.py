@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from lexray.storage.errors import UserError, as_user_error, one_line
-from lexray.storage.harvest.layout import Inputs
+from lexray.storage.harvest.layout import Inputs, pad_texts
 from lexray.storage.harvest.pieces import TokenPieces
 from lexray.storage.harvest.plan import ImagePieces, ShardTask, batches
 
@@ -197,10 +197,4 @@ def decode_image(data: bytes, name: str) -> Any:
 
 def pad(token_ids: list[np.ndarray], pad_id: int) -> dict[str, torch.Tensor]:
     """Pad pieces of (T) ids each to one batch."""
-    longest = max(len(ids) for ids in token_ids)
-    padded_BT = np.full((len(token_ids), longest), pad_id, dtype=np.int64)
-    mask_BT = np.zeros((len(token_ids), longest), dtype=np.int64)
-    for row, ids in enumerate(token_ids):
-        padded_BT[row, : len(ids)] = ids
-        mask_BT[row, : len(ids)] = 1
-    return {"input_ids": torch.from_numpy(padded_BT), "attention_mask": torch.from_numpy(mask_BT)}
+    return pad_texts([torch.from_numpy(ids.astype(np.int64)) for ids in token_ids], pad_id)

@@ -124,8 +124,8 @@ def import_rows(
     url: str,
     *,
     dtype: str | None = None,
-    on_start: Callable[[list[str]], None] | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_start: Callable[[list[str]], None] = lambda lines: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Manifest:
     """Write a source's rows as the dataset `url`; on any failure all shards are removed.
 
@@ -138,9 +138,7 @@ def import_rows(
         raise UserError(f"output: {store.url} already holds a dataset; choose another output or remove it")
     store.check_writable("output")
     stored = dtype or common_dtype(source.dtypes)
-    if on_start is not None:
-        on_start(overview(source, stored))
-    report = on_progress or (lambda done, total: None)
+    on_start(overview(source, stored))
     writer = DatasetWriter(
         store=store,
         sites=source.widths,
@@ -148,14 +146,14 @@ def import_rows(
         sources=_as_utf8(source.sources),
         provenance=_as_utf8({"imported": source.provenance}),
     )
-    report(0, source.rows)
+    on_progress(0, source.rows)
     try:
         for block in source.blocks():
             vectors = {site: _as_stored(block, site, writer.dtype) for site in block.vectors}
             columns = {name: _as_int32(block, name) for name in block.columns}
             with _writing(store):
                 writer.add(vectors, columns)
-            report(writer.rows, source.rows)
+            on_progress(writer.rows, source.rows)
         assert writer.rows == source.rows, (writer.rows, source.rows)
         with _writing(store):
             return writer.close()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -25,18 +24,8 @@ from lexray.storage.imports.tensor_layout import tensor_files
 
 STATE, INFO, SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
 PARQUET, ARROW = (".parquet", ".pq"), (".arrow", ".feather")
-
-
-@dataclass(frozen=True)
-class Tables:
-    """Data files in order, and what their columns are."""
-
-    folder: SourceFolder
-    files: list[SourceFile]
-    schema: Any
-    """Arrow schema of the first file."""
-    features: dict[str, Any]
-    """Features of `datasets` by name, empty where nothing carries them."""
+Tables = tuple[list[SourceFile], Any, dict[str, Any]]
+"""Data files in order, the Arrow schema of the first, and features of `datasets` by name where files carry them."""
 
 
 def is_tables(folder: SourceFolder) -> bool:
@@ -64,7 +53,7 @@ def find_tables(folder: SourceFolder, options: ImportOptions) -> Tables:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, ValueError, TypeError, RecursionError):
         features = {}
-    return Tables(folder, files, schema, features if isinstance(features, dict) else {})
+    return files, schema, features if isinstance(features, dict) else {}
 
 
 def _table_files(folder: SourceFolder) -> list[SourceFile]:
@@ -102,7 +91,7 @@ def _saved(folder: SourceFolder) -> Tables:
         if name not in present:
             raise UserError(f"{folder.file(name)}: no such file, but {STATE} names it; copy the whole folder")
     files = [folder.file(name) for name in names]
-    return Tables(folder, files, read_schema(files[0]), features)
+    return files, read_schema(files[0]), features
 
 
 def _read_json(file: SourceFile) -> dict[str, Any]:

@@ -39,15 +39,15 @@ class TableFolder:
 
     def __init__(self, folder: SourceFolder, options: ImportOptions | None = None) -> None:
         options = options or ImportOptions()
-        tables = find_tables(folder, options)
-        self._files, place = tables.files, str(tables.files[0])
-        found = vector_columns(tables.schema, tables.features)
+        self._files, schema, features = find_tables(folder, options)
+        place = str(self._files[0])
+        found = vector_columns(schema, features)
         if not found:
-            raise UserError(f"{place}: no column holds vectors of floats; its columns are {_kinds(tables.schema)}")
+            raise UserError(f"{place}: no column holds vectors of floats; its columns are {_kinds(schema)}")
         self._chosen = options.names.choose(list(found), str(folder))
         self._vectors = {site: found[old] for site, old in self._chosen.items()}
         self._depth, self._context = self._common_shape(str(folder))
-        self._columns = _integer_columns(tables.schema, self._depth, place)
+        self._columns = _integer_columns(schema, self._depth, place)
         documents.check_columns(self._columns, place, documents_known=self._depth == 2)
         if self._depth == 2 and options.document_rows is not None:
             raise UserError(
@@ -64,7 +64,7 @@ class TableFolder:
         self.files = {site: [file.name for file in self._files] for site in self._chosen}
         self.sources = {site: f"{old} in {self._format} {folder}" for site, old in self._chosen.items()}
         self._document_starts, rule = self._documents(np.cumsum([0, *counts]), options.document_rows)
-        self.notes, self.provenance = self._describe(folder, tables.schema, rule)
+        self.notes, self.provenance = self._describe(folder, schema, rule)
 
     def blocks(self) -> Iterator[RowBlock]:
         """All rows in order, some records at a time."""

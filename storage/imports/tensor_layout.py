@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import product
 
 from lexray.storage.errors import UserError
@@ -23,19 +22,14 @@ _CHOOSE_FILES = "add --files rows or --files sites"
 _LIST_ITEM = re.compile(r"\[(\d+)\]")
 
 
-@dataclass(frozen=True)
-class FolderLayout:
-    """Series of tensors in a folder."""
+def find_series(
+    folder: SourceFolder, new_opener: Callable[[], Opener], options: ImportOptions
+) -> tuple[dict[str, Series], bool, list[str]]:
+    """Return all series of a folder by name, whether they are paired by name, and notes on content that was skipped.
 
-    series: dict[str, Series]
-    by_name: bool
-    """Whether each series has separate files, paired with the others' by name."""
-    notes: list[str]
-    """Notes on content that was skipped."""
-
-
-def find_layout(folder: SourceFolder, new_opener: Callable[[], Opener], options: ImportOptions) -> FolderLayout:
-    """Return all series of a folder by name. Series that share no file share no opener."""
+    Series are paired by the names of their files where each has separate ones. Series that share no file share no
+    opener.
+    """
     files, ignored = tensor_files(folder, options.raw)
     folders = {inside.name: tensor_files(inside, options.raw) for inside in folder.folders()}
     for inside in folder.folders():
@@ -60,7 +54,7 @@ def find_layout(folder: SourceFolder, new_opener: Callable[[], Opener], options:
     names = ", ".join(file.name for file in ignored[:3])
     notes += [f"passed over {len(ignored)} files of other kinds ({names})"] if ignored else []
     notes += [f"passed over {len(empty)} folders without tensor files ({', '.join(empty[:3])})"] if empty else []
-    return FolderLayout(found, not files, notes)
+    return found, not files, notes
 
 
 def tensor_files(folder: SourceFolder, raw: RawFormat | None) -> tuple[list[SourceFile], list[SourceFile]]:

@@ -21,7 +21,7 @@ from lexray.storage.imports.rows import UNKNOWN_TOKEN, ImportOptions, RowBlock, 
 from lexray.storage.imports.source import SourceFolder
 from lexray.storage.imports.stored_tensor import UNNAMED
 from lexray.storage.imports.tensor_files import OPEN_COPIES, Opener
-from lexray.storage.imports.tensor_layout import find_layout
+from lexray.storage.imports.tensor_layout import find_series
 from lexray.storage.imports.tensor_series import FLOATS, INTEGERS, Series, check_paired, check_parts, widest
 
 _OPEN_FILES = 64
@@ -35,20 +35,18 @@ class TensorFolder:
     def __init__(self, folder: SourceFolder, options: ImportOptions | None = None) -> None:
         options = options or ImportOptions()
         max_open = _OPEN_FILES if folder.store.local_path is not None else OPEN_COPIES
-        layout = find_layout(folder, lambda: Opener(options.raw, max_open), options)
-        self.notes = list(layout.notes)
-        columns = documents.column_names(layout.series, str(folder))
-        chosen = _choose(folder, [name for name in layout.series if name not in columns.values()], options)
-        lead = 2 if len(layout.series[next(iter(chosen.values()))].parts[0].facts.shape) == 3 else 1
-        self._sites = {new: replace(layout.series[old], lead=lead) for new, old in chosen.items()}
+        found, by_name, self.notes = find_series(folder, lambda: Opener(options.raw, max_open), options)
+        columns = documents.column_names(found, str(folder))
+        chosen = _choose(folder, [name for name in found if name not in columns.values()], options)
+        lead = 2 if len(found[next(iter(chosen.values()))].parts[0].facts.shape) == 3 else 1
+        self._sites = {new: replace(found[old], lead=lead) for new, old in chosen.items()}
         self._columns = {
-            column: replace(layout.series[old], lead=1 if column == "lengths" else lead)
-            for column, old in columns.items()
+            column: replace(found[old], lead=1 if column == "lengths" else lead) for column, old in columns.items()
         }
         documents.check_columns(self._columns, str(folder), documents_known=lead == 2)
-        _check_series(self._sites, self._columns, layout.series, chosen, options)
+        _check_series(self._sites, self._columns, found, chosen, options)
         of_rows = self._sites | {name: one for name, one in self._columns.items() if name != "lengths"}
-        self._stored_rows = check_paired(of_rows, by_name=layout.by_name)
+        self._stored_rows = check_paired(of_rows, by_name=by_name)
         self.widths = {site: series.parts[0].facts.shape[-1] for site, series in self._sites.items()}
         self.dtypes = {
             site: widest([part.facts.dtype for part in series.parts]) for site, series in self._sites.items()

@@ -194,8 +194,5 @@ os.register_at_fork(after_in_child=_HISTORY.__init__)  # type: ignore[misc]
 
 def _http_status(error: BaseException) -> int | None:
     """Return the HTTP status of an error of another store's library."""
-    for name in ("status", "status_code", "code"):
-        value = getattr(error, name, None)
-        if isinstance(value, int):
-            return value
-    return None
+    values = [getattr(error, name, None) for name in ("status", "status_code", "code")]
+    return next((value for value in values if isinstance(value, int)), None)
