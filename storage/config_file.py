@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
-from lexray.storage.documents import shortened
+from lexray.storage.documents import MAX_MESSAGE, shortened
 from lexray.storage.errors import UserError, as_user_error
 from lexray.storage.file_settings import LIMITS, check_float32, check_number, check_values, said
 from lexray.storage.yaml_values import load_yaml
@@ -21,8 +21,6 @@ MAX_BYTES = 256 * 1024
 """Maximum bytes of a settings file."""
 PATH = "path"
 """Key of a file's path in the context that its model is validated in."""
-MAX_MESSAGE_CHARACTERS = 600
-"""Maximum characters of a library's message, which may repeat a foreign value."""
 
 
 class FileModel(BaseModel):
@@ -133,7 +131,7 @@ def describe(error: ValidationError, model: type = FileModel) -> str:
     given = first.get("input")
     if bounds := tuple((name, limit) for name, limit in first.get("ctx", {}).items() if name in LIMITS):
         return f"{where}: {shortened(repr(given))} must be {said(bounds)}"
-    message = shortened(first["msg"].removeprefix("Value error, "), MAX_MESSAGE_CHARACTERS)
+    message = shortened(first["msg"].removeprefix("Value error, "), MAX_MESSAGE)
     if isinstance(first.get("ctx", {}).get("error"), UserError):
         return f"{where}.{message}" if where else message  # begins with the name of a field
     message = message[0].lower() + message[1:]

@@ -27,7 +27,7 @@ MAX_DEPTH = 64
 _SHOWN = 60
 """Maximum characters of a foreign value in a message."""
 
-_MAX_MESSAGE = 600
+MAX_MESSAGE = 600
 """Maximum characters of a library's message, which may repeat a foreign value."""
 
 T = TypeVar("T")
@@ -149,7 +149,7 @@ def _local_size(store: Store, path: str, file: str) -> int | None:
 def first_mistake(error: ValidationError) -> str:
     """Return `field.path: what is wrong, got VALUE` for the first mistake, in one line of bounded length."""
     first = error.errors(include_url=False, include_context=False)[0]
-    message = shortened(first["msg"].removeprefix("Value error, "), _MAX_MESSAGE)
+    message = shortened(first["msg"].removeprefix("Value error, "), MAX_MESSAGE)
     if first["type"] == "json_invalid":
         return f"is not valid JSON ({message.removeprefix('Invalid JSON: ')})"
     where = shortened(" ".join(".".join(str(part) for part in first["loc"]).split()))

@@ -88,14 +88,11 @@ class EpochOrder:
 
     def _segments(self, lane: int) -> list[Segment]:
         begin, end = lane * self.lane_rows, (lane + 1) * self.lane_rows
-        first = int(np.searchsorted(self._ends, begin, side="right"))
+        first, last = np.searchsorted(self._ends, begin, side="right"), np.searchsorted(self._ends, end)
         segments = []
-        for place in range(first, len(self._ends)):
-            chunk_end = int(self._ends[place])
-            chunk = int(self._sequence[place])
+        for place in range(int(first), min(int(last) + 1, len(self._ends))):
+            chunk, chunk_end = int(self._sequence[place]), int(self._ends[place])
             chunk_begin = chunk_end - int(self.selected_rows[chunk])
-            if chunk_begin >= end:
-                break
             start, stop = max(begin, chunk_begin) - chunk_begin, min(end, chunk_end) - chunk_begin
             if stop > start:
                 segments.append(Segment(chunk, start, stop))

@@ -66,7 +66,11 @@ def harvest(
         plan = read_plan(store)
     was = f"the unfinished harvest in {config.output} was started with"
     check_same(config, source, plan, was)
-    corpus = _open_corpus(config, models, on_tokens)
+    corpus: Corpus
+    if config.images is None:
+        corpus = read_text(config, models, on_tokens)
+    else:
+        corpus = open_images(config.images, config.storage)
     source |= corpus.facts
     check_same(config, source, plan, was)
     threads = None if plan is None else int(plan["run"]["threads"])
@@ -80,7 +84,10 @@ def harvest(
             journal = _open_journal(config, store, source | {"run": run} | told, plan)
             return _write(config, corpus, journal, pool, facts, on_progress), False
     except BaseException:
-        _remove_if_only_begun(store)
+        # Shards that are finished are kept for the next time; without any, nothing is.
+        with suppress(OSError):  # a store that cannot be written to may not let us clean up either
+            if not store.exists(MANIFEST) and read_plan(store) is None:
+                remove_beginnings(store)
         raise
 
 
@@ -101,13 +108,6 @@ def _model_facts(config: HarvestFile, models: dict[str, ModelFacts]) -> dict[str
     if config.models is None:
         return facts
     return {"models": {field.removeprefix("models."): fact for field, fact in facts.items()}}
-
-
-def _open_corpus(config: HarvestFile, models: dict[str, ModelFacts], on_tokens: OnTokens) -> Corpus:
-    """Read the text, or find the images. Raises UserError when there is nothing to harvest."""
-    if config.images is not None:
-        return open_images(config.images, config.storage)
-    return read_text(config, models, on_tokens)
 
 
 @contextmanager
@@ -197,13 +197,6 @@ def _check_visible(store: Store, part: WrittenShard) -> None:
             f"output: {part.shard.file}, written by a worker, is not in {store.url} here; "
             "give a folder or url that all machines share"
         )
-
-
-def _remove_if_only_begun(store: Store) -> None:
-    """After a failure: shards that are finished are kept for the next time; without any, nothing is."""
-    with suppress(OSError):  # a store that cannot be written to may not let us clean up either
-        if not store.exists(MANIFEST) and read_plan(store) is None:
-            remove_beginnings(store)
 
 
 class _Bar:

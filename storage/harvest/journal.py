@@ -13,7 +13,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +24,7 @@ from lexray.storage.harvest.harvest_file import HarvestFile
 from lexray.storage.harvest.image_corpus import open_images
 from lexray.storage.harvest.text_corpus import measure
 from lexray.storage.manifest import MANIFEST, Frozen, Manifest, load_manifest
-from lexray.storage.objects.settings import REQUESTS_IN_FLIGHT
+from lexray.storage.polling import read_many
 from lexray.storage.store import Store, reachable
 from lexray.storage.writer import WrittenShard, shard_file
 
@@ -71,8 +70,7 @@ class Journal:
 
     def written(self, numbers: Iterable[int]) -> dict[int, WrittenShard]:
         """Return those of these shards that this plan has written and that still exist, in order."""
-        with ThreadPoolExecutor(REQUESTS_IN_FLIGHT, thread_name_prefix="journal") as threads:
-            pairs = list(zip(numbers, threads.map(self._read, numbers), strict=True))
+        pairs = zip(numbers, read_many(self._read, numbers), strict=True)
         return {number: written for number, written in pairs if written is not None}
 
     def _read(self, number: int) -> WrittenShard | None:
@@ -186,4 +184,4 @@ def _corpus_facts(config: HarvestFile, manifest: Manifest) -> dict[str, Any]:
     if config.images is not None:
         return open_images(config.images, config.storage).facts
     was_cut = config.max_rows is not None and manifest.rows == config.max_rows
-    return {"text": measure(config, manifest.provenance["text"]["documents"] if was_cut else None)._asdict()}
+    return {"text": measure(config, manifest.provenance["text"]["documents"] if was_cut else None)}

@@ -23,6 +23,9 @@ from lexray.storage.harvest.layout import Inputs, Layouts, check_layers, longest
 from lexray.storage.harvest.site_choice import TensorSite, find_layers
 from lexray.storage.harvest.tower import reads
 
+Keep = Callable[[TensorSite, torch.Tensor], None]
+"""Called with a place and its tensor when the model has reached it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelReader:
@@ -168,14 +171,7 @@ def read_early(
     return found
 
 
-def _hook(
-    hooks: ExitStack,
-    module: nn.Module,
-    place: TensorSite,
-    keep: Callable[[TensorSite, torch.Tensor], None],
-    *,
-    is_input: bool,
-) -> None:
+def _hook(hooks: ExitStack, module: nn.Module, place: TensorSite, keep: Keep, *, is_input: bool) -> None:
     """Hook `keep` to the module's first input or output, copied: a later module may modify it in place."""
 
     def read_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import importlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from lexray.storage.errors import UserError, as_user_error, named_line, one_line
 from lexray.storage.harvest import corpus_tables
@@ -23,14 +23,6 @@ from lexray.storage.store import StorageSettings
 MOST_DOCUMENT_BYTES = 1 << 30
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LONE_SURROGATE = re.compile("[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]")
-
-
-class TextFacts(NamedTuple):
-    """Identity of a text: equal facts mean equal documents in the same order."""
-
-    documents: int
-    characters: int
-    sha256: str
 
 
 @dataclass(kw_only=True)
@@ -50,11 +42,14 @@ class TextMeter:
             self.characters += len(document)
             yield document
 
-    def facts(self) -> TextFacts:
-        """Return the facts. Raises UserError when there was no character."""
+    def facts(self) -> dict[str, Any]:
+        """Return the identity of the text: equal facts mean equal documents in the same order.
+
+        Raises UserError when there was no character.
+        """
         if not self.characters:
             raise UserError(f"text: {self.documents} documents with 0 characters; there is nothing to harvest")
-        return TextFacts(self.documents, self.characters, self._digest.hexdigest())
+        return {"documents": self.documents, "characters": self.characters, "sha256": self._digest.hexdigest()}
 
 
 def read_documents(text: TextChoice, settings: StorageSettings, report: CorpusReport | None = None) -> Iterator[str]:

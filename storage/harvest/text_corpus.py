@@ -17,7 +17,7 @@ from lexray.storage.harvest.harvest_file import HarvestFile
 from lexray.storage.harvest.language_model import ModelFacts, load_tokenizer, special_token_ids
 from lexray.storage.harvest.pieces import PieceCutter, Pieces, PiecesBuilder, TokenPieces
 from lexray.storage.harvest.replica import ReplicaFacts
-from lexray.storage.harvest.text import TextFacts, TextMeter, read_documents
+from lexray.storage.harvest.text import TextMeter, read_documents
 
 OnTokens = Callable[[int, int | None], None]
 """Called with the rows found so far and the maximum, None for all."""
@@ -31,7 +31,8 @@ class TextCorpus:
     pieces: Pieces
     rows: np.ndarray
     """Rows of each piece (P)."""
-    text: TextFacts
+    text: dict[str, Any]
+    """Identity of the text, see `TextMeter`."""
     dropped_ids: tuple[int, ...]
     """Token ids that are not stored as rows."""
     special_ids: list[int]
@@ -50,7 +51,7 @@ class TextCorpus:
     @property
     def facts(self) -> dict[str, Any]:
         """Return the identity of the corpus, for the dataset's provenance."""
-        return {"text": self.text._asdict(), **({"framing": self.framing} if self.framing else {})}
+        return {"text": self.text, **({"framing": self.framing} if self.framing else {})}
 
     def rows_of_pieces(self, facts: ReplicaFacts) -> np.ndarray:
         """Return the number of rows of each piece (P)."""
@@ -119,7 +120,7 @@ def _framing(cutter: PieceCutter, report: CorpusReport) -> dict[str, int]:
     return {kind: count for kind, count in counts.items() if count}
 
 
-def measure(config: HarvestFile, documents: int | None) -> TextFacts:
+def measure(config: HarvestFile, documents: int | None) -> dict[str, Any]:
     """Return the facts of the text's first `documents` documents, or of all."""
     assert config.text is not None
     meter = TextMeter()

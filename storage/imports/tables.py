@@ -43,7 +43,8 @@ class TableFolder:
         place = str(self._files[0])
         found = vector_columns(schema, features)
         if not found:
-            raise UserError(f"{place}: no column holds vectors of floats; its columns are {_kinds(schema)}")
+            kinds = [f"{name} ({kind})" for name, kind in zip(schema.names[:8], schema.types[:8], strict=True)]
+            raise UserError(f"{place}: no column holds vectors of floats; its columns are {', '.join(kinds)}")
         self._chosen = options.names.choose(list(found), str(folder))
         self._vectors = {site: found[old] for site, old in self._chosen.items()}
         self._depth, self._context = self._common_shape(str(folder))
@@ -251,7 +252,3 @@ def _integer_columns(schema: Any, depth: int, place: str) -> dict[str, str]:
         and is_integers(kind, 0 if documents.COLUMN_NAMES[name] == "lengths" else depth - 1)
     ]
     return documents.column_names(good, place)
-
-
-def _kinds(schema: Any) -> str:
-    return ", ".join(f"{name} ({kind})" for name, kind in zip(schema.names[:8], schema.types[:8], strict=True))

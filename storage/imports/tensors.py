@@ -8,8 +8,9 @@ Legend of shapes: B rows of a block, D width of a site.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ class TensorFolder:
             vectors = {site: of_site.read(start, stop) for site, of_site in self._sites.items()}
             if len(kept) < stop - start:
                 vectors = {site: x_BD[torch.from_numpy(kept)] for site, x_BD in vectors.items()}
-            yield RowBlock(vectors, columns, self._origin(start, kept))
+            yield RowBlock(vectors, columns, partial(self._origin, start, kept))
 
     def _all_columns(self, start: int, stop: int) -> dict[str, np.ndarray]:
         """Columns of the stored rows from `start` up to `stop`, as the source gives them, else made up."""
@@ -81,10 +82,9 @@ class TensorFolder:
         given = {name: one.read(start, stop).numpy() for name, one in kept.items()}
         return documents.made_up_columns(self._document_starts, start, stop) | given
 
-    def _origin(self, start: int, kept: np.ndarray) -> Callable[[str, int], str]:
-        """Place in the files of the rows of a block; made-up columns have none."""
-        series = self._sites | self._columns
-        return lambda name, row: series[name].place(start + int(kept[row]))
+    def _origin(self, start: int, kept: np.ndarray, name: str, row: int) -> str:
+        """Place in the files of a row of a block; made-up columns have none."""
+        return (self._sites | self._columns)[name].place(start + int(kept[row]))
 
     def _documents(self, document_rows: int | None) -> tuple[np.ndarray, str]:
         """First row of each document, and the rule in words; files of the first site are not crossed."""
