@@ -202,7 +202,8 @@ def check_layers(model: nn.Module, num_layers: int, places: Mapping[str, TensorS
         if place.parts is not None:
             attention, mlp = (found[TensorSite(None, part)] for part in place.parts)
             if not close(found[x_in] + attention + mlp, found[x_out]):
-                raise role_error(name, _role(place), model, path)
+                output = "attention_out" if place.module == place.parts[0] else "mlp_out"
+                raise role_error(name, "mlp_in" if place.is_input else output, model, path)
 
 
 def close(x_ND: torch.Tensor, expected_ND: torch.Tensor) -> bool:
@@ -212,10 +213,3 @@ def close(x_ND: torch.Tensor, expected_ND: torch.Tensor) -> bool:
         return False
     distance = (x_ND.double() - expected_ND.double()).norm()
     return bool(distance <= tolerance * expected_ND.double().norm())
-
-
-def _role(place: TensorSite) -> str:
-    if place.is_input:
-        return "mlp_in"
-    assert place.parts is not None
-    return "attention_out" if place.module == place.parts[0] else "mlp_out"

@@ -187,8 +187,9 @@ def common_dtype(dtypes: dict[str, torch.dtype]) -> str:
     return known.get(next(iter(kinds)), "float32") if len(kinds) == 1 else "float32"
 
 
-def block_rows(row_bytes: int) -> int:
-    """Return the number of rows of a block."""
+def block_rows(source: RowSource) -> int:
+    """Return the number of rows of a block of all sites."""
+    row_bytes = sum(width * source.dtypes[site].itemsize for site, width in source.widths.items())
     return max(1, BLOCK_BYTES // max(1, row_bytes))
 
 

@@ -153,8 +153,7 @@ class TableFolder:
 
     def _batches(self, file: SourceFile, names: list[str]) -> Iterator[Any]:
         """The records of a file, as many at a time as a block holds."""
-        row_bytes = sum(width * self.dtypes[site].itemsize for site, width in self.widths.items())
-        rows = block_rows(row_bytes)
+        rows = block_rows(self)
         outer = self._chosen[next(iter(self._chosen))]
         for batch in record_batches(file, self._records(file, rows), names):
             step = rows

@@ -61,8 +61,7 @@ class TensorFolder:
 
     def blocks(self) -> Iterator[RowBlock]:
         """All rows in order, a few MB at a time."""
-        row_bytes = sum(width * self.dtypes[site].itemsize for site, width in self.widths.items())
-        step, count = block_rows(row_bytes), documents.PositionCounter()
+        step, count = block_rows(self), documents.PositionCounter()
         for start in range(0, self._stored_rows, step):
             stop = min(start + step, self._stored_rows)
             kept = np.flatnonzero(self._keep(start, stop))
