@@ -57,7 +57,7 @@ def doctor(
         where, checks = _by_job(asked, target)
     else:
         where, checks = _joined(asked, address, token_file, is_job=is_job)
-    from lexray.cluster.doctor.render import as_document, as_table, is_healthy
+    from lexray.cluster.doctor.verdict import as_document, as_table, is_healthy
 
     if as_json:
         print_json(as_document(checks, where, time.monotonic() - began))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ from typing import Any
 import ray
 
 from lexray.cluster.doctor.collectives import STORE_S, read_clocks, shared_by_all, sum_over, unreached
+from lexray.cluster.doctor.dashboard import ask_dashboard, look_at_dashboard
 from lexray.cluster.doctor.findings import (
     NOT_ASKED,
     AllReduce,
@@ -23,11 +23,11 @@ from lexray.cluster.doctor.findings import (
     NodeReport,
     Unknown,
 )
-from lexray.cluster.doctor.machine import versions
-from lexray.cluster.doctor.nodes import SHORT_ID, Living, Scene, nodes_of, probed
+from lexray.cluster.doctor.machine import look_at_machine, versions
+from lexray.cluster.doctor.nodes import SHORT_ID, Deadline, Living, PendingCalls, Scene, nodes_of, probed
 from lexray.cluster.doctor.probe import Clock
-from lexray.cluster.doctor.rpc import Deadline, PendingCalls
 from lexray.cluster.doctor.store_checks import is_s3
+from lexray.cluster.doctor.stores import read_one_chunk, region_of, who_am_i
 from lexray.cluster.doctor.wandb_host import look_at_wandb
 from lexray.storage.objects.settings import StorageSettings
 from lexray.storage.store import Store
@@ -57,6 +57,10 @@ def gather(request: Request, deadline: Deadline, clock_of: Callable[[str], Clock
     """Collect all findings about the connected cluster before the deadline. `clock_of` returns a node's clock by its
     name.
     """
+
+    def look(node: Living, probe: Any) -> Any:
+        return probe.call.remote(look_at_machine, is_head=node.is_head, cache_dir=request.cache_dir)
+
     mine = versions()  # first: this must hash the code that was uploaded, before it can change
     living, dead = nodes_of(ray.nodes())
     with ThreadPoolExecutor(2) as here, probed(living, deadline, clock_of) as scene:
@@ -64,8 +68,8 @@ def gather(request: Request, deadline: Deadline, clock_of: Callable[[str], Clock
         failures = here.submit(_launch_failures)
         stores = _Stores(scene=scene, request=request)
         asked = stores.ask()
-        machines = scene.answers(scene.ask(LOOK_S, lambda node, probe: _look(node, probe, request)))
-        dashboard = scene.of_head(scene.ask(DASHBOARD_S, lambda node, probe: probe.dashboard.remote(), only_head=True))
+        machines = scene.answers(scene.ask(LOOK_S, look))
+        dashboard = scene.of_head(DASHBOARD_S, look_at_dashboard)
         told: dict[str, dict[str, Any]] = {
             "dashboard": _reach_dashboard(scene, dashboard),
             "clock": read_clocks(scene),
@@ -97,10 +101,6 @@ def _launch_failures() -> tuple[str, ...] | Unknown:
         return Unknown(f"the GCS does not report launches ({' '.join(str(error).split())})")
 
 
-def _look(node: Living, probe: Any, request: Request) -> Any:
-    return probe.machine.remote(node.is_head, request.cache_dir)
-
-
 def _report(node: Living, machine: MachineFacts | Unknown, told: Mapping[str, Mapping[str, Any]]) -> NodeReport:
     """Build the report of a node from the answers to the questions that were asked."""
     return NodeReport(
@@ -116,7 +116,7 @@ def _report(node: Living, machine: MachineFacts | Unknown, told: Mapping[str, Ma
 def _reach_dashboard(scene: Scene, dashboard: DashboardFacts | Unknown) -> dict[str, int | Unknown]:
     if isinstance(dashboard, Unknown):
         return {}
-    return scene.answers(scene.ask(LOOK_S, lambda node, probe: probe.ask_dashboard.remote(dashboard.url)))
+    return scene.answers(scene.ask(LOOK_S, lambda node, probe: probe.call.remote(ask_dashboard, dashboard.url)))
 
 
 def _sums(
@@ -142,11 +142,13 @@ class _Stores:
         numbers = {node.name: number for number, node in enumerate(self.scene.nodes)}
         asked = {}
         if request.data_url is not None:
-            asked["data"] = self._each(lambda n, p: p.data.remote(request.data_url, settings, numbers[n.name]))
+            asked["data"] = self._each(
+                lambda n, p: p.call.remote(read_one_chunk, request.data_url, settings, numbers[n.name])
+            )
         if request.output_url is not None:
             asked["output"] = self._each(lambda n, p: p.output.remote(request.output_url, settings, _key(n.id)))
         if is_s3(request.data_url) or is_s3(request.output_url):
-            asked["identity"] = self._each(lambda n, p: p.identity.remote(settings))
+            asked["identity"] = self._each(lambda n, p: p.call.remote(who_am_i, settings))
         return asked
 
     def answers(self, asked: Mapping[str, PendingCalls]) -> dict[str, dict[str, Any]]:
@@ -165,14 +167,10 @@ class _Stores:
         of_buckets = {url.split("://", 1)[1].split("/", 1)[0]: url for url in reversed(urls)}
         told = []
         for url in of_buckets.values():
-            asked = self.scene.ask(STORE_S, functools.partial(self._region, url), only_head=True)
-            answer = self.scene.of_head(asked)
+            answer = self.scene.of_head(STORE_S, region_of, url, self.request.storage, self.request.region)
             is_told = isinstance(answer, BucketRegion)
             told.append(answer if is_told else BucketRegion(url=url, bucket=answer, asked=None, nodes=None))
         return tuple(told)
-
-    def _region(self, url: str, node: Living, probe: Any) -> Any:
-        return probe.region.remote(url, self.request.storage, self.request.region)
 
     def _each(self, question: Callable[[Living, Any], Any]) -> PendingCalls:
         return self.scene.ask(STORE_S, question)

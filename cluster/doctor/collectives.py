@@ -11,9 +11,11 @@ from ray.exceptions import RayError
 
 from lexray.cluster.doctor.findings import NOT_ASKED, AllReduce, ClockReading, StoreFinding, StoreSpeed, Unknown
 from lexray.cluster.doctor.nodes import Living, Scene
-from lexray.cluster.doctor.traffic import SUM_TIMEOUT_S, Ring
+from lexray.cluster.doctor.stores import leave_marker, remove_marker, sees_marker
+from lexray.cluster.doctor.traffic import SUM_TIMEOUT_S, Ring, knock, open_door, sum_over_nodes
 from lexray.storage.errors import one_line
 from lexray.storage.objects.settings import StorageSettings
+from lexray.tuning.ray_backend.meeting import open_meeting
 
 CLOCK_S, KNOCK_S, STORE_S = 2.0, 5.0, 10.0
 """Longest that a node may take to tell the time, to connect to all others, to use a store."""
@@ -48,14 +50,14 @@ def unreached(scene: Scene) -> dict[str, dict[str, str]]:
     """By name of a node, the nodes that it cannot connect to, and why."""
     if len(scene.nodes) < 2:
         return {}
-    opened = scene.answers(scene.ask(KNOCK_S, lambda node, probe: probe.door.remote()))
+    opened = scene.answers(scene.ask(KNOCK_S, lambda node, probe: probe.call.remote(open_door, node.host)))
     doors = {name: door for name, door in opened.items() if not isinstance(door, Unknown)}
     closed = {name: f"cannot listen: {door.reason}" for name, door in opened.items() if isinstance(door, Unknown)}
 
-    def knock(node: Living, probe: Any) -> Any:
-        return probe.knock.remote({name: door for name, door in doors.items() if name != node.name})
+    def knock_at_others(node: Living, probe: Any) -> Any:
+        return probe.call.remote(knock, {name: door for name, door in doors.items() if name != node.name})
 
-    told = scene.answers(scene.ask(KNOCK_S, knock))
+    told = scene.answers(scene.ask(KNOCK_S, knock_at_others))
     return {
         name: {"the others": found.reason} if isinstance(found, Unknown) else found
         for name, found in told.items()
@@ -69,16 +71,17 @@ def sum_over(scene: Scene, backend: str, names: list[str]) -> AllReduce | Unknow
         return NOT_ASKED
     if scene.deadline.left_s < LEAST_SUM_S:
         return Unknown("no time was left", is_asked=False)
-    first = scene.probes[names[0]]
+    host = next(node.host for node in scene.nodes if node.name == names[0])
     try:
-        meeting = ray.get(first.meeting.remote(), timeout=min(CLOCK_S, scene.deadline.left_s))
+        opened = scene.probes[names[0]].call.remote(open_meeting, host)
+        meeting = ray.get(opened, timeout=min(CLOCK_S, scene.deadline.left_s))
     except RayError as error:
         return Unknown(f"{names[0]}: {one_line(error)}")
 
     def join(node: Living, probe: Any) -> Any:
         if node.name not in names:
             return None
-        return probe.sum.remote(Ring(names.index(node.name), len(names), meeting, backend))
+        return probe.call.remote(sum_over_nodes, Ring(names.index(node.name), len(names), meeting, backend))
 
     told = scene.answers(scene.ask(SUM_S, join))
     broken = [f"{name}: {answer.reason}" for name, answer in told.items() if isinstance(answer, Unknown)]
@@ -90,13 +93,9 @@ def sum_over(scene: Scene, backend: str, names: list[str]) -> AllReduce | Unknow
 
 def shared_by_all(scene: Scene, url: str, settings: StorageSettings, name: str) -> dict[str, StoreFinding]:
     """Nodes that do not see what the head writes at a path."""
-    left = scene.of_head(
-        scene.ask(STORE_S, lambda node, probe: probe.leave_marker.remote(url, settings, name), only_head=True)
-    )
+    left = scene.of_head(STORE_S, leave_marker, url, settings, name)
     if isinstance(left, Unknown):
         return {}  # the head's own write has told why
-    seen = scene.answers(scene.ask(STORE_S, lambda node, probe: probe.sees_marker.remote(url, settings, name)))
-    scene.of_head(
-        scene.ask(STORE_S, lambda node, probe: probe.remove_marker.remote(url, settings, name), only_head=True)
-    )
+    seen = scene.answers(scene.ask(STORE_S, lambda node, probe: probe.call.remote(sees_marker, url, settings, name)))
+    scene.of_head(STORE_S, remove_marker, url, settings, name)
     return {name: found for name, found in seen.items() if found is not None and not isinstance(found, StoreSpeed)}

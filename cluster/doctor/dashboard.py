@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import ipaddress
+import itertools
 import socket
 import struct
 import urllib.error
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
 import ray
 
 from lexray.cluster.doctor.findings import DashboardFacts, Listening, Unknown
@@ -19,8 +20,9 @@ from lexray.cluster.provisioned.http import NoRedirect
 from lexray.cluster.ray_backend.internals import auth_headers, dashboard_address
 
 ASK_TIMEOUT_S = 6
-_LISTEN, _GET_ADDRESS = "0A", 0x8915
+_LISTEN = "0A"
 _PATH = "/api/version"
+NO_PROXIES: dict[str, str] = {}
 
 
 def dashboard_url() -> str | Unknown:
@@ -50,14 +52,16 @@ def ask_dashboard(url: str) -> int | Unknown:
     return http_status(url + _PATH, auth_headers())
 
 
-def http_status(url: str, headers: Mapping[str, str], data: bytes | None = None) -> int | Unknown:
-    """Return the status of a request without proxies or redirects, which would carry a token elsewhere."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), NoRedirect)
-    return status_of(opener, urllib.request.Request(url, data=data, headers=dict(headers)))
+def http_status(
+    url: str, headers: Mapping[str, str], *, data: bytes | None = None, proxies: dict[str, str] | None = NO_PROXIES
+) -> int | Unknown:
+    """Return the response status, even of an error; Unknown without a response.
 
-
-def status_of(opener: urllib.request.OpenerDirector, request: urllib.request.Request) -> int | Unknown:
-    """Return the response status, even of an error; Unknown without a response."""
+    No redirect is followed, and no proxy used unless `proxies` is None (the environment's): either may take a token
+    elsewhere.
+    """
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies), NoRedirect)
+    request = urllib.request.Request(url, data=data, headers=dict(headers))
     try:
         with opener.open(request, timeout=ASK_TIMEOUT_S) as answer:
             return int(answer.status)
@@ -75,10 +79,11 @@ def _listening(dashboard_port: int, gcs_port: int) -> Listening | Unknown:
         except OSError as error:
             if table.endswith("tcp"):
                 return Unknown(f"listening ports cannot be read on this system ({error.strerror})")
+    interfaces = itertools.chain.from_iterable(psutil.net_if_addrs().values())
     return Listening(
         dashboard=listening_addresses(rows, dashboard_port),
         gcs=listening_addresses(rows, gcs_port),
-        public=public_addresses(_interface_addresses()),
+        public=public_addresses(one.address for one in interfaces if one.family in (socket.AF_INET, socket.AF_INET6)),
     )
 
 
@@ -104,19 +109,3 @@ def _address(text: str) -> str:
 def public_addresses(addresses: Iterable[str]) -> tuple[str, ...]:
     """Return the globally routable addresses."""
     return tuple(sorted(address for address in addresses if ipaddress.ip_address(address).is_global))
-
-
-def _interface_addresses() -> list[str]:
-    """Return the addresses of this machine's interfaces: IPv4, and IPv6 where the kernel lists them."""
-    found = []
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
-        for _, name in socket.if_nameindex():
-            try:
-                answer = fcntl.ioctl(asked.fileno(), _GET_ADDRESS, struct.pack("256s", name.encode()[:15]))
-            except OSError:  # an interface without an address
-                continue
-            found.append(socket.inet_ntoa(answer[20:24]))
-    ipv6 = Path("/proc/net/if_inet6")
-    if ipv6.exists():
-        found += [str(ipaddress.ip_address(bytes.fromhex(row.split()[0]))) for row in ipv6.read_text().splitlines()]
-    return found

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import psutil
+
 from lexray.cluster.doctor.findings import NOT_ASKED, Device, Disk, Efa, MachineFacts, Unknown
 from lexray.cluster.doctor.machine_checks import CODE
 from lexray.cluster.ray_backend.package import PACKAGE, code_files
@@ -152,24 +154,14 @@ def _cache(path: str) -> Disk | Unknown:
 
 def _used_bytes(memory_bytes: int) -> int:
     """Return the bytes of memory in use without droppable file cache; of the container if it has a limit."""
-    total, available = _meminfo()
-    if memory_bytes >= total:
-        return total - available
+    machine = psutil.virtual_memory()
+    if memory_bytes >= machine.total:
+        return int(machine.total - machine.available)
     for use, stat in _CGROUP_USE:
         if os.path.exists(use):
             inactive = dict(line.split() for line in Path(stat).read_text().splitlines()).get("inactive_file", "0")
             return int(Path(use).read_text()) - int(inactive)
-    return total - available
-
-
-def _meminfo() -> tuple[int, int]:
-    """Return this machine's total and available memory in bytes."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return node_memory().machine, node_memory().machine
-    found = {name: int(rest.split()[0]) * 1024 for name, rest in (line.split(":", 1) for line in lines)}
-    return found["MemTotal"], found["MemAvailable"]
+    return int(machine.total - machine.available)
 
 
 def _devices() -> tuple[Device, ...] | Unknown:

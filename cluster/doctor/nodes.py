@@ -1,7 +1,8 @@
-"""The nodes of the connected cluster, and a probe on each."""
+"""The nodes of the connected cluster, and a probe on each. Calls have a time limit: a silent node delays no other."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import ray
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lexray.cluster.doctor.findings import DeadNode, Unknown
 from lexray.cluster.doctor.probe import CALLS_AT_ONCE, Clock, Probe
-from lexray.cluster.doctor.rpc import Deadline, PendingCalls, answers
+from lexray.storage.errors import named_line
 
 READY_S = 10.0
 """Seconds that a node may take to start a probe when another started one at once."""
@@ -22,6 +24,59 @@ SLOWEST = 2.0
 SHORT_ID = 6
 _UNEXPECTED = 2
 """Ray's `DeathReason` for an unexpected death."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deadline:
+    """The end of the whole run."""
+
+    ends_s: float
+    """Time on `clock`, in seconds."""
+    clock: Callable[[], float] = time.monotonic
+    """Returns the current time in seconds."""
+
+    @staticmethod
+    def after(seconds: float, clock: Callable[[], float] = time.monotonic) -> Deadline:
+        return Deadline(ends_s=clock() + seconds, clock=clock)
+
+    @property
+    def left_s(self) -> float:
+        return max(0.0, self.ends_s - self.clock())
+
+    def until(self, limit_s: float) -> float:
+        """Return the time at which a call limited to `limit_s` seconds is given up."""
+        return min(self.ends_s, self.clock() + limit_s)
+
+
+class PendingCalls(NamedTuple):
+    """Pending calls of one question to several nodes."""
+
+    refs: Mapping[str, Any]
+    """Ray object references by node name."""
+    asked_s: float
+    until_s: float
+
+
+def answers(asked: PendingCalls, deadline: Deadline) -> dict[str, Any]:
+    """Return each node's answer by name, or `Unknown` with the reason for its silence."""
+    names = {ref: name for name, ref in asked.refs.items()}
+    if not names:
+        return {}
+    timeout_s = max(0.0, asked.until_s - deadline.clock())
+    done, _ = ray.wait(list(names), num_returns=len(names), timeout=timeout_s)
+    waited_s = max(0.0, asked.until_s - asked.asked_s)
+    silent = {name: Unknown(f"no answer in {waited_s:.0f} s") for name in names.values()}
+    return silent | {names[ref]: _answer(ref) for ref in done}
+
+
+def _answer(ref: Any) -> Any:
+    try:
+        return ray.get(ref)
+    except RayTaskError as error:
+        cause = error.cause or error
+        return Unknown(named_line(cause))
+    except RayError as error:
+        return Unknown(named_line(error))
 
 
 class Living(NamedTuple):
@@ -49,16 +104,13 @@ def nodes_of(listed: Sequence[Mapping[str, Any]]) -> tuple[list[Living], list[De
         living.append(Living(node["NodeID"], name, host, node["Resources"]))
     dead = [
         DeadNode(
-            name=node["NodeManagerAddress"], reason=_one_line(node["DeathReasonMessage"]) or "Ray does not say why"
+            name=node["NodeManagerAddress"],
+            reason=" ".join(node["DeathReasonMessage"].split()) or "Ray does not say why",
         )
         for node in listed
         if not node["Alive"] and node["DeathReason"] == _UNEXPECTED
     ]
     return sorted(living, key=lambda node: (not node.is_head, node.name)), dead
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +125,9 @@ class Scene:
     """Living nodes that did not answer, by name."""
     deadline: Deadline
 
-    def ask(self, limit_s: float, question: Callable[[Living, Any], Any], *, only_head: bool = False) -> PendingCalls:
-        """Call the probe of each node, or of the head; nodes for which `question` returns None are skipped."""
-        asked = [node for node in self.nodes if node.is_head or not only_head]
-        refs = {node.name: question(node, self.probes[node.name]) for node in asked}
+    def ask(self, limit_s: float, question: Callable[[Living, Any], Any]) -> PendingCalls:
+        """Call the probe of each node; nodes for which `question` returns None are skipped."""
+        refs = {node.name: question(node, self.probes[node.name]) for node in self.nodes}
         return PendingCalls(
             {name: ref for name, ref in refs.items() if ref is not None},
             self.deadline.clock(),
@@ -87,9 +138,13 @@ class Scene:
         """Return the answers by node name."""
         return answers(asked, self.deadline)
 
-    def of_head(self, asked: PendingCalls) -> Any:
-        """Return the head's answer."""
-        return next(iter(self.answers(asked).values()), Unknown("the head did not answer"))
+    def of_head(self, limit_s: float, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function on the head; return its answer."""
+
+        def question(node: Living, probe: Any) -> Any:
+            return probe.call.remote(function, *arguments) if node.is_head else None
+
+        return next(iter(self.answers(self.ask(limit_s, question)).values()), Unknown("the head did not answer"))
 
 
 @contextmanager
@@ -102,7 +157,7 @@ def probed(living: Sequence[Living], deadline: Deadline, clock_of: Callable[[str
             options = ray.remote(Probe).options(
                 num_cpus=0, max_concurrency=CALLS_AT_ONCE, scheduling_strategy=place, enable_task_events=False
             )
-            probes[node.name] = options.remote(node.host, clock_of(node.name))
+            probes[node.name] = options.remote(clock_of(node.name))
         ready = _wait_until_ready(probes, deadline)
         silent = {name: answer for name, answer in ready.items() if isinstance(answer, Unknown)}
         there = [node for node in living if node.name not in silent]

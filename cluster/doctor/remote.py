@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lexray.cluster.doctor.render import checks_of
-from lexray.cluster.doctor.verdict import Check, fail, listed, ok, skipped, warn
+from lexray.cluster.doctor.verdict import Check, checks_of, fail, listed, ok, skipped, warn
 from lexray.cluster.jobs.environment import job_environment
 from lexray.cluster.jobs.job_client import Job, JobClient
 from lexray.cluster.provisioned.connection import Connection, Target, connect

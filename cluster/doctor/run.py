@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lexray.cluster.doctor.checks import examine
+from lexray.cluster.doctor import machine_checks, reach_checks, store_checks, traffic_checks
 from lexray.cluster.doctor.collect import Request, gather
-from lexray.cluster.doctor.rpc import Deadline
+from lexray.cluster.doctor.findings import Findings
+from lexray.cluster.doctor.nodes import Deadline
 from lexray.cluster.doctor.verdict import Check, Limits, fail
 from lexray.cluster.ray_backend.connect import connected, local_ray
 from lexray.cluster.ray_backend.local_ray import RayStartError
 
 TOTAL_S = 26.0
 """All questions together, once connected; what they leave undone is told as such."""
+
+
+def examine(found: Findings, limits: Limits | None = None) -> list[Check]:
+    """Run every check, whatever the others say: one line for each, in the order of the table.
+
+    The checks are the functions `check_...` of the modules, in the order in which these define them.
+    """
+    modules = (reach_checks, machine_checks, store_checks, traffic_checks)
+    checks = [check for module in modules for name, check in vars(module).items() if name.startswith("check_")]
+    return [check(found, limits or Limits()) for check in checks]
 
 
 def diagnose(request: Request, address: str | None, limits: Limits, *, is_job: bool = False) -> list[Check]:

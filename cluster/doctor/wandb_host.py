@@ -6,12 +6,10 @@ import base64
 import json
 import netrc
 import os
-import urllib.request
 from urllib.parse import urlsplit
 
-from lexray.cluster.doctor.dashboard import status_of
+from lexray.cluster.doctor.dashboard import http_status
 from lexray.cluster.doctor.findings import Unknown, WandbFacts
-from lexray.cluster.provisioned.http import NoRedirect
 
 PUBLIC_HOST = "https://api.wandb.ai"
 _QUERY = json.dumps({"query": "query Viewer { viewer { username } }"}).encode()
@@ -34,8 +32,7 @@ def _has_key() -> bool:
 def _ask(host: str) -> int | Unknown:
     secret = base64.b64encode(f"api:{_key(urlsplit(host).hostname or host)}".encode()).decode()
     headers = {"Authorization": f"Basic {secret}", "Content-Type": "application/json", "User-Agent": "lexray"}
-    request = urllib.request.Request(f"{host}/graphql", data=_QUERY, headers=headers)
-    return status_of(urllib.request.build_opener(NoRedirect), request)
+    return http_status(f"{host}/graphql", headers, data=_QUERY, proxies=None)
 
 
 def _key(host: str) -> str:

@@ -17,12 +17,10 @@ from typing import Any
 
 from ray.cluster_utils import Cluster
 
-from lexray.cluster.doctor.checks import examine
 from lexray.cluster.doctor.collect import Request, gather
-from lexray.cluster.doctor.render import as_document
-from lexray.cluster.doctor.rpc import Deadline
-from lexray.cluster.doctor.run import TOTAL_S
-from lexray.cluster.doctor.verdict import Limits
+from lexray.cluster.doctor.nodes import Deadline
+from lexray.cluster.doctor.run import TOTAL_S, examine
+from lexray.cluster.doctor.verdict import Limits, as_document
 from lexray.cluster.ray_backend.connect import connected
 from lexray.storage.objects.settings import StorageSettings
 

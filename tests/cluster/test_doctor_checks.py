@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from lexray.cluster.doctor.checks import examine
 from lexray.cluster.doctor.findings import (
     AllReduce,
     BucketRegion,
@@ -26,8 +25,8 @@ from lexray.cluster.doctor.findings import (
     Unknown,
     WandbFacts,
 )
-from lexray.cluster.doctor.render import as_document, as_table, checks_of, is_healthy
-from lexray.cluster.doctor.verdict import GIB, Check, Limits, Status
+from lexray.cluster.doctor.run import examine
+from lexray.cluster.doctor.verdict import GIB, Check, Limits, Status, as_document, as_table, checks_of, is_healthy
 from lexray.cluster.provisioned.description import Liveness
 from lexray.storage.objects.settings import StorageSettings
 
