@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,8 +34,27 @@ SweepOrJob = Annotated[str, typer.Argument(metavar="URL|JOB", help="Folder of th
 
 
 def target_of(
-    address: str | None, cluster: Path | None, token_file: Path | None, *, trust: bool, insecure: bool
+    address: Address = None,
+    cluster: Cluster = None,
+    token_file: TokenFile = None,
+    trust: Trust = False,
+    insecure: Insecure = False,
 ) -> Target:
     """Build the target cluster from a command's options."""
     cluster_name, file = (None if path is None else str(path) for path in (cluster, token_file))
     return Target(address=address, cluster=cluster_name, token_file=file, is_trusted=trust, is_insecure=insecure)
+
+
+def names_cluster(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `target_of` in the place of its parameter `target`, which gets their result."""
+    own, shared = (inspect.signature(function, eval_str=True).parameters for function in (command, target_of))
+
+    @functools.wraps(command)
+    def called(**given: Any) -> None:
+        command(target=target_of(**{name: given.pop(name) for name in shared}), **given)
+
+    groups = [shared.values() if name == "target" else [one] for name, one in own.items()]
+    parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for group in groups for one in group]
+    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {one.name: one.annotation for one in parameters}
+    return called

@@ -6,19 +6,17 @@ from typing import Annotated
 
 import typer
 
-from lexray.cluster.options import Address, Cluster, Insecure, Json, SweepOrJob, TokenFile, Trust, messages, target_of
+from lexray.cluster.options import Json, SweepOrJob, messages, names_cluster
+from lexray.cluster.provisioned.connection import Target
 
 follow_app = typer.Typer()
 
 
 @follow_app.command()
+@names_cluster
 def status(
     sweep: SweepOrJob,
-    address: Address = None,
-    cluster: Cluster = None,
-    token_file: TokenFile = None,
-    trust: Trust = False,
-    insecure: Insecure = False,
+    target: Target,
     as_json: Json = False,
 ) -> None:
     """Say how a sweep stands, from its folder: trials, steps, speed, what it waits for. The cluster may be gone.
@@ -27,18 +25,16 @@ def status(
     """
     from lexray.cluster.follow.status import run_status
 
-    run_status(sweep, target_of(address, cluster, token_file, trust=trust, insecure=insecure), messages, as_json)
+    run_status(sweep, target, as_json)
 
 
 @follow_app.command()
+@names_cluster
 def logs(
     sweep: SweepOrJob,
     trial: Annotated[str | None, typer.Argument(help="Name or id of one trial: what it logged.")] = None,
-    address: Address = None,
-    cluster: Cluster = None,
-    token_file: TokenFile = None,
-    trust: Trust = False,
-    insecure: Insecure = False,
+    *,
+    target: Target,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the sweep ends.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -48,20 +44,16 @@ def logs(
     """
     from lexray.cluster.follow.logs import run_logs
 
-    run_logs(
-        sweep, trial, follow, target_of(address, cluster, token_file, trust=trust, insecure=insecure), messages, as_json
-    )
+    run_logs(sweep, trial, follow, target, as_json)
 
 
 @follow_app.command()
+@names_cluster
 def stop(
     sweep: SweepOrJob,
     force: Annotated[bool, typer.Option("--force", help="Do not wait: end its job now.")] = False,
-    address: Address = None,
-    cluster: Cluster = None,
-    token_file: TokenFile = None,
-    trust: Trust = False,
-    insecure: Insecure = False,
+    *,
+    target: Target,
     as_json: Json = False,
 ) -> None:
     """Have a running sweep save its state and end; with a cluster, see that its job ends.
@@ -70,21 +62,15 @@ def stop(
     """
     from lexray.cluster.follow.stop import run_stop
 
-    raise typer.Exit(
-        run_stop(
-            sweep, force, target_of(address, cluster, token_file, trust=trust, insecure=insecure), messages, as_json
-        )
-    )
+    raise typer.Exit(run_stop(sweep, force, target, messages, as_json))
 
 
 @follow_app.command("list")
+@names_cluster
 def list_(
     prefix: Annotated[str | None, typer.Argument(metavar="URL", help="Folder with sweeps in or below it.")] = None,
-    address: Address = None,
-    cluster: Cluster = None,
-    token_file: TokenFile = None,
-    trust: Trust = False,
-    insecure: Insecure = False,
+    *,
+    target: Target,
     as_json: Json = False,
 ) -> None:
     """List the sweeps below a folder, or those that a cluster was given.
@@ -93,4 +79,4 @@ def list_(
     """
     from lexray.cluster.follow.listing import run_list
 
-    run_list(prefix, target_of(address, cluster, token_file, trust=trust, insecure=insecure), messages, as_json)
+    run_list(prefix, target, as_json)

@@ -10,20 +10,9 @@ import typer
 
 from lexray.cluster.commands.plan import print_plan
 from lexray.cluster.consoles import say
-from lexray.cluster.jobs.job_client import SUCCEEDED, Job, JobClient
+from lexray.cluster.jobs.job_client import SUCCEEDED, Job, JobClient, follow_job
 from lexray.cluster.jobs.submit import Submission, scratch_warning, submit, sweep_of
-from lexray.cluster.jobs.watch import follow_job
-from lexray.cluster.options import (
-    Address,
-    Cluster,
-    Insecure,
-    Json,
-    SweepUrl,
-    TokenFile,
-    Trust,
-    messages,
-    target_of,
-)
+from lexray.cluster.options import Json, SweepUrl, messages, names_cluster
 from lexray.cluster.output import FAILED, OK, print_json
 from lexray.cluster.provisioned.connection import Connection, Target, connect
 from lexray.cluster.words import resume_command
@@ -41,13 +30,10 @@ Follow = Annotated[bool, typer.Option("--follow", "-f", help="Wait for its end a
 
 
 @submit_app.command("submit")
+@names_cluster
 def submit_command(
     file: Annotated[Path, typer.Argument(help="Sweep file (YAML); its output is a url that the cluster can write.")],
-    address: Address = None,
-    cluster: Cluster = None,
-    token_file: TokenFile = None,
-    trust: Trust = False,
-    insecure: Insecure = False,
+    target: Target,
     wait: Wait = False,
     follow: Follow = False,
     as_json: Json = False,
@@ -60,18 +46,14 @@ def submit_command(
     from lexray.tuning.file.sweep_file import SweepFile
 
     sweep = read_config_file(str(file), SweepFile)
-    target = target_of(address, cluster, token_file, trust=trust, insecure=insecure)
     _send(sweep, read_text(str(file)), target, wait, follow, as_json)
 
 
 @submit_app.command()
+@names_cluster
 def resume(
     url: SweepUrl,
-    address: Address = None,
-    cluster: Cluster = None,
-    token_file: TokenFile = None,
-    trust: Trust = False,
-    insecure: Insecure = False,
+    target: Target,
     wait: Wait = False,
     follow: Follow = False,
     as_json: Json = False,
@@ -92,7 +74,6 @@ def resume(
             f"{folder.store.url}/sweep.yaml: its output is {output}, another folder: this one was copied or moved; "
             "submit a file whose output is this folder"
         )
-    target = target_of(address, cluster, token_file, trust=trust, insecure=insecure)
     _send(sweep, text, target, wait, follow, as_json)
 
 

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -42,7 +41,7 @@ class Listed:
     """Trials by status."""
 
 
-def run_list(prefix: str | None, target: Target, messages: Console, as_json: bool) -> None:
+def run_list(prefix: str | None, target: Target, as_json: bool) -> None:
     """Print the sweeps on stdout. Raises UserError unless either a folder or a cluster is given."""
     if (prefix is None) == (not target):
         raise UserError(

@@ -7,12 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from rich.console import Console
-
 from lexray.cluster.follow.resolve import connected_if_told, resolve
 from lexray.cluster.follow.sweep_status import LOST, newest_records, state_of
-from lexray.cluster.jobs.job_client import Job, JobClient
-from lexray.cluster.jobs.watch import follow_job
+from lexray.cluster.jobs.job_client import Job, JobClient, follow_job
 from lexray.cluster.output import print_json
 from lexray.cluster.provisioned.connection import Target
 from lexray.cluster.provisioned.errors import ClusterLostError
@@ -29,7 +26,7 @@ LOG_BYTES = 16 * 2**20
 """Bytes shown of a driver's log, from its end."""
 
 
-def run_logs(text: str, trial: str | None, follow: bool, target: Target, messages: Console, as_json: bool) -> None:
+def run_logs(text: str, trial: str | None, follow: bool, target: Target, as_json: bool) -> None:
     """Print log lines on stdout. Raises ClusterLostError if the followed driver is lost."""
     with connected_if_told(target) as connection:
         found = resolve(text, connection)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from lexray.cluster.jobs.job_client import Job, JobClient
-from lexray.cluster.jobs.naming import PREFIX
+from lexray.cluster.jobs.job_client import PREFIX, Job, JobClient
 from lexray.cluster.provisioned.connection import Connection, Target, connect
 from lexray.storage.errors import UserError
 from lexray.storage.store import Store

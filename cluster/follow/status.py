@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -25,7 +24,7 @@ SHOWN = 40
 """Maximum number of trials listed; of a larger sweep only running, failed and left ones, and counts of the others."""
 
 
-def run_status(text: str, target: Target, messages: Console, as_json: bool) -> None:
+def run_status(text: str, target: Target, as_json: bool) -> None:
     """Print the state on stdout. Raises UserError where neither a sweep nor a job is found."""
     with connected_if_told(target) as connection:
         found = resolve(text, connection)

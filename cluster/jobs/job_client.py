@@ -1,14 +1,19 @@
-"""The job server of a cluster, by its documented requests. Nothing that it says reaches the user raw."""
+"""The job server of a cluster, by its documented requests: ids of jobs, their state, what they say until they end.
+
+Nothing that it says reaches the user raw. The same sweep's jobs are found by their ids, whoever submits them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from lexray.cluster.jobs.naming import PREFIX, attempt_of
-from lexray.cluster.provisioned.errors import NotFoundError
+from lexray.cluster.provisioned.errors import ClusterLostError, NotFoundError
 from lexray.cluster.provisioned.http import Dashboard
 from lexray.cluster.ray_backend.package import Package
 from lexray.storage.polling import poll
@@ -17,6 +22,12 @@ RUNNING = ("PENDING", "RUNNING")
 STOPPED, FAILED, SUCCEEDED = "STOPPED", "FAILED", "SUCCEEDED"
 KNOWS_ITSELF_S, LOOK_EVERY_S = 10.0, 0.5
 """For how long, and how often, a head is asked that names no node."""
+PAUSE_S, LONGEST_PAUSE_S = 2.0, 30.0
+BYTES_PER_S = 200_000
+"""The job server gives a job's whole log each time: a long one is asked for less often."""
+PREFIX = "lexray-"
+HASH_CHARACTERS = 8
+NAME_CHARACTERS = 40
 OUTPUT, SWEEP = "lexray_output", "lexray_sweep"
 """Keys of a job's metadata."""
 
@@ -122,3 +133,57 @@ def _job(found: dict[str, Any]) -> Job:
 
 def _seconds(milliseconds: float | None) -> float | None:
     return None if milliseconds is None else milliseconds / 1000
+
+
+def base_id(name: str, output_url: str) -> str:
+    """Id of the first attempt at a sweep: its name, for people, and its folder."""
+    shown = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:NAME_CHARACTERS].strip("-")
+    folder = hashlib.sha256(output_url.encode()).hexdigest()[:HASH_CHARACTERS]
+    return f"{PREFIX}{shown}-{folder}" if shown else f"{PREFIX}{folder}"
+
+
+def attempt_of(job: str, base: str) -> int | None:
+    """Which attempt a job is; None when it belongs to another sweep."""
+    if job == base:
+        return 1
+    number = job.removeprefix(f"{base}-")
+    return int(number) if number != job and number.isdecimal() and int(number) > 1 else None
+
+
+def next_id(base: str, jobs: Iterable[str]) -> str:
+    """Id of the attempt after all of these jobs."""
+    newest = max((attempt for job in jobs if (attempt := attempt_of(job, base)) is not None), default=0)
+    return base if newest == 0 else f"{base}-{newest + 1}"
+
+
+def pause_s(log_bytes: int) -> float:
+    """Until the next question."""
+    return min(LONGEST_PAUSE_S, max(PAUSE_S, log_bytes / BYTES_PER_S))
+
+
+def follow_job(
+    client: JobClient,
+    job_id: str,
+    emit: Callable[[str], None],
+    *,
+    how_to_resume: str,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Job:
+    """The job when it has ended; `emit` gets what it says, each piece once.
+
+    Raises ClusterLostError, saying how to resume, when the cluster does not answer or does not know the job any more.
+    """
+    told = 0
+    try:
+        while True:
+            job = client.job(job_id)
+            if job is None:
+                raise ClusterLostError(f"{client.dashboard.what} knows job {job_id} no more: its head was replaced")
+            said = client.logs(job_id)
+            emit(said[told:])
+            told = len(said)
+            if not job.is_running:
+                return job
+            sleep(pause_s(told))
+    except ClusterLostError as error:
+        raise ClusterLostError(f"{error}; what was trained is saved, go on by `{how_to_resume}`") from error

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lexray.cluster.jobs.environment import job_environment
-from lexray.cluster.jobs.job_client import OUTPUT, SWEEP, Job, JobClient
-from lexray.cluster.jobs.naming import base_id, next_id
+from lexray.cluster.jobs.job_client import OUTPUT, SWEEP, JobClient, base_id, next_id
 from lexray.cluster.jobs.nodes import all_are_here, gpu_memory_gib, machines_of
 from lexray.cluster.provisioned.connection import Connection
 from lexray.cluster.provisioned.description import ClusterDescription, Pool
@@ -87,31 +86,16 @@ def submit(connection: Connection, sweep: SweepFile, text: str, *, on_plan: Call
         if not made.to_do:
             return Submission(job="", url=output.url, is_new=False, plan=made)
     _refuse_driven(output)
-    job, size = _start(connection, client, sweep, text, output.url, base, attempts, environment)
-    return Submission(job=job, url=output.url, is_new=True, bytes=size, plan=made, unplanned=unplanned)
-
-
-def _start(
-    connection: Connection,
-    client: JobClient,
-    sweep: SweepFile,
-    text: str,
-    url: str,
-    base: str,
-    attempts: Sequence[Job],
-    environment: Mapping[str, Any],
-) -> tuple[str, int]:
-    """Start the job; return its id and the bytes of its package."""
-    made = package(text)
-    client.upload(made)
+    sent = package(text)
+    client.upload(sent)
     job = next_id(base, [attempt.id for attempt in attempts])
     command = entrypoint(job, connection.name, startable(connection.description))
-    metadata = {OUTPUT: url, SWEEP: sweep.name}
-    _order(client, job, lambda: client.submit(job, command, made, metadata, environment))
-    return job, len(made.content)
+    metadata = {OUTPUT: output.url, SWEEP: sweep.name}
+    _start(client, job, lambda: client.submit(job, command, sent, metadata, environment))
+    return Submission(job=job, url=output.url, is_new=True, bytes=len(sent.content), plan=made, unplanned=unplanned)
 
 
-def _order(client: JobClient, job: str, start: Callable[[], None], sleep: Callable[[float], None] = time.sleep) -> None:
+def _start(client: JobClient, job: str, start: Callable[[], None], sleep: Callable[[float], None] = time.sleep) -> None:
     """Start the job; retry while a newly started head is busy."""
     for pause_s in (*BUSY_PAUSES_S, None):
         try:

@@ -17,10 +17,17 @@ from fake_programs import ADashboard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lexray.cluster.jobs.job_client import JobClient
-from lexray.cluster.jobs.naming import attempt_of, base_id, next_id
+from lexray.cluster.jobs.job_client import (
+    LONGEST_PAUSE_S,
+    PAUSE_S,
+    JobClient,
+    attempt_of,
+    base_id,
+    follow_job,
+    next_id,
+    pause_s,
+)
 from lexray.cluster.jobs.submit import entrypoint
-from lexray.cluster.jobs.watch import LONGEST_PAUSE_S, PAUSE_S, follow_job, pause_s
 from lexray.cluster.provisioned import http
 from lexray.cluster.provisioned.description import ClusterDescription, Pool
 from lexray.cluster.provisioned.errors import ClusterLostError, NotFoundError, RefusedError
