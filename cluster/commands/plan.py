@@ -78,13 +78,15 @@ def plan_command(
 
 def this_machine() -> Machines:
     """Return the resources that Ray would detect on this machine, without starting it."""
+    import psutil
+
     from lexray.storage.stream_memory import node_memory
     from lexray.training.mesh.device import usable_gpus
     from lexray.tuning.placement.nodes import HEAD, Node, trials_on_head
     from lexray.tuning.planning.plan import Machines
 
     memory = node_memory()
-    free = min(memory.machine, _free_bytes())
+    free = min(memory.machine, psutil.virtual_memory().available)
     store = min(int(STORE_SHARE * free), OBJECT_STORE_MAX_BYTES)
     if memory.shared is not None:
         store = min(store, int(SHM_SHARE * memory.shared))
@@ -100,14 +102,6 @@ def _cpus() -> float:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         cpus = min(cpus, float(max(1, int(quota) // int(period))))
     return cpus
-
-
-def _free_bytes() -> int:
-    """Return the bytes of memory available to processes."""
-    with suppress(OSError, ValueError, IndexError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _cluster(address: str, messages: Console) -> Machines:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from lexray.cluster.lifecycle.machines import living
 from lexray.cluster.lifecycle.terraform_plan import TAG_KEY
-from lexray.cluster.provisioned.aws import aws_errors, client
+from lexray.cluster.provisioned.aws import aws_errors, client, listed
 from lexray.storage.polling import poll
 
 PATIENCE_S, LOOK_S = 60.0, 5.0
@@ -82,9 +81,11 @@ def is_billed(one: Leftover) -> bool:
 
 def _listed(name: str, region: str | None) -> list[Leftover]:
     with aws_errors(f"what has the tag {TAG_KEY} = {name}"):
-        pages = client("resourcegroupstaggingapi", region).get_paginator("get_resources")
-        answers = list(pages.paginate(TagFilters=[{"Key": TAG_KEY, "Values": [name]}]))
-    found = [kind_of(entry["ResourceARN"]) for answer in answers for entry in answer["ResourceTagMappingList"]]
+        by_tag = [{"Key": TAG_KEY, "Values": [name]}]
+        entries = listed(
+            "resourcegroupstaggingapi", region, "get_resources", "ResourceTagMappingList[]", TagFilters=by_tag
+        )
+    found = [kind_of(entry["ResourceARN"]) for entry in entries]
     asked = {f"ec2 {kind}" for kind in ASKED}
     return [one for one in found if is_billed(one) and one.kind not in asked and not _is_ending_key(one, region)]
 
@@ -100,24 +101,17 @@ def _is_ending_key(one: Leftover, region: str | None) -> bool:
 
 def _of_ec2(name: str, region: str | None) -> list[Leftover]:
     """Return the live EC2 resources of the kinds that are described individually."""
-    ec2 = client("ec2", region)
     by_tag = [{"Name": f"tag:{TAG_KEY}", "Values": [name]}]
     found: list[Leftover] = [Leftover("ec2 instance", one["InstanceId"]) for one in living(name, region)]
     with aws_errors(f"what has the tag {TAG_KEY} = {name}"):
-        for one in ec2.get_paginator("describe_nat_gateways").paginate(Filters=by_tag).search("NatGateways[]"):
-            found += _unless(one["State"] in ("deleted", "failed"), "natgateway", one["NatGatewayId"])
-        for one in ec2.get_paginator("describe_volumes").paginate(Filters=by_tag).search("Volumes[]"):
-            found += _unless(one["State"] in ("deleting", "deleted"), "volume", one["VolumeId"])
-        for one in ec2.get_paginator("describe_vpc_endpoints").paginate(Filters=by_tag).search("VpcEndpoints[]"):
-            found += _unless(_is_free_endpoint(one), "vpc-endpoint", one["VpcEndpointId"])
-        for one in ec2.describe_addresses(Filters=by_tag)["Addresses"]:
+        for kind, operation, entries, id_, dead in (
+            ("natgateway", "describe_nat_gateways", "NatGateways[]", "NatGatewayId", ("deleted", "failed")),
+            ("volume", "describe_volumes", "Volumes[]", "VolumeId", ("deleting", "deleted")),
+            ("vpc-endpoint", "describe_vpc_endpoints", "VpcEndpoints[]", "VpcEndpointId", ("deleting", "deleted")),
+        ):
+            for one in listed("ec2", region, operation, entries, Filters=by_tag):
+                if one["State"].lower() not in dead and one.get("VpcEndpointType") != "Gateway":  # those cost nothing
+                    found.append(Leftover(f"ec2 {kind}", one[id_]))
+        for one in client("ec2", region).describe_addresses(Filters=by_tag)["Addresses"]:
             found.append(Leftover("ec2 elastic-ip", one["AllocationId"]))
     return found
-
-
-def _is_free_endpoint(endpoint: dict[str, Any]) -> bool:
-    return endpoint["VpcEndpointType"] == "Gateway" or endpoint["State"].lower() in ("deleting", "deleted")
-
-
-def _unless(is_dead: bool, kind: str, id_: str) -> list[Leftover]:
-    return [] if is_dead else [Leftover(f"ec2 {kind}", id_)]

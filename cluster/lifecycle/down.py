@@ -15,15 +15,15 @@ from lexray.cluster.consoles import say
 from lexray.cluster.lifecycle.billed_resources import Leftover, lasting, leftovers
 from lexray.cluster.lifecycle.kube_heads import end_ray_clusters
 from lexray.cluster.lifecycle.machines import end_workers, stop_head
-from lexray.cluster.lifecycle.progress import Ask, carry_out, refuse_unasked
 from lexray.cluster.lifecycle.running_jobs import drain, has_no_head, refuse_running
-from lexray.cluster.lifecycle.terraform import Terraform
+from lexray.cluster.lifecycle.terraform import Terraform, carry_out, refuse_unasked
 from lexray.cluster.lifecycle.terraform_plan import HEADS, Change, Plan, change_lines, counts, read_plan
 from lexray.cluster.lifecycle.up import CLUSTER_FILE
 from lexray.cluster.output import FAILED, OK, print_json
 from lexray.cluster.provisioned.aws import aws_errors, client
 from lexray.cluster.provisioned.connection import ended_by_signals
 from lexray.cluster.provisioned.description import ClusterDescription, Kubectl, Ssm
+from lexray.cluster.provisioned.trust import Ask
 from lexray.storage.config_file import checked_content
 from lexray.storage.errors import UserError
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lexray.cluster.provisioned.aws import aws_errors, client
+from lexray.cluster.provisioned.aws import aws_errors, listed
 
 ON_DEMAND, SPOT = "Running On-Demand {} instances", "All {} Spot Instance Requests"
 """Names of quotas; the placeholder is the families that share one: `G and VT`, `P5`, `Standard (A, C, D, ...)`."""
@@ -38,14 +38,11 @@ def instance_types(names: Sequence[str], region: str | None) -> dict[str, Instan
     """Return the types that exist in the region, by name. Raises UserError when AWS does not answer."""
     by_name = [{"Name": "instance-type", "Values": list(names)}]
     with aws_errors("instance types"):
-        ec2 = client("ec2", region)
-        described = list(
-            ec2.get_paginator("describe_instance_types").paginate(Filters=by_name).search("InstanceTypes[]")
-        )
-        pages = ec2.get_paginator("describe_instance_type_offerings")
-        offered = list(
-            pages.paginate(LocationType="availability-zone", Filters=by_name).search("InstanceTypeOfferings[]")
-        )
+        described = listed("ec2", region, "describe_instance_types", "InstanceTypes[]", Filters=by_name)
+        offered = listed(
+            "ec2", region, "describe_instance_type_offerings", "InstanceTypeOfferings[]", Filters=by_name,
+            LocationType="availability-zone",
+        )  # fmt: skip
     return {
         found["InstanceType"]: InstanceType(
             vcpus=found["VCpuInfo"]["DefaultVCpus"],
@@ -61,8 +58,7 @@ def instance_types(names: Sequence[str], region: str | None) -> dict[str, Instan
 def quotas(region: str | None) -> list[Quota]:
     """Return the quotas of EC2 that count vCPUs. Raises UserError when they may not be asked for."""
     with aws_errors("vCPU quotas (servicequotas:ListServiceQuotas)"):
-        pages = client("service-quotas", region).get_paginator("list_service_quotas").paginate(ServiceCode="ec2")
-        found = [entry for page in pages for entry in page["Quotas"]]
+        found = listed("service-quotas", region, "list_service_quotas", "Quotas[]", ServiceCode="ec2")
     named = [
         entry for entry in found if _families(entry["QuotaName"], SPOT) or _families(entry["QuotaName"], ON_DEMAND)
     ]

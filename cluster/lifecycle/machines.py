@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lexray.cluster.lifecycle.terraform_plan import TAG_KEY
-from lexray.cluster.provisioned.aws import aws_errors, client
+from lexray.cluster.provisioned.aws import aws_errors, client, listed
 from lexray.cluster.provisioned.errors import RefusedError
 from lexray.storage.polling import poll
 
@@ -69,8 +69,7 @@ def living(name: str, region: str | None) -> list[dict[str, Any]]:
     """Machines with the cluster's tag, groups' too."""
     filters = [{"Name": f"tag:{TAG_KEY}", "Values": [name]}, {"Name": "instance-state-name", "Values": [*LIVING]}]
     with aws_errors(f"the machines of {name}"):
-        pages = client("ec2", region).get_paginator("describe_instances").paginate(Filters=filters)
-        return [one for page in pages for group in page["Reservations"] for one in group["Instances"]]
+        return listed("ec2", region, "describe_instances", "Reservations[].Instances[]", Filters=filters)
 
 
 def tags_of(thing: dict[str, Any]) -> dict[str, str]:

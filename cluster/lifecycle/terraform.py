@@ -1,4 +1,4 @@
-"""Runs Terraform in a root's folder: parses its output lines, plans and state."""
+"""Runs Terraform in a root's folder: parses its output lines, plans and state, and applies a plan before the user."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from rich.console import Console
+
+from lexray.cluster.consoles import say
+from lexray.cluster.lifecycle.terraform_plan import counted, counts
 from lexray.cluster.provisioned.errors import RefusedError
 from lexray.cluster.provisioned.programs import missing
 from lexray.storage.errors import UserError, last_line
@@ -21,6 +25,8 @@ Line = dict[str, Any]
 PROGRAM = "terraform"
 OF_VARIABLES = ("variable", "input")
 """Words in the summary of an error in a variable; such errors are reported first."""
+SHOWN = ("apply_progress", "apply_complete", "apply_errored")
+"""Kinds of Terraform's lines that are shown, in its own words."""
 UNDECLARED = "Value for undeclared variable"
 """Terraform only warns of this and uses the default of the misspelled variable."""
 
@@ -189,3 +195,24 @@ def _ended(process: subprocess.Popen[str]) -> None:
         for _ in process.stdout:  # drain the pipe, so that it cannot block on output
             pass
     process.wait()
+
+
+def carry_out(terraform: Terraform, saved: Path, advice: str, messages: Console) -> None:
+    """Apply a saved plan. Raises RefusedError when it fails, after saying what is there and `advice`."""
+
+    def show(line: Line) -> None:
+        if line.get("type") in SHOWN:
+            say(messages, str(line.get("@message", "")))
+
+    try:
+        terraform.apply(saved, show)
+    except (RefusedError, KeyboardInterrupt):
+        types = terraform.state()
+        say(messages, f"there now, and some of it costs money: {sum(counts(types).values())}: {counted(types)}")
+        say(messages, advice)
+        raise
+
+
+def refuse_unasked(command: str, does: str) -> UserError:
+    """No terminal, and no word that none is needed."""
+    return UserError(f"--yes: lexray {command} asks before it {does} anything, and there is no terminal; add --yes")

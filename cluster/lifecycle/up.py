@@ -12,13 +12,12 @@ from rich.console import Console
 
 from lexray.cluster.consoles import say
 from lexray.cluster.lifecycle.preflight import preflight
-from lexray.cluster.lifecycle.progress import Ask, carry_out, refuse_unasked
-from lexray.cluster.lifecycle.terraform import Terraform
+from lexray.cluster.lifecycle.terraform import Terraform, carry_out, refuse_unasked
 from lexray.cluster.lifecycle.terraform_plan import Plan, change_lines, cost_lines, counts, head_lines, read_plan
 from lexray.cluster.output import FAILED, OK, print_json
 from lexray.cluster.provisioned.connection import ended_by_signals
 from lexray.cluster.provisioned.description import ClusterDescription, Direct, TokenFile
-from lexray.cluster.provisioned.trust import remember, token_use
+from lexray.cluster.provisioned.trust import Ask, remember, token_use
 from lexray.storage.config_file import checked_content
 from lexray.storage.errors import UserError
 

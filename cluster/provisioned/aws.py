@@ -48,6 +48,11 @@ def client(service: str, region: str | None) -> Any:
     return Session().create_client(service, region_name=region)
 
 
+def listed(service: str, region: str | None, operation: str, key: str, **request: Any) -> list[Any]:
+    """Return the entries under `key` (JMESPath, as `Volumes[]`) of all pages of an operation's answer."""
+    return list(client(service, region).get_paginator(operation).paginate(**request).search(key))
+
+
 @contextmanager
 def aws_errors(what: str) -> Iterator[None]:
     """Turn AWS errors (credentials, permissions, missing resources) into one-line UserErrors."""

@@ -21,14 +21,17 @@ def missing(program: str) -> UserError:
     return UserError(f"{program}: not found on PATH; install it ({WHERE_FROM.get(program, 'see its documentation')})")
 
 
-def output_of(command: Sequence[str], timeout_s: float = TIMEOUT_S) -> str:
-    """Return the stdout of a command. Raises UserError with the last line of its stderr."""
+def output_of(command: Sequence[str], timeout_s: float = TIMEOUT_S, *, given: str = "", what: str = "") -> str:
+    """Return the stdout of a command; `given` is its stdin.
+
+    Raises UserError with `what` (by default the beginning of the command) and the last line of its stderr.
+    """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL)
+        done = subprocess.run(command, input=given, capture_output=True, text=True, errors="replace", timeout=timeout_s)
     except FileNotFoundError as error:
         raise missing(command[0]) from error
     except subprocess.TimeoutExpired as error:
-        raise UserError(f"{command[0]} {command[1]}: no answer in {timeout_s:.0f} s") from error
+        raise UserError(f"{what or ' '.join(command[:2])}: no answer in {timeout_s:.0f} s") from error
     if done.returncode:
-        raise UserError(f"{' '.join(command[:3])}: {last_line(done.stderr) or f'exit code {done.returncode}'}")
+        raise UserError(f"{what or ' '.join(command[:3])}: {last_line(done.stderr) or f'exit code {done.returncode}'}")
     return done.stdout

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
 from collections.abc import Sequence
 
 from lexray.cluster.provisioned.description import Ssh
-from lexray.cluster.provisioned.programs import missing
-from lexray.storage.errors import UserError, last_line
+from lexray.cluster.provisioned.programs import output_of
 
 CONNECT_S = 10
 TIMEOUT_S = 180.0
@@ -39,12 +37,4 @@ def forward_command(access: Ssh, local_port: int) -> list[str]:
 def output_at(access: Ssh, command: Sequence[str], given: str = "") -> str:
     """Return the stdout of a command on a host; `given` is its stdin. Raises UserError with the last line of stderr."""
     call = [*ssh_command(access, "-T"), shlex.join(command)]
-    try:
-        done = subprocess.run(call, input=given, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S)
-    except FileNotFoundError as error:
-        raise missing("ssh") from error
-    except subprocess.TimeoutExpired as error:
-        raise UserError(f"ssh {access.host}: no answer in {TIMEOUT_S:.0f} s") from error
-    if done.returncode:
-        raise UserError(f"ssh {access.host}: {last_line(done.stderr) or f'exit code {done.returncode}'}")
-    return done.stdout
+    return output_of(call, TIMEOUT_S, given=given, what=f"ssh {access.host}")
