@@ -12,7 +12,6 @@ from rich.text import Text
 from lexray.cluster.commands.architectures import architectures_app
 from lexray.cluster.commands.clusters import clusters_app
 from lexray.cluster.commands.data import data_app
-from lexray.cluster.commands.diagnose import diagnose_app
 from lexray.cluster.commands.doctor import doctor_app
 from lexray.cluster.commands.exports import export_app
 from lexray.cluster.commands.follow import follow_app
@@ -47,7 +46,7 @@ app = typer.Typer(
 for commands in (
     harvest_app, sweep_app, plan_app, report_app, architectures_app,
     submit_app, follow_app, clusters_app, doctor_app,
-    export_app, diagnose_app, measure_app,
+    export_app, measure_app,
 ):  # fmt: skip
     app.add_typer(commands)  # without a name: they stand beside each other
 app.add_typer(data_app, name="data")

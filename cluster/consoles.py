@@ -8,13 +8,14 @@ passes through a stream of `plain_streams`, which lets no escape sequence throug
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any, TextIO
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleOptions, OverflowMethod, RenderableType
 from rich.segment import Segment
 from rich.status import Status
+from rich.table import Table
 from rich.text import Text
 
 from lexray.storage.visible_text import visible
@@ -85,6 +86,21 @@ def plain_streams() -> Iterator[None]:
 def say(messages: Console, line: str) -> None:
     """Print a line for people, which the terminal may wrap; nothing in it is markup."""
     messages.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+def plain_table(
+    columns: Iterable[str],
+    rows: Iterable[Iterable[str]],
+    right: Container[str] = (),
+    overflow: OverflowMethod = "ellipsis",
+) -> Table:
+    """Return a table without borders, with the columns in `right` aligned there; nothing in it is markup."""
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow=overflow)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
 
 
 def wide_console(min_width: int) -> TextConsole:

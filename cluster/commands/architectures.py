@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lexray.cluster.consoles import TextConsole
+from lexray.cluster.consoles import TextConsole, plain_table
 from lexray.cluster.options import Json
 from lexray.cluster.output import print_json
 from lexray.storage.errors import UserError
@@ -63,17 +63,12 @@ def schema() -> None:
 
 
 def _overview(found: list[Any]) -> Table:
-    table = Table("architecture", "what it is", "paper", box=None, pad_edge=False)
-    for description in found:
-        table.add_row(description.name, description.summary, description.paper)
-    return table
+    return plain_table(("architecture", "what it is", "paper"), ((one.name, one.summary, one.paper) for one in found))
 
 
 def _print_one(out: Console, description: Any) -> None:
     out.print(Text.assemble((description.name, "bold"), f": {description.summary}\n{description.paper}"))
     out.print(f"reads {description.reads}; learns by {description.learns_by}\n")
     out.print(description.equations + "\n", soft_wrap=True)  # a broken line would be another equation
-    table = Table("option", "default", "", box=None, pad_edge=False)
-    for option in description.options:
-        table.add_row(option.name, "required" if option.required else repr(option.default), option.doc)
-    out.print(table)
+    options = ((one.name, "required" if one.required else repr(one.default), one.doc) for one in description.options)
+    out.print(plain_table(("option", "default", ""), options))

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from lexray.cluster.commands.data_bench import bench
-from lexray.cluster.consoles import say, wide_console
+from lexray.cluster.consoles import plain_table, say, wide_console
 from lexray.cluster.options import Json, messages
 from lexray.cluster.output import FAILED, OK, dataset_summary, print_json, rows_progress
 from lexray.storage.store import Store
@@ -178,10 +178,7 @@ def _print_findings(found: Findings) -> None:
         "farthest (row: norm)",
         "statistics",
     )
-    table = Table(*columns, box=None, pad_edge=False)
-    for name, site in found.sites.items():
-        table.add_row(name, *_site_words(site))
-    out.print(table)
+    out.print(plain_table(columns, ((name, *_site_words(site)) for name, site in found.sites.items())))
 
 
 def _site_words(site: SiteFindings) -> tuple[str, ...]:

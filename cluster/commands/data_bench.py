@@ -6,9 +6,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from lexray.cluster.consoles import TextConsole
+from lexray.cluster.consoles import TextConsole, plain_table
 from lexray.cluster.options import Json, messages
 from lexray.cluster.output import print_json
 from lexray.storage.errors import UserError
@@ -166,10 +165,7 @@ def _print_result(result: dict[str, Any]) -> None:
         needed = stream["mb_per_s"] * step_rows_per_s / stream["rows_per_s"]
         rows.append(("training", needed, f"{step_rows_per_s:,.0f} rows/s of one worker"))
     out.print(f"{result['url']}: {', '.join(result['sites'])}", soft_wrap=True)
-    table = Table("", "MB/s", "", box=None, pad_edge=False)
-    table.columns[1].justify = "right"
-    for name, mb_per_s, what in rows:
-        table.add_row(name, f"{mb_per_s:,.0f}", what)
-    out.print(table)
+    cells = ((name, f"{mb_per_s:,.0f}", what) for name, mb_per_s, what in rows)
+    out.print(plain_table(("", "MB/s", ""), cells, right=("MB/s",)))
     if timed is not None:
         out.print(timed["sentence"], soft_wrap=True)

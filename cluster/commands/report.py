@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from lexray.cluster.consoles import TextConsole
+from lexray.cluster.consoles import TextConsole, plain_table
 from lexray.cluster.options import Json, messages
 from lexray.cluster.output import print_frontier, print_json
 
@@ -86,9 +86,9 @@ def _table(folder: Any) -> pd.DataFrame:
 def _trials_table(trials: pd.DataFrame) -> Table:
     from lexray.tuning.results.frontier import format_cell
 
-    shown = Table("name", *("L0", "FVU", "L0", "FVU", "change of FVU"), box=None, pad_edge=False)
+    rows = []
     for row in trials.to_dict("records"):
         cells = [format_cell(name, row[f"{name}_{which}"]) for which in (1, 2) for name in ("l0", "fvu")]
         change = row["fvu_change"]
-        shown.add_row(row["name"], *cells, "" if change != change else f"{change:+.1%}")
-    return shown
+        rows.append((row["name"], *cells, "" if change != change else f"{change:+.1%}"))
+    return plain_table(("name", "L0", "FVU", "L0", "FVU", "change of FVU"), rows)

@@ -8,10 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
-from lexray.cluster.consoles import TextConsole
+from lexray.cluster.consoles import plain_table, wide_console
 from lexray.cluster.follow.sweep_status import state_of
 from lexray.cluster.jobs.job_client import JobClient
 from lexray.cluster.output import print_json
@@ -88,15 +85,9 @@ def _show(found: list[dict[str, Any]], as_json: bool) -> None:
     if not found:
         print("no sweeps")
         return
-    table = Table(box=None, pad_edge=False)
-    for column in found[0]:
-        table.add_column(column.removesuffix("_s"), overflow="fold")
-    for row in found:
-        table.add_row(*(Text(_cell(name, value)) for name, value in row.items()))
-    out = TextConsole()
-    if not out.is_terminal:  # one line a sweep, for other programs
-        out = TextConsole(width=WIDE)
-    out.print(table)
+    columns = (column.removesuffix("_s") for column in found[0])
+    rows = ((_cell(name, value) for name, value in row.items()) for row in found)
+    wide_console(WIDE).print(plain_table(columns, rows, overflow="fold"))  # one line a sweep, for other programs
 
 
 def _cell(name: str, value: Any) -> str:

@@ -7,9 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from rich.table import Table
-from rich.text import Text
 
-from lexray.cluster.consoles import TextConsole
+from lexray.cluster.consoles import TextConsole, plain_table
 from lexray.cluster.follow.resolve import connected_if_told, resolve
 from lexray.cluster.follow.sweep_status import LEFT, LOST, UNKNOWN, SweepStatus, TrialStatus, sweep_status
 from lexray.cluster.jobs.job_client import Job
@@ -104,15 +103,13 @@ def state_line(status: SweepStatus) -> str:
 
 
 def _table(trials: list[TrialStatus]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for column in ("trial", "status", "step", "rows/s", "data wait", ""):
-        table.add_column(column, justify="right" if column in ("step", "rows/s", "data wait") else "left")
+    rows = []
     for trial in trials:
         speed = "" if trial.rows_per_s is None else f"{trial.rows_per_s:,.0f}"
         wait = "" if trial.data_wait is None else f"{trial.data_wait:.0%}"
-        cells = (trial.name, trial.status, f"{trial.step:,}/{trial.steps:,}", speed, wait, trial.reason)
-        table.add_row(*(Text(cell) for cell in cells))
-    return table
+        rows.append((trial.name, trial.status, f"{trial.step:,}/{trial.steps:,}", speed, wait, trial.reason))
+    numbers = ("step", "rows/s", "data wait")
+    return plain_table(("trial", "status", *numbers, ""), rows, right=numbers)
 
 
 def _print_job(job: Job, pending: Sequence[str], as_json: bool) -> None:
