@@ -20,19 +20,28 @@ Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Seconds = Annotated[float, Field(ge=0, le=1e15)]
 
 
-class DictionaryPart(TypedDict, total=False):
-    """The `dictionary` of a trial's configuration."""
+class Part(TypedDict):
+    """A document, or a part of one, that may have further fields."""
 
     __pydantic_config__ = OPEN  # type: ignore[misc]
+
+
+def document_of(kind: Any, change: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> TypeAdapter[dict[str, Any]]:
+    """Return the schema of an object that is of `kind`, with all its fields, after `change`."""
+    return TypeAdapter(Annotated[dict[str, Any], AfterValidator(as_described(kind)), AfterValidator(change)])
+
+
+class DictionaryPart(Part, total=False):
+    """The `dictionary` of a trial's configuration."""
+
     architecture: Required[str]
     width: Required[Count]
     target_l0: Required[Finite]
 
 
-class DataPart(TypedDict, total=False):
+class DataPart(Part, total=False):
     """The `data` of a trial's configuration."""
 
-    __pydantic_config__ = OPEN  # type: ignore[misc]
     url: str
     dataset_id: str
     inputs: list[str]
@@ -40,10 +49,9 @@ class DataPart(TypedDict, total=False):
     batch_rows: Count
 
 
-class ConfigPart(TypedDict, total=False):
+class ConfigPart(Part, total=False):
     """The `config` of a trial's record; empty if unknown."""
 
-    __pydantic_config__ = OPEN  # type: ignore[misc]
     dictionary: DictionaryPart
     data: DataPart
     rows: Count
@@ -53,27 +61,24 @@ class ConfigPart(TypedDict, total=False):
 Config = Annotated[dict[str, Any], AfterValidator(as_described(ConfigPart))]
 
 
-class CurvePoint(TypedDict):
+class CurvePoint(Part):
     """Metrics at another number of active latents."""
 
-    __pydantic_config__ = OPEN  # type: ignore[misc]
     k: Finite
 
 
 Curve = Annotated[list[dict[str, Number]], AfterValidator(as_described(list[CurvePoint]))]
 
 
-class PlannedMemory(TypedDict, total=False):
+class PlannedMemory(Part, total=False):
     """The `memory` of a trial in `plan.json`."""
 
-    __pydantic_config__ = OPEN  # type: ignore[misc]
     resident: Finite
 
 
-class PlannedTrial(TypedDict, total=False):
+class PlannedTrial(Part, total=False):
     """A trial in `plan.json`."""
 
-    __pydantic_config__ = OPEN  # type: ignore[misc]
     id: Required[str]
     name: str
     steps: Count
@@ -91,45 +96,39 @@ class PlannedSpeed(TypedDict):
     source: str
 
 
-class PlanDocument(TypedDict, total=False):
+class PlanDocument(Part, total=False):
     """`plan.json`."""
 
-    __pydantic_config__ = OPEN  # type: ignore[misc]
     trials: list[PlannedTrial]
     store_bytes: Finite
     speeds: dict[str, PlannedSpeed]
 
 
-PLAN: TypeAdapter[dict[str, Any]] = TypeAdapter(Annotated[dict[str, Any], AfterValidator(as_described(PlanDocument))])
+PLAN = document_of(PlanDocument)
 
 
-class DatasetSite(TypedDict):
+class DatasetSite(Part):
     """A site in `dataset.json`."""
 
-    __pydantic_config__ = OPEN  # type: ignore[misc]
     width: Count
     dtype: str
     source: str
 
 
-class DatasetDocument(TypedDict):
+class DatasetDocument(Part):
     """`dataset.json`."""
 
-    __pydantic_config__ = OPEN  # type: ignore[misc]
     rows: Count
     sites: dict[str, DatasetSite]
     provenance: dict[str, Any]
 
 
-DATASET: TypeAdapter[dict[str, Any]] = TypeAdapter(
-    Annotated[dict[str, Any], AfterValidator(as_described(DatasetDocument))]
-)
+DATASET = document_of(DatasetDocument)
 
 
-class AboutTrials(TypedDict):
+class AboutTrials(Part):
     """Fields of every entry of `stability.json` that identify its trials."""
 
-    __pydantic_config__ = OPEN  # type: ignore[misc]
     architecture: str
     width: Count
     target_l0: Finite
@@ -153,10 +152,9 @@ class FoundWidths(AboutTrials):
     floor: Finite
 
 
-class ChosenWidth(TypedDict):
+class ChosenWidth(Part):
     """An entry of its `chosen`."""
 
-    __pydantic_config__ = OPEN  # type: ignore[misc]
     trials: list[str]
 
 
@@ -185,10 +183,9 @@ def _is_shape(value: Any) -> bool:
 _NUMBERS: dict[str, Callable[[Any], bool]] = {"end": _is_match, "shape": _is_shape}
 
 
-class StabilityDocument(TypedDict, total=False):
+class StabilityDocument(Part, total=False):
     """`stability.json`."""
 
-    __pydantic_config__ = OPEN  # type: ignore[misc]
     version: Required[Plain]
     seeds: list[StableSeeds]
     widths: list[FoundWidths]
@@ -200,9 +197,7 @@ def _stability(document: dict[str, Any]) -> dict[str, Any]:
     return {**document, "numbers": _numbers(document.get("numbers", {}))}
 
 
-STABILITY: TypeAdapter[dict[str, Any]] = TypeAdapter(
-    Annotated[dict[str, Any], AfterValidator(as_described(StabilityDocument)), AfterValidator(_stability)]
-)
+STABILITY = document_of(StabilityDocument, _stability)
 
 
 class SpentDocument(TypedDict):

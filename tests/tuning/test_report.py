@@ -120,7 +120,7 @@ def test_table_parquet_and_report_agree(tmp_path: Path) -> None:
     for row in table.to_dict("records"):
         for column, (value, text) in zip(columns, report.cells[row["trial"]], strict=True):
             assert text == format_cell(column, row[column])
-            if COLUMNS[column] == "float64":
+            if COLUMNS[column].dtype == "float64":
                 assert (float(value) if value else None) == (None if pd.isna(row[column]) else row[column])
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from io import BytesIO
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,48 +23,46 @@ from lexray.tuning.sweep_folder import DONE, FAILED, FINISHED, PAUSED, STOPPED, 
 
 FRONTIER_FILE = "frontier.parquet"
 
+
+class Column(NamedTuple):
+    """A column of the table."""
+
+    dtype: str
+    heading: str
+    """Its name in the report and on the terminal."""
+    format: str = ""
+    """Format of its numbers."""
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it holds words, which are aligned left."""
+        return self.dtype in ("str", "bool")
+
+
 COLUMNS = {
-    "trial": "str",
-    "name": "str",
-    "architecture": "str",
-    "sites": "str",
-    "width": "Int64",
-    "target_l0": "float64",
-    "l0": "float64",
-    "fvu": "float64",
-    "explained_variance": "float64",
-    "dead_fraction": "float64",
-    "status": "str",
-    "reason": "str",
-    "workers": "int64",
-    "seconds": "float64",
-    "rows_per_s": "float64",
-    "on_frontier": "bool",
+    "trial": Column("str", "trial"),
+    "name": Column("str", "name"),
+    "architecture": Column("str", "architecture"),
+    "sites": Column("str", "sites"),
+    "width": Column("Int64", "width", ".0f"),
+    "target_l0": Column("float64", "target", ".6g"),
+    "l0": Column("float64", "L0", ".2f"),
+    "fvu": Column("float64", "FVU", ".4f"),
+    "explained_variance": Column("float64", "EV", ".4f"),
+    "dead_fraction": Column("float64", "dead", ".1%"),
+    "status": Column("str", "status"),
+    "reason": Column("str", "reason"),
+    "workers": Column("int64", "workers", ".0f"),
+    "seconds": Column("float64", "seconds", ".1f"),
+    "rows_per_s": Column("float64", "rows/s", ".0f"),
+    "on_frontier": Column("bool", "frontier"),
 }
-"""Columns and dtypes. `sites` are those read and, after an arrow, those reconstructed if others. Fractions are in 0..1;
-width is missing only for a trial whose record was never written."""
+"""`sites` are those read and, after an arrow, those reconstructed if others. Fractions are in 0..1; width is missing only
+for a trial whose record was never written."""
 
 MEASURED = ("l0", "fvu", "explained_variance", "dead_fraction")
 """Columns of the result on test rows: NaN until the trial is finished, or stopped early."""
 
-HEADINGS = {
-    "trial": "trial",
-    "name": "name",
-    "architecture": "architecture",
-    "sites": "sites",
-    "width": "width",
-    "target_l0": "target",
-    "l0": "L0",
-    "fvu": "FVU",
-    "explained_variance": "EV",
-    "dead_fraction": "dead",
-    "status": "status",
-    "reason": "reason",
-    "workers": "workers",
-    "seconds": "seconds",
-    "rows_per_s": "rows/s",
-    "on_frontier": "frontier",
-}
 MISSING = "-"
 _STATUS_STYLES = {
     DONE: "green",
@@ -107,7 +105,7 @@ def frontier_table(records: list[TrialRecord]) -> pd.DataFrame:
     are another task. Trials that were stopped early have metrics, but are not on the frontier.
     """
     rows = [row for record in records for row in (_row(record), *_curve_rows(record))]
-    table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).astype({name: column.dtype for name, column in COLUMNS.items()})
     for _, group in table[table["status"] != STOPPED].groupby(["width", "sites"]):
         table.loc[group.index, "on_frontier"] = on_frontier(group)
     return table.sort_values(["width", "l0", "architecture", "name", "trial"], na_position="last", ignore_index=True)
@@ -167,7 +165,7 @@ def _number(value: float | None) -> float:
 def write_frontier(store: Store, table: pd.DataFrame) -> None:
     """Write the table as `frontier.parquet`, and as `frontier.csv` for programs that do not read that."""
     store.write(FRONTIER_FILE, table.to_parquet(index=False))
-    texts = {name: table[name].map(spreadsheet_cell) for name, dtype in COLUMNS.items() if dtype == "str"}
+    texts = {name: table[name].map(spreadsheet_cell) for name, column in COLUMNS.items() if column.dtype == "str"}
     store.write("frontier.csv", table.assign(**texts).to_csv(index=False).encode())
 
 
@@ -178,22 +176,17 @@ def read_frontier(store: Store) -> pd.DataFrame:
 
 def format_cell(column: str, value: Any) -> str:
     """Format a value of `column`, the same in the terminal and in the report."""
-    if column == "on_frontier":
+    kind = COLUMNS[column]
+    if kind.dtype == "bool":
         return "yes" if value else ""
-    if COLUMNS[column] == "str":
+    if kind.dtype == "str":
         return str(value)
     if pd.isna(value):
         return MISSING
     if not math.isfinite(value):
         return str(float(value))
-    if column in ("width", "workers"):
-        return str(int(value))
-    if column == "target_l0":
-        return f"{value:.6g}"
-    if column == "dead_fraction":
-        return f"{value:.1%}"
-    decimals = {"l0": 2, "fvu": 4, "explained_variance": 4, "seconds": 1, "rows_per_s": 0}[column]
-    return f"{value:.{decimals}f}" if abs(value) < 1e8 else f"{value:.3g}"
+    is_huge = kind.dtype == "float64" and kind.format.endswith("f") and abs(value) >= 1e8
+    return f"{value:{'.3g' if is_huge else kind.format}}"
 
 
 def frontier_rich_table(table: pd.DataFrame) -> Table:
@@ -202,8 +195,8 @@ def frontier_rich_table(table: pd.DataFrame) -> Table:
     # The only column that may shrink: rich takes width from the others only when none is left to wrap.
     shown.add_column("name", overflow="ellipsis", max_width=28)
     for column in _TERMINAL_COLUMNS:
-        text = COLUMNS[column] in ("str", "bool")
-        shown.add_column(HEADINGS[column], justify="left" if text else "right", no_wrap=True)
+        kind = COLUMNS[column]
+        shown.add_column(kind.heading, justify="left" if kind.is_text else "right", no_wrap=True)
     for row in table.to_dict("records"):
         # Text, not str: a name may hold the brackets of rich's markup.
         cells = [Text(format_cell(column, row[column])) for column in _TERMINAL_COLUMNS]

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lexray.storage.visible_text import visible
-from lexray.tuning.results.frontier import HEADINGS, format_cell
+from lexray.tuning.results.frontier import COLUMNS, format_cell
 
 _POINTS_PER_INCH = 72
 """Units per inch of matplotlib's SVG."""
@@ -44,5 +44,5 @@ def told(row: pd.Series) -> str:
 def _lines(row: pd.Series) -> Iterator[str]:
     text = {name: format_cell(name, row[name]) for name in ("name", "l0", "fvu", "dead_fraction", "status")}
     yield text["name"]
-    yield ", ".join(f"{HEADINGS[name]} {text[name]}" for name in ("l0", "fvu"))
-    yield f"{HEADINGS['dead_fraction']} {text['dead_fraction']}, {text['status']}"
+    yield ", ".join(f"{COLUMNS[name].heading} {text[name]}" for name in ("l0", "fvu"))
+    yield f"{COLUMNS['dead_fraction'].heading} {text['dead_fraction']}, {text['status']}"

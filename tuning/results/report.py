@@ -30,7 +30,6 @@ from lexray.tuning.results.curves import short_number
 from lexray.tuning.results.frontier import (
     COLUMNS,
     FRONTIER_FILE,
-    HEADINGS,
     MISSING,
     format_cell,
     frontier_table,
@@ -113,7 +112,7 @@ def write_report(
         title=title or str(content.get("name") or _place(store).rstrip("/").rsplit("/", 1)[-1]),
         place=_place(store),
         summary=[*_summary(records, metrics), *_chosen(content)],
-        columns=[(name, HEADINGS[name], COLUMNS[name] not in ("str", "bool")) for name in _TABLE_COLUMNS],
+        columns=[(name, COLUMNS[name].heading, not COLUMNS[name].is_text) for name in _TABLE_COLUMNS],
         sweep_yaml=sweep_yaml,
         **trials.shown(_place(store), firing),
         **_costs(records, spent, content.get("prices")),

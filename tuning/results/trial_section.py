@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from lexray.training.checkpoint.saved import CONFIG, TENSORS
 from lexray.training.measures.held_out import FIRED_FILE, MEASURES_FILE
 from lexray.tuning.results.curves import CURVES, curve_svg
-from lexray.tuning.results.frontier import HEADINGS, MEASURED, format_cell
+from lexray.tuning.results.frontier import COLUMNS, MEASURED, format_cell
 from lexray.tuning.results.histograms import caption, firing_svg
 from lexray.tuning.sweep_folder import FINISHED, STOPPED, TrialRecord
 
@@ -44,7 +44,7 @@ def trial_section(
     histogram = firing_svg(firing) if firing is not None else ""
     return TrialSection(
         record=record,
-        result=[(HEADINGS[name], format_cell(name, row[name])) for name in MEASURED] if has_result else [],
+        result=[(COLUMNS[name].heading, format_cell(name, row[name])) for name in MEASURED] if has_result else [],
         config=list(flatten(record.config).items()),
         curves=_curves(record, logged),
         firing=(caption(firing), histogram) if firing is not None and histogram else None,
