@@ -15,7 +15,7 @@ from lexray.tuning.driver import Driver, unclaimed
 from lexray.tuning.endings.early_stopper import EarlyStopper, early_stopper_of, early_stoppers
 from lexray.tuning.placement.nodes import Node
 from lexray.tuning.planning.memory_check import refuse_what_has_no_room
-from lexray.tuning.planning.mesh_options import mesh_options_of
+from lexray.tuning.planning.mesh_choice import mesh_options_of
 from lexray.tuning.planning.plan_file import known_speeds, write_plan
 from lexray.tuning.ray_backend.allocator_client import AllocatorClient, placing
 from lexray.tuning.ray_backend.cluster_view import cluster_machines, living_nodes

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from lexray.training.config import TrainingConfig
+from lexray.training.config import MeshConfig, TrainingConfig
 from lexray.tuning.file.axes import Point
 
 
@@ -50,3 +50,8 @@ class Trial:
     """Whether its GPUs are still to be chosen from those of the nodes; until then it has none."""
     auto_mesh: bool = False
     """Whether its mesh is still to be chosen for the nodes (`lexray.tuning.planning.mesh_choice`)."""
+
+    def on_mesh(self, mesh: MeshConfig) -> Trial:
+        """Return the trial with this mesh, and a worker for each part of it."""
+        footprint = replace(self.footprint, workers=mesh.data * mesh.feature)
+        return replace(self, config=replace(self.config, mesh=mesh), footprint=footprint, auto_mesh=False)

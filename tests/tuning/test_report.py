@@ -19,7 +19,7 @@ from lexray.storage.store import Store
 from lexray.tuning.results.frontier import COLUMNS, format_cell, frontier_table, read_frontier
 from lexray.tuning.results.plot import NARROW_IN, frontier_figure, frontier_svg, width_colours
 from lexray.tuning.results.report import build_results, duration, write_report
-from lexray.tuning.results.trial_section import flatten
+from lexray.tuning.results.report_sections import flatten
 from lexray.tuning.sweep_folder import DONE, FAILED, PENDING, TARGET_MISSED, SweepFolder, TrialRecord
 
 EVIL = "<script>alert('&\"')</script><img src=x>"

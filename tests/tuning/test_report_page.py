@@ -18,8 +18,8 @@ from lexray.tuning.endings.budget import Usage
 from lexray.tuning.file.resources import PricesBlock
 from lexray.tuning.results import report
 from lexray.tuning.results.costs import costs
+from lexray.tuning.results.curves import firing_svg
 from lexray.tuning.results.frontier import frontier_table
-from lexray.tuning.results.histograms import firing_svg
 from lexray.tuning.results.plot import frontier_svg
 from lexray.tuning.results.report import build_results, write_report
 

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lexray.tuning.file.axes import Point, Range, Values
+from lexray.tuning.file.points import key
 from lexray.tuning.file.search import draws
 from lexray.tuning.results.frontier import non_dominated
-from lexray.tuning.search.study import FIRST_AT_RANDOM, Known, Sampler, fits, key_of, proposals, seed_of
+from lexray.tuning.search.study import FIRST_AT_RANDOM, Known, Sampler, fits, proposals, seed_of
 
 AXES: dict[str, Values] = {
     "architecture": ["topk", "relu", "gated"],
@@ -101,7 +102,7 @@ def test_what_runs_is_not_proposed_again_while_there_is_something_else():
         for n in range(FIRST_AT_RANDOM)
     ]
     asked = islice(proposals(axes, known, sampler="tpe", seed=0, num_values=2), 30)
-    assert len({key_of(point) for point in asked}) == 6
+    assert len({key(point) for point in asked}) == 6
 
 
 numbers = st.floats(1e-6, 1e6)

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, TypeAdapter
 from typing_extensions import TypedDict
 
-from lexray.storage.documents import OPEN, Count, Number, Plain, as_described, read_document
+from lexray.storage.documents import Count, Number, Plain, as_described, read_document
 from lexray.storage.errors import CorruptDataError, UserError
 from lexray.storage.polling import read_many
 from lexray.storage.store import Store
@@ -33,6 +33,7 @@ from lexray.tuning.endings.early_stopping import (
     rung_steps,
 )
 from lexray.tuning.file.stop_block import StopRules
+from lexray.tuning.folder_documents import Part
 from lexray.tuning.sweep_folder import SweepFolder
 from lexray.tuning.trials import Trial
 
@@ -52,10 +53,9 @@ class MeasurePart(TypedDict):
     fvu_noise: float
 
 
-class DecisionPart(TypedDict):
+class DecisionPart(Part):
     """A decision in `rungs.json` that stops a trial."""
 
-    __pydantic_config__ = OPEN  # type: ignore[misc]
     rule: str
     rung: Count
     step: Count

@@ -1,4 +1,5 @@
-"""The mesh of a trial that leaves it open: the smallest whose workers fit the nodes at hand. Pure functions.
+"""The mesh of a trial that leaves it open: the smallest whose workers fit the nodes at hand; and those on which a trial
+may go on when nodes come and go. Pure functions.
 
 Slices of the latents come first, since they shrink everything and, inside a node, talk over its fastest links; rows are
 split where a node has no more workers. The ZeRO stage is the one given, or 1: stage 3 holds less between steps and more
@@ -16,6 +17,8 @@ from lexray.storage.manifest import Manifest
 from lexray.storage.units import gib
 from lexray.training.config import MeshConfig, TrainingConfig
 from lexray.training.cost.memory import Needs, needs
+from lexray.tuning.file.resources import ElasticBlock
+from lexray.tuning.placement.allocator import MeshOption, MeshOptions
 from lexray.tuning.placement.nodes import Node, most_in_one_zone
 from lexray.tuning.trials import Footprint, Trial
 
@@ -154,5 +157,22 @@ def with_mesh(trial: Trial, manifest: Manifest, capacities: Callable[[Footprint]
         trial.name,
         max_workers=1 if trial.footprint.gpus_per_worker % 1 else MAX_WORKERS,  # NCCL: no two of them on one GPU
     )
-    footprint = replace(trial.footprint, workers=mesh.data * mesh.feature)
-    return replace(trial, config=replace(config, mesh=mesh), footprint=footprint, auto_mesh=False)
+    return trial.on_mesh(mesh)
+
+
+def mesh_options_of(trial: Trial, elastic: ElasticBlock, has_room: Callable[[Trial], bool]) -> MeshOptions:
+    """Return the mesh options of a trial whose mesh is chosen; `has_room` checks that workers fit the nodes' memory.
+
+    Only the split of rows varies, not that of latents: results differ by rounding only.
+    """
+    asked = trial.config.mesh
+    numbers = range(max(asked.data, elastic.max_data or 0), min(asked.data, elastic.min_data) - 1, -1)
+    tried = [trial.on_mesh(replace(asked, data=data)) for data in numbers]
+    allowed = [t for t in tried if t.config.mesh == asked or (is_allowed(t.config, t.config.mesh) and has_room(t))]
+    mesh_options = tuple(MeshOption(mesh=t.config.mesh, footprint=t.footprint) for t in allowed)
+    return MeshOptions(
+        all=mesh_options,
+        preferred=[option.mesh for option in mesh_options].index(asked),
+        shrink_after_s=elastic.shrink_after_s,
+        grow_after_s=elastic.grow_after_s,
+    )

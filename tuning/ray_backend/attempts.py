@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ray.train import TrainingFailedError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
@@ -87,12 +87,6 @@ def is_of_the_trial(error: Exception, lost_nodes: list[str]) -> bool:
     """Return whether a failure is the trial's own, not caused by lost or unavailable nodes."""
     no_room = isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)
     return not lost_nodes and not no_room
-
-
-def on_placement(trial: Trial, placement: Placement) -> Trial:
-    """Return the trial with the mesh of this placement."""
-    config = replace(trial.config, mesh=placement.option.mesh)
-    return replace(trial, config=config, footprint=placement.option.footprint)
 
 
 def sweep_is_over(folder: SweepFolder, deadline_s: float | None, clock: Callable[[], float] = time.time) -> str:

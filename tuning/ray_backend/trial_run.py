@@ -12,7 +12,6 @@ from lexray.tuning.endings.early_stopper import EarlyStopper
 from lexray.tuning.fence import Fence
 from lexray.tuning.placement.allocator import MeshOption, MeshOptions
 from lexray.tuning.ray_backend.allocator_client import AllocatorClient
-from lexray.tuning.ray_backend.attempts import on_placement
 from lexray.tuning.ray_backend.placer import Placement
 from lexray.tuning.sweep_folder import SweepFolder
 from lexray.tuning.trials import Trial
@@ -63,5 +62,5 @@ class TrialRun:
 
     def placed(self, placement: Placement) -> TrialRun:
         """Return the trial on the mesh and nodes of this attempt."""
-        trial = on_placement(self.trial, placement)
+        trial = self.trial.on_mesh(placement.option.mesh)
         return replace(self, trial=trial, nodes=placement.nodes, servers=placement.servers)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +35,8 @@ BOX = Box()
 _LOG_FROM_RATIO = 20.0
 _FLAT_BELOW = 0.02
 _ABSURD = 1e30
+_RAREST_LOG10 = -5
+"""Start of a histogram's axis, so that trials are comparable; lower if a latent fired more rarely."""
 _TINY = 1 / _ABSURD
 """Numbers so small that a quarter of them is none."""
 _DECADE_STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
@@ -128,8 +131,7 @@ def curve_svg(curve: Curve, records: Sequence[Mapping[str, Any]], target: float 
         y = up.place([target])[0]
         parts.append(f'<path class="target" d="M{BOX.left} {y:.1f}H{BOX.right}"/>')
     parts += [_line(name, across.place(points[0]), up.place(points[1])) for name, points in lines.items()]
-    label = html.escape(f"{curve.title} over rows" + (", logarithmic" if up.log else ""))
-    return f'<svg viewBox="0 0 {BOX.width} {BOX.height}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    return _svg(f"{curve.title} over rows" + (", logarithmic" if up.log else ""), parts)
 
 
 def _value_axis(values: npt.NDArray[np.float64]) -> Axis:
@@ -142,17 +144,29 @@ def _value_axis(values: npt.NDArray[np.float64]) -> Axis:
 
 
 def _grid(across: Axis, up: Axis, percent: bool) -> Iterator[str]:
-    for value in up.ticks():
-        y = up.place([value])[0]
-        text = f"{value * 100:.3g}%" if percent else short_number(value)
-        yield f'<path class="grid" d="M{BOX.left} {y:.1f}H{BOX.right}"/>'
-        yield f'<text x="{BOX.left - 5}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
-    yield f'<path class="axis" d="M{BOX.left} {BOX.bottom}H{BOX.right}"/>'
+    yield from _values_grid(up, (lambda value: f"{value * 100:.3g}%") if percent else short_number)
     for value in across.ticks():
         x = across.place([value])[0]
         # The last number would be cut at the edge if it stood centred.
-        anchor = "end" if x > BOX.right - 14 else "middle"
-        yield f'<text x="{x:.1f}" y="{BOX.height - 5}" text-anchor="{anchor}">{short_number(value)}</text>'
+        yield _number_below(x, short_number(value), is_last=x > BOX.right - 14)
+
+
+def _values_grid(up: Axis, shown: Callable[[float], str]) -> Iterator[str]:
+    """Yield a line across the picture, and its number, for each tick of `up`; then the line of the axis below."""
+    for value in up.ticks():
+        y = up.place([value])[0]
+        yield f'<path class="grid" d="M{BOX.left} {y:.1f}H{BOX.right}"/>'
+        yield f'<text x="{BOX.left - 5}" y="{y + 4:.1f}" text-anchor="end">{shown(value)}</text>'
+    yield f'<path class="axis" d="M{BOX.left} {BOX.bottom}H{BOX.right}"/>'
+
+
+def _number_below(x: float, text: str, *, is_last: bool) -> str:
+    return f'<text x="{x:.1f}" y="{BOX.height - 5}" text-anchor="{"end" if is_last else "middle"}">{text}</text>'
+
+
+def _svg(label: str, parts: Iterable[str]) -> str:
+    box = f'viewBox="0 0 {BOX.width} {BOX.height}"'
+    return f'<svg {box} role="img" aria-label="{html.escape(label)}">{"".join(parts)}</svg>'
 
 
 def _line(name: str, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> str:
@@ -168,3 +182,37 @@ def short_number(value: float) -> str:
         if abs(value) >= size:
             return f"{value / size:.3g}{suffix}"
     return f"{value:.3g}"
+
+
+def firing_svg(firing: Mapping[str, Any]) -> str:
+    """Return an SVG of latents by the share of rows in which they fire, from `firing` of `measures.json`.
+
+    Bars of dense latents have the class `dense`. "" if no latent fired.
+    """
+    bins = zip(pairwise(firing["log10_edges"]), firing["histogram"], strict=True)
+    bars = [(low, high, count) for (low, high), count in bins if count]
+    if not bars:
+        return ""
+    # The edges are logarithms already.
+    across = Axis(min(_RAREST_LOG10, int(bars[0][0] // 1)), 0.0, BOX.left, BOX.right)
+    up = Axis(0.0, 1.08 * max(count for _, _, count in bars), BOX.bottom, BOX.top)
+    numbers = [
+        _number_below(across.place([power])[0], f"{100 * 10.0**power:g}%", is_last=power == 0)
+        for power in range(int(across.low), 1)
+    ]
+    parts = [*_values_grid(up, short_number), *numbers, *_bars(across, up, bars, firing["dense_above"])]
+    return _svg(f"latents by the share of rows in which they fire: {caption(firing)}", parts)
+
+
+def caption(firing: Mapping[str, Any]) -> str:
+    """Return a caption: `1.2% never, 0.5% in more than 10% of the rows`."""
+    dense = f"{firing['dense_fraction']:.1%} in more than {firing['dense_above']:.0%} of the rows"
+    return f"{firing['dead_fraction']:.1%} never, {dense}"
+
+
+def _bars(across: Axis, up: Axis, bars: list[tuple[float, float, int]], dense_above: float) -> Iterator[str]:
+    for low, high, count in bars:
+        left, right = across.place([low, high]).tolist()
+        y = up.place([count])[0]
+        name = "bar dense" if 10.0**low >= dense_above * (1 - 1e-9) else "bar"
+        yield f'<path class="{name}" d="M{left + 0.5:.1f} {BOX.bottom}V{y:.1f}H{right - 0.5:.1f}V{BOX.bottom}z"/>'

@@ -57,8 +57,8 @@ COLUMNS = {
     "rows_per_s": Column("float64", "rows/s", ".0f"),
     "on_frontier": Column("bool", "frontier"),
 }
-"""`sites` are those read and, after an arrow, those reconstructed if others. Fractions are in 0..1; width is missing only
-for a trial whose record was never written."""
+"""`sites` are those read and, after an arrow, those reconstructed if others. Fractions are in 0..1; width is missing
+only for a trial whose record was never written."""
 
 MEASURED = ("l0", "fvu", "explained_variance", "dead_fraction")
 """Columns of the result on test rows: NaN until the trial is finished, or stopped early."""

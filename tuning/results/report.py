@@ -37,9 +37,8 @@ from lexray.tuning.results.frontier import (
 )
 from lexray.tuning.results.plot import NARROW_IN, WIDE_IN, frontier_figure, frontier_svg, frontier_vectors
 from lexray.tuning.results.provenance import DATASET_FILE, read_dataset
-from lexray.tuning.results.report_sections import sections
+from lexray.tuning.results.report_sections import sections, trial_section
 from lexray.tuning.results.stability import STABILITY_FILE, read_stability, write_stability
-from lexray.tuning.results.trial_section import trial_section
 from lexray.tuning.sweep_folder import (
     DONE,
     FAILED,

@@ -22,8 +22,7 @@ from lexray.tuning.file.points import DRAWS_PER_TRIAL, corners, effective, is_ex
 from lexray.tuning.file.search import draws
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.records import new_record
-from lexray.tuning.search.study import Known, fits, proposals, seed_of
-from lexray.tuning.search.subspaces import Axes, has_widths, subspaces
+from lexray.tuning.search.study import Axes, Known, fits, has_widths, proposals, seed_of, subspaces
 from lexray.tuning.sweep_folder import FINISHED, PENDING, STOPPED, SweepFolder, TrialRecord
 from lexray.tuning.trials import Trial
 

@@ -4,6 +4,9 @@ The study is rebuilt for every proposal from the trials' records in the order of
 seeded by the number of the proposal. So no state has to be kept: a sweep that resumes elsewhere, with only its own
 files left, proposes the same points.
 
+A sweep's axes are split into subspaces, one for each choice of sites: FVUs are only comparable on the same sites. Each
+subspace is searched separately, and trials are dealt to them evenly.
+
 Numbers of an axis that lists its values are categories, as are lists of sites; ranges are floats or whole numbers, on
 their own scale.
 """
@@ -11,22 +14,28 @@ their own scale.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from lexray.tuning.file.axes import Point, Range, Values
+from lexray.training.dictionaries import architecture
+from lexray.tuning.file.axes import SITE_AXES, Point, Range, Values, grid
+from lexray.tuning.file.points import effective, key
+from lexray.tuning.file.sweep_file import SweepFile
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
 
+Axes = Mapping[str, Values]
 Sampler = Literal["tpe", "nsga2"]
 FIRST_AT_RANDOM = 10
 """Random points before the tree-structured estimator starts, and the population size of NSGA-II: sweeps have tens of
 trials, all of which would be random under Optuna's own 50."""
+
+
+_SITES = tuple(dict.fromkeys(axis for axes in SITE_AXES.values() for axis in axes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +52,42 @@ class Known:
     """Whether it is training: the sampler then avoids its neighbourhood."""
 
 
-def proposals(
-    axes: Mapping[str, Values], known: Sequence[Known], *, sampler: Sampler, seed: int, num_values: int
-) -> Iterator[Point]:
+def subspaces(sweep: SweepFile) -> list[Axes]:
+    """Return the axes of each subspace: those of the sweep, with one choice of sites and the architectures for them."""
+    listed = {
+        axis: values
+        for axis, values in sweep.axes.items()
+        if axis in ("architecture", *_SITES) and not isinstance(values, Range)
+    }
+    sites: dict[str, Point] = {}
+    names: dict[str, list[str]] = {}
+    for point in grid(listed):
+        name = point["architecture"]
+        read = {axis: value for axis, value in effective(sweep, point).items() if axis in _SITES}
+        subspace = key({"kind": architecture(name).kind, **read})
+        sites.setdefault(subspace, {axis: value for axis, value in point.items() if axis in _SITES})
+        if name not in names.setdefault(subspace, []):
+            names[subspace].append(name)
+    return [
+        {**sweep.axes, **{axis: [value] for axis, value in point.items()}, "architecture": [*names[subspace]]}
+        for subspace, point in sites.items()
+    ]
+
+
+def has_widths(axes: Axes) -> bool:
+    """Return whether the subspace has several widths, which differ in cost."""
+    values = axes["width" if "width" in axes else "expansion"]
+    return isinstance(values, Range) or len(values) > 1
+
+
+def proposals(axes: Axes, known: Sequence[Known], *, sampler: Sampler, seed: int, num_values: int) -> Iterator[Point]:
     """Yield points without end, most promising first; earlier ones of the same call count as running."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(directions=["minimize"] * num_values, sampler=_sampler(sampler, seed))
     distributions = {axis: _distribution(values) for axis, values in axes.items()}
-    for before in sorted(known, key=lambda one: (one.number, key_of(one.point))):
+    for before in sorted(known, key=lambda one: (one.number, key(one.point))):
         _tell(study, axes, distributions, before)
     while True:
         asked = study.ask(distributions).params
@@ -64,12 +99,7 @@ def seed_of(*parts: int | str) -> int:
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:4], "big")
 
 
-def key_of(value: Any) -> str:
-    """Return a key that is equal exactly for equal values or points."""
-    return json.dumps(value, sort_keys=True, default=str)
-
-
-def fits(axes: Mapping[str, Values], point: Point) -> bool:
+def fits(axes: Axes, point: Point) -> bool:
     """Return whether a point has a value of each axis and nothing else."""
     return point.keys() == axes.keys() and all(_has(axes[axis], value) for axis, value in point.items())
 
@@ -78,10 +108,10 @@ def _has(values: Values, value: Any) -> bool:
     if isinstance(values, Range):
         whole_enough = isinstance(value, int) if values.whole else isinstance(value, int | float)
         return whole_enough and not isinstance(value, bool) and values.low <= value <= values.high
-    return key_of(value) in map(key_of, values)
+    return key(value) in map(key, values)
 
 
-def _tell(study: Study, axes: Mapping[str, Values], distributions: Mapping[str, BaseDistribution], one: Known) -> None:
+def _tell(study: Study, axes: Axes, distributions: Mapping[str, BaseDistribution], one: Known) -> None:
     """Add a known point to the study."""
     from optuna.samplers import NSGAIISampler
     from optuna.trial import TrialState
@@ -108,7 +138,7 @@ def _distribution(values: Values) -> BaseDistribution:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if not isinstance(values, Range):
-        return CategoricalDistribution(list(dict.fromkeys(map(key_of, values))))
+        return CategoricalDistribution(list(dict.fromkeys(map(key, values))))
     is_log = values.scale == "log"
     if values.whole:
         return IntDistribution(int(values.low), int(values.high), log=is_log)
@@ -117,10 +147,10 @@ def _distribution(values: Values) -> BaseDistribution:
 
 def _choice(values: Values, value: Any) -> Any:
     """Convert a value to the representation in its axis's distribution."""
-    return value if isinstance(values, Range) else key_of(value)
+    return value if isinstance(values, Range) else key(value)
 
 
 def _value(values: Values, choice: Any) -> Any:
     if isinstance(values, Range):
         return values.rounded(choice)
-    return next(value for value in values if key_of(value) == choice)
+    return next(value for value in values if key(value) == choice)
