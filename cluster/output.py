@@ -1,4 +1,4 @@
-"""Output of commands: one JSON document or a table on stdout, progress on stderr."""
+"""Output of commands: one JSON document or a table on stdout, progress on stderr, and the format of times."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from lexray.cluster.consoles import TextConsole, say
 from lexray.storage.store import Store
 
 OK, FAILED = 0, 1
+UNITS = ((86_400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 
 class OnRows(Protocol):
@@ -91,3 +93,21 @@ def dataset_summary(manifest: Any) -> dict[str, Any]:
         "sites": sites,
         "provenance": manifest.provenance,
     }
+
+
+def span(seconds: float) -> str:
+    """Format a duration in its largest whole unit: `41 s`, `12 min`, `3 h`, `2 d`."""
+    for size, unit in UNITS:
+        if seconds >= 2 * size or size == 1.0:
+            return f"{seconds / size:.0f} {unit}"
+    raise AssertionError(seconds)
+
+
+def moment(time_s: float | None) -> str:
+    """Format a Unix time in UTC; empty for None."""
+    return "" if time_s is None else f"{datetime.fromtimestamp(time_s, UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def resume_command(url: str, options: str = "") -> str:
+    """Return the command that resumes a sweep."""
+    return f"lexray resume {url} {options or '--address URL'}"

@@ -24,9 +24,8 @@ from lexray.tuning.file.defaults import with_defaults
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.placement.nodes import Node, refuse_what_never_fits
 from lexray.tuning.planning.estimate import Speed
-from lexray.tuning.planning.gpu_choice import gpu_lines, with_gpus
 from lexray.tuning.planning.memory_check import refuse_what_has_no_room
-from lexray.tuning.planning.mesh_choice import WorkerCapacity, capacities_of, with_mesh
+from lexray.tuning.planning.mesh_choice import WorkerCapacity, capacities_of, gpu_lines, with_gpus, with_mesh
 from lexray.tuning.planning.plan import Machines, Plan, make_plan
 from lexray.tuning.planning.row_counts import RowCounts
 from lexray.tuning.planning.streams import refuse_streams, shape_of

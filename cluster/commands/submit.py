@@ -13,9 +13,8 @@ from lexray.cluster.consoles import say
 from lexray.cluster.jobs.job_client import SUCCEEDED, Job, JobClient, follow_job
 from lexray.cluster.jobs.submit import Submission, scratch_warning, submit, sweep_of
 from lexray.cluster.options import Json, SweepUrl, messages, names_cluster
-from lexray.cluster.output import FAILED, OK, print_json
+from lexray.cluster.output import FAILED, OK, print_json, resume_command
 from lexray.cluster.provisioned.connection import Connection, Target, connect
-from lexray.cluster.words import resume_command
 from lexray.storage.errors import UserError
 from lexray.storage.store import Store, reachable
 

@@ -24,8 +24,7 @@ from lexray.cluster.doctor.findings import (
     Unknown,
 )
 from lexray.cluster.doctor.machine import look_at_machine, versions
-from lexray.cluster.doctor.nodes import SHORT_ID, Deadline, Living, PendingCalls, Scene, nodes_of, probed
-from lexray.cluster.doctor.probe import Clock
+from lexray.cluster.doctor.nodes import SHORT_ID, Clock, Deadline, Living, PendingCalls, Scene, nodes_of, probed
 from lexray.cluster.doctor.store_checks import is_s3
 from lexray.cluster.doctor.stores import read_one_chunk, region_of, who_am_i
 from lexray.cluster.doctor.wandb_host import look_at_wandb

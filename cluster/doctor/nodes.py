@@ -1,4 +1,7 @@
-"""The nodes of the connected cluster, and a probe on each. Calls have a time limit: a silent node delays no other."""
+"""The nodes of the connected cluster, and a probe on each: an actor whose calls run side by side.
+
+Calls have a time limit, so that neither a node that is silent nor a call that hangs keeps another waiting.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,13 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lexray.cluster.doctor.findings import DeadNode, Unknown
-from lexray.cluster.doctor.probe import CALLS_AT_ONCE, Clock, Probe
+from lexray.cluster.doctor.findings import DeadNode, StoreFinding, Unknown
+from lexray.cluster.doctor.stores import missing_folders, remove_empty, write_one_key
 from lexray.storage.errors import named_line
+from lexray.storage.objects.settings import StorageSettings
 
+CALLS_AT_ONCE = 12
+Clock = Callable[[], float]
 READY_S = 10.0
 """Seconds that a node may take to start a probe when another started one at once."""
 SLOWEST = 2.0
@@ -173,3 +179,31 @@ def _wait_until_ready(probes: Mapping[str, Any], deadline: Deadline) -> dict[str
     ray.wait(list(refs.values()), num_returns=1, timeout=deadline.left_s)
     limit_s = max(READY_S, SLOWEST * (deadline.clock() - asked_s))
     return answers(PendingCalls(refs, asked_s, min(deadline.ends_s, asked_s + limit_s)), deadline)
+
+
+class Probe:
+    """Runs functions of this package on the node."""
+
+    def __init__(self, clock: Clock = time.time) -> None:
+        self._clock = clock
+        self._made: list[str] = []
+
+    def ready(self) -> None:
+        """Answers as soon as the process is there."""
+
+    def now(self) -> float:
+        """Seconds since 1970."""
+        return self._clock()
+
+    def call(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """Return what the function returns here."""
+        return function(*arguments, **named)
+
+    def output(self, url: str, settings: StorageSettings, name: str) -> StoreFinding:
+        """Write, read and delete a key, and remember the folders that the write makes."""
+        self._made = missing_folders(url)
+        return write_one_key(url, settings, name)
+
+    def tidy(self) -> None:
+        """Remove folders that a write made."""
+        remove_empty(self._made)

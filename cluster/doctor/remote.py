@@ -15,7 +15,7 @@ from lexray.cluster.jobs.environment import job_environment
 from lexray.cluster.jobs.job_client import Job, JobClient
 from lexray.cluster.provisioned.connection import Connection, Target, connect
 from lexray.cluster.provisioned.description import SETUP_TIMEOUT_S, ClusterDescription, Kubectl
-from lexray.cluster.provisioned.pending_pods import pending_pods
+from lexray.cluster.provisioned.kubernetes import pending_pods
 from lexray.cluster.ray_backend.package import SWEEP_FILE, package
 from lexray.storage.errors import UserError, last_line
 from lexray.storage.objects.options import insecure_prefix

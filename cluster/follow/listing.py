@@ -11,9 +11,8 @@ from typing import Any
 from lexray.cluster.consoles import plain_table, wide_console
 from lexray.cluster.follow.sweep_status import state_of
 from lexray.cluster.jobs.job_client import JobClient
-from lexray.cluster.output import print_json
+from lexray.cluster.output import moment, print_json
 from lexray.cluster.provisioned.connection import Target, connect
-from lexray.cluster.words import moment
 from lexray.storage.errors import UserError
 from lexray.storage.polling import READERS
 from lexray.storage.store import Store, reachable

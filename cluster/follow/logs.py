@@ -10,10 +10,9 @@ from typing import Any
 from lexray.cluster.follow.resolve import connected_if_told, resolve
 from lexray.cluster.follow.sweep_status import LOST, newest_records, state_of
 from lexray.cluster.jobs.job_client import Job, JobClient, follow_job
-from lexray.cluster.output import print_json
+from lexray.cluster.output import print_json, resume_command, span
 from lexray.cluster.provisioned.connection import Target
 from lexray.cluster.provisioned.errors import ClusterLostError
-from lexray.cluster.words import resume_command, span
 from lexray.storage.config_file import nearest
 from lexray.storage.errors import UserError
 from lexray.storage.store import Store

@@ -12,10 +12,9 @@ from lexray.cluster.consoles import TextConsole, plain_table
 from lexray.cluster.follow.resolve import connected_if_told, resolve
 from lexray.cluster.follow.sweep_status import LEFT, LOST, UNKNOWN, SweepStatus, TrialStatus, sweep_status
 from lexray.cluster.jobs.job_client import Job
-from lexray.cluster.output import print_json
+from lexray.cluster.output import moment, print_json, resume_command, span
 from lexray.cluster.provisioned.connection import Connection, Target
-from lexray.cluster.provisioned.pending_pods import pending_pods
-from lexray.cluster.words import moment, resume_command, span
+from lexray.cluster.provisioned.kubernetes import pending_pods
 from lexray.storage.errors import UserError
 from lexray.tuning.driver_record import RUNNING
 

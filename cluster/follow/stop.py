@@ -11,9 +11,8 @@ from rich.console import Console
 from lexray.cluster.consoles import say
 from lexray.cluster.follow.resolve import SweepRef, connected_if_told, resolve
 from lexray.cluster.jobs.job_client import JobClient
-from lexray.cluster.output import FAILED, OK, print_json
+from lexray.cluster.output import FAILED, OK, print_json, span
 from lexray.cluster.provisioned.connection import Connection, Target
-from lexray.cluster.words import span
 from lexray.storage.errors import UserError
 from lexray.storage.polling import poll
 from lexray.storage.store import Store

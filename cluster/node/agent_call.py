@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lexray.cluster.provisioned.description import Ssh
-from lexray.cluster.provisioned.ssh import output_at
+from lexray.cluster.provisioned.programs import output_at
 from lexray.storage.errors import UserError, last_line
 
 AGENT = ("ray_keeper", "ssh_agent")

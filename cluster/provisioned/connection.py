@@ -14,7 +14,7 @@ from lexray.cluster.provisioned import aws
 from lexray.cluster.provisioned.description import DASHBOARD_PORT, ClusterDescription, Direct, Kubectl, Ssh, Ssm
 from lexray.cluster.provisioned.http import Dashboard, refuse_clear_text
 from lexray.cluster.provisioned.kubernetes import KubectlCall, kubectl_call
-from lexray.cluster.provisioned.ssh import forward_command
+from lexray.cluster.provisioned.programs import forward_command
 from lexray.cluster.provisioned.tokens import Secret, token_of, token_of_file
 from lexray.cluster.provisioned.trust import Ask, asked_on_terminal, check_trust, token_use
 from lexray.cluster.provisioned.tunnel import Tunnel, opened

@@ -19,8 +19,7 @@ from lexray.cluster.provisioned.description import (
     TokenFile,
 )
 from lexray.cluster.provisioned.kubernetes import KubectlCall
-from lexray.cluster.provisioned.programs import output_of
-from lexray.cluster.provisioned.ssh import output_at
+from lexray.cluster.provisioned.programs import output_at, output_of
 from lexray.storage.errors import UserError
 
 MAX_BYTES = 4096

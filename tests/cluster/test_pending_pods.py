@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fake_programs import ADashboard, Programs, on_path
 
-from lexray.cluster.provisioned.pending_pods import pending_lines
+from lexray.cluster.provisioned.kubernetes import pending_lines
 from lexray.storage.store import Store
 
 NOW = datetime(2026, 5, 1, 12, 30, tzinfo=UTC)

@@ -12,8 +12,7 @@ from fake_programs import ADashboard
 from sweeps import sweep_content, write_dataset, write_sweep
 
 from lexray.cluster.jobs import job_client
-from lexray.cluster.jobs.nodes import all_are_here, gpu_memory_gib, machines_of
-from lexray.cluster.jobs.submit import scratch_warning, sweep_of
+from lexray.cluster.jobs.submit import all_are_here, gpu_memory_gib, machines_of, scratch_warning, sweep_of
 from lexray.cluster.provisioned.description import ClusterDescription
 from lexray.storage.errors import UserError
 from lexray.storage.store import Store

@@ -16,7 +16,7 @@ from hcl_files import INFRA
 from ray.autoscaler._private.util import validate_config
 from ray.autoscaler.v2.instance_manager.config import FileConfigReader
 
-from lexray.cluster.jobs.nodes import machines_of
+from lexray.cluster.jobs.submit import machines_of
 from lexray.cluster.manifests.kube_pods import worker_start_params
 from lexray.cluster.provisioned.description import ClusterDescription, Liveness
 from lexray.tuning.placement.memory_split import memory_split, store_beside

@@ -22,7 +22,7 @@ from lexray.tuning.file.resources import ResourcesBlock
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.orchestrate import run_sweep
 from lexray.tuning.placement.nodes import Node, place
-from lexray.tuning.planning.gpu_choice import gpu_lines, with_gpus
+from lexray.tuning.planning.mesh_choice import gpu_lines, with_gpus
 from lexray.tuning.ray_backend.tuner import Work
 from lexray.tuning.ray_backend.worker_device import choose_device
 from lexray.tuning.sweep_plan import SweepPlan, plan_sweep, with_meshes

@@ -1,5 +1,7 @@
-"""The mesh of a trial that leaves it open: the smallest whose workers fit the nodes at hand; and those on which a trial
-may go on when nodes come and go. Pure functions.
+"""The mesh and the GPUs of a trial that leaves them open: the smallest mesh whose workers fit the nodes at hand.
+
+And the meshes on which a trial may go on when nodes come and go. Pure functions. The choices are made once, before a
+sweep starts; on a GPU only the rounding of a dictionary differs.
 
 Slices of the latents come first, since they shrink everything and, inside a node, talk over its fastest links; rows are
 split where a node has no more workers. The ZeRO stage is the one given, or 1: stage 3 holds less between steps and more
@@ -19,7 +21,7 @@ from lexray.training.config import MeshConfig, TrainingConfig
 from lexray.training.cost.memory import Needs, needs
 from lexray.tuning.file.resources import ElasticBlock
 from lexray.tuning.placement.allocator import MeshOption, MeshOptions
-from lexray.tuning.placement.nodes import Node, most_in_one_zone
+from lexray.tuning.placement.nodes import Node, most_in_one_zone, place
 from lexray.tuning.trials import Footprint, Trial
 
 USABLE = 0.9
@@ -176,3 +178,33 @@ def mesh_options_of(trial: Trial, elastic: ElasticBlock, has_room: Callable[[Tri
         shrink_after_s=elastic.shrink_after_s,
         grow_after_s=elastic.grow_after_s,
     )
+
+
+def with_gpus(trial: Trial, nodes: Sequence[Node]) -> Trial:
+    """Return the trial with its GPUs chosen, if it leaves them open: one for each of its workers, or none.
+
+    It gets them where the empty nodes have a GPU and the CPUs for each worker of its mesh; of a mesh that is open as
+    well, for one worker. Trials that need the same GPU take turns.
+    """
+    if not trial.auto_gpus:
+        return trial
+    workers, group = (1, 1) if trial.auto_mesh else (trial.footprint.workers, trial.config.mesh.feature)
+    wanted = replace(trial.footprint, workers=workers, gpus_per_worker=1.0)
+    has_room = place(wanted, group, {str(number): node for number, node in enumerate(nodes)}) is not None
+    return replace(trial, footprint=replace(trial.footprint, gpus_per_worker=float(has_room)), auto_gpus=False)
+
+
+def gpu_lines(before: Sequence[Trial], decided: Sequence[Trial], nodes: Sequence[Node]) -> list[str]:
+    """Return lines that describe the choices, where nodes have GPUs; `decided` are the trials `before`, in order."""
+    chosen = [now.footprint for was, now in zip(before, decided, strict=True) if was.auto_gpus]
+    gpus, on_cpus = sum(node.gpus for node in nodes), [footprint for footprint in chosen if not footprint.on_gpu]
+    if not chosen or not gpus:
+        return []
+    lines = [f"gpus_per_worker: auto gives {len(chosen) - len(on_cpus)} of {len(chosen)} trial(s) 1 GPU a worker"]
+    if on_cpus:
+        most = max(footprint.workers for footprint in on_cpus)
+        lines.append(
+            f"{len(on_cpus)} trial(s) of up to {most} worker(s) train on CPUs: the {len(nodes)} node(s) with {gpus:g} "
+            "GPU(s) have no room for a GPU and the CPUs of each worker"
+        )
+    return lines
