@@ -21,9 +21,10 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
-from lexray.storage.documents import Finite, read_document
+from lexray.storage.documents import Finite
 from lexray.storage.errors import UserError
 from lexray.storage.store import Store
+from lexray.tuning.folder_documents import read_if_there
 
 log = logging.getLogger("lexray")
 
@@ -111,10 +112,7 @@ def this_place(cluster: str = "", job: str = "") -> Place:
 
 def read_driver(store: Store) -> DriverRecord | None:
     """Read the record in a sweep's folder; None if there is none. Raises CorruptDataError."""
-    try:
-        return read_document(store, DRIVER_FILE, _DRIVER, remedy="remove it if nobody runs the sweep")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    return read_if_there(store, DRIVER_FILE, _DRIVER, remedy="remove it if nobody runs the sweep")
 
 
 def write_driver(store: Store, record: DriverRecord) -> None:

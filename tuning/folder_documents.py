@@ -7,17 +7,29 @@ is readable. Errors name files relative to the sweep's folder.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, NotRequired, Required
+from typing import Annotated, Any, NotRequired, Required, TypeVar
 
 from pydantic import AfterValidator, Field, TypeAdapter
 from typing_extensions import TypedDict
 
-from lexray.storage.documents import OPEN, Count, Finite, Number, Plain, as_described
+from lexray.storage.documents import MAX_BYTES, OPEN, Count, Finite, Number, Plain, as_described, read_document
+from lexray.storage.store import Store
 
 PLAN_BYTES = 64 * 2**20
+T = TypeVar("T")
 
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Seconds = Annotated[float, Field(ge=0, le=1e15)]
+
+
+def read_if_there(
+    store: Store, path: str, kind: TypeAdapter[T], *, file: str = "", remedy: str = "", max_bytes: int = MAX_BYTES
+) -> T | None:
+    """Read the document at `path`, named `file` in messages; None if there is none. Raises CorruptDataError."""
+    try:
+        return read_document(store, path, kind, file=file, remedy=remedy, max_bytes=max_bytes)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 class Part(TypedDict):

@@ -28,14 +28,14 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from lexray.storage.anonymous import without_home, without_names
-from lexray.storage.documents import Count, Finite, Number, Plain, read_document, read_lines
+from lexray.storage.documents import Count, Finite, Number, Plain, read_lines
 from lexray.storage.errors import CorruptDataError, UserError
 from lexray.storage.json_values import with_nulls
 from lexray.storage.store import Store, reachable
 from lexray.training.checkpoint.saved import CONFIG as DICTIONARY_CONFIG
 from lexray.training.loop.metrics_log import LINE, METRICS
 from lexray.training.loop.metrics_log import MAX_BYTES as METRICS_BYTES
-from lexray.tuning.folder_documents import Config, Curve
+from lexray.tuning.folder_documents import Config, Curve, read_if_there
 
 DONE, TARGET_MISSED, FAILED, RUNNING, PENDING = "done", "target missed", "failed", "running", "pending"
 FINISHED = (DONE, TARGET_MISSED)
@@ -115,11 +115,8 @@ class SweepFolder:
     def read_trial(self, trial: str) -> TrialRecord | None:
         """Read the record; None if the trial never started. Raises CorruptDataError."""
         file, remedy = f"trials/{trial}/trial.json", "remove it to train the trial again"
-        try:
-            record = read_document(self.trial_store(trial), "trial.json", _TRIAL, file=file, remedy=remedy)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        if record.trial != trial:
+        record = read_if_there(self.trial_store(trial), "trial.json", _TRIAL, file=file, remedy=remedy)
+        if record is not None and record.trial != trial:
             raise CorruptDataError(f"{file}: trial: {record.trial!r}, but its folder is called {trial!r}; {remedy}")
         return record
 

@@ -121,20 +121,11 @@ def _wandb(plan: SweepPlan) -> list[Any]:
     block = plan.sweep.wandb
     if block.mode == "disabled":
         return []
-    from lexray.tuning.file.wandb_block import split_project
-    from lexray.tuning.views.wandb_ids import RunIds, file_name
+    from lexray.tuning.views.wandb_ids import file_name
     from lexray.tuning.views.wandb_mirror import WandbMirror
-    from lexray.tuning.views.wandb_runs import WandbRuns, has_key
+    from lexray.tuning.views.wandb_runs import has_key, runs_of_sweep
 
     local = plan.folder.store.local_path or str(Path.cwd() / "wandb-runs" / file_name(plan.sweep.name))
     mode: Any = block.mode if block.mode != "auto" else ("online" if has_key() else "offline")
-    entity, project = split_project(block.project)
-    runs = WandbRuns(
-        ids=lambda: RunIds.of_folder(plan.folder.store),
-        project=project,
-        entity=entity,
-        group=plan.sweep.name,
-        folder=local,
-        mode=mode,
-    )
+    runs = runs_of_sweep(plan.folder.store, block.project, plan.sweep.name, folder=local, mode=mode)
     return [WandbMirror(runs=runs)]

@@ -13,7 +13,7 @@ from lexray.storage.errors import UserError
 from lexray.storage.store import Store
 
 if TYPE_CHECKING:
-    from lexray.tuning.views.wandb_runs import WandbRuns
+    from lexray.tuning.views.wandb_runs import Mode, WandbRuns
 
 wandb_app = typer.Typer(no_args_is_help=True, help="Show sweeps in W&B.")
 
@@ -60,26 +60,17 @@ def sync(
 
 def _runs_of(store: Store, project: str | None, offline: str | None) -> WandbRuns:
     """Return the runs of a sweep's folder, where its sweep file or the options put them. Raises UserError."""
-    from lexray.tuning.file.wandb_block import split_project
-    from lexray.tuning.views.wandb_ids import RunIds
-    from lexray.tuning.views.wandb_runs import WandbRuns, has_key
+    from lexray.tuning.views.wandb_runs import has_key, runs_of_sweep
 
     block, name = _wandb_of(store)
     if offline is None and not has_key():
         raise UserError("W&B: no API key here; run `wandb login`, set WANDB_API_KEY, or give --offline FOLDER")
+    folder = offline or store.local_path or "wandb-runs"
+    mode: Mode = "online" if offline is None else "offline"
     try:
-        entity, project_name = split_project(project or block.project)
+        return runs_of_sweep(store, project or block.project, name, folder=folder, mode=mode, falls_back=False)
     except ValueError as error:
         raise UserError(f"--project: {error}") from error
-    return WandbRuns(
-        project=project_name,
-        entity=entity,
-        ids=lambda: RunIds.of_folder(store),
-        group=name,
-        folder=offline or store.local_path or "wandb-runs",
-        mode="online" if offline is None else "offline",
-        falls_back=False,
-    )
 
 
 def _wandb_of(store: Store) -> tuple[Any, str]:

@@ -22,8 +22,8 @@ def check_versions(found: Findings, limits: Limits) -> Check:
     if skew:
         here = ", ".join(f"{name} {version}" for name, version in wanted.items())
         advice = "use one image, or one constraints file, on every node and for whoever starts the sweep"
-        return fail("versions", f"{listed(skew)}; here {here}", advice)
-    return _if_any(found, "versions", ", ".join(f"{name} {version}" for name, version in wanted.items()))
+        return fail(f"{listed(skew)}; here {here}", advice)
+    return _if_any(found, ", ".join(f"{name} {version}" for name, version in wanted.items()))
 
 
 def check_code(found: Findings, limits: Limits) -> Check:
@@ -32,21 +32,21 @@ def check_code(found: Findings, limits: Limits) -> Check:
     skew = _differences(found, {CODE: wanted})
     if skew:
         advice = "install this version of lexray in the image, or submit from a checkout, which sends its code along"
-        return fail("code", f"{listed(skew)}; here {wanted}", advice)
-    return _if_any(found, "code", f"{CODE} {wanted}")
+        return fail(f"{listed(skew)}; here {wanted}", advice)
+    return _if_any(found, f"{CODE} {wanted}")
 
 
 def check_devices(found: Findings, limits: Limits) -> Check:
     """Check that the GPUs that Ray counts exist."""
     wrong = _problems(found, _lacks_devices)
     if wrong:
-        return fail("devices", listed(wrong), "make nvidia-smi work there, or start Ray with the GPUs that it lists")
+        return fail(listed(wrong), "make nvidia-smi work there, or start Ray with the GPUs that it lists")
     kinds: Counter[str] = Counter()
     for _, machine in found.answering:
         devices = machine.devices if not isinstance(machine.devices, Unknown) else ()
         kinds.update(f"{device.name} (driver {device.driver})" for device in devices)
     shown = ", ".join(f"{count} x {kind}" for kind, count in kinds.items()) or "no GPUs"
-    return _if_any(found, "devices", f"{shown} on {of_nodes(len(found.answering))}")
+    return _if_any(found, f"{shown} on {of_nodes(len(found.answering))}")
 
 
 def check_efa(found: Findings, limits: Limits) -> Check:
@@ -56,41 +56,40 @@ def check_efa(found: Findings, limits: Limits) -> Check:
         advice = (
             "build the image with --target efa, and give the container its cards: vpc.amazonaws.com/efa of the pod, or "
         )
-        return warn("efa", listed(unused), advice + "--device /dev/infiniband")
+        return warn(listed(unused), advice + "--device /dev/infiniband")
     cards = sum(machine.efa.cards for _, machine in found.answering if machine.efa is not None)
     if not cards:
-        return skipped("efa", "no node has an EFA card" if found.answering else NOBODY)
-    return ok("efa", f"{cards} cards, and NCCL's plugin for them")
+        return skipped("no node has an EFA card" if found.answering else NOBODY)
+    return ok(f"{cards} cards, and NCCL's plugin for them")
 
 
-def check_shared_memory(found: Findings, limits: Limits) -> Check:
+def check_shm(found: Findings, limits: Limits) -> Check:
     """Check that Ray's object store fits in `/dev/shm`."""
     small = _problems(found, _lacks_shared_memory)
     if small:
         advice = (
             "give the container a larger /dev/shm (an emptyDir of medium Memory, or --shm-size), or start Ray with a "
         )
-        return fail("shm", listed(small), advice + "smaller --object-store-memory")
+        return fail(listed(small), advice + "smaller --object-store-memory")
     sizes = [(m.shared.total_bytes, n.object_store_bytes) for n, m in found.answering if isinstance(m.shared, Disk)]
     if not sizes:
-        return skipped("shm", "no node has /dev/shm" if found.answering else NOBODY)
+        return skipped("no node has /dev/shm" if found.answering else NOBODY)
     total, store = min(sizes, key=lambda pair: pair[0] - pair[1])
-    return ok("shm", f"/dev/shm of {gib(total)} holds the object store of {gib(store)} on {of_nodes(len(sizes))}")
+    return ok(f"/dev/shm of {gib(total)} holds the object store of {gib(store)} on {of_nodes(len(sizes))}")
 
 
 def check_disk(found: Findings, limits: Limits) -> Check:
     """Check the free disk space for Ray's sessions and the sweep's chunk cache."""
     full = _problems(found, lambda node, machine: _lacks_disk(machine, limits, found.cache_bytes))
     if full:
-        return fail("disk", listed(full), "free some space, use a larger disk, or start Ray with another --temp-dir")
+        return fail(listed(full), "free some space, use a larger disk, or start Ray with another --temp-dir")
     disks = [machine.temp for _, machine in found.answering if isinstance(machine.temp, Disk)]
     if not disks:
-        return skipped("disk", "no folder of Ray's could be looked at" if found.answering else NOBODY)
+        return skipped("no folder of Ray's could be looked at" if found.answering else NOBODY)
     least = min(disks, key=lambda disk: disk.free_bytes)
     return ok(
-        "disk",
         f"{gib(least.free_bytes)} free at {least.path} or more on {of_nodes(len(disks))} "
-        f"({gib(limits.free_disk_bytes)} wanted)",
+        f"({gib(limits.free_disk_bytes)} wanted)"
     )
 
 
@@ -102,16 +101,16 @@ def check_memory(found: Findings, limits: Limits) -> Check:
         if machine.used_bytes > limits.used_memory * machine.memory_bytes
     ]
     if full:
-        return warn("memory", listed(full), "end what else runs there; Ray kills workers when 95 % is in use")
+        return warn(listed(full), "end what else runs there; Ray kills workers when 95 % is in use")
     least = min((machine.memory_bytes - machine.used_bytes for _, machine in found.answering), default=0)
-    return _if_any(found, "memory", f"{gib(least)} free or more on {of_nodes(len(found.answering))}")
+    return _if_any(found, f"{gib(least)} free or more on {of_nodes(len(found.answering))}")
 
 
 def check_clock(found: Findings, limits: Limits) -> Check:
     """Check that the nodes' clocks agree with the head's."""
     head = found.head
     if head is None or isinstance(head.clock, Unknown):
-        return skipped("clock", "the head's clock could not be read")
+        return skipped("the head's clock could not be read")
     known = [(node, node.clock) for node in found.nodes if not isinstance(node.clock, Unknown)]
     offsets = {
         node.name: (clock.ahead_s - head.clock.ahead_s, clock.error_s + head.clock.error_s) for node, clock in known
@@ -125,8 +124,8 @@ def check_clock(found: Findings, limits: Limits) -> Check:
     if wrong:
         judged = fail if worst > limits.skew_fail_s else warn
         advice = "run chrony or another NTP client there; object stores refuse requests of a wrong time"
-        return judged("clock", f"{listed(wrong)} against the head ({limits.skew_warn_s:g} s allowed)", advice)
-    return ok("clock", f"within {max(0.0, worst):.1f} s of the head's on {of_nodes(len(known))}")
+        return judged(f"{listed(wrong)} against the head ({limits.skew_warn_s:g} s allowed)", advice)
+    return ok(f"within {max(0.0, worst):.1f} s of the head's on {of_nodes(len(known))}")
 
 
 def check_liveness(found: Findings, limits: Limits) -> Check:
@@ -134,11 +133,11 @@ def check_liveness(found: Findings, limits: Limits) -> Check:
     unset = _problems(found, lambda node, machine: _lacks_liveness(machine))
     if unset:
         settings = " ".join(f"{name}={value}" for name, value in Liveness().ray_env.items())
-        return warn("liveness", listed(unset), f"start Ray on every node with {settings}")
+        return warn(listed(unset), f"start Ray on every node with {settings}")
     unread = [machine.liveness for _, machine in found.answering if isinstance(machine.liveness, Unknown)]
     if unread:
-        return skipped("liveness", unread[0].reason)
-    return _if_any(found, "liveness", f"keep-alive and health checks are set on {of_nodes(len(found.answering))}")
+        return skipped(unread[0].reason)
+    return _if_any(found, f"keep-alive and health checks are set on {of_nodes(len(found.answering))}")
 
 
 def _problems(found: Findings, problem: Callable[[NodeReport, MachineFacts], str]) -> list[str]:
@@ -216,5 +215,5 @@ def _all_or(missing: list[str]) -> str:
     return f"all {len(missing)} of them" if len(missing) == len(Liveness().ray_env) else " ".join(missing)
 
 
-def _if_any(found: Findings, name: str, text: str) -> Check:
-    return ok(name, text) if found.answering else skipped(name, NOBODY)
+def _if_any(found: Findings, text: str) -> Check:
+    return ok(text) if found.answering else skipped(NOBODY)

@@ -12,10 +12,10 @@ _TOKEN_ADVICE = "set RAY_AUTH_MODE=token and one token on every node, driver and
 def check_start(found: Findings, limits: Limits) -> Check:
     """A Ray that was started here found its folders as it wants them."""
     if found.start_notes is None:
-        return skipped("start", "this Ray ran before")
+        return skipped("this Ray ran before")
     if found.start_notes:
-        return warn("start", "; ".join(found.start_notes), "Ray runs all the same; set what the line names")
-    return ok("start", "Ray starts here, with a token, in a private folder")
+        return warn("; ".join(found.start_notes), "Ray runs all the same; set what the line names")
+    return ok("Ray starts here, with a token, in a private folder")
 
 
 def check_nodes(found: Findings, limits: Limits) -> Check:
@@ -23,25 +23,24 @@ def check_nodes(found: Findings, limits: Limits) -> Check:
     silent = [f"{node.name}: {node.machine.reason}" for node in found.nodes if isinstance(node.machine, Unknown)]
     if silent:
         advice = "look at its raylet.out, or take the node away; trials that are placed there would wait for it"
-        return fail("nodes", f"{len(silent)} of {of_nodes(len(found.nodes))} did not answer: {listed(silent)}", advice)
+        return fail(f"{len(silent)} of {of_nodes(len(found.nodes))} did not answer: {listed(silent)}", advice)
     if found.dead:
         lost = listed(f"{node.name}: {node.reason}" for node in found.dead)
         return warn(
-            "nodes",
             f"{of_nodes(len(found.nodes))} answer, {len(found.dead)} died unasked: {lost}",
             "look at why they died; a node that returns gets another id",
         )
-    return ok("nodes", f"{of_nodes(len(found.nodes))}: {listed(node.name for node in found.nodes)}")
+    return ok(f"{of_nodes(len(found.nodes))}: {listed(node.name for node in found.nodes)}")
 
 
 def check_launches(found: Findings, limits: Limits) -> Check:
     """The autoscaler could launch the nodes that were wanted."""
     failures = found.launch_failures
     if isinstance(failures, Unknown):
-        return skipped("launches", failures.reason)
+        return skipped(failures.reason)
     if failures:
-        return fail("launches", listed(failures), "mend what the line names; trials wait for these nodes")
-    return ok("launches", "no launch of a node failed in the last 10 minutes")
+        return fail(listed(failures), "mend what the line names; trials wait for these nodes")
+    return ok("no launch of a node failed in the last 10 minutes")
 
 
 def check_dashboard(found: Findings, limits: Limits) -> Check:
@@ -50,17 +49,16 @@ def check_dashboard(found: Findings, limits: Limits) -> Check:
     advice = "start the head with its dashboard (ray[default], --include-dashboard=true); Ray Train frees the workers "
     advice += "of stopped trials through it"
     if isinstance(dashboard, Unknown):
-        return fail("dashboard", dashboard.reason, advice)
+        return fail(dashboard.reason, advice)
     if isinstance(dashboard.with_token, Unknown):
-        return fail("dashboard", f"{dashboard.url}: {dashboard.with_token.reason}", advice)
+        return fail(f"{dashboard.url}: {dashboard.with_token.reason}", advice)
     if dashboard.with_token in REFUSED:
         return fail(
-            "dashboard",
             f"{dashboard.url} refuses our token (HTTP {dashboard.with_token})",
             "give the cluster's own token: --token-file, or RAY_AUTH_TOKEN_PATH on every node",
         )
     if dashboard.with_token >= 400:
-        return fail("dashboard", f"{dashboard.url} answers HTTP {dashboard.with_token}", "look at dashboard.log")
+        return fail(f"{dashboard.url} answers HTTP {dashboard.with_token}", "look at dashboard.log")
     cut_off = [
         f"{node.name}: {node.dashboard.reason if isinstance(node.dashboard, Unknown) else f'HTTP {node.dashboard}'}"
         for node, _ in found.answering
@@ -68,45 +66,44 @@ def check_dashboard(found: Findings, limits: Limits) -> Check:
     ]
     if cut_off:
         return fail(
-            "dashboard",
             f"{dashboard.url} answers on the head, not on {listed(cut_off)}",
             "start the head with --dashboard-host at its private address; open that port to the nodes",
         )
-    return ok("dashboard", f"{dashboard.url} answers on {of_nodes(len(found.answering))}")
+    return ok(f"{dashboard.url} answers on {of_nodes(len(found.answering))}")
 
 
 def check_token(found: Findings, limits: Limits) -> Check:
     """A request without a token is refused, or only this machine can make one."""
     dashboard = found.dashboard
     if isinstance(dashboard, Unknown):
-        return skipped("token", f"no dashboard to ask: {dashboard.reason}")
+        return skipped(f"no dashboard to ask: {dashboard.reason}")
     if isinstance(dashboard.without_token, Unknown):
-        return skipped("token", f"the dashboard did not answer: {dashboard.without_token.reason}")
+        return skipped(f"the dashboard did not answer: {dashboard.without_token.reason}")
     if dashboard.without_token in REFUSED:
-        return ok("token", f"in force: without it HTTP {dashboard.without_token}")
+        return ok(f"in force: without it HTTP {dashboard.without_token}")
     open_ = f"{dashboard.url} answers HTTP {dashboard.without_token} to a request without a token"
     if isinstance(dashboard.listening, Listening) and _is_loopback_only(dashboard.listening.dashboard):
-        return warn("token", f"{open_}; it listens on loopback alone", _TOKEN_ADVICE)
-    return fail("token", f"{open_}: whoever reaches it can run code on every node", _TOKEN_ADVICE)
+        return warn(f"{open_}; it listens on loopback alone", _TOKEN_ADVICE)
+    return fail(f"{open_}: whoever reaches it can run code on every node", _TOKEN_ADVICE)
 
 
 def check_exposure(found: Findings, limits: Limits) -> Check:
     """No door of the head is open to the internet."""
     if isinstance(found.dashboard, Unknown):
-        return skipped("exposure", f"no dashboard to ask: {found.dashboard.reason}")
+        return skipped(f"no dashboard to ask: {found.dashboard.reason}")
     listening = found.dashboard.listening
     if isinstance(listening, Unknown):
-        return skipped("exposure", listening.reason)
+        return skipped(listening.reason)
     doors = f"dashboard listens on {_shown(listening.dashboard)}, GCS on {_shown(listening.gcs)}"
     exposed = _open_to_the_world(listening)
     if not exposed:
         private = "; no interface of the head has a public address" if not listening.public else ""
-        return ok("exposure", doors + private)
+        return ok(doors + private)
     where = f"{doors}; {' and '.join(exposed)} can be reached at the public {listed(listening.public)}"
     advice = "give the head no public address, or --dashboard-host 127.0.0.1 and a firewall; reach it by a tunnel"
     if _has_token(found.dashboard):
-        return warn("exposure", f"{where}, and only the token keeps strangers out", advice)
-    return fail("exposure", f"{where}, and no token is asked for", advice)
+        return warn(f"{where}, and only the token keeps strangers out", advice)
+    return fail(f"{where}, and no token is asked for", advice)
 
 
 def _has_token(dashboard: DashboardFacts) -> bool:

@@ -64,10 +64,10 @@ def check_pods(cluster: ClusterDescription | None) -> list[Check]:
     try:
         pending = pending_pods(cluster)
     except UserError as error:
-        return [skipped("pods", str(error))]
+        return [skipped(str(error), name="pods")]
     if pending:
-        return [warn("pods", listed(pending), "wait for a node that is on its way, or mend what the line names")]
-    return [ok("pods", "no pod of the namespace waits")]
+        return [warn(listed(pending), "wait for a node that is on its way, or mend what the line names", name="pods")]
+    return [ok("no pod of the namespace waits", name="pods")]
 
 
 def entrypoint(errand: Errand, connection: Connection) -> str:
@@ -112,4 +112,4 @@ def _no_answer(job: Job | None, log: str) -> Check:
     last = last_line(log) or "its log is empty"
     why = "the cluster knows its job no more" if job is None else f"its job is {job.status} ({last})"
     advice = "look at the job's log in the dashboard; the head needs lexray's packages and room for one process"
-    return fail("job", f"the doctor did not answer: {why}", advice)
+    return fail(f"the doctor did not answer: {why}", advice, name="job")

@@ -19,11 +19,14 @@ TOTAL_S = 26.0
 def examine(found: Findings, limits: Limits | None = None) -> list[Check]:
     """Run every check, whatever the others say: one line for each, in the order of the table.
 
-    The checks are the functions `check_...` of the modules, in the order in which these define them.
+    The checks are the functions `check_NAME` of the modules, in the order in which these define them.
     """
-    modules = (reach_checks, machine_checks, store_checks, traffic_checks)
-    checks = [check for module in modules for name, check in vars(module).items() if name.startswith("check_")]
-    return [check(found, limits or Limits()) for check in checks]
+    return [
+        replace(check(found, limits or Limits()), name=name.removeprefix("check_"))
+        for module in (reach_checks, machine_checks, store_checks, traffic_checks)
+        for name, check in vars(module).items()
+        if name.startswith("check_")
+    ]
 
 
 def diagnose(request: Request, address: str | None, limits: Limits, *, is_job: bool = False) -> list[Check]:
@@ -44,5 +47,6 @@ def _of_this_machine(request: Request, limits: Limits) -> list[Check]:
         with local_ray() as folder:
             found = gather(request, Deadline.after(TOTAL_S))
     except RayStartError as error:
-        return [fail("start", str(error), "mend what the line names; a sweep on this machine would end the same way")]
+        advice = "mend what the line names; a sweep on this machine would end the same way"
+        return [fail(str(error), advice, name="start")]
     return examine(replace(found, start_notes=folder.notes), limits)

@@ -50,16 +50,16 @@ def check_region(found: Findings, limits: Limits) -> Check:
     the GB.
     """
     if not found.regions:
-        return skipped("region", "neither the data nor the output lies in S3")
+        return skipped("neither the data nor the output lies in S3")
     wrong = [line for line in map(_region_problem, found.regions) if line]
     if wrong:
         advice = "set storage.region to the bucket's, and use nodes and buckets of one region; traffic between regions "
-        return fail("region", listed(wrong), advice + "is billed by the GB")
+        return fail(listed(wrong), advice + "is billed by the GB")
     known = [f"{region.url} lies in {region.bucket}" for region in found.regions if isinstance(region.bucket, str)]
     if not known:
         reasons = [f"{r.url}: {r.bucket.reason}" for r in found.regions if isinstance(r.bucket, Unknown)]
-        return skipped("region", listed(reasons))
-    return ok("region", listed(known))
+        return skipped(listed(reasons))
+    return ok(listed(known))
 
 
 def check_identity(found: Findings, limits: Limits) -> Check:
@@ -68,17 +68,15 @@ def check_identity(found: Findings, limits: Limits) -> Check:
         node for node, _ in found.answering if not (isinstance(node.identity, Unknown) and not node.identity.is_asked)
     ]
     if not asked:
-        return skipped("identity", "no store that knows identities is used")
+        return skipped("no store that knows identities is used")
     unknown = [f"{node.name}: {node.identity.reason}" for node in asked if isinstance(node.identity, Unknown)]
     if unknown:
-        return warn(
-            "identity", listed(unknown), "give every node the cluster's role (service account, instance profile)"
-        )
+        return warn(listed(unknown), "give every node the cluster's role (service account, instance profile)")
     roles = {role_of(node.identity): node.name for node in asked if isinstance(node.identity, str)}
     if len(roles) > 1:
         shown = listed(f"{name} is {role}" for role, name in roles.items())
-        return warn("identity", shown, "use one role everywhere; a pod without its own takes the node's")
-    return ok("identity", f"{next(iter(roles))} on {of_nodes(len(asked))}")
+        return warn(shown, "use one role everywhere; a pod without its own takes the node's")
+    return ok(f"{next(iter(roles))} on {of_nodes(len(asked))}")
 
 
 def role_of(arn: str) -> str:
@@ -90,20 +88,20 @@ def _check_store(
     found: Findings, name: str, url: str | None, of: Callable[[NodeReport], StoreFinding], well: str
 ) -> Check:
     if url is None:
-        return skipped(name, f"no --{name} and no sweep file given")
+        return skipped(f"no --{name} and no sweep file given")
     findings = [(node.name, of(node)) for node, _ in found.answering]
     silent = [f"{node}: {finding.reason}" for node, finding in findings if isinstance(finding, Unknown)]
     faults = [(node, finding) for node, finding in findings if isinstance(finding, StoreFault)]
     if faults:
         told = listed([f"{node}: {fault.step} failed ({fault.reason})" for node, fault in faults] + silent)
-        return fail(name, f"{url}: {told}", store_advice(found, url, faults[0][1]))
+        return fail(f"{url}: {told}", store_advice(found, url, faults[0][1]))
     if silent:
-        return fail(name, f"{url}: {listed(silent)}", _silence_advice(found, url))
+        return fail(f"{url}: {listed(silent)}", _silence_advice(found, url))
     speeds = [finding for _, finding in findings if isinstance(finding, StoreSpeed)]
     if not speeds:
-        return skipped(name, "no node answered")
+        return skipped("no node answered")
     slowest = max(speeds, key=lambda speed: speed.seconds)
-    return ok(name, f"{url}: {of_nodes(len(speeds))} {well}, in {slowest.seconds:.2f} s or less")
+    return ok(f"{url}: {of_nodes(len(speeds))} {well}, in {slowest.seconds:.2f} s or less")
 
 
 def store_advice(found: Findings, url: str, fault: StoreFault) -> str:

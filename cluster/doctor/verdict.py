@@ -30,6 +30,7 @@ class Check:
     """Result of one check."""
 
     name: str
+    """Its name in the table; empty until `examine` gives that of the function."""
     status: Status
     found: str
     """The finding; the reason for a skipped check."""
@@ -55,19 +56,19 @@ class Limits:
     """Minimum GB/s of the fastest backend between nodes; 0 disables the check."""
 
 
-def ok(name: str, found: str) -> Check:
+def ok(found: str, *, name: str = "") -> Check:
     return Check(name=name, status=Status.OK, found=found)
 
 
-def warn(name: str, found: str, advice: str) -> Check:
+def warn(found: str, advice: str, *, name: str = "") -> Check:
     return Check(name=name, status=Status.WARN, found=found, advice=advice)
 
 
-def fail(name: str, found: str, advice: str) -> Check:
+def fail(found: str, advice: str, *, name: str = "") -> Check:
     return Check(name=name, status=Status.FAIL, found=found, advice=advice)
 
 
-def skipped(name: str, reason: str) -> Check:
+def skipped(reason: str, *, name: str = "") -> Check:
     return Check(name=name, status=Status.SKIPPED, found=reason)
 
 

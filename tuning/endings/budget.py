@@ -18,7 +18,6 @@ from functools import partial
 from threading import Thread
 from typing import NamedTuple
 
-from lexray.storage.documents import read_document
 from lexray.storage.errors import UserError
 from lexray.storage.polling import Repeat, read_many
 from lexray.storage.store import Store
@@ -26,6 +25,7 @@ from lexray.tuning.endings.cached_poll import POLL_EVERY_S, CachedPoll
 from lexray.tuning.file.stop_block import SECONDS_PER_HOUR, EndsBlock, in_utc
 from lexray.tuning.folder_documents import ENDING as ENDING_DOCUMENT
 from lexray.tuning.folder_documents import SPENT as SPENT_DOCUMENT
+from lexray.tuning.folder_documents import read_if_there
 from lexray.tuning.sweep_folder import PAUSED, SweepFolder
 from lexray.tuning.trials import Footprint, Trial
 
@@ -50,10 +50,8 @@ class Usage(NamedTuple):
 def read_usage(store: Store) -> Usage:
     """Read the usage of the trial in this folder. Raises CorruptDataError."""
     file, remedy = f"{store.url}/{SPENT}", "remove it to count from nothing"
-    try:
-        return Usage(**read_document(store, SPENT, SPENT_DOCUMENT, file=file, remedy=remedy))
-    except (FileNotFoundError, NotADirectoryError):
-        return Usage()
+    found = read_if_there(store, SPENT, SPENT_DOCUMENT, file=file, remedy=remedy)
+    return Usage() if found is None else Usage(**found)
 
 
 def sum_usage(parts: Iterable[Usage]) -> Usage:
@@ -114,10 +112,8 @@ class StopSignal:
 
 def read_ending(folder: SweepFolder) -> str:
     """Read the status that running trials should end with; empty to continue. Raises CorruptDataError."""
-    try:
-        return read_document(folder.store, ENDING, ENDING_DOCUMENT, remedy="remove it to go on")["status"]
-    except FileNotFoundError:
-        return ""
+    found = read_if_there(folder.store, ENDING, ENDING_DOCUMENT, remedy="remove it to go on")
+    return "" if found is None else found["status"]
 
 
 def write_ending(store: Store, status: str) -> None:

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, TypeAdapter
 from typing_extensions import TypedDict
 
-from lexray.storage.documents import Count, Number, Plain, as_described, read_document
+from lexray.storage.documents import Count, Number, Plain, as_described
 from lexray.storage.errors import CorruptDataError, UserError
 from lexray.storage.polling import read_many
 from lexray.storage.store import Store
@@ -33,7 +33,7 @@ from lexray.tuning.endings.early_stopping import (
     rung_steps,
 )
 from lexray.tuning.file.stop_block import StopRules
-from lexray.tuning.folder_documents import Part
+from lexray.tuning.folder_documents import Part, read_if_there
 from lexray.tuning.sweep_folder import SweepFolder
 from lexray.tuning.trials import Trial
 
@@ -91,9 +91,7 @@ _RUNGS = TypeAdapter(Rungs)
 def read_rungs(store: Store) -> Rungs:
     """Read the rungs of the trial in this folder; empty if it reached none or its file is corrupt."""
     try:
-        return read_document(store, RUNGS, _RUNGS, file=f"{store.url}/{RUNGS}")
-    except (FileNotFoundError, NotADirectoryError):
-        return Rungs()
+        return read_if_there(store, RUNGS, _RUNGS, file=f"{store.url}/{RUNGS}") or Rungs()
     except CorruptDataError as error:
         log.warning("%s; its rungs count as not reached", error)
         return Rungs()

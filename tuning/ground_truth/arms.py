@@ -8,7 +8,7 @@ Where a finding depends on a choice (the encoder's start, the candidates, the le
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lexray.training.config import OptimizerConfig
@@ -79,9 +79,9 @@ def tree_arms() -> tuple[Arm, ...]:
 # Everything else ---------------------------------------------------------------------------------------------------
 
 
-def plain_arms(k: int, lr: float) -> _Arms:
+def plain_arms(k: int) -> _Arms:
     """Return one arm of every family at target L0 `k`."""
-    made = _Arms(shared={"target_l0": k}, optimizer=OptimizerConfig(lr=lr))
+    made = _Arms(shared={"target_l0": k}, optimizer=OptimizerConfig(lr=1e-2))
     made.add("relu", architecture="relu")
     made.add("gated", architecture="gated")
     # Few rows and large steps: thresholds that run ahead of the encoder, or see little, freeze it where it starts.
@@ -93,8 +93,11 @@ def plain_arms(k: int, lr: float) -> _Arms:
     return made
 
 
-def archetypal_arms(made: _Arms, candidates: int) -> _Arms:
-    """Add archetypal dictionaries as published, and with candidates or mixtures drawn anew for each seed."""
+def with_archetypal(k: int, candidates: int, **settings: bool) -> StudyPlan:
+    """Return the plan of plain arms and archetypal ones: as published, and with candidates or mixtures drawn anew for
+    each seed.
+    """
+    made = plain_arms(k)
     shared: dict[str, Any] = {"architecture": "relaxed_archetypal", "candidates": candidates}
     made.add("topk, encoder of its own", architecture="topk", encoder_init="random")
     made.add("archetypal", architecture="archetypal", candidates=candidates)
@@ -103,31 +106,18 @@ def archetypal_arms(made: _Arms, candidates: int) -> _Arms:
     made.add("relaxed_archetypal, shuffled", mixture_init="shuffled", **shared)
     made.add("relaxed_archetypal, random mixture", mixture_init="random", **shared)
     made.add("relaxed_archetypal, both own", candidates_seed="trial", mixture_init="random", **shared)
-    return made
+    return StudyPlan(arms=tuple(made.arms), batch_rows=512, steps=2000, **settings)
 
 
 def plans() -> dict[str, StudyPlan]:
     """Return the plans by the dataset's name."""
     trees = StudyPlan(arms=tree_arms(), batch_rows=256, steps=4000)
     return {
-        "superposed": StudyPlan(
-            arms=tuple(archetypal_arms(plain_arms(4, 1e-2), candidates=192).arms),
-            batch_rows=512,
-            steps=2000,
-            quick=True,
-        ),
-        "correlated": StudyPlan(
-            arms=tuple(archetypal_arms(plain_arms(4, 1e-2), candidates=96).arms), batch_rows=512, steps=2000
-        ),
-        "tree-0": StudyPlan(arms=trees.arms, batch_rows=trees.batch_rows, steps=trees.steps, quick=True),
+        "superposed": with_archetypal(4, candidates=192, quick=True),
+        "correlated": with_archetypal(4, candidates=96),
+        "tree-0": replace(trees, quick=True),
         "tree-0.3": trees,
         "tree-0.5": trees,
         "tree-0.7": trees,
-        "mixtures": StudyPlan(
-            arms=tuple(archetypal_arms(plain_arms(3, 1e-2), candidates=64).arms),
-            batch_rows=512,
-            steps=2000,
-            identifiable=True,
-            quick=False,
-        ),
+        "mixtures": with_archetypal(3, candidates=64, identifiable=True),
     }

@@ -195,8 +195,7 @@ def measure_one(unseen: World, one: Learned, identifiable: bool) -> dict[str, fl
         "true_l0": unseen.l0,
     }
     if unseen.parents:
-        tree = hierarchy(unseen.features_GD, one.atoms_FD, unseen.parents, unseen.levels)
-        values |= {"parent_child": tree.parent_child, "across": tree.across, "within": tree.within}
+        values |= hierarchy(unseen.features_GD, one.atoms_FD, unseen.parents, unseen.levels)._asdict()
     if identifiable:
         accuracy, balanced = identifiability(one.codes_NF, unseen.present_NG)
         values |= {"identifiability": accuracy, "identifiability_balanced": balanced}

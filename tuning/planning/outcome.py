@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lexray.storage.documents import read_document
 from lexray.storage.store import Store
-from lexray.tuning.folder_documents import PLAN, PLAN_BYTES
+from lexray.tuning.folder_documents import PLAN, PLAN_BYTES, read_if_there
 from lexray.tuning.sweep_folder import DONE, TARGET_MISSED, TrialRecord
 
 PLAN_FILE = "plan.json"
@@ -17,10 +16,7 @@ PLAN_FILE = "plan.json"
 
 def read_plan(store: Store) -> dict[str, Any] | None:
     """Read the document of `Plan.to_dict`; None if there is none. Raises CorruptDataError."""
-    try:
-        return read_document(store, PLAN_FILE, PLAN, remedy="remove it to go on without it", max_bytes=PLAN_BYTES)
-    except FileNotFoundError:
-        return None
+    return read_if_there(store, PLAN_FILE, PLAN, remedy="remove it to go on without it", max_bytes=PLAN_BYTES)
 
 
 @dataclass(frozen=True, kw_only=True)

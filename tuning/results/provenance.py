@@ -9,10 +9,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lexray.storage.documents import read_document
 from lexray.storage.manifest import Manifest
 from lexray.storage.store import Store
-from lexray.tuning.folder_documents import DATASET
+from lexray.tuning.folder_documents import DATASET, read_if_there
 
 DATASET_FILE = "dataset.json"
 
@@ -36,10 +35,7 @@ def write_dataset(store: Store, url: str, manifest: Manifest) -> None:
 
 def read_dataset(store: Store) -> dict[str, Any] | None:
     """Read `dataset.json`; None if there is none. Raises CorruptDataError."""
-    try:
-        return read_document(store, DATASET_FILE, DATASET, remedy="remove it to go on without it")
-    except FileNotFoundError:
-        return None
+    return read_if_there(store, DATASET_FILE, DATASET, remedy="remove it to go on without it")
 
 
 def told(document: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -20,6 +20,7 @@ import wandb
 from lexray.storage.anonymous import without_home
 from lexray.storage.errors import named_line
 from lexray.storage.store import Store
+from lexray.tuning.file.wandb_block import split_project
 from lexray.tuning.sweep_folder import PAUSED, TrialRecord
 from lexray.tuning.views.wandb_ids import MAX_NAME_CHARACTERS, RunIds, shortened
 
@@ -181,6 +182,17 @@ class WandbRuns:
         )
         run.define_metric("*", step_metric="rows")
         return run
+
+
+def runs_of_sweep(
+    store: Store, project: str, name: str, *, folder: str, mode: Mode, falls_back: bool = True
+) -> WandbRuns:
+    """Return the runs of the sweep in `store`; `project` is PROJECT or ENTITY/PROJECT. Raises ValueError for others."""
+    entity, project_name = split_project(project)
+    return WandbRuns(
+        project=project_name, entity=entity, group=name, folder=folder, mode=mode, falls_back=falls_back,
+        ids=lambda: RunIds.of_folder(store),
+    )  # fmt: skip
 
 
 def _end(run: Any, exit_code: int) -> None:
