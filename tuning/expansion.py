@@ -119,8 +119,8 @@ def trial_at(sweep: SweepFile, manifest: Manifest, training_rows: Callable[[Data
     """Return the trial at a point. Raises UserError naming file, field and trial when something does not fit."""
     blocks = PointBlocks.at(sweep, point)
     with sweep.named_errors(), blocks.named_errors():
-        config = _config_at(blocks, manifest, training_rows)
         resources = blocks.resources()
+        config = _config_at(blocks, resources, manifest, training_rows)
         return Trial(
             id=config.trial,
             name=_name(sweep, point, config),
@@ -132,9 +132,10 @@ def trial_at(sweep: SweepFile, manifest: Manifest, training_rows: Callable[[Data
         )
 
 
-def _config_at(blocks: PointBlocks, manifest: Manifest, training_rows: Callable[[DataConfig], int]) -> TrainingConfig:
-    sweep, point = blocks.sweep, blocks.point
-    resources, training = blocks.resources(), blocks.training()
+def _config_at(
+    blocks: PointBlocks, resources: ResourcesBlock, manifest: Manifest, training_rows: Callable[[DataConfig], int]
+) -> TrainingConfig:
+    sweep, point, training = blocks.sweep, blocks.point, blocks.training()
     resources.check_gpus()
     data = data_config(sweep, manifest, point)
     dictionary = blocks.dictionary(manifest, data)

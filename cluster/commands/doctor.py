@@ -93,7 +93,7 @@ def _joined(
 
 def _by_job(asked: DoctorOptions, target: Target) -> tuple[str, list[Check]]:
     """Run the doctor as a job on a cluster of which only the dashboard is reachable."""
-    from lexray.cluster.doctor.remote import Errand, diagnose_by_job
+    from lexray.cluster.doctor.remote import diagnose_by_job
 
     text = read_text(str(asked.file)) if asked.file is not None else None
     request = request_of(asked)  # refuses a wrong file here, not there
@@ -106,7 +106,7 @@ def _by_job(asked: DoctorOptions, target: Target) -> tuple[str, list[Check]]:
     }
     arguments = [word for option, value in given.items() if value is not None for word in (option, value)]
     with messages.status(Text(f"asking the nodes of {target.options}")):
-        return diagnose_by_job(target, Errand(sweep_text=text, arguments=arguments))
+        return diagnose_by_job(target, text, arguments)
 
 
 def use_token(file: Path | None) -> None:

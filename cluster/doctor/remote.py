@@ -7,7 +7,6 @@ import shlex
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from lexray.cluster.doctor.verdict import Check, checks_of, fail, listed, ok, skipped, warn
@@ -26,29 +25,26 @@ LONGEST_S = 60.0
 PAUSE_S = 0.5
 
 
-@dataclass(frozen=True, kw_only=True)
-class Errand:
-    """Input of the doctor's job."""
-
-    sweep_text: str | None
-    """Contents of the sweep file; None without one."""
-    arguments: Sequence[str]
-    """Further options of `lexray doctor`, with values that hold on the cluster."""
-
-
 def diagnose_by_job(
     target: Target,
-    errand: Errand,
+    sweep_text: str | None,
+    arguments: Sequence[str],
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> tuple[str, list[Check]]:
-    """Return the cluster's name and its checks. Raises UserError, ClusterLostError, RefusedError."""
+    """Return the cluster's name and its checks. Raises UserError, ClusterLostError, RefusedError.
+
+    `sweep_text` is the sweep file's, None without one; `arguments` are further options of `lexray doctor`, with values
+    that hold on the cluster.
+    """
     with connect(target) as connection:
         client, job_id = JobClient(connection.dashboard), f"{PREFIX}{uuid.uuid4().hex[:12]}"
-        made = package(errand.sweep_text or "")
+        made = package(sweep_text or "")
         client.upload(made)
         environment = job_environment(connection.description, connection.ray_version)
-        client.submit(job_id, entrypoint(errand, connection), made, {}, environment)
+        client.submit(
+            job_id, entrypoint(arguments, connection, has_sweep=sweep_text is not None), made, {}, environment
+        )
         longest_s = LONGEST_S + (SETUP_TIMEOUT_S if environment else 0)
         job = _awaited(client, job_id, clock() + longest_s, clock, sleep)
         log = client.logs(job_id)
@@ -70,12 +66,10 @@ def check_pods(cluster: ClusterDescription | None) -> list[Check]:
     return [ok("no pod of the namespace waits", name="pods")]
 
 
-def entrypoint(errand: Errand, connection: Connection) -> str:
+def entrypoint(arguments: Sequence[str], connection: Connection, *, has_sweep: bool) -> str:
     """Return the job's entrypoint, run in the package's folder."""
     doctor = ["python", "-m", "lexray", "doctor", "--address", "auto", "--is-job", "--json"]
-    command = [*insecure_prefix(), *doctor, *errand.arguments]
-    if errand.sweep_text is not None:
-        command.append(SWEEP_FILE)
+    command = [*insecure_prefix(), *doctor, *arguments, *([SWEEP_FILE] if has_sweep else [])]
     region = connection.description.region if connection.description is not None else None
     return shlex.join([*command, *(["--region", region] if region is not None else [])])
 

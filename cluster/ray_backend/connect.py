@@ -14,13 +14,11 @@ from tempfile import TemporaryDirectory
 import ray
 
 from lexray.cluster.provisioned.description import Pool
-from lexray.cluster.ray_backend.internals import NodeGroup, announce_node_groups, on_loopback, wants_another_token
+from lexray.cluster.ray_backend.internals import announce_node_groups, on_loopback, wants_another_token
 from lexray.cluster.ray_backend.local_ray import LocalFolder, is_on_loopback_alone, local_folder, started
 from lexray.cluster.ray_backend.package import code_package
 from lexray.storage.errors import UserError, one_line
 from lexray.storage.objects.options import insecure_env
-from lexray.tuning.placement.memory_split import memory_split
-from lexray.tuning.ray_backend.cluster_view import zone_resource
 
 CONNECT_TIMEOUT_S = 10
 
@@ -58,7 +56,7 @@ def connected(address: str | None, *, is_job: bool = False, pools: Sequence[Pool
     with TemporaryDirectory(prefix="lexray-code-") as folder:
         _join(address, {} if is_job else shipped_code(Path(folder)))
     if pools:
-        _announce(pools)
+        announce_node_groups(pools)
     try:
         yield
     finally:
@@ -102,23 +100,6 @@ def _known(address: str) -> dict[str, str]:
     found = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
     is_told = bool(re.fullmatch(r"[^/\s]+:\d+", found)) and not found.startswith(("127.", "localhost:", "[::1]:"))
     return {"RAY_ADDRESS": found} if is_told else {}
-
-
-def _announce(pools: Sequence[Pool]) -> None:
-    announce_node_groups(
-        NodeGroup(
-            name=pool.name,
-            min_count=pool.min_nodes,
-            max_count=pool.max_nodes,
-            resources={
-                "CPU": int(pool.cpus),
-                "GPU": pool.gpus,
-                "memory": memory_split(pool.memory_gib).heap,
-                **({zone_resource(pool.zone): 1} if pool.zone is not None else {}),
-            },
-        )
-        for pool in pools
-    )
 
 
 def shipped_code(folder: Path) -> dict[str, str]:

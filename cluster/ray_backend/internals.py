@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 import ray
@@ -15,22 +15,19 @@ from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-d
 from ray.core.generated import autoscaler_pb2, gcs_service_pb2, gcs_service_pb2_grpc
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
-
-class NodeGroup(NamedTuple):
-    """Nodes of one kind that an autoscaler may start."""
-
-    name: str
-    min_count: int
-    max_count: int
-    resources: dict[str, int]
+from lexray.cluster.provisioned.description import Pool
+from lexray.tuning.placement.memory_split import memory_split
+from lexray.tuning.ray_backend.cluster_view import zone_resource
 
 
-def announce_node_groups(groups: Iterable[NodeGroup]) -> None:
+def announce_node_groups(pools: Iterable[Pool]) -> None:
     """Tell the connected cluster what it may become, where Ray itself looks: its autoscalers leave it empty."""
     config = autoscaler_pb2.ClusterConfig()  # type: ignore[attr-defined]  # protobuf makes it when imported
-    for group in groups:
-        added = config.node_group_configs.add(name=group.name, min_count=group.min_count, max_count=group.max_count)
-        added.resources.update(group.resources)
+    for pool in pools:
+        added = config.node_group_configs.add(name=pool.name, min_count=pool.min_nodes, max_count=pool.max_nodes)
+        memory = memory_split(pool.memory_gib).heap
+        zone = {zone_resource(pool.zone): 1} if pool.zone is not None else {}
+        added.resources.update({"CPU": int(pool.cpus), "GPU": pool.gpus, "memory": memory, **zone})
     _internal_kv_put(
         ray._raylet.GCS_AUTOSCALER_CLUSTER_CONFIG_KEY,  # type: ignore[attr-defined]  # compiled
         config.SerializeToString(),

@@ -20,7 +20,6 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from lexray.cluster.provisioned.description import Pool
 from lexray.cluster.provisioned.pools import pools_of, pools_option
-from lexray.cluster.ray_backend.connect import _announce
 from lexray.cluster.ray_backend.internals import announce_node_groups, wants_another_token
 from lexray.tuning.ray_backend.attempts import is_of_the_trial
 from lexray.tuning.ray_backend.cluster_view import cluster_view
@@ -149,7 +148,7 @@ def test_workers_without_room_are_told_from_a_training_that_fails() -> None:
 def test_what_pools_may_start_is_what_the_placer_sees_to_come(ray_session: str) -> None:
     told = pools_option([Pool(name="near", cpus=4, memory_gib=8, gpus=1, max_nodes=2, zone="eu-west-1a")])
     try:
-        _announce(pools_of(told[1]))
+        announce_node_groups(pools_of(told[1]))
         to_come = cluster_view().to_come
     finally:
         announce_node_groups([])
