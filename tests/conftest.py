@@ -12,8 +12,8 @@ from moto.server import ThreadedMotoServer
 from lexray.cluster.ray_backend.connect import PROCESS_ENV
 from lexray.cluster.ray_backend.local_ray import local_folder, started
 
-settings.register_profile("search", max_examples=1000, print_blob=True)
-settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("search", max_examples=1000, deadline=None, print_blob=True)
+settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 """The same examples in every run, so that a run fails for what was changed; `make properties` searches for others."""
 
