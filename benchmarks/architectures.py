@@ -51,7 +51,7 @@ def make(name: str, x_BD: torch.Tensor, width: int, l0: int, batch_rows: int) ->
 
 def stepper(made: Dictionary, rows: RawRows) -> Callable[[], None]:
     """One training step without DeepSpeed: loss, gradient, clipping, Adam, projections, counters."""
-    adam = torch.optim.Adam(made.parameters(), lr=1e-3, fused=True) if made.learns_by == "gradient" else None
+    adam = torch.optim.Adam(made.parameters(), lr=1e-3, fused=True) if made.config.learns_by == "gradient" else None
 
     def step() -> None:
         made.at_step(made.step + 1, 10_000)
@@ -84,7 +84,7 @@ def main() -> None:
     # k-means and the factorisations start from as many rows as they have latents.
     x_BD = rows_of(max(args.batch_rows, 2 * args.width), args.site_width, torch.Generator().manual_seed(0))
     steps = {name: stepper(*make(name, x_BD, args.width, args.l0, args.batch_rows)) for name in ARCHITECTURES}
-    learned = {name: step for name, step in steps.items() if ARCHITECTURES[name].learns_by == "gradient"}
+    learned = {name: step for name, step in steps.items() if ARCHITECTURES[name].Config.learns_by == "gradient"}
     take_turns(learned, SETTLING_STEPS)
     print(f"site {args.site_width}, width {args.width}, L0 {args.l0}, batch {args.batch_rows}")
     print_ratios(take_turns(steps, args.steps), "topk")

@@ -23,7 +23,7 @@ from lexray.storage.bench import core_speed
 from lexray.storage.manifest import load_manifest
 from lexray.storage.store import Store
 from lexray.storage.windows import StreamSpec
-from lexray.training.config import MeshConfig
+from lexray.training.mesh.settings import MeshConfig
 
 UNCOUNTED_STEPS, COUNTED_STEPS, STEPS_WITHIN_S = 5, 40, 300
 SUMS = 12

@@ -26,7 +26,7 @@ from lexray.storage.store import Store
 from lexray.storage.stream import BatchStream
 from lexray.storage.windows import LocalWindows, StreamSpec, WindowReader, WindowSource
 from lexray.storage.writer import DatasetWriter
-from lexray.training.config import DataConfig, MeshConfig, OptimizerConfig, TrainingConfig
+from lexray.training.config import DataConfig, OptimizerConfig, TrainingConfig
 from lexray.training.cost.memory import shapes_of
 from lexray.training.cost.step_memory import Rows
 from lexray.training.cost.traffic import over_latents, over_rows
@@ -37,6 +37,7 @@ from lexray.training.loop.build import build_dictionary, ensure_process_group, m
 from lexray.training.loop.loop import training_steps
 from lexray.training.mesh.axes import LOCAL_DATA
 from lexray.training.mesh.mesh import ONE_RANK, connect
+from lexray.training.mesh.settings import MeshConfig
 
 LR = 1e-4
 

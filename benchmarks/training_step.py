@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.turns import print_ratios, take_turns
-from lexray.training.config import MeshConfig, OptimizerConfig
+from lexray.training.config import OptimizerConfig
 from lexray.training.dictionaries import dictionary_config, make_dictionary
 from lexray.training.dictionaries.base import Dictionary, RawRows
 from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
 from lexray.training.engines.deepspeed_engine import DeepSpeedEngine
 from lexray.training.loop.build import ensure_process_group
+from lexray.training.mesh.settings import MeshConfig
 
 
 def make(site_width: int, width: int, l0: int) -> Dictionary:

@@ -147,7 +147,7 @@ def train_on_gpu(case: Case, options: dict[str, Any]) -> dict[str, Noted]:
             rows = RawRows(x_BD, x_BD if made.sites.reconstructs_its_input else y_BO)
             if made.needs_sample:
                 made.prepare(lambda: [rows, rows])
-            adam = torch.optim.Adam(made.parameters(), fused=True) if made.learns_by == "gradient" else None
+            adam = torch.optim.Adam(made.parameters(), fused=True) if made.config.learns_by == "gradient" else None
             _step(made, adam, rows, 0)
             made.rows_since_fired_F[:9] = DEAD_AFTER
         with devices["step"]:

@@ -16,12 +16,13 @@ from training_synthetic import BATCH_ROWS, Dataset, small_config
 from lexray.storage.store import Store
 from lexray.storage.stream import BatchStream, local_stream
 from lexray.training.checkpoint.saved import to_state_dict
-from lexray.training.config import EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
+from lexray.training.config import EveryConfig, OptimizerConfig, TrainingConfig
 from lexray.training.dictionaries.base import Dictionary
 from lexray.training.loop.build import build_dictionary, make_engine, place_in, sample_rows
 from lexray.training.loop.loop import training_steps
 from lexray.training.loop.trainer import Trainer
 from lexray.training.mesh.mesh import Mesh, connect
+from lexray.training.mesh.settings import MeshConfig
 
 CPU = torch.device("cpu")
 WIDTH, TARGET_L0 = 40, 4

@@ -120,9 +120,9 @@ CASES = [
     for name in ARCHITECTURES
     for variant, options in {"": {}, **VARIANTS.get(name, {})}.items()
 ]
-LEARNED = [case for case in CASES if case.cls.learns_by == "gradient"]
-LEARNED_DEFAULTS = [case for case in DEFAULTS if case.cls.learns_by == "gradient"]
-BASELINES = [case for case in CASES if case.cls.learns_by == "statistics"]
+LEARNED = [case for case in CASES if case.cls.Config.learns_by == "gradient"]
+LEARNED_DEFAULTS = [case for case in DEFAULTS if case.cls.Config.learns_by == "gradient"]
+BASELINES = [case for case in CASES if case.cls.Config.learns_by == "statistics"]
 PENALTY_CODES = (
     "relu", "relu_tanh", "p_anneal", "gated", "gated_p_anneal", "jumprelu",
 )  # fmt: skip
@@ -189,7 +189,7 @@ def random_dictionary(
     Atoms have any norm, biases are away from zero, and half of the training is done. Baselines have learned from a few
     batches.
     """
-    if case.cls.learns_by == "statistics":
+    if case.cls.Config.learns_by == "statistics":
         made = learned_from(untrained(case, seed, **options).double(), seed)
         made.rows, made.latents, made.pairs = axes
     else:

@@ -15,11 +15,12 @@ from lexray.storage.manifest import Manifest, Site
 from lexray.storage.selection import Part, Selection
 from lexray.storage.store import StorageSettings, Store
 from lexray.storage.windows import StreamSpec
-from lexray.training.dictionaries import architecture, recorded_config
+from lexray.training.dictionaries import recorded_config
 from lexray.training.dictionaries.base import DictionaryConfig
 from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
 from lexray.training.identity.hash import identity_hash
 from lexray.training.identity.versions import BEFORE_VERSIONS, changed_optimizer_defaults
+from lexray.training.mesh.settings import MeshConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,75 +171,6 @@ class OptimizerConfig(FileSettings):
         rise = min(1.0, (step + 1) / max(1.0, self.warmup * num_steps))
         fall = min(1.0, (num_steps - step) / max(1.0, self.decay * num_steps))
         return self.peak_lr(width, num_steps) * min(rise, fall)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeshShape(FileSettings):
-    """The workers of one dictionary: data x feature of them."""
-
-    data: Count = 1
-    """Workers over which the rows of a batch are split."""
-    feature: Count = 1
-    """Workers over which latents are split; the width must be a multiple."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineConfig(FileSettings):
-    """Sharding of one dictionary's states and batches over its workers."""
-
-    zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
-    """DeepSpeed ZeRO stage; `auto` is 0 for one worker and 1 for more, and with `offload_optimizer`."""
-    offload_optimizer: bool = False
-    """Keep Adam's moments and the fp32 masters in the host's memory, and step there; for ZeRO stages 1 to 3."""
-    micro_batches: Count = 1
-    """Parts in which each worker computes its rows of a batch, one after another: less memory, the same result."""
-    check_rows: bool = False
-    """For debugging: compare the rows that the workers have of every batch, each planned row once."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.offload_optimizer and self.zero_stage == 0:
-            raise UserError("offload_optimizer: not possible with zero_stage 0; use 1, 2, 3 or auto")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeshConfig(MeshShape, EngineConfig):
-    """The workers of one dictionary. They do not change what it becomes, so they are no part of a trial's identity."""
-
-    def row_parts(self, dictionary: DictionaryConfig) -> int:
-        """Into how many parts the rows are split: those that learn by statistics split nothing else."""
-        splits_latents = architecture(dictionary.architecture).learns_by == "gradient"
-        return self.data if splits_latents else self.data * self.feature
-
-    def check(self, dictionary: DictionaryConfig) -> None:
-        """Raise UserError when this dictionary cannot be split like this."""
-        learns_by = architecture(dictionary.architecture).learns_by
-        if self.micro_batches > 1 and learns_by == "statistics":
-            raise UserError(
-                f"micro_batches: {self.micro_batches}, but {dictionary.architecture} learns from whole batches; "
-                f"set it to 1 by a rule for {dictionary.architecture}"
-            )
-        if self.row_parts(dictionary) != self.data:
-            return
-        if dictionary.width % self.feature:
-            near = max(self.feature, round(dictionary.width / self.feature) * self.feature)
-            raise UserError(
-                f"mesh.feature: {self.feature} parts, but the width {dictionary.width:,} is not a multiple of that; "
-                f"use {near:,}"
-            )
-        dictionary.check_slices(self.feature)
-
-    def check_batch(self, batch_rows: int, row_parts: int, lanes: int) -> None:
-        """Raise UserError when some worker would have fewer rows of a batch than micro-batches."""
-        fewest = (lanes // row_parts) * (batch_rows // lanes)
-        if self.micro_batches > fewest:
-            raise UserError(f"micro_batches: {self.micro_batches}, but a worker has only {fewest} rows of a batch")
-
-    @property
-    def stage(self) -> int:
-        if self.zero_stage == "auto":
-            return 1 if self.data > 1 or self.offload_optimizer else 0
-        return self.zero_stage
 
 
 @dataclass(frozen=True, kw_only=True)

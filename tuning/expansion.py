@@ -15,12 +15,13 @@ from lexray.storage.file_settings import part_of
 from lexray.storage.manifest import Manifest
 from lexray.storage.order import check_lanes, rank_lanes, steps_per_epoch
 from lexray.storage.store import Store
-from lexray.training.config import DataConfig, MeshConfig, OptimizerConfig, RowsConfig, TrainingConfig
+from lexray.training.config import DataConfig, OptimizerConfig, RowsConfig, TrainingConfig
 from lexray.training.dictionaries import architecture, dictionary_config
 from lexray.training.dictionaries.base import DictionaryConfig
 from lexray.training.engines.deepspeed_settings import check_names
 from lexray.training.engines.gradient_scale import check_gradient_scale
 from lexray.training.identity.versions import NEWEST
+from lexray.training.mesh.settings import MeshConfig
 from lexray.tuning.file.axes import Point, width_of
 from lexray.tuning.file.points import code_at, effective, key, points_of, shown
 from lexray.tuning.file.resources import ResourcesBlock

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from lexray.training.config import MeshConfig, TrainingConfig
+from lexray.training.config import TrainingConfig
+from lexray.training.mesh.settings import MeshConfig
 from lexray.tuning.file.axes import Point
 
 

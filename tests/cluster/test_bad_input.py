@@ -144,7 +144,10 @@ def test_a_batch_that_the_lanes_do_not_divide(refused_sweep):
         ({"options": {"all": {"dead_after_rows": True}}}, "dead_after_rows: true stands where a number belongs"),
         ({"axes": {"architecture": ["jumprelu"]}, "options": {"jumprelu": {"bandwidth": 1e-300}}}, "bandwidth: 1e-300"),
         ({"axes": {"target_l0": [1e-300]}}, "target_l0: 1e-300 is out of what float32"),
-        ({"axes": {"width": [10**12]}}, "width: 1000000000000 must be at least 1 and below 2147483648: latents are numbered with 32 bits"),
+        (
+            {"axes": {"width": [10**12]}},
+            "width: 1000000000000 must be at least 1 and below 2147483648: latents are numbered with 32 bits",
+        ),
         ({"axes": {"seed": [True]}}, "axes.seed: True is not a whole number"),
         ({"axes": {"seed": list(range(15_000))}}, "axes: 30,000 dictionaries; a sweep has at most 20,000"),
         ({"search": {"kind": "random", "trials": 10**9}}, "search.trials: 1,000,000,000 dictionaries"),

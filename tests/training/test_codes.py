@@ -134,7 +134,7 @@ def test_a_code_is_the_masked_matrix_it_was_made_of(matrix):
 
 def raw_reconstruction(case: Case, made, code: SparseCode, x_BD: Tensor) -> Tensor:
     """What a code stands for, with whole matrices."""
-    atoms, bias = made.W_dec if case.cls.learns_by == "statistics" else atoms_of(case, made)[0], 0
+    atoms, bias = made.W_dec if case.cls.Config.learns_by == "statistics" else atoms_of(case, made)[0], 0
     if hasattr(made, "b_dec"):
         bias = made.b_dec
     if hasattr(made, "W_skip"):
@@ -168,7 +168,7 @@ def test_training_and_inference_reconstruct_alike(case):
     torch.testing.assert_close(loss_of(made, rows).sums["error"], error)
 
 
-@pytest.mark.parametrize("case", **named([case for case in CASES if case.cls.learns_by == "statistics"]))
+@pytest.mark.parametrize("case", **named([case for case in CASES if case.cls.Config.learns_by == "statistics"]))
 def test_a_baseline_reports_the_error_of_what_it_knew_before_the_batch(case):
     made = random_dictionary(case, 5)
     rows = random_rows(made.sites, 5)

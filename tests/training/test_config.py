@@ -12,10 +12,11 @@ from training_cases import config_of
 
 from lexray.storage.errors import UserError
 from lexray.storage.store import StorageSettings
-from lexray.training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
+from lexray.training.config import DataConfig, EveryConfig, OptimizerConfig, TrainingConfig
 from lexray.training.dictionaries import ARCHITECTURES, dictionary_config
 from lexray.training.dictionaries.base import DictionaryConfig
 from lexray.training.dictionaries.learned import LearnedConfig
+from lexray.training.mesh.settings import MeshConfig
 
 DEFAULTS = {case.architecture: config_of(case) for case in training_cases.DEFAULTS}
 """A configuration of each architecture."""

@@ -7,12 +7,13 @@ import torch
 from training_synthetic import Dataset, small_config, small_dataset
 
 from lexray.storage.stream import local_stream
-from lexray.training.config import MeshConfig, OptimizerConfig
+from lexray.training.config import OptimizerConfig
 from lexray.training.engines.adam_states import ADAM_MOMENTS
 from lexray.training.engines.deepspeed_engine import DeepSpeedEngine
 from lexray.training.loop.build import build_dictionary
 from lexray.training.loop.loop import training_steps
 from lexray.training.mesh.axes import LOCAL_DATA
+from lexray.training.mesh.settings import MeshConfig
 
 pytestmark = pytest.mark.usefixtures("process_group")
 

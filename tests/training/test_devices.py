@@ -16,9 +16,10 @@ from deepspeed.accelerator import get_accelerator, set_accelerator
 from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 from deepspeed.runtime.engine import DeepSpeedEngine
 
-from lexray.training.config import MeshConfig, OptimizerConfig
+from lexray.training.config import OptimizerConfig
 from lexray.training.engines.deepspeed_settings import deepspeed_config
 from lexray.training.mesh.device import CPU, backend_of
+from lexray.training.mesh.settings import MeshConfig
 
 ROOT = Path(__file__).parents[2]
 LOOKS = re.compile(r"cuda\.(is_available|device_count)")
@@ -34,7 +35,8 @@ from lexray.training.loop.build import ensure_process_group
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from training_cases import default_case, random_rows, untrained
-from lexray.training.config import MeshConfig, OptimizerConfig
+from lexray.training.config import OptimizerConfig
+from lexray.training.mesh.settings import MeshConfig
 from lexray.training.engines.deepspeed_engine import DeepSpeedEngine
 
 print(get_accelerator().device_name())

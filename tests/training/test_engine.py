@@ -11,7 +11,7 @@ from training_synthetic import BATCH_ROWS, STEPS, Dataset, moments_of, small_con
 from lexray.storage.stream import BatchStream, local_stream
 from lexray.training.checkpoint.format import Checkpoint
 from lexray.training.checkpoint.saved import to_state_dict
-from lexray.training.config import MeshConfig, OptimizerConfig, TrainingConfig
+from lexray.training.config import OptimizerConfig, TrainingConfig
 from lexray.training.dictionaries import ARCHITECTURES
 from lexray.training.dictionaries.base import Dictionary
 from lexray.training.engines.batches import raw_rows
@@ -20,10 +20,11 @@ from lexray.training.engines.deepspeed_settings import BUCKET_SHARE
 from lexray.training.loop.build import build_dictionary, sample_rows
 from lexray.training.loop.loop import global_sums, training_steps
 from lexray.training.mesh.axes import LOCAL_DATA
+from lexray.training.mesh.settings import MeshConfig
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
-LEARNED = [name for name, made in ARCHITECTURES.items() if made.learns_by == "gradient"]
+LEARNED = [name for name, made in ARCHITECTURES.items() if made.Config.learns_by == "gradient"]
 FEW = ("topk", "batch_topk", "relu", "relaxed_archetypal")
 
 

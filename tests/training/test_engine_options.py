@@ -16,7 +16,7 @@ from lexray.storage.errors import UserError
 from lexray.storage.stream import local_stream
 from lexray.training.checkpoint.format import Checkpoint
 from lexray.training.checkpoint.saved import to_state_dict
-from lexray.training.config import MeshConfig, OptimizerConfig, TrainingConfig
+from lexray.training.config import OptimizerConfig, TrainingConfig
 from lexray.training.dictionaries.base import Dictionary, RawRows
 from lexray.training.engines.deepspeed_engine import DeepSpeedEngine
 from lexray.training.engines.deepspeed_settings import LiveGroup, check_groups
@@ -24,6 +24,7 @@ from lexray.training.engines.micro_batches import in_parts, parts_of
 from lexray.training.loop.build import build_dictionary, sample_rows
 from lexray.training.loop.loop import training_steps
 from lexray.training.mesh.axes import LOCAL_DATA, Axes
+from lexray.training.mesh.settings import MeshConfig
 from lexray.training.objectives.forward import LossOutput
 
 pytestmark = pytest.mark.usefixtures("process_group")

@@ -25,10 +25,11 @@ from training_synthetic import Dataset, small_dataset
 
 from lexray.storage.store import Store
 from lexray.training.checkpoint.format import Checkpoint, newest_checkpoint
-from lexray.training.config import EveryConfig, MeshConfig, TrainingConfig
+from lexray.training.config import EveryConfig, TrainingConfig
 from lexray.training.loop.build import ensure_process_group
 from lexray.training.loop.trainer import Trainer
 from lexray.training.mesh.liveness import RankSilentError
+from lexray.training.mesh.settings import MeshConfig
 
 STEPS, EVERY, DEATH_STEP = 20, 5, 10
 TWO_RANKS = ((2, 1), (1, 2))

@@ -15,7 +15,7 @@ from quick_cases import quick
 from torch import Tensor
 from training_synthetic import BATCH_ROWS, Dataset, moments_of, small_config, small_dataset
 
-from lexray.training.config import MeshConfig, OptimizerConfig, TrainingConfig
+from lexray.training.config import OptimizerConfig, TrainingConfig
 from lexray.training.dictionaries.base import RawRows
 from lexray.training.engines.batches import raw_rows
 from lexray.training.engines.engine import Engine
@@ -24,6 +24,7 @@ from lexray.training.loop.loop import global_sums, training_steps
 from lexray.training.loop.non_finite import NonFiniteStepError, check_loss
 from lexray.training.mesh.axes import LOCAL_DATA
 from lexray.training.mesh.mesh import ONE_RANK, connect
+from lexray.training.mesh.settings import MeshConfig
 
 pytestmark = pytest.mark.usefixtures("process_group")
 

@@ -14,11 +14,12 @@ import torch.multiprocessing
 from training_synthetic import Dataset, sparse_features, write_features
 
 from lexray.storage.store import Store
-from lexray.training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
+from lexray.training.config import DataConfig, EveryConfig, OptimizerConfig, TrainingConfig
 from lexray.training.cost.memory import PROCESS_BYTES, needs
 from lexray.training.dictionaries import dictionary_config
 from lexray.training.loop.build import ensure_process_group
 from lexray.training.loop.trainer import Trainer
+from lexray.training.mesh.settings import MeshConfig
 
 SITE, BATCH_ROWS, STEPS = 256, 64, 6
 MESHES = [

@@ -9,7 +9,7 @@ from training_cases import CASES, Case
 
 from lexray.storage.errors import UserError
 from lexray.training.codes import CODES
-from lexray.training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
+from lexray.training.config import DataConfig, EveryConfig, OptimizerConfig, TrainingConfig
 from lexray.training.dictionaries import ARCHITECTURES, dictionary_config, recorded_config
 from lexray.training.identity.hash import frozen_defaults, identity_hash
 from lexray.training.identity.versions import (
@@ -18,6 +18,7 @@ from lexray.training.identity.versions import (
     changed_dictionary_defaults,
     changed_optimizer_defaults,
 )
+from lexray.training.mesh.settings import MeshConfig
 
 GOLDEN = json.loads(Path(__file__).with_name("golden").joinpath("trial_ids.json").read_text())
 """Ids as lexray made them before codes had options of their own."""

@@ -15,7 +15,7 @@ import torch.multiprocessing
 from memory_meter import live_storages, peak_bytes
 from training_cases import BASELINES, CASES, LEARNED, Case, find_case, random_rows, sites_of
 
-from lexray.training.config import DataConfig, MeshConfig, OptimizerConfig, TrainingConfig
+from lexray.training.config import DataConfig, OptimizerConfig, TrainingConfig
 from lexray.training.cost.memory import PROCESS_BYTES, needs, rank_memory, shapes_of
 from lexray.training.cost.step_memory import FLOAT_BYTES, Rows, backward_bytes, forward_bytes, solver_bytes
 from lexray.training.cost.traffic import over_latents
@@ -24,6 +24,7 @@ from lexray.training.dictionaries.base import Dictionary, RawRows
 from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
 from lexray.training.loop.build import make_engine, place_in
 from lexray.training.mesh.mesh import connect
+from lexray.training.mesh.settings import MeshConfig
 from lexray.training.ops import topk as selection
 
 L0, MIDWAY = 4, (63, 100)

@@ -21,11 +21,12 @@ from lexray.storage.order import WindowKey
 from lexray.storage.store import Store
 from lexray.storage.windows import LocalWindows, StreamSpec, Window, WindowReader, WindowSource
 from lexray.training.checkpoint.format import newest_checkpoint
-from lexray.training.config import MeshConfig, TrainingConfig
+from lexray.training.config import TrainingConfig
 from lexray.training.loop.non_finite import MAX_REASON, RESUMED, NonFiniteStepError, resume_once
 from lexray.training.loop.result import TrainingResult
 from lexray.training.loop.trainer import Trainer
 from lexray.training.mesh.mesh import ONE_RANK
+from lexray.training.mesh.settings import MeshConfig
 
 pytestmark = pytest.mark.usefixtures("process_group")
 

@@ -13,7 +13,7 @@ import pytest
 from mesh_ranks import Task
 from training_synthetic import Dataset, small_dataset
 
-from lexray.training.config import MeshConfig
+from lexray.training.mesh.settings import MeshConfig
 
 TOOLS = (
     "cc", "c++", "gcc", "g++", "clang", "clang++", "ld", "ninja", "make", "nvcc", "hipcc", "mpirun", "mpicc", "pdsh",

@@ -2,10 +2,11 @@
 
 from training_cases import LEARNED_DEFAULTS, default_case, sites_of
 
-from lexray.training.config import DataConfig, MeshConfig, TrainingConfig
+from lexray.training.config import DataConfig, TrainingConfig
 from lexray.training.cost.operations import training_flop
 from lexray.training.dictionaries import dictionary_config
 from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
+from lexray.training.mesh.settings import MeshConfig
 
 SITES = Sites.same(SiteStatistics(mean=(0.0,) * 10, mean_squared_norm=1.0))
 

@@ -16,9 +16,10 @@ from training_synthetic import Dataset, small_dataset
 
 from lexray.storage.store import Store
 from lexray.storage.stream import BatchStream
-from lexray.training.config import MeshConfig, TrainingConfig
+from lexray.training.config import TrainingConfig
 from lexray.training.loop.build import ensure_process_group
 from lexray.training.loop.trainer import Trainer
+from lexray.training.mesh.settings import MeshConfig
 
 pytestmark = pytest.mark.usefixtures("process_group")
 

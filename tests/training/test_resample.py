@@ -13,7 +13,6 @@ from training_synthetic import BATCH_ROWS, Dataset, moments_of, on_two_ranks, sm
 
 from lexray.storage.stream import local_stream
 from lexray.training.codes.jumprelu import JumpReLU
-from lexray.training.config import MeshConfig
 from lexray.training.dictionaries import ARCHITECTURES
 from lexray.training.dictionaries.base import RawRows
 from lexray.training.dictionaries.learned import LearnedDictionary
@@ -23,12 +22,15 @@ from lexray.training.loop.build import build_dictionary, make_engine, sample_row
 from lexray.training.loop.loop import training_steps
 from lexray.training.mesh.axes import LOCAL_DATA
 from lexray.training.mesh.mesh import ONE_RANK
+from lexray.training.mesh.settings import MeshConfig
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
 DEAD = [3, 7, 11]
 BY_LATENT = ("W_enc", "W_dec", "b_enc", "b_gate", "b_mag", "r_mag", "scaled_log_threshold")
-RESAMPLED = [name for name, made in ARCHITECTURES.items() if made.learns_by == "gradient" and "archetypal" not in name]
+RESAMPLED = [
+    name for name, made in ARCHITECTURES.items() if made.Config.learns_by == "gradient" and "archetypal" not in name
+]
 
 
 @pytest.fixture(scope="module")

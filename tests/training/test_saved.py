@@ -30,7 +30,7 @@ NORMALISERS = ("none", "centre", "unit_norm", "standard", "layer_norm", "whiten"
 def trained(case: Case, **options) -> Dictionary:
     """A dictionary whose every tensor has a value of its own, as after training."""
     made = untrained(case, 3, **options)
-    if case.cls.learns_by == "statistics":
+    if case.cls.Config.learns_by == "statistics":
         learned_from(made, 3)
     else:
         if made.needs_sample:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from lexray.training.config import DataConfig, MeshConfig, TrainingConfig
+from lexray.training.config import DataConfig, TrainingConfig
 from lexray.training.cost.memory import needs, rank_memory, shapes_of
 from lexray.training.cost.step_memory import Rows
 from lexray.training.cost.traffic import over_latents, over_rows
 from lexray.training.dictionaries import dictionary_config
 from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
+from lexray.training.mesh.settings import MeshConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "sharding.md"
 ROW = re.compile(

@@ -18,17 +18,18 @@ from lexray.storage.store import Store
 from lexray.storage.stream import BatchStream, local_stream
 from lexray.training.checkpoint.format import Checkpoint, checkpoint_folders, newest_checkpoint, step_of
 from lexray.training.checkpoint.saved import load_dictionary, read_dictionary_config
-from lexray.training.config import MeshConfig, OptimizerConfig, TrainingConfig
+from lexray.training.config import OptimizerConfig, TrainingConfig
 from lexray.training.dictionaries import ARCHITECTURES
 from lexray.training.engines.batches import raw_rows
 from lexray.training.loop.non_finite import NonFiniteStepError
 from lexray.training.loop.result import TrainingResult
 from lexray.training.loop.trainer import Trainer
 from lexray.training.measures.metrics import evaluate
+from lexray.training.mesh.settings import MeshConfig
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
-LEARNED = [name for name, made in ARCHITECTURES.items() if made.learns_by == "gradient"]
+LEARNED = [name for name, made in ARCHITECTURES.items() if made.Config.learns_by == "gradient"]
 FEW = ("topk", "batch_topk", "relu")
 BUSY: dict[str, dict[str, Any]] = {
     "topk": {"k_start": 20, "k_anneal": 0.9},

@@ -12,10 +12,11 @@ from sweeps import sweep_content, write_dataset
 
 from lexray.storage.config_file import read_config_file
 from lexray.storage.errors import UserError
-from lexray.training.config import DataConfig, MeshConfig, TrainingConfig
+from lexray.training.config import DataConfig, TrainingConfig
 from lexray.training.cost.memory import Needs, needs
 from lexray.training.dictionaries import dictionary_config
 from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
+from lexray.training.mesh.settings import MeshConfig
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.placement.nodes import Node
 from lexray.tuning.planning.mesh_choice import USABLE, WorkerCapacity, capacities_of, choose_mesh, meshes

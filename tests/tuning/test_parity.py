@@ -15,8 +15,9 @@ from lexray.storage.store import Store
 from lexray.storage.stream import local_stream
 from lexray.storage.writer import DatasetWriter
 from lexray.training.checkpoint.format import newest_checkpoint
-from lexray.training.config import DataConfig, EveryConfig, MeshConfig, OptimizerConfig, TrainingConfig
+from lexray.training.config import DataConfig, EveryConfig, OptimizerConfig, TrainingConfig
 from lexray.training.dictionaries import ARCHITECTURES, dictionary_config
+from lexray.training.mesh.settings import MeshConfig
 from lexray.tuning.endings.budget import Usage, UsageMeter
 from lexray.tuning.planning.row_counts import RowCounts
 from lexray.tuning.planning.streams import shape_of

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sweeps import fixed_allocator
 
-from lexray.training.config import MeshConfig
+from lexray.training.mesh.settings import MeshConfig
 from lexray.tuning.placement.allocator import Allocator, MeshOption, MeshOptions, NodeState, View
 from lexray.tuning.placement.nodes import ZONE, Node, most_in_one_zone, place
 from lexray.tuning.ray_backend.attempts import Attempts, NoNodesError

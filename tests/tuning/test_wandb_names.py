@@ -33,7 +33,7 @@ def logged_of_every_architecture() -> set[str]:
     for case in CASES:
         dictionary, rows = random_dictionary(case), random_rows(sites_of(case), seed=1)
         names |= {f"{part}/{name}" for name in evaluate(dictionary, [rows]) for part in ("eval", "test")}
-        if case.cls.learns_by == "gradient":
+        if case.cls.Config.learns_by == "gradient":
             terms = dictionary.loss(rows.x_BD, len(rows.x_BD), rows.y_BO)
             sums = {name: float(value) for name, value in terms.sums.items()}
             names |= set(

@@ -116,7 +116,7 @@ def rank_memory(config: TrainingConfig, sites: Sites) -> RankMemory:
     """Return the memory of a training on the rank of its mesh that has the most."""
     mesh, dictionary = config.mesh, config.dictionary
     rows = Rows(rows_at_once(config), config.data.batch_rows)
-    if architecture(dictionary.architecture).learns_by == "statistics":
+    if dictionary.learns_by == "statistics":
         shapes = shapes_of(dictionary, sites)
         step = solver_bytes(dictionary, shapes, rows, mesh.row_parts(dictionary))
         return RankMemory(weights=0, buffers=shapes.buffer_bytes, step=step)
@@ -189,7 +189,7 @@ def _in_step(memory: RankMemory) -> int:
 def _starting(config: TrainingConfig, sites: Sites) -> int:
     """Return the bytes of initialisation: directions of all latents, normalised, and the slice that is kept."""
     made = architecture(config.dictionary.architecture)
-    if made.learns_by == "statistics":
+    if made.Config.learns_by == "statistics":
         return 0
     mine = shapes_of(config.dictionary, sites, config.mesh.feature).parameters
     return FLOAT_BYTES * (made.dictionary.starting_numbers(config.dictionary, sites) + mine)

@@ -18,10 +18,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from lexray.training.codes.code_cost import FLOAT_BYTES
-from lexray.training.config import MeshConfig
 from lexray.training.cost.step_memory import Rows, step_cost
 from lexray.training.dictionaries.base import DictionaryConfig
 from lexray.training.dictionaries.shapes import Shapes
+from lexray.training.mesh.settings import MeshConfig
 
 
 class Given(NamedTuple):
@@ -51,9 +51,3 @@ def over_latents(config: DictionaryConfig, shapes: Shapes, rows: Rows) -> Given:
     """Return the traffic of activations over the feature axis while no latent is dead; scalar sums are neglected."""
     cost = step_cost(config, shapes, rows, feature=2)
     return Given(all_reduce=cost.all_reduce, all_gather=cost.all_gather)
-
-
-def of_dead_latents(shapes: Shapes, rows: Rows, k_aux: int) -> Given:
-    """Return the traffic that AuxK adds to `over_latents` when there are dead latents."""
-    outputs = FLOAT_BYTES * rows.at_once * shapes.output_width
-    return Given(all_reduce=outputs, all_gather=FLOAT_BYTES * k_aux * rows.at_once)

@@ -27,10 +27,6 @@ class Architecture:
         return self.dictionary.kind
 
     @property
-    def learns_by(self) -> str:
-        return self.dictionary.learns_by
-
-    @property
     def Config(self) -> type[DictionaryConfig]:
         return self.dictionary.Config
 

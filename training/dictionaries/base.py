@@ -31,6 +31,8 @@ DEAD_AFTER_ROWS, DEAD_AFTER_SHARE = 10_000_000, 0.04
 class DictionaryConfig(FileSettings):
     """Options that all architectures share. Classes of dictionaries add their own fields."""
 
+    learns_by: ClassVar[Literal["gradient", "statistics"]] = "gradient"
+    """Method of learning: Adam on the loss, or `learn` from sums over batches."""
     architecture: str
     """Name in the table of architectures."""
     width: Annotated[int, Field(ge=1, lt=2**31), Because("latents are numbered with 32 bits")]
@@ -92,8 +94,6 @@ class Dictionary(nn.Module):
     paper: ClassVar[str]
     """Source of the equations."""
     kind: ClassVar[Kind] = "sae"
-    learns_by: ClassVar[Literal["gradient", "statistics"]] = "gradient"
-    """Method of learning: Adam on `loss`, or `learn` from sums over batches."""
     per_latent: ClassVar[tuple[str, ...]] = ("rows_since_fired_F",)
     """Parameters and buffers with a row for each latent; those of base classes are included."""
     config: DictionaryConfig

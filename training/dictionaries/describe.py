@@ -71,7 +71,7 @@ def describe(name: str) -> Description:
         summary=" ".join(summary.split()),
         equations=equations.strip("\n"),
         reads=READS[made.kind],
-        learns_by=made.learns_by,
+        learns_by=made.Config.learns_by,
         options=options_of(made),
     )
 

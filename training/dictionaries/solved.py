@@ -25,6 +25,8 @@ from lexray.training.ops.sparse_products import sparse_decode
 class SolvedConfig(DictionaryConfig):
     """Options of every baseline."""
 
+    learns_by = "statistics"
+
 
 @dataclass(frozen=True, kw_only=True)
 class FromRowsConfig(SolvedConfig):
@@ -48,7 +50,6 @@ class FromRowsConfig(SolvedConfig):
 class Solved(Dictionary):
     """A dictionary whose atoms are computed from sums; atoms and sums are buffers."""
 
-    learns_by = "statistics"
     config: SolvedConfig
     W_dec: Tensor
 

@@ -28,13 +28,14 @@ from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
 
 from lexray.training.checkpoint.format import Checkpoint
 from lexray.training.checkpoint.parts import MOMENTS, WEIGHTS
-from lexray.training.config import MeshConfig, OptimizerConfig, Precision
+from lexray.training.config import OptimizerConfig, Precision
 from lexray.training.dictionaries.base import Dictionary, RawRows
 from lexray.training.engines.adam_states import ADAM_MOMENTS, AdamStates
 from lexray.training.engines.deepspeed_settings import LiveGroup, check_groups, deepspeed_config, parameter_groups
 from lexray.training.engines.engine import Assignment
 from lexray.training.engines.micro_batches import in_parts, parts_of
 from lexray.training.mesh.mesh import ONE_RANK, Mesh
+from lexray.training.mesh.settings import MeshConfig
 from lexray.training.objectives.forward import LossOutput
 
 # Asking DeepSpeed which of its ops could be compiled here runs compilers, and one of those ops would then be compiled

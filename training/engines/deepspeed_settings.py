@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import torch
 
 from lexray.storage.errors import UserError
-from lexray.training.config import MeshConfig, OptimizerConfig, TrainingConfig
-from lexray.training.dictionaries import architecture, make_dictionary
+from lexray.training.config import OptimizerConfig, TrainingConfig
+from lexray.training.dictionaries import make_dictionary
 from lexray.training.dictionaries.base import Dictionary
 from lexray.training.dictionaries.normalisers import Sites
+from lexray.training.mesh.settings import MeshConfig
 
 REDUCE_BUCKET = 50_000_000
 """Maximum number of gradients in DeepSpeed's reduce bucket, which it allocates."""
@@ -46,7 +47,7 @@ def parameter_groups(dictionary: Dictionary, lr_scale: Mapping[str, float]) -> l
 def check_names(config: TrainingConfig, sites: Sites) -> None:
     """Raise UserError when `lr_scale` names a parameter that does not exist. Nothing is allocated."""
     dictionary = config.dictionary
-    if config.optimizer.lr_scale and architecture(dictionary.architecture).learns_by == "gradient":
+    if config.optimizer.lr_scale and dictionary.learns_by == "gradient":
         with torch.device("meta"):
             parameter_groups(make_dictionary(dictionary, sites), config.optimizer.lr_scale)
 

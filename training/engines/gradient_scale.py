@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from lexray.storage.errors import UserError
 from lexray.training.config import TrainingConfig
-from lexray.training.dictionaries import architecture
 from lexray.training.dictionaries.normalisers import Sites
 
 KEEPS_SCALE = ("none", "centre")
@@ -14,7 +13,7 @@ KEEPS_SCALE = ("none", "centre")
 def check_gradient_scale(config: TrainingConfig, sites: Sites) -> None:
     """Raise UserError where Adam's `eps` is above the squared scale of a site: its gradients would be lost in it."""
     dictionary, eps = config.dictionary, config.optimizer.eps
-    if dictionary.normaliser not in KEEPS_SCALE or architecture(dictionary.architecture).learns_by != "gradient":
+    if dictionary.normaliser not in KEEPS_SCALE or dictionary.learns_by != "gradient":
         return
     named = zip(config.data.inputs + config.data.outputs, sites.inputs + sites.outputs, strict=False)
     for name, site in named:

@@ -55,7 +55,7 @@ def sample_rows(config: TrainingConfig, stream: BatchStream, device: torch.devic
 
 def make_engine(dictionary: Dictionary, config: TrainingConfig, mesh: Mesh) -> Engine:
     """Return what changes the dictionary as it asks for, on the device where the dictionary lies."""
-    if dictionary.learns_by == "statistics":
+    if dictionary.config.learns_by == "statistics":
         return StatisticsEngine(dictionary)
     os.environ.setdefault(ACCELERATOR, dictionary.input.mean_D.device.type)
     from lexray.training.engines.deepspeed_engine import (

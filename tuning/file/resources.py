@@ -11,7 +11,7 @@ from pydantic import Field
 from lexray.storage.config_file import FileModel
 from lexray.storage.errors import UserError
 from lexray.storage.file_settings import MAX_SECONDS, Count, FileSettings
-from lexray.training.config import EngineConfig, MeshShape
+from lexray.training.mesh.settings import EngineConfig, MeshShape
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from lexray.training.config import MeshConfig
+from lexray.training.mesh.settings import MeshConfig
 from lexray.tuning.placement.nodes import Node, place
 from lexray.tuning.trials import Footprint
 

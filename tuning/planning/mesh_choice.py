@@ -17,8 +17,9 @@ from typing import NamedTuple
 from lexray.storage.errors import UserError
 from lexray.storage.manifest import Manifest
 from lexray.storage.units import gib
-from lexray.training.config import MeshConfig, TrainingConfig
+from lexray.training.config import TrainingConfig
 from lexray.training.cost.memory import Needs, needs
+from lexray.training.mesh.settings import MeshConfig
 from lexray.tuning.file.resources import ElasticBlock
 from lexray.tuning.placement.allocator import MeshOption, MeshOptions
 from lexray.tuning.placement.nodes import Node, most_in_one_zone, place
