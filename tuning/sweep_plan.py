@@ -112,12 +112,12 @@ class SweepPlan:
 def plan_sweep(sweep: SweepFile, text: str) -> SweepPlan:
     """Check a sweep against its dataset and its output, without Ray. Raises UserError in one line."""
     settings = sweep.storage
-    folder = SweepFolder(Store.at(sweep.output, settings))
-    with reachable("output", folder.store.url):
-        sweep, text = with_defaults(sweep, text, folder.store)
     data = Store.at(sweep.data.url, settings)
     manifest = load_manifest(data)
     manifest.check_shards(data)
+    folder = SweepFolder(Store.at(sweep.output, settings))
+    with reachable("output", folder.store.url):
+        sweep, text = with_defaults(sweep, text, folder.store)
     counts = RowCounts()
     trials = expand(sweep, manifest, counts.training)
     with reachable("output", folder.store.url):

@@ -12,7 +12,7 @@ import yaml
 from lexray.cluster.lifecycle.ssh_hosts import HostList, check_hosts, described, read_hosts
 from lexray.cluster.node import agent_call
 from lexray.cluster.node.ray_start import node_environment, start_arguments
-from lexray.cluster.provisioned import ssh
+from lexray.cluster.provisioned import programs
 from lexray.cluster.provisioned.connection import Target, connect
 from lexray.cluster.provisioned.description import ClusterDescription, Liveness, Ssh, SshFile
 from lexray.cluster.provisioned.trust import token_use
@@ -107,7 +107,7 @@ def test_the_description_leads_to_the_head_by_ssh_and_holds_no_token(tmp_path):
 
 def test_ssh_never_asks_and_shares_no_connection_with_a_tunnel():
     access = Ssh(host="b", user="me", key="k", address="fd00::2")
-    command = ssh.forward_command(access, 5000)
+    command = programs.forward_command(access, 5000)
     assert command[-2:] == ["--", "b"]
     assert "BatchMode=yes" in command
     assert command[command.index("-S") + 1] == "none"

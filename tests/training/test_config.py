@@ -245,7 +245,8 @@ def test_the_automatic_learning_rate_falls_with_the_root_of_the_width(width, lr)
     for num_steps in (10_000, 10**6):
         assert OptimizerConfig().peak_lr(width, num_steps) == pytest.approx(lr)
     assert OptimizerConfig(lr_rule="width").peak_lr(width, 100) == pytest.approx(lr)
-    assert OptimizerConfig().peak_lr(width, 100) == pytest.approx(10 * lr)
+    assert OptimizerConfig().peak_lr(width, 400) == pytest.approx(5 * lr)
+    assert OptimizerConfig().peak_lr(width, 10) == pytest.approx(8 * lr)
     assert OptimizerConfig(lr=0.3).peak_lr(width, 100) == 0.3
 
 

@@ -236,6 +236,7 @@ def beside_a_gpu() -> Work:
     return work
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_worker_beside_a_gpu_that_its_trial_did_not_ask_for_trains_to_the_end(
     data: str, ray_session: str, tmp_path: Path
