@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from lexray.storage.errors import UserError
+from lexray.storage.file_settings import Positive
 from lexray.training.codes.code_cost import CodeCost, StepShape
 from lexray.training.codes.folding import Folding
 from lexray.training.codes.penalised import PenalisedConfig, penalised_cost
@@ -37,13 +38,8 @@ class LogSumConfig(PenalisedConfig):
     """Options of the log-sum penalty."""
 
     kind: str = "log_sum"
-    epsilon: float = 0.1
+    epsilon: Positive = 0.1
     """Activations well below this cost as much as under L1."""
-
-    def check(self, width: int, target_l0: float) -> None:
-        super().check(width, target_l0)
-        if not self.epsilon > 0:
-            raise UserError(f"epsilon: {self.epsilon:g} must be above 0")
 
 
 class LogSumReLU(ReLU):

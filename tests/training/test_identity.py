@@ -116,6 +116,11 @@ def test_the_classes_have_the_newest_defaults(architecture):
         assert getattr(OptimizerConfig(), name) != before
 
 
+def test_an_architecture_from_outside_has_the_defaults_of_every_architecture():
+    before = changed_dictionary_defaults(BEFORE_VERSIONS, "from_outside", "of_its_own")
+    assert before == {"dead_after_rows": 10_000_000}
+
+
 def test_an_option_that_is_given_wins_over_the_default_of_its_version():
     options = {"architecture": "topk", "width": 64, "target_l0": 8, "dead_after_rows": 5}
     assert dictionary_config(options, BEFORE_VERSIONS).dead_after_rows == 5

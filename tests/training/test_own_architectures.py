@@ -18,6 +18,7 @@ from lexray.training.codes.topk import TopK
 from lexray.training.dictionaries import ARCHITECTURES, register
 from lexray.training.dictionaries.sae import SAE
 from lexray.training.export import FORMATS
+from lexray.tuning.sweep_folder import FINISHED
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_architecture" / "log_sum.py"
 
@@ -85,14 +86,16 @@ def test_it_trains_resumes_saves_measures_reports_and_is_refused_by_every_export
     lexray(plugin, "sweep", file)
     folders = sorted((tmp_path / "sweep" / "trials").iterdir())
     records = [json.loads((folder / "trial.json").read_text()) for folder in folders]
-    assert [record["status"] for record in records] == ["done", "done"]
+    assert len(records) == 2
+    assert {record["status"] for record in records} <= set(FINISHED), "few steps, which may not meet the target L0"
+    assert all(record["result"]["fvu"] < 1 for record in records)
     for folder in folders:
         assert json.loads((folder / "measures.json").read_text())["rows"] > 0
     # Lost after its last checkpoint: the next run goes on from there.
     (folders[0] / "trial.json").unlink()
     shutil.rmtree(folders[0] / "dictionary")
     lexray(plugin, "sweep", file)
-    assert json.loads((folders[0] / "trial.json").read_text())["status"] == "done"
+    assert json.loads((folders[0] / "trial.json").read_text())["status"] in FINISHED
     measured = json.loads(lexray(plugin, "measure", str(folders[0] / "dictionary"), "--json").stdout)
     assert measured["fvu"] < 1
     assert "log_sum" in (tmp_path / "sweep" / "report.html").read_text()

@@ -19,7 +19,7 @@ from lexray.storage.file_settings import NonNegative, Positive
 from lexray.training.codes.base import Host
 from lexray.training.codes.code_cost import CodeCost, StepShape
 from lexray.training.codes.folding import Folding
-from lexray.training.codes.penalised import Penalised, PenalisedConfig, penalised_cost, priced_by_latent
+from lexray.training.codes.penalised import Penalised, PenalisedConfig, penalised_cost
 from lexray.training.objectives.forward import Batch, Forward, Weighted, reconstruction_error
 from lexray.training.objectives.l0 import L0, PreActivation, QuadraticL0, Steps
 from lexray.training.objectives.sparsity import Sparsity, Tanh
@@ -113,8 +113,8 @@ class JumpReLU(Penalised):
 
     @property
     def initial_coefficient(self) -> float:
-        given = self.config.initial_coefficient
-        return float(given if self.config.l0_loss == "quadratic" else priced_by_latent(self.target_l0, given))
+        # What one latent costs: a start that is right for few latents would silence many.
+        return float(self.config.initial_coefficient / (1 if self.config.l0_loss == "quadratic" else self.target_l0))
 
     @property
     def threshold_F(self) -> Tensor:

@@ -35,11 +35,6 @@ class PenalisedConfig(SharedTermsConfig):
     """Share of the steps over which the penalty's weight rises linearly from zero."""
 
 
-def priced_by_latent(target_l0: float, coefficient: float = PenalisedConfig.initial_coefficient) -> float:
-    """Return the weight of a penalty that costs about 1 for each active latent, given that of one on activations."""
-    return coefficient / target_l0
-
-
 class PenaltySchedule:
     """The penalty of a code at each step: L1 throughout, unless a subclass says otherwise."""
 

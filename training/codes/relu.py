@@ -19,7 +19,6 @@ from lexray.training.codes.penalised import (
     PenalisedConfig,
     PenaltySchedule,
     penalised_cost,
-    priced_by_latent,
 )
 from lexray.training.objectives.forward import Batch, Forward, Weighted, reconstruction_error
 from lexray.training.objectives.sparsity import Penalty, Sparsity, Tanh
@@ -84,8 +83,8 @@ class ReLUTanhConfig(ReLUConfig):
 
     kind: str = "relu_tanh"
     initial_coefficient: Positive | None = None  # type: ignore[assignment]
-    """Weight of the penalty at the first step; the controller adjusts it from there. None is 0.01 / target L0, since an
-    active latent costs about 1 whatever its activation: a larger weight silences most latents in the first steps."""
+    """Weight of the penalty at the first step; the controller adjusts it from there. None is 0.01 / sqrt(target L0): a
+    row's penalty is about its L0 here and about sqrt(L0) for L1, and one of another size silences most latents."""
     tanh_scale: Positive = 4.0
     """c in tanh(c f ||atom||), for inputs of unit variance per dimension: multiplied by sqrt(site width) in ours."""
 
@@ -114,7 +113,7 @@ class ReLUTanh(ReLU):
 
     @property
     def initial_coefficient(self) -> float:
-        return float(self.config.initial_coefficient or priced_by_latent(self.target_l0))
+        return float(self.config.initial_coefficient or PenalisedConfig.initial_coefficient / self.target_l0**0.5)
 
     terms = ReLU.sparsity_terms
 
