@@ -106,10 +106,9 @@ class DataConfig(RowsConfig):
 
 Precision = Literal["fp32", "bf16"]
 MIN_CLIP_NORM, MAX_LR_SCALE = 1e-9, 1e3
-LONG_STEPS = 10_000
-"""Steps from which on `lr: auto` depends on the width alone."""
-MAX_SHORT_FACTOR = 8.0
-"""Maximum factor of a short training's `lr: auto`: with twice that, wide dictionaries lose a fifth of their latents."""
+LONG_STEPS, MAX_LR_FACTOR = 36_000, 6.0
+"""Steps from which on `lr: auto` depends on the width alone, and the factor of trainings of up to 1,000 steps: from 4 to
+8 FVU hardly changes, and with 16 wide dictionaries lose a fifth of their latents (`benchmarks/RESULTS.md`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +122,7 @@ class OptimizerConfig(FileSettings):
     """Peak learning rate; `auto` follows `lr_rule`."""
     lr_rule: Literal["width", "width_and_steps"] = "width_and_steps"
     """Rule of `lr: auto`. `width`: 2e-4 / sqrt(width / 2^14), that of Gao et al. (2024), figure 3, whose trainings have
-    10^5 steps. `width_and_steps`: times sqrt(10^4 / steps), at most 8, where there are fewer steps than 10^4."""
+    10^5 steps. `width_and_steps`: times sqrt(36,000 / steps), at least 1 and at most 6."""
     beta1: Decay = 0.9
     """Decay of the mean of gradients."""
     beta2: Decay = 0.999
@@ -166,7 +165,7 @@ class OptimizerConfig(FileSettings):
         if self.lr != "auto":
             return self.lr
         factor = (LONG_STEPS / num_steps) ** 0.5 if self.lr_rule == "width_and_steps" else 1.0
-        return 2e-4 / (width / 2**14) ** 0.5 * min(max(1.0, factor), MAX_SHORT_FACTOR)
+        return 2e-4 / (width / 2**14) ** 0.5 * min(max(1.0, factor), MAX_LR_FACTOR)
 
     def lr_at(self, step: int, num_steps: int, width: int) -> float:
         """Learning rate of the step that makes `step` finished steps into step + 1."""

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lexray.storage.file_settings import PositiveShare
 from lexray.training.codes.base import Host
 from lexray.training.codes.code_cost import CodeCost, StepShape
 from lexray.training.codes.folding import Folding, Gate
@@ -112,6 +113,8 @@ class GatedPAnnealConfig(PAnnealConfig):
     """Options of Gated with p-annealing."""
 
     kind: str = "gated_p_anneal"
+    p_end: PositiveShare = 0.5
+    """p at the end; it starts at 1. Lower ones, as in the paper, silence more latents and end further from the target."""
 
 
 class GatedPAnneal(Gated):
