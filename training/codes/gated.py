@@ -114,7 +114,7 @@ class GatedPAnnealConfig(PAnnealConfig):
 
     kind: str = "gated_p_anneal"
     p_end: PositiveShare = 0.5
-    """p at the end; it starts at 1. Lower ones, as in the paper, silence more latents and end further from the target."""
+    """p at the end; it starts at 1. Lower ones, as in the paper, silence more latents and end off the target L0."""
 
 
 class GatedPAnneal(Gated):
