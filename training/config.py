@@ -107,8 +107,8 @@ class DataConfig(RowsConfig):
 Precision = Literal["fp32", "bf16"]
 MIN_CLIP_NORM, MAX_LR_SCALE = 1e-9, 1e3
 LONG_STEPS, MAX_LR_FACTOR = 36_000, 6.0
-"""Steps from which on `lr: auto` depends on the width alone, and its factor in trainings of up to 1,000 steps: with 4 to
-8 FVU hardly differs, with 16 wide dictionaries lose a fifth of their latents (`benchmarks/RESULTS.md`)."""
+"""Steps from which on `lr: auto` follows the width alone, and its factor in trainings of up to 1,000 steps: with 4 to 8
+FVU hardly differs, with 16 wide dictionaries lose a fifth of their latents (`benchmarks/RESULTS.md`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
