@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,7 +15,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from lexray.cluster.consoles import TextConsole, say
 from lexray.storage.store import Store
 
+if TYPE_CHECKING:
+    from lexray.tuning.results.recommend import Recommendation
+
 OK, FAILED = 0, 1
+RECOMMENDED = 8
+"""Maximum number of recommendations on a terminal; the report has more."""
 UNITS = ((86_400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 
@@ -57,16 +62,22 @@ def print_json(document: Any) -> None:
     sys.stdout.write(text.replace("\x7f", "\\u007f") + "\n")
 
 
-def print_frontier(table: Any, store: Store, messages: Console, as_json: bool) -> None:
-    """Print the frontier of a sweep and the urls of its picture and report."""
+def print_frontier(
+    table: Any, store: Store, messages: Console, as_json: bool, recommended: Sequence[Recommendation] = ()
+) -> None:
+    """Print the frontier of a sweep, the first recommended dictionaries, and the urls of its picture and report."""
     from lexray.tuning.results.frontier import frontier_rich_table
 
     if as_json:
-        print_json({"url": store.url, "trials": json.loads(table.to_json(orient="records"))})
+        shown = {"recommended": [one._asdict() for one in recommended]} if recommended else {}
+        print_json({"url": store.url, "trials": json.loads(table.to_json(orient="records")), **shown})
         return
-    TextConsole().print(frontier_rich_table(table))
+    console = TextConsole()
+    console.print(frontier_rich_table(table, console.width))
     for row in table[table["reason"].astype(bool)].itertuples():
         say(messages, f"{row.name}: {row.status}, {row.reason}")
+    for one in recommended[:RECOMMENDED]:
+        say(messages, f"recommended at L0 {one.target_l0:g}: {one.name} ({'; '.join(one.reasons)})")
     for kind, file in (("picture", "frontier.png"), ("report", "report.html")):
         say(messages, f"{kind:8}{store.url}/{file}")
 

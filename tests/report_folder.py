@@ -57,6 +57,25 @@ def firing(bins: dict[float, int]) -> dict[str, Any]:
     }
 
 
+def measures(bits: dict[str, Any], scale: float = 1.0) -> dict[str, Any]:
+    """A hand-made `measures.json` whose numbers differ from each other."""
+    points = [{"k": None, "l0": 8.0, "fvu": 0.4}, {"k": 2, "l0": 2.0, "fvu": 0.8}, {"k": 16, "l0": 16.0, "fvu": 0.2}]
+    return {
+        "version": 1,
+        "firing": firing({-2.5: 10, -1.0: 3}),
+        "likeness": {"cosine": 0.91 * scale, "cosine_centred": 0.5},
+        "curve": {"method": "encode", "points": points},
+        "description_length": {"points": [], "bits_at_fvu": bits},
+        "coherence": {
+            "max_cosine": 0.72 * scale,
+            "mean_max_cosine": 0.31 * scale,
+            "babel": 2.25 * scale,
+            "duplicate_fraction": 0.0625 * scale,
+            "duplicate_pairs": 2,
+        },
+    }
+
+
 def full_sweep(place: Path) -> tuple[SweepFolder, list[str]]:
     """Nine trials, six of them measured, and what was compared of three seeds."""
     folder = SweepFolder(Store.at(str(place)))

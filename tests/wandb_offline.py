@@ -28,6 +28,19 @@ def read_offline(folder: Path) -> tuple[dict, list[dict]]:
     return run, history
 
 
+def read_summary(folder: Path) -> tuple[str, dict]:
+    """Id of the run, and the values that its summary ends with."""
+    (file,) = folder.glob("*.wandb")
+    run, summary = "", {}
+    for payload in _payloads(file.read_bytes()):
+        record = wandb_internal_pb2.Record.FromString(payload)
+        if record.HasField("run"):
+            run = record.run.run_id
+        if record.HasField("summary"):
+            summary |= {_key(item): json.loads(item.value_json) for item in record.summary.update}
+    return run, summary
+
+
 def axes_of(folder: Path) -> dict[str, str]:
     """Over which metric the metrics of a run are drawn, by name or pattern of names."""
     (file,) = folder.glob("*.wandb")

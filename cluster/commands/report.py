@@ -22,18 +22,28 @@ report_app = typer.Typer()
 @report_app.command()
 def report(
     url: Annotated[str, typer.Argument(help="Folder of a sweep: path or url.")],
+    x: Annotated[str, typer.Option(help="Column of the table that the picture's x axis shows.")] = "l0",
+    y: Annotated[str, typer.Option(help="Column of its y axis: fvu, bits, babel, ...")] = "fvu",
+    recommend_by: Annotated[
+        str,
+        typer.Option(help="What dictionaries are recommended by: fvu (least), bits (fewest) or stability (highest)."),
+    ] = "fvu",
     as_json: Json = False,
 ) -> None:
     """Write frontier.parquet, frontier.png and report.html of a sweep anew from what its trials wrote.
 
-    Example: lexray report runs/quickstart/sweep
+    Example: lexray report runs/quickstart/sweep --x l0 --y bits --recommend-by stability
     """
+    from lexray.tuning.results.columns import frontier_axes
+    from lexray.tuning.results.recommend import criterion, recommend
     from lexray.tuning.results.report import build_results
+    from lexray.tuning.results.report_trials import Choices
     from lexray.tuning.sweep_folder import SweepFolder
 
+    choices = Choices(frontier_axes(x, y), criterion(recommend_by))
     folder = SweepFolder.existing(url)
-    table = build_results(folder, folder.store.list_folders("trials"))
-    print_frontier(table, folder.store, messages, as_json)
+    table = build_results(folder, folder.store.list_folders("trials"), choices)
+    print_frontier(table, folder.store, messages, as_json, recommend(table, choices.by))
 
 
 @report_app.command()
@@ -84,7 +94,7 @@ def _table(folder: Any) -> pd.DataFrame:
 
 
 def _trials_table(trials: pd.DataFrame) -> Table:
-    from lexray.tuning.results.frontier import format_cell
+    from lexray.tuning.results.columns import format_cell
 
     rows = []
     for row in trials.to_dict("records"):

@@ -16,10 +16,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from lexray.storage.store import Store
+from lexray.tuning.results.columns import COLUMNS, RESULT, format_cell
 from lexray.tuning.results.frontier import (
-    COLUMNS,
-    MEASURED,
-    format_cell,
     frontier_rich_table,
     frontier_table,
     non_dominated,
@@ -109,9 +107,9 @@ def test_rows_go_by_width_then_l0_then_architecture_and_unfinished_ones_last() -
 @pytest.mark.parametrize("status", [FAILED, PENDING, RUNNING])
 def test_an_unfinished_trial_shows_no_result_and_beats_nobody(status: str) -> None:
     table = frontier_table([record("best", 1, 0.01, status=status), record("b", 16, 0.3)]).set_index("trial")
-    assert table.loc["best", list(MEASURED)].isna().all()
+    assert table.loc["best", list(RESULT)].isna().all()
     assert table["on_frontier"].to_dict() == {"best": False, "b": True}
-    assert [format_cell(name, table.loc["best", name]) for name in MEASURED] == ["-"] * 4
+    assert [format_cell(name, table.loc["best", name]) for name in RESULT] == ["-"] * 4
 
 
 @pytest.mark.parametrize(("l0", "fvu"), [(0.0, 0.9), (0.0, 1.0), (2.0, 1.0), (2.0, 1.7)])

@@ -29,7 +29,7 @@ def of(*records: TrialRecord) -> list[Recommendation]:
 def test_each_sparsity_has_its_own_and_none_is_best_of_all() -> None:
     found = of(record("topk", 64, 8, 0.4), record("relu", 64, 8, 0.5), record("topk", 64, 16, 0.3))
     assert [(r.name, r.target_l0) for r in found] == [("topk-w64-l8", 8), ("topk-w64-l16", 16)]
-    assert found[0].reasons == ["least FVU of 2 at L0 8: 0.4000", "25.0% below the best relu"]
+    assert found[0].reasons == ["least FVU of 2 at L0 8: 0.4000", "the best relu has 25.0% more FVU"]
     assert found[0].caveats == []
 
 

@@ -7,14 +7,14 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
 import torch
 from pydantic import AfterValidator, Field, TypeAdapter
 from typing_extensions import TypedDict
 
-from lexray.storage.documents import OPEN, Count, as_described, read_document
+from lexray.storage.documents import OPEN, Count, Number, as_described, read_document
 from lexray.storage.errors import CorruptDataError, named_line
 from lexray.storage.store import Store
 from lexray.storage.stream import BatchStream
@@ -68,11 +68,62 @@ class FiringPart(TypedDict):
     histogram: list[Count]
 
 
+class LikenessPart(TypedDict, total=False):
+    """The section `likeness`."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    cosine: Number
+
+
+class CurvePoint(TypedDict):
+    """A point of the section `curve`."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    k: Number
+    l0: Number
+    fvu: Number
+
+
+class CurvePart(TypedDict):
+    """The section `curve`."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    method: str
+    points: list[CurvePoint]
+
+
+def _fvu(text: str) -> str:
+    if not 0 < float(text) <= 1:
+        raise ValueError("is no FVU in 0..1")
+    return text
+
+
+class DescriptionLengthPart(TypedDict):
+    """The section `description_length`."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    bits_at_fvu: dict[Annotated[str, AfterValidator(_fvu)], Number]
+
+
+class CoherencePart(TypedDict, total=False):
+    """The section `coherence`."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    max_cosine: Number
+    mean_max_cosine: Number
+    babel: Number
+    duplicate_fraction: Number
+
+
 class MeasuresPart(TypedDict):
     """Sections of `measures.json` that are read again."""
 
     __pydantic_config__ = OPEN  # type: ignore[misc]
     firing: FiringPart
+    likeness: NotRequired[LikenessPart]
+    curve: NotRequired[CurvePart]
+    description_length: NotRequired[DescriptionLengthPart]
+    coherence: NotRequired[CoherencePart]
 
 
 def _of_this_version(document: dict[str, Any]) -> dict[str, Any] | None:

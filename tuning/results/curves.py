@@ -204,6 +204,26 @@ def firing_svg(firing: Mapping[str, Any]) -> str:
     return _svg(f"latents by the share of rows in which they fire: {caption(firing)}", parts)
 
 
+def fvu_svg(points: Sequence[Mapping[str, Any]]) -> str:
+    """Return an SVG of FVU against k, logarithmic, from the points of `curve` of `measures.json`.
+
+    The code as it is at inference, which has no k, stands at its L0. "" with fewer than two points.
+    """
+    pairs = [(point["l0"] if point["k"] is None else point["k"], point["fvu"]) for point in points]
+    found = sorted((k, fvu) for k, fvu in pairs if k and fvu is not None and _TINY < k < _ABSURD and abs(fvu) < _ABSURD)
+    if len(found) < 2 or found[0][0] == found[-1][0]:
+        return ""
+    k, fvu = np.array(found, dtype=np.float64).T
+    across = Axis(float(k[0]) / 1.1, float(k[-1]) * 1.1, BOX.left, BOX.right, log=True)
+    up = _value_axis(fvu)
+    numbers = [
+        _number_below(x, short_number(value), is_last=x > BOX.right - 14)
+        for value, x in zip(k.tolist(), across.place(k).tolist(), strict=True)
+    ]
+    parts = [*_values_grid(up, short_number), *numbers, _line("eval", across.place(k), up.place(fvu))]
+    return _svg("FVU against k, logarithmic", parts)
+
+
 def caption(firing: Mapping[str, Any]) -> str:
     """Return a caption: `1.2% never, 0.5% in more than 10% of the rows`."""
     dense = f"{firing['dense_fraction']:.1%} in more than {firing['dense_above']:.0%} of the rows"

@@ -1,6 +1,6 @@
 """The frontier of a sweep as a table: a row per trial, and the trials that no other of their width beats.
 
-The table is what `frontier.parquet`, `report.html` and the terminal show; all three print through `format_cell`.
+The table is what `frontier.parquet`, `report.html` and the terminal show, see `lexray.tuning.results.columns`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from io import BytesIO
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,51 +20,12 @@ from rich.text import Text
 
 from lexray.storage.store import Store
 from lexray.storage.visible_text import spreadsheet_cell
+from lexray.tuning.results.columns import COLUMNS, L0_FVU, OPTIONAL, RESULT, FrontierAxes, format_cell, heading
+from lexray.tuning.results.measured import Document, common_distortion, measured_columns, scores_by_trial
 from lexray.tuning.sweep_folder import DONE, FAILED, FINISHED, PAUSED, STOPPED, TARGET_MISSED, TrialRecord
 
 FRONTIER_FILE = "frontier.parquet"
 
-
-class Column(NamedTuple):
-    """A column of the table."""
-
-    dtype: str
-    heading: str
-    """Its name in the report and on the terminal."""
-    format: str = ""
-    """Format of its numbers."""
-
-    @property
-    def is_text(self) -> bool:
-        """Whether it holds words, which are aligned left."""
-        return self.dtype in ("str", "bool")
-
-
-COLUMNS = {
-    "trial": Column("str", "trial"),
-    "name": Column("str", "name"),
-    "architecture": Column("str", "architecture"),
-    "sites": Column("str", "sites"),
-    "width": Column("Int64", "width", ".0f"),
-    "target_l0": Column("float64", "target", ".6g"),
-    "l0": Column("float64", "L0", ".2f"),
-    "fvu": Column("float64", "FVU", ".4f"),
-    "explained_variance": Column("float64", "EV", ".4f"),
-    "dead_fraction": Column("float64", "dead", ".1%"),
-    "status": Column("str", "status"),
-    "reason": Column("str", "reason"),
-    "workers": Column("int64", "workers", ".0f"),
-    "seconds": Column("float64", "seconds", ".1f"),
-    "rows_per_s": Column("float64", "rows/s", ".0f"),
-    "on_frontier": Column("bool", "frontier"),
-}
-"""`sites` are those read and, after an arrow, those reconstructed if others. Fractions are in 0..1; width is missing
-only for a trial whose record was never written."""
-
-MEASURED = ("l0", "fvu", "explained_variance", "dead_fraction")
-"""Columns of the result on test rows: NaN until the trial is finished, or stopped early."""
-
-MISSING = "-"
 _STATUS_STYLES = {
     DONE: "green",
     TARGET_MISSED: "yellow",
@@ -71,7 +33,9 @@ _STATUS_STYLES = {
     STOPPED: "cyan",
     **dict.fromkeys(PAUSED, "yellow"),
 }
-_TERMINAL_COLUMNS = ("width", "target_l0", "l0", "fvu", "dead_fraction", "status", "on_frontier")
+_TERMINAL_COLUMNS = ("width", "target_l0", "l0", "fvu", "dead_fraction")
+_LAST_COLUMNS = ("status", "on_frontier")
+_NAME_WIDTH, _GAP = 28, 2
 
 
 def non_dominated(l0: npt.ArrayLike, fvu: npt.ArrayLike) -> npt.NDArray[np.bool_]:
@@ -92,19 +56,32 @@ def non_dominated(l0: npt.ArrayLike, fvu: npt.ArrayLike) -> npt.NDArray[np.bool_
     return kept
 
 
-def on_frontier(rows: pd.DataFrame) -> npt.NDArray[np.bool_]:
-    """Return the mask of rows that no other beats; rows of L0 0, or of FVU 1 or more, are excluded."""
-    return non_dominated(rows["l0"], rows["fvu"].where((rows["l0"] > 0) & (rows["fvu"] < 1)))
+def on_frontier(rows: pd.DataFrame, axes: FrontierAxes = L0_FVU) -> npt.NDArray[np.bool_]:
+    """Return the mask of rows that no other beats on both axes; rows of L0 0, or of FVU 1 or more, are excluded."""
+    x, y = (rows[name].astype("float64") * (-1 if COLUMNS[name].better == "higher" else 1) for name in axes)
+    return non_dominated(x, y.where((rows["l0"] > 0) & (rows["fvu"] < 1)))
 
 
-def frontier_table(records: list[TrialRecord]) -> pd.DataFrame:
+def frontier_table(
+    records: list[TrialRecord],
+    measures: Mapping[str, Document] = MappingProxyType({}),
+    stability: Mapping[str, Any] | None = None,
+) -> pd.DataFrame:
     """Return one row per trial with the columns `COLUMNS`, by width, L0 and architecture; unfinished trials last.
 
     A trial whose dictionary works at several numbers of active latents has a further row for each, `NAME@K`.
     `on_frontier` compares finished trials of the same width and sites only: other widths have another cost, other sites
     are another task. Trials that were stopped early have metrics, but are not on the frontier.
+
+    `measures` holds `measures.json` by trial, `stability` is the sweep's document. Bits are those at the smallest FVU
+    that every measured trial reaches. A further row has no measures.
     """
-    rows = [row for record in records for row in (_row(record), *_curve_rows(record))]
+    distortion, scores = common_distortion(measures.values()), scores_by_trial(stability)
+    rows = []
+    for record in records:
+        document = measures.get(record.trial) if record.status in FINISHED else None
+        found = measured_columns(document, distortion) if document is not None else {}
+        rows += [_row(record) | found | {"stability": scores.get(record.trial, math.nan)}, *_curve_rows(record)]
     table = pd.DataFrame(rows, columns=list(COLUMNS)).astype({name: column.dtype for name, column in COLUMNS.items()})
     for _, group in table[table["status"] != STOPPED].groupby(["width", "sites"]):
         table.loc[group.index, "on_frontier"] = on_frontier(group)
@@ -121,7 +98,7 @@ def _row(record: TrialRecord) -> dict[str, Any]:
         "sites": _sites(record.config.get("data", {})),
         "width": dictionary.get("width"),
         "target_l0": _number(dictionary.get("target_l0")),
-        **{name: _number(result.get(name)) for name in MEASURED},
+        **{name: _number(result.get(name)) for name in RESULT},
         "status": record.status,
         "reason": record.reason,
         "workers": record.workers,
@@ -145,7 +122,7 @@ def _curve_rows(record: TrialRecord) -> list[dict[str, Any]]:
     return [
         {
             **_row(record),
-            **{name: _number(point.get(name)) for name in MEASURED},
+            **{name: _number(point.get(name)) for name in RESULT},
             "name": f"{record.name}@{point['k']:g}",
             "target_l0": _number(point["k"]),
             "seconds": math.nan,
@@ -174,32 +151,35 @@ def read_frontier(store: Store) -> pd.DataFrame:
     return pd.read_parquet(BytesIO(store.read(FRONTIER_FILE)))
 
 
-def format_cell(column: str, value: Any) -> str:
-    """Format a value of `column`, the same in the terminal and in the report."""
-    kind = COLUMNS[column]
-    if kind.dtype == "bool":
-        return "yes" if value else ""
-    if kind.dtype == "str":
-        return str(value)
-    if pd.isna(value):
-        return MISSING
-    if not math.isfinite(value):
-        return str(float(value))
-    is_huge = kind.dtype == "float64" and kind.format.endswith("f") and abs(value) >= 1e8
-    return f"{value:{'.3g' if is_huge else kind.format}}"
+def frontier_rich_table(table: pd.DataFrame, columns: int = 80) -> Table:
+    """Return the table for a terminal of `columns` characters; long names are cut, numbers never.
 
-
-def frontier_rich_table(table: pd.DataFrame) -> Table:
-    """Return the table for a terminal of 80 columns; long names are cut, numbers never."""
+    Measures are shown as far as there is room for them.
+    """
+    names = _terminal_columns(table, columns)
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     # The only column that may shrink: rich takes width from the others only when none is left to wrap.
-    shown.add_column("name", overflow="ellipsis", max_width=28)
-    for column in _TERMINAL_COLUMNS:
-        kind = COLUMNS[column]
-        shown.add_column(kind.heading, justify="left" if kind.is_text else "right", no_wrap=True)
+    shown.add_column("name", overflow="ellipsis", max_width=_NAME_WIDTH)
+    for name in names:
+        shown.add_column(heading(name, table), justify="left" if COLUMNS[name].is_text else "right", no_wrap=True)
     for row in table.to_dict("records"):
         # Text, not str: a name may hold the brackets of rich's markup.
-        cells = [Text(format_cell(column, row[column])) for column in _TERMINAL_COLUMNS]
-        cells[_TERMINAL_COLUMNS.index("status")].stylize(_STATUS_STYLES.get(row["status"], "dim"))
+        cells = [Text(format_cell(name, row[name])) for name in names]
+        cells[names.index("status")].stylize(_STATUS_STYLES.get(row["status"], "dim"))
         shown.add_row(Text(row["name"]), *cells, style="bold" if row["on_frontier"] else "")
     return shown
+
+
+def _terminal_columns(table: pd.DataFrame, columns: int) -> list[str]:
+    """Return the columns for a terminal: the usual ones, and of the optional ones that have values, what fits."""
+
+    def width(name: str) -> int:
+        return _GAP + max([len(heading(name, table)), *(len(format_cell(name, value)) for value in table[name])])
+
+    room = columns - _NAME_WIDTH - sum(width(name) for name in (*_TERMINAL_COLUMNS, *_LAST_COLUMNS))
+    fitting = []
+    for name in OPTIONAL:
+        if table[name].notna().any() and width(name) <= room:
+            fitting.append(name)
+            room -= width(name)
+    return [*_TERMINAL_COLUMNS, *fitting, *_LAST_COLUMNS]

@@ -1,4 +1,4 @@
-"""The frontier of a sweep as a picture: FVU against L0, a line per width, a marker per architecture.
+"""The frontier of a sweep as a picture: FVU against L0 by default, a line per width, a marker per architecture.
 
 A line joins the trials of one width and architecture that no other of the two beats; beaten ones stand beside it.
 """
@@ -23,6 +23,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from lexray.storage.documents import shortened
 from lexray.storage.visible_text import visible
+from lexray.tuning.results.columns import COLUMNS, L0_FVU, FrontierAxes, heading
 from lexray.tuning.results.frontier import on_frontier
 from lexray.tuning.results.hover import hover_links
 from lexray.tuning.sweep_folder import FINISHED, STOPPED, TARGET_MISSED
@@ -36,6 +37,8 @@ _MARKERS = "osD^v<>phdH8PX*+x1234|_."
 # Every colour of the map has 3:1 contrast on white and on the report's dark ground.
 _WIDTH_COLOURS = LinearSegmentedColormap.from_list("widths", ["#0e8794", "#3f76e4", "#9460e6", "#cf3f9f", "#d4500f"])
 _LOG_FROM_RATIO = 30.0
+_POWERS_OF_TWO = ("l0", "target_l0", "width", "workers")
+"""Columns whose x axis is scaled by powers of two."""
 _FAINT = 0.4
 """Opacity of trials that were stopped early."""
 _CROWD = 60
@@ -46,28 +49,36 @@ _REACH, _CROWDED_REACH = 8.0, 5.0
 """Radius of a point's pointer target, in points of the picture."""
 
 
-def frontier_figure(table: pd.DataFrame, *, size_in: tuple[float, float] = WIDE_IN) -> bytes:
+def frontier_figure(
+    table: pd.DataFrame, *, size_in: tuple[float, float] = WIDE_IN, axes: FrontierAxes = L0_FVU
+) -> bytes:
     """The picture as PNG, `size_in` inches at 100 dots each."""
     buffer = BytesIO()
-    _draw(table, size_in).savefig(buffer, format="png", dpi=_DPI, facecolor=_PAPER)
+    _draw(table, size_in, axes).savefig(buffer, format="png", dpi=_DPI, facecolor=_PAPER)
     return buffer.getvalue()
 
 
-def frontier_vectors(table: pd.DataFrame) -> bytes:
+def frontier_vectors(table: pd.DataFrame, axes: FrontierAxes = L0_FVU) -> bytes:
     """The picture as a file of vectors (SVG), for papers and slides; its text stays text."""
     buffer = BytesIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "frontier"}):
-        _draw(table, WIDE_IN).savefig(buffer, format="svg", facecolor=_PAPER, metadata={"Date": None})
+        _draw(table, WIDE_IN, axes).savefig(buffer, format="svg", facecolor=_PAPER, metadata={"Date": None})
     return buffer.getvalue()
 
 
-def frontier_svg(table: pd.DataFrame, *, size_in: tuple[float, float] = WIDE_IN, prefix: str = "frontier") -> str:
+def frontier_svg(
+    table: pd.DataFrame,
+    *,
+    size_in: tuple[float, float] = WIDE_IN,
+    prefix: str = "frontier",
+    axes: FrontierAxes = L0_FVU,
+) -> str:
     """The picture as an `<svg>` element for an HTML page: transparent, its ink the page's text colour, its points links
     to the rows `#row-N` of a table in the order of `table`.
 
     `prefix` is the class of the element, and keeps the ids of several pictures in one page apart.
     """
-    buffer, figure = BytesIO(), _draw(table, size_in)
+    buffer, figure = BytesIO(), _draw(table, size_in, axes)
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": prefix}):
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
@@ -76,11 +87,12 @@ def frontier_svg(table: pd.DataFrame, *, size_in: tuple[float, float] = WIDE_IN,
     # A style element inside the page would apply to the whole page.
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.S)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
-    points = _drawable(table)
+    points = _drawable(table, axes)
     if not points.empty:
-        links = hover_links(figure, points, _REACH if len(points) <= _CROWD else _CROWDED_REACH)
+        links = hover_links(figure, points, _REACH if len(points) <= _CROWD else _CROWDED_REACH, axes)
         svg = f"{svg[: svg.rindex('</svg>')]}{links}</svg>"
-    label = 'role="group" aria-label="FVU against L0 of the finished trials"'
+    what = f"{COLUMNS[axes.y].heading} against {COLUMNS[axes.x].heading}"
+    label = f'role="group" aria-label="{what} of the finished trials"'
     return svg.replace("<svg", f'<svg class="{prefix}" style="stroke-linejoin: round" {label}', 1)
 
 
@@ -91,13 +103,14 @@ def width_colours(widths: list[int]) -> dict[int, str]:
     return {width: to_hex(_WIDTH_COLOURS(float(at))) for width, at in zip(ordered, positions, strict=True)}
 
 
-def _draw(table: pd.DataFrame, size_in: tuple[float, float]) -> Figure:
+def _draw(table: pd.DataFrame, size_in: tuple[float, float], over: FrontierAxes) -> Figure:
     figure = Figure(figsize=size_in, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     axes = figure.add_subplot()
-    points = _drawable(table)
+    points = _drawable(table, over)
     if points.empty:
         axes.set_axis_off()
-        axes.text(0.5, 0.5, "No trial has finished yet", ha="center", va="center", color=_INK, fontsize=16)
+        what = "has finished" if over == L0_FVU else f"has both {' and '.join(COLUMNS[n].heading for n in over)}"
+        axes.text(0.5, 0.5, f"No trial {what} yet", ha="center", va="center", color=_INK, fontsize=16)
         return figure
     colours = width_colours([int(width) for width in points["width"]])
     points = points.assign(architecture=[_label(name) for name in points["architecture"]])
@@ -107,8 +120,8 @@ def _draw(table: pd.DataFrame, size_in: tuple[float, float]) -> Figure:
     marker_size = 6.0 if narrow or len(points) > _CROWD else 8.0
     for _, group in points.groupby(["width", "architecture"]):
         first = group.iloc[0]
-        _draw_group(axes, group, colours[int(first["width"])], markers[first["architecture"]], marker_size)
-    _style(axes, points, narrow)
+        _draw_group(axes, group, colours[int(first["width"])], markers[first["architecture"]], marker_size, over)
+    _style(axes, points, narrow, over)
     finished = points.loc[points["status"] != STOPPED, "trial"].nunique()
     all_trials = table["trial"].nunique()
     title = f"{finished} of {all_trials} trials have a result"
@@ -118,20 +131,24 @@ def _draw(table: pd.DataFrame, size_in: tuple[float, float]) -> Figure:
     return figure
 
 
-def _drawable(table: pd.DataFrame) -> pd.DataFrame:
+def _drawable(table: pd.DataFrame, over: FrontierAxes) -> pd.DataFrame:
     having = table[table["status"].isin((*FINISHED, STOPPED)) & table["width"].notna()]
+    having = having.astype(dict.fromkeys(over, "float64"))
     # A dictionary without any active latent has no place on a logarithmic axis.
-    can_be = (having["l0"] > _TINY) & (having["l0"] < _ABSURD) & (having["fvu"].abs() < _ABSURD)
+    lowest = _TINY if over.x in _POWERS_OF_TWO else -_ABSURD
+    can_be = (having[over.x] > lowest) & (having[over.x] < _ABSURD) & (having[over.y].abs() < _ABSURD)
     return having[can_be]
 
 
-def _draw_group(axes: Axes, group: pd.DataFrame, colour: str, marker: str, marker_size: float) -> None:
+def _draw_group(
+    axes: Axes, group: pd.DataFrame, colour: str, marker: str, marker_size: float, over: FrontierAxes
+) -> None:
     stopped = group[group["status"] == STOPPED]
     faint: dict[str, Any] = {"color": colour, "markersize": marker_size * 0.7, "alpha": _FAINT, "linestyle": "none"}
-    axes.plot(stopped["l0"], stopped["fvu"], marker=marker, **faint)
+    axes.plot(stopped[over.x], stopped[over.y], marker=marker, **faint)
     group = group[group["status"] != STOPPED]
-    best = group[on_frontier(group)].sort_values("l0")
-    axes.plot(best["l0"], best["fvu"], color=colour, linewidth=marker_size / 4.5, alpha=0.85)
+    best = group[on_frontier(group, over)].sort_values(over.x)
+    axes.plot(best[over.x], best[over.y], color=colour, linewidth=marker_size / 4.5, alpha=0.85)
     missed = group["status"] == TARGET_MISSED
     for rows, face in ((group[~missed], colour), (group[missed], "none")):
         style: dict[str, Any] = {
@@ -140,13 +157,33 @@ def _draw_group(axes: Axes, group: pd.DataFrame, colour: str, marker: str, marke
             "markeredgewidth": 1.3,
             "markersize": marker_size,
         }
-        axes.plot(rows["l0"], rows["fvu"], marker, **style)
+        axes.plot(rows[over.x], rows[over.y], marker, **style)
 
 
-def _style(axes: Axes, points: pd.DataFrame, narrow: bool) -> None:
+def _style(axes: Axes, points: pd.DataFrame, narrow: bool, over: FrontierAxes) -> None:
     size = 9 if narrow else 13
+    if over.x in _POWERS_OF_TWO:
+        _scale_by_two(axes, points[over.x], narrow)
+    elif _is_wide(points[over.x]):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    if _is_wide(points[over.y]):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel(heading(over.x, points, long=True), color=_INK, fontsize=size)
+    axes.set_ylabel(heading(over.y, points, long=True), color=_INK, fontsize=size)
+    axes.tick_params(colors=_INK, labelsize=size - 1)
+    axes.grid(color=_INK, alpha=0.14, linewidth=0.7)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_INK)
+
+
+def _scale_by_two(axes: Axes, values: pd.Series, narrow: bool) -> None:
+    """Scale the x axis by powers of two."""
     axes.set_xscale("log", base=2)
-    low, high = math.log2(points["l0"].min()), math.log2(points["l0"].max())
+    low, high = math.log2(values.min()), math.log2(values.max())
     margin = max(0.06 * (high - low), 0.25)
     axes.set_xlim(2 ** (low - margin), 2 ** (high + margin))
     if high - low < 1.5:
@@ -156,16 +193,10 @@ def _style(axes: Axes, points: pd.DataFrame, narrow: bool) -> None:
         axes.xaxis.set_major_locator(LogLocator(base=2, numticks=6 if narrow else 14))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
-    if points["fvu"].min() > 0 and points["fvu"].max() / points["fvu"].min() > _LOG_FROM_RATIO:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("L0 (active latents per row)", color=_INK, fontsize=size)
-    axes.set_ylabel("FVU (fraction of variance unexplained)", color=_INK, fontsize=size)
-    axes.tick_params(colors=_INK, labelsize=size - 1)
-    axes.grid(color=_INK, alpha=0.14, linewidth=0.7)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_INK)
+
+
+def _is_wide(values: pd.Series) -> bool:
+    return bool(values.min() > 0 and values.max() / values.min() > _LOG_FROM_RATIO)
 
 
 def _add_legend(

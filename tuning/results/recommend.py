@@ -1,25 +1,62 @@
 """Recommends dictionaries of a sweep with reasons: one for each sparsity, never a single best.
 
 FVU falls with L0 and width, so "the best" would be the least sparse and widest. Comparable are the dictionary that
-explains most at a sparsity, and a narrower one that explains nearly as much.
+is best at a sparsity by one criterion, and a narrower one that is nearly as good.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pandas as pd
 
+from lexray.storage.errors import UserError
+from lexray.tuning.results.columns import COLUMNS, format_cell
 from lexray.tuning.sweep_folder import DONE, TARGET_MISSED
 
 L0_TOLERANCE = 0.1
 """Relative distance of L0 from a target within which a dictionary counts for it."""
 NEARLY = 0.05
-"""Relative excess of FVU over the least within which a narrower dictionary is recommended."""
+"""Relative loss against the best within which a narrower dictionary is recommended."""
 MANY_DEAD = 0.1
 TOO_CLOSE = 0.01
-"""Relative difference of two FVUs below which one seed of each cannot distinguish them."""
+"""Relative difference of two values below which one seed of each cannot distinguish them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Criterion:
+    """A column by which dictionaries are recommended."""
+
+    column: str
+    best: str
+    """Name of its best value."""
+    worse: str
+    """Description of a value that is worse."""
+    of_seeds: bool = False
+    """Whether a value belongs to all seeds of a configuration, not to one trial."""
+
+    def loss(self, values: Any, best: Any) -> Any:
+        """Return how much worse `values` are than `best`, relative to `best`; from 0."""
+        sign = -1 if COLUMNS[self.column].better == "higher" else 1
+        return sign * (values - best) / (abs(best) or 1)
+
+
+CRITERIA = {
+    "fvu": Criterion(column="fvu", best="least FVU", worse="more FVU"),
+    "bits": Criterion(column="bits", best="fewest bits per row", worse="more bits"),
+    "stability": Criterion(
+        column="stability", best="highest stability over seeds", worse="less stability", of_seeds=True
+    ),
+}
+
+
+def criterion(name: str) -> Criterion:
+    """Return a criterion by its name. Raises UserError for another name."""
+    if name not in CRITERIA:
+        raise UserError(f"--recommend-by: {name!r} is no criterion; choose one of {', '.join(CRITERIA)}")
+    return CRITERIA[name]
 
 
 class Recommendation(NamedTuple):
@@ -33,46 +70,51 @@ class Recommendation(NamedTuple):
     caveats: list[str]
 
 
-def recommend(table: pd.DataFrame) -> list[Recommendation]:
-    """Recommend from a frontier table, for each sites and target L0, the least FVU and a narrower one near it."""
-    finished = table[table["status"].isin((DONE, TARGET_MISSED)) & table["fvu"].notna()]
+def recommend(table: pd.DataFrame, by: Criterion = CRITERIA["fvu"]) -> list[Recommendation]:
+    """Recommend from a frontier table, for each sites and target L0, the best by `by` and a narrower one near it."""
+    finished = table[table["status"].isin((DONE, TARGET_MISSED)) & table["fvu"].notna() & table[by.column].notna()]
     found: list[Recommendation] = []
     for sites, of_sites in finished.groupby("sites"):
         for target in sorted(of_sites["target_l0"].dropna().unique()):
             fitting = of_sites[of_sites["l0"] <= (1 + L0_TOLERANCE) * target]
             sparse_enough = fitting[fitting["l0"] >= (1 - L0_TOLERANCE) * target]
             if not sparse_enough.empty:
-                found += _at(str(sites), float(target), sparse_enough.sort_values(["fvu", "width", "name"]))
+                found += _at(str(sites), float(target), sparse_enough, by)
     return found
 
 
-def _at(sites: str, target: float, ranked: pd.DataFrame) -> Iterator[Recommendation]:
-    """Yield the recommendations among dictionaries of one sparsity, sorted by FVU."""
+def _at(sites: str, target: float, fitting: pd.DataFrame, by: Criterion) -> Iterator[Recommendation]:
+    """Yield the recommendations among dictionaries of one sparsity."""
+    is_lower_better = COLUMNS[by.column].better == "lower"
+    order = dict.fromkeys([by.column, "fvu", "width", "name"], True) | {by.column: is_lower_better}
+    ranked = fitting.sort_values(list(order), ascending=list(order.values()))
     best = ranked.iloc[0]
     others = ranked[ranked["architecture"] != best["architecture"]]
-    reasons = [f"least FVU of {len(ranked)} at L0 {target:g}: {best['fvu']:.4f}"]
+    value = format_cell(by.column, best[by.column])
+    at_fvu = f" (at FVU {best['bits_at_fvu']:g})" if by.column == "bits" else ""
+    reasons = [f"{by.best} of {len(ranked)} at L0 {target:g}: {value}{at_fvu}"]
     if not others.empty:
         second = others.iloc[0]
-        reasons.append(f"{second['fvu'] / best['fvu'] - 1:.1%} below the best {second['architecture']}")
-    yield Recommendation(best["trial"], best["name"], sites, target, reasons, _caveats(best, ranked))
-    narrower = ranked[(ranked["width"] < best["width"]) & (ranked["fvu"] <= (1 + NEARLY) * best["fvu"])]
+        loss = by.loss(second[by.column], best[by.column])
+        reasons.append(f"the best {second['architecture']} has {loss:.1%} {by.worse}")
+    yield Recommendation(best["trial"], best["name"], sites, target, reasons, _caveats(best, ranked, by))
+    near = by.loss(ranked[by.column], best[by.column]) <= NEARLY
+    narrower = ranked[(ranked["width"] < best["width"]) & near]
     if not narrower.empty:
-        smaller = narrower.sort_values(["width", "fvu"]).iloc[0]
-        why = (
-            f"{smaller['width'] / best['width']:.0%} of the latents of {best['name']} "
-            f"for {smaller['fvu'] / best['fvu'] - 1:.1%} more FVU"
-        )
-        yield Recommendation(smaller["trial"], smaller["name"], sites, target, [why], _caveats(smaller, ranked))
+        smaller = narrower.sort_values("width", kind="stable").iloc[0]
+        loss = by.loss(smaller[by.column], best[by.column])
+        why = f"{smaller['width'] / best['width']:.0%} of the latents of {best['name']} for {loss:.1%} {by.worse}"
+        yield Recommendation(smaller["trial"], smaller["name"], sites, target, [why], _caveats(smaller, ranked, by))
 
 
-def _caveats(row: Any, ranked: pd.DataFrame) -> list[str]:
+def _caveats(row: Any, ranked: pd.DataFrame, by: Criterion) -> list[str]:
     caveats = []
     if row["status"] == TARGET_MISSED:
         caveats.append(f"its L0 is {row['l0']:.1f}, not {row['target_l0']:g}")
     if row["dead_fraction"] > MANY_DEAD:
         caveats.append(f"{row['dead_fraction']:.0%} of its latents are dead")
     rivals = ranked[(ranked["trial"] != row["trial"]) & (ranked["width"] == row["width"])]
-    close = rivals[(rivals["fvu"] / row["fvu"] - 1).abs() < TOO_CLOSE]
-    if not close.empty:
+    close = rivals[by.loss(rivals[by.column], row[by.column]).abs() < TOO_CLOSE]
+    if not close.empty and not by.of_seeds:
         caveats.append(f"{close.iloc[0]['name']} is within {TOO_CLOSE:.0%}: one seed of each does not tell them apart")
     return caveats

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jinja2
 import pandas as pd
@@ -25,19 +25,15 @@ from lexray.tuning.endings.budget import Usage, read_usage
 from lexray.tuning.file.resources import PricesBlock
 from lexray.tuning.file.search import SearchBlock
 from lexray.tuning.planning.outcome import PLAN_FILE, Outcome, outcomes, read_plan
+from lexray.tuning.results.columns import MISSING
 from lexray.tuning.results.costs import Cost, costs
 from lexray.tuning.results.curves import short_number
-from lexray.tuning.results.frontier import (
-    COLUMNS,
-    FRONTIER_FILE,
-    MISSING,
-    format_cell,
-    frontier_table,
-    write_frontier,
-)
-from lexray.tuning.results.plot import NARROW_IN, WIDE_IN, frontier_figure, frontier_svg, frontier_vectors
+from lexray.tuning.results.frontier import FRONTIER_FILE, frontier_table, write_frontier
+from lexray.tuning.results.measured import Document
+from lexray.tuning.results.plot import frontier_figure, frontier_vectors
 from lexray.tuning.results.provenance import DATASET_FILE, read_dataset
-from lexray.tuning.results.report_sections import sections, trial_section
+from lexray.tuning.results.report_sections import sections
+from lexray.tuning.results.report_trials import DEFAULTS, Choices, Metrics, ReportTrials
 from lexray.tuning.results.stability import STABILITY_FILE, read_stability, write_stability
 from lexray.tuning.sweep_folder import (
     DONE,
@@ -54,15 +50,12 @@ from lexray.tuning.sweep_folder import (
 REPORT_FILE, FIGURE_FILE, VECTORS_FILE, SWEEP_FILE = "report.html", "frontier.png", "frontier.svg", "sweep.yaml"
 
 Block = TypeVar("Block", bound=FileModel)
-Metrics = Mapping[str, Sequence[Mapping[str, Any]]]
-"""Trial id to its logged records."""
 
-_TABLE_COLUMNS = [name for name in COLUMNS if name not in ("trial", "reason")]
 _FRONTIER_FILES = (FRONTIER_FILE, "frontier.csv", FIGURE_FILE, VECTORS_FILE)
 _STATUS_ORDER = (DONE, TARGET_MISSED, STOPPED, *PAUSED, FAILED, RUNNING, PENDING)
 
 
-def build_results(folder: SweepFolder, trials: list[str]) -> pd.DataFrame:
+def build_results(folder: SweepFolder, trials: list[str], choices: Choices = DEFAULTS) -> pd.DataFrame:
     """Read what lies in the folder, write `frontier.*`, `stability.json` and `report.html`; the frontier's table.
 
     A trial of `trials` without a record yet is a pending row.
@@ -70,22 +63,24 @@ def build_results(folder: SweepFolder, trials: list[str]) -> pd.DataFrame:
     stores = [folder.trial_store(trial) for trial in trials]
     found = read_many(folder.read_trial, trials)
     metrics = dict(zip(trials, read_many(folder.read_metrics, trials), strict=True))
-    measures = dict(zip(trials, read_many(read_measures, stores), strict=True))
+    documents = dict(zip(trials, read_many(read_measures, stores), strict=True))
+    measures = {trial: document for trial, document in documents.items() if document is not None}
     spent = dict(zip(trials, read_many(read_usage, stores), strict=True))
     pairs = zip(trials, found, strict=True)
     records = [record or TrialRecord(trial=trial, name=trial, config={}, status=PENDING) for trial, record in pairs]
-    table = frontier_table(records)
-    write_frontier(folder.store, table)
     write_stability(folder, records)
-    folder.store.write(FIGURE_FILE, frontier_figure(table))
-    folder.store.write(VECTORS_FILE, frontier_vectors(table))
+    table = frontier_table(records, measures, read_stability(folder.store))
+    write_frontier(folder.store, table)
+    folder.store.write(FIGURE_FILE, frontier_figure(table, axes=choices.axes))
+    folder.store.write(VECTORS_FILE, frontier_vectors(table, choices.axes))
     write_report(
         folder.store,
         records,
         metrics,
         _sweep_yaml(folder.store),
-        firing={trial: document["firing"] for trial, document in measures.items() if document is not None},
+        measures=measures,
         spent={trial: hours for trial, hours in spent.items() if hours != Usage()},
+        choices=choices,
     )
     return table
 
@@ -97,62 +92,40 @@ def write_report(
     sweep_yaml: str,
     *,
     title: str | None = None,
-    firing: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    measures: Mapping[str, Document] = MappingProxyType({}),
     spent: Mapping[str, Usage] = MappingProxyType({}),
+    choices: Choices = DEFAULTS,
 ) -> None:
     """Write `report.html`.
 
-    `title` is by default the `name` in the sweep file, else the name of the folder; `firing` that section of
-    `measures.json` by trial, where it was measured; `spent` what a trial's workers took, where that is known.
+    `title` is by default the `name` in the sweep file, else the name of the folder; `measures` holds `measures.json` by
+    trial, where it was measured; `spent` what a trial's workers took, where that is known.
     """
     content = _parsed(sweep_yaml)
-    trials = _Trials(frontier_table(records), records, metrics)
+    stability = read_stability(store)
+    trials = ReportTrials(frontier_table(records, measures, stability), records, metrics, measures, choices)
     page = _template().render(
         title=title or str(content.get("name") or _place(store).rstrip("/").rsplit("/", 1)[-1]),
         place=_place(store),
         summary=[*_summary(records, metrics), *_chosen(content)],
-        columns=[(name, COLUMNS[name].heading, not COLUMNS[name].is_text) for name in _TABLE_COLUMNS],
         sweep_yaml=sweep_yaml,
-        **trials.shown(_place(store), firing),
+        **trials.shown(_place(store)),
         **_costs(records, spent, content.get("prices")),
-        **_documents(store, trials, [SWEEP_FILE] if sweep_yaml else []),
+        **_documents(store, trials, stability, [SWEEP_FILE] if sweep_yaml else []),
     )
     store.write(REPORT_FILE, without_home(page).encode())
 
 
-class _Trials(NamedTuple):
-    """Description of the report's sweep."""
-
-    table: pd.DataFrame
-    records: Sequence[TrialRecord]
-    metrics: Metrics
-
-    def shown(self, place: str, firing: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """The frontier and the trials, as the template wants them."""
-        by_trial = {record.trial: record for record in self.records}
-        rows = self.table.to_dict("records")
-        sections_of_trials = [
-            trial_section(
-                place, by_trial[row["trial"]], row, self.metrics.get(row["trial"], ()), firing.get(row["trial"])
-            )
-            for row in rows
-            if row["name"] == by_trial[row["trial"]].name  # not the further points of its curve
-        ]
-        return {
-            "wide": frontier_svg(self.table, size_in=WIDE_IN, prefix="wide"),
-            "narrow": frontier_svg(self.table, size_in=NARROW_IN, prefix="narrow"),
-            "rows": [_table_row(row) for row in rows],
-            "trials": sections_of_trials,
-        }
-
-
-def _documents(store: Store, trials: _Trials, first_files: list[str]) -> dict[str, Any]:
+def _documents(
+    store: Store, trials: ReportTrials, stability: dict[str, Any] | None, first_files: list[str]
+) -> dict[str, Any]:
     """Sections from the plan, the stability of seeds and the dataset's provenance, if the folder has them."""
-    found = {PLAN_FILE: read_plan(store), STABILITY_FILE: read_stability(store), DATASET_FILE: read_dataset(store)}
+    found = {PLAN_FILE: read_plan(store), STABILITY_FILE: stability, DATASET_FILE: read_dataset(store)}
     present = [name for name, document in found.items() if document is not None]
+    by = trials.choices.by
     return {
         "estimates": [_outcome(outcome) for outcome in outcomes(found[PLAN_FILE], trials.records, trials.metrics)],
-        "sections": sections(trials.table, trials.records, found[STABILITY_FILE], found[DATASET_FILE]),
+        "sections": sections(trials.table, trials.records, stability, found[DATASET_FILE], by),
         "files": [*first_files, *_FRONTIER_FILES, *present],
     }
 
@@ -248,13 +221,3 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def _table_row(row: dict[Any, Any]) -> dict[str, Any]:
-    """Format a row for the template: `cells` of (column, exact value to sort by, text)."""
-    cells = [(name, _sort_value(row[name]), format_cell(name, row[name])) for name in _TABLE_COLUMNS]
-    return {"trial": row["trial"], "on_frontier": row["on_frontier"], "cells": cells}
-
-
-def _sort_value(value: Any) -> str:
-    return "" if pd.isna(value) else str(value)

@@ -10,10 +10,11 @@ import pandas as pd
 
 from lexray.training.checkpoint.saved import CONFIG, TENSORS
 from lexray.training.measures.held_out import FIRED_FILE, MEASURES_FILE
-from lexray.tuning.results.curves import CURVES, caption, curve_svg, firing_svg
-from lexray.tuning.results.frontier import COLUMNS, MEASURED, format_cell
+from lexray.tuning.results.columns import COLUMNS, OPTIONAL, RESULT, format_cell, heading
+from lexray.tuning.results.curves import CURVES, caption, curve_svg, firing_svg, fvu_svg
+from lexray.tuning.results.measured import Document
 from lexray.tuning.results.provenance import told
-from lexray.tuning.results.recommend import Recommendation, recommend
+from lexray.tuning.results.recommend import CRITERIA, Criterion, Recommendation, recommend
 from lexray.tuning.sweep_folder import FINISHED, STOPPED, TrialRecord
 
 SHOWN = 40
@@ -44,6 +45,8 @@ class Sections(NamedTuple):
     """Input of the report's template."""
 
     recommended: list[Recommendation]
+    recommended_by: str
+    """The criterion: `least FVU`."""
     not_shown: int
     stable: list[StableRow]
     matrices: list[SeedMatrix]
@@ -60,13 +63,15 @@ def sections(
     records: Sequence[TrialRecord],
     stability: Mapping[str, Any] | None,
     dataset: Mapping[str, Any] | None = None,
+    by: Criterion = CRITERIA["fvu"],
 ) -> Sections:
     """Build the sections from the frontier table, the trials' records and, if present, the documents of
-    `lexray.tuning.results.stability` and `lexray.tuning.results.provenance`.
+    `lexray.tuning.results.stability` and `lexray.tuning.results.provenance`; dictionaries are recommended by `by`.
     """
-    found = recommend(table)
+    found = recommend(table, by)
     return Sections(
         recommended=found[:SHOWN],
+        recommended_by=by.best,
         not_shown=max(0, len(found) - SHOWN),
         stable=_stable(stability or {}),
         matrices=_matrices(stability or {}, records),
@@ -157,6 +162,9 @@ class TrialSection(NamedTuple):
     """Title and `<svg>`."""
     firing: tuple[str, str] | None
     """Caption and `<svg>`."""
+    measures: list[tuple[str, str]]
+    fvu_curve: tuple[str, str] | None
+    """FVU against k: how its codes were made, and `<svg>`."""
     files: list[str]
     """Paths below the sweep's folder."""
     path: str | None
@@ -168,22 +176,39 @@ def trial_section(
     record: TrialRecord,
     row: Mapping[Any, Any],
     logged: Sequence[Mapping[str, Any]],
-    firing: Mapping[str, Any] | None,
+    measures: Document | None,
+    table: pd.DataFrame,
 ) -> TrialSection:
-    """Build the section of a trial in the sweep folder `place`, from its row in the frontier table, its log, and
-    `firing` of its measures.
+    """Build the section of a trial in the sweep folder `place`, from its row in the frontier table, its log, and its
+    `measures.json`.
     """
     has_result = record.status in (*FINISHED, STOPPED)
+    firing = measures["firing"] if measures is not None else None
     histogram = firing_svg(firing) if firing is not None else ""
     return TrialSection(
         record=record,
-        result=[(COLUMNS[name].heading, format_cell(name, row[name])) for name in MEASURED] if has_result else [],
+        result=[(COLUMNS[name].heading, format_cell(name, row[name])) for name in RESULT] if has_result else [],
         config=list(flatten(record.config).items()),
         curves=_curves(record, logged),
         firing=(caption(firing), histogram) if firing is not None and histogram else None,
+        measures=[
+            (heading(name, table, long=True), format_cell(name, row[name]))
+            for name in OPTIONAL
+            if not pd.isna(row[name])
+        ],
+        fvu_curve=_fvu_curve(measures),
         files=_files(record, bool(logged), firing is not None),
         path=repr(f"{place}/trials/{record.trial}/dictionary") if has_result else None,
     )
+
+
+def _fvu_curve(measures: Document | None) -> tuple[str, str] | None:
+    if measures is None or "curve" not in measures:
+        return None
+    curve = measures["curve"]
+    svg = fvu_svg(curve["points"])
+    how = "encoded with each k" if curve["method"] == "encode" else "the largest contributions of each row"
+    return (how, svg) if svg else None
 
 
 def _curves(record: TrialRecord, logged: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

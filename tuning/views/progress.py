@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lexray.tuning.ray_backend.trial_run import TrialRun
-from lexray.tuning.results.frontier import MISSING
+from lexray.tuning.results.columns import MISSING
 from lexray.tuning.sweep_folder import FAILED, PAUSED, STOPPED, TrialRecord
 
 

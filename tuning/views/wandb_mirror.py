@@ -16,7 +16,9 @@ from typing import Any
 import pandas as pd
 
 from lexray.storage.errors import named_line
+from lexray.training.measures.held_out import read_measures
 from lexray.tuning.ray_backend.trial_run import TrialRun
+from lexray.tuning.results.measured import summary
 from lexray.tuning.results.report import FIGURE_FILE
 from lexray.tuning.sweep_folder import SweepFolder, TrialRecord
 from lexray.tuning.views.wandb_runs import MAX_FAILURES_IN_A_ROW, Described, WandbRuns
@@ -52,7 +54,11 @@ class WandbMirror:
         self._later(lambda: self.runs.log(run.trial.id, records))
 
     def ended(self, run: TrialRun, record: TrialRecord | None) -> None:
-        self._later(lambda: self.runs.finish(run.trial.id, record))
+        def finish() -> None:
+            measures = trial_measures(run.folder, run.trial.id) if record is not None else {}
+            self.runs.finish(run.trial.id, record, measures)
+
+        self._later(finish)
 
     def close(self) -> None:
         """Do nothing: the sweep's results follow its trials."""
@@ -92,6 +98,12 @@ class WandbMirror:
                     log.warning("W&B: %s (`lexray wandb sync` sends what it lacks)", named_line(error))
 
 
+def trial_measures(folder: SweepFolder, trial: str) -> dict[str, float]:
+    """Return the measures of a trial for the summary of its run; empty if it was not measured."""
+    document = read_measures(folder.trial_store(trial))
+    return summary(document) if document is not None else {}
+
+
 def send(
     folder: SweepFolder, runs: WandbRuns, table: pd.DataFrame, on_sent: Callable[[str, int], None]
 ) -> dict[str, str]:
@@ -110,7 +122,7 @@ def send(
         try:
             runs.start(Described(trial, record.name, record.config, record.workers))
             runs.log(trial, records)
-            runs.finish(trial, record)
+            runs.finish(trial, record, trial_measures(folder, trial))
         except Exception as error:
             refused[record.name] = named_line(error)
             failures_in_a_row += 1

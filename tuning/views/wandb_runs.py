@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import pandas as pd
@@ -107,12 +108,15 @@ class WandbRuns:
             if record["step"] >= run.starting_step:
                 run.log(shown(record), step=record["step"])
 
-    def finish(self, trial: str, record: TrialRecord | None) -> None:
+    def finish(
+        self, trial: str, record: TrialRecord | None, measures: Mapping[str, float] = MappingProxyType({})
+    ) -> None:
+        """End a trial's run; its summary holds the result and `measures` under the names of the frontier's columns."""
         run = self._open.pop(trial, None)
         if run is None:
             return
         if record is not None:
-            result = {f"result/{k}": v for k, v in record.result.items() if v is not None}
+            result = {f"result/{k}": v for k, v in {**record.result, **measures}.items() if v is not None}
             run.summary.update(result | {"status": record.status})
         is_well = record is not None and (bool(record.result) or record.status in PAUSED)
         _end(run, 0 if is_well else 1)
