@@ -106,9 +106,10 @@ def _stability(trials: list[str]) -> dict[str, Any]:
     a, b, c = trials
     numbers: dict[str, Any] = {f"end {a} {b}": [0.91, "hungarian"], f"end {a} {c}": [0.82, "hungarian"]}
     numbers |= {f"start {one} {other}": 0.2 for one, other in ((a, b), (a, c), (b, c))}
-    numbers |= {f"shape {trial}": [64, 16] for trial in trials} | {f"moved {trial}": 0.5 for trial in trials}
-    numbers["floor 64x16"] = 0.3
-    return {"version": 1, "seeds": [], "widths": [], "chosen": [], "numbers": numbers}
+    numbers |= {f"size {trial}": [61, 16, 0] for trial in trials} | {f"moved {trial}": 0.5 for trial in trials}
+    numbers |= {f"dead {trial}": 3 for trial in trials}
+    numbers["floor 61x16 0"] = 0.3
+    return {"version": 2, "seeds": [], "widths": [], "chosen": [], "numbers": numbers}
 
 
 class Links(HTMLParser):

@@ -154,6 +154,7 @@ class StableSeeds(AboutTrials):
     at_start: Number
     floor: Number
     score: Number
+    dead: list[Number]
 
 
 class FoundWidths(AboutTrials):
@@ -171,7 +172,7 @@ class ChosenWidth(Part):
 
 
 SHAPE_LIMIT = 2**28
-"""Maximum size of a dictionary whose recorded shape is trusted; a larger one is read from the dictionary."""
+"""Maximum size of a dictionary whose recorded size is trusted; a larger one is read from the dictionary."""
 
 
 def _numbers(given: dict[str, Any]) -> dict[str, Any]:
@@ -187,12 +188,12 @@ def _is_match(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and _is_number(value[0]) and isinstance(value[1], str)
 
 
-def _is_shape(value: Any) -> bool:
-    whole = isinstance(value, list) and len(value) == 2 and all(type(size) is int and size > 0 for size in value)
-    return whole and value[0] * value[1] <= SHAPE_LIMIT
+def _is_size(value: Any) -> bool:
+    whole = isinstance(value, list) and len(value) == 3 and all(type(size) is int and size >= 0 for size in value)
+    return whole and value[0] * value[1] <= SHAPE_LIMIT and value[2] <= 1
 
 
-_NUMBERS: dict[str, Callable[[Any], bool]] = {"end": _is_match, "shape": _is_shape}
+_NUMBERS: dict[str, Callable[[Any], bool]] = {"end": _is_match, "size": _is_size}
 
 
 class StabilityDocument(Part, total=False):

@@ -8,6 +8,7 @@ trials/TRIAL/spent.json        hours of its workers over all attempts (lexray.tu
 trials/TRIAL/metrics.jsonl     one JSON object per logged step (storage of `lexray.training.loop.metrics_log`)
 trials/TRIAL/non_finite.json   that it resumed after a step that was not finite (lexray.training.loop.non_finite)
 trials/TRIAL/checkpoints/      see lexray.training.checkpoint.format
+trials/TRIAL/initial/          atoms at step 0 where data gives them (lexray.training.checkpoint.initial)
 trials/TRIAL/dictionary/       the trained dictionary: config.json, dictionary.safetensors
 trials/TRIAL/measures.json     measures of it at the end, see training.measures; fired.npy: rows of each latent
 wandb.json                     ids of this folder's runs in W&B (lexray.tuning.views.wandb_ids)

@@ -1,7 +1,7 @@
 """Measures of a dictionary that other libraries define alike, on the same reconstructions and atoms.
 
-Only where theirs are right: dictionary_learning's explained variance forgives a constant error, overcomplete's R2 takes
-one mean for all dimensions, and its matching minds the signs of atoms (here all entries are positive).
+Only where theirs are right: dictionary_learning's explained variance forgives a constant error, and overcomplete's R2
+takes one mean for all dimensions.
 """
 
 import torch
@@ -12,7 +12,7 @@ from sae_lens.evals import ExplainedVarianceCalculator
 
 from lexray.training.dictionaries.base import RawRows
 from lexray.training.measures.coherence import coherence
-from lexray.training.measures.matching import match
+from lexray.training.measures.matching import pair_stability
 from lexray.training.measures.measure import measure
 
 X_BD = rows()
@@ -54,6 +54,6 @@ def test_measures_of_atoms_are_theirs(against):
     atoms_FD, other_FD = (torch.rand(F, 8, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     held = against("overcomplete", "measures")
     theirs = 1 - cosine_hungarian_loss(atoms_FD, other_FD) / F
-    held("hungarian", torch.tensor(match(atoms_FD, other_FD).cosine), torch.tensor(theirs))
+    held("hungarian", torch.tensor(pair_stability(atoms_FD, other_FD).cosine), torch.tensor(theirs))
     largest, _ = dictionary_collinearity(atoms_FD)
     held("collinearity", torch.tensor(coherence(atoms_FD, 3)["max_cosine"]), torch.as_tensor(float(largest)))

@@ -6,16 +6,16 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lexray.training.measures.matching import match, pair_stability, random_stability
 from lexray.tuning.ground_truth import worlds
 from lexray.tuning.ground_truth.recovery import (
     activation_f1,
     hierarchy,
     identifiability,
-    match,
     matched_cosine,
-    random_stability,
-    stability,
 )
+from lexray.tuning.ground_truth.running import Learned
+from lexray.tuning.ground_truth.study import stability_of_arm
 from lexray.tuning.ground_truth.worlds import WORLDS, make_world, tree, with_cosine
 
 ROWS = 4096
@@ -174,16 +174,30 @@ def test_children_that_absorb_their_parent_are_an_error_across_levels_and_siblin
 
 def test_stability_is_one_of_the_same_atoms_in_any_order_and_low_of_random_directions():
     atoms_FD = directions(96, 32)
-    assert stability([atoms_FD, shuffled(atoms_FD), 2 * atoms_FD]) == pytest.approx([1, 1, 1], abs=1e-5)
-    assert random_stability(96, 32) == pytest.approx(0.41, abs=0.02)
+    assert pair_stability(atoms_FD, 2 * shuffled(atoms_FD)).cosine == pytest.approx(1, abs=1e-5)
+    assert random_stability(96, 32) == pytest.approx(0.4, abs=0.02)
     assert random_stability(96, 512) < 0.15
 
 
-def test_stability_is_symmetric_and_of_every_pair():
-    made = [directions(10, 6, seed) for seed in range(4)]
-    forth, back = sorted(stability(made)), sorted(stability(made[::-1]))
-    assert len(forth) == 6
-    assert forth == pytest.approx(back)
+def test_an_arm_leaves_dead_latents_out_of_its_stability_and_says_their_share():
+    """Both seeds find the same 4 directions and have two dead latents in random ones."""
+    truth = torch.eye(6)
+    codes_NF = torch.ones(3, 6)
+    codes_NF[:, 4:] = 0
+    found = [
+        Learned(atoms_FD=torch.cat([shuffled(truth[:4], s), directions(2, 6, s)]), codes_NF=codes_NF, held_out={})
+        for s in (0, 1)
+    ]
+    values = stability_of_arm(found, [directions(6, 6, seed) for seed in (2, 3)])
+    assert values["dead"] == pytest.approx([1 / 3] * 2)
+    assert values["stability"] == pytest.approx([1])
+    assert values["stability_of_random"] == [random_stability(4, 6)]
+    assert values["stability_at_start"] == [pair_stability(directions(6, 6, 2)[:4], directions(6, 6, 3)[:4]).cosine]
+
+
+def test_stability_is_symmetric():
+    one, other = directions(10, 6, 0), directions(7, 6, 1)
+    assert pair_stability(one, other).cosine == pytest.approx(pair_stability(other, one).cosine)
 
 
 # Identifiability --------------------------------------------------------------------------------------------------

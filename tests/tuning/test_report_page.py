@@ -150,7 +150,7 @@ def test_the_size_of_the_page_is_bounded_by_its_trials(tmp_path: Path) -> None:
 
 
 def test_stability_without_numbers_of_pairs_has_no_matrix(tmp_path: Path) -> None:
-    document: dict[str, Any] = json.loads(json.dumps({"version": 1, "seeds": [], "widths": [], "chosen": []}))
+    document: dict[str, Any] = json.loads(json.dumps({"version": 2, "seeds": [], "widths": [], "chosen": []}))
     store = Store.at(str(tmp_path))
     store.write("stability.json", json.dumps(document).encode())
     write_report(store, [point_record(0)], {}, "")

@@ -27,7 +27,7 @@ def record(width: int = 64, target: int = 8, *, fvu: float = 0.4, site: str = "l
 
 
 def stable(width: int, score: float, trials: list[str]) -> dict[str, Any]:
-    numbers = {"stability": 0.8, "at_start": None, "floor": 0.3, "score": score}
+    numbers = {"stability": 0.8, "at_start": None, "floor": 0.3, "score": score, "dead": [3, None]}
     return {"architecture": "topk", "width": width, "target_l0": 8, "trials": trials, **numbers}
 
 
@@ -47,8 +47,8 @@ STABILITY = {
 def test_stability_is_told_with_its_floor_and_its_choice() -> None:
     shown = sections(frontier_table([record()]), [record()], STABILITY)
     assert [(row.name, row.seeds, row.cells, row.chosen) for row in shown.stable] == [
-        ("topk, width 64, L0 8", 2, ["0.80", "-", "0.30", "0.70"], True),
-        ("topk, width 128, L0 8", 2, ["0.80", "-", "0.30", "0.50"], False),
+        ("topk, width 64, L0 8", 2, ["0.80", "-", "0.30", "0.70", "3, -"], True),
+        ("topk, width 128, L0 8", 2, ["0.80", "-", "0.30", "0.50", "3, -"], False),
     ]
     assert shown.widths == [("topk, width 64, L0 8 in 128", "75%", "1%")]
 

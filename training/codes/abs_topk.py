@@ -34,6 +34,7 @@ class AbsTopK(TopK):
 
     kind = "abs_topk"
     Config = AbsTopKConfig
+    signed = True
     paper = "Zhu et al., AbsTopK: rethinking sparse autoencoders for bidirectional features (2025), arXiv:2510.00404"
 
     def value(self, z: Tensor) -> Tensor:

@@ -97,6 +97,8 @@ class Code:
     """Whether `encode` takes another number of active latents than was trained."""
     needs_sample: ClassVar[bool] = False
     """Whether `prepare` has anything to do."""
+    signed: ClassVar[bool] = False
+    """Whether values have both signs, so that an atom and its negative stand for the same latent."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -94,6 +94,10 @@ class Dictionary(nn.Module):
     paper: ClassVar[str]
     """Source of the equations."""
     kind: ClassVar[Kind] = "sae"
+    signed_codes: bool = False
+    """Whether values of codes have both signs, so that an atom and its negative stand for the same latent."""
+    atoms_from_data: ClassVar[bool] = False
+    """Whether the atoms at step 0 are computed from data; otherwise the seed alone gives them."""
     per_latent: ClassVar[tuple[str, ...]] = ("rows_since_fired_F",)
     """Parameters and buffers with a row for each latent; those of base classes are included."""
     config: DictionaryConfig

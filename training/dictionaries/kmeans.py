@@ -47,6 +47,7 @@ class KMeans(Solved):
 
     Config = KMeansConfig
     paper = "Sculley, Web-scale k-means clustering (2010), doi:10.1145/1772690.1772862"
+    atoms_from_data = True
     config: KMeansConfig
     sum_counts_F: Tensor
 

@@ -111,6 +111,11 @@ class LearnedDictionary(Dictionary):
         self.W_dec = nn.Parameter(atoms_FO[owned].clone())
         self.b_dec = nn.Parameter(torch.zeros(sites.output_width))
         self.code = made(config.code, self)
+        self.signed_codes = made.signed
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.atoms_from_data = cls.prepare_atoms is not LearnedDictionary.prepare_atoms
 
     # Starting values -------------------------------------------------------------------------------------------
 

@@ -54,6 +54,7 @@ class SNMF(Solved):
 
     Config = SNMFConfig
     paper = "Shafran, Geiger and Geva, Decomposing MLP activations via semi-NMF (2025), arXiv:2506.10920"
+    atoms_from_data = True
     config: SNMFConfig
     solving_squares: ClassVar[int] = 6
     """Matrices of F x F, in fp32 numbers, that solving for the atoms takes."""

@@ -49,6 +49,7 @@ class PCA(Solved):
 
     Config = PCAConfig
     paper = "Pearson, On lines and planes of closest fit to systems of points in space (1901)"
+    signed_codes = True
     config: PCAConfig
     sum_DD: Tensor
     sum_rows: Tensor

@@ -12,6 +12,7 @@ from lexray.storage.selection import Part
 from lexray.storage.store import Store
 from lexray.storage.stream import BatchStream
 from lexray.storage.windows import LocalWindows, StreamSpec, WindowReader, WindowSource
+from lexray.training.checkpoint.initial import write_initial_atoms
 from lexray.training.checkpoint.parts import ShardSpec
 from lexray.training.checkpoint.resume import newest_state
 from lexray.training.config import TrainingConfig
@@ -57,6 +58,8 @@ def set_up(config: TrainingConfig, store: Store, open_stream: OpenStream, mesh: 
         dictionary.load_state_dict(state.weights)
     elif dictionary.needs_sample:
         dictionary.prepare(lambda: sample_rows(config, stream, device))
+    if state is None and dictionary.atoms_from_data:
+        write_initial_atoms(store, dictionary, is_first=mesh.place.rank == 0)
     engine = make_engine(dictionary, config, mesh)
     if state is not None:
         engine.restore(state)

@@ -1,6 +1,7 @@
 """Metrics of how well a dictionary recovers known features. Pure functions of plain tensors.
 
-Cosines are signed: an atom that points away from a feature has not found it. Lengths of atoms never count.
+Matched are features with latents, by `lexray.training.measures.matching`: an atom that points away from a feature has
+not found it.
 
 Shapes: G true features, F latents, D width, N rows, P pairs.
 """
@@ -13,35 +14,20 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-
-class Match(NamedTuple):
-    """One-to-one assignment of features to latents; at most min(G, F) pairs."""
-
-    features_P: Tensor
-    latents_P: Tensor
-    cosines_P: Tensor
-
-
-def match(features_GD: Tensor, atoms_FD: Tensor) -> Match:
-    """Return the one-to-one assignment with the largest sum of cosines (Hungarian algorithm)."""
-    cosines_GF = F.normalize(features_GD.double(), dim=1) @ F.normalize(atoms_FD.double(), dim=1).T
-    features, latents = linear_sum_assignment(cosines_GF.numpy(), maximize=True)
-    features_P, latents_P = torch.from_numpy(features), torch.from_numpy(latents)
-    return Match(features_P, latents_P, cosines_GF[features_P, latents_P])
+from lexray.training.measures.matching import Match, match
 
 
 def matched_cosine(features_GD: Tensor, atoms_FD: Tensor) -> float:
-    """Mean cosine of matched pairs; an unmatched feature counts 0."""
+    """Return the mean cosine of matched pairs; an unmatched feature counts 0."""
     return float(match(features_GD, atoms_FD).cosines_P.sum()) / len(features_GD)
 
 
 def activation_f1(matched: Match, present_NG: Tensor, codes_NF: Tensor) -> Tensor:
     """For each matched pair (P): F1 of 'the latent is active' as a detector of 'the feature is present'."""
-    present_NP = present_NG[:, matched.features_P]
-    active_NP = codes_NF[:, matched.latents_P] != 0
+    present_NP = present_NG[:, matched.atoms_P]
+    active_NP = codes_NF[:, matched.others_P] != 0
     hits_P = (present_NP & active_NP).sum(0).double()
     return 2 * hits_P / (present_NP.sum(0) + active_NP.sum(0)).clamp_min(1)
 
@@ -65,8 +51,8 @@ def hierarchy(
 ) -> Hierarchy:
     """Compare the Gram matrix of the matched atoms with the truth. Needs at least as many latents as features."""
     found = match(features_GD, atoms_FD)
-    assert len(found.latents_P) == len(features_GD), "every feature needs a latent"
-    atoms_GD = F.normalize(atoms_FD[found.latents_P].double(), dim=1)
+    assert len(found.others_P) == len(features_GD), "every feature needs a latent"
+    atoms_GD = F.normalize(atoms_FD[found.others_P].double(), dim=1)
     truth_GD = F.normalize(features_GD.double(), dim=1)
     learned_GG, truth_GG = atoms_GD @ atoms_GD.T, truth_GD @ truth_GD.T
     across = [(parent, child) for child, parent in enumerate(parents) if parent >= 0]
@@ -78,25 +64,6 @@ def hierarchy(
 def _mean_at(matrix: Tensor, pairs: Sequence[tuple[int, int]]) -> float:
     first, second = zip(*pairs, strict=True)
     return float(matrix[list(first), list(second)].mean())
-
-
-# Stability ---------------------------------------------------------------------------------------------------------
-
-
-def stability(dictionaries: Sequence[Tensor]) -> list[float]:
-    """For each pair of dictionaries (F x D each): mean cosine of their atoms under the best one-to-one assignment.
-
-    max over permutations of 1/F sum_i cos(atom_i, atom'_permuted(i)); Fel et al. (2025), arXiv:2502.12892.
-    """
-    return [matched_cosine(one, other) for one, other in combinations(dictionaries, 2)]
-
-
-def random_stability(num_latents: int, width: int, *, draws: int = 3, seed: int = 0) -> float:
-    """Stability of dictionaries of random directions: the chance level."""
-    generator = torch.Generator().manual_seed(seed)
-    made = [torch.randn(num_latents, width, generator=generator) for _ in range(draws)]
-    values = stability(made)
-    return sum(values) / len(values)
 
 
 # Identifiability ---------------------------------------------------------------------------------------------------

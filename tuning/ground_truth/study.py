@@ -6,7 +6,9 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from itertools import combinations
 from multiprocessing import get_context
+from statistics import mean
 from typing import NamedTuple
 
 from torch import Tensor
@@ -16,15 +18,9 @@ from lexray.storage.manifest import Manifest
 from lexray.storage.store import Store
 from lexray.training.config import DataConfig, EveryConfig, TrainingConfig
 from lexray.training.dictionaries import dictionary_config
+from lexray.training.measures.matching import match, pair_stability, random_stability
 from lexray.tuning.ground_truth.arms import Arm, StudyPlan, plans
-from lexray.tuning.ground_truth.recovery import (
-    activation_f1,
-    hierarchy,
-    identifiability,
-    match,
-    random_stability,
-    stability,
-)
+from lexray.tuning.ground_truth.recovery import activation_f1, hierarchy, identifiability
 from lexray.tuning.ground_truth.running import SITE, Learned, initial_atoms, learned, store_world, train_once
 from lexray.tuning.ground_truth.worlds import WORLDS, World, make_world
 
@@ -178,9 +174,18 @@ def measure_arm(
     """Return all metrics of an arm. `starts` are the atoms before the first step, one (F, D) for each seed."""
     each = [measure_one(unseen, one, identifiable) for one in found]
     values = {metric: [one[metric] for one in each] for metric in each[0]}
-    values["stability_at_start"] = stability(starts)
-    values["stability"] = stability([one.atoms_FD for one in found])
-    values["stability_of_random"] = [random_stability(*found[0].atoms_FD.shape)]
+    return values | stability_of_arm(found, starts)
+
+
+def stability_of_arm(found: list[Learned], starts: list[Tensor]) -> dict[str, list[float]]:
+    """Return the stability of every pair of seeds, now and before the first step, without latents that are dead now."""
+    lives = [(one.codes_NF != 0).any(0) for one in found]
+    values = {"dead": [float((~lives_F).double().mean()) for lives_F in lives]}
+    ends = [one.atoms_FD[lives_F] for one, lives_F in zip(found, lives, strict=True)]
+    began = [atoms_FD[lives_F] for atoms_FD, lives_F in zip(starts, lives, strict=True)]
+    for name, atoms in (("stability_at_start", began), ("stability", ends)):
+        values[name] = [pair_stability(*pair).cosine for pair in combinations(atoms, 2)]
+    values["stability_of_random"] = [random_stability(round(mean(map(len, ends))), ends[0].shape[1])]
     return values
 
 

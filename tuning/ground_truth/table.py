@@ -20,6 +20,7 @@ COLUMNS = {
     "within": "within",
     "identifiability": "accuracy",
     "identifiability_balanced": "balanced",
+    "dead": "dead",
     "stability_at_start": "start",
     "stability": "stability",
     "stability_of_random": "random",
@@ -29,8 +30,9 @@ COLUMNS = {
 LEGEND = (
     "Mean over seeds, and the largest distance from it. cosine: matched atoms and features (Hungarian). F1: a matched "
     "latent as detector of its feature. parent-child: learned cosine (truth 0). across, within: squared error of "
-    "learned cosines of parents with children, of siblings. accuracy, balanced: identifiability. stability: matched "
-    "cosine between seeds; start: the same before the first step; random: of random directions."
+    "learned cosines of parents with children, of siblings. accuracy, balanced: identifiability. dead: share of "
+    "latents that no unseen row activates, left out of stability: matched cosine between seeds; start: the same before "
+    "the first step; random: of random directions."
 )
 
 

@@ -27,7 +27,7 @@ class StableRow(NamedTuple):
     name: str
     seeds: int
     cells: list[str]
-    """Stability, stability at the start, random floor, and score."""
+    """Stability, stability at the start, random floor, score, and dead latents of each seed."""
     chosen: bool
     """Whether this width was chosen by stability."""
 
@@ -90,7 +90,7 @@ def _stable(document: Mapping[str, Any]) -> list[StableRow]:
         StableRow(
             _about(row),
             len(row["trials"]),
-            [_number(row[name]) for name in ("stability", "at_start", "floor", "score")],
+            [_number(row[name]) for name in ("stability", "at_start", "floor", "score")] + [_dead(row["dead"])],
             tuple(row["trials"]) in chosen,
         )
         for row in document.get("seeds", [])
@@ -136,6 +136,10 @@ def _about(row: Mapping[str, Any]) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
+
+
+def _dead(counts: Sequence[float | None]) -> str:
+    return ", ".join("-" if count is None else f"{count:.0f}" for count in counts)
 
 
 def _data(records: Sequence[TrialRecord]) -> list[tuple[str, str]]:

@@ -3,10 +3,12 @@
 `stability.json` in the sweep's folder keeps every number of trials that still exist, so that an update reads only new
 dictionaries. It holds
 
-    seeds    for trials that differ in nothing but the seed: `stability`, the mean over pairs of the mean |cos| of
+    seeds    for trials that differ in nothing but the seed: `stability`, the mean over pairs of the mean cosine of
              matched atoms, beside the same `at_start` (two dictionaries that start alike prove little by ending alike),
              the `floor` of random directions of that shape, how far atoms `moved` from where they began, and
-             `score` = (stability - floor) / (1 - floor)
+             `score` = (stability - floor) / (1 - floor). Latents that fired on no test row are left out of all of them:
+             `dead` is their number in each trial, null where it was not measured. Cosines are absolute values where
+             codes have signs (`signed_codes`)
     widths   for trials that differ in nothing but the width: the share of the smaller dictionary's atoms `found` in the
              next larger one, and the `floor` of random directions
     chosen   where seeds and widths both vary: the widest dictionary whose score is within `TOLERANCE` of the best
@@ -16,27 +18,28 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from lexray.storage.documents import read_document
 from lexray.storage.errors import CorruptDataError
 from lexray.storage.store import Store
+from lexray.training.measures.held_out import FIRED_FILE
 from lexray.training.measures.matching import (
     FOUND_ABOVE,
     found_share,
-    match,
     moved,
+    pair_stability,
     random_found_share,
-    random_match,
+    random_stability,
 )
 from lexray.tuning.folder_documents import STABILITY
 from lexray.tuning.results.comparisons import Atoms, Comparisons, read_atoms
 from lexray.tuning.sweep_folder import FINISHED, SweepFolder, TrialRecord
 
 STABILITY_FILE = "stability.json"
-FORMAT, VERSION = "lexray-stability", 1
+FORMAT, VERSION = "lexray-stability", 2
 
 TOLERANCE = 0.05
 """Score difference within which a wider dictionary is preferred."""
@@ -48,7 +51,7 @@ SEEDS = 6
 def write_stability(folder: SweepFolder, records: Sequence[TrialRecord]) -> dict[str, Any] | None:
     """Write `stability.json` of a sweep's finished trials; None, without writing, if none are comparable."""
     finished = {r.trial: r for r in records if r.status in FINISHED and "dictionary" in r.config}
-    known = (read_stability(folder.store) or {}).get("numbers", {})
+    known = _still_known((read_stability(folder.store) or {}).get("numbers", {}), folder, finished)
     comparisons = Comparisons(lambda trial: read_atoms(folder, finished[trial]), known)
     found = stability(list(finished.values()), comparisons)
     if not found["seeds"] and not found["widths"] and not comparisons.failed:
@@ -62,6 +65,13 @@ def write_stability(folder: SweepFolder, records: Sequence[TrialRecord]) -> dict
     }
     folder.store.write(STABILITY_FILE, json.dumps(document, indent=1, allow_nan=False).encode())
     return document
+
+
+def _still_known(numbers: Mapping[str, Any], folder: SweepFolder, trials: Iterable[str]) -> dict[str, Any]:
+    """Leave out numbers of trials that were measured since: which of their latents are dead was unknown."""
+    unknown = [trial for trial in trials if numbers.get(f"dead {trial}", 0) is None]
+    measured = {trial for trial in unknown if folder.trial_store(trial).exists(FIRED_FILE)}
+    return {name: value for name, value in numbers.items() if not measured & set(name.split(" ")[1:])}
 
 
 def read_stability(store: Store) -> dict[str, Any] | None:
@@ -111,15 +121,21 @@ def _of_seeds(group: list[TrialRecord], comparisons: Comparisons) -> dict[str, A
     """Compare the seeds of one configuration; None when too few are readable."""
     trials = [record.trial for record in group][:SEEDS]
     pairs = list(combinations(trials, 2))
-    ends = [comparisons.of("end", pair, lambda a, b: list(match(a.final, b.final))) for pair in pairs]
+    ends = [comparisons.of("end", pair, _at_end) for pair in pairs]
     starts = [comparisons.of("start", pair, _at_start) for pair in pairs]
     distances = [comparisons.of("moved", [trial], _moved) for trial in trials]
-    shape = next(filter(None, (comparisons.of("shape", [t], lambda a: list(a.final.shape)) for t in trials)), None)
+    sizes = [size for trial in trials if (size := _size(trial, comparisons)) is not None]
+    dead = [comparisons.of("dead", [trial], lambda a: a.dead) for trial in trials]
     comparisons.forget_atoms()
     cosines = [end[0] for end in ends if end is not None]
-    if not cosines or shape is None:
+    if not cosines:
         return None
-    floor = comparisons.of(f"floor {shape[0]}x{shape[1]}", [], lambda: random_match(*shape))
+    atoms, signed = round(sum(size.atoms for size in sizes) / len(sizes)), sizes[0].signed_codes
+    floor = comparisons.of(
+        f"floor {atoms}x{sizes[0].dimensions} {signed:d}",
+        [],
+        lambda: random_stability(atoms, sizes[0].dimensions, signed_codes=signed),
+    )
     average = sum(cosines) / len(cosines)
     return {
         "trials": trials,
@@ -131,6 +147,8 @@ def _of_seeds(group: list[TrialRecord], comparisons: Comparisons) -> dict[str, A
         "moved": _mean(distances),
         "floor": floor,
         "score": (average - floor) / max(1e-12, 1 - floor),
+        "dead": dead,
+        "signed_codes": signed,
     }
 
 
@@ -138,18 +156,21 @@ def _of_widths(group: list[TrialRecord], comparisons: Comparisons) -> Iterator[d
     """Yield the share of each dictionary that is found in the next wider one."""
     for smaller, larger in pairwise(group):
         pair = [smaller.trial, larger.trial]
-        found = comparisons.of("found", pair, lambda a, b: found_share(a.final, b.final))
-        shapes = [comparisons.of("shape", [trial], lambda a: list(a.final.shape)) for trial in pair]
-        if found is None or None in shapes:
+        found = comparisons.of("found", pair, _found)
+        narrow, wide = (_size(trial, comparisons) for trial in pair)
+        if found is None or narrow is None or wide is None:
             continue
-        (narrow, dimensions), (wide, _) = shapes
-        sizes = (narrow, wide, dimensions)
-        floor = comparisons.of(f"found-floor {sizes}", [], lambda sizes=sizes: random_found_share(*sizes))
+        sizes, signed = (narrow.atoms, wide.atoms, narrow.dimensions), narrow.signed_codes
+        floor = comparisons.of(
+            f"found-floor {sizes} {signed:d}",
+            [],
+            lambda sizes=sizes, signed=signed: random_found_share(*sizes, signed_codes=signed),
+        )
         yield {
             "smaller": smaller.trial,
             "larger": larger.trial,
             **_about(smaller),
-            "larger_width": wide,
+            "larger_width": _width(larger),
             "found": found,
             "floor": floor,
         }
@@ -170,12 +191,36 @@ def _choices(seeds: list[dict[str, Any]], records: Mapping[str, TrialRecord]) ->
             }
 
 
+class _Size(NamedTuple):
+    """The atoms of a trial that are compared."""
+
+    atoms: int
+    dimensions: int
+    signed_codes: bool
+
+
+def _size(trial: str, comparisons: Comparisons) -> _Size | None:
+    """Return the size of a trial's atoms; None where they cannot be read."""
+    found = comparisons.of("size", [trial], lambda a: [*a.final.shape, int(a.signed_codes)])
+    return None if found is None else _Size(found[0], found[1], bool(found[2]))
+
+
+def _at_end(a: Atoms, b: Atoms) -> list[float | str]:
+    return list(pair_stability(a.final, b.final, signed_codes=a.signed_codes))
+
+
 def _at_start(a: Atoms, b: Atoms) -> float | None:
-    return None if a.initial is None or b.initial is None else match(a.initial, b.initial).cosine
+    if a.initial is None or b.initial is None:
+        return None
+    return pair_stability(a.initial, b.initial, signed_codes=a.signed_codes).cosine
 
 
 def _moved(a: Atoms) -> float | None:
-    return None if a.initial is None else moved(a.final, a.initial)
+    return None if a.initial is None else moved(a.final, a.initial, signed_codes=a.signed_codes)
+
+
+def _found(a: Atoms, b: Atoms) -> float:
+    return found_share(a.final, b.final, signed_codes=a.signed_codes)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
