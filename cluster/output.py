@@ -77,7 +77,8 @@ def print_frontier(
     for row in table[table["reason"].astype(bool)].itertuples():
         say(messages, f"{row.name}: {row.status}, {row.reason}")
     for one in recommended[:RECOMMENDED]:
-        say(messages, f"recommended at L0 {one.target_l0:g}: {one.name} ({'; '.join(one.reasons)})")
+        caveats = f"; but {'; '.join(one.caveats)}" if one.caveats else ""
+        say(messages, f"recommended at L0 {one.target_l0:g}: {one.name} ({'; '.join(one.reasons)}{caveats})")
     for kind, file in (("picture", "frontier.png"), ("report", "report.html")):
         say(messages, f"{kind:8}{store.url}/{file}")
 

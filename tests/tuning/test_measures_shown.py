@@ -238,13 +238,19 @@ def test_the_command_draws_them_and_refuses_a_column_in_one_line(swept: SweepFol
 def test_bits_and_stability_recommend_what_fvu_does_not() -> None:
     records = [point_record(0), point_record(1)]  # FVU .3 and .225, both topk of width 64 at L0 8
     documents = {f"topk-{number}": measures(bits) for number, bits in enumerate(BITS)}
-    scores = {"seeds": [{"trials": ["topk-0"], "score": 0.7}, {"trials": ["topk-1"], "score": 0.6}]}
+    scores = {
+        "seeds": [
+            {"trials": ["topk-0"], "score": 0.7, "at_start": 0.95},
+            {"trials": ["topk-1"], "score": 0.6, "at_start": None},
+        ]
+    }
     table = frontier_table(records, documents, scores)
     chosen = {name: recommend(table, by)[0] for name, by in CRITERIA.items()}
     best = {name: one.trial for name, one in chosen.items()}
     assert best == {"fvu": "topk-1", "bits": "topk-0", "stability": "topk-0"}
     assert chosen["bits"].reasons == ["fewest bits per row of 2 at L0 8: 40.2 (at FVU 0.3)"]
     assert chosen["stability"].reasons == ["highest stability over seeds of 2 at L0 8: 0.700"]
+    assert chosen["stability"].caveats[-1] == "its seeds began alike (0.95 before training)"
     assert recommend(frontier_table(records), CRITERIA["bits"]) == []
     with pytest.raises(UserError, match="--recommend-by: 'luck' is no criterion; choose one of fvu, bits, stability"):
         criterion("luck")
@@ -263,3 +269,4 @@ def test_the_stability_of_seeds_stands_in_the_row_of_each(tmp_path: Path) -> Non
     table = build_results(folder, trials).set_index("trial")
     (group,) = json.loads(folder.store.read("stability.json"))["seeds"]
     assert table["stability"].dropna().to_dict() == dict.fromkeys(group["trials"], group["score"])
+    assert set(table["stability_at_start"].dropna()) == {group["at_start"]}

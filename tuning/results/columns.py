@@ -59,6 +59,7 @@ COLUMNS = {
     "duplicate_fraction": Column("float64", "duplicates", ".1%", "lower", "coherence.duplicate_fraction"),
     "dense_fraction": Column("float64", "dense", ".1%", "lower", "firing.dense_fraction", "dense latents (share)"),
     "stability": Column("float64", "stability", ".3f", "higher", label="stability over seeds (score)"),
+    "stability_at_start": Column("float64", "at start", ".3f", "lower", label="stability over seeds before training"),
     "status": Column("str", "status"),
     "reason": Column("str", "reason"),
     "workers": Column("int64", "workers", ".0f", "lower"),
@@ -68,7 +69,8 @@ COLUMNS = {
 }
 """`sites` are those read and, after an arrow, those reconstructed if others. Fractions are in 0..1; width is missing
 only for a trial whose record was never written. `bits` are those at the FVU of `bits_at_fvu`, the same for all trials
-of a table; `stability` is the score of a trial's configuration over seeds."""
+of a table; `stability` is the score of a trial's configuration over seeds, and `stability_at_start` the mean cosine of
+their matched atoms before training."""
 
 RESULT = ("l0", "fvu", "explained_variance", "dead_fraction")
 """Columns of the result on test rows: NaN until the trial is finished, or stopped early."""
@@ -76,7 +78,7 @@ RESULT = ("l0", "fvu", "explained_variance", "dead_fraction")
 MEASURES = tuple(name for name, column in COLUMNS.items() if column.place)
 """Columns of `measures.json`: NaN where a trial was not measured."""
 
-OPTIONAL = (*MEASURES, "stability")
+OPTIONAL = (*MEASURES, "stability", "stability_at_start")
 """Columns that the report's table shows on request, and the terminal where there is room."""
 
 NUMERIC = tuple(name for name, column in COLUMNS.items() if not column.is_text)

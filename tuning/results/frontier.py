@@ -21,7 +21,7 @@ from rich.text import Text
 from lexray.storage.store import Store
 from lexray.storage.visible_text import spreadsheet_cell
 from lexray.tuning.results.columns import COLUMNS, L0_FVU, OPTIONAL, RESULT, FrontierAxes, format_cell, heading
-from lexray.tuning.results.measured import Document, common_distortion, measured_columns, scores_by_trial
+from lexray.tuning.results.measured import Document, common_distortion, measured_columns, stability_columns
 from lexray.tuning.sweep_folder import DONE, FAILED, FINISHED, PAUSED, STOPPED, TARGET_MISSED, TrialRecord
 
 FRONTIER_FILE = "frontier.parquet"
@@ -76,12 +76,12 @@ def frontier_table(
     `measures` holds `measures.json` by trial, `stability` is the sweep's document. Bits are those at the smallest FVU
     that every measured trial reaches. A further row has no measures.
     """
-    distortion, scores = common_distortion(measures.values()), scores_by_trial(stability)
+    distortion, of_seeds = common_distortion(measures.values()), stability_columns(stability)
     rows = []
     for record in records:
         document = measures.get(record.trial) if record.status in FINISHED else None
         found = measured_columns(document, distortion) if document is not None else {}
-        rows += [_row(record) | found | {"stability": scores.get(record.trial, math.nan)}, *_curve_rows(record)]
+        rows += [_row(record) | found | of_seeds.get(record.trial, {}), *_curve_rows(record)]
     table = pd.DataFrame(rows, columns=list(COLUMNS)).astype({name: column.dtype for name, column in COLUMNS.items()})
     for _, group in table[table["status"] != STOPPED].groupby(["width", "sites"]):
         table.loc[group.index, "on_frontier"] = on_frontier(group)

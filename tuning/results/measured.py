@@ -46,10 +46,13 @@ def summary(document: Document) -> dict[str, float]:
     return {name: value for name, value in values.items() if math.isfinite(value)} | bits
 
 
-def scores_by_trial(stability: Mapping[str, Any] | None) -> dict[str, float]:
-    """Return the stability score of each trial from `stability.json`: that of all seeds of its configuration."""
-    seeds = (stability or {}).get("seeds", [])
-    return {trial: _number(group["score"]) for group in seeds for trial in group["trials"]}
+def stability_columns(stability: Mapping[str, Any] | None) -> dict[str, dict[str, float]]:
+    """Return the columns of each trial from `stability.json`: those of all seeds of its configuration."""
+    return {
+        trial: {"stability": _number(group["score"]), "stability_at_start": _number(group["at_start"])}
+        for group in (stability or {}).get("seeds", [])
+        for trial in group["trials"]
+    }
 
 
 def _at(document: Document, place: str) -> Any:

@@ -21,6 +21,8 @@ L0_TOLERANCE = 0.1
 NEARLY = 0.05
 """Relative loss against the best within which a narrower dictionary is recommended."""
 MANY_DEAD = 0.1
+BEGAN_ALIKE = 0.8
+"""Stability before training above which stability after it proves little."""
 TOO_CLOSE = 0.01
 """Relative difference of two values below which one seed of each cannot distinguish them."""
 
@@ -113,6 +115,8 @@ def _caveats(row: Any, ranked: pd.DataFrame, by: Criterion) -> list[str]:
         caveats.append(f"its L0 is {row['l0']:.1f}, not {row['target_l0']:g}")
     if row["dead_fraction"] > MANY_DEAD:
         caveats.append(f"{row['dead_fraction']:.0%} of its latents are dead")
+    if by.of_seeds and row["stability_at_start"] > BEGAN_ALIKE:
+        caveats.append(f"its seeds began alike ({row['stability_at_start']:.2f} before training)")
     rivals = ranked[(ranked["trial"] != row["trial"]) & (ranked["width"] == row["width"])]
     close = rivals[by.loss(rivals[by.column], row[by.column]).abs() < TOO_CLOSE]
     if not close.empty and not by.of_seeds:
