@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import fields, is_dataclass
+from functools import cache
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -103,12 +104,19 @@ def checked_config(config_class: type[Block], values: dict[str, Any]) -> Block:
         if isinstance(value, float):
             check_float32(name, value)
     with _described(config_class):
-        return TypeAdapter(config_class).validate_python(values)
+        made: Block = _adapter(config_class).validate_python(values)  # type: ignore[arg-type]  # classes are hashable
+        return made
 
 
 def _described(model: type, place: str = "") -> AbstractContextManager[None]:
     """Turn a ValidationError into a UserError in one line."""
     return as_user_error(lambda error: f"{place}{describe(error, model)}", ValidationError)
+
+
+@cache
+def _adapter(config_class: type) -> TypeAdapter[Any]:
+    """Return the validator of a class: making one takes many times as long as using it."""
+    return TypeAdapter(config_class)
 
 
 def recorded(config_class: type[Block], values: dict[str, Any]) -> Block:
