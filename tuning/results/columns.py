@@ -27,7 +27,7 @@ class Column(NamedTuple):
     better: Literal["lower", "higher", ""] = ""
     """Which values are better; "" for text."""
     place: str = ""
-    """Where its value stands in `measures.json`: `likeness.cosine`; "" for what is not a measure."""
+    """Dotted path of its value in `measures.json`: `likeness.cosine`; "" for what is not a measure."""
     label: str = ""
     """Its name beside an axis; by default the heading."""
 
