@@ -122,7 +122,7 @@ def penalised_cost(config: Any, shape: StepShape, *, matrices: float, reconstruc
     pairs = shape.target_l0 + config.shared_pairs(shape)
     return CodeCost(
         multiply_adds=dense_step(shape) + (reconstructions - 1) * 3 * shape.entries * shape.output_width,
-        matrices=matrices + (1.0 if config.terms else 0.0),
+        matrices=matrices,
         chunked=bool(config.terms),
         pair_bytes=PAIR_BYTES * shape.rows * pairs,
         atom_copies=2,

@@ -122,4 +122,4 @@ class ReLUTanh(ReLU):
 
     @classmethod
     def cost(cls, config: Any, shape: StepShape) -> CodeCost:
-        return penalised_cost(config, shape, matrices=5.25)
+        return penalised_cost(config, shape, matrices=4.25)
