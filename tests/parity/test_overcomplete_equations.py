@@ -77,8 +77,9 @@ def linear_gradients(sae, encoder, loss, made):
 
 
 def test_batch_topk_and_its_running_threshold_are_theirs(against):
-    """Their `top_k` counts the pairs of a whole batch, and their threshold keeps 0.9."""
+    """Their `top_k` counts the pairs of a whole batch; their threshold keeps 0.9, as ours does after early steps."""
     made = dictionary("batch_topk", aux_weight=0.0, threshold_decay=0.9).float()
+    made.at_step(10**5, 10**6)
     sae, encoder = linear_sae(made, BatchTopKSAE, top_k=K * B)
     held = against("overcomplete", "batch_topk")
     for seed in (21, 22, 11):

@@ -17,6 +17,7 @@ from sweeps import diverging_at, sweep_content, write_dataset, write_sweep
 from wandb_offline import read_offline
 
 from lexray.storage.config_file import read_config_file
+from lexray.training.identity.versions import NEWEST
 from lexray.tuning.file.sweep_file import SweepFile
 from lexray.tuning.orchestrate import run_sweep
 from lexray.tuning.results.frontier import read_frontier
@@ -213,7 +214,7 @@ def test_the_command_joins_a_running_cluster(data, ray_session, tmp_path):
     assert done.returncode == 0, done.stderr
     (trial,) = json.loads(done.stdout)["trials"]
     assert trial["status"] == "done"
-    assert yaml.safe_load((tmp_path / "out" / "sweep.yaml").read_text()) == content
+    assert yaml.safe_load((tmp_path / "out" / "sweep.yaml").read_text()) == {**content, "defaults": NEWEST}
     assert "Traceback" not in done.stderr
 
 
