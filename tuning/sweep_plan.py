@@ -219,4 +219,6 @@ def gpu_bytes_of(sweep: SweepFile) -> int | None:
     """Return a GPU's memory from the sweep file, or else of the first one here; Ray does not report others."""
     if sweep.resources.gpu_memory_gib is not None:
         return round(sweep.resources.gpu_memory_gib * 2**30)
-    return torch.cuda.get_device_properties(0).total_memory if usable_gpus() else None
+    asked = [sweep.resources.gpus_per_worker, *(rule.set.get("gpus_per_worker", 0) for rule in sweep.rules)]
+    # A driver that no trial asks for a GPU starts none: it may be broken, and its start takes memory there.
+    return torch.cuda.get_device_properties(0).total_memory if any(asked) and usable_gpus() else None
