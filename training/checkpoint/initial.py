@@ -22,12 +22,12 @@ _ATOMS = "atoms"
 
 def write_initial_atoms(store: Store, dictionary: Dictionary, *, is_first: bool) -> None:
     """Write the atoms of all slices into the trial's folder `store`, from rank 0 (collective)."""
-    atoms_FO: Tensor = dictionary.atoms_FD().detach().cpu()  # type: ignore[operator]
+    atoms_FO: Tensor = dictionary.atoms_FD().detach()  # type: ignore[operator]
     if dictionary.config.width * atoms_FO[0].nbytes > ATOMS_BYTES:
         return
     whole = dictionary.latents.gather(atoms_FO)
     if is_first:
-        store.write(INITIAL_FILE, save({_ATOMS: whole.float().contiguous()}))
+        store.write(INITIAL_FILE, save({_ATOMS: whole.cpu().float().contiguous()}))
 
 
 def read_initial_atoms(store: Store, shape: tuple[int, ...]) -> Tensor | None:
