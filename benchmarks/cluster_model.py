@@ -22,7 +22,7 @@ WARM_SHARE = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """What the machines can do."""
+    """Rates of the machines."""
 
     store_bytes_per_s: float
     """Of the whole object store."""
@@ -44,7 +44,7 @@ class Rates:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is trained, where."""
+    """Trials of a cluster and their sizes."""
 
     workers: int
     """Of all trials together; each has a device."""
@@ -88,7 +88,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of it; shares are of the time after the warm-up, means over workers, nodes or links."""
+    """Result of a simulation; shares are of the time after the warm-up, means over workers, nodes or links."""
 
     rows_per_s: float
     """Trained, of all trials together."""
@@ -112,7 +112,7 @@ class Outcome:
 
     @property
     def limit(self) -> str:
-        """What works the largest share of its time."""
+        """Part that works the largest share of its time."""
         return max(self.busy, key=lambda name: self.busy[name])
 
 
@@ -295,7 +295,7 @@ class _Model:
 
 
 def ring(size: float, ranks: int) -> tuple[float, int]:
-    """What each of so many ranks sends to sum so many bytes, and the hops that it takes."""
+    """Return the bytes that each of `ranks` ranks sends to sum `size` bytes, and the hops that it takes."""
     return 2 * (ranks - 1) / ranks * size, 2 * (ranks - 1)
 
 

@@ -108,7 +108,7 @@ def sweep(trials: int, places: int, seconds: float, folder: Path) -> None:
 
 
 def show_gaps(spans: Sequence[Interval], places: int) -> None:
-    """How long places were empty between one trial and the next; the one that is free for longest is taken first."""
+    """Print how long places were empty between trials; the one that is free for longest is taken first."""
     begins, ends = sorted(one.begin_s for one in spans), sorted(one.end_s for one in spans)
     first = sum(begin < ends[0] for begin in begins)
     gaps = sorted(begin - end for begin, end in zip(begins[first:], ends, strict=False))

@@ -32,7 +32,7 @@ SUMS = 12
 
 @dataclass(frozen=True, kw_only=True)
 class StepCost:
-    """Of one worker with one thread: a step of R rows takes fixed_s + R row_s."""
+    """Cost of a step of one worker with one thread: R rows take fixed_s + R row_s."""
 
     fixed_s: float
     row_s: float
@@ -64,7 +64,7 @@ class MachineCosts:
     """Of one hop of such a sum."""
 
     def step_s(self, rows: float, workers: int) -> float:
-        """Of one worker with so many rows, or of several that share the batch."""
+        """Return the seconds of a step of one worker with so many rows, or of several that share the batch."""
         return self.alone.seconds(rows) if workers == 1 else self.in_step_s[str(workers)]
 
 
@@ -160,7 +160,7 @@ def _in_step(steps: Steps, barrier: Any, found: Any) -> None:
 
 
 def parameters(site_width: int, width: int) -> int:
-    """Of a TopK dictionary."""
+    """Return the number of parameters of a TopK dictionary."""
     return 2 * width * site_width + width + site_width
 
 

@@ -88,7 +88,7 @@ class Raylets:
         wait_until(lambda: len(client.nodes()) > self.num_nodes, "all nodes", START_S)
 
     def trains(self, name: str) -> bool:
-        """Whether a worker of a trial is on the node."""
+        """Return whether a worker of a trial is on the node."""
         return any(WORKER in _command_line(pid) for pid in _descendants(self._nodes[name].pid))
 
     def pids(self, name: str = "") -> list[int]:

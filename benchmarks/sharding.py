@@ -67,7 +67,7 @@ def lexray_steps(config: TrainingConfig, source: Callable[[StreamSpec], WindowSo
 
 
 def plain_steps(config: TrainingConfig, rows_RD: torch.Tensor, sites: Sites) -> Generator[object]:
-    """What one would write by hand: rows in memory, drawn at random; lexray's loss, torch's Adam, clipping."""
+    """Train by a hand-written loop: rows in memory, drawn at random; lexray's loss, torch's Adam, clipping."""
     dictionary = make_dictionary(config.dictionary, sites)
     adam = torch.optim.Adam(dictionary.parameters(), lr=LR, fused=True)
     while True:

@@ -119,7 +119,7 @@ def gpu_rates(figures: Figures, costs: MachineCosts) -> Rates:
 
 
 def here(costs: MachineCosts, workers: int, batch_rows: int, steps: int) -> Outcome:
-    """What the model says of one dictionary on so many workers of this machine."""
+    """Return the model's result for one dictionary on so many workers of this machine."""
     rate = costs.sum_bytes_per_s.get(str(workers), float("inf"))
     job = Job(
         workers=workers,

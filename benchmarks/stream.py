@@ -42,7 +42,7 @@ STREAM = "lexray, local stream"
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How much is read."""
+    """Amounts of rows that are read."""
 
     shards: int
     """Of the dataset that is read against plain GETs."""

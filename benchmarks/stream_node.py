@@ -23,7 +23,7 @@ CONSUMERS = 8
 
 
 class Cost(NamedTuple):
-    """What an epoch cost."""
+    """Cost of an epoch."""
 
     seconds: float
     """Until the last consumer had its last batch."""

@@ -25,7 +25,7 @@ BATCH_ROWS = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a dataset lies."""
+    """Location of a dataset."""
 
     url: str
     endpoint: str | None = None

@@ -20,7 +20,7 @@ LR = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class Loop:
-    """What a loop trains."""
+    """Dictionaries and rows of a loop."""
 
     width: int
     target_l0s: Sequence[int]

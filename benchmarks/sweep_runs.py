@@ -22,7 +22,7 @@ COMMAND_TIMEOUT_S = 3600
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a command gave."""
+    """Result of a command."""
 
     out: str
     began_s: float
@@ -67,7 +67,7 @@ def write_sweep(file: Path, content: dict[str, Any]) -> str:
 
 
 def records_of(output: str) -> list[TrialRecord]:
-    """Of a sweep whose trials have all ended well. Raises RuntimeError where one has not."""
+    """Return the records of a sweep whose trials have all ended well. Raises RuntimeError where one has not."""
     folder = SweepFolder.existing(output)
     records = [folder.read_trial(trial) for trial in folder.store.list_folders("trials")]
     found = [record for record in records if record is not None]
@@ -79,7 +79,7 @@ def records_of(output: str) -> list[TrialRecord]:
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """Of Unix times."""
+    """Interval of Unix times."""
 
     begin_s: float
     end_s: float

@@ -40,7 +40,7 @@ COMMAND_TIMEOUT_S = 1800
 
 
 class Sizes(NamedTuple):
-    """Of the sweep."""
+    """Sizes of the sweep."""
 
     trials: int
     steps: int
