@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -24,17 +24,20 @@ _HOLD_OUT = 2  # purpose of the Philox key, see lexray.storage.order
 
 
 HeldOutPart = Literal["validation", "test"]
+HeldOutUnit = Literal["rows", "documents"]
 Part = Literal["train", "validation", "test", "all"]
 HELD_OUT_PARTS: tuple[HeldOutPart, ...] = get_args(HeldOutPart)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """A choice of rows. The documents held out, and which of them are for test, depend on seed and share alone."""
+    """A choice of rows. Which documents are held out, and which of them are for test, does not depend on the sites."""
 
     part: Part = "train"
     held_out: float = 0.05
-    """Share of documents never trained on: half of them for validation, half for test."""
+    """Share of the dataset never trained on, in whole documents: half of it for validation, half for test."""
+    held_out_of: HeldOutUnit = "rows"
+    """What it is a share of. Lengths of documents differ: a tenth of them may have a thirtieth of the rows."""
     drop_special: bool = True
     """Leave out rows whose token is special to the model's tokenizer ([CLS], padding...)."""
     max_norm_ratio: float | None = 10.0
@@ -95,41 +98,74 @@ def _of_part(reader: DatasetReader, masks: list[np.ndarray], selection: Selectio
     if selection.part == "all":
         return masks
     documents = reader.read_column("document")
-    distinct = np.unique(np.concatenate(documents))
-    chosen = held_out_documents(distinct, selection.held_out, selection.seed)
-    is_training = selection.part == "train"
-    if not is_training:
-        _check_both_parts(len(chosen), len(distinct), selection.held_out)
-        chosen = part_of(chosen, selection.part)
-    return [mask & (np.isin(part, chosen) != is_training) for mask, part in zip(masks, documents, strict=True)]
+    distinct, rows = np.unique(np.concatenate(documents), return_counts=True)
+    held_out = held_out_documents(distinct, rows, selection)
+    if selection.part == "train":
+        kept = np.concatenate(list(held_out))
+        return [mask & ~np.isin(part, kept) for mask, part in zip(masks, documents, strict=True)]
+    _check_both_parts(held_out, rows, selection)
+    kept = held_out[HELD_OUT_PARTS.index(selection.part)]
+    return [mask & np.isin(part, kept) for mask, part in zip(masks, documents, strict=True)]
 
 
 def _count(masks: list[np.ndarray]) -> int:
     return sum(int(mask.sum()) for mask in masks)
 
 
-def held_out_documents(documents: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """`share` of the documents (at least one when share > 0), drawn by the seed."""
-    if not share:
-        return documents[:0]
-    if len(documents) < 2:
-        raise UserError(
-            f"data.held_out: {share} of documents, but the dataset has {len(documents)}; it needs 2 or more"
-        )
-    count = min(len(documents) - 1, max(1, round(share * len(documents))))
-    return documents[permutation(len(documents), seed, _HOLD_OUT)[:count]]
+class HeldOutDocuments(NamedTuple):
+    """Documents that are held out, by part."""
+
+    validation: np.ndarray
+    test: np.ndarray
 
 
-def part_of(held_out: np.ndarray, part: str) -> np.ndarray:
-    """Return the validation or the test documents among those held out, in the order in which they were drawn.
+def held_out_documents(documents: np.ndarray, rows: np.ndarray, selection: Selection) -> HeldOutDocuments:
+    """Draw the documents that are held out, at least one where the share is above 0, by the selection's seed.
 
-    Every other one is for test, so a larger share only adds documents to each part.
+    `rows` are the rows of each document. Raises UserError for a single document.
     """
-    return held_out[HELD_OUT_PARTS.index(part) :: 2]
+    share, count = selection.held_out, len(documents)
+    if not share:
+        return HeldOutDocuments(documents[:0], documents[:0])
+    if count < 2:
+        raise UserError(f"data.held_out: the dataset has {count} document, which cannot be split; use 2 or more")
+    order = permutation(count, selection.seed, _HOLD_OUT)
+    if selection.held_out_of == "documents":
+        drawn = order[: min(count - 1, max(1, round(share * count)))]
+        return HeldOutDocuments(documents[drawn[::2]], documents[drawn[1::2]])
+    validation, test = deal_documents(rows[order], share)
+    return HeldOutDocuments(documents[order[validation]], documents[order[test]])
 
 
-def _check_both_parts(held_out: int, documents: int, share: float) -> None:
-    if not share or held_out > 1:
+def deal_documents(rows: np.ndarray, share: float) -> tuple[list[int], list[int]]:
+    """Return the indices of validation and of test documents among two or more of so many rows, in drawn order.
+
+    A document is held out if that brings the held-out rows closer to `share` of all, so one that is longer than twice
+    what is missing is left to training. It goes to the part with fewer rows; of equal ones, to validation. A part that
+    is still empty gets the shortest document, while one is left to training.
+    """
+    target, shortest = share * int(rows.sum()), int(rows.min())
+    parts: tuple[list[int], list[int]] = ([], [])
+    sizes = [0, 0]
+    for index, size in enumerate(rows.tolist()):
+        missing = target - sum(sizes)
+        if 2 * missing <= shortest or len(parts[0]) + len(parts[1]) == len(rows) - 1:
+            break
+        if size < 2 * missing:
+            part = int(sizes[1] < sizes[0])
+            parts[part].append(index)
+            sizes[part] += size
+    for index in np.argsort(rows, kind="stable").tolist():
+        if all(parts) or len(parts[0]) + len(parts[1]) == len(rows) - 1:
+            break
+        if index not in parts[0]:
+            parts[int(bool(parts[0]))].append(index)
+    return parts
+
+
+def _check_both_parts(held_out: HeldOutDocuments, rows: np.ndarray, selection: Selection) -> None:
+    share, documents = selection.held_out, len(rows)
+    if not share or len(held_out.test):
         return
     if documents < 3:
         raise UserError(
@@ -137,6 +173,6 @@ def _check_both_parts(held_out: int, documents: int, share: float) -> None:
             "so 3 or more"
         )
     raise UserError(
-        f"data.held_out: {share:g} of {documents:,} documents is {held_out}; validation and test need one each, so "
+        f"data.held_out: {share:g} of {documents:,} documents is 1; validation and test need one each, so "
         f"{2 / documents:.2g} or more"
     )

@@ -47,14 +47,15 @@ def write_rows(
     dtype: str = "bfloat16",
     chunk_rows: int = 8,
     rows_per_document: int = 10,
+    document: np.ndarray | None = None,
     special: np.ndarray | None = None,
     seed: int = 0,
     provenance: dict[str, Any] | None = None,
 ) -> Written:
     """Write a dataset of `rows` rows in one shard, or of one shard for each number in `rows`.
 
-    Without `vectors` the values are random, for site `x` of width 4 when `sites` does not say otherwise. `special`
-    marks the rows (bool, rows) that carry the special token.
+    Without `vectors` the values are random, for site `x` of width 4 when `sites` does not say otherwise. `document`
+    numbers each row's document, in place of equally long ones; `special` marks the rows that carry the special token.
     """
     shard_rows = [rows] if isinstance(rows, int) else list(rows)
     total = sum(shard_rows)
@@ -63,6 +64,8 @@ def write_rows(
         vectors = {name: torch.randn(total, width, generator=generator) for name, width in (sites or {"x": 4}).items()}
     row = np.arange(total, dtype=np.int32)
     columns = {"token_id": 1 + row % 50, "position": row % rows_per_document, "document": row // rows_per_document}
+    if document is not None:
+        columns["document"] = document.astype(np.int32)
     if special is not None:
         columns["token_id"] = np.where(special, SPECIAL_TOKEN, columns["token_id"]).astype(np.int32)
     store = place if isinstance(place, Store) else Store.at(str(place))

@@ -6,20 +6,20 @@ first, middle, last) whose joined payload is a protobuf `Record`.
 
 import json
 import struct
+import time
 from pathlib import Path
 
 from wandb.proto import wandb_internal_pb2
 
 HEADER, BLOCK, LAST_PARTS = 7, 32_768, (1, 4)
+PATIENCE_S = 3.0
 
 
 def read_offline(folder: Path) -> tuple[dict, list[dict]]:
     """Attributes of the run (id, group, project, config) and its logged history."""
-    (file,) = folder.glob("*.wandb")
     run: dict = {}
     history: list[dict] = []
-    for payload in _payloads(file.read_bytes()):
-        record = wandb_internal_pb2.Record.FromString(payload)
+    for record in _records(folder):
         if record.HasField("run"):
             config = {item.key: json.loads(item.value_json) for item in record.run.config.update}
             run = {"id": record.run.run_id, "group": record.run.run_group, "project": record.run.project} | config
@@ -30,10 +30,8 @@ def read_offline(folder: Path) -> tuple[dict, list[dict]]:
 
 def read_summary(folder: Path) -> tuple[str, dict]:
     """Id of the run, and the values that its summary ends with."""
-    (file,) = folder.glob("*.wandb")
     run, summary = "", {}
-    for payload in _payloads(file.read_bytes()):
-        record = wandb_internal_pb2.Record.FromString(payload)
+    for record in _records(folder):
         if record.HasField("run"):
             run = record.run.run_id
         if record.HasField("summary"):
@@ -43,10 +41,19 @@ def read_summary(folder: Path) -> tuple[str, dict]:
 
 def axes_of(folder: Path) -> dict[str, str]:
     """Over which metric the metrics of a run are drawn, by name or pattern of names."""
-    (file,) = folder.glob("*.wandb")
-    records = [wandb_internal_pb2.Record.FromString(payload) for payload in _payloads(file.read_bytes())]
-    metrics = [record.metric for record in records if record.HasField("metric")]
+    metrics = [record.metric for record in _records(folder) if record.HasField("metric")]
     return {metric.name or metric.glob_name: metric.step_metric for metric in metrics}
+
+
+def _records(folder: Path) -> list[wandb_internal_pb2.Record]:
+    """All records of a run; W&B's own process may write the last ones a moment after the run has finished."""
+    (file,) = folder.glob("*.wandb")
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        records = [wandb_internal_pb2.Record.FromString(payload) for payload in _payloads(file.read_bytes())]
+        if any(record.HasField("exit") for record in records) or time.monotonic() > deadline:
+            return records
+        time.sleep(0.05)
 
 
 def _key(item) -> str:

@@ -12,14 +12,14 @@ from lexray.storage.config_file import recorded
 from lexray.storage.errors import UserError
 from lexray.storage.file_settings import MAX_SECONDS, Because, Count, Decay, FileSettings, Positive, Seed, Share
 from lexray.storage.manifest import Manifest, Site
-from lexray.storage.selection import Part, Selection
+from lexray.storage.selection import HeldOutUnit, Part, Selection
 from lexray.storage.store import StorageSettings, Store
 from lexray.storage.windows import StreamSpec
 from lexray.training.dictionaries import recorded_config
 from lexray.training.dictionaries.base import DictionaryConfig
 from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
 from lexray.training.identity.hash import identity_hash
-from lexray.training.identity.versions import BEFORE_VERSIONS, changed_optimizer_defaults
+from lexray.training.identity.versions import BEFORE_VERSIONS, changed_training_defaults
 from lexray.training.mesh.settings import MeshConfig
 
 
@@ -30,7 +30,10 @@ class RowsConfig(FileSettings):
     batch_rows: Count = 4096
     """Rows of a global batch, over all workers."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Share of documents kept out of training: half for validation while it lasts, half for test when it is over."""
+    """Share of the dataset kept out of training, in whole documents: half for validation while it lasts, half for test
+    when it is over."""
+    held_out_of: HeldOutUnit = "rows"
+    """What `held_out` is a share of. Documents differ in length: a tenth of them may have a thirtieth of the rows."""
     drop_special: bool = True
     """Leave out rows of tokens that the model's tokenizer calls special."""
     max_norm_ratio: Positive | None = 10.0
@@ -94,6 +97,7 @@ class DataConfig(RowsConfig):
             selection=Selection(
                 part=part,
                 held_out=self.held_out,
+                held_out_of=self.held_out_of,
                 drop_special=self.drop_special,
                 max_norm_ratio=self.max_norm_ratio,
                 seed=self.seed,
@@ -236,14 +240,13 @@ class TrainingConfig:
     def from_dict(content: dict[str, Any]) -> TrainingConfig:
         """The configuration of `to_dict`. Raises UserError naming the first field that is not as it should be."""
         try:
-            data = {**content["data"], "storage": recorded(StorageSettings, content["data"]["storage"])}
+            old = {block: changed_training_defaults(BEFORE_VERSIONS, block) for block in ("data", "optimizer")}
+            storage = recorded(StorageSettings, content["data"]["storage"])
             return TrainingConfig(
                 dictionary=recorded_config(content["dictionary"]),
-                data=recorded(DataConfig, data),
+                data=recorded(DataConfig, {**old["data"], **content["data"], "storage": storage}),
                 rows=_whole(content, "rows"),
-                optimizer=recorded(
-                    OptimizerConfig, {**changed_optimizer_defaults(BEFORE_VERSIONS), **content["optimizer"]}
-                ),
+                optimizer=recorded(OptimizerConfig, {**old["optimizer"], **content["optimizer"]}),
                 seed=_whole(content, "seed"),
                 mesh=recorded(MeshConfig, content["mesh"]),
                 every=recorded(EveryConfig, content["every"]),

@@ -180,11 +180,11 @@ def test_nothing_held_out(refused_sweep):
 
 def test_fewer_rows_held_out_than_lanes(refused_sweep):
     line = refused_sweep(data={"held_out": 0.05, "lanes": 256, "batch_rows": 256})
-    assert "data.held_out: 0.05 of the documents leave 150 rows for validation, fewer than the 256 lanes" in line
+    assert "data.held_out: 0.05 of the rows leave 150 rows for validation, fewer than the 256 lanes" in line
 
 
 def test_a_single_document_held_out(refused_sweep):
-    line = refused_sweep(data={"held_out": 0.01})
+    line = refused_sweep(data={"held_out": 0.01, "held_out_of": "documents"})
     assert "data.held_out: 0.01 of 40 documents is 1; validation and test need one each, so 0.05 or more" in line
 
 

@@ -135,7 +135,7 @@ def goes_up(walk: Walk, up: str) -> None:
 
 
 def runs_a_sweep(walk: Walk, submit: str, status: str) -> None:
-    write_rows(f"s3://{BUCKET}/data/tiny")
+    write_rows(f"s3://{BUCKET}/data/tiny", 640)  # each held-out part fills the 16 lanes
     output = f"s3://{BUCKET}/runs/widths"
     content = sweep_content(f"s3://{BUCKET}/data/tiny", output)
     content["data"] |= {"site": "x", "batch_rows": 16}

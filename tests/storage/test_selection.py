@@ -14,7 +14,15 @@ from synthetic import Written, write_rows
 
 from lexray.storage.errors import CorruptDataError, UserError
 from lexray.storage.reader import DatasetReader
-from lexray.storage.selection import Selection, held_out_documents, part_of, select_rows
+from lexray.storage.selection import (
+    HELD_OUT_PARTS,
+    HeldOutDocuments,
+    HeldOutUnit,
+    Selection,
+    deal_documents,
+    held_out_documents,
+    select_rows,
+)
 from lexray.storage.stream import local_stream
 from lexray.storage.windows import StreamSpec
 
@@ -107,63 +115,100 @@ def test_nothing_is_held_out_at_a_share_of_zero(written: Written) -> None:
     assert rows_of(written, part="train", held_out=0) == rows_of(written, part="all")
 
 
-@settings(deadline=None, max_examples=100)
-@given(st.integers(2, 300), st.floats(0.001, 0.999), st.integers(0, 2**63))
-def test_the_share_is_met_and_both_parts_get_a_document(count: int, share: float, seed: int) -> None:
-    documents = np.arange(count) * 3
-    held = held_out_documents(documents, share, seed)
-    assert len(set(held.tolist())) == len(held) == min(count - 1, max(1, round(share * count)))
-    assert set(held.tolist()) <= set(documents.tolist())
+SIZES = st.lists(st.integers(1, 5000), min_size=3, max_size=60)
 
 
-def test_a_larger_share_holds_out_more_of_the_same_documents() -> None:
-    documents = np.arange(100)
-    small, large = (set(held_out_documents(documents, share, seed=1).tolist()) for share in (0.1, 0.2))
-    assert small < large
-    assert small != set(held_out_documents(documents, 0.1, seed=2).tolist())
+@settings(deadline=None, max_examples=200)
+@given(SIZES, st.floats(0.001, 0.999))
+def test_the_held_out_rows_are_as_near_to_the_share_as_whole_documents_go(sizes: list[int], share: float) -> None:
+    rows = np.array(sizes)
+    validation, test = deal_documents(rows, share)
+    assert validation
+    assert test
+    assert set(validation).isdisjoint(test)
+    others = [index for index in range(len(rows)) if index not in {*validation, *test}]
+    assert others, "training keeps a document"
+    missing = share * rows.sum() - rows[validation].sum() - rows[test].sum()
+    if len(validation) > 1 and len(others) > 1:
+        assert all(abs(missing) <= abs(missing - rows[other]) for other in others), "one more would be farther"
 
 
-def test_the_held_out_documents_of_a_seed_never_change() -> None:
-    """Metrics of older runs compare with newer ones only while these stay."""
-    assert held_out_documents(np.arange(100), 0.05, seed=0).tolist() == [40, 6, 96, 86, 52]
-
-
-def test_a_larger_share_moves_no_document_from_validation_to_test_or_back() -> None:
-    held = [held_out_documents(np.arange(100), share, seed=1) for share in (0.1, 0.23)]
-    for part in ("validation", "test"):
-        small, large = (set(part_of(documents, part).tolist()) for documents in held)
-        assert small < large
-
-
-def test_training_rows_are_those_of_before_there_were_two_held_out_parts(written: Written) -> None:
-    held = held_out_documents(np.arange(40), 0.1, seed=0)
-    train = rows_of(written, part="train", held_out=0.1, drop_special=False)
-    assert documents_of(written, train) == set(range(40)) - set(held.tolist())
+def test_documents_are_dealt_to_the_part_with_fewer_rows() -> None:
+    """Of 120 rows, 40 are asked for: 10, 4, 3 and 20 fit; 70 is too long, and so are 7 and 6 after 37."""
+    assert deal_documents(np.array([10, 70, 4, 3, 20, 7, 6]), 1 / 3) == ([0], [2, 3, 4])
 
 
 @pytest.mark.parametrize(
-    ("documents", "share", "line"),
-    [
-        (40, 0.01, "data.held_out: 0.01 of 40 documents is 1; validation and test need one each, so 0.05 or more"),
-        (
-            2,
-            0.5,
-            "data.held_out: the dataset has 2 documents; training, validation and test need one each, so 3 or more",
-        ),
-    ],
+    ("rows", "parts"),
+    [([30, 40, 30], ([0], [2])), ([1, 1, 1000], ([0], [1])), ([7, 3], ([1], []))],
+    ids=["documents longer than the share", "one much longer than the others", "two documents"],
 )
-def test_a_part_that_would_be_empty_is_refused(tmp_path: Path, documents: int, share: float, line: str) -> None:
-    written = write_rows(tmp_path, 10 * documents, rows_per_document=10)
-    for part in ("validation", "test"):
+def test_a_part_without_a_document_gets_the_shortest(rows: list[int], parts: tuple[list[int], list[int]]) -> None:
+    assert deal_documents(np.array(rows), 0.01) == parts
+
+
+def held(count: int, share: float, seed: int, of: HeldOutUnit = "documents") -> HeldOutDocuments:
+    """Held-out documents of `count` documents of 10 rows."""
+    choice = Selection(held_out=share, held_out_of=of, seed=seed)
+    return held_out_documents(np.arange(count), np.full(count, 10), choice)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(2, 300), st.floats(0.001, 0.999), st.integers(0, 2**63))
+def test_a_share_of_documents_is_met(count: int, share: float, seed: int) -> None:
+    validation, test = held(count, share, seed)
+    drawn = {*validation.tolist(), *test.tolist()}
+    assert len(drawn) == len(validation) + len(test) == min(count - 1, max(1, round(share * count)))
+    assert 0 <= len(validation) - len(test) <= 1
+
+
+@pytest.mark.parametrize("of", ["rows", "documents"])
+def test_a_larger_share_only_adds_documents_to_each_part(of: HeldOutUnit) -> None:
+    small, large = held(100, 0.1, 1, of), held(100, 0.23, 1, of)
+    for few, more in zip(small, large, strict=True):
+        assert set(few.tolist()) < set(more.tolist())
+    assert set(small.test.tolist()) != set(held(100, 0.1, 2, of).test.tolist())
+
+
+def test_the_held_out_documents_of_a_seed_never_change() -> None:
+    """Metrics of older runs compare with newer ones only while these stay; of equal documents both units are one."""
+    for of in ("rows", "documents"):
+        validation, test = held(100, 0.05, 0, of)
+        assert (validation.tolist(), test.tolist()) == ([40, 96, 52], [6, 86])
+
+
+def test_a_share_of_rows_counts_rows_where_documents_differ(tmp_path: Path) -> None:
+    """A few long documents hold most rows: a tenth of the documents is another share of the rows."""
+    sizes = np.where(np.arange(200) % 20 == 0, 400, 10)
+    written = write_rows(tmp_path, int(sizes.sum()), document=np.repeat(np.arange(200), sizes))
+    for seed in range(5):
+        parts = [
+            len(rows_of(written, part=part, held_out=0.1, seed=seed, drop_special=False)) for part in HELD_OUT_PARTS
+        ]
+        assert sum(parts) / sizes.sum() == pytest.approx(0.1, abs=0.001)
+        assert max(parts) - min(parts) <= 400
+
+
+def test_too_few_documents_are_refused(tmp_path: Path) -> None:
+    written = write_rows(tmp_path / "two", 20, rows_per_document=10)
+    for part in HELD_OUT_PARTS:
         with pytest.raises(UserError) as caught:
-            rows_of(written, part=part, held_out=share)
-        assert str(caught.value) == line
+            rows_of(written, part=part, held_out=0.5)
+        assert str(caught.value) == (
+            "data.held_out: the dataset has 2 documents; training, validation and test need one each, so 3 or more"
+        )
+    written = write_rows(tmp_path / "forty", 400, rows_per_document=10)
+    with pytest.raises(UserError) as caught:
+        rows_of(written, part="test", held_out=0.01, held_out_of="documents")
+    assert str(caught.value) == (
+        "data.held_out: 0.01 of 40 documents is 1; validation and test need one each, so 0.05 or more"
+    )
 
 
 def test_the_least_share_that_is_named_is_enough(tmp_path: Path) -> None:
     for documents in (3, 7, 30, 70, 150):
         written = write_rows(tmp_path / str(documents), documents, rows_per_document=1)
-        assert rows_of(written, part="test", held_out=float(f"{2 / documents:.2g}"))
+        assert rows_of(written, part="test", held_out=float(f"{2 / documents:.2g}"), held_out_of="documents")
 
 
 def test_a_dataset_of_one_document_cannot_hold_any_out(tmp_path: Path) -> None:
@@ -171,7 +216,7 @@ def test_a_dataset_of_one_document_cannot_hold_any_out(tmp_path: Path) -> None:
     for part in ("train", "validation", "test"):
         with pytest.raises(UserError) as caught:
             rows_of(written, part=part, held_out=0.05)
-        assert str(caught.value) == "data.held_out: 0.05 of documents, but the dataset has 1; it needs 2 or more"
+        assert str(caught.value) == "data.held_out: the dataset has 1 document, which cannot be split; use 2 or more"
     assert len(rows_of(written, part="train", held_out=0)) == 50
     assert len(rows_of(written, part="all", held_out=0.05)) == 50
 

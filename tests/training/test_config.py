@@ -100,7 +100,7 @@ DECIDING = {
     "": {"rows": 100_001, "seed": 1},
     "data": {
         "dataset_id": "abd", "inputs": ("layer4",), "outputs": ("layer4",), "batch_rows": 2048,
-        "seed": 1, "held_out": 0.1,
+        "seed": 1, "held_out": 0.1, "held_out_of": "documents",
         "drop_special": False, "max_norm_ratio": None, "lanes": 8, "window_bytes": 2**20,
     },
     "optimizer": {

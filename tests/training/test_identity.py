@@ -9,14 +9,14 @@ from training_cases import CASES, Case
 
 from lexray.storage.errors import UserError
 from lexray.training.codes import CODES
-from lexray.training.config import DataConfig, EveryConfig, OptimizerConfig, TrainingConfig
+from lexray.training.config import DataConfig, EveryConfig, OptimizerConfig, RowsConfig, TrainingConfig
 from lexray.training.dictionaries import ARCHITECTURES, dictionary_config, recorded_config
 from lexray.training.identity.hash import frozen_defaults, identity_hash
 from lexray.training.identity.versions import (
     BEFORE_VERSIONS,
     NEWEST,
     changed_dictionary_defaults,
-    changed_optimizer_defaults,
+    changed_training_defaults,
 )
 from lexray.training.mesh.settings import MeshConfig
 
@@ -27,8 +27,9 @@ NOT_HASHED = {
     "data": {"url", "storage", "dataset_id", "inputs"},
     "every": {"log", "checkpoint", "checkpoint_s", "keep"},
 }
-BEFORE = OptimizerConfig(**changed_optimizer_defaults(BEFORE_VERSIONS))
-DATA = DataConfig(url="s3://a/b", dataset_id="0123456789abcdef", inputs=("x",), batch_rows=4096)
+BEFORE = OptimizerConfig(**changed_training_defaults(BEFORE_VERSIONS, "optimizer"))
+OLD_DATA = changed_training_defaults(BEFORE_VERSIONS, "data")
+DATA = DataConfig(url="s3://a/b", dataset_id="0123456789abcdef", inputs=("x",), batch_rows=4096, **OLD_DATA)
 
 
 def trial_of(case: Case) -> TrainingConfig:
@@ -51,7 +52,7 @@ def test_ids_of_earlier_versions_hold_with_settings_of_the_training():
         dictionary=dictionary_config({"architecture": "topk", "width": 64, "target_l0": 8}, BEFORE_VERSIONS),
         data=DataConfig(
             url="u", dataset_id="0123456789abcdef", inputs=("x", "y"), outputs=("z",), held_out=0.1, seed=3,
-            max_norm_ratio=None,
+            max_norm_ratio=None, **OLD_DATA,
         ),
         rows=10**6,
         optimizer=replace(BEFORE, lr=3e-4, warmup=0.1, lr_scale={"b_dec": 2.0}),
@@ -112,8 +113,9 @@ def test_the_classes_have_the_newest_defaults(architecture):
             assert dictionary_config(options, BEFORE_VERSIONS).to_dict()[name] == before
             assert newest[name] != before
         assert changed_dictionary_defaults(NEWEST, architecture, kind) == {}
-    for name, before in changed_optimizer_defaults(BEFORE_VERSIONS).items():
-        assert getattr(OptimizerConfig(), name) != before
+    for block, made in (("optimizer", OptimizerConfig()), ("data", RowsConfig())):
+        for name, before in changed_training_defaults(BEFORE_VERSIONS, block).items():
+            assert getattr(made, name) != before
 
 
 def test_an_architecture_from_outside_has_the_defaults_of_every_architecture():

@@ -22,9 +22,9 @@ def changed_dictionary_defaults(version: int, architecture: str, kind: str | Non
     return _changed_since(version, blocks)
 
 
-def changed_optimizer_defaults(version: int) -> dict[str, Any]:
-    """Return the settings of the optimizer whose default has changed since, with that of `version`."""
-    return _changed_since(version, (("training", "optimizer"),))
+def changed_training_defaults(version: int, block: str) -> dict[str, Any]:
+    """Return the settings of a block (`data`, `optimizer`) whose default has changed since, with that of `version`."""
+    return _changed_since(version, (("training", block),))
 
 
 def _changed_since(version: int, blocks: tuple[tuple[str, str], ...]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from lexray.storage.documents import Count, Number, Plain, as_described
 from lexray.storage.errors import CorruptDataError, UserError
 from lexray.storage.polling import read_many
 from lexray.storage.store import Store
+from lexray.training.config import TrainingConfig
 from lexray.training.dictionaries import architecture
 from lexray.tuning.endings.early_stopping import (
     MIN_EVALUATIONS,
@@ -40,7 +41,10 @@ from lexray.tuning.trials import Trial
 log = logging.getLogger("lexray")
 
 RUNGS = "rungs.json"
-_ROWS = ("dataset_id", "inputs", "outputs", "batch_rows", "seed", "held_out", "drop_special", "max_norm_ratio")
+_ROWS = (
+    "dataset_id", "inputs", "outputs", "batch_rows", "seed", "held_out", "held_out_of", "drop_special",
+    "max_norm_ratio",
+)  # fmt: skip
 """Fields of the data that must be equal for FVUs to be comparable."""
 
 
@@ -198,7 +202,9 @@ def candidates_in(folder: SweepFolder, me: Candidate) -> tuple[Candidate, ...]:
 def _recorded(folder: SweepFolder, trial: str) -> Candidate | None:
     try:
         record = folder.read_trial(trial)
-        return None if record is None else _candidate(trial, dict(record.config))
+        if record is None:
+            return None
+        return _candidate(trial, TrainingConfig.from_dict(dict(record.config)).to_dict())  # of any version
     except (CorruptDataError, UserError, KeyError) as error:
         log.warning("%s/trials/%s is not judged by: %s", folder.store.url, trial, error)
         return None

@@ -6,10 +6,10 @@ from typing import Any
 
 import yaml
 
-from lexray.storage.config_file import MAX_BYTES, checked_block, mapping_of
+from lexray.storage.config_file import MAX_BYTES, Block, checked_block, mapping_of
 from lexray.storage.documents import read_bounded
 from lexray.storage.store import Store
-from lexray.training.identity.versions import BEFORE_VERSIONS, NEWEST, changed_optimizer_defaults
+from lexray.training.identity.versions import BEFORE_VERSIONS, NEWEST, changed_training_defaults
 from lexray.tuning.file.sweep_file import SweepFile
 
 SWEEP_FILE = "sweep.yaml"
@@ -23,14 +23,18 @@ def with_defaults(sweep: SweepFile, text: str, folder: Store) -> tuple[SweepFile
     """
     content = mapping_of(text, SWEEP_FILE)
     version = sweep.defaults or _begun_with(folder) or NEWEST
-    old = {
-        name: value
-        for name, value in changed_optimizer_defaults(version).items()
-        if name not in (content.get("training") or {})
+    blocks = {
+        "data": _with_old(sweep.data, content.get("data"), changed_training_defaults(version, "data")),
+        "training": _with_old(sweep.training, content.get("training"), changed_training_defaults(version, "optimizer")),
     }
-    training = checked_block(sweep.training, old) if old else sweep.training
-    sweep = sweep.model_copy(update={"defaults": version, "training": training})
+    sweep = sweep.model_copy(update={"defaults": version, **blocks})
     return sweep, text if "defaults" in content else _with_version(text, content, version)
+
+
+def _with_old(block: Block, given: Any, old: dict[str, Any]) -> Block:
+    """Return the block with old defaults for the settings that the file does not give."""
+    missing = {name: value for name, value in old.items() if name not in (given or {})}
+    return checked_block(block, missing) if missing else block
 
 
 def _begun_with(folder: Store) -> int | None:

@@ -48,7 +48,7 @@ class RowCounts:
         rows = int(self._select(data, part).counts.sum())
         if rows < data.lanes:
             raise UserError(
-                f"data.held_out: {data.held_out} of the documents leave {rows} rows for {part}, "
+                f"data.held_out: {data.held_out} of the {data.held_out_of} leave {rows} rows for {part}, "
                 f"fewer than the {data.lanes} lanes (data.lanes); raise it"
             )
         return rows

@@ -7,9 +7,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lexray.training.identity.versions import BEFORE_VERSIONS, changed_training_defaults
 from lexray.tuning.sweep_folder import SweepFolder
 
-FACTS = ("dataset_id", "inputs", "outputs", "held_out", "seed", "lanes", "drop_special", "max_norm_ratio")
+FACTS = (
+    "dataset_id",
+    "inputs",
+    "outputs",
+    "held_out",
+    "held_out_of",
+    "seed",
+    "lanes",
+    "drop_special",
+    "max_norm_ratio",
+)
 """Fields of a trial's data that determine its evaluation rows."""
 REPORTED_ON = "reported on"
 """Rows that results are of; not compared where a sweep has no results yet."""
@@ -78,6 +89,7 @@ def _facts(folder: SweepFolder) -> dict[str, set[str]]:
         data: dict[str, Any] = record.config.get("data", {}) if record is not None else {}
         if record is not None and record.result:
             values[REPORTED_ON].add(record.reported_on)
+        data = {**changed_training_defaults(BEFORE_VERSIONS, "data"), **data} if data else data
         for name in FACTS:
             if name in data:
                 values[name].add(_told(data[name]))

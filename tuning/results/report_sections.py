@@ -20,6 +20,11 @@ from lexray.tuning.sweep_folder import FINISHED, STOPPED, TrialRecord
 SHOWN = 40
 """Maximum number of recommendations: a sweep over many sites has some for each of them."""
 
+DATA_SETTINGS = (
+    "url", "dataset_id", "held_out", "held_out_of", "drop_special", "max_norm_ratio", "seed", "batch_rows",
+)  # fmt: skip
+"""Settings of the data that the report lists."""
+
 
 class StableRow(NamedTuple):
     """Stability of the seeds of one configuration, as formatted numbers."""
@@ -147,7 +152,7 @@ def _data(records: Sequence[TrialRecord]) -> list[tuple[str, str]]:
     found: dict[str, list[str]] = {}
     for record in records:
         data = record.config.get("data", {})
-        for name in ("url", "dataset_id", "held_out", "drop_special", "max_norm_ratio", "seed", "batch_rows"):
+        for name in DATA_SETTINGS:
             if name in data:
                 value = data[name] if isinstance(data[name], str) else json.dumps(data[name])
                 found.setdefault(name, [])
