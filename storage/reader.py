@@ -85,6 +85,18 @@ class DatasetReader:
             self._read(number, column, chunks, 0, as_bytes(rows))
             yield from (rows[i * self.manifest.chunk_rows :][: self.manifest.chunk_rows] for i in chunks)
 
+    def column_at(self, column: str, row_ids: np.ndarray) -> np.ndarray:
+        """Return the values of a column at rows of the dataset, in their order; only chunks with such rows are read."""
+        first_rows = np.array([place.first_row for place in self.chunks])
+        chunk_of = np.searchsorted(first_rows, row_ids, side="right") - 1
+        values = np.empty(len(row_ids), NUMPY_DTYPES[self.manifest.columns[column]])
+        used = np.unique(chunk_of).tolist()
+        with ThreadPoolExecutor(PARALLEL_READS, thread_name_prefix="column") as pool:
+            for chunk, part in zip(used, pool.map(lambda chunk: self.read_chunk(chunk, column), used), strict=True):
+                mine = chunk_of == chunk
+                values[mine] = part[row_ids[mine] - first_rows[chunk]]
+        return values
+
     def _empty(self, rows: int, tensor: str) -> np.ndarray:
         try:
             if tensor in self.manifest.sites:

@@ -73,6 +73,7 @@ def measures(bits: dict[str, Any], scale: float = 1.0) -> dict[str, Any]:
             "duplicate_fraction": 0.0625 * scale,
             "duplicate_pairs": 2,
         },
+        "documents": {"count": 30, "hash": "0123", "fvu_error": 0.0025 * scale, "fvu_resamples": [0.39, 0.4, 0.41]},
     }
 
 

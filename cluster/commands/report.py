@@ -34,16 +34,19 @@ def report(
 
     Example: lexray report runs/quickstart/sweep --x l0 --y bits --recommend-by stability
     """
+    from lexray.training.measures.held_out import read_measures
     from lexray.tuning.results.columns import frontier_axes
     from lexray.tuning.results.recommend import criterion, recommend
     from lexray.tuning.results.report import build_results
     from lexray.tuning.results.report_trials import Choices
+    from lexray.tuning.results.ties import FvuErrors
     from lexray.tuning.sweep_folder import SweepFolder
 
     choices = Choices(frontier_axes(x, y), criterion(recommend_by))
     folder = SweepFolder.existing(url)
     table = build_results(folder, folder.store.list_folders("trials"), choices)
-    print_frontier(table, folder.store, messages, as_json, recommend(table, choices.by))
+    errors = FvuErrors(lambda trial: read_measures(folder.trial_store(trial)))
+    print_frontier(table, folder.store, messages, as_json, recommend(table, choices.by, errors))
 
 
 @report_app.command()

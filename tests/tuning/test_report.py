@@ -16,7 +16,7 @@ from contrast import contrast, parse_hex
 from matplotlib.image import imread
 
 from lexray.storage.store import Store
-from lexray.tuning.results.columns import COLUMNS, OPTIONAL, format_cell
+from lexray.tuning.results.columns import COLUMNS, OPTIONAL, WHERE_KNOWN, format_cell
 from lexray.tuning.results.frontier import frontier_table, read_frontier
 from lexray.tuning.results.plot import NARROW_IN, frontier_figure, frontier_svg, width_colours
 from lexray.tuning.results.report import build_results, duration, write_report
@@ -117,7 +117,8 @@ def test_table_parquet_and_report_agree(tmp_path: Path) -> None:
     report = read_report(folder)
     assert list(report.cells) == table["trial"].tolist()
     columns = report.columns()
-    assert set(COLUMNS) - set(columns) == {"trial", "reason", "bits_at_fvu", *OPTIONAL}, "nothing was measured"
+    unseen = {"trial", "reason", "bits_at_fvu", "configuration", *OPTIONAL, *WHERE_KNOWN}
+    assert set(COLUMNS) - set(columns) == unseen, "nothing was measured"
     for row in table.to_dict("records"):
         for column, (value, text) in zip(columns, report.cells[row["trial"]], strict=True):
             assert text == format_cell(column, row[column])

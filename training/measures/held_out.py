@@ -16,6 +16,8 @@ from typing_extensions import TypedDict
 
 from lexray.storage.documents import OPEN, Count, Number, as_described, read_document
 from lexray.storage.errors import CorruptDataError, named_line
+from lexray.storage.json_values import with_nulls
+from lexray.storage.reader import DatasetReader
 from lexray.storage.store import Store
 from lexray.storage.stream import BatchStream
 from lexray.storage.windows import StreamSpec, WindowSource
@@ -24,6 +26,7 @@ from lexray.training.config import DataConfig
 from lexray.training.dictionaries.base import Dictionary, RawRows
 from lexray.training.engines.batches import raw_rows
 from lexray.training.measures.coherence import COMPARE_FLOP
+from lexray.training.measures.documents import document_section
 from lexray.training.measures.measure import MEASURES_VERSION, Measures, measure
 
 MEASURES_FILE, FIRED_FILE = "measures.json", "fired.npy"
@@ -49,12 +52,19 @@ def measure_held_out(
     max_flop: float | None = COMPARE_FLOP,
 ) -> Measures:
     """Measure a dictionary on a stream of test rows, all of which this process reads."""
+    row_ids: list[np.ndarray] = []
 
     def batches() -> Iterator[RawRows]:
-        return (raw_rows(batch, data, device) for batch in stream.every_row(max_rows))
+        row_ids.clear()
+        for batch in stream.every_row(max_rows):
+            row_ids.append(batch.row_ids)
+            yield raw_rows(batch, data, device)
 
     found = measure(dictionary.to(device), batches, max_flop=max_flop)
-    return found._replace(document={**found.document, "part": stream.spec.selection.part})
+    reader = DatasetReader(stream.spec.store, stream.manifest)
+    documents = document_section(found.squares, reader.column_at("document", np.concatenate(row_ids)))
+    about = {"part": stream.spec.selection.part, "documents": with_nulls(documents)}
+    return found._replace(document={**found.document, **about})
 
 
 class FiringPart(TypedDict):
@@ -115,6 +125,16 @@ class CoherencePart(TypedDict, total=False):
     duplicate_fraction: Number
 
 
+class DocumentsPart(TypedDict, total=False):
+    """The section `documents`."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    count: Count
+    hash: str
+    fvu_error: Number
+    fvu_resamples: Annotated[list[Number], Field(max_length=10_000)]
+
+
 class MeasuresPart(TypedDict):
     """Sections of `measures.json` that are read again."""
 
@@ -124,6 +144,7 @@ class MeasuresPart(TypedDict):
     curve: NotRequired[CurvePart]
     description_length: NotRequired[DescriptionLengthPart]
     coherence: NotRequired[CoherencePart]
+    documents: NotRequired[DocumentsPart]
 
 
 def _of_this_version(document: dict[str, Any]) -> dict[str, Any] | None:

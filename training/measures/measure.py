@@ -12,6 +12,7 @@ from lexray.storage.errors import UserError
 from lexray.storage.json_values import with_nulls
 from lexray.training.dictionaries.base import Dictionary, RawRows
 from lexray.training.measures.coherence import COMPARE_FLOP, coherence
+from lexray.training.measures.documents import RowSquares
 from lexray.training.measures.firing import FiringCounts
 from lexray.training.measures.likeness import Likeness
 from lexray.training.measures.metrics import METRICS_VERSION, Sums
@@ -31,6 +32,8 @@ class Measures(NamedTuple):
     """Plain values, see `docs/metrics.md`; None where a value is undefined."""
     fired_F: Tensor
     """Rows in which each latent is active (F), int64."""
+    squares: RowSquares
+    """Squared errors and distances of the rows, in their order."""
 
 
 @torch.no_grad()
@@ -62,7 +65,7 @@ def measure(dictionary: Dictionary, batches: Batches, *, max_flop: float | None 
         "description_length": rates.description_length(variance_S),
         "coherence": coherence(atoms_FO, round(first.firing.l0), max_flop=max_flop),
     }
-    return Measures(with_nulls(document), first.firing.counts_F.cpu())
+    return Measures(with_nulls(document), first.firing.counts_F.cpu(), first.squares())
 
 
 class _First:
@@ -72,21 +75,27 @@ class _First:
         self.dictionary, self.norms_F = dictionary, contribution_norms(dictionary)
         self.sums, self.likeness = Sums(dictionary), Likeness(dictionary)
         self.firing = FiringCounts(dictionary.config.width, self.norms_F.device)
-        self.squares = 0.0
+        self.squared_contributions = 0.0
         self.pairs = 0
+        self._rows: list[tuple[Tensor, Tensor]] = []
 
     def add(self, batch: RawRows) -> None:
         code = self.dictionary.encode(batch.x_BD)
         y_hat_BO = self.dictionary.decode(code, batch.x_BD)
-        self.sums.add(code, y_hat_BO, batch.y_BO)
+        errors_SB, distances_SB = self.sums.add(code, y_hat_BO, batch.y_BO)
+        self._rows.append((errors_SB.cpu(), distances_SB.cpu()))
         self.likeness.add(y_hat_BO, batch.y_BO)
         self.firing.add(code)
         active_N = code.values != 0
         contributions = code.values[active_N].double() * self.norms_F[code.indices[active_N]].double()
-        self.squares += float(contributions.square().sum())
+        self.squared_contributions += float(contributions.square().sum())
         self.pairs += int(active_N.sum())
 
     @property
     def contribution(self) -> float:
         """Root mean square of |value| * ||atom|| over active pairs."""
-        return (self.squares / max(1, self.pairs)) ** 0.5
+        return (self.squared_contributions / max(1, self.pairs)) ** 0.5
+
+    def squares(self) -> RowSquares:
+        """Return the squares of all rows."""
+        return RowSquares(*(torch.cat(parts, dim=1).numpy() for parts in zip(*self._rows, strict=True)))

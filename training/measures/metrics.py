@@ -103,8 +103,11 @@ class Sums:
     def active(self) -> Tensor:
         return self._parts[3]
 
-    def add(self, code: SparseCode, y_hat_BO: Tensor, y_BO: Tensor) -> None:
-        """A batch of raw targets, their reconstruction and code."""
+    def add(self, code: SparseCode, y_hat_BO: Tensor, y_BO: Tensor) -> tuple[Tensor, Tensor]:
+        """Add a batch of raw targets, their reconstruction and code.
+
+        Returns each row's squared error and squared distance from the dataset's mean, by site (S, B).
+        """
         y_BO = y_BO.double()
         centred_BO = y_BO - self.mean_O
         errors_SB = self._by_site(y_hat_BO.double() - y_BO)
@@ -120,6 +123,7 @@ class Sums:
         error_S += errors_SB.sum(1)
         square_S += squares_SB.sum(1)
         shift_O += centred_BO.sum(0)
+        return errors_SB, squares_SB
 
     @property
     def variance_S(self) -> Tensor:

@@ -46,6 +46,7 @@ COLUMNS = {
     "target_l0": Column("float64", "target", ".6g", "lower", label="target L0"),
     "l0": Column("float64", "L0", ".2f", "lower", label="L0 (active latents per row)"),
     "fvu": Column("float64", "FVU", ".4f", "lower", label="FVU (fraction of variance unexplained)"),
+    "fvu_error": Column("float64", "±", ".4f", "lower", "documents.fvu_error", "standard error of FVU"),
     "explained_variance": Column("float64", "EV", ".4f", "higher", label="explained variance"),
     "dead_fraction": Column("float64", "dead", ".1%", "lower", label="dead latents (share)"),
     "bits": Column("float64", "bits", ".1f", "lower", "description_length.bits_at_fvu", "bits per row"),
@@ -66,11 +67,14 @@ COLUMNS = {
     "seconds": Column("float64", "seconds", ".1f", "lower"),
     "rows_per_s": Column("float64", "rows/s", ".0f", "higher"),
     "on_frontier": Column("bool", "frontier"),
+    "tied": Column("bool", "tied"),
+    "configuration": Column("str", "configuration"),
 }
 """`sites` are those read and, after an arrow, those reconstructed if others. Fractions are in 0..1; width is missing
 only for a trial whose record was never written. `bits` are those at the FVU of `bits_at_fvu`, the same for all trials
-of a table; `stability` is the score of a trial's configuration over seeds, and `stability_at_start` the mean cosine of
-their matched atoms before training."""
+of a table; `fvu_error` is the standard error of FVU over test documents; `tied` is beside the frontier by no more than
+two standard errors; `configuration` is the same for trials that differ in their seed alone; `stability` is their score,
+and `stability_at_start` the mean cosine of their matched atoms before training."""
 
 RESULT = ("l0", "fvu", "explained_variance", "dead_fraction")
 """Columns of the result on test rows: NaN until the trial is finished, or stopped early."""
@@ -78,8 +82,11 @@ RESULT = ("l0", "fvu", "explained_variance", "dead_fraction")
 MEASURES = tuple(name for name, column in COLUMNS.items() if column.place)
 """Columns of `measures.json`: NaN where a trial was not measured."""
 
-OPTIONAL = (*MEASURES, "stability", "stability_at_start")
+OPTIONAL = (*(name for name in MEASURES if name != "fvu_error"), "stability", "stability_at_start")
 """Columns that the report's table shows on request, and the terminal where there is room."""
+
+WHERE_KNOWN = ("fvu_error", "tied")
+"""Columns that are shown where a trial has a value."""
 
 NUMERIC = tuple(name for name, column in COLUMNS.items() if not column.is_text)
 """Columns that the frontier can be drawn over."""
@@ -104,6 +111,12 @@ def frontier_axes(x: str, y: str) -> FrontierAxes:
     if x == y:
         raise UserError(f"--y: {y!r} is on the x axis too; choose another column")
     return FrontierAxes(x, y)
+
+
+def has_values(name: str, table: pd.DataFrame) -> bool:
+    """Whether a trial has a value in the column: a number, or true."""
+    values = table[name]
+    return bool(values.any() if COLUMNS[name].dtype == "bool" else values.notna().any())
 
 
 def heading(name: str, table: pd.DataFrame, *, long: bool = False) -> str:

@@ -5,6 +5,8 @@ The table is what `frontier.parquet`, `report.html` and the terminal show, see `
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping
 from io import BytesIO
@@ -20,8 +22,19 @@ from rich.text import Text
 
 from lexray.storage.store import Store
 from lexray.storage.visible_text import spreadsheet_cell
-from lexray.tuning.results.columns import COLUMNS, L0_FVU, OPTIONAL, RESULT, FrontierAxes, format_cell, heading
+from lexray.tuning.results.columns import (
+    COLUMNS,
+    L0_FVU,
+    OPTIONAL,
+    RESULT,
+    WHERE_KNOWN,
+    FrontierAxes,
+    format_cell,
+    has_values,
+    heading,
+)
 from lexray.tuning.results.measured import Document, common_distortion, measured_columns, stability_columns
+from lexray.tuning.results.ties import FvuErrors, tied_with_frontier
 from lexray.tuning.sweep_folder import DONE, FAILED, FINISHED, PAUSED, STOPPED, TARGET_MISSED, TrialRecord
 
 FRONTIER_FILE = "frontier.parquet"
@@ -33,8 +46,8 @@ _STATUS_STYLES = {
     STOPPED: "cyan",
     **dict.fromkeys(PAUSED, "yellow"),
 }
-_TERMINAL_COLUMNS = ("width", "target_l0", "l0", "fvu", "dead_fraction")
-_LAST_COLUMNS = ("status", "on_frontier")
+_TERMINAL_COLUMNS = ("width", "target_l0", "l0", "fvu", "fvu_error", "dead_fraction")
+_LAST_COLUMNS = ("status", "on_frontier", "tied")
 _NAME_WIDTH, _GAP = 28, 2
 
 
@@ -83,8 +96,10 @@ def frontier_table(
         found = measured_columns(document, distortion) if document is not None else {}
         rows += [_row(record) | found | of_seeds.get(record.trial, {}), *_curve_rows(record)]
     table = pd.DataFrame(rows, columns=list(COLUMNS)).astype({name: column.dtype for name, column in COLUMNS.items()})
+    errors = FvuErrors(measures.get)
     for _, group in table[table["status"] != STOPPED].groupby(["width", "sites"]):
         table.loc[group.index, "on_frontier"] = on_frontier(group)
+        table.loc[group.index, "tied"] = tied_with_frontier(table.loc[group.index], errors)
     return table.sort_values(["width", "l0", "architecture", "name", "trial"], na_position="last", ignore_index=True)
 
 
@@ -105,7 +120,15 @@ def _row(record: TrialRecord) -> dict[str, Any]:
         "seconds": _number(record.timing.get("total_s")),
         "rows_per_s": _number(record.timing.get("rows_per_s")),
         "on_frontier": False,
+        "tied": False,
+        "configuration": configuration_id(record),
     }
+
+
+def configuration_id(record: TrialRecord) -> str:
+    """Return 8 hexadecimal digits of all that decides a trial but its seed; empty before the trial has a record."""
+    config = {name: part for name, part in record.config.items() if name not in ("seed", "mesh", "every")}
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8] if config else ""
 
 
 def _sites(data: Mapping[str, Any]) -> str:
@@ -176,10 +199,14 @@ def _terminal_columns(table: pd.DataFrame, columns: int) -> list[str]:
     def width(name: str) -> int:
         return _GAP + max([len(heading(name, table)), *(len(format_cell(name, value)) for value in table[name])])
 
-    room = columns - _NAME_WIDTH - sum(width(name) for name in (*_TERMINAL_COLUMNS, *_LAST_COLUMNS))
+    first, last = (
+        [name for name in names if name not in WHERE_KNOWN or has_values(name, table)]
+        for names in (_TERMINAL_COLUMNS, _LAST_COLUMNS)
+    )
+    room = columns - _NAME_WIDTH - sum(width(name) for name in (*first, *last))
     fitting = []
     for name in OPTIONAL:
-        if table[name].notna().any() and width(name) <= room:
+        if has_values(name, table) and width(name) <= room:
             fitting.append(name)
             room -= width(name)
-    return [*_TERMINAL_COLUMNS, *fitting, *_LAST_COLUMNS]
+    return [*first, *fitting, *last]

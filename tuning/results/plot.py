@@ -19,10 +19,12 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from lexray.storage.documents import shortened
 from lexray.storage.visible_text import visible
+from lexray.tuning.results.bands import draw_bands
 from lexray.tuning.results.columns import COLUMNS, L0_FVU, FrontierAxes, heading
 from lexray.tuning.results.frontier import on_frontier
 from lexray.tuning.results.hover import hover_links
@@ -118,8 +120,10 @@ def _draw(table: pd.DataFrame, size_in: tuple[float, float], over: FrontierAxes)
     markers = {name: _MARKERS[index % len(_MARKERS)] for index, name in enumerate(architectures)}
     narrow = size_in[0] < 6
     marker_size = 6.0 if narrow or len(points) > _CROWD else 8.0
+    any_band = False
     for _, group in points.groupby(["width", "architecture"]):
         first = group.iloc[0]
+        any_band |= draw_bands(axes, group, colours[int(first["width"])], over)
         _draw_group(axes, group, colours[int(first["width"])], markers[first["architecture"]], marker_size, over)
     _style(axes, points, narrow, over)
     finished = points.loc[points["status"] != STOPPED, "trial"].nunique()
@@ -127,7 +131,10 @@ def _draw(table: pd.DataFrame, size_in: tuple[float, float], over: FrontierAxes)
     title = f"{finished} of {all_trials} trials have a result"
     axes.set_title(title, loc="left", color=_INK, fontsize=10 if narrow else 13)
     any_missed, any_stopped = (bool((points["status"] == status).any()) for status in (TARGET_MISSED, STOPPED))
-    _add_legend(figure, colours, markers, any_missed, any_stopped, narrow)
+    notes: list[Artist] = [_shape("o", "hollow: target missed", "none")] if any_missed else []
+    notes += [_shape("o", "faint: stopped early", _INK, _FAINT)] if any_stopped else []
+    notes += [Patch(color=_INK, alpha=0.18, label="band: seeds ± 2 s.e.")] if any_band else []
+    _add_legend(figure, colours, markers, notes, narrow)
     return figure
 
 
@@ -200,16 +207,13 @@ def _is_wide(values: pd.Series) -> bool:
 
 
 def _add_legend(
-    figure: Figure, colours: dict[int, str], markers: dict[str, str], any_missed: bool, any_stopped: bool, narrow: bool
+    figure: Figure, colours: dict[int, str], markers: dict[str, str], notes: list[Artist], narrow: bool
 ) -> None:
     widths: list[Artist] = [_heading("width")]
     widths += [Line2D([], [], color=colour, linewidth=3, label=str(width)) for width, colour in colours.items()]
     shapes: list[Artist] = [_heading("architecture")]
     shapes += [_shape(marker, name, _INK) for name, marker in markers.items()]
-    if any_missed:
-        shapes.append(_shape("o", "hollow: target missed", "none"))
-    if any_stopped:
-        shapes.append(_shape("o", "faint: stopped early", _INK, _FAINT))
+    shapes += notes
     if narrow:
         # Two columns of one length: a legend fills its columns one after the other.
         length = max(len(widths), len(shapes))

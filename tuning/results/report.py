@@ -35,6 +35,7 @@ from lexray.tuning.results.provenance import DATASET_FILE, read_dataset
 from lexray.tuning.results.report_sections import sections
 from lexray.tuning.results.report_trials import DEFAULTS, Choices, Metrics, ReportTrials
 from lexray.tuning.results.stability import STABILITY_FILE, read_stability, write_stability
+from lexray.tuning.results.ties import FvuErrors
 from lexray.tuning.sweep_folder import (
     DONE,
     FAILED,
@@ -122,10 +123,10 @@ def _documents(
     """Sections from the plan, the stability of seeds and the dataset's provenance, if the folder has them."""
     found = {PLAN_FILE: read_plan(store), STABILITY_FILE: stability, DATASET_FILE: read_dataset(store)}
     present = [name for name, document in found.items() if document is not None]
-    by = trials.choices.by
+    by, errors = trials.choices.by, FvuErrors(trials.measures.get)
     return {
         "estimates": [_outcome(outcome) for outcome in outcomes(found[PLAN_FILE], trials.records, trials.metrics)],
-        "sections": sections(trials.table, trials.records, stability, found[DATASET_FILE], by),
+        "sections": sections(trials.table, trials.records, stability, found[DATASET_FILE], by, errors),
         "files": [*first_files, *_FRONTIER_FILES, *present],
     }
 

@@ -15,6 +15,7 @@ from lexray.tuning.results.curves import CURVES, caption, curve_svg, firing_svg,
 from lexray.tuning.results.measured import Document
 from lexray.tuning.results.provenance import told
 from lexray.tuning.results.recommend import CRITERIA, Criterion, Recommendation, recommend
+from lexray.tuning.results.ties import UNKNOWN, FvuErrors
 from lexray.tuning.sweep_folder import FINISHED, STOPPED, TrialRecord
 
 SHOWN = 40
@@ -69,11 +70,14 @@ def sections(
     stability: Mapping[str, Any] | None,
     dataset: Mapping[str, Any] | None = None,
     by: Criterion = CRITERIA["fvu"],
+    errors: FvuErrors = UNKNOWN,
 ) -> Sections:
     """Build the sections from the frontier table, the trials' records and, if present, the documents of
-    `lexray.tuning.results.stability` and `lexray.tuning.results.provenance`; dictionaries are recommended by `by`.
+    `lexray.tuning.results.stability` and `lexray.tuning.results.provenance`.
+
+    Dictionaries are recommended by `by`; `errors` says which are tied.
     """
-    found = recommend(table, by)
+    found = recommend(table, by, errors)
     return Sections(
         recommended=found[:SHOWN],
         recommended_by=by.best,

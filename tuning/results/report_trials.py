@@ -7,7 +7,16 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from lexray.tuning.results.columns import COLUMNS, L0_FVU, OPTIONAL, FrontierAxes, format_cell, heading
+from lexray.tuning.results.columns import (
+    COLUMNS,
+    L0_FVU,
+    OPTIONAL,
+    WHERE_KNOWN,
+    FrontierAxes,
+    format_cell,
+    has_values,
+    heading,
+)
 from lexray.tuning.results.measured import Document
 from lexray.tuning.results.plot import NARROW_IN, WIDE_IN, frontier_svg
 from lexray.tuning.results.recommend import CRITERIA, Criterion
@@ -17,7 +26,7 @@ from lexray.tuning.sweep_folder import TrialRecord
 Metrics = Mapping[str, Sequence[Mapping[str, Any]]]
 """Trial id to its logged records."""
 
-_NOT_IN_TABLE = ("trial", "reason", "bits_at_fvu")
+_NOT_IN_TABLE = ("trial", "reason", "bits_at_fvu", "configuration")
 
 
 class Choices(NamedTuple):
@@ -73,7 +82,7 @@ class ReportTrials(NamedTuple):
     def _columns(self) -> list[str]:
         """Return the columns of the page's table: of the optional ones, those that have values."""
         shown = [name for name in COLUMNS if name not in _NOT_IN_TABLE]
-        return [name for name in shown if name not in OPTIONAL or self.table[name].notna().any()]
+        return [name for name in shown if name not in (*OPTIONAL, *WHERE_KNOWN) or has_values(name, self.table)]
 
 
 class HeadOfColumn(NamedTuple):
