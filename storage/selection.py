@@ -10,7 +10,7 @@ known and equal everywhere.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -58,6 +58,8 @@ class SelectedRows:
     """Rows with special tokens."""
     outlying: int = 0
     """Further rows of outlying norm."""
+    document_rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Rows of each document of a held-out part, those left out among them; empty for other parts."""
 
     @property
     def counts(self) -> np.ndarray:
@@ -76,7 +78,8 @@ def select_rows(reader: DatasetReader, selection: Selection, sites: Sequence[str
         for site in sites:
             usual = _without_outlying(reader, usual, site, selection.max_norm_ratio)
     outlying = reader.manifest.rows - special - _count(usual)
-    return SelectedRows(masks=_of_part(reader, usual, selection), special=special, outlying=outlying)
+    masks, document_rows = _of_part(reader, usual, selection)
+    return SelectedRows(masks=masks, special=special, outlying=outlying, document_rows=document_rows)
 
 
 def _without_special(reader: DatasetReader, masks: list[np.ndarray]) -> list[np.ndarray]:
@@ -94,18 +97,22 @@ def _without_outlying(reader: DatasetReader, masks: list[np.ndarray], site: str,
     return [mask & (part <= limit) for mask, part in zip(masks, norms, strict=True)]
 
 
-def _of_part(reader: DatasetReader, masks: list[np.ndarray], selection: Selection) -> list[np.ndarray]:
+def _of_part(
+    reader: DatasetReader, masks: list[np.ndarray], selection: Selection
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return the masks of a part, and the rows of each of its documents where it is a held-out one."""
     if selection.part == "all":
-        return masks
+        return masks, np.zeros(0, np.int64)
     documents = reader.read_column("document")
     distinct, rows = np.unique(np.concatenate(documents), return_counts=True)
     held_out = held_out_documents(distinct, rows, selection)
     if selection.part == "train":
         kept = np.concatenate(list(held_out))
-        return [mask & ~np.isin(part, kept) for mask, part in zip(masks, documents, strict=True)]
+        return [mask & ~np.isin(part, kept) for mask, part in zip(masks, documents, strict=True)], rows[:0]
     _check_both_parts(held_out, rows, selection)
     kept = held_out[HELD_OUT_PARTS.index(selection.part)]
-    return [mask & np.isin(part, kept) for mask, part in zip(masks, documents, strict=True)]
+    of_part = [mask & np.isin(part, kept) for mask, part in zip(masks, documents, strict=True)]
+    return of_part, rows[np.isin(distinct, kept)]
 
 
 def _count(masks: list[np.ndarray]) -> int:

@@ -225,6 +225,13 @@ def _sums(plan: Plan) -> list[tuple[str, str]]:
         ("trials", f"{plan.num_to_do} to do, {len(plan.trials) - len(todo)} reused"),
         ("nodes", f"{len(plan.nodes)} with {nodes}, {memory} for processes"),
     ]
+    if plan.held_out is not None:
+        held = plan.held_out
+        lines += [(
+            "held out",
+            f"{held.share:.1%} of the rows: {held.validation_rows:,} for validation, {held.test_rows:,} of "
+            f"{held.test_documents:,} documents for test, so an FVU has a standard error of about {held.fvu_error:.1%}",
+        )]  # fmt: skip
     if not todo:
         return lines
     read = f"{size(plan.store_bytes)}, at most {size(plan.store_bytes_at_most)}"

@@ -70,6 +70,10 @@ def test_a_plan_lists_trials_memory_bytes_and_steps_and_leaves_nothing_behind(le
     assert "unknown: run with --measure" in lines["cost"]
     assert any(line.startswith(" topk-w64-l4") and "1 x 1 Z0" in line for line in out.splitlines())
     assert "process 700 MiB" in lines["memory"]
+    assert lines["held out"].endswith(
+        "10.0% of the rows: 300 for validation, 300 of 2 documents for test, so an FVU has a standard error of about "
+        "14.1%"  # 0.2 / sqrt(2)
+    )
     assert not (tmp_path / "out").exists()
 
 

@@ -25,7 +25,7 @@ from lexray.tuning.planning.estimate import (
     timeline,
     trial_seconds,
 )
-from lexray.tuning.planning.row_counts import RowCounts
+from lexray.tuning.planning.row_counts import HeldOutPlan, RowCounts
 from lexray.tuning.planning.streams import most_workers, shape_of
 from lexray.tuning.planning.worker_memory import WorkerMemory, worker_memory
 from lexray.tuning.trials import Trial
@@ -96,6 +96,8 @@ class Plan:
     speeds: dict[str, Speed]
     """Speeds used for the times, by kind of trial."""
     warnings: list[str]
+    held_out: HeldOutPlan | None = None
+    """What the first trial holds out; None without trials. Others differ by their sites' filters alone."""
     chosen_later: int = 0
     """Trials that a search chooses while the sweep runs. Every number is then an upper bound, and `trials` has the
     largest that it could choose of each architecture."""
@@ -112,6 +114,7 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Return the document of `--json` and `plan.json`."""
         document = asdict(self)
+        document["held_out"] = self.held_out._asdict() if self.held_out is not None else None
         for shown, trial in zip(document["trials"], self.trials, strict=True):
             shown["workers"] = trial.workers
             shown["memory"]["resident"] = trial.memory.resident
@@ -160,6 +163,7 @@ def make_plan(
         cost=_cost(prices, hours, wall_s, len(machines.nodes)),
         currency=prices.currency if prices is not None else "",
         speeds={kind: speed for t in trials if (kind := kind_of(t.config)) and (speed := speeds.get(kind))},
+        held_out=counts.held_out_plan(trials[0].config.data) if trials else None,
         warnings=_crowded(todo, {plan.id: plan.memory for plan in planned}, machines.nodes),
     )
 

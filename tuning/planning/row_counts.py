@@ -11,6 +11,22 @@ from lexray.training.config import DataConfig
 
 MAX_OUTLYING_SHARE = 0.2
 """Maximum share of rows with outlying norms; a filter that drops more counts as a mistake."""
+DOCUMENT_SPREAD = 0.2
+"""Standard deviation of a document's FVU over its mean: 0.16 for TopK on MiniLM, rounded up."""
+
+
+class HeldOutPlan(NamedTuple):
+    """What a sweep holds out, and how finely its results can be told apart."""
+
+    share: float
+    """Share of the dataset's rows."""
+    validation_rows: int
+    """Rows after filtering, as those of `test_rows`."""
+    test_rows: int
+    test_documents: int
+    fvu_error: float
+    """Expected standard error of an FVU, as a share of it: `DOCUMENT_SPREAD` over the root of the number of equally
+    long documents that would be as good as those for test."""
 
 
 class HeldOutRows(NamedTuple):
@@ -43,6 +59,19 @@ class RowCounts:
     def held_out(self, data: DataConfig) -> HeldOutRows:
         """Return the numbers of held-out rows. Raises UserError if those of a part do not fill the lanes."""
         return HeldOutRows(*(self._held_out_rows(data, part) for part in HELD_OUT_PARTS))
+
+    def held_out_plan(self, data: DataConfig) -> HeldOutPlan:
+        """Return what is held out of the dataset for these sites."""
+        parts = {part: self._select(data, part) for part in HELD_OUT_PARTS}
+        lengths = parts["test"].document_rows.astype(float)
+        all_rows = sum(len(mask) for mask in parts["test"].masks)
+        return HeldOutPlan(
+            share=sum(float(selected.document_rows.sum()) for selected in parts.values()) / all_rows,
+            validation_rows=int(parts["validation"].counts.sum()),
+            test_rows=int(parts["test"].counts.sum()),
+            test_documents=len(lengths),
+            fvu_error=DOCUMENT_SPREAD * float((lengths**2).sum()) ** 0.5 / float(lengths.sum()),
+        )
 
     def _held_out_rows(self, data: DataConfig, part: HeldOutPart) -> int:
         rows = int(self._select(data, part).counts.sum())
