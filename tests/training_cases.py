@@ -64,6 +64,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "matryoshka_batch_topk": {"free": FREE, "random": {"random_prefixes": 3}},
     "hierarchical_topk": {"free": FREE},
     "mp": {"threshold": {"residual_threshold": 0.8}, "at-repeat": {"stop_at_repeat": True, "rounds": 12}},
+    "omp": {"threshold": {"residual_threshold": 0.8}},
     "archetypal": {
         "few-candidates": {"candidates": 11, "learn_scale": False},
         **{code: {"code": code, **CODES[code]} for code in ("batch_topk", "jumprelu")},

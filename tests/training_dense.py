@@ -238,6 +238,37 @@ def pursue_row(p: Problem, r: Tensor) -> tuple[Tensor, Tensor]:
     return r, code
 
 
+def omp(p: Problem) -> tuple[Tensor, Tensor]:
+    """Row by row; the coefficients are solved for with gradient, over the best of all subsets of the picked atoms."""
+    codes = torch.stack([orthogonal_row(p, row) for row in p.y - p.b_dec])
+    return p.squared(codes), codes
+
+
+def orthogonal_row(p: Problem, x: Tensor) -> Tensor:
+    code, picked = torch.zeros(len(p.atoms), dtype=x.dtype), []
+    for _ in range(p.config.code.rounds or p.k):
+        residual = x - code @ p.atoms
+        scores = p.atoms @ residual
+        j = int(scores.argmax())
+        if residual.norm() < p.config.code.residual_threshold or scores[j] <= 1e-6 * x.norm():
+            break
+        picked.append(j)
+        code = nonnegative_fit(p.atoms, picked, x)
+    return code
+
+
+def nonnegative_fit(atoms: Tensor, picked: list[int], x: Tensor) -> Tensor:
+    """The least squares over every subset of the atoms whose coefficients are all positive: the best of them."""
+    best = torch.zeros(len(atoms), dtype=x.dtype)
+    for bits in range(1, 2 ** len(picked)):
+        some = torch.tensor([j for place, j in enumerate(picked) if bits >> place & 1])
+        fitted = torch.linalg.solve(atoms[some] @ atoms[some].T, atoms[some] @ x)
+        code = torch.zeros(len(atoms), dtype=x.dtype).index_put((some,), fitted)
+        if (fitted > 0).all() and (x - code @ atoms).norm() < (x - best @ atoms).norm():
+            best = code
+    return best
+
+
 EQUATIONS: dict[str, Equation] = {
     "relu": penalised(l1),
     "relu_tanh": penalised(tanh),
@@ -252,4 +283,5 @@ EQUATIONS: dict[str, Equation] = {
     "matryoshka_batch_topk": matryoshka,
     "hierarchical_topk": hierarchical,
     "mp": mp,
+    "omp": omp,
 }

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import nnls
 from torch import Tensor
 from training_cases import (
     CASES,
@@ -25,7 +26,10 @@ from training_cases import (
 )
 from training_dense import Problem, atoms_of, dense_loss, group_max, largest, row_topk
 
+from lexray.training.mesh.axes import LOCAL_FEATURE
 from lexray.training.objectives.forward import BatchSums
+from lexray.training.ops.nonnegative import nonnegative_least_squares
+from lexray.training.ops.pursuit import StopRule, orthogonal_pursuit, to_code
 from lexray.training.ops.sparse_code import SparseCode
 
 ROW_BY_ROW = ("topk", "abs_topk", "hierarchical_topk", "transcoder", "archetypal", "pca", "snmf", "nmf")
@@ -89,15 +93,47 @@ def test_matching_pursuit_at_a_residual_threshold_picks_as_many_atoms_as_each_ro
     assert orthogonal.active_per_row.sum() <= code.active_per_row.sum()
 
 
-def test_orthogonal_pursuit_fits_the_atoms_it_picked_by_least_squares():
-    made = random_dictionary(find_case("mp"), 0)
+def test_orthogonal_pursuit_fits_the_atoms_it_picked_by_least_squares_that_are_not_negative():
+    made, whole = random_dictionary(find_case("mp"), 0), random_dictionary(find_case("omp"), 0)
     x_BD = random_rows(made.sites, 0).x_BD
-    code_BF = made.encode(x_BD, k=4, inference="omp").dense().detach()
-    for x_D, code_F in zip(made.input.normalise(x_BD) - made.b_dec.detach(), code_BF, strict=True):
-        picked = code_F.nonzero().squeeze(1)
-        assert len(picked) == 4
-        best = torch.linalg.lstsq(made.atoms_FD().detach()[picked].T, x_D).solution
-        torch.testing.assert_close(code_F[picked], best, rtol=1e-5, atol=1e-6)
+    codes = [made.encode(x_BD, k=k, inference="omp").dense().detach() for k in (4, 6)]
+    for code_BF in codes:
+        assert (code_BF >= 0).all()
+        for x_D, code_F in zip(made.input.normalise(x_BD) - made.b_dec.detach(), code_BF, strict=True):
+            picked = code_F.nonzero().squeeze(1)
+            best = torch.linalg.lstsq(made.atoms_FD().detach()[picked].T, x_D).solution
+            torch.testing.assert_close(code_F[picked], best, rtol=1e-5, atol=1e-6)
+    assert ((codes[1] != 0).sum(1) < 6).any()  # a coefficient became zero
+    assert torch.equal(whole.encode(x_BD, k=6).dense(), codes[1])
+
+
+def test_a_coefficient_that_a_later_pick_would_make_negative_is_left_out():
+    """Rows pick the first atom, then the two axes, which explain the second row alone: its first coefficient is zero.
+
+    Plain least squares would give it -0.1 / 0.6. The third row has no positive score with any atom.
+    """
+    atoms_FD = torch.tensor([[0.64, 0.48, 0.6], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    x_BD = torch.tensor([[1.0, 0.9, 0.1], [1.0, 0.9, -0.1], [-1.0, -1.0, 0.5]])
+    found = [orthogonal_pursuit(x_BD, atoms_FD, StopRule(rounds), LOCAL_FEATURE) for rounds in (1, 3)]
+    first, last = (to_code(*picked, 3, LOCAL_FEATURE).dense() for picked in found)
+    torch.testing.assert_close(first, torch.tensor([[1.132, 0.0, 0.0], [1.012, 0.0, 0.0], [0.0, 0.0, 0.0]]))
+    sixth = 0.1 / 0.6
+    expected = [[sixth, 1 - 0.64 * sixth, 0.9 - 0.48 * sixth], [0.0, 1.0, 0.9], [0.0, 0.0, 0.0]]
+    torch.testing.assert_close(last, torch.tensor(expected))
+
+
+@given(seed=st.integers(0, 2**31), atoms=st.integers(1, 9))
+@settings(max_examples=30)
+def test_nonnegative_fits_are_those_of_scipy(seed, atoms):
+    generator = torch.Generator().manual_seed(seed)
+    atoms_BKD = torch.randn(20, atoms, 12, generator=generator, dtype=torch.float64) + 0.7
+    x_BD = torch.randn(20, 12, generator=generator, dtype=torch.float64) + 0.3
+    expected = [torch.from_numpy(nnls(a.T.numpy(), x.numpy())[0]) for a, x in zip(atoms_BKD, x_BD, strict=True)]
+    affinity_BK = (atoms_BKD @ x_BD[:, :, None])[:, :, 0]
+    found = nonnegative_least_squares(
+        atoms_BKD @ atoms_BKD.mT, affinity_BK, torch.zeros_like(affinity_BK), torch.full((20,), 1e-10)
+    )
+    torch.testing.assert_close(found, torch.stack(expected))
 
 
 @pytest.mark.parametrize("case", **named([case for case in DEFAULTS if untrained(case).eval_ks()]))

@@ -70,6 +70,7 @@ OPTIONS = [(name, option) for name in DEFAULTS for option in sorted(ARCHITECTURE
 ONLY = {
     ("kmeans", "target_l0"): "target_l0",
     ("mp", "decoder_init_norm"): "decoder_init_norm",
+    ("omp", "decoder_init_norm"): "decoder_init_norm",
     ("archetypal", "resample_every_rows"): "no row can restart them",
     ("relaxed_archetypal", "resample_every_rows"): "no row can restart them",
     ("transcoder", "encoder_init"): "nothing can be tied",

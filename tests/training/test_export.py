@@ -207,6 +207,7 @@ def test_b_dec_is_folded_out_of_every_encoder_but_that_of_matching_pursuit(tmp_p
     [
         ("crosscoder", {}, "no format has a place for a crosscoder"),
         ("crosscoder_batch_topk", {}, "no format has a place for a crosscoder"),
+        ("omp", {}, "no format has orthogonal pursuit"),
         ("pca", {"width": D}, "its code is solved for, not encoded"),
         ("kmeans", {"target_l0": 1}, "its code is solved for, not encoded"),
         ("snmf", {}, "its code is solved for, not encoded"),

@@ -184,7 +184,7 @@ MORE = [
     *(Plan(WIDTHS[0], mesh, "relu") for mesh in SHARDED),
     *(
         Plan(WIDTHS[0], SHARDED[1], name)
-        for name in ("batch_topk", "matryoshka_batch_topk", "hierarchical_topk", "gated")
+        for name in ("batch_topk", "matryoshka_batch_topk", "hierarchical_topk", "gated", "omp")
     ),
 ]
 

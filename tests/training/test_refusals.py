@@ -55,6 +55,7 @@ OPTIONS = [
     ({"architecture": "mp", "rounds": 0}, "rounds: 0 must be at least 1"),
     ({"architecture": "mp", "residual_threshold": -1}, "residual_threshold: -1 must be at least 0"),
     ({"architecture": "mp", "decoder_norm": "free"}, "decoder_norm: matching pursuit needs unit atoms"),
+    ({"architecture": "omp", "decoder_norm": "ignored"}, "decoder_norm: ignored has no place in orthogonal pursuit"),
     ({"architecture": "archetypal", "candidates": 0}, "candidates: 0 must be at least 1"),
     ({"architecture": "archetypal", "sample_rows": 29}, "candidates: 30 are more than the 29 rows"),
     ({"architecture": "relaxed_archetypal", "relaxation": 0}, "without it the name is archetypal"),

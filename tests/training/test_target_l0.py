@@ -49,6 +49,7 @@ BORROWED = [
 THRESHOLDS = [
     Case("batch_topk"),
     Case("mp", {"residual_threshold": "auto", "decoder_norm": "ignored"}, targets=(4, 8, 16)),
+    Case("omp", {"residual_threshold": "auto"}, targets=(4, 8, 16)),
 ]
 """Codes whose L0 follows from one threshold."""
 CASES = [*map(Case, PENALTIES), *BORROWED, *THRESHOLDS]

@@ -11,6 +11,7 @@ from lexray.training.codes.hierarchical_topk import HierarchicalTopK
 from lexray.training.codes.jumprelu import JumpReLU
 from lexray.training.codes.matching_pursuit import MatchingPursuit
 from lexray.training.codes.matryoshka import MatryoshkaBatchTopK
+from lexray.training.codes.orthogonal_pursuit import OrthogonalPursuit
 from lexray.training.codes.p_anneal import PAnneal
 from lexray.training.codes.relu import ReLU, ReLUTanh
 from lexray.training.codes.topk import TopK
@@ -27,6 +28,7 @@ __all__ = [
     "JumpReLU",
     "MatchingPursuit",
     "MatryoshkaBatchTopK",
+    "OrthogonalPursuit",
     "PAnneal",
     "ReLU",
     "ReLUTanh",
@@ -35,7 +37,7 @@ __all__ = [
 
 _ALL: tuple[type[Code], ...] = (
     ReLU, ReLUTanh, PAnneal, Gated, GatedPAnneal, JumpReLU,
-    TopK, BatchTopK, AbsTopK, GroupMax, MatryoshkaBatchTopK, HierarchicalTopK, MatchingPursuit,
+    TopK, BatchTopK, AbsTopK, GroupMax, MatryoshkaBatchTopK, HierarchicalTopK, MatchingPursuit, OrthogonalPursuit,
 )  # fmt: skip
 
 CODES: dict[str, type[Code]] = {code.kind: code for code in _ALL}

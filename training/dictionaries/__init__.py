@@ -18,6 +18,7 @@ from lexray.training.codes import (
     JumpReLU,
     MatchingPursuit,
     MatryoshkaBatchTopK,
+    OrthogonalPursuit,
     PAnneal,
     ReLU,
     ReLUTanh,
@@ -94,6 +95,7 @@ register("group_max", SAE, GroupMax)
 register("matryoshka_batch_topk", SAE, MatryoshkaBatchTopK)
 register("hierarchical_topk", SAE, HierarchicalTopK)
 register("mp", SAE, MatchingPursuit)
+register("omp", SAE, OrthogonalPursuit)
 register("archetypal", Archetypal, TopK, BatchTopK, JumpReLU)
 register("relaxed_archetypal", RelaxedArchetypal, TopK, BatchTopK, JumpReLU)
 register("transcoder", Transcoder, TopK, BatchTopK, ReLU, JumpReLU)

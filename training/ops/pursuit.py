@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from lexray.training.mesh.axes import FeatureAxis
+from lexray.training.ops.nonnegative import nonnegative_least_squares
 from lexray.training.ops.sparse_code import SparseCode
 from lexray.training.ops.topk import from_counts
 
@@ -121,46 +122,58 @@ def to_code(picks_BT: Tensor, values_BT: Tensor, width: int, latents: FeatureAxi
     return SparseCode(values_M, from_counts(unique_M % width, counts_B), width)
 
 
-@torch.no_grad()
-def orthogonal_pursuit(x_BD: Tensor, atoms_FD: Tensor, rule: StopRule, latents: FeatureAxis) -> SparseCode:
-    """Run orthogonal matching pursuit: after each pick all coefficients of a row are refitted by least squares.
+class Picked(NamedTuple):
+    """Picked atoms and their coefficients, without gradient."""
 
-    Pati, Rezaiifar and Krishnaprasad (1993). Coefficients may become negative. The residual is orthogonal to every
-    picked atom, so none is picked twice.
+    picks_BT: Tensor
+    """Global index of the atom, -1 where the row had stopped or the coefficient is zero."""
+    values_BT: Tensor
+
+
+@torch.no_grad()
+def orthogonal_pursuit(x_BD: Tensor, atoms_FD: Tensor, rule: StopRule, latents: FeatureAxis) -> Picked:
+    """Run non-negative orthogonal matching pursuit: each pick refits all coefficients of a row.
+
+    Pati, Rezaiifar and Krishnaprasad (1993); with c >= 0 Bruckstein, Elad and Zibulevsky (2008). The coefficients are
+    the least squares of those that are not negative, exactly (`ops.nonnegative`). No picked atom has a positive score
+    then, so none is picked twice; the coefficient of one may become zero by later picks.
     """
-    parts = [_orthogonal(rows, atoms_FD, rule, latents) for rows in _few_rows(x_BD, rule.rounds)]
-    rounds = max(picks.shape[1] for picks, _ in parts)
-    pad = [(_padded(picks, rounds, -1), _padded(values, rounds, 0.0)) for picks, values in parts]
-    picks_BT, values_BT = (torch.cat(parts) for parts in zip(*pad, strict=True))
-    return to_code(picks_BT, values_BT, len(atoms_FD), latents)
+    with torch.autocast(x_BD.device.type, enabled=False):  # rounded products would be no least squares
+        parts = [_orthogonal(rows, atoms_FD, rule, latents) for rows in _few_rows(x_BD, rule.rounds)]
+    return Picked(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
 def _orthogonal(x_BD: Tensor, atoms_FD: Tensor, rule: StopRule, latents: FeatureAxis) -> tuple[Tensor, Tensor]:
-    residual_BD, num_rows, least_B = x_BD, len(x_BD), LEAST_SCORE * x_BD.norm(dim=1)
-    picks_BT = torch.zeros(num_rows, 0, dtype=torch.int64, device=x_BD.device)
-    values_BT, support_BTD = x_BD.new_zeros(num_rows, 0), x_BD.new_zeros(num_rows, 0, x_BD.shape[1])
+    residual_BD, (num_rows, width) = x_BD, x_BD.shape
+    least_B = LEAST_SCORE * x_BD.norm(dim=1)
+    picks_BT = torch.full((num_rows, rule.rounds), -1, device=x_BD.device)
+    values_BT, affinity_BT = x_BD.new_zeros(2, num_rows, rule.rounds)
+    support_BTD = x_BD.new_zeros(num_rows, rule.rounds, width)
+    gram_BTT = x_BD.new_zeros(num_rows, rule.rounds, rule.rounds)
     going_B = torch.ones(num_rows, dtype=torch.bool, device=x_BD.device)
-    for _ in range(rule.rounds):
+    scores_BF = x_BD.new_empty(num_rows, len(atoms_FD))
+    for t in range(rule.rounds):
         going_B &= residual_BD.norm(dim=1) >= rule.residual_norm
-        best_B, pick_B = latents.argmax(residual_BD @ atoms_FD.T)
+        torch.mm(residual_BD, atoms_FD.T, out=scores_BF)
+        best_B, pick_B = latents.argmax(scores_BF)
         going_B &= (best_B > least_B) & ~(picks_BT == pick_B[:, None]).any(1)
         if not going_B.any():
             break
         pick_B = torch.where(going_B, pick_B, -1)
-        atom_BD = _picked(atoms_FD, pick_B, latents)
-        picks_BT = torch.cat([picks_BT, pick_B[:, None]], 1)
-        support_BTD = torch.cat([support_BTD, atom_BD[:, None]], 1)
-        gram_BTT = support_BTD @ support_BTD.mT
-        # A stopped row has a zero atom here; a one on the diagonal gives it the coefficient zero.
-        gram_BTT += torch.diag_embed((support_BTD.square().sum(2) == 0).to(gram_BTT.dtype) + 1e-9)
-        values_BT = torch.linalg.solve(gram_BTT, support_BTD @ x_BD[:, :, None])[:, :, 0]
-        residual_BD = x_BD - (values_BT[:, None] @ support_BTD)[:, 0]
-    return picks_BT, values_BT
+        atom_BD = _picked(atoms_FD, pick_B, latents)  # zero where a row has stopped: its score is, so it never enters
+        now = slice(0, t + 1)
+        picks_BT[:, t], support_BTD[:, t], affinity_BT[:, t] = pick_B, atom_BD, (x_BD * atom_BD).sum(1)
+        gram_BTT[:, t, now] = gram_BTT[:, now, t] = (support_BTD[:, now] @ atom_BD[:, :, None])[:, :, 0]
+        found = (gram_BTT[:, now, now], affinity_BT[:, now], values_BT[:, now])
+        values_BT[:, now] = nonnegative_least_squares(*found, least_B)
+        residual_BD = x_BD - (values_BT[:, None, now] @ support_BTD[:, now])[:, 0]
+    return torch.where(values_BT > 0, picks_BT, -1), values_BT
 
 
 def _few_rows(x_BD: Tensor, rounds: int) -> Iterator[Tensor]:
-    yield from x_BD.split(max(1, OMP_CHUNK_NUMBERS // max(1, rounds * x_BD.shape[1])))
+    yield from x_BD.split(orthogonal_rows(len(x_BD), rounds, x_BD.shape[1]))
 
 
-def _padded(values_BT: Tensor, rounds: int, fill: float) -> Tensor:
-    return torch.nn.functional.pad(values_BT, (0, rounds - values_BT.shape[1]), value=fill)
+def orthogonal_rows(rows: int, rounds: int, width: int) -> int:
+    """Return the number of rows whose picked atoms orthogonal pursuit holds at once."""
+    return min(rows, max(1, OMP_CHUNK_NUMBERS // max(1, rounds * width)))
