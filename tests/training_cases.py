@@ -80,6 +80,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "skip_transcoder": {code: {"code": code, **CODES[code]} for code in ("batch_topk", "relu", "jumprelu")},
     "crosscoder": {"unit": UNIT, "ignored": IGNORED},
     "crosscoder_batch_topk": {"unit": UNIT},
+    "snmf": {"winners": {"atom_share": 0.4}, "kmeans": {"atom_init": "kmeans"}},
     "pca": {"largest": {"select": "largest"}},
 }
 """What else is tried of an architecture besides its defaults."""

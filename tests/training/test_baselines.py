@@ -8,11 +8,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 from training_cases import D, F, find_case, learned_from, random_dictionary, random_rows, untrained
 
+from lexray.storage.errors import UserError
+from lexray.training.dictionaries import dictionary_config, make_dictionary
 from lexray.training.dictionaries.base import RawRows
+from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
 from lexray.training.mesh.axes import LOCAL_DATA, LOCAL_FEATURE
 from lexray.training.ops.kmeans import assign, kmeans, nearest
 from lexray.training.ops.kmeans import random_rows as draw_rows
-from lexray.training.ops.nmf import EPS, least_squares_atoms, multiplicative, multiplicative_atoms, sparse_codes
+from lexray.training.ops.nmf import (
+    EPS,
+    largest_entries,
+    least_squares_atoms,
+    multiplicative,
+    multiplicative_atoms,
+    singular_directions,
+    sparse_codes,
+)
 
 
 def correlated(count: int, seed: int) -> Tensor:
@@ -237,6 +248,62 @@ def test_learning_makes_the_factorisation_better_with_unit_factors(name):
     if name == "nmf":
         assert (factors >= 0).all()
         torch.testing.assert_close(made.W_dec, factors[:, :D] - factors[:, D:])
+
+
+def test_winners_are_the_largest_entries_of_each_atom_the_first_of_equal_ones():
+    atoms = torch.tensor([[1.0, -3.0, 2.0, 0.5], [1.0, -1.0, 1.0, 1.0]])
+    expected = torch.tensor([[0.0, -3.0, 2.0, 0.0], [1.0, -1.0, 0.0, 0.0]])
+    torch.testing.assert_close(largest_entries(atoms, 2), expected)
+
+
+def test_semi_nmf_with_winners_keeps_so_many_entries_of_the_least_squares_atoms():
+    """One step by hand: the atoms after it are those of the sums, cut to 3 of 7 entries and of unit length."""
+    made = untrained(find_case("snmf-winners"), forgetting=0.0).double()
+    rows = random_rows(made.sites, 3, 200)
+    made.prepare(lambda: [rows])
+    before, z_BF = made.get_buffer("factors").clone(), made.encode(rows.x_BD).dense()
+    made.learn(rows.x_BD, 200)
+    x_BD = made.input.normalise(rows.x_BD)
+    whole = least_squares_atoms(z_BF.T @ z_BF, z_BF.T @ x_BD, before)
+    kept = whole * (whole.abs() >= whole.abs().sort(dim=1, descending=True).values[:, 2:3])
+    torch.testing.assert_close(made.W_dec, torch.nn.functional.normalize(kept, dim=1))
+    assert ((made.W_dec != 0).sum(1) == 3).all()
+
+
+def groups_of_neurons() -> tuple[Tensor, Tensor]:
+    """Four atoms, each of three neurons of its own out of twelve, and 600 rows of all of them with positive codes."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(4, 3, generator=generator, dtype=torch.float64).sign() * torch.tensor([1.0, 0.8, 0.6])
+    atoms = torch.nn.functional.normalize(torch.block_diag(*values.split(1)), dim=1)
+    codes = -torch.rand(600, 4, generator=generator, dtype=torch.float64).log()
+    return atoms, codes @ atoms
+
+
+@pytest.mark.parametrize("atom_init", ["random", "svd", "kmeans"])
+def test_the_paper_s_form_finds_groups_of_neurons_whose_codes_are_dense(atom_init):
+    atoms, x = groups_of_neurons()
+    options = {"width": 4, "target_l0": 4, "atom_share": 0.25, "atom_init": atom_init, "normaliser": "none"}
+    config = dictionary_config({"architecture": "snmf", "sample_rows": 600, "code_rounds": 20, **options})
+    made = make_dictionary(config, Sites.same(SiteStatistics(mean=(0.0,) * 12, mean_squared_norm=1.0))).double()
+    made.prepare(lambda: [RawRows(x, x)])
+    for _ in range(40):
+        made.learn(x, len(x))
+    assert ((made.W_dec != 0).sum(1) == 3).all()
+    assert (made.W_dec @ atoms.T).max(0).values.min() > 0.99
+
+
+def test_singular_directions_are_those_of_the_rows_with_the_sign_that_explains_more():
+    x = correlated(300, 4) + 0.5
+    found = singular_directions(lambda: x.split(100), 3, LOCAL_DATA)
+    expected = torch.linalg.svd(x, full_matrices=False).Vh[:3]
+    torch.testing.assert_close((found * expected).sum(1).abs(), torch.ones(3, dtype=torch.float64))
+    projected = x @ found.T
+    assert (projected.clamp_min(0).square().sum(0) >= projected.clamp_max(0).square().sum(0)).all()
+
+
+def test_more_atoms_than_singular_vectors_are_refused():
+    with pytest.raises(UserError, match="atom_init: svd has 7 singular vectors at this site, fewer than the width 30"):
+        untrained(find_case("snmf"), atom_init="svd")
 
 
 @pytest.mark.parametrize("forgetting", [0.0, 0.5])

@@ -71,6 +71,7 @@ OPTIONS = [
     ({"architecture": "snmf", "forgetting": 1}, "forgetting: 1 must be at least 0 and below 1"),
     ({"architecture": "snmf", "code_rounds": 0}, "code_rounds: 0 must be at least 1"),
     ({"architecture": "snmf", "sample_rows": 29}, "width: 30 latents start from a row each, but sample_rows is 29"),
+    ({"architecture": "snmf", "atom_share": 0}, "atom_share: 0 must be above 0 and at most 1"),
     ({"architecture": "nmf", "atom_rounds": 0}, "atom_rounds: 0 must be at least 1"),
     ({"architecture": "nmf", "normaliser": "standard"}, "normaliser: standard makes activations negative for NMF"),
     ({"architecture": "top_k"}, "architecture: unknown 'top_k'; did you mean 'topk'?"),

@@ -20,8 +20,8 @@ from lexray.storage.manifest import Site
 from lexray.training.config import DataConfig, OptimizerConfig, TrainingConfig
 from lexray.training.dictionaries import dictionary_config, make_dictionary
 from lexray.training.dictionaries.base import Dictionary, RawRows
+from lexray.training.dictionaries.factorised import Factorised
 from lexray.training.dictionaries.learned import LearnedDictionary
-from lexray.training.dictionaries.nmf import SNMF
 from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
 from lexray.training.engines.gradient_scale import check_gradient_scale
 from lexray.training.engines.resampling import restarts, worst_rows
@@ -121,7 +121,7 @@ def test_factorisations_need_no_normaliser_to_work_in_any_unit(name):
     for scale in (1.0, *SCALES):
         rows, sites = rows_and_sites(default_case(name), scale)
         made = make_dictionary(config_of(default_case(name), normaliser="none"), sites)
-        assert isinstance(made, SNMF)
+        assert isinstance(made, Factorised)
         shape = made.get_buffer("factors").shape
         start = torch.rand(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         made._set_factors(torch.nn.functional.normalize(start, dim=1))

@@ -5,10 +5,12 @@ Shapes: B rows, D width, F latents, K active latents of a row.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import torch
 from torch import Tensor
 
-from lexray.training.mesh.axes import FeatureAxis
+from lexray.training.mesh.axes import DataAxis, FeatureAxis, largest
 from lexray.training.ops.sparse_code import SparseCode
 from lexray.training.ops.topk import topk
 
@@ -63,6 +65,28 @@ def multiplicative(affinity: Tensor, gram: Tensor, start: Tensor, rounds: int) -
     for _ in range(rounds):
         z = z * ((plus + z @ gram_minus) / (minus + z @ gram_plus + EPS)).sqrt()
     return z
+
+
+def largest_entries(atoms_FD: Tensor, kept: int) -> Tensor:
+    """Return the atoms with the `kept` largest entries of each, by magnitude, the others zero; the first of equals."""
+    indices_FK = largest(atoms_FD.abs(), kept).indices
+    return torch.zeros_like(atoms_FD).scatter(1, indices_FK, atoms_FD.gather(1, indices_FK))
+
+
+@torch.no_grad()
+def singular_directions(batches: Callable[[], Iterable[Tensor]], count: int, rows: DataAxis) -> Tensor:
+    """Return the leading right singular vectors (count, D) of all ranks' rows, largest singular value first.
+
+    Codes are not negative, so each has the sign with which positive projections explain more of the rows.
+    """
+    moment_DD = rows.all_reduce(torch.as_tensor(sum(x_BD.double().T @ x_BD.double() for x_BD in batches())))
+    _, vectors_DD = torch.linalg.eigh(moment_DD)
+    vectors_DF = vectors_DD.flip(1)[:, :count]
+    excess_F = torch.zeros(count, dtype=torch.float64, device=vectors_DF.device)
+    for x_BD in batches():
+        projected_BF = x_BD.double() @ vectors_DF
+        excess_F += (projected_BF * projected_BF.abs()).sum(0)
+    return (vectors_DF * torch.where(rows.all_reduce(excess_F) < 0, -1.0, 1.0)).T.contiguous()
 
 
 def least_squares_atoms(sum_zz_FF: Tensor, sum_zx_FD: Tensor, atoms_FD: Tensor, ridge: float = 1e-4) -> Tensor:
