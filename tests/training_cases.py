@@ -78,8 +78,12 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         **{code: {"code": code, **CODES[code]} for code in ("batch_topk", "relu", "jumprelu")},
     },
     "skip_transcoder": {code: {"code": code, **CODES[code]} for code in ("batch_topk", "relu", "jumprelu")},
-    "crosscoder": {"unit": UNIT, "ignored": IGNORED},
-    "crosscoder_batch_topk": {"unit": UNIT},
+    "crosscoder": {"unit": UNIT, "ignored": IGNORED, "concatenated": {"code_norm": "concatenated"}},
+    "crosscoder_batch_topk": {
+        "unit": UNIT,
+        "mixed": {"code_norm": "mixed"},
+        "mixed-unit": {"code_norm": "mixed", **UNIT},
+    },
     "snmf": {"winners": {"atom_share": 0.4}, "kmeans": {"atom_init": "kmeans"}},
     "pca": {"largest": {"select": "largest"}},
 }

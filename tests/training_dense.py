@@ -70,7 +70,8 @@ def atoms_of(case: Case, made: Dictionary) -> tuple[Tensor, Tensor]:
     norms = made.W_dec.square().sum(1).sqrt()
     if case.cls.kind == "crosscoder":
         first = made.sites.inputs[0].width
-        norms = made.W_dec[:, :first].square().sum(1).sqrt() + made.W_dec[:, first:].square().sum(1).sqrt()
+        summed = made.W_dec[:, :first].square().sum(1).sqrt() + made.W_dec[:, first:].square().sum(1).sqrt()
+        norms = {"sum": summed, "concatenated": norms, "mixed": norms + 0.1 * summed}[made.config.code_norm]
     if made.config.unit_atoms:
         return made.W_dec / norms[:, None], ones
     return made.W_dec, norms if made.config.decoder_norm == "free" else ones

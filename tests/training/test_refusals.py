@@ -60,6 +60,10 @@ OPTIONS = [
     ({"architecture": "archetypal", "sample_rows": 29}, "candidates: 30 are more than the 29 rows"),
     ({"architecture": "relaxed_archetypal", "relaxation": 0}, "without it the name is archetypal"),
     ({"architecture": "transcoder", "encoder_init": "tied"}, "encoder_init: a transcoder reads another site"),
+    (
+        {"architecture": "crosscoder", "decoder_norm": "ignored", "code_norm": "mixed"},
+        "code_norm: mixed does nothing, since `decoder_norm: ignored` sees no norms",
+    ),
     ({"architecture": "pca", "target_l0": 2.5}, "target_l0: 2.5 is not a whole number of components"),
     ({"architecture": "pca", "normaliser": "none"}, "normaliser: none keeps the mean, which PCA does not model"),
     ({"architecture": "kmeans"}, "target_l0: 5, but k-means has one active latent; set it to 1"),
