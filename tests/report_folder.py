@@ -74,6 +74,7 @@ def measures(bits: dict[str, Any], scale: float = 1.0) -> dict[str, Any]:
             "duplicate_pairs": 2,
         },
         "documents": {"count": 30, "hash": "0123", "fvu_error": 0.0025 * scale, "fvu_resamples": [0.39, 0.4, 0.41]},
+        "latent_scaling": {"specific_fraction": 0.375 * scale, "artefact_fraction": 0.1875 * scale},
     }
 
 

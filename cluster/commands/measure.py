@@ -168,6 +168,9 @@ def _table(document: dict[str, Any]) -> Table:
         (f"Babel function at {coherence['p']}", coherence["babel"]),
         ("duplicate atoms", coherence["duplicate_fraction"]),
     ]
+    scaling = document.get("latent_scaling", {})
+    rows += [(f"latents: {verdict}", count) for verdict, count in scaling.get("latents", {}).items()]
+    rows += [(name.replace("_", " "), value) for name, value in scaling.items() if name != "latents"]
     model = document.get("language_model", {})
     rows += [(f"CE {case}", value) for case, value in model.get("ce", {}).items()]
     rows += [(name.replace("_", " "), value) for name, value in model.items() if "recovered" in name]

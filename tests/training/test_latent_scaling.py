@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
+from training_cases import randomise
 
 from lexray.storage.errors import UserError
 from lexray.training.dictionaries import dictionary_config, make_dictionary
 from lexray.training.dictionaries.base import Dictionary, RawRows
 from lexray.training.dictionaries.normalisers import Sites, SiteStatistics
+from lexray.training.measures import latent_scaling as module
 from lexray.training.measures.latent_scaling import (
     DECOUPLING,
     PARTIAL,
@@ -20,6 +24,7 @@ from lexray.training.measures.latent_scaling import (
     LatentScaling,
     latent_scaling,
 )
+from lexray.training.measures.measure import measure
 from lexray.training.objectives.forward import BatchSums
 
 D = 8
@@ -83,6 +88,52 @@ def test_a_latent_that_is_never_active_is_silent_and_one_of_unequal_atoms_partia
     found = diagnose(crosscoder([(1, 0), (1, 0.5)], [(1, 0), (0, 0)]), x)
     assert found.verdicts == [SILENT, PARTIAL]
     assert found.counts() == {SILENT: 1, PARTIAL: 1}
+
+
+def test_measures_of_a_crosscoder_have_its_verdicts():
+    """Of six latents two are specific, one is missing where its feature is, one shared, one partial, one silent."""
+    lengths = [(1, 0), (0, 1), (1, 0), (1, 1), (1, 0.5), (1, 0)]
+    made = crosscoder(lengths, [(1, 0), (2, 1), (3, 0), (4, 0), (5, 0), (6, 0)])
+    x = rows(absent_at_second=(1,), absent_at_first=(2, 6))
+    found = measure(made, lambda: [RawRows(part, part) for part in x.split(150)]).document["latent_scaling"]
+    assert found["latents"] == {SILENT: 1, SHARED: 1, PARTIAL: 1, SHRINKAGE: 1, DECOUPLING: 0, SPECIFIC: 2}
+    assert found["specific_fraction"] == pytest.approx(2 / 5)
+    assert found["artefact_fraction"] == pytest.approx(1 / 3)
+    assert found["nu_error"] == pytest.approx(0, abs=1e-6)  # the median of 0, 0 and 1
+    assert found["nu_reconstruction"] == pytest.approx(0, abs=1e-6)
+
+
+def test_shares_of_no_latent_are_null_and_other_dictionaries_have_no_such_section():
+    made = crosscoder([(1, 1)], [(0, 0)])
+    x = rows()
+    found = measure(made, lambda: [RawRows(x, x)]).document["latent_scaling"]
+    assert (found["specific_fraction"], found["artefact_fraction"], found["nu_error"]) == (0, None, None)
+    sae = make_dictionary(
+        dictionary_config({"architecture": "topk", "width": 4, "target_l0": 1}), Sites.same(statistics())
+    )
+    assert "latent_scaling" not in measure(sae, lambda: [RawRows(x[:, :D], x[:, :D])]).document
+
+
+@given(seed=st.integers(0, 2**31))
+@settings(max_examples=20)
+def test_sums_over_active_pairs_are_those_of_whole_matrices(seed):
+    """Three sites of random weights: beta as in the formula, from dense codes and targets, pairs in chunks of a few."""
+    options = {"architecture": "crosscoder", "width": 10, "target_l0": 3, "normaliser": "none"}
+    made = make_dictionary(dictionary_config(options), Sites.same(*[statistics(4)] * 3)).double()
+    randomise(made, seed % 1000)
+    x = torch.randn(20, 12, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CHUNK_NUMBERS", 40)
+        found = latent_scaling(made, [RawRows(x, x)])
+    f, atoms = made.encode(x).dense().detach(), made.W_dec.detach().unflatten(1, (3, 4))
+    x_hat = torch.einsum("bf,fsd->bsd", f, atoms)
+    rest = (x - made.b_dec.detach()).unflatten(1, (3, 4)) - x_hat
+    own = atoms.norm(dim=2).argmax(1)
+    for j in range(10):
+        d, targets = atoms[j, own[j]], (rest + f[:, j, None, None] * atoms[j], x_hat)
+        beta, beta_r = (((f[:, j, None, None] * y).sum(0) @ d) / (d @ d * (f[:, j] ** 2).sum()) for y in targets)
+        torch.testing.assert_close(found.nu_error_FS[j], beta / beta[own[j]], equal_nan=True)
+        torch.testing.assert_close(found.nu_reconstruction_FS[j], beta_r / beta_r[own[j]], equal_nan=True)
 
 
 def test_the_result_does_not_depend_on_how_rows_are_cut_into_batches():

@@ -34,7 +34,10 @@ from lexray.tuning.views.wandb_mirror import WandbMirror
 from lexray.tuning.views.wandb_runs import WandbRuns
 
 BITS = ({"0.5": 20.5, "0.3": 40.25, "0.1": 99.0}, {"0.5": 10.0, "0.3": 44.0, "0.1": None})
-SHOWN = {"cosine": 0.91, "max_cosine": 0.72, "mean_max_cosine": 0.31, "babel": 2.25, "duplicate_fraction": 0.0625}
+SHOWN = {
+    "cosine": 0.91, "max_cosine": 0.72, "mean_max_cosine": 0.31, "babel": 2.25, "duplicate_fraction": 0.0625,
+    "specific_fraction": 0.375, "artefact_fraction": 0.1875,
+}  # fmt: skip
 
 
 @pytest.fixture

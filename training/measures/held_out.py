@@ -135,6 +135,14 @@ class DocumentsPart(TypedDict, total=False):
     fvu_resamples: Annotated[list[Number], Field(max_length=10_000)]
 
 
+class LatentScalingPart(TypedDict, total=False):
+    """The section `latent_scaling`."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    specific_fraction: Number
+    artefact_fraction: Number
+
+
 class MeasuresPart(TypedDict):
     """Sections of `measures.json` that are read again."""
 
@@ -145,6 +153,7 @@ class MeasuresPart(TypedDict):
     description_length: NotRequired[DescriptionLengthPart]
     coherence: NotRequired[CoherencePart]
     documents: NotRequired[DocumentsPart]
+    latent_scaling: NotRequired[LatentScalingPart]
 
 
 def _of_this_version(document: dict[str, Any]) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,8 @@ from torch import Tensor
 from lexray.storage.errors import UserError
 from lexray.training.dictionaries.base import Dictionary, RawRows
 from lexray.training.dictionaries.crosscoder import Crosscoder
-from lexray.training.ops.sparse_products import sparse_decode, sum_by_latent
+from lexray.training.ops.sparse_code import SparseCode
+from lexray.training.ops.sparse_products import sparse_decode
 
 ALONE_BELOW, SHARED_ABOVE = 0.2, 0.8
 """Relative length (to the longest site) below which an atom is absent at a site; above which it is present."""
@@ -35,6 +37,12 @@ DECOUPLED_ABOVE, SHRUNK_ABOVE = 0.5, 0.2
 
 SHARED, SPECIFIC, PARTIAL, SILENT = "shared", "specific", "partial", "silent"
 SHRINKAGE, DECOUPLING = "artefact of shrinkage", "artefact of decoupling"
+
+
+VERDICTS = (SILENT, SHARED, PARTIAL, SHRINKAGE, DECOUPLING, SPECIFIC)
+
+CHUNK_NUMBERS = 2**24
+"""Numbers of rows and atoms of active pairs that are held at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,70 +62,113 @@ class LatentScaling:
         """Return the number of latents of each verdict."""
         return dict(Counter(self.verdicts))
 
+    def document(self) -> dict[str, Any]:
+        """Return the section `latent_scaling` of `measures.json`; None where a share is of no latent.
+
+        specific_fraction   specific latents over those that were active
+        artefact_fraction   artefacts over latents whose atom is at one site alone
+        nu_error            median over the latter of the largest nu of the error at another site
+        nu_reconstruction   the same of the reconstruction
+        """
+        counts = {name: self.verdicts.count(name) for name in VERDICTS}
+        artefacts = counts[SHRINKAGE] + counts[DECOUPLING]
+        active, alone = len(self.verdicts) - counts[SILENT], artefacts + counts[SPECIFIC]
+        alone_F = torch.tensor([verdict in (SHRINKAGE, DECOUPLING, SPECIFIC) for verdict in self.verdicts])
+        return {
+            "latents": counts,
+            "specific_fraction": counts[SPECIFIC] / active if active else None,
+            "artefact_fraction": artefacts / alone if alone else None,
+            "nu_error": self._median_elsewhere(self.nu_error_FS, alone_F),
+            "nu_reconstruction": self._median_elsewhere(self.nu_reconstruction_FS, alone_F),
+        }
+
+    def _median_elsewhere(self, nu_FS: Tensor, among_F: Tensor) -> float | None:
+        among_F = among_F.to(nu_FS.device)
+        elsewhere_FS = nu_FS.scatter(1, self.own_site_F[:, None], -torch.inf)
+        return float(elsewhere_FS.amax(1)[among_F].median()) if among_F.any() else None
+
+
+def can_scale(dictionary: Dictionary) -> bool:
+    """Whether the dictionary is a crosscoder of sites of one width."""
+    return isinstance(dictionary, Crosscoder) and len({site.width for site in dictionary.sites.inputs}) == 1
+
 
 @torch.no_grad()
 def latent_scaling(dictionary: Dictionary, batches: Iterable[RawRows]) -> LatentScaling:
     """Diagnose a crosscoder on raw rows, in one pass. Raises UserError for other dictionaries or unequal sites."""
     if not isinstance(dictionary, Crosscoder):
         raise UserError(f"latent scaling compares sites, and {dictionary.config.architecture} reconstructs only one")
-    widths = {site.width for site in dictionary.sites.inputs}
-    if len(widths) > 1:
-        raise UserError(f"latent scaling compares atoms across sites of one width, these have {sorted(widths)}")
-    atoms_FSD = dictionary.atoms_FD().unflatten(1, (len(dictionary.sites.inputs), -1))
-    norms_FS = atoms_FSD.norm(dim=2)
-    own_F = norms_FS.argmax(1)
-    direction_FD = atoms_FSD[torch.arange(len(own_F)), own_F]
-    error_FS, reconstruction_FS = _betas(dictionary, batches, atoms_FSD, direction_FD)
-    nu_error_FS, nu_reconstruction_FS = (_against_own(beta_FS, own_F) for beta_FS in (error_FS, reconstruction_FS))
-    rows = zip(norms_FS, nu_error_FS, nu_reconstruction_FS, own_F.tolist(), strict=True)
-    return LatentScaling(
-        norms_FS=norms_FS,
-        nu_error_FS=nu_error_FS,
-        nu_reconstruction_FS=nu_reconstruction_FS,
-        own_site_F=own_F,
-        verdicts=[verdict(norms, error, reconstruction, own) for norms, error, reconstruction, own in rows],
-    )
-
-
-def _betas(
-    dictionary: Crosscoder, batches: Iterable[RawRows], atoms_FSD: Tensor, direction_FD: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return beta of the error and of the reconstruction (F, S); NaN for latents that were never active."""
-    num_latents = len(atoms_FSD)
-    residual_FSD = torch.zeros_like(atoms_FSD, dtype=torch.float64)
-    reconstructed_FSD = torch.zeros_like(residual_FSD)
-    squares_F = residual_FSD.new_zeros(num_latents)
+    if not can_scale(dictionary):
+        widths = sorted({site.width for site in dictionary.sites.inputs})
+        raise UserError(f"latent scaling compares atoms across sites of one width, these have {widths}")
+    sums = ScalingSums(dictionary)
     for x_BD, _ in batches:
-        code = dictionary.encode(x_BD)
-        x_hat_BD = sparse_decode(code.values, code.chosen, dictionary.atoms_FD()) + dictionary.b_dec
-        rest_BD = dictionary.input.normalise(x_BD) - x_hat_BD
-        for total_FSD, rows_BD in ((residual_FSD, rest_BD), (reconstructed_FSD, x_hat_BD - dictionary.b_dec)):
-            total_FSD += sum_by_latent(code.values, code.chosen, rows_BD, num_latents).view_as(total_FSD)
-        squares_F.index_add_(0, code.indices, code.values.double().square())
-    d_F1D = direction_FD.double()[:, None]
-    scale_F1 = (squares_F * direction_FD.double().square().sum(1))[:, None]
-    scale_F1 = torch.where(scale_F1 > 0, scale_F1, torch.nan)
-    own_part_FS = squares_F[:, None] * (d_F1D * atoms_FSD.double()).sum(2)
-    error_FS = ((d_F1D * residual_FSD).sum(2) + own_part_FS) / scale_F1
-    return error_FS, (d_F1D * reconstructed_FSD).sum(2) / scale_F1
+        sums.add(dictionary.encode(x_BD), x_BD)
+    return sums.result()
+
+
+class ScalingSums:
+    """Sums over rows from which beta follows, of F x S numbers each: a crosscoder is as wide as it may be."""
+
+    def __init__(self, dictionary: Crosscoder) -> None:
+        self.dictionary = dictionary
+        self.atoms_FSD = dictionary.atoms_FD().unflatten(1, (len(dictionary.sites.inputs), -1))
+        self.norms_FS = self.atoms_FSD.norm(dim=2)
+        self.own_F = self.norms_FS.argmax(1)
+        self.direction_FD = self.atoms_FSD[torch.arange(len(self.own_F), device=self.own_F.device), self.own_F]
+        self.residual_FS = torch.zeros_like(self.norms_FS, dtype=torch.float64)
+        self.reconstructed_FS = torch.zeros_like(self.residual_FS)
+        self.squares_F = self.residual_FS.new_zeros(len(self.own_F))
+
+    @torch.no_grad()
+    def add(self, code: SparseCode, x_BD: Tensor) -> None:
+        """Add raw rows and their code."""
+        decoded_BD = sparse_decode(code.values, code.chosen, self.dictionary.atoms_FD())
+        rest_BD = self.dictionary.input.normalise(x_BD) - decoded_BD - self.dictionary.b_dec
+        self._add_along(self.residual_FS, code, rest_BD)
+        self._add_along(self.reconstructed_FS, code, decoded_BD)
+        self.squares_F.index_add_(0, code.indices, code.values.double().square())
+
+    def _add_along(self, total_FS: Tensor, code: SparseCode, rows_BD: Tensor) -> None:
+        """Add <d, f Y_s> of every active pair."""
+        rows_BSD = rows_BD.view(len(rows_BD), *self.atoms_FSD.shape[1:])
+        pairs = max(1, CHUNK_NUMBERS // rows_BD.shape[1])
+        chunks = zip(code.rows.split(pairs), code.indices.split(pairs), code.values.split(pairs), strict=True)
+        for rows_N, latents_N, values_N in chunks:
+            along_NS = (rows_BSD[rows_N] @ self.direction_FD[latents_N, :, None])[:, :, 0]
+            total_FS.index_add_(0, latents_N, (values_N[:, None] * along_NS).double())
+
+    @torch.no_grad()
+    def result(self) -> LatentScaling:
+        """Return nu and the verdicts."""
+        scale_F1 = (self.squares_F * self.direction_FD.double().square().sum(1))[:, None]
+        scale_F1 = torch.where(scale_F1 > 0, scale_F1, torch.nan)
+        own_part_FS = self.squares_F[:, None] * (self.atoms_FSD @ self.direction_FD[:, :, None])[:, :, 0].double()
+        nu_error_FS = _against_own((self.residual_FS + own_part_FS) / scale_F1, self.own_F)
+        nu_reconstruction_FS = _against_own(self.reconstructed_FS / scale_F1, self.own_F)
+        return LatentScaling(
+            norms_FS=self.norms_FS,
+            nu_error_FS=nu_error_FS,
+            nu_reconstruction_FS=nu_reconstruction_FS,
+            own_site_F=self.own_F,
+            verdicts=verdicts(self.norms_FS, nu_error_FS, nu_reconstruction_FS, self.own_F),
+        )
 
 
 def _against_own(beta_FS: Tensor, own_F: Tensor) -> Tensor:
     return beta_FS / beta_FS.gather(1, own_F[:, None])
 
 
-def verdict(norms_S: Tensor, nu_error_S: Tensor, nu_reconstruction_S: Tensor, own: int) -> str:
-    """Classify a latent by its lengths and its nu at every site."""
-    if nu_error_S.isnan().any():
-        return SILENT
-    others = [site for site in range(len(norms_S)) if site != own]
-    shares = norms_S[others] / norms_S[own]
-    if (shares > SHARED_ABOVE).all():
-        return SHARED
-    if not (shares < ALONE_BELOW).all():
-        return PARTIAL
-    if (nu_error_S[others] >= SHRUNK_ABOVE).any():
-        return SHRINKAGE
-    if (nu_reconstruction_S[others] >= DECOUPLED_ABOVE).any():
-        return DECOUPLING
-    return SPECIFIC
+def verdicts(norms_FS: Tensor, nu_error_FS: Tensor, nu_reconstruction_FS: Tensor, own_F: Tensor) -> list[str]:
+    """Classify latents by their lengths and their nu at every site: the first of `VERDICTS` that holds."""
+    own_FS = torch.zeros_like(norms_FS, dtype=torch.bool).scatter(1, own_F[:, None], True)
+    shares_FS = norms_FS / norms_FS.gather(1, own_F[:, None])
+    holds = (
+        nu_error_FS.isnan().any(1),
+        ((shares_FS > SHARED_ABOVE) | own_FS).all(1),
+        ~((shares_FS < ALONE_BELOW) | own_FS).all(1),
+        ((nu_error_FS >= SHRUNK_ABOVE) & ~own_FS).any(1),
+        ((nu_reconstruction_FS >= DECOUPLED_ABOVE) & ~own_FS).any(1),
+        torch.ones_like(own_F, dtype=torch.bool),
+    )
+    return [VERDICTS[index] for index in torch.stack(holds).int().argmax(0).tolist()]

@@ -11,9 +11,11 @@ from torch import Tensor
 from lexray.storage.errors import UserError
 from lexray.storage.json_values import with_nulls
 from lexray.training.dictionaries.base import Dictionary, RawRows
+from lexray.training.dictionaries.crosscoder import Crosscoder
 from lexray.training.measures.coherence import COMPARE_FLOP, coherence
 from lexray.training.measures.documents import RowSquares
 from lexray.training.measures.firing import FiringCounts
+from lexray.training.measures.latent_scaling import ScalingSums, can_scale
 from lexray.training.measures.likeness import Likeness
 from lexray.training.measures.metrics import METRICS_VERSION, Sums
 from lexray.training.measures.rate import Rates, contribution_norms
@@ -65,6 +67,8 @@ def measure(dictionary: Dictionary, batches: Batches, *, max_flop: float | None 
         "description_length": rates.description_length(variance_S),
         "coherence": coherence(atoms_FO, round(first.firing.l0), max_flop=max_flop),
     }
+    if first.scaling is not None:
+        document["latent_scaling"] = first.scaling.result().document()
     return Measures(with_nulls(document), first.firing.counts_F.cpu(), first.squares())
 
 
@@ -75,6 +79,8 @@ class _First:
         self.dictionary, self.norms_F = dictionary, contribution_norms(dictionary)
         self.sums, self.likeness = Sums(dictionary), Likeness(dictionary)
         self.firing = FiringCounts(dictionary.config.width, self.norms_F.device)
+        # Of crosscoders whose sites compare.
+        self.scaling = ScalingSums(dictionary) if isinstance(dictionary, Crosscoder) and can_scale(dictionary) else None
         self.squared_contributions = 0.0
         self.pairs = 0
         self._rows: list[tuple[Tensor, Tensor]] = []
@@ -86,6 +92,8 @@ class _First:
         self._rows.append((errors_SB.cpu(), distances_SB.cpu()))
         self.likeness.add(y_hat_BO, batch.y_BO)
         self.firing.add(code)
+        if self.scaling is not None:
+            self.scaling.add(code, batch.x_BD)
         active_N = code.values != 0
         contributions = code.values[active_N].double() * self.norms_F[code.indices[active_N]].double()
         self.squared_contributions += float(contributions.square().sum())

@@ -59,6 +59,17 @@ COLUMNS = {
     "babel": Column("float64", "Babel", ".2f", "lower", "coherence.babel", "Babel function at L0"),
     "duplicate_fraction": Column("float64", "duplicates", ".1%", "lower", "coherence.duplicate_fraction"),
     "dense_fraction": Column("float64", "dense", ".1%", "lower", "firing.dense_fraction", "dense latents (share)"),
+    "specific_fraction": Column(
+        "float64", "specific", ".1%", "higher", "latent_scaling.specific_fraction", "site-specific latents (share)"
+    ),
+    "artefact_fraction": Column(
+        "float64",
+        "artefacts",
+        ".1%",
+        "lower",
+        "latent_scaling.artefact_fraction",
+        "latents that only look site-specific (share)",
+    ),
     "stability": Column("float64", "stability", ".3f", "higher", label="stability over seeds (score)"),
     "stability_at_start": Column("float64", "at start", ".3f", "lower", label="stability over seeds before training"),
     "status": Column("str", "status"),
