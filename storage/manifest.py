@@ -23,6 +23,7 @@ from lexray.storage.errors import CorruptDataError, UserError, as_user_error
 from lexray.storage.manifest_checks import contradictions
 from lexray.storage.polling import read_many
 from lexray.storage.store import Store, reachable
+from lexray.storage.synthetic.parameters import SCHEME
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2
@@ -117,6 +118,8 @@ class Manifest(Frozen):
 
     def check_shards(self, store: Store) -> None:
         """Raise UserError naming the first shard that is missing or of another size."""
+        if store.scheme == SCHEME:
+            return
         with reachable("dataset", store.url):
             sizes = read_many(lambda shard: store.size(shard.file), self.shards)
         for shard, size in zip(self.shards, sizes, strict=True):
@@ -149,7 +152,14 @@ _MANIFEST, _VERSION = TypeAdapter(Manifest), TypeAdapter(_Version)
 
 
 def load_manifest(store: Store) -> Manifest:
-    """Read and check a dataset's manifest. Raises UserError when it is missing or invalid."""
+    """Read and check a dataset's manifest. Raises UserError when it is missing or invalid.
+
+    That of a `synthetic://` url is made, not read.
+    """
+    if store.scheme == SCHEME:
+        from lexray.storage.synthetic.dataset import generated_manifest
+
+        return generated_manifest(store.url)
     manifest = read_manifest(store)
     for file, what in contradictions(manifest):
         raise UserError(f"dataset {store.url}: {file}: {what}; harvest it again")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from lexray.storage.errors import CorruptDataError
 from lexray.storage.manifest import Manifest, Shard, chunk_checksum
 from lexray.storage.objects.retries import Retrier, StoreUnavailableError, Verdict
 from lexray.storage.store import Store
+from lexray.storage.synthetic.parameters import SCHEME
 
 DAMAGED_READS = 3
 """Reads of a damaged chunk before the damage is attributed to the store."""
@@ -45,6 +46,8 @@ class DatasetReader:
 
     store: Store
     manifest: Manifest
+    is_generated: ClassVar[bool] = False
+    """Whether chunks are computed; then they have no checksums and are not kept on disk."""
 
     @cached_property
     def chunks(self) -> list[ChunkPlace]:
@@ -147,6 +150,15 @@ class DatasetReader:
                 )
 
 
+def open_dataset(store: Store, manifest: Manifest) -> DatasetReader:
+    """Return the reader of a dataset's chunks: stored ones, or those of a `synthetic://` url."""
+    if store.scheme != SCHEME:
+        return DatasetReader(store, manifest)
+    from lexray.storage.synthetic.dataset import GeneratedReader
+
+    return GeneratedReader(store, manifest)
+
+
 def as_bytes(array: np.ndarray) -> memoryview:
     """Return the memory of a C-contiguous array, writable."""
     return array.reshape(-1).view(np.uint8).data
@@ -222,12 +234,14 @@ class ChunkReads:
         if cached is not None:
             return ReadChunk(cached, ReadCost(disk_bytes=cached.nbytes))
         rows = dataset.read_chunk(name.chunk, name.site, out)
+        if dataset.is_generated:
+            return ReadChunk(rows, NOTHING)
         if self._cache is not None:
             self._cache.add(name, as_bytes(rows))
         return ReadChunk(rows, ReadCost(store_bytes=rows.nbytes))
 
     def _cached(self, name: ChunkName, dataset: DatasetReader) -> np.ndarray | None:
-        data = self._cache.read(name) if self._cache is not None else None
+        data = self._cache.read(name) if self._cache is not None and not dataset.is_generated else None
         if data is None or self._cache is None:
             return None
         place = dataset.chunks[name.chunk]

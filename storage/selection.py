@@ -9,8 +9,9 @@ known and equal everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -70,7 +71,7 @@ class SelectedRows:
 def select_rows(reader: DatasetReader, selection: Selection, sites: Sequence[str]) -> SelectedRows:
     """Apply a selection for a stream of these sites. Raises UserError when no document can be held out."""
     # Views of one value: memory is taken only with the columns, once they were read.
-    usual = [np.broadcast_to(np.True_, place.rows) for place in reader.chunks]
+    usual = [_mask_of(True, place.rows) for place in reader.chunks]
     if selection.drop_special and reader.manifest.special_token_ids:
         usual = _without_special(reader, usual)
     special = reader.manifest.rows - _count(usual)
@@ -104,15 +105,55 @@ def _of_part(
     if selection.part == "all":
         return masks, np.zeros(0, np.int64)
     documents = reader.read_column("document")
-    distinct, rows = np.unique(np.concatenate(documents), return_counts=True)
+    distinct, rows = _document_rows(documents)
     held_out = held_out_documents(distinct, rows, selection)
-    if selection.part == "train":
-        kept = np.concatenate(list(held_out))
-        return [mask & ~np.isin(part, kept) for mask, part in zip(masks, documents, strict=True)], rows[:0]
-    _check_both_parts(held_out, rows, selection)
-    kept = held_out[HELD_OUT_PARTS.index(selection.part)]
-    of_part = [mask & np.isin(part, kept) for mask, part in zip(masks, documents, strict=True)]
-    return of_part, rows[np.isin(distinct, kept)]
+    is_training = selection.part == "train"
+    if is_training:
+        chosen = np.concatenate(list(held_out))
+    else:
+        _check_both_parts(held_out, rows, selection)
+        chosen = held_out[HELD_OUT_PARTS.index(selection.part)]
+    wanted = _are_in(documents, chosen, not is_training)
+    of_part = [_both(mask, here) for mask, here in zip(masks, wanted, strict=True)]
+    return of_part, rows[:0] if is_training else rows[np.isin(distinct, chosen)]
+
+
+def _is_constant(part: np.ndarray) -> bool:
+    """Whether an array is a view of one value, as where a chunk is one document of a generated dataset."""
+    return part.strides == (0,) and len(part) > 0
+
+
+@lru_cache(maxsize=64)
+def _mask_of(value: bool, rows: int) -> np.ndarray:
+    """Return a mask of one value as a view of it, the same array for all chunks."""
+    return np.broadcast_to(np.bool_(value), rows)
+
+
+def _document_rows(parts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distinct documents, ascending, and the rows of each."""
+    found = [
+        (part[:1], np.array([len(part)])) if _is_constant(part) else np.unique(part, return_counts=True)
+        for part in parts
+    ]
+    values, counts = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+    distinct, index = np.unique(values, return_inverse=True)
+    return distinct, np.bincount(index, weights=counts).astype(np.int64)
+
+
+def _are_in(parts: list[np.ndarray], chosen: np.ndarray, wanted: bool) -> Iterator[np.ndarray]:
+    """Yield isin(part, chosen) == wanted for each part; where all are views of one value, as such views."""
+    if not all(map(_is_constant, parts)):
+        yield from (np.isin(part, chosen) == wanted for part in parts)
+        return
+    found = np.isin(np.concatenate([part[:1] for part in parts]), chosen) == wanted
+    yield from (_mask_of(bool(value), len(part)) for value, part in zip(found, parts, strict=True))
+
+
+def _both(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return one & other, a view of one value where both are."""
+    if _is_constant(one) and _is_constant(other):
+        return _mask_of(bool(one[0] & other[0]), len(one))
+    return one & other
 
 
 def _count(masks: list[np.ndarray]) -> int:

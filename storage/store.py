@@ -18,7 +18,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any, TypeVar
 
-from lexray.storage.errors import MissingBucketError, UnreachableError, one_line
+from lexray.storage.errors import MissingBucketError, UnreachableError, UserError, one_line
 from lexray.storage.objects import files, local_files, s3_objects
 from lexray.storage.objects.connections import CLIENT, FILESYSTEM, call_slots, connection, forget
 from lexray.storage.objects.first_answer import first_answer
@@ -27,6 +27,7 @@ from lexray.storage.objects.retries import Retrier, RetryPolicy, StoreUnavailabl
 from lexray.storage.objects.s3_objects import PART_BYTES, upload_parts
 from lexray.storage.objects.settings import REQUESTS_IN_FLIGHT, S3
 from lexray.storage.objects.settings import StorageSettings as StorageSettings
+from lexray.storage.synthetic.parameters import SCHEME, parse
 
 T = TypeVar("T")
 
@@ -55,7 +56,7 @@ class Store:
             url = "file://" + os.path.abspath(os.path.expanduser(url.removeprefix("file://")))
         check_url(url, scheme)
         settings.check(scheme, url)
-        return Store(url.rstrip("/"), settings)
+        return Store(parse(url).url if scheme == SCHEME else url.rstrip("/"), settings)
 
     @property
     def scheme(self) -> str:
@@ -86,6 +87,8 @@ class Store:
         return connection(FILESYSTEM, self.scheme, self.settings)
 
     def _full(self, path: str) -> str:
+        if self.scheme == SCHEME:
+            raise UserError(f"{self.url}: its rows are generated where they are read; no files can be read or written")
         check_path(path, self.scheme)
         root = self.local_path if self.local_path is not None else self.url
         return f"{root}/{path}" if path else root

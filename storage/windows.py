@@ -13,7 +13,7 @@ import numpy as np
 from lexray.storage.chunk_cache import CacheSettings, ChunkCache
 from lexray.storage.manifest import Manifest, load_manifest
 from lexray.storage.order import EpochOrder, Segment, WindowKey
-from lexray.storage.reader import NUMPY_DTYPES, ChunkReads, DatasetReader, ReadChunk, ReadCost
+from lexray.storage.reader import NUMPY_DTYPES, ChunkReads, DatasetReader, ReadChunk, ReadCost, open_dataset
 from lexray.storage.selection import SelectedRows, Selection, select_rows
 from lexray.storage.store import Store
 
@@ -125,7 +125,7 @@ class WindowReader:
 
     @cached_property
     def dataset(self) -> DatasetReader:
-        return DatasetReader(self.spec.store, self.manifest)
+        return open_dataset(self.spec.store, self.manifest)
 
     @cached_property
     def selected(self) -> SelectedRows:

@@ -12,7 +12,7 @@ from lexray.storage.errors import CorruptDataError, UserError, one_line
 from lexray.storage.manifest import load_manifest
 from lexray.storage.objects.retries import s3_answer
 from lexray.storage.objects.settings import StorageSettings
-from lexray.storage.reader import DatasetReader
+from lexray.storage.reader import open_dataset
 from lexray.storage.store import Store
 
 RETRY_BUDGET_S = 2.0
@@ -31,7 +31,7 @@ def read_one_chunk(url: str, settings: StorageSettings, number: int) -> StoreFin
     began, step = time.monotonic(), "manifest"
     try:
         store = Store.at(url, settings_for_probes(settings))
-        reader = DatasetReader(store, load_manifest(store))
+        reader = open_dataset(store, load_manifest(store))
         step = "read"
         rows = reader.read_chunk(number % len(reader.chunks), next(iter(reader.manifest.sites)))
     except Exception as error:

@@ -53,6 +53,7 @@ _AZURE: Allowed = {
 }  # fmt: skip
 SCHEMES: dict[str, Allowed] = {
     "file": {},
+    "synthetic": {},
     "s3": _S3, "s3a": _S3,
     "gs": _GCS, "gcs": _GCS,
     "abfs": _AZURE, "abfss": _AZURE, "az": _AZURE, "adl": {"store_name": _LABEL},

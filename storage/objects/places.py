@@ -11,6 +11,7 @@ import re
 from lexray.storage.errors import UserError
 from lexray.storage.objects.options import SCHEMES
 from lexray.storage.objects.settings import S3
+from lexray.storage.synthetic.parameters import SCHEME, parse
 
 FILE = "file"
 VERSION_MARK = "?versionId="
@@ -49,6 +50,9 @@ def check_url(url: str, scheme: str) -> None:
     odd, shown = _CONTROL.search(url), url.removeprefix("file://")
     if odd:
         raise UserError(f"url {shown!r}: holds the character {odd[0]!r}; choose another name")
+    if scheme == SCHEME:
+        parse(url)
+        return
     place = url.split("://", 1)[1].rstrip("/")
     if scheme == FILE:
         if not place:

@@ -14,6 +14,7 @@ from lexray.storage.errors import UserError, as_user_error
 from lexray.storage.file_settings import MAX_SECONDS, FileSettings
 from lexray.storage.objects.options import check_options, check_transport, is_insecure_allowed
 from lexray.storage.objects.retries import RetryPolicy
+from lexray.storage.synthetic.parameters import SCHEME
 
 REQUESTS_IN_FLIGHT = 32
 """Maximum calls in flight in a process, over all stores."""
@@ -78,7 +79,7 @@ class StorageSettings(FileSettings):
 
     def arguments(self, scheme: str) -> dict[str, Any]:
         """Return the arguments of the scheme's filesystem. Raises UserError for options that a file may not set."""
-        if scheme == "file":
+        if scheme in ("file", SCHEME):
             return {}  # options belong to the other store of a sweep
         with as_user_error(lambda error: f"storage.options: {error}", ValueError):
             options = _parsed(self.options)
