@@ -23,7 +23,7 @@ from lexray.storage.errors import CorruptDataError, UserError, as_user_error
 from lexray.storage.manifest_checks import contradictions
 from lexray.storage.polling import read_many
 from lexray.storage.store import Store, reachable
-from lexray.storage.synthetic.parameters import SCHEME
+from lexray.storage.synthetic_url import SCHEME
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2

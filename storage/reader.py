@@ -19,7 +19,7 @@ from lexray.storage.errors import CorruptDataError
 from lexray.storage.manifest import Manifest, Shard, chunk_checksum
 from lexray.storage.objects.retries import Retrier, StoreUnavailableError, Verdict
 from lexray.storage.store import Store
-from lexray.storage.synthetic.parameters import SCHEME
+from lexray.storage.synthetic_url import SCHEME
 
 DAMAGED_READS = 3
 """Reads of a damaged chunk before the damage is attributed to the store."""

@@ -27,7 +27,7 @@ from lexray.storage.objects.retries import Retrier, RetryPolicy, StoreUnavailabl
 from lexray.storage.objects.s3_objects import PART_BYTES, upload_parts
 from lexray.storage.objects.settings import REQUESTS_IN_FLIGHT, S3
 from lexray.storage.objects.settings import StorageSettings as StorageSettings
-from lexray.storage.synthetic.parameters import SCHEME, parse
+from lexray.storage.synthetic_url import SCHEME, parse
 
 T = TypeVar("T")
 

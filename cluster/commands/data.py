@@ -14,6 +14,7 @@ from lexray.cluster.consoles import plain_table, say, wide_console
 from lexray.cluster.options import Json, messages
 from lexray.cluster.output import FAILED, OK, dataset_summary, print_json, rows_progress
 from lexray.storage.store import Store
+from lexray.storage.synthetic_url import SCHEME
 
 if TYPE_CHECKING:
     from lexray.storage.site_statistics import SiteFindings
@@ -47,7 +48,8 @@ def inspect(
         print_json({"url": store.url, **summary})
         return
     out = wide_console(MIN_TABLE_WIDTH)
-    out.print(f"{store.url}\n{manifest.rows:,} rows in {len(manifest.shards)} shards, {manifest.bytes / 1e6:,.1f} MB")
+    held = "generated where they are read" if store.scheme == SCHEME else f"in {len(manifest.shards)} shards"
+    out.print(f"{store.url}\n{manifest.rows:,} rows {held}, {manifest.bytes / 1e6:,.1f} MB")
     out.print(_sites_table(summary["sites"]))
     for name, value in manifest.provenance.items():
         out.print(

@@ -12,6 +12,7 @@ from lexray.cluster.options import Json, messages
 from lexray.cluster.output import print_json
 from lexray.storage.errors import UserError
 from lexray.storage.store import Store, reachable
+from lexray.storage.synthetic_url import SCHEME
 
 if TYPE_CHECKING:
     from lexray.storage.manifest import Manifest
@@ -70,6 +71,10 @@ def measure(
     from lexray.storage.manifest import load_manifest
     from lexray.storage.reader import DatasetReader
 
+    if store.scheme == SCHEME:
+        raise UserError(
+            f"{store.url}: is generated, so there is no store to measure; run python -m benchmarks.synthetic"
+        )
     manifest = load_manifest(store)
     manifest.check_shards(store)
     sites = sites_to_read(manifest, wanted, dictionary)

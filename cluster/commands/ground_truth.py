@@ -12,12 +12,14 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lexray.cluster.commands.synthsaebench import synthsaebench
 from lexray.cluster.consoles import say, wide_console
 from lexray.cluster.options import Json, messages
 from lexray.cluster.output import print_json
 from lexray.storage.store import Store
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure lexray on problems with known answers.")
+bench_app.command("synthsaebench")(synthsaebench)
 
 MIN_TABLE_WIDTH = 200
 """Columns of a table that is not printed to a terminal."""

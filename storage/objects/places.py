@@ -11,7 +11,7 @@ import re
 from lexray.storage.errors import UserError
 from lexray.storage.objects.options import SCHEMES
 from lexray.storage.objects.settings import S3
-from lexray.storage.synthetic.parameters import SCHEME, parse
+from lexray.storage.synthetic_url import SCHEME, parse
 
 FILE = "file"
 VERSION_MARK = "?versionId="

@@ -14,7 +14,7 @@ from lexray.storage.errors import UserError, as_user_error
 from lexray.storage.file_settings import MAX_SECONDS, FileSettings
 from lexray.storage.objects.options import check_options, check_transport, is_insecure_allowed
 from lexray.storage.objects.retries import RetryPolicy
-from lexray.storage.synthetic.parameters import SCHEME
+from lexray.storage.synthetic_url import SCHEME
 
 REQUESTS_IN_FLIGHT = 32
 """Maximum calls in flight in a process, over all stores."""

@@ -20,8 +20,8 @@ import torch
 from lexray.storage.manifest import Manifest, Shard, Site, columns_of
 from lexray.storage.reader import DatasetReader
 from lexray.storage.site_statistics import QUANTILE_LEVELS, exact_quantiles, site_sums
-from lexray.storage.synthetic.parameters import CHUNK_ROWS, VERSION, Synthetic, parse
 from lexray.storage.synthetic.rows import RowGenerator
+from lexray.storage.synthetic_url import CHUNK_ROWS, VERSION, Synthetic, parse
 
 SITE = "site"
 SAMPLE_CHUNKS = 8

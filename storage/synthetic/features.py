@@ -30,7 +30,7 @@ import numpy as np
 import xxhash
 
 from lexray.storage.synthetic.exact import STANDARD, Words, rounded
-from lexray.storage.synthetic.parameters import Parameters, Synthetic
+from lexray.storage.synthetic_url import Parameters, Synthetic
 
 DIRECTION_STEP = 2.0**-13
 MAGNITUDE_STEP = 2.0**-6

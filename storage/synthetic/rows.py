@@ -24,7 +24,7 @@ from lexray.storage.synthetic.features import (
     features_of,
     firing_threshold,
 )
-from lexray.storage.synthetic.parameters import CHUNK_ROWS, Synthetic
+from lexray.storage.synthetic_url import CHUNK_ROWS, Synthetic
 
 ROWS = "rows"
 BLOCK_ROWS = 128
@@ -71,9 +71,8 @@ class RowGenerator:
 
     def firing(self, number: int) -> Firing:
         """Return which features fire in a chunk, and how strongly."""
-        words = Words(
-            [*self.dataset.entropy(self.purpose, of_rows=self.purpose == ROWS), number & 0xFFFFFFFF, number >> 32]
-        )
+        entropy = self.dataset.entropy(self.purpose, of_rows=self.purpose == ROWS)
+        words = Words([*entropy, number & 0xFFFFFFFF, number >> 32])
         rank = self.dataset.parameters.correlation_rank
         factors_BK = np.ones((CHUNK_ROWS, rank + 1), np.float32)
         factors_BK[:, :rank] = rounded(words.normal(CHUNK_ROWS, rank), FACTOR_STEP)
