@@ -39,7 +39,7 @@ class DataBlock(RowsConfig):
     """Which rows are read."""
 
     url: str
-    """Dataset made by `lexray harvest`: a path, file:// or s3://."""
+    """Dataset made by `lexray harvest`: a path, file:// or s3://; or rows of known features, synthetic://NAME?rows=N."""
     site: str | None = None
     """Site that autoencoders read and reconstruct, and that transcoders read."""
     output_site: str | None = None
