@@ -28,7 +28,7 @@ VERSION = 1
 CHUNK_ROWS = 1024
 """Rows of a chunk, which is one document: held-out documents are whole chunks."""
 QUERY = ("rows", "seed", "features_seed")
-MAX_ROWS = 2**40
+MAX_ROWS = 2**32
 MAX_SEED = 2**63 - 1
 EXAMPLE = f"{SCHEME}://synthsaebench-1k?rows=1000000&seed=0"
 
@@ -78,7 +78,7 @@ PARAMETERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Synthetic:
-    """What a url of a generated dataset names."""
+    """A generated dataset, as its url names it."""
 
     name: str
     rows: int

@@ -1,4 +1,4 @@
-"""`lexray bench synthsaebench`: how much of the known features of generated rows dictionaries have found."""
+"""`lexray bench synthsaebench`: judge dictionaries by the known features of generated rows."""
 
 from __future__ import annotations
 

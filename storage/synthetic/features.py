@@ -53,7 +53,7 @@ class Features:
     directions_GD: np.ndarray
     """Unit directions but for rounding to DIRECTION_STEP, float32."""
     probabilities_G: np.ndarray
-    """p, float64: firing probabilities before the trees, of which decides what is a frequency band."""
+    """p, float64: firing probabilities, of which trees take some away."""
     drawn_G: np.ndarray
     """q, float64: probability of being drawn where the parent fires."""
     argument_KG: np.ndarray

@@ -1,4 +1,4 @@
-"""How much of a generated dataset's features a dictionary has found, on fresh rows of the same features.
+"""Measure how much of a generated dataset's features a dictionary has found, on fresh rows of the same features.
 
 The measures of SynthSAEBench (arXiv:2602.14687, section 4), by their formulas:
 
