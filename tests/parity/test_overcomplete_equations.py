@@ -116,7 +116,7 @@ def test_jumprelus_kernel_is_divided_by_its_width_once_though_theirs_is_twice(ag
 
 def ra_sae(candidates, num_candidates=F):
     """Ours and theirs, with the same candidates, mixtures, relaxation and encoder."""
-    made = dictionary("relaxed_archetypal", candidates=num_candidates, aux_weight=0.0).float()
+    made = dictionary("relaxed_archetypal", candidates=num_candidates, aux_weight=0.0, relaxation=1.0).float()
     generator = torch.Generator().manual_seed(14)
     with torch.no_grad():
         made.candidates_CD.copy_(candidates)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 
 from lexray.storage.errors import UserError
 from lexray.storage.file_settings import Because, Count, Positive
@@ -191,8 +192,9 @@ def initial_mixture(config: ArchetypalConfig, seed: int) -> Tensor:
 class RelaxedArchetypalConfig(ArchetypalConfig):
     """Options of relaxed archetypal dictionaries."""
 
-    relaxation: Annotated[Positive, Because("without it the name is archetypal")] = 1.0
-    """delta: maximum distance of an atom from the hull, in units of the normalised input (mean squared norm 1)."""
+    relaxation: Annotated[Positive, Because("without it the name is archetypal")] = 0.05
+    """delta: maximum distance of an atom from the hull, as a share of the length of normalised rows (root of the mean
+    squared distance from their mean; 1 unless the normaliser is `none` or `centre`)."""
 
 
 class RelaxedArchetypal(Archetypal):
@@ -201,7 +203,8 @@ class RelaxedArchetypal(Archetypal):
         atoms = exp(m) * (W C + L)
         W, C and m as in A-SAE;  L: width x D, zero at first, every row no longer than delta (projected after each step)
 
-    With delta about the length of the data itself the hull hardly binds; the paper's default is 1.
+    The hull holds an atom's direction only where delta is short beside W C: the metric `hull` is the cosine of the
+    two. With delta 1, the default of the paper's code, W C is the shorter part (`lexray bench ground-truth`).
     """
 
     Config = RelaxedArchetypalConfig
@@ -213,8 +216,20 @@ class RelaxedArchetypal(Archetypal):
         self.relaxation_FD = nn.Parameter(torch.zeros(len(self.mixture_FC), sites.output_width))
 
     def projections(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        radius = self.config.relaxation * self.output.typical_length
+
         def into_ball(relaxation_FD: Tensor) -> Tensor:
             norms_F1 = relaxation_FD.norm(dim=1, keepdim=True)
-            return relaxation_FD * (self.config.relaxation / norms_F1.clamp_min(1e-12)).clamp_max(1.0)
+            return relaxation_FD * (radius / norms_F1.clamp_min(1e-12 * radius)).clamp_max(1.0)
 
         return {**super().projections(), "relaxation_FD": into_ball}
+
+    @torch.no_grad()
+    def own_metrics(self) -> dict[str, float]:
+        """Return the mean cosine of an atom W C + L and its hull part W C; nothing once atoms are plain."""
+        if not hasattr(self, "mixture_FC"):
+            return super().own_metrics()
+        hull_FD = self.mixture_FC @ self.candidates_CD
+        cosines_F = cosine_similarity(hull_FD + self.relaxation_FD, hull_FD, dim=1, eps=0.0)
+        total = self.latents.all_reduce(cosines_F.nan_to_num().double().sum())
+        return {**super().own_metrics(), "hull": float(total) / self.config.width}

@@ -194,6 +194,10 @@ class Dictionary(nn.Module):
     def after_evaluation(self, metrics: dict[str, float]) -> None:
         """Update state from the held-out metrics, which are equal on every rank."""
 
+    def own_metrics(self) -> dict[str, float]:
+        """Return metrics of the parameters alone, by name, equal on every rank (collective)."""
+        return {}
+
     def projections(self) -> dict[str, Callable[[Tensor], Tensor]]:
         """Return projections of constrained parameters by name, applied after each step to the full tensor."""
         return {}

@@ -36,6 +36,7 @@ def evaluate(
     - `dead_fraction`: share of latents that none of these rows activates.
     - `dead_in_training`: share of latents that none of the last `dead_after_rows` training rows activated.
     - `rows`: how many rows were seen.
+    - what the dictionary says of its parameters: `hull` of a relaxed archetypal one.
 
     A value that has no meaning is NaN, never 0: an FVU of rows that do not differ, a mean over no rows.
 
@@ -59,6 +60,7 @@ def evaluate(
         "dead_fraction": dead if sums.num_rows else math.nan,
         "dead_in_training": _share(dictionary, dictionary.dead_F),
         "rows": float(sums.num_rows),
+        **dictionary.own_metrics(),
     }
 
 
