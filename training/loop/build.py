@@ -12,13 +12,16 @@ from lexray.storage.manifest import Manifest
 from lexray.storage.stream import BatchStream
 from lexray.training.config import TrainingConfig
 from lexray.training.dictionaries import make_dictionary
-from lexray.training.dictionaries.base import Dictionary, RawRows
+from lexray.training.dictionaries.base import Dictionary, RawRows, Sample
 from lexray.training.engines.batches import raw_rows
 from lexray.training.engines.engine import Engine
 from lexray.training.engines.statistics_engine import StatisticsEngine
 from lexray.training.mesh.axes import ONE_PROCESS, Axes
 from lexray.training.mesh.device import ACCELERATOR, CPU, backend_of
 from lexray.training.mesh.mesh import Mesh, MeshCoord
+
+KEPT_SAMPLE_BYTES = 16 * 2**20
+"""A sample of at most so many bytes stays in memory while starting values are computed."""
 
 
 def ensure_process_group(device: torch.device = CPU) -> None:
@@ -51,6 +54,20 @@ def sample_rows(config: TrainingConfig, stream: BatchStream, device: torch.devic
     wanted = -(-config.dictionary.sample_rows // config.data.batch_rows)
     for step in range(min(wanted, stream.steps_per_epoch)):
         yield raw_rows(stream.batch(step), config.data, device)
+
+
+def sample_of(config: TrainingConfig, stream: BatchStream, dictionary: Dictionary, device: torch.device) -> Sample:
+    """Return what yields `sample_rows` at each call. A small sample is read once: k-means passes over it 16 times."""
+    width = dictionary.sites.input_width + dictionary.sites.output_width
+    if 4 * width * config.dictionary.sample_rows > KEPT_SAMPLE_BYTES:
+        return lambda: sample_rows(config, stream, device)
+    kept: list[RawRows] = []
+
+    def sample() -> list[RawRows]:
+        kept.extend([] if kept else sample_rows(config, stream, device))
+        return kept
+
+    return sample
 
 
 def make_engine(dictionary: Dictionary, config: TrainingConfig, mesh: Mesh) -> Engine:

@@ -17,7 +17,7 @@ from lexray.training.checkpoint.parts import ShardSpec
 from lexray.training.checkpoint.resume import newest_state
 from lexray.training.config import TrainingConfig
 from lexray.training.engines.engine import Engine
-from lexray.training.loop.build import build_dictionary, make_engine, sample_rows
+from lexray.training.loop.build import build_dictionary, make_engine, sample_of
 from lexray.training.mesh.liveness import exchange_identities
 from lexray.training.mesh.mesh import Mesh
 
@@ -57,7 +57,7 @@ def set_up(config: TrainingConfig, store: Store, open_stream: OpenStream, mesh: 
     if state is not None:
         dictionary.load_state_dict(state.weights)
     elif dictionary.needs_sample:
-        dictionary.prepare(lambda: sample_rows(config, stream, device))
+        dictionary.prepare(sample_of(config, stream, dictionary, device))
     if state is None and dictionary.atoms_from_data:
         write_initial_atoms(store, dictionary, is_first=mesh.place.rank == 0)
     engine = make_engine(dictionary, config, mesh)
