@@ -29,17 +29,22 @@ MIN_TABLE_WIDTH = 200
 def ground_truth(
     world: Annotated[list[str] | None, typer.Option(help="Only this world; may be given several times.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Dictionaries of each kind; 3, and 2 with --quick.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Two worlds, few dictionaries, half the steps.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Two worlds, few dictionaries, two seeds.")] = False,
     output: Annotated[Path | None, typer.Option(help="Keep everything here, and continue from there.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that train; 0 is one for each core, at most 8.")] = 0,
+    tune: Annotated[
+        Path | None, typer.Option(help="Choose learning rate and AuxK of every family, and write them here instead.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train dictionaries on rows whose features are known, and say how much of them each found.
 
     Example: lexray bench ground-truth --world tree-0 --world tree-0.3
     """
+    from lexray.tuning.ground_truth.settings import tuned_text
     from lexray.tuning.ground_truth.study import StudyOptions, run_study
     from lexray.tuning.ground_truth.table import study_document, study_table
+    from lexray.tuning.ground_truth.tuning import tune as run_grid
 
     options = StudyOptions(worlds=tuple(world or ()), seeds=seeds, quick=quick, workers=workers)
     logging.getLogger("lexray").setLevel(logging.WARNING)
@@ -55,6 +60,9 @@ def ground_truth(
             if not messages.is_terminal:
                 say(messages, f"{done}/{total} {name}")
 
+        if tune is not None:
+            tune.write_text(tuned_text(run_grid(options.worlds, folder, options.num_workers, on_progress)) + "\n")
+            return
         results = run_study(options, folder, on_progress)
     if as_json:
         print_json({"seeds": options.num_seeds, "quick": quick, "results": study_document(results)})

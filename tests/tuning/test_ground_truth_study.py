@@ -4,15 +4,29 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from statistics import mean
 
 import pytest
+import torch
+from safetensors.torch import save
 
 from lexray.storage.errors import UserError
 from lexray.storage.store import Store
+from lexray.training.checkpoint.initial import INITIAL_FILE
 from lexray.tuning.ground_truth.arms import Arm, StudyPlan, plans
-from lexray.tuning.ground_truth.running import Learned, learned, store_world, train_once
-from lexray.tuning.ground_truth.study import Result, StudyOptions, folder_of, measure_world, run_study, trials_of
+from lexray.tuning.ground_truth.running import Learned, initial_atoms, learned, store_world, train_once
+from lexray.tuning.ground_truth.study import (
+    Result,
+    StudyOptions,
+    folder_of,
+    measure_one,
+    measure_world,
+    run_study,
+    study_trial,
+    trials_of,
+    world_data,
+)
 from lexray.tuning.ground_truth.table import cell, study_document, study_table
 from lexray.tuning.ground_truth.worlds import WORLDS, make_world, tree
 
@@ -79,10 +93,27 @@ def test_the_table_has_a_row_for_each_arm_and_the_document_every_value(results):
     assert document[0]["values"]["cosine"] == results[0].values["cosine"]
 
 
-def test_a_cell_says_the_mean_and_how_far_the_farthest_seed_is_from_it():
-    assert cell([0.5]) == "0.500"
-    assert cell([0.5, 0.6, 0.1]) == "0.400 ±0.300"
-    assert cell(None) == ""
+def test_a_cell_says_the_mean_and_its_standard_error():
+    assert cell("cosine", [0.5]) == "0.500"
+    assert cell("cosine", [0.5, 0.6, 0.1]) == "0.400 ±0.153"
+    assert cell("stability", [0.5]) == "0.500"
+    assert cell("cosine", None) == ""
+
+
+def test_the_atoms_at_the_start_are_those_that_the_training_wrote(tmp_path):
+    """Of a dictionary that starts from data; without the file they are computed again."""
+    store, world = Store.at(str(tmp_path)), tree(640, seed=0)
+    data = world_data("tree-0", store_world(world, store.at_path("tree-0/data"), {"world": "tree-0"}), store)
+    arm = next(arm for arm in plans()["superposed"].arms if arm.name == "relaxed_archetypal")
+    arm = replace(arm, options={**arm.options, "candidates": 30})
+    trial = study_trial("tree-0", arm, replace(TINY, steps=2), data, 20, seed=3)
+    train_once(trial.config, folder_of(trial, store))
+    written = initial_atoms(trial.config, folder_of(trial, store))
+    torch.testing.assert_close(written, initial_atoms(trial.config, store.at_path("empty")))
+    folder_of(trial, store).write(INITIAL_FILE, save({"atoms": written + 1}))
+    torch.testing.assert_close(initial_atoms(trial.config, folder_of(trial, store)), written + 1)
+    measured = learned(folder_of(trial, store), world.rows_ND)
+    assert measure_one(world, measured, False)["hull"] == measured.held_out["hull"] <= 1
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 """Dictionaries and their options for each synthetic dataset (world).
 
-On the tree all families share the optimizer of the MP-SAE paper's toy, the best of three that were tried, and matching
-pursuit's stop rule and free lengths were chosen from some twenty trials there: other families had fewer. Elsewhere
-all share one learning rate, not tuned by family. Other options are lexray's defaults unless an arm overrides them.
-Where a finding depends on a choice (the encoder's start, the candidates, the length of atoms), both sides are arms.
+Every family has the learning rate and the AuxK that a grid gave it. The grid is the same for all families. Its rows,
+features and seed are not those of the study (`settings.py`, `tuning.py`). Arms that change one option of a family keep
+that family's setting. What no grid chose is written here: JumpReLU's thresholds, and on trees the options of the
+MP-SAE paper's toy. Other options are lexray's defaults.
 """
 
 from __future__ import annotations
@@ -12,6 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lexray.training.config import OptimizerConfig
+from lexray.tuning.ground_truth.settings import Setting, Tuned, read_tuned, setting_of
+
+BATCH_ROWS, STEPS = 256, 500
+"""Of every training, those of the grid included."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +25,18 @@ class Arm:
     name: str
     options: dict[str, Any]
     """Options of the dictionary, including `architecture`; the width defaults to the dataset's number of features."""
-    optimizer: OptimizerConfig
+    setting: Setting
+    family: str
+    """Arm whose tuned setting it has: its own name, unless it is a variant of another arm."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimizer, except for the learning rate."""
     quick: bool = False
     """Whether `--quick` includes it."""
+
+    @property
+    def is_family(self) -> bool:
+        """Whether it is tuned itself."""
+        return self.family == self.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,51 +54,69 @@ class StudyPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class _Arms:
-    """Arms that share options and an optimizer."""
+    """Arms that share options, an optimizer, and the world on which they were tuned."""
 
+    tuned: Tuned
+    world: str
     shared: dict[str, Any]
-    optimizer: OptimizerConfig
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     arms: list[Arm] = field(default_factory=list)
 
-    def add(
-        self, name: str, *, architecture: str, quick: bool = False, optimizer: OptimizerConfig | None = None, **own: Any
-    ) -> None:
-        options = {**self.shared, "architecture": architecture, **own}
-        self.arms.append(Arm(name=name, options=options, optimizer=optimizer or self.optimizer, quick=quick))
+    def add(self, name: str, *, architecture: str, quick: bool = False, family: str = "", **own: Any) -> None:
+        family = family or name
+        self.arms.append(
+            Arm(
+                name=name,
+                options={**self.shared, "architecture": architecture, **own},
+                setting=setting_of(self.tuned, self.world, family),
+                family=family,
+                optimizer=self.optimizer,
+                quick=quick,
+            )
+        )
 
+
+JUMPRELU: dict[str, Any] = {"architecture": "jumprelu", "threshold_rate": 1.0, "bandwidth": 0.1}
+"""Few rows and large steps: thresholds that run ahead of the encoder, or see little, freeze it where it starts."""
 
 # The tree ----------------------------------------------------------------------------------------------------------
 
-# The MP-SAE paper's toy code: Adam(0.5, 0.9375) at 3e-2, raw rows, residuals below 0.05 are left.
-TREE_OPTIMIZER = OptimizerConfig(lr=3e-2, beta1=0.5, beta2=0.9375)
-PURSUIT: dict[str, Any] = {"target_l0": 1.36, "rounds": 8, "residual_threshold": 0.05, "stop_at_repeat": True}
+TREE_L0 = 1.36
+TREE_OPTIMIZER = OptimizerConfig(beta1=0.5, beta2=0.9375)
+"""That of the MP-SAE paper's toy code, which trains on raw rows."""
+PURSUIT: dict[str, Any] = {"architecture": "mp", "target_l0": TREE_L0, "stop_at_repeat": True}
+PAPERS_STOP: dict[str, Any] = {"rounds": 8, "residual_threshold": 0.05}
+"""The toy code leaves residuals below 0.05."""
 
 
-def tree_arms() -> tuple[Arm, ...]:
-    """Return the tree's arms. The true mean L0 is 1.36: families with an integer k use 1 and 2."""
-    made = _Arms(shared={"normaliser": "none"}, optimizer=TREE_OPTIMIZER)
-    made.add("relu", architecture="relu", target_l0=1.36, decoder_norm="free", quick=True)
-    made.add("gated", architecture="gated", target_l0=1.36)
+def tree_arms(tuned: Tuned) -> tuple[Arm, ...]:
+    """Return the tree's arms: atoms of free length, as in the paper's toy, at the true mean L0 where k may be it."""
+    made = _Arms(tuned=tuned, world="tree-0", shared={"normaliser": "none"}, optimizer=TREE_OPTIMIZER)
+    free: dict[str, Any] = {"target_l0": TREE_L0, "decoder_norm": "free"}
+    made.add("relu", architecture="relu", quick=True, **free)
+    made.add("gated", architecture="gated", **free)
+    made.add("jumprelu", **JUMPRELU, **free)
     made.add("topk, k 2", architecture="topk", target_l0=2, decoder_norm="free", quick=True)
-    made.add("batch_topk, k 1", architecture="batch_topk", target_l0=1, decoder_norm="free")
-    made.add("batch_topk, k 2", architecture="batch_topk", target_l0=2, decoder_norm="free", quick=True)
-    made.add("matryoshka_batch_topk, k 2", architecture="matryoshka_batch_topk", target_l0=2, decoder_norm="free")
-    made.add("relaxed_archetypal, k 2", architecture="relaxed_archetypal", target_l0=2)
-    made.add("mp, unit atoms", architecture="mp", **PURSUIT)
-    made.add("mp", architecture="mp", decoder_norm="ignored", quick=True, **PURSUIT)
+    made.add("batch_topk", architecture="batch_topk", quick=True, **free)
+    made.add("matryoshka_batch_topk", architecture="matryoshka_batch_topk", **free)
+    made.add("mp", decoder_norm="ignored", quick=True, **PURSUIT, **PAPERS_STOP)
+    made.add("mp, unit atoms", **PURSUIT, **PAPERS_STOP)
+    made.add("mp, residual_threshold auto", decoder_norm="ignored", residual_threshold="auto", **PURSUIT)
     return tuple(made.arms)
 
 
 # Everything else ---------------------------------------------------------------------------------------------------
 
+RELAXATIONS = (0.2, 1.0)
+"""Values beside the default."""
 
-def plain_arms(k: int) -> _Arms:
+
+def plain_arms(tuned: Tuned, world: str, k: int) -> _Arms:
     """Return one arm of every family at target L0 `k`."""
-    made = _Arms(shared={"target_l0": k}, optimizer=OptimizerConfig(lr=1e-2))
+    made = _Arms(tuned=tuned, world=world, shared={"target_l0": k})
     made.add("relu", architecture="relu")
     made.add("gated", architecture="gated")
-    # Few rows and large steps: thresholds that run ahead of the encoder, or see little, freeze it where it starts.
-    made.add("jumprelu", architecture="jumprelu", threshold_rate=1.0, bandwidth=0.1)
+    made.add("jumprelu", **JUMPRELU)
     made.add("topk", architecture="topk", quick=True)
     made.add("batch_topk", architecture="batch_topk")
     made.add("matryoshka_batch_topk", architecture="matryoshka_batch_topk")
@@ -93,31 +124,31 @@ def plain_arms(k: int) -> _Arms:
     return made
 
 
-def with_archetypal(k: int, candidates: int, **settings: bool) -> StudyPlan:
-    """Return the plan of plain arms and archetypal ones: as published, and with candidates or mixtures drawn anew for
-    each seed.
+def with_archetypal(tuned: Tuned, world: str, k: int, candidates: int, **settings: bool) -> StudyPlan:
+    """Return the plan of plain arms and archetypal ones: as published, with other relaxations, and with candidates
+    drawn anew for each seed.
     """
-    made = plain_arms(k)
-    shared: dict[str, Any] = {"architecture": "relaxed_archetypal", "candidates": candidates}
-    made.add("topk, encoder of its own", architecture="topk", encoder_init="random")
-    made.add("archetypal", architecture="archetypal", candidates=candidates)
-    made.add("relaxed_archetypal", quick=True, **shared)
-    made.add("relaxed_archetypal, own candidates", candidates_seed="trial", quick=True, **shared)
-    made.add("relaxed_archetypal, shuffled", mixture_init="shuffled", **shared)
-    made.add("relaxed_archetypal, random mixture", mixture_init="random", **shared)
-    made.add("relaxed_archetypal, both own", candidates_seed="trial", mixture_init="random", **shared)
-    return StudyPlan(arms=tuple(made.arms), batch_rows=512, steps=2000, **settings)
+    made = plain_arms(tuned, world, k)
+    made.add("topk, encoder of its own", architecture="topk", family="topk", encoder_init="random")
+    relaxed: dict[str, Any] = {"architecture": "relaxed_archetypal", "candidates": candidates}
+    family = "relaxed_archetypal"
+    made.add(family, quick=True, **relaxed)
+    for relaxation in RELAXATIONS:
+        made.add(f"{family}, relaxation {relaxation:g}", family=family, relaxation=relaxation, **relaxed)
+    made.add(f"{family}, own candidates", family=family, candidates_seed="trial", quick=True, **relaxed)
+    return StudyPlan(arms=tuple(made.arms), batch_rows=BATCH_ROWS, steps=STEPS, **settings)
 
 
-def plans() -> dict[str, StudyPlan]:
-    """Return the plans by the dataset's name."""
-    trees = StudyPlan(arms=tree_arms(), batch_rows=256, steps=4000)
+def plans(tuned: Tuned | None = None) -> dict[str, StudyPlan]:
+    """Return the plans by the dataset's name, with settings from `tuned`, by default those of `tuned.json`."""
+    tuned = read_tuned() if tuned is None else tuned
+    trees = StudyPlan(arms=tree_arms(tuned), batch_rows=BATCH_ROWS, steps=STEPS)
     return {
-        "superposed": with_archetypal(4, candidates=192, quick=True),
-        "correlated": with_archetypal(4, candidates=96),
+        "superposed": with_archetypal(tuned, "superposed", 4, candidates=192, quick=True),
+        "correlated": with_archetypal(tuned, "correlated", 4, candidates=96),
         "tree-0": replace(trees, quick=True),
         "tree-0.3": trees,
         "tree-0.5": trees,
         "tree-0.7": trees,
-        "mixtures": with_archetypal(3, candidates=64, identifiable=True),
+        "mixtures": with_archetypal(tuned, "mixtures", 3, candidates=64, identifiable=True),
     }

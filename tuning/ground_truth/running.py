@@ -14,10 +14,11 @@ from lexray.storage.manifest import MANIFEST, Manifest, load_manifest
 from lexray.storage.store import Store
 from lexray.storage.stream import BatchStream
 from lexray.storage.writer import DatasetWriter
+from lexray.training.checkpoint.initial import read_initial_atoms
 from lexray.training.checkpoint.saved import CONFIG, load_dictionary, read_dictionary_config
 from lexray.training.config import TrainingConfig
 from lexray.training.dictionaries.learned import LearnedDictionary
-from lexray.training.loop.build import build_dictionary, ensure_process_group, sample_rows
+from lexray.training.loop.build import build_dictionary, ensure_process_group, sample_of
 from lexray.training.loop.setup import read_locally
 from lexray.training.loop.trainer import Trainer
 from lexray.tuning.ground_truth.worlds import World
@@ -81,12 +82,15 @@ def learned(folder: Store, rows_ND: Tensor) -> Learned:
     return Learned(atoms_FD=atoms_FD, codes_NF=codes_NF, held_out=read_dictionary_config(store)["held_out"])
 
 
-def initial_atoms(config: TrainingConfig) -> Tensor:
-    """Return the atoms (F, D) at the start of a training."""
+def initial_atoms(config: TrainingConfig, folder: Store) -> Tensor:
+    """Return the atoms (F, D) at the start of a training: those that it wrote into `folder`, or computed again."""
     spec = config.data.stream_spec("train")
     stream = BatchStream(spec=spec, source=read_locally(spec), batch_rows=config.data.batch_rows)
     dictionary = build_dictionary(config, stream.manifest)
-    if dictionary.needs_sample:
-        dictionary.prepare(lambda: sample_rows(config, stream, torch.device("cpu")))
     assert isinstance(dictionary, LearnedDictionary)
+    if dictionary.atoms_from_data:
+        written = read_initial_atoms(folder, (config.dictionary.width, dictionary.sites.output_width))
+        if written is not None:
+            return written
+        dictionary.prepare(sample_of(config, stream, dictionary, torch.device("cpu")))
     return dictionary.atoms_FD().detach().clone()

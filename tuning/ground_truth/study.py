@@ -28,8 +28,6 @@ TRAINING_ROWS, UNSEEN_ROWS = 65_536, 4096
 TRAINING_SEED, UNSEEN_SEED = 0, 1
 QUICK_SEEDS, SEEDS = 2, 3
 MAX_WORKERS = 8
-QUICK_SHARE = 0.5
-"""Fraction of the steps that `--quick` trains."""
 
 Progress = Callable[[str, int, int], None]
 """Called after each training with its name, the number finished, and the total."""
@@ -44,7 +42,7 @@ class StudyOptions:
     seeds: int | None = None
     """Seeds of each arm; None: 3, or 2 for a quick study."""
     quick: bool = False
-    """Use few datasets and arms, and half the steps."""
+    """Use few datasets and arms."""
     workers: int = 0
     """Number of processes; 0: one for each core, at most 8."""
 
@@ -60,6 +58,10 @@ class StudyOptions:
     @property
     def num_seeds(self) -> int:
         return self.seeds or (QUICK_SEEDS if self.quick else SEEDS)
+
+    @property
+    def num_workers(self) -> int:
+        return self.workers or min(MAX_WORKERS, os.cpu_count() or 1)
 
 
 class StudyTrial(NamedTuple):
@@ -87,7 +89,7 @@ def run_study(options: StudyOptions, folder: Store, on_progress: Progress) -> li
         world = make_world(name, TRAINING_ROWS, seed=TRAINING_SEED)
         manifest = store_world(world, folder.at_path(f"{name}/data"), {"world": name, "seed": TRAINING_SEED})
         trials += trials_of(name, world, every[name], manifest, folder, options)
-    train_all(trials, folder, options.workers or min(MAX_WORKERS, os.cpu_count() or 1), on_progress)
+    train_all(trials, folder, options.num_workers, on_progress)
     return [result for name in names for result in measure_world(name, every[name], trials, folder)]
 
 
@@ -99,31 +101,34 @@ def trials_of(
     A seed draws the initial weights, the order of the rows and which twentieth of them is held out: with the same rows
     in the same order, dictionaries that start from shared candidates would not differ at all.
     """
-    steps = round(plan.steps * (QUICK_SHARE if options.quick else 1))
-    data = DataConfig(
-        url=folder.at_path(f"{name}/data").url,
-        dataset_id=manifest.id,
-        inputs=(SITE,),
-        batch_rows=plan.batch_rows,
-    )
+    data = world_data(name, manifest, folder)
     for arm in plan.arms:
-        if options.quick and not arm.quick:
-            continue
-        dictionary = dictionary_config({
-            "width": len(world.features_GD),
-            "dead_after_rows": 50 * plan.batch_rows,
-            "sample_rows": TRAINING_ROWS,  # all, so that shared candidates hardly depend on the order
-            **arm.options,
-        })  # fmt: skip
-        for seed in range(options.num_seeds):
-            yield StudyTrial(name, arm, TrainingConfig(
-                dictionary=dictionary,
-                data=replace(data, seed=seed),
-                rows=steps * plan.batch_rows,
-                optimizer=arm.optimizer,
-                seed=seed,
-                every=EveryConfig(log=500, evaluate=max(1, steps // 5), checkpoint=steps, eval_rows=2048),
-            ))  # fmt: skip
+        if arm.quick or not options.quick:
+            for seed in range(options.num_seeds):
+                yield study_trial(name, arm, plan, data, len(world.features_GD), seed)
+
+
+def world_data(name: str, manifest: Manifest, folder: Store) -> DataConfig:
+    """Return the rows of a world that `store_world` wrote."""
+    return DataConfig(url=folder.at_path(f"{name}/data").url, dataset_id=manifest.id, inputs=(SITE,))
+
+
+def study_trial(name: str, arm: Arm, plan: StudyPlan, data: DataConfig, num_features: int, seed: int) -> StudyTrial:
+    """Return one training of an arm. `data` is `world_data`."""
+    dictionary = dictionary_config({
+        "width": num_features,
+        "sample_rows": TRAINING_ROWS,  # all, so that shared candidates hardly depend on the order
+        **arm.setting.options(arm.options, plan.batch_rows),
+    })  # fmt: skip
+    steps = plan.steps
+    return StudyTrial(name, arm, TrainingConfig(
+        dictionary=dictionary,
+        data=replace(data, batch_rows=plan.batch_rows, seed=seed),
+        rows=steps * plan.batch_rows,
+        optimizer=replace(arm.optimizer, lr=arm.setting.lr),
+        seed=seed,
+        every=EveryConfig(log=500, evaluate=max(1, steps // 5), checkpoint=steps, eval_rows=2048),
+    ))  # fmt: skip
 
 
 def folder_of(trial: StudyTrial, folder: Store) -> Store:
@@ -163,7 +168,7 @@ def measure_world(name: str, plan: StudyPlan, trials: list[StudyTrial], folder: 
         if not mine:
             continue
         found = [learned(folder_of(t, folder), unseen.rows_ND) for t in mine]
-        starts = [initial_atoms(t.config) for t in mine]
+        starts = [initial_atoms(t.config, folder_of(t, folder)) for t in mine]
         results.append(Result(name, arm.name, measure_arm(unseen, found, starts, plan.identifiable)))
     return results
 
@@ -199,6 +204,8 @@ def measure_one(unseen: World, one: Learned, identifiable: bool) -> dict[str, fl
         "l0": float((one.codes_NF != 0).sum(1).double().mean()),
         "true_l0": unseen.l0,
     }
+    if "hull" in one.held_out:
+        values["hull"] = one.held_out["hull"]
     if unseen.parents:
         values |= hierarchy(unseen.features_GD, one.atoms_FD, unseen.parents, unseen.levels)._asdict()
     if identifiable:

@@ -1,13 +1,15 @@
-"""The results of a study as one table: mean and spread over seeds."""
+"""The results of a study as one table: mean and standard error over seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from statistics import mean
 from typing import Any
 
 from rich.table import Table
 
+from lexray.tuning.ground_truth.estimates import estimate
 from lexray.tuning.ground_truth.study import Result
 
 COLUMNS = {
@@ -21,6 +23,7 @@ COLUMNS = {
     "identifiability": "accuracy",
     "identifiability_balanced": "balanced",
     "dead": "dead",
+    "hull": "hull",
     "stability_at_start": "start",
     "stability": "stability",
     "stability_of_random": "random",
@@ -28,11 +31,11 @@ COLUMNS = {
 """Metric to heading; a column that no result has is left out."""
 
 LEGEND = (
-    "Mean over seeds, and the largest distance from it. cosine: matched atoms and features (Hungarian). F1: a matched "
+    "Mean over seeds and its standard error. cosine: matched atoms and features (Hungarian). F1: a matched "
     "latent as detector of its feature. parent-child: learned cosine (truth 0). across, within: squared error of "
     "learned cosines of parents with children, of siblings. accuracy, balanced: identifiability. dead: share of "
     "latents that no unseen row activates, left out of stability: matched cosine between seeds; start: the same before "
-    "the first step; random: of random directions."
+    "the first step; random: of random directions. hull: cosine of a relaxed archetypal atom and its part in the hull."
 )
 
 
@@ -50,17 +53,17 @@ def study_table(results: Sequence[Result]) -> Table:
         if new and previous:
             table.add_section()
         world = f"{result.world}, {mean(result.values['true_l0']):.2f}" if new else ""
-        table.add_row(world, result.arm, *(cell(result.values.get(metric)) for metric in shown))
+        table.add_row(world, result.arm, *(cell(metric, result.values.get(metric)) for metric in shown))
         previous = result.world
     return table
 
 
-def cell(values: Sequence[float] | None) -> str:
-    """`mean` and, where there are several values, `±largest distance from it`; nothing for a metric without values."""
+def cell(metric: str, values: Sequence[float] | None) -> str:
+    """`mean ±standard error`, without the latter where there are too few seeds; nothing for a metric without values."""
     if not values:
         return ""
-    middle = mean(values)
-    return f"{middle:.3f}" + (f" ±{max(abs(v - middle) for v in values):.3f}" if len(values) > 1 else "")
+    found = estimate(metric, values)
+    return f"{found.mean:.3f}" + (f" ±{found.error:.3f}" if isfinite(found.error) else "")
 
 
 def study_document(results: Sequence[Result]) -> list[dict[str, Any]]:

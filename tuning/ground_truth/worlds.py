@@ -51,7 +51,11 @@ class Draw(NamedTuple):
     rows: torch.Generator
 
 
-def draw(*, seed: int, feature_seed: int = 20_250_603) -> Draw:
+FEATURE_SEED = 20_250_603
+"""Seed of the directions of the study's features."""
+
+
+def draw(*, seed: int, feature_seed: int) -> Draw:
     """Return generators of directions and rows. Neither shares a seed with a dictionary: both draw unit vectors alike,
     and a training could begin at its end."""
     return Draw(torch.Generator().manual_seed(feature_seed), torch.Generator().manual_seed(1_000_003 + seed))
@@ -61,10 +65,17 @@ def draw(*, seed: int, feature_seed: int = 20_250_603) -> Draw:
 
 
 def superposed(
-    rows: int, *, seed: int, num_features: int = 96, width: int = 32, active: float = 4.0, noise: float = 0.02
+    rows: int,
+    *,
+    seed: int,
+    feature_seed: int = FEATURE_SEED,
+    num_features: int = 96,
+    width: int = 32,
+    active: float = 4.0,
+    noise: float = 0.02,
 ) -> World:
     """Return a dataset of independent features, more than dimensions, with amplitudes of 0.5 to 1.5."""
-    make = draw(seed=seed)
+    make = draw(seed=seed, feature_seed=feature_seed)
     present = torch.rand(rows, num_features, generator=make.rows) < active / num_features
     return _summed(make, _directions(num_features, width, make.features), present, noise)
 
@@ -73,6 +84,7 @@ def correlated(
     rows: int,
     *,
     seed: int,
+    feature_seed: int = FEATURE_SEED,
     num_groups: int = 12,
     group_size: int = 4,
     width: int = 32,
@@ -82,7 +94,7 @@ def correlated(
     noise: float = 0.02,
 ) -> World:
     """Return a dataset of features that fire in groups: with chance `together` if their group is on, else `alone`."""
-    make = draw(seed=seed)
+    make = draw(seed=seed, feature_seed=feature_seed)
     on = torch.rand(rows, num_groups, generator=make.rows) < groups_on / num_groups
     chance = torch.where(on.repeat_interleave(group_size, 1), together, alone)
     present = torch.rand(chance.shape, generator=make.rows) < chance
@@ -108,7 +120,7 @@ TREE_L0 = 1 + NUM_PARENTS * PARENT_CHANCE * CHILDREN_EACH * CHILD_CHANCE
 """Mean L0 of the tree (1.36): one parent or leaf, and a child in six of ten rows with a parent."""
 
 
-def tree(rows: int, *, seed: int, cosine: float = 0.0) -> World:
+def tree(rows: int, *, seed: int, feature_seed: int = FEATURE_SEED, cosine: float = 0.0) -> World:
     """The tree of the MP-SAE paper's synthetic experiment (Costa et al., 2025, arXiv:2506.03093; their toy code).
 
     Twenty features in twenty dimensions. Each row has exactly one of three parents (chance 0.2 each) and eight leaves
@@ -116,7 +128,7 @@ def tree(rows: int, *, seed: int, cosine: float = 0.0) -> World:
     N(1.5, 0.25), drawn for parent and child on their own. Features that stand side by side have `cosine` with each
     other; every other pair, a parent and its child among them, is orthogonal ("conditional orthogonality").
     """
-    make = draw(seed=seed)
+    make = draw(seed=seed, feature_seed=feature_seed)
     parents, levels = _tree_shape()
     num_features = len(parents)
     basis_GD = torch.linalg.qr(torch.randn(num_features, num_features, generator=make.features))[0]
@@ -169,6 +181,7 @@ def mixtures(
     rows: int,
     *,
     seed: int,
+    feature_seed: int = FEATURE_SEED,
     num_concepts: int = 32,
     width: int = 24,
     most: int = 4,
@@ -181,7 +194,7 @@ def mixtures(
     identifiability. A concept is a cluster: each time it appears it is its prototype plus a deviation of length about
     `spread`. The weights of a row's concepts are even on average and add up to one.
     """
-    make = draw(seed=seed)
+    make = draw(seed=seed, feature_seed=feature_seed)
     features_GD = _directions(num_concepts, width, make.features)
     shared_D = offset * _directions(1, width, make.features)[0]
     count_N = torch.randint(1, most + 1, (rows,), generator=make.rows)
@@ -209,7 +222,7 @@ WORLDS: dict[str, tuple[MakeWorld, dict[str, float]]] = {
 """Datasets and their options by name on the command line."""
 
 
-def make_world(name: str, rows: int, *, seed: int) -> World:
+def make_world(name: str, rows: int, *, seed: int, feature_seed: int = FEATURE_SEED) -> World:
     """Generate the dataset of that name with this many rows."""
     make, options = WORLDS[name]
-    return make(rows, seed=seed, **options)
+    return make(rows, seed=seed, feature_seed=feature_seed, **options)
