@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 from lexray.storage.documents import OPEN, Count, Number, as_described, read_document
 from lexray.storage.errors import CorruptDataError, named_line
 from lexray.storage.json_values import with_nulls
-from lexray.storage.reader import DatasetReader
+from lexray.storage.reader import open_dataset
 from lexray.storage.store import Store
 from lexray.storage.stream import BatchStream
 from lexray.storage.windows import StreamSpec, WindowSource
@@ -61,7 +61,7 @@ def measure_held_out(
             yield raw_rows(batch, data, device)
 
     found = measure(dictionary.to(device), batches, max_flop=max_flop)
-    reader = DatasetReader(stream.spec.store, stream.manifest)
+    reader = open_dataset(stream.spec.store, stream.manifest)
     documents = document_section(found.squares, reader.column_at("document", np.concatenate(row_ids)))
     about = {"part": stream.spec.selection.part, "documents": with_nulls(documents)}
     return found._replace(document={**found.document, **about})
