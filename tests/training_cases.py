@@ -63,7 +63,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "group_max": {"free": FREE},
     "matryoshka_batch_topk": {"free": FREE, "random": {"random_prefixes": 3}},
     "hierarchical_topk": {"free": FREE},
-    "mp": {"threshold": {"residual_threshold": 0.8}, "at-repeat": {"stop_at_repeat": True, "rounds": 12}},
+    "mp": {"unit": UNIT, "threshold": {"residual_threshold": 0.8}, "at-repeat": {"stop_at_repeat": True, "rounds": 12}},
     "omp": {"threshold": {"residual_threshold": 0.8}},
     "archetypal": {
         "few-candidates": {"candidates": 11, "learn_scale": False},

@@ -22,7 +22,7 @@ def with_atoms(sae, atoms_FD):
 
 
 def mp(**options):
-    made = dictionary("mp", **options).float()
+    made = dictionary("mp", decoder_norm="unit", **options).float()
     with torch.no_grad():
         made.b_dec.zero_()
     return made

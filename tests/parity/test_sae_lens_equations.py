@@ -240,7 +240,7 @@ def test_dead_latents_below_zero_have_no_part_in_auxk_though_they_have_in_theirs
 @pytest.mark.parametrize("at_repeat", [False, True])
 def test_matching_pursuit_is_theirs(against, at_repeat):
     """Atoms of length 1 stay so in lexray: its gradient is theirs without the part along the atom."""
-    made = dictionary("mp", rounds=8, stop_at_repeat=at_repeat, residual_threshold=0.5)
+    made = dictionary("mp", rounds=8, stop_at_repeat=at_repeat, residual_threshold=0.5, decoder_norm="unit")
     sae = theirs(
         made, MatchingPursuitTrainingSAE, MatchingPursuitTrainingSAEConfig, residual_threshold=0.5, max_iterations=8,
         stop_on_duplicate_support=at_repeat, decoder_init_norm=1.0,

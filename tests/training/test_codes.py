@@ -81,7 +81,7 @@ def test_group_max_at_another_k_keeps_the_largest_of_its_groups():
 
 def test_matching_pursuit_at_a_residual_threshold_picks_as_many_atoms_as_each_row_needs():
     """Given at inference it is what it is as an option, and no row that may go on stops before it is reached."""
-    case = find_case("mp")
+    case = find_case("mp-unit")
     made, configured = (random_dictionary(case, 0, **options) for options in ({}, {"residual_threshold": 0.4}))
     x_BD = random_rows(made.sites, 0).x_BD
     code = made.encode(x_BD, k=200, residual_threshold=0.4)
@@ -94,7 +94,7 @@ def test_matching_pursuit_at_a_residual_threshold_picks_as_many_atoms_as_each_ro
 
 
 def test_orthogonal_pursuit_fits_the_atoms_it_picked_by_least_squares_that_are_not_negative():
-    made, whole = random_dictionary(find_case("mp"), 0), random_dictionary(find_case("omp"), 0)
+    made, whole = random_dictionary(find_case("mp-unit"), 0), random_dictionary(find_case("omp"), 0)
     x_BD = random_rows(made.sites, 0).x_BD
     codes = [made.encode(x_BD, k=k, inference="omp").dense().detach() for k in (4, 6)]
     for code_BF in codes:

@@ -69,7 +69,6 @@ def with_option(made: DictionaryConfig, name: str, value: Any) -> DictionaryConf
 OPTIONS = [(name, option) for name in DEFAULTS for option in sorted(ARCHITECTURES[name].option_names())]
 ONLY = {
     ("kmeans", "target_l0"): "target_l0",
-    ("mp", "decoder_init_norm"): "decoder_init_norm",
     ("omp", "decoder_init_norm"): "decoder_init_norm",
     ("archetypal", "resample_every_rows"): "no row can restart them",
     ("relaxed_archetypal", "resample_every_rows"): "no row can restart them",

@@ -335,7 +335,7 @@ def test_damaged_weights_are_refused(sae_lens_folder, tmp_path):
 
 def test_matching_pursuit_with_atoms_of_other_lengths_keeps_them(tmp_path):
     """f_j += c and r -= c atom_j with c = <r, atom_j>, whatever the length."""
-    export_dictionary(folder_of(tmp_path, "mp", "none"), "sae-lens", str(tmp_path / "sae"))
+    export_dictionary(folder_of(tmp_path, "mp-unit", "none"), "sae-lens", str(tmp_path / "sae"))
     weights = tmp_path / "sae/sae_weights.safetensors"
     tensors = load_file(weights)
     atoms_FD = tensors["W_dec"] * torch.linspace(0.9, 1.1, F)[:, None]

@@ -21,7 +21,7 @@ OF_TWO, OF_FOUR = ((2, 1), (1, 2)), ((4, 1), (2, 2), (1, 4))
 NAMES = list(ARCHITECTURES)
 VARIANTS: list[Task] = [
     Task(name="topk", options=(("multi_topk", True), ("decoder_norm", "free"))),
-    Task(name="mp", options=(("residual_threshold", 0.3), ("decoder_norm", "ignored"))),
+    Task(name="mp", options=(("residual_threshold", 0.3), ("decoder_norm", "unit"))),
     Task(name="jumprelu", options=(("l0_loss", "step"), ("preact_weight", 0.01))),
     Task(name="archetypal", options=(("code", "batch_topk"), ("candidates", 16))),
     Task(name="transcoder", options=(("code", "jumprelu"),)),

@@ -48,7 +48,7 @@ BORROWED = [
 """Dictionaries of other kinds that have a penalty family's code."""
 THRESHOLDS = [
     Case("batch_topk"),
-    Case("mp", {"residual_threshold": "auto", "decoder_norm": "ignored"}, targets=(4, 8, 16)),
+    Case("mp", {"residual_threshold": "auto"}, targets=(4, 8, 16)),
     Case("omp", {"residual_threshold": "auto"}, targets=(4, 8, 16)),
 ]
 """Codes whose L0 follows from one threshold."""

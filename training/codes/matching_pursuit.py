@@ -47,10 +47,11 @@ class MatchingPursuit(PursuitCode):
 
     A row stops after `rounds` picks, when its residual is short, or when no atom has a positive score (the paper's
     code rectifies the score too). With `residual_threshold: auto` the mean L0 is the target and rows differ in how many
-    atoms they take: the adaptive sparsity of the paper. Atoms keep unit norm, which the step-wise orthogonality needs.
-    With `decoder_norm: ignored`, as in the paper's code, they only start at it and the loss keeps them near it, which
-    recovers hierarchical features more exactly (`lexray bench ground-truth`). An atom picked again adds to its
-    coefficient, so L0 may be below the number of rounds. Rounds and residual threshold can be changed at inference.
+    atoms they take: the adaptive sparsity of the paper. By default, as in the paper's code, atoms only start at length
+    1 and the loss keeps them near it, which reconstructs better and recovers hierarchical features more exactly. With
+    `decoder_norm: unit` a residual is orthogonal to the atom picked last; without, nearly so. An atom picked again adds
+    to its coefficient, so L0 may be below the number of rounds. Rounds and residual threshold can be changed at
+    inference.
     """
 
     kind = "mp"

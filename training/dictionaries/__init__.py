@@ -34,7 +34,7 @@ from lexray.training.dictionaries.nmf import NMF, SNMF
 from lexray.training.dictionaries.normalisers import Sites
 from lexray.training.dictionaries.pca import PCA
 from lexray.training.dictionaries.plugins import load_plugins
-from lexray.training.dictionaries.sae import SAE, FreeNormSAE, NormWeightedSAE
+from lexray.training.dictionaries.sae import SAE, FreeNormSAE, NormWeightedSAE, PursuitSAE
 from lexray.training.dictionaries.transcoder import SkipTranscoder, Transcoder
 from lexray.training.identity.versions import NEWEST
 
@@ -94,7 +94,7 @@ register("abs_topk", SAE, AbsTopK)
 register("group_max", SAE, GroupMax)
 register("matryoshka_batch_topk", SAE, MatryoshkaBatchTopK)
 register("hierarchical_topk", SAE, HierarchicalTopK)
-register("mp", SAE, MatchingPursuit)
+register("mp", PursuitSAE, MatchingPursuit)
 register("omp", SAE, OrthogonalPursuit)
 register("archetypal", Archetypal, TopK, BatchTopK, JumpReLU)
 register("relaxed_archetypal", RelaxedArchetypal, TopK, BatchTopK, JumpReLU)

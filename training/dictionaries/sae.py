@@ -28,6 +28,21 @@ class FreeNormSAE(LearnedDictionary):
     Config: ClassVar[type[LearnedConfig]] = FreeNormConfig
 
 
+@dataclass(frozen=True, kw_only=True)
+class PursuitSAEConfig(LearnedConfig):
+    """Options of autoencoders whose decoder encodes by matching pursuit."""
+
+    decoder_norm: DecoderNorm = "ignored"
+    """`ignored`, as in the paper's code: atoms start at length 1 and the loss keeps them near it. `unit` and
+    `constrained` keep it exactly, with a higher FVU in every training that was compared."""
+
+
+class PursuitSAE(LearnedDictionary):
+    """Sparse autoencoder whose decoder encodes by matching pursuit: its equations are those of its code."""
+
+    Config: ClassVar[type[LearnedConfig]] = PursuitSAEConfig
+
+
 class NormWeightedSAE(FreeNormSAE):
     """ReLU sparse autoencoder with free atoms and an L1 penalty weighted by their norms.
 
