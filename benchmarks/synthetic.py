@@ -32,10 +32,10 @@ def main() -> None:
     """Print rows/s of each and ratios to the generator's."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--name", default="synthsaebench-16k")
-    arguments.add_argument("--chunks", type=int, default=16)
+    arguments.add_argument("--chunks", type=int, default=8)
     arguments.add_argument("--latents", type=int, default=4096)
     arguments.add_argument("--target-l0", type=float, default=25)
-    arguments.add_argument("--step-seconds", type=float, default=10)
+    arguments.add_argument("--steps", type=int, default=10)
     args = arguments.parse_args()
     torch.set_num_threads(1)
     rows = args.chunks * CHUNK_ROWS
@@ -79,10 +79,15 @@ def stored(generator: RowGenerator, chunks: int, store: Store) -> tuple[Store, M
 
 
 def step(store: Store, manifest: Manifest, architecture: str, args: argparse.Namespace) -> float:
-    """Return the rows per second that a training step takes, on rows in memory."""
+    """Return the rows that steps of the training loop take per second of processor time, on rows in memory."""
     options = {"architecture": architecture, "width": args.latents, "target_l0": args.target_l0}
     data = DataConfig(url=store.url, dataset_id=manifest.id, inputs=(SITE,), batch_rows=1024, held_out=0.05)
-    return StepTimer(data, dictionary_config(options), manifest).trained_rows_per_s(args.step_seconds)
+    timer = StepTimer(data, dictionary_config(options), manifest, device=torch.device("cpu"))
+    timer.step()
+    began = time.process_time()
+    for _ in range(args.steps):
+        timer.step()
+    return args.steps * data.batch_rows / (time.process_time() - began)
 
 
 if __name__ == "__main__":
