@@ -65,6 +65,6 @@ def ground_truth(
             return
         results = run_study(options, folder, on_progress)
     if as_json:
-        print_json({"seeds": options.num_seeds, "quick": quick, "results": study_document(results)})
+        print_json(study_document(results, options))
         return
     wide_console(MIN_TABLE_WIDTH).print(study_table(results))

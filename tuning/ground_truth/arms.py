@@ -100,7 +100,7 @@ def tree_arms(tuned: Tuned) -> tuple[Arm, ...]:
     made.add("batch_topk", architecture="batch_topk", quick=True, **free)
     made.add("matryoshka_batch_topk", architecture="matryoshka_batch_topk", **free)
     made.add("mp", decoder_norm="ignored", quick=True, **PURSUIT, **PAPERS_STOP)
-    made.add("mp, unit atoms", **PURSUIT, **PAPERS_STOP)
+    made.add("mp, unit atoms", decoder_norm="unit", **PURSUIT, **PAPERS_STOP)
     made.add("mp, residual_threshold auto", decoder_norm="ignored", residual_threshold="auto", **PURSUIT)
     return tuple(made.arms)
 
@@ -120,7 +120,7 @@ def plain_arms(tuned: Tuned, world: str, k: int) -> _Arms:
     made.add("topk", architecture="topk", quick=True)
     made.add("batch_topk", architecture="batch_topk")
     made.add("matryoshka_batch_topk", architecture="matryoshka_batch_topk")
-    made.add("mp", architecture="mp", quick=True)
+    made.add("mp", architecture="mp", decoder_norm="unit", quick=True)
     return made
 
 

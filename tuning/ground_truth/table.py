@@ -9,8 +9,9 @@ from typing import Any
 
 from rich.table import Table
 
+from lexray.tuning.ground_truth.arms import BATCH_ROWS, STEPS
 from lexray.tuning.ground_truth.estimates import estimate
-from lexray.tuning.ground_truth.study import Result
+from lexray.tuning.ground_truth.study import Result, StudyOptions
 
 COLUMNS = {
     "cosine": "cosine",
@@ -66,6 +67,7 @@ def cell(metric: str, values: Sequence[float] | None) -> str:
     return f"{found.mean:.3f}" + (f" ±{found.error:.3f}" if isfinite(found.error) else "")
 
 
-def study_document(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Plain values, every seed's own among them."""
-    return [{"world": r.world, "dictionary": r.arm, "values": r.values} for r in results]
+def study_document(results: Sequence[Result], options: StudyOptions) -> dict[str, Any]:
+    """Return plain values: how much was trained, and every seed's own metrics."""
+    found = [{"world": r.world, "dictionary": r.arm, "values": r.values} for r in results]
+    return {"seeds": options.num_seeds, "steps": STEPS, "batch_rows": BATCH_ROWS, "results": found}
