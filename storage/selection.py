@@ -9,6 +9,7 @@ known and equal everywhere.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -27,6 +28,8 @@ _HOLD_OUT = 2  # purpose of the Philox key, see lexray.storage.order
 HeldOutPart = Literal["validation", "test"]
 HeldOutUnit = Literal["rows", "documents"]
 Part = Literal["train", "validation", "test", "all"]
+OUTSIZED = 8
+"""A document of more than one part in so many of the held-out rows is held out only where others do not suffice."""
 HELD_OUT_PARTS: tuple[HeldOutPart, ...] = get_args(HeldOutPart)
 
 
@@ -188,21 +191,25 @@ def held_out_documents(documents: np.ndarray, rows: np.ndarray, selection: Selec
 def deal_documents(rows: np.ndarray, share: float) -> tuple[list[int], list[int]]:
     """Return the indices of validation and of test documents among two or more of so many rows, in drawn order.
 
-    A document is held out if that brings the held-out rows closer to `share` of all, so one that is longer than twice
-    what is missing is left to training. It goes to the part with fewer rows; of equal ones, to validation. A part that
-    is still empty gets the shortest document, while one is left to training.
+    Documents longer than an eighth of the share are taken where shorter ones do not fill it: a part that one of them
+    dominates tells about that one. A document is held out if that brings the held-out rows closer to `share` of all.
+    It goes to the part with fewer rows; of equal ones, to validation. A part that is still empty gets the shortest
+    document, while one is left to training.
     """
     target, shortest = share * int(rows.sum()), int(rows.min())
     parts: tuple[list[int], list[int]] = ([], [])
     sizes = [0, 0]
-    for index, size in enumerate(rows.tolist()):
-        missing = target - sum(sizes)
-        if 2 * missing <= shortest or len(parts[0]) + len(parts[1]) == len(rows) - 1:
-            break
-        if size < 2 * missing:
-            part = int(sizes[1] < sizes[0])
-            parts[part].append(index)
-            sizes[part] += size
+    is_taken = np.zeros(len(rows), dtype=bool)
+    for longest in (target / OUTSIZED, math.inf):
+        for index in np.flatnonzero(~is_taken & (rows <= longest)).tolist():
+            missing, size = target - sum(sizes), int(rows[index])
+            if 2 * missing <= shortest or len(parts[0]) + len(parts[1]) == len(rows) - 1:
+                break
+            if size < 2 * missing:
+                part = int(sizes[1] < sizes[0])
+                parts[part].append(index)
+                sizes[part] += size
+                is_taken[index] = True
     for index in np.argsort(rows, kind="stable").tolist():
         if all(parts) or len(parts[0]) + len(parts[1]) == len(rows) - 1:
             break

@@ -134,8 +134,17 @@ def test_the_held_out_rows_are_as_near_to_the_share_as_whole_documents_go(sizes:
 
 
 def test_documents_are_dealt_to_the_part_with_fewer_rows() -> None:
-    """Of 120 rows, 40 are asked for: 10, 4, 3 and 20 fit; 70 is too long, and so are 7 and 6 after 37."""
-    assert deal_documents(np.array([10, 70, 4, 3, 20, 7, 6]), 1 / 3) == ([0], [2, 3, 4])
+    """Of 120 rows, 40 are asked for: 4 and 3 are short, 10 and 20 fit; 70 is too long, and so are 7 and 6 after 37."""
+    assert deal_documents(np.array([10, 70, 4, 3, 20, 7, 6]), 1 / 3) == ([2, 4], [3, 0])
+
+
+def test_a_long_document_is_held_out_where_others_do_not_suffice() -> None:
+    """Of 400 rows, 80 are asked for: documents of 10 suffice, and 60 is longer than an eighth of 80."""
+    rows = np.array([60, *[10] * 34])
+    parts = deal_documents(rows, 0.2)
+    assert 0 not in parts[0] + parts[1]
+    assert [rows[part].sum() for part in parts] == [40, 40]
+    assert deal_documents(np.array([60, 60, 60, 60]), 0.5) == ([0], [1])
 
 
 @pytest.mark.parametrize(
