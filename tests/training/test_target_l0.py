@@ -49,7 +49,6 @@ BORROWED = [
 THRESHOLDS = [
     Case("batch_topk"),
     Case("mp", {"residual_threshold": "auto"}, targets=(4, 8, 16)),
-    Case("omp", {"residual_threshold": "auto"}, targets=(4, 8, 16)),
 ]
 """Codes whose L0 follows from one threshold."""
 CASES = [*map(Case, PENALTIES), *BORROWED, *THRESHOLDS]
