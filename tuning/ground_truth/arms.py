@@ -146,8 +146,8 @@ def plans(tuned: Tuned | None = None) -> dict[str, StudyPlan]:
     return {
         "superposed": with_archetypal(tuned, "superposed", 4, candidates=192, quick=True),
         "correlated": with_archetypal(tuned, "correlated", 4, candidates=96),
-        "tree-0": replace(trees, quick=True),
-        "tree-0.3": trees,
+        "tree-0": trees,
+        "tree-0.3": replace(trees, quick=True),
         "tree-0.5": trees,
         "tree-0.7": trees,
         "mixtures": with_archetypal(tuned, "mixtures", 3, candidates=64, identifiable=True),
