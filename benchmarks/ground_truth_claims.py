@@ -59,6 +59,10 @@ TOPICS = (
                 "cosine", "mp, residual_threshold auto", "above", (0.95,), TREES[:2],
             ),
             Claim(
+                "With it MP-SAE has less error across levels than the linear families",
+                "across", "mp, residual_threshold auto", "below", LINEAR, TREES,
+            ),
+            Claim(
                 "Matryoshka has less error across levels than BatchTopK",
                 "across", "matryoshka_batch_topk", "below", ("batch_topk",), TREES,
             ),

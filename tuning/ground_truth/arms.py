@@ -15,7 +15,7 @@ from lexray.training.config import OptimizerConfig
 from lexray.tuning.ground_truth.settings import Setting, Tuned, read_tuned, setting_of
 
 BATCH_ROWS, STEPS = 256, 500
-"""Of every training, those of the grid included."""
+"""Rows of a batch and steps of every training, of the study and of the grid."""
 
 
 @dataclass(frozen=True, kw_only=True)
