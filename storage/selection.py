@@ -41,7 +41,7 @@ class Selection:
     held_out: float = 0.05
     """Share of the dataset never trained on, in whole documents: half of it for validation, half for test."""
     held_out_of: HeldOutUnit = "rows"
-    """What it is a share of. Lengths of documents differ: a tenth of them may have a thirtieth of the rows."""
+    """Unit of that share. Lengths of documents differ: a tenth of them may have a thirtieth of the rows."""
     drop_special: bool = True
     """Leave out rows whose token is special to the model's tokenizer ([CLS], padding...)."""
     max_norm_ratio: float | None = 10.0

@@ -33,7 +33,7 @@ class RowsConfig(FileSettings):
     """Share of the dataset kept out of training, in whole documents: half for validation while it lasts, half for test
     when it is over."""
     held_out_of: HeldOutUnit = "rows"
-    """What `held_out` is a share of. Documents differ in length: a tenth of them may have a thirtieth of the rows."""
+    """Unit of the share `held_out`. Documents differ in length: a tenth of them may have a thirtieth of the rows."""
     drop_special: bool = True
     """Leave out rows of tokens that the model's tokenizer calls special."""
     max_norm_ratio: Positive | None = 10.0

@@ -214,7 +214,7 @@ def test_errors_arrive_in_one_line_as_they_were_raised(server: Any, written: Wri
     one = write_rows(tmp_path / "one", 30, rows_per_document=30)
     with pytest.raises(UserError) as refused:
         ServedWindows(spec_of(one), server).describe()
-    assert str(refused.value) == "data.held_out: 0.1 of documents, but the dataset has 1; it needs 2 or more"
+    assert str(refused.value) == ("data.held_out: the dataset has 1 document, which cannot be split; use 2 or more")
 
     shard = written.manifest.shards[2]
     data = bytearray(written.store.read(shard.file))

@@ -27,7 +27,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class RowSquares(NamedTuple):
-    """What an FVU is made of, by row."""
+    """Numerators and denominators of an FVU, by row."""
 
     errors_SN: Floats
     """Squared errors of the reconstructions."""

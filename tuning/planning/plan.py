@@ -97,7 +97,7 @@ class Plan:
     """Speeds used for the times, by kind of trial."""
     warnings: list[str]
     held_out: HeldOutPlan | None = None
-    """What the first trial holds out; None without trials. Others differ by their sites' filters alone."""
+    """Held-out rows of the first trial, None without trials; those of others differ by their sites' filters alone."""
     chosen_later: int = 0
     """Trials that a search chooses while the sweep runs. Every number is then an upper bound, and `trials` has the
     largest that it could choose of each architecture."""

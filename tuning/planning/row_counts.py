@@ -16,7 +16,7 @@ DOCUMENT_SPREAD = 0.2
 
 
 class HeldOutPlan(NamedTuple):
-    """What a sweep holds out, and how finely its results can be told apart."""
+    """Held-out rows of a sweep, and the resolution that they give its results."""
 
     share: float
     """Share of the dataset's rows."""
