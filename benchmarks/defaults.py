@@ -1,7 +1,7 @@
 """What defaults are worth: FVU, L0 and silent latents of architectures and options on activations, over seeds.
 
     lexray harvest examples/quickstart/harvest.yaml
-    python -m benchmarks.defaults runs/quickstart/activations                       the table of docs/defaults.md
+    python -m benchmarks.defaults runs/quickstart/activations      the eight most used architectures at three lengths
     python -m benchmarks.defaults runs/quickstart/activations --steps 250 --arms mp mp:decoder_norm=ignored
 
 An arm is an architecture with options as a sweep file has them, `lr` and `rows` of a batch among them. Each is trained

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +16,8 @@ from lexray.cluster.output import print_frontier, print_json
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from lexray.tuning.results.ties import FvuErrors
 
 report_app = typer.Typer()
 
@@ -63,8 +66,8 @@ def compare(
     from lexray.tuning.sweep_folder import SweepFolder
 
     folders = [SweepFolder.existing(url) for url in (first, second)]
-    tables = [_table(folder) for folder in folders]
-    trials, shares = matched(*tables), beaten_shares(*tables)
+    (one, errors), (two, other_errors) = (_table(folder) for folder in folders)
+    trials, shares = matched(one, two, (errors, other_errors)), beaten_shares(one, two)
     differences = differences_of_data(*folders)
     if as_json:
         trials_json, shares_json = (json.loads(table.to_json(orient="records")) for table in (trials, shares))
@@ -88,12 +91,18 @@ def compare(
         print("no width and sites have finished dictionaries in both sweeps")
 
 
-def _table(folder: Any) -> pd.DataFrame:
-    """The frontier of what lies in the folder now, which is not written to."""
+def _table(folder: Any) -> tuple[pd.DataFrame, FvuErrors]:
+    """Return the frontier of what lies in the folder now, which is not written to, and its standard errors."""
+    from lexray.storage.polling import read_many
+    from lexray.training.measures.held_out import read_measures
     from lexray.tuning.results.frontier import frontier_table
+    from lexray.tuning.results.ties import FvuErrors
 
-    records = [folder.read_trial(trial) for trial in folder.store.list_folders("trials")]
-    return frontier_table([record for record in records if record is not None])
+    trials = folder.store.list_folders("trials")
+    found = read_many(read_measures, [folder.trial_store(trial) for trial in trials])
+    measures = {trial: document for trial, document in zip(trials, found, strict=True) if document is not None}
+    records = [record for record in read_many(folder.read_trial, trials) if record is not None]
+    return frontier_table(records, measures), FvuErrors(measures.get)
 
 
 def _trials_table(trials: pd.DataFrame) -> Table:
@@ -102,6 +111,16 @@ def _trials_table(trials: pd.DataFrame) -> Table:
     rows = []
     for row in trials.to_dict("records"):
         cells = [format_cell(name, row[f"{name}_{which}"]) for which in (1, 2) for name in ("l0", "fvu")]
-        change = row["fvu_change"]
-        rows.append((row["name"], *cells, "" if change != change else f"{change:+.1%}"))
+        rows.append((row["name"], *cells, _change(row["fvu_change"], row["change_error"])))
     return plain_table(("name", "L0", "FVU", "L0", "FVU", "change of FVU"), rows)
+
+
+def _change(change: float, error: float) -> str:
+    """Format a relative change with its standard error; two of these or less are a tie."""
+    from lexray.training.measures.documents import TIE_ERRORS
+
+    if math.isnan(change):
+        return ""
+    if math.isnan(error):
+        return f"{change:+.1%}"
+    return f"{change:+.1%} ±{error:.1%}" + (", tied" if abs(change) <= TIE_ERRORS * error else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from lexray.storage.errors import UserError
 from lexray.storage.store import Store
 from lexray.tuning.results.compare import beaten_shares, differences_of_data, matched
 from lexray.tuning.results.frontier import frontier_table
+from lexray.tuning.results.ties import FvuErrors
 from lexray.tuning.sweep_folder import DONE, FAILED, SweepFolder, TrialRecord
 
 
@@ -45,6 +47,26 @@ def test_trials_are_matched_by_name_and_those_of_one_sweep_stay() -> None:
         [False, False, True],
         [False, True, False],
     )
+
+
+def test_a_change_has_the_standard_error_of_the_paired_difference() -> None:
+    """Draws of documents that move both FVUs alike cancel: 0.02 of 0.4, plus or minus 0.004 of 0.4."""
+    draws, own = [0.38, 0.42, 0.40, 0.40], [0.004, 0.004, -0.004, -0.004]
+    found = {
+        "first": {"fvu_error": 0.016, "fvu_resamples": draws, "hash": "h"},
+        "second": {
+            "fvu_error": 0.016,
+            "fvu_resamples": [a - 0.02 + b for a, b in zip(draws, own, strict=True)],
+            "hash": "h",
+        },
+    }
+    one, two = ([{**vars(record("a", 4, fvu)), "trial": name}] for name, fvu in (("first", 0.4), ("second", 0.38)))
+    documents = {name: {"documents": section} for name, section in found.items()}
+    frames = [frontier_table([TrialRecord(**made[0])], documents) for made in (one, two)]
+    both = matched(*frames, (FvuErrors(documents.get), FvuErrors(documents.get)))
+    assert both["fvu_change"].tolist() == pytest.approx([-0.05])
+    assert both["change_error"].tolist() == pytest.approx([0.004 * math.sqrt(4 / 3) / 0.4])
+    assert matched(*frames)["change_error"].isna().all()
 
 
 def test_a_point_is_beaten_by_no_larger_l0_and_lower_fvu() -> None:

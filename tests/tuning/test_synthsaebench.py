@@ -70,6 +70,7 @@ def test_a_dictionary_of_other_rows_has_no_known_features():
         dataset_of("s3://b/x", "dictionary")
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_sweep_of_generated_rows_is_judged_by_one_command(ray_session, tmp_path: Path):
     content = sweep_content(URL, str(tmp_path / "out"), training={"rows": 128 * 120, "lr": 0.003})

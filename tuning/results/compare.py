@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 
 from lexray.training.identity.versions import BEFORE_VERSIONS, changed_training_defaults
+from lexray.training.measures.documents import difference_error
+from lexray.tuning.results.ties import UNKNOWN, FvuErrors
 from lexray.tuning.sweep_folder import SweepFolder
 
 FACTS = (
@@ -27,17 +29,28 @@ REPORTED_ON = "reported on"
 NAMES_SHOWN = 3
 
 
-def matched(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-    """The trials of both frontier tables by name and sites, those of one alone too: `l0_1`, `fvu_1`, `l0_2`, ...
+def matched(
+    first: pd.DataFrame, second: pd.DataFrame, errors: tuple[FvuErrors, FvuErrors] = (UNKNOWN, UNKNOWN)
+) -> pd.DataFrame:
+    """Match the trials of both frontier tables by name and sites, those of one alone too: `l0_1`, `fvu_1`, `l0_2`, ...
 
     `fvu_change` is FVU of the second over that of the first, less 1: below 0 the second is better, if its L0 is no
-    larger.
+    larger. `change_error` is its standard error over test documents, NaN where a trial was not measured.
     """
     keys = ["name", "architecture", "sites", "width", "target_l0"]
-    columns = [*keys, "l0", "fvu", "status", "on_frontier"]
+    columns = [*keys, "trial", "l0", "fvu", "fvu_error", "status", "on_frontier"]
     both = pd.merge(first[columns], second[columns], on=keys, how="outer", suffixes=("_1", "_2"))
     both["fvu_change"] = both["fvu_2"] / both["fvu_1"] - 1
+    both["change_error"] = [_change_error(row, errors) for row in both.to_dict("records")]
     return both.sort_values(["sites", "width", "target_l0", "architecture", "name"], ignore_index=True)
+
+
+def _change_error(row: dict[Any, Any], errors: tuple[FvuErrors, FvuErrors]) -> float:
+    sections = (
+        found.section({name: row[f"{name}_{which}"] for name in ("trial", "fvu_error")})
+        for which, found in enumerate(errors, start=1)
+    )
+    return difference_error(*sections) / float(row["fvu_1"])
 
 
 def beaten_shares(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:

@@ -25,15 +25,17 @@ class FvuErrors:
 
     def between(self, first: Any, second: Any) -> float:
         """Return the standard error of the difference; NaN where a row has none, as at another number of latents."""
-        if math.isnan(first["fvu_error"]) or math.isnan(second["fvu_error"]):
-            return math.nan
-        return difference_error(*(self._section(row["trial"]) for row in (first, second)))
+        return difference_error(self.section(first), self.section(second))
 
     def tied(self, first: Any, second: Any) -> bool:
         """Whether the FVUs differ by no more than two standard errors; False where these are unknown."""
         return bool(abs(first["fvu"] - second["fvu"]) <= TIE_ERRORS * self.between(first, second))
 
-    def _section(self, trial: str) -> Mapping[str, Any] | None:
+    def section(self, row: Any) -> Mapping[str, Any] | None:
+        """Return the section `documents` of a row's measures; None where its FVU has no standard error."""
+        trial = row["trial"]
+        if math.isnan(row["fvu_error"]):
+            return None
         if trial not in self._sections:
             self._sections[trial] = (self.load(trial) or {}).get("documents")
         return self._sections[trial]
