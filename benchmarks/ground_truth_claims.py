@@ -1,4 +1,4 @@
-"""What benchmarks/RESULTS.md says of the study of known features: claims as data, judged by `check_ground_truth`.
+"""Claims of benchmarks/RESULTS.md about the study of known features, as data that `check_ground_truth` judges.
 
 A claim says that one dictionary lies above or below others, or a number, by a metric in some worlds.
 """

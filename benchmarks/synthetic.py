@@ -1,4 +1,4 @@
-"""How fast rows are generated, beside reading them from a local disk and beside the training step that takes them.
+"""Rate at which rows are generated, beside reading them from a local disk and the training step that takes them.
 
     python -m benchmarks.synthetic                  the 16k form: 16,384 features, width 768, step of 4,096 latents
     python -m benchmarks.synthetic --name synthsaebench-1k --latents 1024

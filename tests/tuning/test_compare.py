@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from report_folder import measures
 from typer.testing import CliRunner
 
 from lexray.cluster.cli import app
@@ -107,6 +108,23 @@ def test_the_command_says_it_all_and_warns_of_other_rows(tmp_path: Path) -> None
     assert found["differences_of_data"] == ["dataset_id: one against two"]
     assert found["frontiers"][0]["beaten_1"] == 1.0
     assert not list((tmp_path / "first").glob("frontier*")), "a sweep is only read"
+
+
+def test_the_command_calls_what_measured_documents_do_not_tell_apart_tied(tmp_path: Path) -> None:
+    """The draws of the two vary by 0.01 and by none: a standard error of 0.01, that is 2.5 % of 0.4."""
+    second = record("a", 4, 0.41), record("b", 8, 0.2)
+    places = [write(tmp_path / "1", [record("a", 4, 0.4), record("b", 8, 0.3)]), write(tmp_path / "2", list(second))]
+    for number, place in enumerate(places):
+        folder = SweepFolder(Store.at(place))
+        for trial in folder.store.list_folders("trials"):
+            document = measures({})
+            document["documents"]["fvu_resamples"] = [[0.39, 0.4, 0.41], [0.4, 0.4, 0.4]][number]
+            folder.trial_store(trial).write("measures.json", json.dumps(document).encode())
+    said = CliRunner().invoke(app, ["compare", *places])
+    assert said.exit_code == 0, said.output
+    lines = {line.split()[0]: line for line in said.stdout.splitlines() if line.strip()}
+    assert lines["a"].rstrip().endswith("+2.5% ±2.5%, tied")
+    assert lines["b"].rstrip().endswith("-33.3% ±3.3%")
 
 
 def test_a_folder_without_a_sweep_is_refused_by_name(tmp_path: Path) -> None:

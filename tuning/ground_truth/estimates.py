@@ -11,8 +11,8 @@ from itertools import combinations
 from statistics import mean, stdev
 from typing import Literal, NamedTuple
 
-ERRORS_APART = 2.0
-"""Standard errors of a difference by which means must differ."""
+from lexray.training.measures.documents import TIE_ERRORS
+
 SMALLEST_DIFFERENCE = 0.005
 """Smaller differences say nothing, however small their standard errors."""
 
@@ -49,6 +49,6 @@ def order(one: Estimate, other: Estimate) -> Order:
     """Return where `one` lies: a tie unless the means differ by two standard errors of their difference, and 0.005."""
     difference = one.mean - other.mean
     error = (one.error**2 + other.error**2) ** 0.5
-    if not abs(difference) > max(ERRORS_APART * error, SMALLEST_DIFFERENCE):
+    if not abs(difference) > max(TIE_ERRORS * error, SMALLEST_DIFFERENCE):
         return "tie"
     return "above" if difference > 0 else "below"

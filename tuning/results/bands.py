@@ -9,7 +9,7 @@ from lexray.training.measures.documents import TIE_ERRORS
 from lexray.tuning.results.columns import FrontierAxes
 from lexray.tuning.sweep_folder import STOPPED
 
-_OPACITY = 0.18
+OPACITY = 0.18
 
 
 def seed_bands(points: pd.DataFrame, over: FrontierAxes) -> pd.DataFrame:
@@ -35,7 +35,7 @@ def draw_bands(axes: Axes, points: pd.DataFrame, colour: str, over: FrontierAxes
     reach = TIE_ERRORS * bands["error"]
     if len(bands) > 1 and bands["target_l0"].is_unique:
         low, high = bands["y"] - reach, bands["y"] + reach
-        axes.fill_between(bands["x"], low, high, color=colour, alpha=_OPACITY, linewidth=0)
+        axes.fill_between(bands["x"], low, high, color=colour, alpha=OPACITY, linewidth=0)
     else:
         axes.errorbar(bands["x"], bands["y"], reach, color=colour, linestyle="none", alpha=0.6, capsize=3)
     return True

@@ -6,7 +6,6 @@ The table is what `frontier.parquet`, `report.html` and the terminal show, see `
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from io import BytesIO
@@ -34,6 +33,7 @@ from lexray.tuning.results.columns import (
     heading,
 )
 from lexray.tuning.results.measured import Document, common_distortion, measured_columns, stability_columns
+from lexray.tuning.results.stability import configuration_key
 from lexray.tuning.results.ties import FvuErrors, tied_with_frontier
 from lexray.tuning.sweep_folder import DONE, FAILED, FINISHED, PAUSED, STOPPED, TARGET_MISSED, TrialRecord
 
@@ -127,8 +127,7 @@ def _row(record: TrialRecord) -> dict[str, Any]:
 
 def configuration_id(record: TrialRecord) -> str:
     """Return 8 hexadecimal digits of all that decides a trial but its seed; empty before the trial has a record."""
-    config = {name: part for name, part in record.config.items() if name not in ("seed", "mesh", "every")}
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8] if config else ""
+    return hashlib.sha256(configuration_key(record, ("seed",)).encode()).hexdigest()[:8] if record.config else ""
 
 
 def _sites(data: Mapping[str, Any]) -> str:

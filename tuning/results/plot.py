@@ -24,7 +24,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from lexray.storage.documents import shortened
 from lexray.storage.visible_text import visible
-from lexray.tuning.results.bands import draw_bands
+from lexray.tuning.results.bands import OPACITY, draw_bands
 from lexray.tuning.results.columns import COLUMNS, L0_FVU, FrontierAxes, heading
 from lexray.tuning.results.frontier import on_frontier
 from lexray.tuning.results.hover import hover_links
@@ -133,7 +133,7 @@ def _draw(table: pd.DataFrame, size_in: tuple[float, float], over: FrontierAxes)
     any_missed, any_stopped = (bool((points["status"] == status).any()) for status in (TARGET_MISSED, STOPPED))
     notes: list[Artist] = [_shape("o", "hollow: target missed", "none")] if any_missed else []
     notes += [_shape("o", "faint: stopped early", _INK, _FAINT)] if any_stopped else []
-    notes += [Patch(color=_INK, alpha=0.18, label="band: seeds ± 2 s.e.")] if any_band else []
+    notes += [Patch(color=_INK, alpha=OPACITY, label="band: seeds ± 2 s.e.")] if any_band else []
     _add_legend(figure, colours, markers, notes, narrow)
     return figure
 

@@ -114,36 +114,29 @@ def _at(sites: str, target: float, fitting: pd.DataFrame, by: Criterion, errors:
 
 
 def _tied_with(first: Any, ranked: pd.DataFrame, by: Criterion, errors: FvuErrors) -> pd.DataFrame:
-    """Return the rows whose value is not told apart from that of the first, itself among them."""
-    tied = [row["trial"] == first["trial"] and row["name"] == first["name"] for row in ranked.to_dict("records")]
-    if by.column == "fvu":
-        tied = [
-            is_same or errors.tied(first, row) for is_same, row in zip(tied, ranked.to_dict("records"), strict=True)
-        ]
-    return ranked[tied]
+    """Return the first row of `ranked` and those whose FVU is tied with its; other criteria have no standard error."""
+    if by.column != "fvu":
+        return ranked.iloc[:1]
+    return ranked[[True, *(errors.tied(first, row) for row in ranked.iloc[1:].to_dict("records"))]]
 
 
 def _reasons(best: Any, ranked: pd.DataFrame, tied: pd.DataFrame, by: Criterion) -> list[str]:
-    value = format_cell(by.column, best[by.column])
+    value, target = format_cell(by.column, best[by.column]), f"{best['target_l0']:g}"
     if by.column == "fvu" and not math.isnan(best["fvu_error"]):
         value += f" ± {format_cell('fvu_error', best['fvu_error'])}"
     at_fvu = f" (at FVU {best['bits_at_fvu']:g})" if by.column == "bits" else ""
     if len(tied) > 1:
         others = [name for name in tied["name"] if name != best["name"]]
         what = f"narrowest of {len(tied)}" if tied["width"].nunique() > 1 else f"one of {len(tied)}"
-        reasons = [f"{what} with the {by.best} of {len(ranked)} at L0 {target_of(best)}: {value}"]
+        reasons = [f"{what} with the {by.best} of {len(ranked)} at L0 {target}: {value}"]
         return [*reasons, f"tied with {_listed(others)}: within two standard errors"]
-    reasons = [f"{by.best} of {len(ranked)} at L0 {target_of(best)}: {value}{at_fvu}"]
+    reasons = [f"{by.best} of {len(ranked)} at L0 {target}: {value}{at_fvu}"]
     others = ranked[ranked["architecture"] != best["architecture"]]
     if not others.empty:
         second = others.iloc[0]
         loss = by.loss(second[by.column], best[by.column])
         reasons.append(f"the best {second['architecture']} has {loss:.1%} {by.worse}")
     return reasons
-
-
-def target_of(row: Any) -> str:
-    return f"{row['target_l0']:g}"
 
 
 def _listed(names: list[str]) -> str:

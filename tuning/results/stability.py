@@ -107,11 +107,12 @@ def _groups(records: Sequence[TrialRecord], *free: str) -> list[list[TrialRecord
     """Group trials whose configurations differ in the `free` settings only, in the order of these."""
     groups: dict[str, list[TrialRecord]] = defaultdict(list)
     for record in records:
-        groups[_key(record, free)].append(record)
+        groups[configuration_key(record, free)].append(record)
     return [sorted(group, key=lambda r: (_width(r), _seed(r))) for group in groups.values()]
 
 
-def _key(record: TrialRecord, free: Sequence[str]) -> str:
+def configuration_key(record: TrialRecord, free: Sequence[str]) -> str:
+    """Return a text that is the same for trials whose configurations differ in the `free` settings only."""
     config = {name: part for name, part in record.config.items() if name not in ("mesh", "every", *free)}
     config["dictionary"] = {name: part for name, part in config.get("dictionary", {}).items() if name not in free}
     return json.dumps(config, sort_keys=True)
@@ -181,7 +182,7 @@ def _choices(seeds: list[dict[str, Any]], records: Mapping[str, TrialRecord]) ->
     """Yield the width chosen by stability, where several were trained with several seeds."""
     alike: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for found in seeds:
-        alike[_key(records[found["trials"][0]], ("seed", "width"))].append(found)
+        alike[configuration_key(records[found["trials"][0]], ("seed", "width"))].append(found)
     for group in alike.values():
         if len(group) > 1:
             scores = {found["width"]: found["score"] for found in group}
